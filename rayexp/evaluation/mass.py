@@ -1,0 +1,39 @@
+"""The exact correct mass Q(x): the probability that a decoder completes prompt x correctly.
+
+With answer-only samples the correct completion is unique, so one teacher-forced pass gives Q(x), and the same pass says
+whether greedy decoding finds it. With traces it gives the mass of the gold trace, a lower bound of Q.
+
+Shape suffixes: _N prompts, _T tokens, _C completion tokens, _V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import LlamaForCausalLM
+
+from rayexp.learning.policy import completion_logprobs
+from rayexp.world import Rectangle
+
+
+@dataclass(frozen=True)
+class GoldScores:
+    """log_mass_N: log-probability of the gold completion, ``<eos>`` included, in nats. greedy_N: whether greedy
+    decoding writes exactly it."""
+
+    log_mass_N: np.ndarray
+    greedy_N: np.ndarray
+
+
+@torch.no_grad()
+def gold_scores(model: LlamaForCausalLM, rectangle: Rectangle, chunk: int = 1024) -> GoldScores:
+    """Score the gold completion of every row, in fp32. Greedy decoding follows the gold path as long as it agrees
+    with it, so it finds the gold completion exactly if the most likely token is right at every position of it."""
+    log_mass, greedy = [], []
+    for start in range(0, len(rectangle.tokens_NT), chunk):
+        tokens_NT = torch.from_numpy(rectangle.tokens_NT[start : start + chunk].astype(np.int64)).to(model.device)
+        gold_NC = tokens_NT[:, rectangle.prompt_tokens :]
+        logprobs_NCV = completion_logprobs(model, tokens_NT[:, :-1], gold_NC.shape[1])
+        log_mass.append(logprobs_NCV.gather(-1, gold_NC[..., None]).squeeze(-1).double().sum(dim=1).cpu().numpy())
+        greedy.append((logprobs_NCV.argmax(dim=-1) == gold_NC).all(dim=1).cpu().numpy())
+    return GoldScores(np.concatenate(log_mass), np.concatenate(greedy))

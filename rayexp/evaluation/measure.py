@@ -1,0 +1,78 @@
+"""Measure a decoder on every cell of its axis: one row a prompt, the same prompts for every stage of a study."""
+
+import numpy as np
+import pyarrow as pa
+from transformers import LlamaForCausalLM
+
+from rayexp.evaluation.mass import gold_scores
+from rayexp.sampling.protocol import prompt_seed
+from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.spec import Evaluate
+from rayexp.world import Cell, Corpus, Rectangle, Verifier, World, vocabulary
+
+#: Test prompts are those of one corpus, whatever the seeds of the stages are: results are paired across stages.
+TEST_SEED = 0
+
+#: One row a prompt. log_mass: of the gold completion, in nats; exp of it is Q for answer-only samples and a lower bound
+#: of Q for traces. sampled, answer_correct, trace_correct: completions drawn and judged (traces only, else 0).
+SCHEMA = pa.schema(
+    [
+        ("role", pa.string()),
+        ("cell", pa.string()),
+        ("prompt_index", pa.int64()),
+        ("prompt", pa.string()),
+        ("gold", pa.string()),
+        ("log_mass", pa.float64()),
+        ("greedy_correct", pa.bool_()),
+        ("sampled", pa.int64()),
+        ("answer_correct", pa.int64()),
+        ("trace_correct", pa.int64()),
+    ]
+)
+
+
+def measure(model: LlamaForCausalLM, world: World, spec: Evaluate) -> pa.Table:
+    """Rows of ``SCHEMA``, ``spec.prompts_per_cell`` for each cell of the axis."""
+    corpus = Corpus(world, TEST_SEED)
+    model.eval()
+    rows = []
+    for role, cell in world.cells.roles():
+        rectangle = corpus.cell("test", cell, 0, spec.prompts_per_cell)
+        scores = gold_scores(model, rectangle)
+        sampled, answers, traces = 0, np.zeros(len(scores.greedy_N), int), np.zeros(len(scores.greedy_N), int)
+        if world.samples == "trace":
+            sampled = spec.sampled_completions
+            answers, traces = _sample(model, world, cell, rectangle, spec)
+        for i, tokens_T in enumerate(rectangle.tokens_NT):
+            rows.append(
+                {
+                    "role": role,
+                    "cell": cell.name,
+                    "prompt_index": int(rectangle.index_N[i]),
+                    "prompt": vocabulary.decode(tokens_T[: rectangle.prompt_tokens]),
+                    "gold": vocabulary.decode(tokens_T[rectangle.prompt_tokens :]),
+                    "log_mass": float(scores.log_mass_N[i]),
+                    "greedy_correct": bool(scores.greedy_N[i]),
+                    "sampled": sampled,
+                    "answer_correct": int(answers[i]),
+                    "trace_correct": int(traces[i]),
+                }
+            )
+    model.train()
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _sample(
+    model: LlamaForCausalLM, world: World, cell: Cell, rectangle: Rectangle, spec: Evaluate
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correct answers and correct traces among ``spec.sampled_completions`` of each prompt."""
+    prompts = [prompt.tolist() for prompt in rectangle.prompts]
+    seeds = [prompt_seed(spec.seed, "evaluate", cell.name, i) for i in range(len(prompts))]
+    budget = world.completion_budget(cell)
+    completions = TorchSampler(model).generate(prompts, seeds, spec.sampled_completions, [budget] * len(prompts))
+    verifier = Verifier(world)
+    group = spec.sampled_completions
+    verdicts = [verifier.judge(prompts[i // group], row) for i, row in enumerate(completions.rows)]
+    answers = np.array([verdict.answer for verdict in verdicts]).reshape(-1, group).sum(axis=1)
+    traces = np.array([verdict.trace for verdict in verdicts]).reshape(-1, group).sum(axis=1)
+    return answers, traces

@@ -1,0 +1,77 @@
+"""Summaries of per-prompt measurements, with intervals.
+
+Prompts of one run share its weights, so runs (seeds) are the clusters: intervals of means resample seeds first, then
+prompts within each.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import gammaln
+from scipy.stats import binomtest
+
+
+def pass_at_k(q: np.ndarray, k: int) -> np.ndarray:
+    """1 - (1 - Q)^k for each prompt: exact, for any k."""
+    with np.errstate(divide="ignore"):
+        return -np.expm1(k * np.log1p(-np.asarray(q, dtype=float)))
+
+
+def pass_at_k_sampled(sampled: int, correct: np.ndarray, k: int) -> np.ndarray:
+    """Unbiased estimate from ``correct`` of ``sampled`` completions, 1 - C(n-c, k) / C(n, k) (Chen et al., 2021).
+
+    Raises ValueError where k is larger than ``sampled``, for there is no unbiased estimate.
+    """
+    if not 1 <= k <= sampled:
+        raise ValueError(f"k is {k}; allowed: 1 to the number of sampled completions, {sampled}")
+    wrong = sampled - np.asarray(correct, dtype=float)
+    enough = wrong >= k
+    safe = np.where(enough, wrong, k)
+    log_miss = gammaln(safe + 1) - gammaln(safe - k + 1) - gammaln(sampled + 1) + gammaln(sampled - k + 1)
+    return np.where(enough, 1 - np.exp(log_miss), 1.0)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with a 95 % interval, over ``seeds`` runs of ``prompts`` prompts in all."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    prompts: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def cluster_bootstrap(clusters: list[np.ndarray], resamples: int = 2000, level: float = 0.95) -> Interval:
+    """Percentile interval of the mean over prompts, resampling clusters (seeds), then prompts within each.
+
+    With one cluster only the prompts vary: the interval then says nothing about other seeds.
+    """
+    if not clusters or any(len(cluster) == 0 for cluster in clusters):
+        raise ValueError("a bootstrap needs at least one cluster and no empty one")
+    rng = np.random.default_rng(0)
+    means = np.empty(resamples)
+    # The mean of a resample of n values is one draw from the bootstrap distribution of that cluster's mean.
+    boot = np.stack([_resampled_means(np.asarray(cluster, dtype=float), resamples, rng) for cluster in clusters])
+    sizes = np.array([len(cluster) for cluster in clusters], dtype=float)
+    chosen = rng.integers(len(clusters), size=(resamples, len(clusters)))
+    weights = sizes[chosen]
+    columns = np.arange(resamples)[:, None]
+    means = (boot[chosen, columns] * weights).sum(axis=1) / weights.sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    values = np.concatenate(clusters)
+    return Interval(float(values.mean()), float(low), float(high), len(clusters), len(values))
+
+
+def _resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+    return counts @ values / len(values)
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """A proportion with its 95 % Wilson interval."""
+    low, high = binomtest(successes, trials).proportion_ci(method="wilson")
+    return Interval(successes / trials, float(low), float(high), 1, trials)

@@ -1,0 +1,167 @@
+"""The GRPO learner: a policy, its frozen reference, and the update from one batch of rollouts.
+
+Shape suffixes: _N completions, _P prompts, _G members of a group, _T prompt tokens, _C completion tokens, _V vocabulary.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from rayexp.learning import objectives
+from rayexp.learning.objectives import GRPOSettings, Rollouts
+from rayexp.learning.trainer import Trainer
+from rayexp.spec import GRPO
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Groups of completions whose prompts are of one length. Completions are padded on the right, which causal
+    attention never looks at, and masked in the loss: one rectangle instead of one for each length an ``<eos>`` made."""
+
+    prompts_PT: np.ndarray
+    tokens_NC: np.ndarray
+    mask_NC: np.ndarray
+    sampler_logprobs_NC: np.ndarray
+    rewards_PG: np.ndarray
+
+
+@dataclass
+class _Part:
+    """A batch on the device, with the samples' own log-probabilities beside what the loss reads."""
+
+    inputs_NT: Tensor
+    sampler_logprobs_NC: Tensor
+    rollouts: Rollouts
+
+
+class PolicyLearner:
+    """Trains a copy of nothing: ``model`` itself is the policy. The reference is what it was at the start."""
+
+    def __init__(self, spec: GRPO, model: LlamaForCausalLM) -> None:
+        self.model = model
+        self.reference = copy.deepcopy(model).requires_grad_(False) if spec.kl_beta > 0 else None
+        self.trainer = Trainer(model, spec.optimiser, spec.steps * spec.updates)
+        self._spec = spec
+        self._settings = GRPOSettings(
+            spec.kl_beta, spec.kl_estimator, spec.kl_in, spec.advantage, spec.loss_reduction, spec.clip_ratio
+        )
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The policy's weights under transformers' names, fp32, on the CPU; a copy that later steps leave alone."""
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.model.state_dict().items()}
+
+    def update(self, batches: list[RolloutBatch]) -> dict[str, float]:
+        """``spec.updates`` optimiser steps on one set of rollouts; statistics of the first.
+
+        Raises FloatingPointError, with the weights untouched, on a loss or gradient that is not finite.
+        """
+        parts = [self._part(batch) for batch in batches]
+        sequences = sum(len(part.inputs_NT) for part in parts)
+        totals: dict[str, Tensor] = {}
+        if self._spec.updates > 1:
+            parts = [self._with_old_policy(part) for part in parts]
+        norm = torch.zeros(())
+        for update in range(self._spec.updates):
+            seen = totals if update == 0 else {}
+            step_norm = self.trainer.step(partial(self._loss, part, sequences, seen) for part in parts)
+            norm = step_norm if update == 0 else norm
+        statistics = {name: value.item() / sequences for name, value in totals.items() if not name.startswith("_")}
+        weight, square, count = (totals[name].item() for name in ("_weight", "_square", "_count"))
+        return statistics | {
+            "grad_norm": norm.item(),
+            "max_logprob_mismatch": totals["_max_mismatch"].item(),
+            "sampler_kl": totals["_sampler_kl"].item() / count,
+            "effective_sample_share": weight * weight / (square * count),
+        }
+
+    def _part(self, batch: RolloutBatch) -> _Part:
+        device = self.trainer.device
+        group = batch.rewards_PG.shape[1]
+        tokens_NC = torch.from_numpy(batch.tokens_NC).to(device)
+        prompts_NT = torch.from_numpy(batch.prompts_PT.astype(np.int64)).to(device).repeat_interleave(group, dim=0)
+        inputs_NT = torch.cat([prompts_NT, tokens_NC[:, :-1]], dim=1)
+        reference_NCV = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference_NCV = completion_logprobs(self.reference, inputs_NT, tokens_NC.shape[1])
+        return _Part(
+            inputs_NT,
+            torch.from_numpy(batch.sampler_logprobs_NC).to(device),
+            Rollouts(
+                tokens_NC,
+                torch.from_numpy(batch.mask_NC).to(device),
+                torch.from_numpy(batch.rewards_PG).to(device),
+                reference_NCV,
+            ),
+        )
+
+    @torch.no_grad()
+    def _with_old_policy(self, part: _Part) -> _Part:
+        """Fix what the ratios and the KL in the reward refer to, before the first of several updates."""
+        rollouts = part.rollouts
+        policy_NCV = completion_logprobs(self.model, part.inputs_NT, rollouts.tokens_NC.shape[1])
+        old_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)
+        old_kl_N = None
+        if rollouts.reference_NCV is not None:
+            kl_NC = objectives.kl_to_reference(
+                policy_NCV, rollouts.reference_NCV, rollouts.tokens_NC, self._settings.kl_estimator
+            )
+            old_kl_N = (kl_NC * rollouts.mask_NC).sum(dim=1)
+        part.rollouts = replace(rollouts, old_logprobs_NC=old_NC, old_kl_N=old_kl_N)
+        return part
+
+    def _loss(self, part: _Part, sequences: int, totals: dict[str, Tensor]) -> Tensor:
+        rollouts = part.rollouts
+        with self.trainer.precision():
+            policy_NCV = completion_logprobs(self.model, part.inputs_NT, rollouts.tokens_NC.shape[1])
+        loss, statistics = objectives.grpo_loss(policy_NCV, rollouts, self._settings)
+        with torch.no_grad():
+            logprobs_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)
+            difference_NC = (logprobs_NC - part.sampler_logprobs_NC) * rollouts.mask_NC
+            ratio_N = difference_NC.sum(dim=1).exp()
+            statistics |= {
+                "loss": loss.detach(),
+                "_weight": ratio_N.sum(),
+                "_square": ratio_N.square().sum(),
+                "_count": torch.tensor(float(len(ratio_N))),
+                "_sampler_kl": -difference_NC.sum(),
+            }
+            largest = difference_NC.abs().max()
+            totals["_max_mismatch"] = torch.maximum(totals.get("_max_mismatch", largest), largest)
+            for name, value in statistics.items():
+                totals[name] = totals[name] + value if name in totals else value
+        return loss / sequences
+
+
+def completion_logprobs(model: LlamaForCausalLM, inputs_NT: Tensor, completion_tokens: int) -> Tensor:
+    """Log-probabilities over the vocabulary at the last ``completion_tokens`` positions: [N, C, V], fp32."""
+    logits_NCV = model(input_ids=inputs_NT, use_cache=False, logits_to_keep=completion_tokens).logits
+    return logits_NCV.float().log_softmax(dim=-1)
+
+
+def rollout_batches(
+    prompts: list[np.ndarray], tokens_NC: np.ndarray, mask_NC: np.ndarray, logprobs_NC: np.ndarray, rewards_PG: np.ndarray
+) -> list[RolloutBatch]:
+    """Cut rollouts of prompts in any order into batches of one prompt length each, shortest first."""
+    group = rewards_PG.shape[1]
+    lengths_P = np.array([len(prompt) for prompt in prompts])
+    batches = []
+    for length in np.unique(lengths_P):
+        chosen_P = np.flatnonzero(lengths_P == length)
+        rows_N = (chosen_P[:, None] * group + np.arange(group)).ravel()
+        width = int(mask_NC[rows_N].sum(axis=1).max())
+        batches.append(
+            RolloutBatch(
+                np.stack([prompts[i] for i in chosen_P]),
+                tokens_NC[rows_N, :width],
+                mask_NC[rows_N, :width],
+                logprobs_NC[rows_N, :width],
+                rewards_PG[chosen_P].astype(np.float32),
+            )
+        )
+    return batches

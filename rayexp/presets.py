@@ -1,0 +1,92 @@
+"""Decoders and budgets by name.
+
+A ``Budget`` says how much of everything a scale spends; studies combine it with what they vary.
+"""
+
+from dataclasses import dataclass
+
+from rayexp.spec import AdamW, Decoder
+
+DECODERS: dict[str, Decoder] = {
+    # 0.4M: pretrains to 99 % ID in half a minute of one CPU core.
+    "tiny": Decoder(layers=2, width=128, ff_width=384, heads=4, kv_heads=4),
+    # 3.3M: the same phenomenon, minutes on a GPU.
+    "small": Decoder(layers=4, width=256, ff_width=704, heads=4, kv_heads=4),
+    # 45M in 4 layers: the paper's decoder, as far as it is known.
+    "paper": Decoder(layers=4, width=1024, ff_width=2816, heads=16, kv_heads=4),
+    "deep16": Decoder(layers=16, width=1024, ff_width=2816, heads=16, kv_heads=4),
+    "deep32": Decoder(layers=32, width=1024, ff_width=2816, heads=16, kv_heads=4),
+    "1b": Decoder(layers=22, width=2048, ff_width=5632, heads=16, kv_heads=4),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one scale spends. Samples are counted as seen, not as distinct."""
+
+    decoder: Decoder
+    pretrain_samples: int
+    pretrain_batch: int
+    pretrain: AdamW
+    sft_samples: int
+    sft: AdamW
+    grpo_steps: int
+    grpo_prompts_per_step: int
+    grpo_group_size: int
+    grpo: AdamW
+    prompts_per_cell: int
+    ood_ratios: tuple[float, ...]
+    kl_betas: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+
+SCALES: dict[str, Budget] = {
+    "tiny": Budget(
+        decoder=DECODERS["tiny"],
+        pretrain_samples=40_000,
+        pretrain_batch=128,
+        pretrain=AdamW(learning_rate=3e-3, warmup_steps=15, weight_decay=0.01),
+        sft_samples=2_000,
+        sft=AdamW(learning_rate=3e-4, warmup_steps=5),
+        grpo_steps=60,
+        grpo_prompts_per_step=32,
+        grpo_group_size=8,
+        grpo=AdamW(learning_rate=3e-4, warmup_steps=5, schedule="constant"),
+        prompts_per_cell=200,
+        ood_ratios=(0.0, 0.003, 0.01, 0.05),
+        kl_betas=(0.1, 1.0),
+        seeds=(0, 1, 2),
+    ),
+    "small": Budget(
+        decoder=DECODERS["small"],
+        pretrain_samples=2**21,
+        pretrain_batch=1024,
+        pretrain=AdamW(learning_rate=1e-3, warmup_steps=100, weight_decay=0.01),
+        sft_samples=2_000,
+        sft=AdamW(learning_rate=1e-4, warmup_steps=5),
+        grpo_steps=60,
+        grpo_prompts_per_step=64,
+        grpo_group_size=8,
+        grpo=AdamW(learning_rate=1e-4, warmup_steps=5, schedule="constant"),
+        prompts_per_cell=1_000,
+        ood_ratios=(0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5),
+        kl_betas=(0.0, 0.04, 0.2, 1.0),
+        seeds=(0, 1, 2),
+    ),
+    "paper": Budget(
+        decoder=DECODERS["paper"],
+        pretrain_samples=2**26,
+        pretrain_batch=4096,
+        pretrain=AdamW(learning_rate=5e-4, warmup_steps=500, weight_decay=0.01, precision="bf16"),
+        sft_samples=2_000,
+        sft=AdamW(learning_rate=3e-5, warmup_steps=5, precision="bf16"),
+        grpo_steps=60,
+        grpo_prompts_per_step=64,
+        grpo_group_size=8,
+        grpo=AdamW(learning_rate=1e-5, warmup_steps=5, schedule="constant"),
+        prompts_per_cell=2_000,
+        ood_ratios=(0.0, 0.001, 0.003, 0.01, 0.05, 0.1, 0.25, 0.5),
+        kl_betas=(0.0, 0.04, 0.1, 0.2, 1.0),
+        seeds=(0, 1, 2),
+    ),
+}

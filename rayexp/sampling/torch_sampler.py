@@ -1,0 +1,92 @@
+"""The reference sampler: the decoder itself, with its key-value cache, a whole batch at a time.
+
+vLLM has to agree with it. Evaluation uses it, and GRPO where it is asked for by name. Random numbers are a pure
+function of (seed, position), so a completion does not depend on what it is batched with.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaForCausalLM
+
+from rayexp.sampling.protocol import Completions
+from rayexp.world import counter, vocabulary
+
+
+class TorchSampler:
+    """``Sampler`` over a decoder in this process; ``sync`` writes into that decoder."""
+
+    def __init__(self, model: LlamaForCausalLM, weight_version: int = -1) -> None:
+        self._model = model
+        self.weight_version = weight_version
+
+    def sync(self, weights: Mapping[str, np.ndarray], version: int) -> None:
+        """See ``Sampler.sync``."""
+        self._model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+        self.weight_version = version
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
+    ) -> Completions:
+        """See ``Sampler.generate``. Inverse of the cumulative distribution, in float64, at a counter-based uniform."""
+        seeds_N = np.array([seed + member for seed in seeds for member in range(group_size)], dtype=np.uint64)
+
+        def choose(logits_NV: Tensor, position: int, rows_N: np.ndarray) -> Tensor:
+            cumulative_NV = logits_NV.double().softmax(dim=-1).cumsum(dim=-1)
+            u_N = torch.from_numpy(counter.uniform(counter.key("sample", position), seeds_N[rows_N]))
+            u_N1 = u_N.to(logits_NV.device)[:, None] * cumulative_NV[:, -1:]
+            return torch.searchsorted(cumulative_NV, u_N1, right=True).squeeze(1).clamp(max=logits_NV.shape[1] - 1)
+
+        return self._decode(prompts, max_tokens, group_size, choose)
+
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]) -> Completions:
+        """See ``Sampler.greedy``."""
+        return self._decode(prompts, max_tokens, 1, lambda logits_NV, *_: logits_NV.argmax(dim=-1))
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """See ``Sampler.score``."""
+        scores = []
+        for sequence in sequences:
+            ids_1T = torch.tensor([list(sequence)], device=self._model.device)
+            logprobs_TV = self._model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
+            scores.append(logprobs_TV.gather(1, ids_1T[0, 1:, None]).squeeze(1).cpu().numpy())
+        return scores
+
+    @torch.no_grad()
+    def _decode(self, prompts, max_tokens, group_size, choose) -> Completions:
+        """Prompts of one shape are decoded together; results come back in the order of the prompts."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True)):
+            groups.setdefault((len(prompt), int(limit)), []).append(i)
+        tokens: list[list[int]] = [[] for _ in range(len(prompts) * group_size)]
+        logprobs: list[list[float]] = [[] for _ in tokens]
+        for (_, limit), members in groups.items():
+            prompts_PT = torch.tensor([list(map(int, prompts[i])) for i in members], device=self._model.device)
+            rows_N = np.array([i * group_size + j for i in members for j in range(group_size)])
+            chosen_NC, scores_NC = self._decode_rectangle(prompts_PT, limit, group_size, rows_N, choose)
+            for row, ids, values in zip(rows_N, chosen_NC.tolist(), scores_NC.tolist(), strict=True):
+                length = ids.index(vocabulary.EOS) + 1 if vocabulary.EOS in ids else len(ids)
+                tokens[row], logprobs[row] = ids[:length], values[:length]
+        return Completions.from_rows(tokens, logprobs, self.weight_version)
+
+    def _decode_rectangle(self, prompts_PT: Tensor, limit: int, group_size: int, rows_N: np.ndarray, choose):
+        """Each prompt is read once, then its cache is shared out to the members of its group."""
+        cache = DynamicCache()
+        logits_PV = self._model(input_ids=prompts_PT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        cache.batch_repeat_interleave(group_size)
+        logits_NV = logits_PV[:, -1].repeat_interleave(group_size, dim=0).float()
+        ended_N = torch.zeros(len(logits_NV), dtype=torch.bool, device=logits_NV.device)
+        chosen, scores = [], []
+        for position in range(limit):
+            token_N = choose(logits_NV, position, rows_N)
+            chosen.append(token_N)
+            scores.append(logits_NV.log_softmax(dim=-1).gather(1, token_N[:, None]).squeeze(1))
+            ended_N |= token_N == vocabulary.EOS
+            if position + 1 == limit or bool(ended_N.all()):
+                break
+            output = self._model(input_ids=token_N[:, None], past_key_values=cache, use_cache=True)
+            logits_NV = output.logits[:, -1].float()
+        return torch.stack(chosen, dim=1), torch.stack(scores, dim=1)

@@ -1,0 +1,126 @@
+"""The sampler that GRPO uses: vLLM in this process, fed with token ids.
+
+The only module that imports vLLM. What has to be known about it is here: weights enter through ``reload_weights``
+(vLLM packs them for its kernels, so the parameters themselves can't be written), cached prefixes are stale after that,
+and the recorded log-probabilities must be those of the distribution sampled from.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayexp.sampling.protocol import Completions
+from rayexp.spec import Decoder
+from rayexp.world import vocabulary
+
+INSTALL = {"cpu": 'pip install "rayexp[cpu]"', "cuda": 'pip install "rayexp[cuda]"'}
+
+
+class VLLMMissing(RuntimeError):
+    """vLLM is not installed; the message says how to install it."""
+
+
+def require_vllm(device: str) -> None:
+    """Raise VLLMMissing if vLLM can't be imported, without importing it."""
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        raise VLLMMissing(f"vLLM, which GRPO samples with, is not installed; install it with: {INSTALL[device]}")
+
+
+class VLLMSampler:
+    """``Sampler`` over an in-process engine that starts with random weights and waits for ``sync``."""
+
+    def __init__(
+        self, decoder: Decoder, *, dtype: str = "float32", device: str = "cpu", max_sequences: int = 256, kv_bytes: int = 2**27
+    ) -> None:
+        require_vllm(device)
+        # vLLM reads these when it is imported. In-process, so that an engine's exception is this call's exception.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if device == "cpu":
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # a compile of 10 s for a decoder of milliseconds
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # Ray decides how many threads there are
+        from vllm import LLM, SamplingParams
+
+        from rayexp.learning import decoder as decoders
+
+        self._params: type[Any] = SamplingParams
+        self.weight_version = -1
+        with TemporaryDirectory() as folder:
+            decoders.config(decoder).save_pretrained(Path(folder))
+            self._llm = LLM(
+                model=folder,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                dtype=dtype,
+                max_model_len=decoder.context_tokens,
+                max_num_seqs=max_sequences,
+                kv_cache_memory_bytes=kv_bytes,
+                gpu_memory_utilization=0.05,
+                enforce_eager=device == "cpu",
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+                seed=0,
+            )
+
+    def sync(self, weights: Mapping[str, np.ndarray], version: int) -> None:
+        """See ``Sampler.sync``; also forgets cached prefixes, which were computed with the old weights."""
+        named = iter([(name, torch.from_numpy(np.array(array))) for name, array in weights.items()])
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError(f"vLLM did not reset its prefix cache at weight version {version}")
+        self.weight_version = version
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
+    ) -> Completions:
+        """See ``Sampler.generate``. Completion j of a prompt is drawn with seed + j."""
+        params = [
+            self._params(n=group_size, seed=seed, temperature=1.0, top_p=1.0, top_k=-1, **self._common(limit))
+            for seed, limit in zip(seeds, max_tokens, strict=True)
+        ]
+        return self._run(prompts, params)
+
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]) -> Completions:
+        """See ``Sampler.greedy``."""
+        return self._run(prompts, [self._params(temperature=0.0, **self._common(limit)) for limit in max_tokens])
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """See ``Sampler.score``."""
+        params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        outputs = self._llm.generate(_token_prompts(sequences), [params] * len(sequences), use_tqdm=False)
+        scores = []
+        for sequence, output in zip(sequences, outputs, strict=True):
+            table = output.prompt_logprobs
+            scores.append(np.array([table[t][int(sequence[t])].logprob for t in range(1, len(sequence))], np.float32))
+        return scores
+
+    def _common(self, limit: int) -> dict[str, Any]:
+        return {
+            "max_tokens": int(limit),
+            "logprobs": 0,  # of the sampled token only
+            "stop_token_ids": [vocabulary.EOS],
+            "detokenize": False,
+        }
+
+    def _run(self, prompts: Sequence[Sequence[int]], params: list[Any]) -> Completions:
+        outputs = self._llm.generate(_token_prompts(prompts), params, use_tqdm=False)
+        tokens: list[list[int]] = []
+        logprobs: list[list[float]] = []
+        for output in outputs:
+            for completion in sorted(output.outputs, key=lambda choice: choice.index):
+                ids = list(completion.token_ids)
+                tokens.append(ids)
+                logprobs.append([entry[i].logprob for i, entry in zip(ids, completion.logprobs, strict=True)])
+        return Completions.from_rows(tokens, logprobs, self.weight_version)
+
+
+def _token_prompts(sequences: Sequence[Sequence[int]]) -> list[dict[str, list[int]]]:
+    return [{"prompt_token_ids": [int(token) for token in sequence]} for sequence in sequences]

@@ -1,0 +1,305 @@
+"""Every setting of every stage, as frozen values.
+
+A stage holds its whole lineage: ``GRPO(init=SFT(init=Pretrain(...)))``. Its ``id`` is a hash of that value and of
+nothing else, so two experiments that share a pretraining run share it without being told. How a stage is run (machines,
+paths, workers) is an ``Execution``, which no stage contains and which therefore cannot enter an id.
+"""
+
+import hashlib
+import json
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from rayexp.world import World
+
+#: What vLLM's attention kernels serve on CPU and GPU alike.
+HEAD_SIZES = (32, 64, 128)
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Value(BaseModel):
+    """A frozen setting: no unknown fields, no coercion (a number in quotes is refused), no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Decoder(Value):
+    """Shape of a Llama-style decoder: RoPE, RMSNorm, SwiGLU, untied embeddings."""
+
+    layers: Count
+    width: Count
+    ff_width: Count
+    heads: Count
+    kv_heads: Count
+    context_tokens: Count = 64
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @model_validator(mode="after")
+    def _shape(self) -> Self:
+        if self.width % self.heads or self.head_size not in HEAD_SIZES:
+            raise ValueError(
+                f"decoder.width / decoder.heads is {self.width} / {self.heads} = {self.width / self.heads:g}; allowed "
+                f"head sizes, which vLLM can serve: {', '.join(map(str, HEAD_SIZES))}"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"decoder.kv_heads is {self.kv_heads}; allowed: divisors of heads = {self.heads}")
+        return self
+
+    def parameters(self, vocabulary_size: int) -> int:
+        """Trainable numbers, embeddings and output head included."""
+        attention = self.width * self.head_size * 2 * (self.heads + self.kv_heads)
+        block = attention + 3 * self.width * self.ff_width + 2 * self.width
+        return self.layers * block + 2 * vocabulary_size * self.width + self.width
+
+
+class AdamW(Value):
+    """AdamW with linear warm-up, then a cosine to a tenth or a constant rate; gradients clipped by global norm.
+
+    precision: ``fp32``, or ``bf16`` for autocast over fp32 weights. Scores (Q, KL) are fp32 in either case.
+    """
+
+    learning_rate: float = Field(gt=0, le=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class Stage(Value):
+    """One step of a chain. Subclasses add ``kind`` (a literal) and, but for pretraining, ``init`` (the parent)."""
+
+    #: Version of what the stage's code promises; raise it when the same settings would give another result.
+    contract: ClassVar[int] = 1
+
+    @property
+    def id(self) -> str:
+        """``kind-`` and 16 hex digits of the SHA-256 of the canonical value, parents included."""
+        fields: dict[str, Any] = {"contract": self.contract}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            fields[name] = value.id if isinstance(value, Stage) else _plain(value)
+        return f"{fields['kind']}-{hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:16]}"
+
+    @property
+    def parent(self) -> "Stage | None":
+        return getattr(self, "init", None)
+
+    @property
+    def lineage(self) -> tuple["Stage", ...]:
+        """From pretraining to this stage."""
+        return (*(self.parent.lineage if self.parent else ()), self)
+
+    @property
+    def root(self) -> "Pretrain":
+        """The pretraining run that everything in the lineage comes from."""
+        root = self.lineage[0]
+        assert isinstance(root, Pretrain)
+        return root
+
+    @property
+    def label(self) -> str:
+        """For people: ``composition-r0.01-s0/pretrain/sft/grpo-ood-b0.1``. Not unique; the id is."""
+        world, root = self.root.world, self.root
+        variant = [part for part in (world.graph, world.traversal, world.samples) if part not in _DEFAULT_WORLD]
+        name = "-".join([world.axis, *variant, f"r{root.ood_ratio:g}", f"s{root.seed}"])
+        return "/".join([name, *(stage.short_label for stage in self.lineage)])
+
+    @property
+    def short_label(self) -> str:
+        return str(getattr(self, "kind", ""))
+
+
+_DEFAULT_WORLD = ("hidden", "uniform", "answer")
+
+
+class Pretrain(Stage):
+    """Next-token training from scratch on a mixture of ID and OOD samples, at a fixed total budget."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    world: World
+    decoder: Decoder
+    ood_ratio: float = Field(ge=0, le=0.5)
+    samples: Count
+    batch_samples: Count
+    optimiser: AdamW
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.world.max_tokens > self.decoder.context_tokens:
+            raise ValueError(
+                f"decoder.context_tokens is {self.decoder.context_tokens}; allowed: at least "
+                f"{self.world.max_tokens}, the longest sample of the axis {self.world.axis}"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps; the last batch may be smaller."""
+        return math.ceil(self.samples / self.batch_samples)
+
+
+class SFT(Stage):
+    """Fine-tuning on ID samples only, with the loss on the completion."""
+
+    kind: Literal["sft"] = "sft"
+    init: Pretrain
+    samples: Count = 2_000
+    epochs: Count = 2
+    batch_samples: Count = 64
+    optimiser: AdamW
+    seed: Seed
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.samples * self.epochs / self.batch_samples)
+
+
+class GRPO(Stage):
+    """Group relative policy optimisation with a binary verifiable reward. The reference policy is ``init``.
+
+    prompts: cells that prompts are drawn from. kl_beta: weight of the KL to the reference (required: a hidden default
+    is how other systems lose it). kl_estimator and kl_in: see ``learning.objectives``. advantage: ``group_std`` (GRPO)
+    or ``mean_only`` (Dr. GRPO). loss_reduction: ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes
+    over each batch of rollouts; at 1 the update is exactly on-policy.
+    """
+
+    kind: Literal["grpo"] = "grpo"
+    init: "Annotated[Pretrain | SFT | GRPO, Field(discriminator='kind')]"
+    prompts: Literal["id", "ood", "probe"]
+    prompt_count: Count = 1_000
+    steps: Count = 60
+    prompts_per_step: Count = 64
+    group_size: int = Field(default=8, ge=2, le=1024)
+    kl_beta: float = Field(ge=0)
+    kl_estimator: Literal["exact", "k1", "k2", "k3"] = "exact"
+    kl_in: Literal["loss", "reward"] = "loss"
+    advantage: Literal["group_std", "mean_only"] = "group_std"
+    loss_reduction: Literal["sequence_mean", "token_sum"] = "sequence_mean"
+    clip_ratio: float = Field(default=0.2, gt=0, lt=1)
+    updates: Count = 1
+    sampler: Literal["vllm", "torch"] = "vllm"
+    optimiser: AdamW
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _prompts(self) -> Self:
+        if not self.root.world.cells.cells(self.prompts):
+            raise ValueError(f"prompts is {self.prompts!r}; allowed: a role that axis {self.root.world.axis} has")
+        return self
+
+    @property
+    def short_label(self) -> str:
+        return f"grpo-{self.prompts}-b{self.kl_beta:g}"
+
+
+class Evaluate(Stage):
+    """Exact (and for traces also sampled) measurement of one stage, on every ID, OOD and probe cell.
+
+    The test prompts depend on nothing but the axis, so all stages of a study answer the same ones. seed: of the
+    completions sampled for traces.
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
+    init: Annotated[Pretrain | SFT | GRPO, Field(discriminator="kind")]
+    prompts_per_cell: Count = 200
+    sampled_completions: Count = 16
+    seed: Seed = 0
+
+
+GRPO.model_rebuild()
+AnyStage = Annotated[Pretrain | SFT | GRPO | Evaluate, Field(discriminator="kind")]
+_ANY_STAGE: TypeAdapter[Stage] = TypeAdapter(AnyStage)
+
+
+def parse_stage(text: str | bytes) -> Stage:
+    """A stage from its JSON. Raises pydantic's ValidationError on anything that is not exactly a stage."""
+    return _ANY_STAGE.validate_json(text)
+
+
+def _plain(value: Any) -> Any:
+    return TypeAdapter(type(value)).dump_python(value)
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no blanks. Raises TypeError or ValueError where there is none."""
+    return json.dumps(_canonical(value, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _canonical(value: Any, where: str) -> Any:
+    match value:
+        case None | bool() | str():
+            return value
+        case int() | float() if type(value) in (int, float):
+            if not math.isfinite(value):
+                raise ValueError(f"{where} is {value}, which has no canonical JSON")
+            return value + 0  # -0.0 and 0.0 are one number
+        case list() | tuple():
+            return [_canonical(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        case dict() if all(isinstance(name, str) for name in value):
+            return {name: _canonical(item, f"{where}.{name}") for name, item in value.items()}
+    raise TypeError(f"{where} is a {type(value).__name__}, which has no canonical JSON")
+
+
+class Execution(Value):
+    """How stages are run. Nothing here may change a result, and nothing here is part of an id.
+
+    store: fsspec URL that every machine reaches. train_workers: data-parallel ranks of pretraining and SFT.
+    rollout_workers: sampling actors of a GRPO stage. *_cpus, *_gpus: what each process asks Ray for. max_concurrent:
+    trials at once (0: as many as fit). checkpoint_every_s: seconds between checkpoints. keep_rollouts: write every
+    completion to Parquet. parity_every_syncs: weight syncs between two checks that sampler and learner agree.
+    max_logprob_mismatch: largest allowed difference of a token's log-probability between the two, in nats.
+    timeout_s: the longest wait for any one remote answer. worker_failures: restarts of a worker group.
+    """
+
+    store: str
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    train_workers: Count = 1
+    rollout_workers: Count = 1
+    train_cpus: float = Field(default=1.0, gt=0)
+    learner_cpus: float = Field(default=1.0, gt=0)
+    rollout_cpus: float = Field(default=1.0, gt=0)
+    train_gpus: float = Field(default=0.0, ge=0)
+    learner_gpus: float = Field(default=0.0, ge=0)
+    rollout_gpus: float = Field(default=0.0, ge=0)
+    max_concurrent: int = Field(default=0, ge=0)
+    checkpoint_every_s: float = Field(default=60.0, ge=0)
+    keep_rollouts: bool = False
+    parity_every_syncs: Count = 20
+    max_logprob_mismatch: float = Field(default=0.02, gt=0)
+    timeout_s: float = Field(default=600.0, gt=0)
+    worker_failures: int = Field(default=2, ge=0)
+
+
+def explain(error: ValidationError) -> str:
+    """The first refusal of a ValidationError as one sentence: field, value, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    kinds = {"pretrain", "sft", "grpo", "evaluate"}
+    field = ".".join(str(part) for part in first["loc"] if part not in kinds) or "setting"
+    match first["type"]:
+        case "value_error":
+            return str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
+        case "extra_forbidden":
+            return f"{field} is not a setting; it is written by mistake or misspelt"
+        case "missing":
+            return f"{field} is missing; it has no default"
+        case "union_tag_invalid":
+            context = first["ctx"]
+            return f"{field}.kind is {context['tag']!r}; allowed: {context['expected_tags']}"
+    allowed = first["msg"].removeprefix("Input should be ")
+    return f"{field} is {_shortened(first['input'])}; allowed: {allowed[:1].lower() + allowed[1:]}"
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,77 @@
+"""The axes of generalisation: which tasks are in-distribution, which are not, and which are never trained on.
+
+An axis is one declaration below; nothing else in the project names one. Cells of role ``id`` are always in
+pretraining, ``ood`` cells at the share ``ood_ratio``, ``probe`` cells never. One thing changes along an axis, the rest
+stays at length 4, alphabet A and at most two operations (notes on the paper: section 3; this reading: section 9).
+"""
+
+from dataclasses import dataclass, field
+
+ROLES = ("id", "ood", "probe")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task: apply ``operations`` left to right to a string of ``length`` letters, ``foreign`` of them from B."""
+
+    operations: str
+    length: int = 4
+    foreign: int = 0
+
+    @property
+    def name(self) -> str:
+        """Short and unique within an axis, e.g. ``TS``, ``TT.L5``, ``T.B2``."""
+        parts = [self.operations]
+        if self.length != 4:
+            parts.append(f"L{self.length}")
+        if self.foreign:
+            parts.append(f"B{self.foreign}")
+        return ".".join(parts)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named split of tasks into ID cells, OOD cells and probes."""
+
+    name: str
+    id: tuple[Cell, ...]
+    ood: tuple[Cell, ...]
+    probe: tuple[Cell, ...] = field(default=())
+
+    def cells(self, role: str) -> tuple[Cell, ...]:
+        """Cells of one of ``ROLES``."""
+        return {"id": self.id, "ood": self.ood, "probe": self.probe}[role]
+
+    def roles(self) -> list[tuple[str, Cell]]:
+        """Every cell with its role, ID first."""
+        return [(role, cell) for role in ROLES for cell in self.cells(role)]
+
+
+def _traversals(*depths: int, length: int = 4, foreign: int = 0) -> tuple[Cell, ...]:
+    return tuple(Cell("T" * depth, length, foreign) for depth in depths)
+
+
+AXES: dict[str, Axis] = {
+    axis.name: axis
+    for axis in (
+        Axis("depth", id=_traversals(1, 2), ood=_traversals(3), probe=_traversals(4)),
+        Axis(
+            "length",
+            id=_traversals(1, 2),
+            ood=_traversals(1, 2, length=5),
+            probe=_traversals(1, 2, length=6),
+        ),
+        Axis(
+            "tokens",
+            id=_traversals(1, 2),
+            ood=_traversals(1, 2, foreign=4),
+            probe=_traversals(1, 2, foreign=1) + _traversals(1, 2, foreign=2) + _traversals(1, 2, foreign=3),
+        ),
+        Axis(
+            "composition",
+            id=(Cell("T"), Cell("TT"), Cell("S"), Cell("SS")),
+            ood=(Cell("TS"), Cell("ST")),
+            probe=(Cell("TTS"), Cell("SST")),
+        ),
+    )
+}
