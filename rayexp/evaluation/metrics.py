@@ -53,13 +53,12 @@ def cluster_bootstrap(clusters: list[np.ndarray], resamples: int = 2000, level: 
     if not clusters or any(len(cluster) == 0 for cluster in clusters):
         raise ValueError("a bootstrap needs at least one cluster and no empty one")
     rng = np.random.default_rng(0)
-    means = np.empty(resamples)
-    # The mean of a resample of n values is one draw from the bootstrap distribution of that cluster's mean.
+    # Many bootstrap means of each cluster; a resample then picks clusters, and for each pick one of its means.
     boot = np.stack([_resampled_means(np.asarray(cluster, dtype=float), resamples, rng) for cluster in clusters])
     sizes = np.array([len(cluster) for cluster in clusters], dtype=float)
     chosen = rng.integers(len(clusters), size=(resamples, len(clusters)))
     weights = sizes[chosen]
-    columns = np.arange(resamples)[:, None]
+    columns = rng.integers(resamples, size=chosen.shape)
     means = (boot[chosen, columns] * weights).sum(axis=1) / weights.sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     values = np.concatenate(clusters)

@@ -104,7 +104,8 @@ class PolicyLearner:
     def _with_old_policy(self, part: _Part) -> _Part:
         """Fix what the ratios and the KL in the reward refer to, before the first of several updates."""
         rollouts = part.rollouts
-        policy_NCV = completion_logprobs(self.model, part.inputs_NT, rollouts.tokens_NC.shape[1])
+        with self.trainer.precision():
+            policy_NCV = completion_logprobs(self.model, part.inputs_NT, rollouts.tokens_NC.shape[1])
         old_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)
         old_kl_N = None
         if rollouts.reference_NCV is not None:

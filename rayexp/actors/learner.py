@@ -1,0 +1,76 @@
+"""The learner of a GRPO stage as a Ray actor: a ``PolicyLearner`` that can read and write the store."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from rayexp.evaluation.measure import measure
+from rayexp.journal import Journal
+from rayexp.learning import decoder
+from rayexp.learning.policy import PolicyLearner, RolloutBatch
+from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.spec import GRPO, Evaluate, Execution, parse_stage
+from rayexp.store import Store
+
+
+class Learner:
+    """Starts from the stage's last checkpoint, or from ``init``; ``completed`` says which step comes next."""
+
+    def __init__(self, stage: str, execution: str) -> None:
+        spec = parse_stage(stage)
+        assert isinstance(spec, GRPO)
+        self._spec = spec
+        self._execution = Execution.model_validate_json(execution)
+        self._store = Store(self._execution.store)
+        self._journal = Journal()
+        device = decoder.resolve_device(self._execution.device)
+        with self._store.model(spec.init.id) as folder:
+            self._policy = PolicyLearner(spec, decoder.load(folder).to(device))
+        with self._store.latest_checkpoint(spec.id) as folder:
+            if folder is not None:
+                state = torch.load(folder / "trainer.pt", map_location=device, weights_only=True)
+                self._policy.trainer.restore(state)
+                self._journal.load(folder)
+
+    def completed(self) -> int:
+        """GRPO steps done so far."""
+        return self._policy.trainer.completed_steps // self._spec.updates
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Current weights, to be handed on by reference."""
+        return self._policy.weights()
+
+    def update(self, batches: list[RolloutBatch], rollout_statistics: dict[str, float]) -> dict[str, float]:
+        """One step on these rollouts. Raises RuntimeError, with the weights untouched, when the sampler's
+        log-probabilities differ from the learner's by more than the stated limit."""
+        statistics = self._policy.update(batches, self._execution.max_logprob_mismatch)
+        self._journal.log(self.completed(), grpo=statistics, rollout=rollout_statistics)
+        return statistics
+
+    def score(self, sequences: list[list[int]]) -> list[np.ndarray]:
+        """Log-probabilities of fixed tokens, for the parity probe."""
+        return TorchSampler(self._policy.model).score(sequences)
+
+    def checkpoint(self) -> None:
+        """Save everything that a continued stage needs; the prompt cursor is the step count."""
+        with TemporaryDirectory() as folder:
+            torch.save(self._policy.trainer.state(), Path(folder) / "trainer.pt")
+            self._journal.save(Path(folder))
+            self._store.save_checkpoint(self._spec.id, self.completed(), Path(folder))
+
+    def publish(self, rollouts: str | None) -> None:
+        """Make the finished stage's artifact; ``rollouts`` is a local Parquet file to include."""
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            decoder.save(self._policy.model, folder / "model")
+            self._journal.save(folder)
+            if rollouts is not None:
+                (folder / "rollouts.parquet").write_bytes(Path(rollouts).read_bytes())
+            self._store.publish(self._spec, folder, self._journal.provenance(self._execution))
+
+
+LearnerActor: Any = ray.remote(Learner)

