@@ -24,6 +24,7 @@ DECODERS: dict[str, Decoder] = {
 class Budget:
     """What one scale spends. Samples are counted as seen, not as distinct."""
 
+    name: str
     decoder: Decoder
     pretrain_samples: int
     pretrain_batch: int
@@ -42,6 +43,7 @@ class Budget:
 
 SCALES: dict[str, Budget] = {
     "tiny": Budget(
+        name="tiny",
         decoder=DECODERS["tiny"],
         pretrain_samples=40_000,
         pretrain_batch=128,
@@ -58,6 +60,7 @@ SCALES: dict[str, Budget] = {
         seeds=(0, 1, 2),
     ),
     "small": Budget(
+        name="small",
         decoder=DECODERS["small"],
         pretrain_samples=2**21,
         pretrain_batch=1024,
@@ -74,6 +77,7 @@ SCALES: dict[str, Budget] = {
         seeds=(0, 1, 2),
     ),
     "paper": Budget(
+        name="paper",
         decoder=DECODERS["paper"],
         pretrain_samples=2**26,
         pretrain_batch=4096,

@@ -8,6 +8,7 @@ paths, workers) is an ``Execution``, which no stage contains and which therefore
 import hashlib
 import json
 import math
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -81,13 +82,12 @@ class Stage(Value):
     #: Version of what the stage's code promises; raise it when the same settings would give another result.
     contract: ClassVar[int] = 1
 
-    @property
+    @cached_property
     def id(self) -> str:
         """``kind-`` and 16 hex digits of the SHA-256 of the canonical value, parents included."""
-        fields: dict[str, Any] = {"contract": self.contract}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            fields[name] = value.id if isinstance(value, Stage) else _plain(value)
+        fields: dict[str, Any] = {"contract": self.contract, **self.model_dump(exclude={"init"})}
+        if self.parent:
+            fields["init"] = self.parent.id
         return f"{fields['kind']}-{hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:16]}"
 
     @property
@@ -225,10 +225,6 @@ _ANY_STAGE: TypeAdapter[Stage] = TypeAdapter(AnyStage)
 def parse_stage(text: str | bytes) -> Stage:
     """A stage from its JSON. Raises pydantic's ValidationError on anything that is not exactly a stage."""
     return _ANY_STAGE.validate_json(text)
-
-
-def _plain(value: Any) -> Any:
-    return TypeAdapter(type(value)).dump_python(value)
 
 
 def canonical_json(value: Any) -> str:

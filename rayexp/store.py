@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import fsspec
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 
 from rayexp.spec import Stage, canonical_json, parse_stage
@@ -46,6 +47,16 @@ class Store:
         self.url = url
         self.fs = cast(fsspec.AbstractFileSystem, fs)
         self.root = str(root).rstrip("/")
+
+    @property
+    def local(self) -> bool:
+        """Whether the store is a folder of this machine's file system."""
+        return isinstance(self.fs, fsspec.get_filesystem_class("file"))
+
+    @property
+    def arrow(self) -> pyarrow.fs.FileSystem | None:
+        """The filesystem as Ray takes it; None for local disk, where a plain path does."""
+        return None if self.local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
 
     def require_writable(self) -> None:
         """Raise StoreError unless a file can be written, read back and removed."""
@@ -133,11 +144,19 @@ class Store:
         """Write one file so that a reader sees either the old one or the new one."""
         target = f"{self.root}/{_inside(path)}"
         self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        if isinstance(self.fs, fsspec.get_filesystem_class("file")):
+        if self.local:
             self.fs.pipe_file(f"{target}.part", data)
             Path(f"{target}.part").replace(target)
         else:  # object stores show an object when its upload is complete
             self.fs.pipe_file(target, data)
+
+    def files(self, path: str) -> list[tuple[str, bytes]]:
+        """Name and content of every file directly in a folder, by name; none if there is no folder."""
+        try:
+            found = sorted(self.fs.ls(f"{self.root}/{_inside(path)}", detail=False))
+        except FileNotFoundError:
+            return []
+        return [(PurePosixPath(name).name, self.fs.cat_file(name)) for name in found]
 
     def remove(self, path: str) -> None:
         """Remove a folder if it is there."""

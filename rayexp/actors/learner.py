@@ -5,6 +5,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import torch
 
@@ -45,8 +47,7 @@ class Learner:
         return self._policy.weights()
 
     def update(self, batches: list[RolloutBatch], rollout_statistics: dict[str, float]) -> dict[str, float]:
-        """One step on these rollouts. Raises RuntimeError, with the weights untouched, when the sampler's
-        log-probabilities differ from the learner's by more than the stated limit."""
+        """One GRPO step on these rollouts; see ``PolicyLearner.update`` for what it raises."""
         statistics = self._policy.update(batches, self._execution.max_logprob_mismatch)
         self._journal.log(self.completed(), grpo=statistics, rollout=rollout_statistics)
         return statistics
@@ -62,14 +63,20 @@ class Learner:
             self._journal.save(Path(folder))
             self._store.save_checkpoint(self._spec.id, self.completed(), Path(folder))
 
-    def publish(self, rollouts: str | None) -> None:
-        """Make the finished stage's artifact; ``rollouts`` is a local Parquet file to include."""
+    def measure(self, evaluate: str) -> pa.Table:
+        """Rows of ``measure.SCHEMA`` for the current weights."""
+        spec = parse_stage(evaluate)
+        assert isinstance(spec, Evaluate)
+        return measure(self._policy.model, self._spec.root.world, spec)
+
+    def publish(self, rollouts: pa.Table | None) -> None:
+        """Make the finished stage's artifact."""
         with TemporaryDirectory() as name:
             folder = Path(name)
             decoder.save(self._policy.model, folder / "model")
             self._journal.save(folder)
             if rollouts is not None:
-                (folder / "rollouts.parquet").write_bytes(Path(rollouts).read_bytes())
+                pq.write_table(rollouts, folder / "rollouts.parquet")
             self._store.publish(self._spec, folder, self._journal.provenance(self._execution))
 
 

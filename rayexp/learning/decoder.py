@@ -4,9 +4,12 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from rayexp.spec import Decoder
 from rayexp.world import vocabulary
+
+transformers_logging.disable_progress_bar()  # saving and loading take milliseconds
 
 
 def resolve_device(name: str) -> torch.device:

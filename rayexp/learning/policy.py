@@ -18,6 +18,10 @@ from rayexp.learning.trainer import Trainer
 from rayexp.spec import GRPO
 
 
+class MismatchError(RuntimeError):
+    """Completions were not drawn from the policy that is about to learn from them."""
+
+
 @dataclass(frozen=True)
 class RolloutBatch:
     """Groups of completions whose prompts are of one length. Completions are padded on the right, which causal
@@ -55,10 +59,12 @@ class PolicyLearner:
         """The policy's weights under transformers' names, fp32, on the CPU; a copy that later steps leave alone."""
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.model.state_dict().items()}
 
-    def update(self, batches: list[RolloutBatch]) -> dict[str, float]:
+    def update(self, batches: list[RolloutBatch], max_logprob_mismatch: float) -> dict[str, float]:
         """``spec.updates`` optimiser steps on one set of rollouts; statistics of the first.
 
-        Raises FloatingPointError, with the weights untouched, on a loss or gradient that is not finite.
+        Raises MismatchError after the first step (nothing of it has been handed on by then) when the sampler's
+        log-probability of a token differs from the learner's by more than the limit, in nats; FloatingPointError, with
+        the weights untouched, on a gradient that is not finite.
         """
         parts = [self._part(batch) for batch in batches]
         sequences = sum(len(part.inputs_NT) for part in parts)
@@ -72,9 +78,15 @@ class PolicyLearner:
             norm = step_norm if update == 0 else norm
         statistics = {name: value.item() / sequences for name, value in totals.items() if not name.startswith("_")}
         weight, square, count = (totals[name].item() for name in ("_weight", "_square", "_count"))
+        mismatch = totals["_max_mismatch"].item()
+        if not mismatch <= max_logprob_mismatch:
+            raise MismatchError(
+                f"sampler and learner differ by {mismatch:.3g} nats on a sampled token; "
+                f"allowed: max_logprob_mismatch = {max_logprob_mismatch:g}"
+            )
         return statistics | {
             "grad_norm": norm.item(),
-            "max_logprob_mismatch": totals["_max_mismatch"].item(),
+            "max_logprob_mismatch": mismatch,
             "sampler_kl": totals["_sampler_kl"].item() / count,
             "effective_sample_share": weight * weight / (square * count),
         }

@@ -1,0 +1,145 @@
+"""Rollout workers: samplers as Ray actors, and the fleet of them that a GRPO stage talks to."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError
+
+from rayexp.actors.remote import answer
+from rayexp.learning import decoder
+from rayexp.sampling.protocol import Completions, Sampler
+from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.sampling.vllm_sampler import VLLMSampler
+from rayexp.spec import GRPO, Decoder, Execution
+
+log = logging.getLogger(__name__)
+ATTEMPTS = 3
+
+
+class ParityError(RuntimeError):
+    """Sampler and learner disagree about the probability of the same tokens: the weights did not arrive."""
+
+
+class RolloutWorker:
+    """One sampler in one process. Forgets its weights when it is restarted; the fleet sends them again."""
+
+    def __init__(self, decoder_json: str, sampler: str, device: str, dtype: str) -> None:
+        shape = Decoder.model_validate_json(decoder_json)
+        where = decoder.resolve_device(device)
+        self._sampler: Sampler
+        if sampler == "vllm":
+            self._sampler = VLLMSampler(shape, dtype=dtype, device=where.type)
+        else:
+            self._sampler = TorchSampler(decoder.build(shape, seed=0).to(where))
+
+    def sync(self, weights: dict[str, np.ndarray], version: int) -> None:
+        self._sampler.sync(weights, version)
+
+    def generate(
+        self, prompts: list[list[int]], seeds: list[int], group_size: int, max_tokens: list[int]
+    ) -> Completions:
+        return self._sampler.generate(prompts, seeds, group_size, max_tokens)
+
+    def score(self, sequences: list[list[int]]) -> list[np.ndarray]:
+        return self._sampler.score(sequences)
+
+
+RolloutActor: Any = ray.remote(RolloutWorker)
+
+
+class RolloutFleet:
+    """All rollout workers of a stage as one sampler. Results do not depend on how many there are: seeds belong to
+    prompts, and completions come back in the order of the prompts."""
+
+    def __init__(self, spec: GRPO, execution: Execution) -> None:
+        dtype = "bfloat16" if spec.optimiser.precision == "bf16" else "float32"
+        options: dict[str, Any] = {
+            "num_cpus": execution.rollout_cpus,
+            "num_gpus": execution.rollout_gpus,
+            "max_restarts": ATTEMPTS,
+        }
+        self._execution = execution
+        self._spec = spec
+        self._workers = [
+            RolloutActor.options(name=f"rollout-{i}:{spec.id}:{ray.get_runtime_context().get_actor_id()}", **options).remote(
+                spec.root.decoder.model_dump_json(), spec.sampler, execution.device, dtype
+            )
+            for i in range(execution.rollout_workers)
+        ]
+        self._weights: tuple[Any, int] | None = None
+
+    def sync(self, weights: Any, version: int) -> None:
+        """Give all workers the weights behind an object reference."""
+        self._weights = (weights, version)
+        self._each(lambda worker, _: worker.sync.remote(weights, version), "sync")
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
+    ) -> Completions:
+        """See ``Sampler.generate``; prompts are dealt out in contiguous shares."""
+        bounds = np.linspace(0, len(prompts), len(self._workers) + 1).astype(int)
+        shares = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+        def ask(worker: Any, i: int) -> Any:
+            part = shares[i]
+            return worker.generate.remote(prompts[part], seeds[part], group_size, max_tokens[part])
+
+        parts: list[Completions] = self._each(ask, "generate", skip=lambda i: shares[i].start == shares[i].stop)
+        return _joined(parts)
+
+    def require_parity(self, sequences: list[list[int]], expected: list[np.ndarray]) -> float:
+        """Largest difference, over all workers and tokens, to the learner's log-probabilities, in nats.
+
+        Raises ParityError above the stated limit.
+        """
+        scores = self._each(lambda worker, _: worker.score.remote(sequences), "score")
+        worst = max(float(np.abs(a - b).max()) for rows in scores for a, b in zip(rows, expected, strict=True))
+        if not worst <= self._execution.max_logprob_mismatch:
+            raise ParityError(
+                f"sampler and learner differ by {worst:.3g} nats on fixed tokens after a weight sync of {self._spec.label}; "
+                f"allowed: max_logprob_mismatch = {self._execution.max_logprob_mismatch:g}"
+            )
+        return worst
+
+    def stop(self) -> None:
+        """End all workers."""
+        for worker in self._workers:
+            ray.kill(worker)
+
+    def _each(
+        self, ask: Callable[[Any, int], Any], what: str, skip: Callable[[int], bool] = lambda _: False
+    ) -> list[Any]:
+        """Ask all workers at once. One that died is started again by Ray, given the weights, and asked again: with the
+        same seeds it answers what it would have answered."""
+        references = {i: ask(worker, i) for i, worker in enumerate(self._workers) if not skip(i)}
+        return [self._settled(i, reference, ask, what) for i, reference in references.items()]
+
+    def _settled(self, i: int, reference: Any, ask: Callable[[Any, int], Any], what: str) -> Any:
+        who = f"rollout worker {i} ({what}) of {self._spec.label}"
+        for attempt in range(ATTEMPTS):
+            try:
+                return answer(reference, who, self._execution.timeout_s)
+            except RayActorError as error:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                log.warning("%s died (%s); asking its successor", who, type(error).__name__)
+            if self._weights is not None and what != "sync":
+                self._workers[i].sync.remote(*self._weights)  # an actor's calls run in order: weights come first
+            reference = ask(self._workers[i], i)
+        raise AssertionError("unreachable")
+
+
+def _joined(parts: list[Completions]) -> Completions:
+    versions = {part.weight_version for part in parts}
+    if len(versions) != 1:
+        raise RuntimeError(f"rollout workers sampled from different weight versions: {sorted(versions)}")
+    rows = [row for part in parts for row in part.rows]
+    logprobs = [
+        values[:length].tolist()
+        for part in parts
+        for values, length in zip(part.logprobs_NC, part.length_N, strict=True)
+    ]
+    return Completions.from_rows(rows, logprobs, versions.pop())

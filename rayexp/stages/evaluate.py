@@ -1,0 +1,27 @@
+"""Evaluate: (spec, finished init) -> artifact with one row a test prompt."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayexp.evaluation.measure import measure
+from rayexp.journal import Journal
+from rayexp.learning import decoder
+from rayexp.spec import Evaluate, Execution
+from rayexp.store import Store
+
+
+def run(spec: Evaluate, store: Store, execution: Execution) -> None:
+    """Measure a finished stage and publish the rows."""
+    with store.model(spec.init.id) as folder:
+        model = decoder.load(folder).to(decoder.resolve_device(execution.device))
+    publish(spec, measure(model, spec.root.world, spec), store, execution)
+
+
+def publish(spec: Evaluate, rows: pa.Table, store: Store, execution: Execution) -> None:
+    """Make the artifact of a measurement that was taken elsewhere."""
+    with TemporaryDirectory() as folder:
+        pq.write_table(rows, Path(folder) / "results.parquet")
+        store.publish(spec, Path(folder), Journal().provenance(execution))

@@ -1,0 +1,25 @@
+"""Pretraining: what a step reads and what it is scored on."""
+
+from transformers import LlamaForCausalLM
+
+from rayexp.learning import decoder
+from rayexp.spec import Pretrain
+from rayexp.store import Store
+from rayexp.world import Corpus, Rectangle
+
+
+def initial(spec: Pretrain, store: Store) -> LlamaForCausalLM:
+    """A fresh decoder."""
+    return decoder.build(spec.decoder, spec.seed)
+
+
+def batch(spec: Pretrain, step: int) -> list[Rectangle]:
+    """The samples of step ``step``: the next ``batch_samples`` of the mixture, as far as the budget goes."""
+    start = step * spec.batch_samples
+    count = min(spec.batch_samples, spec.samples - start)
+    return Corpus(spec.world, spec.seed).mixture("pretrain", spec.ood_ratio, start, count)
+
+
+def loss_start(rectangle: Rectangle) -> int:
+    """First token that counts: all but ``<bos>``, for pretraining models the whole sample."""
+    return 1

@@ -1,0 +1,27 @@
+"""Supervised fine-tuning: what a step reads and what it is scored on."""
+
+from transformers import LlamaForCausalLM
+
+from rayexp.learning import decoder
+from rayexp.spec import SFT
+from rayexp.store import Store
+from rayexp.world import Corpus, Rectangle, counter
+
+
+def initial(spec: SFT, store: Store) -> LlamaForCausalLM:
+    """The pretrained decoder."""
+    with store.model(spec.init.id) as folder:
+        return decoder.load(folder)
+
+
+def batch(spec: SFT, step: int) -> list[Rectangle]:
+    """ID samples only: ``samples`` different ones, in a fresh order each epoch."""
+    start = step * spec.batch_samples
+    stop = min(start + spec.batch_samples, spec.samples * spec.epochs)
+    numbers = counter.epochs(counter.key(spec.seed, "sft order"), spec.samples, start, stop)
+    return Corpus(spec.root.world, spec.seed).tasks("sft", "id", numbers)
+
+
+def loss_start(rectangle: Rectangle) -> int:
+    """First token that counts: the first one of the completion."""
+    return rectangle.prompt_tokens

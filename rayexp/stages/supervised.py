@@ -1,0 +1,195 @@
+"""The supervised part of a chain in one Ray Train worker group: pretraining, SFT, and measurements between them.
+
+One worker group for the whole part, because a group takes many seconds to start and tiny stages take few. Checkpoints
+are the store's own, not Ray Train's: they carry a manifest, so a torn one is recognised and passed over, and where to go on
+does not depend on Ray's run snapshot, which is written non-atomically.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import barrier, broadcast_from_rank_zero
+from torch import Tensor, nn
+
+from rayexp.journal import Journal
+from rayexp.learning import decoder, objectives
+from rayexp.learning.trainer import Trainer, learning_rate
+from rayexp.spec import SFT, Evaluate, Execution, Pretrain, Stage, parse_stage
+from rayexp.stages import evaluate, pretrain, sft
+from rayexp.store import Store
+from rayexp.world import Rectangle
+
+log = logging.getLogger(__name__)
+REPORTS_PER_STAGE = 20
+
+
+def run(
+    stages: Sequence[Stage], execution: Execution, callbacks: Sequence[Any] = (), in_process: bool = False
+) -> None:
+    """Run the unfinished ones of ``stages`` (parents first) in one worker group.
+
+    ``in_process`` trains in this process without a cluster (Ray Train's local mode). Raises what Ray Train raises:
+    TrainingFailedError with the worker's exception in it.
+    """
+    store = Store(execution.store)
+    attempt = f"{stages[0].id}-{time.time_ns():x}"
+    gpus = execution.train_gpus
+    trainer = ray.train.torch.TorchTrainer(
+        _worker,
+        train_loop_config={
+            "stages": [stage.model_dump_json() for stage in stages],
+            "execution": execution.model_dump_json(),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=0 if in_process else execution.train_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": execution.train_cpus} | ({"GPU": gpus} if gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=attempt,
+            storage_path=f"{store.root}/ray",
+            storage_filesystem=store.arrow,
+            failure_config=FailureConfig(max_failures=execution.worker_failures, controller_failure_limit=3),
+            callbacks=list(callbacks),
+        ),
+    )
+    try:
+        trainer.fit()
+    finally:
+        store.remove(f"ray/{attempt}")
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What every rank of the group runs."""
+    execution = Execution.model_validate_json(config["execution"])
+    store = Store(execution.store)
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    for text in config["stages"]:
+        stage = parse_stage(text)
+        if broadcast_from_rank_zero(store.finished(stage.id)):
+            continue
+        if isinstance(stage, Evaluate):
+            if rank == 0:
+                evaluate.run(stage, store, execution)
+        else:
+            assert isinstance(stage, Pretrain | SFT)
+            train(stage, store, execution, rank, ranks)
+        barrier()
+
+
+def train(spec: Pretrain | SFT, store: Store, execution: Execution, rank: int, ranks: int) -> None:
+    """Train one stage from where it was left and publish it."""
+    stage: ModuleType = pretrain if isinstance(spec, Pretrain) else sft
+    device = decoder.resolve_device(execution.device)
+    if device.type == "cuda" and ranks > 1:
+        device = ray.train.torch.get_device()
+    module = stage.initial(spec, store).to(device)
+    model: nn.Module = nn.parallel.DistributedDataParallel(module) if ranks > 1 else module
+    trainer = Trainer(model, spec.optimiser, spec.steps, module)
+    journal = Journal()
+    _restore(trainer, journal, spec, store, rank)
+
+    report_every = max(1, spec.steps // REPORTS_PER_STAGE)
+    losses = _LossMeter(device)
+    checkpointed = reported = time.monotonic()
+    tokens = 0
+    while (step := trainer.completed_steps) < spec.steps:
+        rectangles = stage.batch(spec, step)
+        counted = sum(r.tokens_NT.size - len(r.tokens_NT) * stage.loss_start(r) for r in rectangles)
+        tokens += sum(r.tokens_NT.size for r in rectangles)
+        trainer.step(
+            partial(_loss, trainer, losses, rectangle.shard(rank, ranks), stage.loss_start(rectangle), ranks / counted)
+            for rectangle in rectangles
+        )
+        if (step + 1) % report_every == 0 or step + 1 == spec.steps:
+            now = time.monotonic()
+            measured = losses.read(ranks) | {"learning_rate": learning_rate(spec.optimiser, step, spec.steps)}
+            speed = {"tokens_per_s": tokens / (now - reported)}
+            journal.log(step + 1, **{spec.kind: measured | speed})
+            ray.train.report({"stage": spec.label, "step": step + 1, "steps": spec.steps, **measured, **speed})
+            reported, tokens = now, 0
+        if rank == 0 and time.monotonic() - checkpointed > execution.checkpoint_every_s:
+            _checkpoint(trainer, journal, spec, store)
+            checkpointed = time.monotonic()
+
+    if rank == 0:
+        with TemporaryDirectory() as folder:
+            decoder.save(module, Path(folder) / "model")
+            journal.save(Path(folder))
+            store.publish(spec, Path(folder), journal.provenance(execution))
+
+
+def _loss(trainer: Trainer, losses: "_LossMeter", rectangle: Rectangle, start: int, weight: float) -> Tensor:
+    """Mean next-token loss of this rank's rows. DDP averages gradients over ranks: ``weight`` undoes that, so that the
+    step is that of the whole batch, however many ranks share it. A rank without rows adds a zero gradient."""
+    empty = len(rectangle.tokens_NT) == 0
+    tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64)).to(trainer.device)
+    if empty:
+        tokens_NT = torch.zeros((1, tokens_NT.shape[1]), dtype=torch.int64, device=trainer.device)
+    with trainer.precision():
+        logits_NTV = trainer.model(input_ids=tokens_NT[:, :-1], use_cache=False).logits
+    nll_N = objectives.next_token_loss(logits_NTV, tokens_NT, start)
+    if empty:
+        return nll_N.sum() * 0.0
+    losses.add(nll_N.detach(), tokens_NT.shape[1] - start, torch.from_numpy(rectangle.ood_N).to(trainer.device))
+    return nll_N.sum() * weight
+
+
+class _LossMeter:
+    """Mean loss in nats per token, ID and OOD apart, since it was last read. Stays on the device until then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)  # ID nll, ID tokens, OOD nll, OOD tokens
+
+    def add(self, nll_N: Tensor, tokens: int, ood_N: Tensor) -> None:
+        ood = ood_N.double()
+        nll = nll_N.double()
+        rows = ood.sum()
+        self._sums += torch.stack(
+            [(nll * (1 - ood)).sum(), (len(ood) - rows) * tokens, (nll * ood).sum(), rows * tokens]
+        )
+
+    def read(self, ranks: int) -> dict[str, float]:
+        """Over all ranks; a split that had no samples is left out."""
+        if ranks > 1:
+            torch.distributed.all_reduce(self._sums)
+        id_nll, id_tokens, ood_nll, ood_tokens = self._sums.tolist()
+        self._sums.zero_()
+        pairs = {"id/loss": (id_nll, id_tokens), "ood/loss": (ood_nll, ood_tokens)}
+        return {name: nll / tokens for name, (nll, tokens) in pairs.items() if tokens}
+
+
+def _checkpoint(trainer: Trainer, journal: Journal, spec: Stage, store: Store) -> None:
+    with TemporaryDirectory() as folder:
+        torch.save(trainer.state(), Path(folder) / "trainer.pt")
+        journal.save(Path(folder))
+        store.save_checkpoint(spec.id, trainer.completed_steps, Path(folder))
+
+
+def _restore(trainer: Trainer, journal: Journal, spec: Stage, store: Store, rank: int) -> None:
+    """Continue from the newest good checkpoint. Rank 0 reads it and hands it round, so that no two ranks can differ."""
+    state: dict[str, Any] | None = None
+    if rank == 0:
+        with store.latest_checkpoint(spec.id) as folder:
+            if folder is not None:
+                state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+                journal.load(folder)
+                log.info("%s goes on from step %d", spec.label, state["completed_steps"])
+    state = broadcast_from_rank_zero(state)
+    if state is not None:
+        trainer.restore(state)
+
+

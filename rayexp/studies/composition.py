@@ -1,0 +1,12 @@
+"""Composition: traversal alone and shift alone, then one of each, in both orders.
+
+GRPO runs on ID and on OOD prompts, as two arms.
+"""
+
+from rayexp.presets import Budget
+from rayexp.spec import Stage
+from rayexp.studies.grid import Grid, chains
+
+
+def stages(budget: Budget, grid: Grid) -> list[Stage]:
+    return chains(grid.world("composition"), budget, grid, prompts=("id", "ood"))

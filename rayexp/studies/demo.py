@@ -1,0 +1,13 @@
+"""The paper's central result in minutes: the composition axis, reinforced on OOD prompts.
+
+Where pretraining gave the composition no mass, GRPO finds nothing; where it is saturated, GRPO adds nothing; in between
+lies the gain.
+"""
+
+from rayexp.presets import Budget
+from rayexp.spec import Stage
+from rayexp.studies.grid import Grid, chains
+
+
+def stages(budget: Budget, grid: Grid) -> list[Stage]:
+    return chains(grid.world("composition"), budget, grid, prompts=("ood",))

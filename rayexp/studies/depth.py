@@ -1,0 +1,12 @@
+"""Reasoning depth: pretrained on one and two traversals, asked for three (and, as a probe, for four).
+
+GRPO runs on ID and on OOD prompts, as two arms.
+"""
+
+from rayexp.presets import Budget
+from rayexp.spec import Stage
+from rayexp.studies.grid import Grid, chains
+
+
+def stages(budget: Budget, grid: Grid) -> list[Stage]:
+    return chains(grid.world("depth"), budget, grid, prompts=("id", "ood"))

@@ -1,0 +1,12 @@
+"""Input length: strings of four letters, then of five (and, as a probe, of six).
+
+GRPO runs on ID and on OOD prompts, as two arms.
+"""
+
+from rayexp.presets import Budget
+from rayexp.spec import Stage
+from rayexp.studies.grid import Grid, chains
+
+
+def stages(budget: Budget, grid: Grid) -> list[Stage]:
+    return chains(grid.world("length"), budget, grid, prompts=("id", "ood"))

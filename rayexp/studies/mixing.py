@@ -1,0 +1,12 @@
+"""Token mixing: prompts in which one, two or three of four letters come from the other alphabet.
+
+No pretraining run has seen such a prompt; GRPO is run on exactly these.
+"""
+
+from rayexp.presets import Budget
+from rayexp.spec import Stage
+from rayexp.studies.grid import Grid, chains
+
+
+def stages(budget: Budget, grid: Grid) -> list[Stage]:
+    return chains(grid.world("tokens"), budget, grid, prompts=("probe",))

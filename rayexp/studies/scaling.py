@@ -1,0 +1,23 @@
+"""Decoder depth: does the picture change with 4, 16 and 32 layers? Composition axis, OOD prompts."""
+
+from rayexp.presets import Budget
+from rayexp.spec import Stage
+from rayexp.studies.grid import Grid, chains, fitting
+
+#: Layers by scale; a tiny decoder of 16 layers does not train in a tiny budget.
+LAYERS = {"tiny": (2, 4), "small": (4, 16, 32), "paper": (4, 16, 32)}
+
+
+def stages(budget: Budget, grid: Grid) -> list[Stage]:
+    world = grid.world("composition")
+    return [
+        stage
+        for layers in LAYERS[budget.name]
+        for stage in chains(
+            world,
+            budget,
+            grid,
+            prompts=("ood",),
+            decoder=fitting(budget.decoder, world).model_copy(update={"layers": layers}),
+        )
+    ]

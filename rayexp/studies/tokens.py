@@ -1,0 +1,12 @@
+"""Token representation: the same graph written in another alphabet.
+
+GRPO runs on ID and on OOD prompts, as two arms.
+"""
+
+from rayexp.presets import Budget
+from rayexp.spec import Stage
+from rayexp.studies.grid import Grid, chains
+
+
+def stages(budget: Budget, grid: Grid) -> list[Stage]:
+    return chains(grid.world("tokens"), budget, grid, prompts=("id", "ood"))

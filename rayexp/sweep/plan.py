@@ -1,0 +1,139 @@
+"""The plan: the set of unique stages that a study wants, what of it is finished, and the trials that run the rest.
+
+A trial is what is scheduled at once. Supervised stages that share a pretraining run go into one trial (they share a
+worker group, which costs more to start than they cost to run), each GRPO stage with its measurements into one of its own.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, Stage
+from rayexp.world import vocabulary
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Stages that run one after the other, parents first, and the trials that must have finished before."""
+
+    id: str
+    kind: str  # "grpo" or "supervised"
+    stages: tuple[Stage, ...]
+    parents: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return self.stages[0].label
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Unique stages, parents before children, and which of them are finished."""
+
+    study: str
+    wanted: int
+    stages: tuple[Stage, ...]
+    finished: frozenset[str]
+
+    @classmethod
+    def of(cls, study: str, wanted: Iterable[Stage], finished: Collection[str]) -> "Plan":
+        """The plan of a study: what it wants with all that this is built on, each stage once."""
+        unique: dict[str, Stage] = {}
+        count = 0
+        for stage in wanted:
+            count += len(stage.lineage) if not isinstance(stage, Evaluate) else 1
+            for ancestor in stage.lineage:
+                unique.setdefault(ancestor.id, ancestor)
+        return cls(study, count, tuple(unique.values()), frozenset(finished) & unique.keys())
+
+    @property
+    def to_run(self) -> tuple[Stage, ...]:
+        return tuple(stage for stage in self.stages if stage.id not in self.finished)
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """The unfinished stages, grouped; in an order in which parents come first."""
+        groups: dict[str, list[Stage]] = {}
+        for stage in self.to_run:
+            groups.setdefault(self._group(stage), []).append(stage)
+        home = {stage.id: group for group, members in groups.items() for stage in members}
+        return tuple(
+            Trial(
+                id=group,
+                kind="grpo" if isinstance(members[0], GRPO) else "supervised",
+                stages=tuple(members),
+                parents=tuple(
+                    dict.fromkeys(
+                        home[stage.parent.id]
+                        for stage in members
+                        if stage.parent and stage.parent.id in home and home[stage.parent.id] != group
+                    )
+                ),
+            )
+            for group, members in groups.items()
+        )
+
+    def _group(self, stage: Stage) -> str:
+        """Which trial a stage belongs to. A GRPO stage that is finished but not measured is measured by itself."""
+        subject = stage.parent if isinstance(stage, Evaluate) and stage.parent else stage
+        if isinstance(subject, GRPO):
+            return stage.id if subject.id in self.finished else subject.id
+        return subject.root.id
+
+    def descendants(self, failed: Collection[str]) -> set[str]:
+        """Trials that can't run because one of ``failed`` (trial ids) is among their ancestors."""
+        blocked: set[str] = set()
+        for trial in self.trials:
+            if any(parent in failed or parent in blocked for parent in trial.parents):
+                blocked.add(trial.id)
+        return blocked
+
+    def summary(self) -> str:
+        """What is about to happen, as a table."""
+        kinds = ("pretrain", "sft", "grpo", "evaluate")
+        rows = [("stage", "in all", "cached", "to run", "estimated FLOP to run")]
+        for kind in kinds:
+            stages = [stage for stage in self.stages if stage.id.startswith(f"{kind}-")]
+            pending = [stage for stage in stages if stage.id not in self.finished]
+            flop = sum(map(flops, pending))
+            rows.append((kind, str(len(stages)), str(len(stages) - len(pending)), str(len(pending)), f"{flop:.2g}"))
+        total = sum(map(flops, self.to_run))
+        rows.append(
+            ("total", str(len(self.stages)), str(len(self.finished)), str(len(self.to_run)), f"{total:.2g}")
+        )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            for row in rows
+        ]
+        shared = self.wanted - len(self.stages)
+        return "\n".join(
+            [
+                f"plan of study {self.study}: {len(self.stages)} stages ({shared} more if nothing were shared), "
+                f"{len(self.trials)} trials to run",
+                *lines,
+            ]
+        )
+
+
+def flops(stage: Stage) -> float:
+    """Estimated floating-point operations: 2 a parameter and token forward, 4 backward; embeddings are look-ups.
+
+    A GRPO token is read by the sampler (2), the reference (2, if there is one) and the learner (6).
+    """
+    root = stage.root
+    width, size = root.decoder.width, vocabulary.SIZE
+    parameters = root.decoder.parameters(size) - size * width
+    tokens = root.world.max_tokens
+    match stage:
+        case Pretrain():
+            return 6.0 * parameters * tokens * stage.samples
+        case SFT():
+            return 6.0 * parameters * tokens * stage.samples * stage.epochs
+        case GRPO():
+            passes = 2 + (2 if stage.kl_beta > 0 else 0) + 6 * stage.updates
+            return float(passes) * parameters * tokens * stage.steps * stage.prompts_per_step * stage.group_size
+        case Evaluate():
+            draws = 1 + (stage.sampled_completions if root.world.samples == "trace" else 0)
+            return 2.0 * parameters * tokens * stage.prompts_per_cell * len(root.world.cells.roles()) * draws
+    raise TypeError(f"no cost is known for a {type(stage).__name__}")

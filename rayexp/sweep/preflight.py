@@ -1,0 +1,81 @@
+"""Refuse a plan that the cluster can never run, before anything starts."""
+
+from collections.abc import Sequence
+
+import ray
+
+from rayexp.sampling.vllm_sampler import require_vllm
+from rayexp.spec import GRPO, Execution
+from rayexp.sweep.plan import Plan, Trial
+
+
+class PreflightError(RuntimeError):
+    """The plan needs more than there can ever be."""
+
+
+Bundle = dict[str, float]
+
+
+def bundles(trial: Trial, execution: Execution) -> list[Bundle]:
+    """What the processes of a trial ask Ray for, the trial's own (nothing) left out."""
+    if trial.kind == "supervised":
+        return [_bundle(execution.train_cpus, execution.train_gpus)] * execution.train_workers
+    return grpo_bundles(execution)
+
+
+def grpo_bundles(execution: Execution) -> list[Bundle]:
+    """The learner, then the rollout workers."""
+    learner = _bundle(execution.learner_cpus, execution.learner_gpus)
+    return [learner] + [_bundle(execution.rollout_cpus, execution.rollout_gpus)] * execution.rollout_workers
+
+
+def total(parts: Sequence[Bundle]) -> Bundle:
+    """Sum of bundles."""
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in sorted({n for part in parts for n in part})}
+
+
+def _bundle(cpus: float, gpus: float) -> Bundle:
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+
+
+def require_software(plan: Plan, execution: Execution) -> None:
+    """Raise VLLMMissing if a stage that is to run samples with vLLM and there is none."""
+    if any(isinstance(stage, GRPO) and stage.sampler == "vllm" for stage in plan.to_run):
+        gpu = execution.rollout_gpus > 0 or execution.device == "cuda"
+        require_vllm("cuda" if gpu else "cpu")
+
+
+def require_resources(plan: Plan, execution: Execution) -> None:
+    """Raise PreflightError, with needs and has side by side, if some trial does not fit the cluster as it may grow."""
+    has = capacity()
+    needs = {trial.kind: total(bundles(trial, execution)) for trial in plan.trials}
+    names = sorted({name for need in needs.values() for name in need})
+    if all(need.get(name, 0.0) <= has.get(name, 0.0) + 1e-9 for need in needs.values() for name in names):
+        return
+    header = f"{'resource':<10}" + "".join(f"{kind + ' trial needs':>24}" for kind in needs) + f"{'cluster has':>14}"
+    rows = [
+        f"{name:<10}" + "".join(f"{need.get(name, 0.0):>24g}" for need in needs.values()) + f"{has.get(name, 0.0):>14g}"
+        for name in names
+    ]
+    raise PreflightError("the plan needs more than the cluster can ever have:\n" + "\n".join([header, *rows]))
+
+
+def concurrency(plan: Plan, execution: Execution) -> int:
+    """Trials at once: the setting, or as many of the largest kind as the cluster holds now, and at least one."""
+    if execution.max_concurrent:
+        return execution.max_concurrent
+    has = ray.cluster_resources()
+    fits = [
+        int((has.get(name, 0.0) + 1e-9) // amount)
+        for trial in {trial.kind: trial for trial in plan.trials}.values()
+        for name, amount in total(bundles(trial, execution)).items()
+        if amount
+    ]
+    return max(1, min(fits, default=1))
+
+
+def capacity() -> Bundle:
+    """What the cluster has, or may grow to if an autoscaler said how far."""
+    has = dict(ray.cluster_resources())
+    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {name: max(has.get(name, 0.0), float(limits.get(name, 0.0))) for name in {*has, *limits}}

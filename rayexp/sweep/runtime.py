@@ -1,0 +1,65 @@
+"""Connecting to Ray, the same way everywhere: which cluster, which authentication, which Ray settings."""
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._common.utils import get_ray_address_file
+
+log = logging.getLogger(__name__)
+
+#: Ray Train polls its workers this often; the default of 2 s holds every report back.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def connect(cpus: int | None = None) -> dict[str, Any]:
+    """Connect to the cluster of the job or of RAY_ADDRESS, else start a local one with its dashboard on loopback.
+
+    Inside a job Ray has set the authentication up already. A local cluster is this user's alone and listens on
+    loopback, so it runs without tokens unless RAY_AUTH_MODE says otherwise: Ray's own default would write a token file
+    that makes every later ``ray job submit`` from a plain shell fail. ``cpus`` is for a local cluster only.
+    """
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    runtime_env = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
+    if "RAY_ADDRESS" in os.environ:
+        context = ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        _set_stale_address_aside()
+        context = ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            runtime_env=runtime_env,
+            logging_level=logging.WARNING,
+        )
+    return {"dashboard": context.dashboard_url, "resources": ray.cluster_resources()}
+
+
+def _set_stale_address_aside() -> None:
+    """Move away the address file of a cluster that is gone: actors' State API calls would follow it, and hang."""
+    file = Path(get_ray_address_file(None))
+    try:
+        address = file.read_text().strip()
+    except OSError:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        log.warning("the Ray cluster at %s is gone; setting its address file %s aside", address, file)
+        file.replace(file.with_name(f"{file.name}.stale"))
