@@ -63,6 +63,8 @@ class Decoder(Value):
 class AdamW(Value):
     """AdamW with linear warm-up, then a cosine to a tenth or a constant rate; gradients clipped by global norm.
 
+    epsilon: what the root of the second moment is increased by. Adam divides any gradient by its own size, rounding noise
+    of 1e-9 included; where a gradient may vanish, as in GRPO without a hit, a larger epsilon keeps noise small.
     precision: ``fp32``, or ``bf16`` for autocast over fp32 weights. Scores (Q, KL) are fp32 in either case.
     """
 
@@ -72,6 +74,7 @@ class AdamW(Value):
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0, le=1e-2)
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
 

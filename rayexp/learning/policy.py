@@ -94,8 +94,8 @@ class PolicyLearner:
     def _part(self, batch: RolloutBatch) -> _Part:
         device = self.trainer.device
         group = batch.rewards_PG.shape[1]
-        tokens_NC = torch.from_numpy(batch.tokens_NC).to(device)
-        prompts_NT = torch.from_numpy(batch.prompts_PT.astype(np.int64)).to(device).repeat_interleave(group, dim=0)
+        tokens_NC = torch.tensor(batch.tokens_NC, device=device)
+        prompts_NT = torch.tensor(batch.prompts_PT.astype(np.int64), device=device).repeat_interleave(group, dim=0)
         inputs_NT = torch.cat([prompts_NT, tokens_NC[:, :-1]], dim=1)
         reference_NCV = None
         if self.reference is not None:
@@ -103,11 +103,11 @@ class PolicyLearner:
                 reference_NCV = completion_logprobs(self.reference, inputs_NT, tokens_NC.shape[1])
         return _Part(
             inputs_NT,
-            torch.from_numpy(batch.sampler_logprobs_NC).to(device),
+            torch.tensor(batch.sampler_logprobs_NC, device=device),
             Rollouts(
                 tokens_NC,
-                torch.from_numpy(batch.mask_NC).to(device),
-                torch.from_numpy(batch.rewards_PG).to(device),
+                torch.tensor(batch.mask_NC, device=device),
+                torch.tensor(batch.rewards_PG, device=device),
                 reference_NCV,
             ),
         )

@@ -41,6 +41,7 @@ class Trainer:
             [{"params": matrices, "weight_decay": optimiser.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=optimiser.learning_rate,
             betas=(optimiser.beta1, optimiser.beta2),
+            eps=optimiser.epsilon,
             fused=True,
         )
 

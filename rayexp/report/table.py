@@ -1,0 +1,117 @@
+"""Results of a study as two long tables: one row a test prompt of a stage, and one row a training metric.
+
+Both carry the settings of the stage in plain columns, so that pandas, polars or duckdb can group by them.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from rayexp.spec import GRPO, Evaluate, Stage
+from rayexp.store import Store
+from rayexp.sweep.plan import Plan
+from rayexp.world import vocabulary
+
+#: Columns that say which stage a row is about; None where a setting does not apply.
+STAGE_COLUMNS: dict[str, pa.DataType] = {
+    "stage_id": pa.string(),
+    "kind": pa.string(),  # pretrain, sft, grpo
+    "label": pa.string(),
+    "init_id": pa.string(),
+    "axis": pa.string(),
+    "graph": pa.string(),
+    "traversal": pa.string(),
+    "samples": pa.string(),
+    "layers": pa.int64(),
+    "parameters": pa.int64(),
+    "ood_ratio": pa.float64(),
+    "seed": pa.int64(),
+    "prompts": pa.string(),  # GRPO's arm: id, ood, probe
+    "kl_beta": pa.float64(),
+    "group_size": pa.int64(),
+    "grpo_steps": pa.int64(),
+}
+#: log_mass: log-probability of the gold completion, nats. q: its exponential, the exact correct mass for answer-only
+#: samples, a lower bound for traces. init_q: the same for the stage's init, NaN for pretraining.
+RESULTS = pa.schema(
+    [
+        *STAGE_COLUMNS.items(),
+        ("role", pa.string()),
+        ("cell", pa.string()),
+        ("prompt_index", pa.int64()),
+        ("prompt", pa.string()),
+        ("gold", pa.string()),
+        ("log_mass", pa.float64()),
+        ("q", pa.float64()),
+        ("init_q", pa.float64()),
+        ("greedy_correct", pa.bool_()),
+        ("sampled", pa.int64()),
+        ("answer_correct", pa.int64()),
+        ("trace_correct", pa.int64()),
+    ]
+)
+CURVES = pa.schema([*STAGE_COLUMNS.items(), ("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
+
+
+def settings(stage: Stage) -> dict[str, Any]:
+    """The stage's values of ``STAGE_COLUMNS``."""
+    root, grpo = stage.root, stage if isinstance(stage, GRPO) else None
+    return {
+        "stage_id": stage.id,
+        "kind": stage.id.partition("-")[0],
+        "label": stage.label,
+        "init_id": stage.parent.id if stage.parent else None,
+        "axis": root.world.axis,
+        "graph": root.world.graph,
+        "traversal": root.world.traversal,
+        "samples": root.world.samples,
+        "layers": root.decoder.layers,
+        "parameters": root.decoder.parameters(vocabulary.SIZE),
+        "ood_ratio": root.ood_ratio,
+        "seed": root.seed,
+        "prompts": grpo.prompts if grpo else None,
+        "kl_beta": grpo.kl_beta if grpo else None,
+        "group_size": grpo.group_size if grpo else None,
+        "grpo_steps": grpo.steps if grpo else None,
+    }
+
+
+def results(plan: Plan, store: Store) -> pd.DataFrame:
+    """Rows of ``RESULTS`` for every finished measurement of the plan, in the plan's order."""
+    frames: dict[str, pd.DataFrame] = {}
+    for stage in plan.stages:
+        if isinstance(stage, Evaluate) and stage.id in plan.finished:
+            frame = store.table(stage.id, "results.parquet").to_pandas()
+            frame["q"] = np.exp(frame["log_mass"])
+            frames[stage.init.id] = frame.assign(**{k: _column(v, len(frame)) for k, v in settings(stage.init).items()})
+    for frame in frames.values():
+        init = frames.get(str(frame["init_id"].iloc[0]))
+        keys = ["cell", "prompt_index"]
+        if init is None:
+            frame["init_q"] = float("nan")
+        else:
+            before = init[[*keys, "q"]].rename(columns={"q": "init_q"})
+            frame["init_q"] = frame[keys].merge(before, on=keys, how="left", validate="one_to_one")["init_q"].to_numpy()
+    return _framed(list(frames.values()), RESULTS)
+
+
+def curves(plan: Plan, store: Store) -> pd.DataFrame:
+    """Rows of ``CURVES`` for every finished training stage of the plan."""
+    frames = []
+    for stage in plan.stages:
+        if not isinstance(stage, Evaluate) and stage.id in plan.finished:
+            frame = store.table(stage.id, "metrics.parquet").to_pandas()
+            frames.append(frame.assign(**{k: _column(v, len(frame)) for k, v in settings(stage).items()}))
+    return _framed(frames, CURVES)
+
+
+def _column(value: Any, rows: int) -> list[Any]:
+    return [value] * rows
+
+
+def _framed(frames: list[pd.DataFrame], schema: pa.Schema) -> pd.DataFrame:
+    if not frames:
+        return schema.empty_table().to_pandas()
+    return pd.concat([frame[schema.names] for frame in frames], ignore_index=True)
