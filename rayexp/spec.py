@@ -251,33 +251,51 @@ def _canonical(value: Any, where: str) -> Any:
 
 
 class Execution(Value):
-    """How stages are run. Nothing here may change a result, and nothing here is part of an id.
+    """How stages are run. Nothing here may change a result, and nothing here is part of an id."""
 
-    store: fsspec URL that every machine reaches. train_workers: data-parallel ranks of pretraining and SFT.
-    rollout_workers: sampling actors of a GRPO stage. *_cpus, *_gpus: what each process asks Ray for. max_concurrent:
-    trials at once (0: as many as fit). checkpoint_every_s: seconds between checkpoints. keep_rollouts: write every
-    completion to Parquet. parity_every_syncs: weight syncs between two checks that sampler and learner agree.
-    max_logprob_mismatch: largest allowed difference of a token's log-probability between the two, in nats.
-    timeout_s: the longest wait for any one remote answer. worker_failures: restarts of a worker group.
-    """
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
-    store: str
+    store: str = "runs"
+    """Folder or fsspec URL for artifacts and results, which every machine reaches."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: GPUs where the cluster has any."""
     train_workers: Count = 1
+    """Data-parallel ranks of pretraining and SFT."""
     rollout_workers: Count = 1
+    """Sampling actors of a GRPO stage."""
     train_cpus: float = Field(default=1.0, gt=0)
-    learner_cpus: float = Field(default=1.0, gt=0)
-    rollout_cpus: float = Field(default=1.0, gt=0)
-    train_gpus: float = Field(default=0.0, ge=0)
-    learner_gpus: float = Field(default=0.0, ge=0)
-    rollout_gpus: float = Field(default=0.0, ge=0)
+    """Cores of a training rank."""
+    learner_cpus: float = Field(default=0.5, gt=0)
+    """Cores of a GRPO learner. Learner and sampler take turns, so the two together keep one core busy."""
+    rollout_cpus: float = Field(default=0.5, gt=0)
+    """Cores of a sampling actor."""
+    train_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a training rank; by default 1 where the cluster has any."""
+    learner_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a GRPO learner; by default 0.5 where the cluster has any."""
+    rollout_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a sampling actor; by default 0.5 where the cluster has any."""
     max_concurrent: int = Field(default=0, ge=0)
+    """Trials at once; 0: as many as the cluster holds."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
+    """Seconds between two checkpoints of a stage."""
     keep_rollouts: bool = False
+    """Write every completion to the stage's rollouts.parquet."""
     parity_every_syncs: Count = 20
+    """Weight syncs between two checks that sampler and learner agree on fixed tokens."""
     max_logprob_mismatch: float = Field(default=0.02, gt=0)
+    """Largest allowed difference between the two in a token's log-probability, in nats."""
     timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait for any one answer of an actor, in seconds."""
     worker_failures: int = Field(default=2, ge=0)
+    """How often a worker group or a trial is started again after a failure."""
+
+    def on(self, gpus: float) -> "Execution":
+        """With all defaults filled in for a cluster that has (or may grow to) ``gpus`` GPUs."""
+        use = self.device == "cuda" or (self.device == "auto" and gpus > 0)
+        shares = {"train_gpus": 1.0, "learner_gpus": 0.5, "rollout_gpus": 0.5}
+        chosen = {name: share if use else 0.0 for name, share in shares.items() if getattr(self, name) is None}
+        return self.model_copy(update={**chosen, "device": "cuda" if use else "cpu"})
 
 
 def explain(error: ValidationError) -> str:

@@ -58,7 +58,7 @@ class RolloutFleet:
         dtype = "bfloat16" if spec.optimiser.precision == "bf16" else "float32"
         options: dict[str, Any] = {
             "num_cpus": execution.rollout_cpus,
-            "num_gpus": execution.rollout_gpus,
+            "num_gpus": execution.rollout_gpus or 0,
             "max_restarts": ATTEMPTS,
         }
         self._execution = execution

@@ -118,7 +118,7 @@ class _Learner:
         self.actor = LearnerActor.options(
             name=f"learner:{spec.id}:{ray.get_runtime_context().get_actor_id()}",
             num_cpus=execution.learner_cpus,
-            num_gpus=execution.learner_gpus,
+            num_gpus=execution.learner_gpus or 0,
         ).remote(spec.model_dump_json(), execution.model_dump_json())
 
     def call(self, method: str, *arguments: Any) -> Any:

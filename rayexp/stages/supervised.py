@@ -19,7 +19,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from torch import Tensor, nn
 
@@ -45,7 +45,7 @@ def run(
     """
     store = Store(execution.store)
     attempt = f"{stages[0].id}-{time.time_ns():x}"
-    gpus = execution.train_gpus
+    gpus = execution.train_gpus or 0.0
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={
@@ -63,6 +63,7 @@ def run(
             storage_filesystem=store.arrow,
             failure_config=FailureConfig(max_failures=execution.worker_failures, controller_failure_limit=3),
             callbacks=list(callbacks),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
@@ -73,6 +74,8 @@ def run(
 
 def _worker(config: dict[str, Any]) -> None:
     """What every rank of the group runs."""
+    # Ray writes a line at every report, through a logger that its own configuration does not reach.
+    logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
     execution = Execution.model_validate_json(config["execution"])
     store = Store(execution.store)
     context = ray.train.get_context()

@@ -34,15 +34,14 @@ def total(parts: Sequence[Bundle]) -> Bundle:
     return {name: sum(part.get(name, 0.0) for part in parts) for name in sorted({n for part in parts for n in part})}
 
 
-def _bundle(cpus: float, gpus: float) -> Bundle:
+def _bundle(cpus: float, gpus: float | None) -> Bundle:
     return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
 def require_software(plan: Plan, execution: Execution) -> None:
     """Raise VLLMMissing if a stage that is to run samples with vLLM and there is none."""
     if any(isinstance(stage, GRPO) and stage.sampler == "vllm" for stage in plan.to_run):
-        gpu = execution.rollout_gpus > 0 or execution.device == "cuda"
-        require_vllm("cuda" if gpu else "cpu")
+        require_vllm("cuda" if execution.device == "cuda" else "cpu")
 
 
 def require_resources(plan: Plan, execution: Execution) -> None:

@@ -11,13 +11,15 @@ from ray._common.utils import get_ray_address_file
 
 log = logging.getLogger(__name__)
 
-#: Ray Train polls its workers this often; the default of 2 s holds every report back.
+#: For the driver and every process it starts, unless they are set already.
 ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # seconds a report may wait; Ray's default of 2 holds small stages up
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other reporter is silent when it is told to be
+    "PYTHONWARNINGS": "ignore::FutureWarning",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -32,6 +34,8 @@ def connect(cpus: int | None = None) -> dict[str, Any]:
     """
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Tune looks for its own result files, which are switched off, and warns that there are none.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     runtime_env = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
     if "RAY_ADDRESS" in os.environ:
         context = ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)

@@ -1,0 +1,156 @@
+"""Plan a study, run what is missing of it on Ray, write its results and its report.
+
+    python jobs/sweep.py                                    the demo, on this machine
+    python jobs/sweep.py --study depth --scale paper --plan what a study would do
+    ray job submit --working-dir . -- python jobs/sweep.py --study composition --store s3://bucket/study
+
+Run again, it does what is left; when nothing is, it ends in seconds. Exit codes: 0 all done, 1 some stages failed,
+2 refused before anything was started.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import tyro
+from pydantic import ValidationError
+
+from rayexp.presets import SCALES
+from rayexp.sampling.vllm_sampler import VLLMMissing
+from rayexp.spec import Execution, explain
+from rayexp.store import Store, StoreError
+from rayexp.studies import STUDIES, Grid
+from rayexp.sweep.plan import Plan
+from rayexp.sweep.preflight import PreflightError
+
+#: The settings of ``Execution`` as options, without its limits: those are checked, and explained, by ``Execution``.
+Options: Any = dataclasses.make_dataclass(
+    "Options",
+    [
+        (name, Annotated[info.annotation, tyro.conf.arg(help=info.description)], dataclasses.field(default=info.default))
+        for name, info in Execution.model_fields.items()
+    ],
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Plan a study, run what is missing of it on Ray, write its results and its report."""
+
+    options: Annotated[Options, tyro.conf.OmitArgPrefixes]
+    study: str = "demo"
+    """What is varied; see rayexp/studies."""
+    scale: str = "tiny"
+    """Decoder and budgets: tiny, small, paper."""
+    ood_ratios: tuple[float, ...] = ()
+    """Shares of OOD samples in pretraining; the scale's own if not given."""
+    kl_betas: tuple[float, ...] = ()
+    """Weights of the KL to the reference; the scale's own if not given."""
+    seeds: tuple[int, ...] = ()
+    """One chain of stages for each; the scale's own if not given."""
+    graph: str = "hidden"
+    """hidden: one cycle, to be learnt. printed: a fresh map in every prompt."""
+    traversal: str = "uniform"
+    """uniform, or positional: traversal and shift do not commute."""
+    samples: str = "answer"
+    """answer: only the final string. trace: the string after every operation."""
+    plan: bool = False
+    """Print the plan and stop."""
+
+
+def main(arguments: list[str] | None = None, defaults: Sweep | None = None) -> int:
+    """The whole job; returns the exit code."""
+    sweep = tyro.cli(Sweep, args=arguments, default=defaults, description=__doc__)
+    try:
+        execution = Execution.model_validate(dataclasses.asdict(sweep.options) | {"store": store_url(sweep.options.store)})
+        store = Store(execution.store)
+        plan = planned(sweep, store)
+        print(plan.summary(), flush=True)
+        if sweep.plan:
+            return 0
+        store.require_writable()
+        failed = run(plan, execution) if plan.trials else 0
+    except ValidationError as error:
+        return refuse(explain(error))
+    except (ValueError, StoreError, PreflightError, VLLMMissing) as error:
+        return refuse(str(error))
+    write_report(planned(sweep, store), store, sweep)
+    return 1 if failed else 0
+
+
+def planned(sweep: Sweep, store: Store) -> Plan:
+    """The plan of the study against what the store has finished. Raises ValueError on a setting it can't have."""
+    study, budget = choice("study", sweep.study, STUDIES), choice("scale", sweep.scale, SCALES)
+    grid = Grid(
+        sweep.ood_ratios or budget.ood_ratios,
+        sweep.kl_betas or budget.kl_betas,
+        sweep.seeds or budget.seeds,
+        sweep.graph,
+        sweep.traversal,
+        sweep.samples,
+    )
+    return Plan.of(sweep.study, study(budget, grid), store.finished_ids())
+
+
+def run(plan: Plan, execution: Execution) -> int:
+    """Run the plan on the cluster; the number of trials that did not succeed."""
+    from rayexp.sweep import preflight, runtime, tune  # Ray takes seconds to import; a plan or a refusal needs none
+    from rayexp.sweep.progress import ProgressLines
+
+    cluster = runtime.connect()
+    execution = execution.on(gpus=preflight.capacity().get("GPU", 0.0))
+    preflight.require_software(plan, execution)
+    preflight.require_resources(plan, execution)
+    print(f"Ray dashboard: http://{cluster['dashboard']}", flush=True)
+    labels = {trial.id: trial.label for trial in plan.trials}
+    outcome = tune.run(plan, execution, callbacks=[ProgressLines(labels)])
+    for trial, error in outcome.failed.items():
+        print(f"failed: {labels[trial]} ({trial})\n{error}", file=sys.stderr)
+    for trial in sorted(outcome.blocked):
+        print(f"blocked by a failed one: {labels[trial]} ({trial})", file=sys.stderr)
+    return len(outcome.failed) + len(outcome.blocked)
+
+
+def write_report(plan: Plan, store: Store, sweep: Sweep) -> None:
+    """Results table and report of what is finished, into the store's ``studies`` folder."""
+    from rayexp.report import page
+
+    name = f"{plan.study}-{sweep.scale}"
+    with TemporaryDirectory() as folder:
+        page.write(plan, store, Path(folder))
+        (Path(folder) / "plan.json").write_text(json.dumps([stage.id for stage in plan.stages], indent=1))
+        store.put_folder(Path(folder), f"studies/{name}")
+    print(f"results: {store.url}/studies/{name}/results.parquet\nreport:  {store.url}/studies/{name}/report/index.html")
+
+
+def store_url(url: str) -> str:
+    """A relative folder as an absolute one, for workers start elsewhere. Refused where it would be thrown away."""
+    if "://" in url or url.startswith("file:"):
+        return url
+    if "runtime_resources" in Path.cwd().parts and not os.path.isabs(url):
+        raise ValueError(
+            f"store is {url!r}, relative to Ray's temporary copy of the working directory; "
+            "allowed in a job with --working-dir: an absolute path or a URL"
+        )
+    return str(Path(url).absolute())
+
+
+def choice(field: str, value: str, allowed: dict[str, Any]) -> Any:
+    """The entry of that name. Raises ValueError that names what is allowed."""
+    if value not in allowed:
+        raise ValueError(f"{field} is {value!r}; allowed: {', '.join(allowed)}")
+    return allowed[value]
+
+
+def refuse(why: str) -> int:
+    """Say why and return the exit code of a refusal."""
+    print(f"refused: {why}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
