@@ -20,7 +20,7 @@ import tyro
 from pydantic import ValidationError
 
 from rayexp.presets import SCALES
-from rayexp.sampling.vllm_sampler import VLLMMissing
+from rayexp.sampling.vllm_sampler import VLLMMissingError
 from rayexp.spec import Execution, explain
 from rayexp.store import Store, StoreError
 from rayexp.studies import STUDIES, Grid
@@ -31,7 +31,11 @@ from rayexp.sweep.preflight import PreflightError
 Options: Any = dataclasses.make_dataclass(
     "Options",
     [
-        (name, Annotated[info.annotation, tyro.conf.arg(help=info.description)], dataclasses.field(default=info.default))
+        (
+            name,
+            Annotated[info.annotation, tyro.conf.arg(help=info.description)],
+            dataclasses.field(default=info.default),
+        )
         for name, info in Execution.model_fields.items()
     ],
 )
@@ -41,11 +45,11 @@ Options: Any = dataclasses.make_dataclass(
 class Sweep:
     """Plan a study, run what is missing of it on Ray, write its results and its report."""
 
-    options: Annotated[Options, tyro.conf.OmitArgPrefixes]
+    options: Annotated[Options, tyro.conf.OmitArgPrefixes]  # pyright: ignore[reportInvalidTypeForm]
     study: str = "demo"
     """What is varied; see rayexp/studies."""
     scale: str = "tiny"
-    """Decoder and budgets: tiny, small, paper."""
+    """Decoder and budgets: toy, tiny, small, paper."""
     ood_ratios: tuple[float, ...] = ()
     """Shares of OOD samples in pretraining; the scale's own if not given."""
     kl_betas: tuple[float, ...] = ()
@@ -62,11 +66,16 @@ class Sweep:
     """Print the plan and stop."""
 
 
-def main(arguments: list[str] | None = None, defaults: Sweep | None = None) -> int:
+DEFAULTS = Sweep(Options())
+
+
+def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
     """The whole job; returns the exit code."""
     sweep = tyro.cli(Sweep, args=arguments, default=defaults, description=__doc__)
     try:
-        execution = Execution.model_validate(dataclasses.asdict(sweep.options) | {"store": store_url(sweep.options.store)})
+        execution = Execution.model_validate(
+            dataclasses.asdict(sweep.options) | {"store": store_url(sweep.options.store)}
+        )
         store = Store(execution.store)
         plan = planned(sweep, store)
         print(plan.summary(), flush=True)
@@ -76,9 +85,9 @@ def main(arguments: list[str] | None = None, defaults: Sweep | None = None) -> i
         failed = run(plan, execution) if plan.trials else 0
     except ValidationError as error:
         return refuse(explain(error))
-    except (ValueError, StoreError, PreflightError, VLLMMissing) as error:
+    except (ValueError, StoreError, PreflightError, VLLMMissingError) as error:
         return refuse(str(error))
-    write_report(planned(sweep, store), store, sweep)
+    write_report(planned(sweep, store), store, sweep.scale)
     return 1 if failed else 0
 
 
@@ -115,11 +124,11 @@ def run(plan: Plan, execution: Execution) -> int:
     return len(outcome.failed) + len(outcome.blocked)
 
 
-def write_report(plan: Plan, store: Store, sweep: Sweep) -> None:
+def write_report(plan: Plan, store: Store, scale: str) -> None:
     """Results table and report of what is finished, into the store's ``studies`` folder."""
     from rayexp.report import page
 
-    name = f"{plan.study}-{sweep.scale}"
+    name = f"{plan.study}-{scale}"
     with TemporaryDirectory() as folder:
         page.write(plan, store, Path(folder))
         (Path(folder) / "plan.json").write_text(json.dumps([stage.id for stage in plan.stages], indent=1))

@@ -40,7 +40,10 @@ class Journal:
     def save(self, folder: Path) -> None:
         """Write ``metrics.parquet``."""
         columns = list(zip(*self._rows, strict=True)) or [(), (), ()]
-        pq.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA), folder / "metrics.parquet")
+        pq.write_table(
+            pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA),
+            folder / "metrics.parquet",
+        )
 
     def load(self, folder: Path) -> None:
         """Continue from a saved one."""

@@ -63,8 +63,8 @@ class Decoder(Value):
 class AdamW(Value):
     """AdamW with linear warm-up, then a cosine to a tenth or a constant rate; gradients clipped by global norm.
 
-    epsilon: what the root of the second moment is increased by. Adam divides any gradient by its own size, rounding noise
-    of 1e-9 included; where a gradient may vanish, as in GRPO without a hit, a larger epsilon keeps noise small.
+    epsilon: what the root of the second moment is increased by. Adam divides any gradient by its own size, rounding
+    noise of 1e-9 included; where a gradient may vanish, as in GRPO without a hit, a larger epsilon keeps noise small.
     precision: ``fp32``, or ``bf16`` for autocast over fp32 weights. Scores (Q, KL) are fp32 in either case.
     """
 
@@ -305,14 +305,14 @@ def explain(error: ValidationError) -> str:
     field = ".".join(str(part) for part in first["loc"] if part not in kinds) or "setting"
     match first["type"]:
         case "value_error":
-            return str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
+            return str(first.get("ctx", {}).get("error", first["msg"]))
         case "extra_forbidden":
             return f"{field} is not a setting; it is written by mistake or misspelt"
         case "missing":
             return f"{field} is missing; it has no default"
         case "union_tag_invalid":
-            context = first["ctx"]
-            return f"{field}.kind is {context['tag']!r}; allowed: {context['expected_tags']}"
+            context = first.get("ctx", {})
+            return f"{field}.kind is {context.get('tag')!r}; allowed: {context.get('expected_tags')}"
     allowed = first["msg"].removeprefix("Input should be ")
     return f"{field} is {_shortened(first['input'])}; allowed: {allowed[:1].lower() + allowed[1:]}"
 

@@ -14,10 +14,10 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import fsspec
 import pyarrow as pa
@@ -68,7 +68,9 @@ class Store:
                 raise OSError("a file came back different")
             self.fs.rm_file(probe)
         except Exception as error:
-            raise StoreError(f"store is {self.url!r}, which cannot be written: {error or type(error).__name__}") from error
+            raise StoreError(
+                f"store is {self.url!r}, which cannot be written: {error or type(error).__name__}"
+            ) from error
 
     # Artifacts
 
@@ -138,7 +140,7 @@ class Store:
 
     def read(self, path: str) -> bytes:
         """One file, by its path below the root. Raises FileNotFoundError."""
-        return self.fs.cat_file(f"{self.root}/{_inside(path)}")
+        return cast(bytes, self.fs.cat_file(f"{self.root}/{_inside(path)}"))
 
     def write(self, path: str, data: bytes) -> None:
         """Write one file so that a reader sees either the old one or the new one."""
@@ -156,14 +158,12 @@ class Store:
             found = sorted(self.fs.ls(f"{self.root}/{_inside(path)}", detail=False))
         except FileNotFoundError:
             return []
-        return [(PurePosixPath(name).name, self.fs.cat_file(name)) for name in found]
+        return [(PurePosixPath(name).name, cast(bytes, self.fs.cat_file(name))) for name in found]
 
     def remove(self, path: str) -> None:
         """Remove a folder if it is there."""
-        try:
+        with suppress(FileNotFoundError):
             self.fs.rm(f"{self.root}/{_inside(path)}", recursive=True)
-        except FileNotFoundError:
-            pass
 
     def put_folder(self, local: Path, path: str) -> None:
         """Copy every file of a local folder, writing over what is there."""
@@ -204,7 +204,7 @@ class Store:
             target = local / _inside(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             with self.fs.open(f"{self.root}/{path}/{name}", "rb") as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
+                shutil.copyfileobj(cast(IO[bytes], source), sink)
             if _sha256(target) != expected["sha256"]:
                 raise StoreError(f"{self.url}/{path}/{name} is damaged: its SHA-256 is not {expected['sha256']}")
 

@@ -31,7 +31,7 @@ class Learner:
         self._journal = Journal()
         device = decoder.resolve_device(self._execution.device)
         with self._store.model(spec.init.id) as folder:
-            self._policy = PolicyLearner(spec, decoder.load(folder).to(device))
+            self._policy = PolicyLearner(spec, decoder.load(folder, device))
         with self._store.latest_checkpoint(spec.id) as folder:
             if folder is not None:
                 state = torch.load(folder / "trainer.pt", map_location=device, weights_only=True)

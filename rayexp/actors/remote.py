@@ -6,13 +6,13 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 
-class RemoteTimeout(RuntimeError):
+class RemoteTimeoutError(RuntimeError):
     """An actor did not answer in time."""
 
 
 def answer(reference: Any, who: str, timeout_s: float) -> Any:
-    """The value behind an object reference (or a list of them). Raises RemoteTimeout, or what the actor raised."""
+    """The value behind an object reference (or a list of them). Raises RemoteTimeoutError, or what the actor raised."""
     try:
         return ray.get(reference, timeout=timeout_s)
     except GetTimeoutError as error:
-        raise RemoteTimeout(f"no answer from {who} within {timeout_s:g} s") from error
+        raise RemoteTimeoutError(f"no answer from {who} within {timeout_s:g} s") from error

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class RolloutWorker:
         if sampler == "vllm":
             self._sampler = VLLMSampler(shape, dtype=dtype, device=where.type)
         else:
-            self._sampler = TorchSampler(decoder.build(shape, seed=0).to(where))
+            self._sampler = TorchSampler(decoder.build(shape, seed=0, device=where))
 
     def sync(self, weights: dict[str, np.ndarray], version: int) -> None:
         self._sampler.sync(weights, version)
@@ -64,9 +65,9 @@ class RolloutFleet:
         self._execution = execution
         self._spec = spec
         self._workers = [
-            RolloutActor.options(name=f"rollout-{i}:{spec.id}:{ray.get_runtime_context().get_actor_id()}", **options).remote(
-                spec.root.decoder.model_dump_json(), spec.sampler, execution.device, dtype
-            )
+            RolloutActor.options(
+                name=f"rollout-{i}:{spec.id}:{ray.get_runtime_context().get_actor_id()}", **options
+            ).remote(spec.root.decoder.model_dump_json(), spec.sampler, execution.device, dtype)
             for i in range(execution.rollout_workers)
         ]
         self._weights: tuple[Any, int] | None = None
@@ -81,7 +82,7 @@ class RolloutFleet:
     ) -> Completions:
         """See ``Sampler.generate``; prompts are dealt out in contiguous shares."""
         bounds = np.linspace(0, len(prompts), len(self._workers) + 1).astype(int)
-        shares = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+        shares = [slice(a, b) for a, b in pairwise(bounds)]
 
         def ask(worker: Any, i: int) -> Any:
             part = shares[i]
@@ -99,8 +100,8 @@ class RolloutFleet:
         worst = max(float(np.abs(a - b).max()) for rows in scores for a, b in zip(rows, expected, strict=True))
         if not worst <= self._execution.max_logprob_mismatch:
             raise ParityError(
-                f"sampler and learner differ by {worst:.3g} nats on fixed tokens after a weight sync of {self._spec.label}; "
-                f"allowed: max_logprob_mismatch = {self._execution.max_logprob_mismatch:g}"
+                f"sampler and learner differ by {worst:.3g} nats on fixed tokens after a weight sync of "
+                f"{self._spec.label}; allowed: max_logprob_mismatch = {self._execution.max_logprob_mismatch:g}"
             )
         return worst
 

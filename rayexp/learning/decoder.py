@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -10,6 +11,8 @@ from rayexp.spec import Decoder
 from rayexp.world import vocabulary
 
 transformers_logging.disable_progress_bar()  # saving and loading take milliseconds
+
+CPU = torch.device("cpu")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -40,15 +43,15 @@ def config(decoder: Decoder) -> LlamaConfig:
         eos_token_id=vocabulary.EOS,
         initializer_range=decoder.width**-0.5,
         architectures=["LlamaForCausalLM"],
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
     )
 
 
-def build(decoder: Decoder, seed: int) -> LlamaForCausalLM:
+def build(decoder: Decoder, seed: int, device: torch.device = CPU) -> LlamaForCausalLM:
     """A fresh fp32 decoder; equal seeds give equal weights and leave the global generator untouched."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config(decoder)).to(torch.float32).train()
+        return _placed(LlamaForCausalLM(config(decoder)), device)
 
 
 def save(model: LlamaForCausalLM, folder: Path) -> None:
@@ -56,9 +59,15 @@ def save(model: LlamaForCausalLM, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def load(folder: Path) -> LlamaForCausalLM:
-    """A saved decoder, in fp32 on the CPU. Never runs code from the folder and never looks beyond it."""
+def load(folder: Path, device: torch.device = CPU) -> LlamaForCausalLM:
+    """A saved decoder, in fp32. Never runs code from the folder and never looks beyond it."""
     model = LlamaForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
     )
+    return _placed(model, device)
+
+
+def _placed(model: LlamaForCausalLM, device: torch.device) -> LlamaForCausalLM:
+    """In fp32, on the device, ready to be trained."""
+    nn.Module.to(model, device, torch.float32)
     return model.train()

@@ -21,8 +21,8 @@ distributions of completions, as it is for k1 in the reward. tests/test_objectiv
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def next_token_loss(logits_NTV: Tensor, tokens_NT: Tensor, start: int = 1) -> Tensor:
@@ -32,7 +32,7 @@ def next_token_loss(logits_NTV: Tensor, tokens_NT: Tensor, start: int = 1) -> Te
     """
     targets_NT = tokens_NT[:, start:]
     predictions_NTV = logits_NTV[:, start - 1 : tokens_NT.shape[1] - 1]
-    nll = F.cross_entropy(predictions_NTV.flatten(0, 1).float(), targets_NT.flatten(), reduction="none")
+    nll = functional.cross_entropy(predictions_NTV.flatten(0, 1).float(), targets_NT.flatten(), reduction="none")
     return nll.view(targets_NT.shape).sum(dim=1)
 
 
@@ -53,7 +53,9 @@ def group_advantages(rewards_PG: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 def kl_to_reference(policy_NCV: Tensor, reference_NCV: Tensor, tokens_NC: Tensor, estimator: str) -> Tensor:
     """kl_NC by one of the estimators above, from log-probabilities over the vocabulary."""
     if estimator == "exact":
-        return (policy_NCV.exp() * (policy_NCV - reference_NCV)).sum(dim=-1)
+        # The log-ratio's own gradient is sum_v grad p(v) = 0. Left to autograd it is rounding noise instead, which Adam
+        # would blow up to full steps; without it, a policy that equals its reference gets a gradient of exactly zero.
+        return (policy_NCV.exp() * (policy_NCV - reference_NCV).detach()).sum(dim=-1)
     index = tokens_NC[..., None]
     log_ratio_NC = (policy_NCV.gather(-1, index) - reference_NCV.gather(-1, index)).squeeze(-1)
     match estimator:

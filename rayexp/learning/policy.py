@@ -1,9 +1,10 @@
 """The GRPO learner: a policy, its frozen reference, and the update from one batch of rollouts.
 
-Shape suffixes: _N completions, _P prompts, _G members of a group, _T prompt tokens, _C completion tokens, _V vocabulary.
+Shape suffixes: _N completions, _P prompts, _G members of a group, _T tokens, _C completion tokens, _V vocabulary.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,8 +25,11 @@ class MismatchError(RuntimeError):
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Groups of completions whose prompts are of one length. Completions are padded on the right, which causal
-    attention never looks at, and masked in the loss: one rectangle instead of one for each length an ``<eos>`` made."""
+    """Groups of completions whose prompts are of one length.
+
+    Completions are padded on the right, which causal attention never looks at, and masked in the loss: one rectangle
+    instead of one for each length that an ``<eos>`` made.
+    """
 
     prompts_PT: np.ndarray
     tokens_NC: np.ndarray
@@ -158,7 +162,11 @@ def completion_logprobs(model: LlamaForCausalLM, inputs_NT: Tensor, completion_t
 
 
 def rollout_batches(
-    prompts: list[np.ndarray], tokens_NC: np.ndarray, mask_NC: np.ndarray, logprobs_NC: np.ndarray, rewards_PG: np.ndarray
+    prompts: Sequence[Sequence[int]],
+    tokens_NC: np.ndarray,
+    mask_NC: np.ndarray,
+    logprobs_NC: np.ndarray,
+    rewards_PG: np.ndarray,
 ) -> list[RolloutBatch]:
     """Cut rollouts of prompts in any order into batches of one prompt length each, shortest first."""
     group = rewards_PG.shape[1]
@@ -170,7 +178,7 @@ def rollout_batches(
         width = int(mask_NC[rows_N].sum(axis=1).max())
         batches.append(
             RolloutBatch(
-                np.stack([prompts[i] for i in chosen_P]),
+                np.array([prompts[i] for i in chosen_P]),
                 tokens_NC[rows_N, :width],
                 mask_NC[rows_N, :width],
                 logprobs_NC[rows_N, :width],

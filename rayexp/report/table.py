@@ -92,7 +92,7 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
         if init is None:
             frame["init_q"] = float("nan")
         else:
-            before = init[[*keys, "q"]].rename(columns={"q": "init_q"})
+            before = init[[*keys, "q"]].set_axis([*keys, "init_q"], axis=1)
             frame["init_q"] = frame[keys].merge(before, on=keys, how="left", validate="one_to_one")["init_q"].to_numpy()
     return _framed(list(frames.values()), RESULTS)
 
@@ -114,4 +114,4 @@ def _column(value: Any, rows: int) -> list[Any]:
 def _framed(frames: list[pd.DataFrame], schema: pa.Schema) -> pd.DataFrame:
     if not frames:
         return schema.empty_table().to_pandas()
-    return pd.concat([frame[schema.names] for frame in frames], ignore_index=True)
+    return pd.concat([frame.reindex(columns=schema.names) for frame in frames], ignore_index=True)

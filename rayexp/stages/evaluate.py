@@ -16,7 +16,7 @@ from rayexp.store import Store
 def run(spec: Evaluate, store: Store, execution: Execution) -> None:
     """Measure a finished stage and publish the rows."""
     with store.model(spec.init.id) as folder:
-        model = decoder.load(folder).to(decoder.resolve_device(execution.device))
+        model = decoder.load(folder, decoder.resolve_device(execution.device))
     publish(spec, measure(model, spec.root.world, spec), store, execution)
 
 

@@ -67,10 +67,12 @@ class Task:
         world = spec.root.world
         self._spec = spec
         self._verifier = Verifier(world)
-        self._budget = {world.prompt_tokens(cell): world.completion_budget(cell) for cell in world.cells.cells(spec.prompts)}
+        self._budget = {
+            world.prompt_tokens(cell): world.completion_budget(cell) for cell in world.cells.cells(spec.prompts)
+        }
         rectangles = Corpus(world, spec.seed).tasks("grpo", spec.prompts, np.arange(spec.prompt_count))
         self._prompts = {
-            int(number): prompt
+            int(number): prompt.tolist()
             for rectangle in rectangles
             for number, prompt in zip(rectangle.index_N, rectangle.prompts, strict=True)
         }
@@ -83,7 +85,7 @@ class Task:
         order = counter.key(self._spec.seed, "grpo order")
         return counter.epochs(order, self._spec.prompt_count, first, first + self._spec.prompts_per_step).tolist()
 
-    def prompts(self, step: int) -> list[np.ndarray]:
+    def prompts(self, step: int) -> list[list[int]]:
         return [self._prompts[number] for number in self.numbers(step)]
 
     def seeds(self, step: int) -> list[int]:
@@ -93,7 +95,7 @@ class Task:
     def max_tokens(self, step: int) -> list[int]:
         return [self._budget[len(prompt)] for prompt in self.prompts(step)]
 
-    def rewards(self, prompts: Sequence[np.ndarray], completions: Completions) -> np.ndarray:
+    def rewards(self, prompts: Sequence[Sequence[int]], completions: Completions) -> np.ndarray:
         """1 for a completion that ends in the right string, else 0: float32 [P, G]."""
         group = self._spec.group_size
         right = [self._verifier.judge(prompts[i // group], row).answer for i, row in enumerate(completions.rows)]
@@ -126,5 +128,3 @@ class _Learner:
 
     def stop(self) -> None:
         ray.kill(self.actor)
-
-

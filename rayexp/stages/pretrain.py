@@ -1,5 +1,6 @@
 """Pretraining: what a step reads and what it is scored on."""
 
+import torch
 from transformers import LlamaForCausalLM
 
 from rayexp.learning import decoder
@@ -8,9 +9,9 @@ from rayexp.store import Store
 from rayexp.world import Corpus, Rectangle
 
 
-def initial(spec: Pretrain, store: Store) -> LlamaForCausalLM:
+def initial(spec: Pretrain, store: Store, device: torch.device) -> LlamaForCausalLM:
     """A fresh decoder."""
-    return decoder.build(spec.decoder, spec.seed)
+    return decoder.build(spec.decoder, spec.seed, device)
 
 
 def batch(spec: Pretrain, step: int) -> list[Rectangle]:

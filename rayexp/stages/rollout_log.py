@@ -44,7 +44,7 @@ class RolloutLog:
         self,
         step: int,
         numbers: Sequence[int],
-        prompts: Sequence[np.ndarray],
+        prompts: Sequence[Sequence[int]],
         completions: Completions,
         rewards_PG: np.ndarray,
     ) -> None:

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: what a step reads and what it is scored on."""
 
+import torch
 from transformers import LlamaForCausalLM
 
 from rayexp.learning import decoder
@@ -8,10 +9,10 @@ from rayexp.store import Store
 from rayexp.world import Corpus, Rectangle, counter
 
 
-def initial(spec: SFT, store: Store) -> LlamaForCausalLM:
+def initial(spec: SFT, store: Store, device: torch.device) -> LlamaForCausalLM:
     """The pretrained decoder."""
     with store.model(spec.init.id) as folder:
-        return decoder.load(folder)
+        return decoder.load(folder, device)
 
 
 def batch(spec: SFT, step: int) -> list[Rectangle]:

@@ -1,8 +1,8 @@
 """The supervised part of a chain in one Ray Train worker group: pretraining, SFT, and measurements between them.
 
 One worker group for the whole part, because a group takes many seconds to start and tiny stages take few. Checkpoints
-are the store's own, not Ray Train's: they carry a manifest, so a torn one is recognised and passed over, and where to go on
-does not depend on Ray's run snapshot, which is written non-atomically.
+are the store's own, not Ray Train's: they carry a manifest, so a torn one is recognised and passed over, and where to
+go on does not depend on Ray's run snapshot, which is written non-atomically.
 """
 
 import logging
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 import torch.distributed
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.collective import barrier, broadcast_from_rank_zero
+from ray.train.v2._internal.execution import context
 from torch import Tensor, nn
 
 from rayexp.journal import Journal
@@ -31,13 +31,10 @@ from rayexp.stages import evaluate, pretrain, sft
 from rayexp.store import Store
 from rayexp.world import Rectangle
 
-log = logging.getLogger(__name__)
 REPORTS_PER_STAGE = 20
 
 
-def run(
-    stages: Sequence[Stage], execution: Execution, callbacks: Sequence[Any] = (), in_process: bool = False
-) -> None:
+def run(stages: Sequence[Stage], execution: Execution, callbacks: Sequence[Any] = (), in_process: bool = False) -> None:
     """Run the unfinished ones of ``stages`` (parents first) in one worker group.
 
     ``in_process`` trains in this process without a cluster (Ray Train's local mode). Raises what Ray Train raises:
@@ -75,11 +72,11 @@ def run(
 def _worker(config: dict[str, Any]) -> None:
     """What every rank of the group runs."""
     # Ray writes a line at every report, through a logger that its own configuration does not reach.
-    logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
+    logging.getLogger(context.__file__).setLevel(logging.WARNING)
     execution = Execution.model_validate_json(config["execution"])
     store = Store(execution.store)
-    context = ray.train.get_context()
-    rank, ranks = context.get_world_rank(), context.get_world_size()
+    train_context = ray.train.get_context()
+    rank, ranks = train_context.get_world_rank(), train_context.get_world_size()
     for text in config["stages"]:
         stage = parse_stage(text)
         if broadcast_from_rank_zero(store.finished(stage.id)):
@@ -95,11 +92,11 @@ def _worker(config: dict[str, Any]) -> None:
 
 def train(spec: Pretrain | SFT, store: Store, execution: Execution, rank: int, ranks: int) -> None:
     """Train one stage from where it was left and publish it."""
-    stage: ModuleType = pretrain if isinstance(spec, Pretrain) else sft
+    stage: Any = pretrain if isinstance(spec, Pretrain) else sft
     device = decoder.resolve_device(execution.device)
     if device.type == "cuda" and ranks > 1:
         device = ray.train.torch.get_device()
-    module = stage.initial(spec, store).to(device)
+    module = stage.initial(spec, store, device)
     model: nn.Module = nn.parallel.DistributedDataParallel(module) if ranks > 1 else module
     trainer = Trainer(model, spec.optimiser, spec.steps, module)
     journal = Journal()
@@ -190,9 +187,6 @@ def _restore(trainer: Trainer, journal: Journal, spec: Stage, store: Store, rank
             if folder is not None:
                 state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
                 journal.load(folder)
-                log.info("%s goes on from step %d", spec.label, state["completed_steps"])
     state = broadcast_from_rank_zero(state)
     if state is not None:
         trainer.restore(state)
-
-

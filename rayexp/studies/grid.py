@@ -24,7 +24,9 @@ class Grid:
         return World(axis, self.graph, self.traversal, self.samples)
 
 
-def chains(world: World, budget: Budget, grid: Grid, prompts: Sequence[str], decoder: Decoder | None = None) -> list[Stage]:
+def chains(
+    world: World, budget: Budget, grid: Grid, prompts: Sequence[str], decoder: Decoder | None = None
+) -> list[Stage]:
     """Pretraining, SFT, then GRPO for every arm of ``prompts`` and every beta; everything measured.
 
     Stages that two chains share appear once in a plan, because they are equal.

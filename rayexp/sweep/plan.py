@@ -1,7 +1,8 @@
 """The plan: the set of unique stages that a study wants, what of it is finished, and the trials that run the rest.
 
 A trial is what is scheduled at once. Supervised stages that share a pretraining run go into one trial (they share a
-worker group, which costs more to start than they cost to run), each GRPO stage with its measurements into one of its own.
+worker group, which costs more to start than they cost to run), each GRPO stage goes with its measurements into one of
+its own.
 """
 
 from collections.abc import Collection, Iterable
@@ -98,12 +99,12 @@ class Plan:
             flop = sum(map(flops, pending))
             rows.append((kind, str(len(stages)), str(len(stages) - len(pending)), str(len(pending)), f"{flop:.2g}"))
         total = sum(map(flops, self.to_run))
-        rows.append(
-            ("total", str(len(self.stages)), str(len(self.finished)), str(len(self.to_run)), f"{total:.2g}")
-        )
+        rows.append(("total", str(len(self.stages)), str(len(self.finished)), str(len(self.to_run)), f"{total:.2g}"))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
-            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
             for row in rows
         ]
         shared = self.wanted - len(self.stages)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import ray
+from ray._private.state import state as cluster_state
 
 from rayexp.sampling.vllm_sampler import require_vllm
 from rayexp.spec import GRPO, Execution
@@ -39,7 +40,7 @@ def _bundle(cpus: float, gpus: float | None) -> Bundle:
 
 
 def require_software(plan: Plan, execution: Execution) -> None:
-    """Raise VLLMMissing if a stage that is to run samples with vLLM and there is none."""
+    """Raise VLLMMissingError if a stage that is to run samples with vLLM and there is none."""
     if any(isinstance(stage, GRPO) and stage.sampler == "vllm" for stage in plan.to_run):
         require_vllm("cuda" if execution.device == "cuda" else "cpu")
 
@@ -76,5 +77,5 @@ def concurrency(plan: Plan, execution: Execution) -> int:
 def capacity() -> Bundle:
     """What the cluster has, or may grow to if an autoscaler said how far."""
     has = dict(ray.cluster_resources())
-    limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    limits = cluster_state.get_max_resources_from_cluster_config() or {}
     return {name: max(has.get(name, 0.0), float(limits.get(name, 0.0))) for name in {*has, *limits}}

@@ -24,7 +24,9 @@ class ProgressLines(tune.Callback):
         self._begun.setdefault(trial.trial_id, time.monotonic())
         self._say(f"start   {self._label(trial)}")
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         now = time.monotonic()
         if now - self._spoken.get(trial.trial_id, self._begun.get(trial.trial_id, now)) < self._every_s:
             return

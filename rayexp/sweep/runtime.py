@@ -16,7 +16,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # seconds a report may wait; Ray's default of 2 holds small stages up
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other reporter is silent when it is told to be
     "PYTHONWARNINGS": "ignore::FutureWarning",

@@ -70,8 +70,8 @@ def run_trial(config: dict[str, Any]) -> None:
 
 
 def _resources(kind: str, execution: Execution) -> PlacementGroupFactory:
-    """A supervised trial holds nothing but a place on the head: Ray Train makes its own placement group, and a trial that
-    held CPUs would wait for itself. A GRPO trial is one group, so it starts whole or not at all."""
+    """A supervised trial holds nothing but a place on the head: Ray Train makes its own placement group, and a trial
+    that held CPUs would wait for itself. A GRPO trial is one group, so it starts whole or not at all."""
     if kind == "supervised":
         return PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     return PlacementGroupFactory([{}, *preflight.grpo_bundles(execution)])
@@ -100,7 +100,7 @@ class PlanSearcher(Searcher):
         }
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A trial that is ready; None while it takes one that runs to make one ready; FINISHED when none ever will be."""
+        """A trial that is ready; None while only running ones can make more ready; FINISHED when none ever will be."""
         if self._ready:
             chosen = self._ready.pop(0)
             self._running[trial_id] = chosen

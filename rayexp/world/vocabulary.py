@@ -6,9 +6,8 @@ ALPHABET = 26
 
 PAD, BOS, EOS, COLON, EQUALS, SEMICOLON, TRAVERSE, SHIFT = range(8)
 LETTER0 = 8
-SYMBOLS = ("<pad>", "<bos>", "<eos>", ":", "=", ";", "T", "S") + tuple(
-    f"{alphabet}{i}" for alphabet in "ab" for i in range(ALPHABET)
-)
+SPECIAL = ("<pad>", "<bos>", "<eos>", ":", "=", ";", "T", "S")
+SYMBOLS = (*SPECIAL, *(f"{alphabet}{i}" for alphabet in "ab" for i in range(ALPHABET)))
 #: Rows of the embedding table. 60 symbols, rounded up to a multiple of 64: a friendlier shape for GPUs.
 SIZE = 64
 OPERATIONS = {"T": TRAVERSE, "S": SHIFT}

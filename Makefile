@@ -1,0 +1,35 @@
+# make demo: the paper's central result on this machine. make test: everything that CI checks.
+# make head: a Ray head in this checkout, for `ray job submit -- python jobs/sweep.py`.
+
+PYTHON ?= python3
+EXTRA := $(if $(shell command -v nvidia-smi),cuda,cpu)
+# uv does not read PIP_FIND_LINKS, which is how a machine with a local torch wheel offers it.
+TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend=auto)
+BIN := $(CURDIR)/.venv/bin
+INSTALLED := .venv/installed-$(EXTRA)
+
+.PHONY: demo test head clean
+
+demo: $(INSTALLED)
+	$(BIN)/python jobs/sweep.py --study demo --store runs
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+
+# In the foreground; Ctrl-C ends it, and nothing else. It listens on loopback only, so it needs no tokens.
+head: $(INSTALLED)
+	PATH="$(BIN):$$PATH" RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 \
+	  $(BIN)/ray start --head --block --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1
+
+# Bytecode is compiled once here; without it every Ray worker compiles torch, Ray and vLLM again when it starts.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip install --quiet --compile-bytecode $(TORCH) --editable ".[$(EXTRA),dev]"
+	touch $@
+
+clean:
+	rm -rf .venv

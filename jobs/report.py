@@ -1,0 +1,35 @@
+"""Write the results table and the report of a study again, from what its store has; trains nothing, starts no Ray.
+
+    python jobs/report.py --study demo --store runs
+
+Takes the options of ``jobs/sweep.py``: they say which stages the study consists of.
+"""
+
+import sys
+
+import tyro
+from pydantic import ValidationError
+
+from jobs.sweep import DEFAULTS, Sweep, planned, refuse, store_url, write_report
+from rayexp.spec import explain
+from rayexp.store import Store, StoreError
+
+
+def main() -> int:
+    """The whole job; returns the exit code."""
+    sweep = tyro.cli(Sweep, default=DEFAULTS, description=__doc__)
+    try:
+        store = Store(store_url(sweep.options.store))
+        plan = planned(sweep, store)
+    except ValidationError as error:
+        return refuse(explain(error))
+    except (ValueError, StoreError) as error:
+        return refuse(str(error))
+    if not plan.finished:
+        return refuse(f"store is {store.url!r}, which has no finished stage of the study {plan.study}")
+    write_report(plan, store, sweep.scale)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

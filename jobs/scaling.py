@@ -1,0 +1,9 @@
+"""The paper's decoder at 4, 16 and 32 layers: ``jobs/sweep.py --study scaling``, with all of its options."""
+
+import dataclasses
+import sys
+
+from jobs.sweep import DEFAULTS, main
+
+if __name__ == "__main__":
+    sys.exit(main(defaults=dataclasses.replace(DEFAULTS, study="scaling")))

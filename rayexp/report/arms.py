@@ -1,0 +1,86 @@
+"""What a report compares: the arms of a study, each with the cells that it is judged on.
+
+An arm is GRPO on the prompts of one role, by decoders of one depth. Its rows are the measured GRPO prompts of
+``table.results`` whose init was measured too, so that every row holds a pair: ``init_q`` before GRPO and ``q`` after.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from rayexp.evaluation.metrics import Interval, cluster_bootstrap
+
+ROLE_NAMES = {"id": "ID", "ood": "OOD", "probe": "probe"}
+#: Role of the cells that the question is about, by the role of GRPO's prompts.
+TARGET_OF = {"id": "ood", "ood": "ood", "probe": "probe"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """GRPO on ``prompts`` (id, ood, probe) by decoders of ``layers`` layers.
+
+    rows: those of ``table.results``, and ``gain``, which is q - init_q.
+    """
+
+    layers: int
+    prompts: str
+    rows: pd.DataFrame
+    one_depth: bool
+
+    @property
+    def target(self) -> str:
+        return TARGET_OF[self.prompts]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of the cells to show: the one in question, and the one that GRPO trained on."""
+        return tuple(dict.fromkeys((self.target, self.prompts)))
+
+    @property
+    def name(self) -> str:
+        """For people, e.g. ``GRPO on OOD prompts``; with the depth where a study has several."""
+        depth = "" if self.one_depth else f", {self.layers} layers"
+        return f"GRPO on {ROLE_NAMES[self.prompts]} prompts{depth}"
+
+    def cells(self, role: str) -> pd.DataFrame:
+        return self.rows[self.rows["role"] == role]
+
+
+def arms(results: pd.DataFrame) -> list[Arm]:
+    """The arms with at least one measured pair, by depth and then by role."""
+    pairs = results[(results["kind"] == "grpo") & results["init_q"].notna()]
+    pairs = pairs.assign(gain=pairs["q"] - pairs["init_q"], kl_beta=pairs["kl_beta"].astype(float))
+    one_depth = results["layers"].nunique() == 1
+    return [
+        Arm(layers, prompts, rows, one_depth)
+        for layers in sorted(pairs["layers"].unique().tolist())
+        for prompts in ROLE_NAMES
+        if len(rows := pairs[(pairs["layers"] == layers) & (pairs["prompts"] == prompts)])
+    ]
+
+
+def before(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a prompt of each init: the GRPO stages that share an init share its measurements."""
+    return rows.drop_duplicates(["init_id", "cell", "prompt_index"])
+
+
+def interval(rows: pd.DataFrame, column: str) -> Interval:
+    """Mean of a column over prompts and seeds, with its 95 % bootstrap interval; clusters are seeds."""
+    return cluster_bootstrap([cluster[column].to_numpy(dtype=float) for _, cluster in rows.groupby("seed")])
+
+
+def percent(ratio: float) -> str:
+    """An OOD ratio for people, without its unit: 0.003 is ``0.3``."""
+    return f"{100 * ratio:g}"
+
+
+def mass_name(results: pd.DataFrame) -> str:
+    """What q is in this study: for traces only the mass of one correct completion among several."""
+    traces = (results["samples"] == "trace").any()
+    return "gold-trace mass (≤ Q)" if traces else "correct mass Q"
+
+
+def counted(counts: pd.Series, noun: str) -> str:
+    """A number of things that may differ among the points of a figure: ``3 seeds``, ``1 seed``, ``1–3 seeds``."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low if low == high else f'{low}–{high}'} {noun}{'' if high == 1 else 's'}"

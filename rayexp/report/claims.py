@@ -1,0 +1,277 @@
+"""The paper's four claims as numbers: what each predicts, what was measured, and whether the two agree.
+
+A verdict compares a 95 % interval with a threshold that was fixed beforehand: ``holds`` or ``does not hold`` where the
+whole interval lies on one side of it, else ``undecided``. Seeds are the unit that training varies over, and there are
+few of them. A bootstrap of three seeds hardly leaves their range and would be too sure; so a verdict needs the wider of
+two intervals, the bootstrap over seeds and prompts and Student's t over the means of the seeds. With one seed neither
+says anything about another run, and the finding says so. Every row stands by itself: nothing is corrected for their
+number.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from rayexp.evaluation.metrics import Interval, wilson
+from rayexp.evaluation.theory import paper_bound, tilted
+from rayexp.report.arms import ROLE_NAMES, Arm, arms, before, interval, percent
+
+HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "does not hold", "undecided", "not measured"
+
+#: A gain of less correct mass than this is no gain.
+SMALL_GAIN = 0.01
+#: Mean Q above which a stage is saturated, and what GRPO may then still add.
+SATURATED_Q, SATURATED_GAIN = 0.9, 0.05
+#: Share of prompts that may lie above the bound. The theorem allows none, but for the optimum, not for a network.
+TOLERATED_SHARE = 0.05
+#: Q and P come from float32 log-probabilities; a relative difference below this is rounding.
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim measured in one setting. value: what the verdict compares, None where it was not measured."""
+
+    verdict: str
+    measured: str
+    value: Interval | None = None
+    role: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """id, title and prediction are for people; check measures it on the rows of one arm and one beta."""
+
+    id: str
+    title: str
+    prediction: str
+    check: Callable[[Arm, pd.DataFrame], list[Finding]]
+
+
+def claims(results: pd.DataFrame) -> pd.DataFrame:
+    """One row for each claim, arm and beta.
+
+    Columns: claim, title, prediction, setting, layers, prompts (GRPO's arm), kl_beta, role (of the cells judged), value,
+    low, high (of the quantity that the verdict compares), seeds, n (pairs of one seed and one prompt), measured, verdict,
+    note.
+    """
+    rows = [
+        _row(claim, finding, arm, beta) for claim in CLAIMS for arm, beta, finding in _findings(claim, arms(results))
+    ]
+    return pd.DataFrame(rows)
+
+
+def _findings(claim: Claim, found: list[Arm]) -> list[tuple[Arm | None, float, Finding]]:
+    if not found:
+        return [(None, float("nan"), _missing("no GRPO stage has been measured together with its init"))]
+    return [
+        (arm, rows["kl_beta"].iloc[0], finding)
+        for arm in found
+        for _, rows in arm.rows.groupby("kl_beta")
+        for finding in claim.check(arm, rows)
+    ]
+
+
+def _row(claim: Claim, finding: Finding, arm: Arm | None, beta: float) -> dict[str, object]:
+    setting, value = "", finding.value
+    if arm:
+        cells = f", {ROLE_NAMES[finding.role]} cells" if finding.role else ""
+        setting = f"{arm.name}, β = {beta:g}{cells}"
+    return {
+        "claim": claim.id,
+        "title": claim.title,
+        "prediction": claim.prediction,
+        "setting": setting,
+        "layers": arm.layers if arm else None,
+        "prompts": arm.prompts if arm else None,
+        "kl_beta": beta,
+        "role": finding.role,
+        "value": value.mean if value else None,
+        "low": value.low if value else None,
+        "high": value.high if value else None,
+        "seeds": value.seeds if value else 0,
+        "n": value.prompts if value else 0,
+        "measured": finding.measured,
+        "verdict": finding.verdict,
+        "note": _with_scope(finding),
+    }
+
+
+def _with_scope(finding: Finding) -> str:
+    one_seed = "One seed: the interval covers prompts only and says nothing about another run."
+    return " ".join(filter(None, [finding.note, one_seed if finding.value and finding.value.seeds == 1 else ""]))
+
+
+# The claims
+
+
+def no_mass_no_gain(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
+    """C1. Gain on the target cells of decoders that were pretrained without any OOD sample."""
+    target = rows[rows["role"] == arm.target]
+    without = target[target["ood_ratio"] == 0]
+    if without.empty:
+        return [_missing("the study has no finished chain with an OOD ratio of 0", arm.target)]
+    gain = cautious(without, "gain")
+    best = target.groupby("ood_ratio")["gain"].mean().max()
+    idle = (
+        f"No OOD ratio gained {SMALL_GAIN:g} in this setting: GRPO may just have been too short."
+        if best < SMALL_GAIN
+        else ""
+    )
+    measured = f"gain {gain}, from a mean Q of {before(without)['init_q'].mean():.2g}"
+    return [Finding(_below(gain, SMALL_GAIN), measured, gain, arm.target, idle)]
+
+
+def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
+    """C2. Gain at the best ratio in between less the gain at the lowest and at the highest ratio, paired.
+
+    The best ratio is chosen by its gain, which flatters it; that it must beat both ends at once makes up for that.
+    """
+    target = rows[rows["role"] == arm.target]
+    gains = target.pivot_table(index=["seed", "cell", "prompt_index"], columns="ood_ratio", values="gain")
+    if gains.shape[1] < 3:
+        return [_missing("fewer than three OOD ratios are finished, so that none is in between", arm.target)]
+    means = gains.mean()
+    low_end, high_end, best = means.index[0], means.index[-1], means.iloc[1:-1].idxmax()
+    pairs = gains[[low_end, best, high_end]].dropna().reset_index()
+    if pairs.empty:
+        return [_missing("no seed is finished at all three of the ratios to compare", arm.target)]
+    margins = [
+        cautious(pairs.assign(margin=pairs[best] - pairs[end]), "margin", (-2.0, 2.0)) for end in (low_end, high_end)
+    ]
+    verdict, note = _in_between(margins, means, target.loc[target["ood_ratio"] == high_end, "init_q"].mean())
+    measured = (
+        f"gain {means[best]:.3g} at {percent(best)} % OOD; more than at {percent(low_end)} % by {margins[0]}, "
+        f"than at {percent(high_end)} % by {margins[1]}"
+    )
+    return [Finding(verdict, measured, min(margins, key=lambda margin: margin.mean), arm.target, note)]
+
+
+def _in_between(margins: list[Interval], means: pd.Series, highest_q: float) -> tuple[str, str]:
+    """Verdict and note from the margins over the lowest and the highest ratio, and mean Q before GRPO at the latter."""
+    over_lowest, over_highest = (_above(margin, SMALL_GAIN) for margin in margins)
+    if means.max() < SMALL_GAIN:
+        return UNDECIDED, f"No OOD ratio gained {SMALL_GAIN:g}: there is no gain that could be largest anywhere."
+    if over_highest == FAILS and highest_q <= SATURATED_Q:
+        over_highest = UNDECIDED  # the grid ends before saturation, so that the fall of the gain may lie beyond it
+    verdict = next(verdict for verdict in (FAILS, UNDECIDED, HOLDS) if verdict in (over_lowest, over_highest))
+    beyond = "" if highest_q > SATURATED_Q else ", not yet saturated: the gain may still rise beyond the grid"
+    return verdict, f"Mean Q before GRPO at the highest ratio is {highest_q:.2g}{beyond}."
+
+
+def saturation(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
+    """C3. Gain at the OOD ratios whose mean Q before GRPO is above ``SATURATED_Q``, for ID and for target cells."""
+    return [_saturation(role, rows[rows["role"] == role]) for role in dict.fromkeys(("id", arm.target))]
+
+
+def _saturation(role: str, rows: pd.DataFrame) -> Finding:
+    full = rows[rows.groupby("ood_ratio")["init_q"].transform("mean") > SATURATED_Q]
+    if full.empty:
+        return _missing(f"mean Q before GRPO is at most {SATURATED_Q:g} at every finished OOD ratio", role)
+    gain, possible = cautious(full, "gain"), 1 - full["init_q"]
+    measured = f"gain {gain} of a possible {possible.mean():.3g}"
+    if possible.mean() > 0:
+        # A ratio of means, linearised (delta method) so that it has an interval like any mean.
+        share = full["gain"].mean() / possible.mean()
+        linear = full.assign(share=share + (full["gain"] - share * possible) / possible.mean())
+        measured += f": a share of {cautious(linear, 'share', (-np.inf, 1.0))}"
+    note = f"At {', '.join(map(percent, sorted(full['ood_ratio'].unique())))} % OOD."
+    if possible.mean() < SATURATED_GAIN:
+        note += " Holds by arithmetic, for no more was left to gain; what GRPO made of it is the share."
+    return Finding(_below(gain, SATURATED_GAIN), measured, gain, role, note)
+
+
+def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
+    """C4. Share of the prompts, of the role GRPO trained on, whose P lies above exp(1/beta) Q.
+
+    Only where that is below 1: elsewhere nothing could exceed it. Wilson's interval takes prompts as independent, which
+    those of one run are not, so it is widened to that over seeds.
+    """
+    trained = rows[rows["role"] == arm.prompts]
+    beta = float(rows["kl_beta"].iloc[0])
+    if beta == 0:
+        return [_missing("without a KL penalty there is no bound", arm.prompts)]
+    if trained.empty:
+        return [_missing("GRPO's own cells have not been measured", arm.prompts)]
+    q, p = trained["init_q"].to_numpy(), trained["q"].to_numpy()
+    bound, optimum = paper_bound(q, beta), tilted(q, beta)
+    trained = trained.assign(over=p > bound * (1 + ROUNDING), over_optimum=p > optimum * (1 + ROUNDING))
+    binding = trained[bound < 1]
+    beyond = f"above the tilted optimum: {_proportion(trained, 'over_optimum')} of {len(trained)}"
+    if binding.empty:
+        missing = _missing(f"the bound is 1 for all {len(trained)} prompts, whose Q is above exp(-1/β)", arm.prompts)
+        return [replace(missing, note=f"Share {beyond}.")]
+    share = _proportion(binding, "over")
+    measured = f"share above the bound {share} of {len(binding)}; {beyond}"
+    note = f"The bound is below 1 for {len(binding)} of {len(trained)} prompts."
+    return [Finding(_below(share, TOLERATED_SHARE), measured, share, arm.prompts, note)]
+
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "No mass, no gain",
+        f"Without OOD samples in pretraining, GRPO adds less than {SMALL_GAIN:g} to the mean Q.",
+        no_mass_no_gain,
+    ),
+    Claim(
+        "C2",
+        "The gain is largest in between",
+        f"Some OOD ratio gains at least {SMALL_GAIN:g} more mean Q than both the lowest and the highest one.",
+        gain_in_between,
+    ),
+    Claim(
+        "C3",
+        "Nothing is added at saturation",
+        f"Where the mean Q before GRPO is above {SATURATED_Q:g}, GRPO adds less than {SATURATED_GAIN:g}. At most 1 - Q can be "
+        "added, so the share of that is given too.",
+        saturation,
+    ),
+    Claim(
+        "C4",
+        "GRPO is a bounded reweighting",
+        f"P after GRPO is at most exp(1/β) Q: fewer than {100 * TOLERATED_SHARE:g} % of prompts lie above. A finding, not a "
+        "test: the theorem is about the optimum of each prompt, not about a network that shares its weights.",
+        bounded,
+    ),
+)
+
+
+# Verdicts
+
+
+def cautious(rows: pd.DataFrame, column: str, possible: tuple[float, float] = (-1.0, 1.0)) -> Interval:
+    """Mean with the wider of two 95 % intervals: bootstrap over seeds and prompts, Student's t over means of seeds.
+
+    possible: smallest and largest possible value; no interval leaves them.
+    """
+    boot = interval(rows, column)
+    if boot.seeds == 1:
+        return boot
+    means = rows.groupby("seed")[column].mean()
+    half = stats.t.ppf(0.975, boot.seeds - 1) * stats.sem(means)
+    low, high = min(boot.low, means.mean() - half), max(boot.high, means.mean() + half)
+    return replace(boot, low=float(max(low, possible[0])), high=float(min(high, possible[1])))
+
+
+def _proportion(rows: pd.DataFrame, column: str) -> Interval:
+    """Share of rows where a boolean column is true, with the wider of the intervals by Wilson and over seeds."""
+    over_seeds = cautious(rows, column, (0.0, 1.0))
+    over_rows = wilson(int(rows[column].sum()), len(rows))
+    return replace(over_seeds, low=min(over_seeds.low, over_rows.low), high=max(over_seeds.high, over_rows.high))
+
+
+def _below(value: Interval, limit: float) -> str:
+    return HOLDS if value.high < limit else FAILS if value.low > limit else UNDECIDED
+
+
+def _above(value: Interval, limit: float) -> str:
+    return HOLDS if value.low > limit else FAILS if value.high < limit else UNDECIDED
+
+
+def _missing(reason: str, role: str | None = None) -> Finding:
+    return Finding(NOT_MEASURED, reason, role=role)
