@@ -20,9 +20,10 @@ from rayexp.store import Store
 
 
 class Learner:
-    """Starts from the stage's last checkpoint, or from ``init``; ``completed`` says which step comes next."""
+    """Turns to one stage after the other; ``completed`` says which step of it comes next."""
 
-    def __init__(self, stage: str, execution: str) -> None:
+    def begin(self, stage: str, execution: str) -> None:
+        """Turn to a stage (both arguments are JSON): at its last checkpoint, or at its ``init``."""
         spec = parse_stage(stage)
         assert isinstance(spec, GRPO)
         self._spec = spec

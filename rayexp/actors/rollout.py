@@ -62,15 +62,20 @@ class RolloutFleet:
             "num_gpus": execution.rollout_gpus or 0,
             "max_restarts": ATTEMPTS,
         }
-        self._execution = execution
-        self._spec = spec
+        self._weights: tuple[Any, int] | None = None
+        self.begin(spec, execution)
         self._workers = [
-            RolloutActor.options(
-                name=f"rollout-{i}:{spec.id}:{ray.get_runtime_context().get_actor_id()}", **options
-            ).remote(spec.root.decoder.model_dump_json(), spec.sampler, execution.device, dtype)
+            RolloutActor.options(name=f"rollout-{i}-{ray.get_runtime_context().get_actor_id()}", **options).remote(
+                spec.root.decoder.model_dump_json(), spec.sampler, execution.device, dtype
+            )
             for i in range(execution.rollout_workers)
         ]
-        self._weights: tuple[Any, int] | None = None
+
+    def begin(self, spec: GRPO, execution: Execution) -> None:
+        """Turn to a stage. Until the next ``sync`` the workers hold the weights of the one before."""
+        self._spec = spec
+        self._execution = execution
+        self._weights = None
 
     def sync(self, weights: Any, version: int) -> None:
         """Give all workers the weights behind an object reference."""

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 from rayexp.learning import objectives
 from rayexp.learning.objectives import GRPOSettings, Rollouts
 from rayexp.learning.trainer import Trainer
+from rayexp.sampling.protocol import Completions
 from rayexp.spec import GRPO
 
 
@@ -162,26 +163,23 @@ def completion_logprobs(model: LlamaForCausalLM, inputs_NT: Tensor, completion_t
 
 
 def rollout_batches(
-    prompts: Sequence[Sequence[int]],
-    tokens_NC: np.ndarray,
-    mask_NC: np.ndarray,
-    logprobs_NC: np.ndarray,
-    rewards_PG: np.ndarray,
+    prompts: Sequence[Sequence[int]], completions: Completions, rewards_PG: np.ndarray
 ) -> list[RolloutBatch]:
     """Cut rollouts of prompts in any order into batches of one prompt length each, shortest first."""
     group = rewards_PG.shape[1]
     lengths_P = np.array([len(prompt) for prompt in prompts])
+    mask_NC = completions.mask_NC
     batches = []
     for length in np.unique(lengths_P):
         chosen_P = np.flatnonzero(lengths_P == length)
         rows_N = (chosen_P[:, None] * group + np.arange(group)).ravel()
-        width = int(mask_NC[rows_N].sum(axis=1).max())
+        width = int(completions.length_N[rows_N].max())
         batches.append(
             RolloutBatch(
                 np.array([prompts[i] for i in chosen_P]),
-                tokens_NC[rows_N, :width],
+                completions.tokens_NC[rows_N, :width],
                 mask_NC[rows_N, :width],
-                logprobs_NC[rows_N, :width],
+                completions.logprobs_NC[rows_N, :width],
                 rewards_PG[chosen_P].astype(np.float32),
             )
         )

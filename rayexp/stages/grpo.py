@@ -1,16 +1,12 @@
 """GRPO: (spec, finished init) -> artifact. One learner actor, a fleet of rollout actors, and this loop between them."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import ray
 
-from rayexp.actors.learner import LearnerActor
-from rayexp.actors.remote import answer
-from rayexp.actors.rollout import RolloutFleet
+from rayexp.actors.crew import crew_for
 from rayexp.learning.policy import rollout_batches
 from rayexp.sampling.protocol import Completions, prompt_seed
 from rayexp.spec import GRPO, Evaluate, Execution
@@ -19,45 +15,40 @@ from rayexp.stages.rollout_log import RolloutLog
 from rayexp.store import Store
 from rayexp.world import Corpus, Verifier, counter
 
-log = logging.getLogger(__name__)
 Progress = Callable[[dict[str, Any]], None]
 
 
 def run(spec: GRPO, evaluations: Sequence[Evaluate], execution: Execution, progress: Progress) -> None:
     """Run the stage from where it was left, publish it, then measure it. ``progress`` hears of every step."""
     store = Store(execution.store)
-    fleet = RolloutFleet(spec, execution)  # engines start while the learner loads
-    learner = _Learner(spec, execution)
     task = Task(spec)
     rollout_log = RolloutLog(store, spec.id, enabled=execution.keep_rollouts)
     checkpointed = time.monotonic()
 
-    for step in range(learner.call("completed"), spec.steps):
-        fleet.sync(learner.actor.weights.remote(), version=step)
-        if step % execution.parity_every_syncs == 0:
-            fleet.require_parity(task.probe, learner.call("score", task.probe))
+    with crew_for(spec, execution) as crew:
+        fleet, learner = crew.fleet, crew.learner
+        completed = learner.call("completed")
+        for step in range(completed, spec.steps):
+            fleet.sync(learner.actor.weights.remote(), version=step)
+            if (step - completed) % execution.parity_every_syncs == 0:
+                fleet.require_parity(task.probe, learner.call("score", task.probe))
 
-        prompts = task.prompts(step)
-        completions = fleet.generate(prompts, task.seeds(step), spec.group_size, task.max_tokens(step))
-        rewards_PG = task.rewards(prompts, completions)
-        batches = rollout_batches(
-            prompts, completions.tokens_NC, completions.mask_NC, completions.logprobs_NC, rewards_PG
-        )
-        rollouts = rollout_statistics(rewards_PG, completions)
-        learning = learner.call("update", batches, rollouts)
+            prompts = task.prompts(step)
+            completions = fleet.generate(prompts, task.seeds(step), spec.group_size, task.max_tokens(step))
+            rewards_PG = task.rewards(prompts, completions)
+            rollouts = rollout_statistics(rewards_PG, completions)
+            learning = learner.call("update", rollout_batches(prompts, completions, rewards_PG), rollouts)
 
-        rollout_log.add(step, task.numbers(step), prompts, completions, rewards_PG)
-        progress({"stage": spec.label, "step": step + 1, "steps": spec.steps, **rollouts, "kl": learning["kl"]})
-        if time.monotonic() - checkpointed > execution.checkpoint_every_s:
-            rollout_log.flush()
-            learner.call("checkpoint")
-            checkpointed = time.monotonic()
+            rollout_log.add(step, task.numbers(step), prompts, completions, rewards_PG)
+            progress({"stage": spec.label, "step": step + 1, "steps": spec.steps, **rollouts, "kl": learning["kl"]})
+            if time.monotonic() - checkpointed > execution.checkpoint_every_s:
+                rollout_log.flush()
+                learner.call("checkpoint")
+                checkpointed = time.monotonic()
 
-    fleet.stop()
-    learner.call("publish", rollout_log.table())
-    for evaluation in evaluations:
-        evaluate.publish(evaluation, learner.call("measure", evaluation.model_dump_json()), store, execution)
-    learner.stop()
+        learner.call("publish", rollout_log.table())
+        for evaluation in evaluations:
+            evaluate.publish(evaluation, learner.call("measure", evaluation.model_dump_json()), store, execution)
 
 
 class Task:
@@ -67,9 +58,7 @@ class Task:
         world = spec.root.world
         self._spec = spec
         self._verifier = Verifier(world)
-        self._budget = {
-            world.prompt_tokens(cell): world.completion_budget(cell) for cell in world.cells.cells(spec.prompts)
-        }
+        self._budgets = [world.completion_budget(cell) for cell in world.cells.cells(spec.prompts)]
         rectangles = Corpus(world, spec.seed).tasks("grpo", spec.prompts, np.arange(spec.prompt_count))
         self._prompts = {
             int(number): prompt.tolist()
@@ -93,7 +82,8 @@ class Task:
         return [prompt_seed(self._spec.seed, "rollout", step, place) for place in range(self._spec.prompts_per_step)]
 
     def max_tokens(self, step: int) -> list[int]:
-        return [self._budget[len(prompt)] for prompt in self.prompts(step)]
+        """Most tokens of each completion; prompt i is of cell i modulo their number (``Corpus.tasks``)."""
+        return [self._budgets[number % len(self._budgets)] for number in self.numbers(step)]
 
     def rewards(self, prompts: Sequence[Sequence[int]], completions: Completions) -> np.ndarray:
         """1 for a completion that ends in the right string, else 0: float32 [P, G]."""
@@ -109,22 +99,3 @@ def rollout_statistics(rewards_PG: np.ndarray, completions: Completions) -> dict
         "zero_variance_groups": float((rewards_PG.min(axis=1) == rewards_PG.max(axis=1)).mean()),
         "completion_tokens": float(completions.length_N.mean()),
     }
-
-
-class _Learner:
-    """The learner actor, and calls to it that wait no longer than allowed."""
-
-    def __init__(self, spec: GRPO, execution: Execution) -> None:
-        self._who = f"the learner of {spec.label}"
-        self._timeout_s = execution.timeout_s
-        self.actor = LearnerActor.options(
-            name=f"learner:{spec.id}:{ray.get_runtime_context().get_actor_id()}",
-            num_cpus=execution.learner_cpus,
-            num_gpus=execution.learner_gpus or 0,
-        ).remote(spec.model_dump_json(), execution.model_dump_json())
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        return answer(getattr(self.actor, method).remote(*arguments), f"{self._who} ({method})", self._timeout_s)
-
-    def stop(self) -> None:
-        ray.kill(self.actor)

@@ -5,7 +5,7 @@ from rayexp.spec import Stage
 from rayexp.studies.grid import Grid, chains, fitting
 
 #: Layers by scale; a decoder of 16 layers does not train in a tiny budget.
-LAYERS = {"toy": (1, 2), "tiny": (4, 8), "small": (4, 16, 32), "paper": (4, 16, 32)}
+LAYERS = {"toy": (4, 8), "tiny": (4, 8), "small": (4, 16, 32), "paper": (4, 16, 32)}
 
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:

@@ -1,0 +1,90 @@
+"""The actors of a GRPO stage, and how they are kept warm from one stage to the next.
+
+A trial's process owns its crew, and everything dies with it. Ray Tune hands a process on to the next trial that asks
+for the same resources; if that one's decoder has the same shape, it finds the crew here and gives it new weights, which
+takes milliseconds where an engine takes seconds. A crew that saw a failure is not used again.
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from rayexp.actors.learner import LearnerActor
+from rayexp.actors.remote import answer
+from rayexp.actors.rollout import RolloutFleet
+from rayexp.spec import GRPO, Execution
+
+_warm: "Crew | None" = None
+
+
+class Crew:
+    """One learner and the fleet of rollout workers. ``shape`` is all that the processes were started for."""
+
+    def __init__(self, spec: GRPO, execution: Execution) -> None:
+        self.shape = _shape(spec, execution)
+        self.fleet = RolloutFleet(spec, execution)
+        self.learner = LearnerHandle(execution)
+
+    def stop(self) -> None:
+        """End all of its processes."""
+        self.fleet.stop()
+        self.learner.stop()
+
+
+class LearnerHandle:
+    """The learner actor, called with a limit on how long an answer may take."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._timeout_s = execution.timeout_s
+        self._who = "the learner"
+        self.actor = LearnerActor.options(
+            name=f"learner-{ray.get_runtime_context().get_actor_id()}",
+            num_cpus=execution.learner_cpus,
+            num_gpus=execution.learner_gpus or 0,
+        ).remote()
+
+    def begin(self, spec: GRPO, execution: Execution) -> None:
+        """Turn to a stage, at its last checkpoint or at its init."""
+        self._timeout_s = execution.timeout_s
+        self._who = f"the learner of {spec.label}"
+        self.call("begin", spec.model_dump_json(), execution.model_dump_json())
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """The answer of one of the learner's methods. Raises RemoteTimeoutError, or what the method raised."""
+        return answer(getattr(self.actor, method).remote(*arguments), f"{self._who} ({method})", self._timeout_s)
+
+    def stop(self) -> None:
+        """End its process."""
+        ray.kill(self.actor)
+
+
+@contextmanager
+def crew_for(spec: GRPO, execution: Execution) -> Iterator[Crew]:
+    """A crew that has turned to ``spec``: this process's warm one if its shape fits, else a new one."""
+    global _warm
+    if _warm is not None and _warm.shape != _shape(spec, execution):
+        _warm.stop()
+        _warm = None
+    crew = _warm or Crew(spec, execution)
+    _warm = None
+    try:
+        crew.fleet.begin(spec, execution)
+        crew.learner.begin(spec, execution)
+        yield crew
+    except BaseException:
+        crew.stop()
+        raise
+    _warm = crew
+
+
+def _shape(spec: GRPO, execution: Execution) -> tuple[Any, ...]:
+    resources = (execution.learner_cpus, execution.learner_gpus, execution.rollout_cpus, execution.rollout_gpus)
+    return (
+        spec.root.decoder,
+        spec.sampler,
+        spec.optimiser.precision,
+        execution.device,
+        execution.rollout_workers,
+        resources,
+    )
