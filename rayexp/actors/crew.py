@@ -3,6 +3,7 @@
 A trial's process owns its crew, and everything dies with it. Ray Tune hands a process on to the next trial that asks
 for the same resources; if that one's decoder has the same shape, it finds the crew here and gives it new weights, which
 takes milliseconds where an engine takes seconds. A crew that saw a failure is not used again.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import ray
 
 from rayexp.actors.learner import LearnerActor
-from rayexp.actors.remote import answer
+from rayexp.actors.remote import actor_name, answer
 from rayexp.actors.rollout import RolloutFleet
 from rayexp.spec import GRPO, Execution
 
@@ -39,7 +40,7 @@ class LearnerHandle:
         self._timeout_s = execution.timeout_s
         self._who = "the learner"
         self.actor = LearnerActor.options(
-            name=f"learner-{ray.get_runtime_context().get_actor_id()}",
+            name=actor_name("learner"),
             num_cpus=execution.learner_cpus,
             num_gpus=execution.learner_gpus or 0,
         ).remote()

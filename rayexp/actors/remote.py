@@ -1,5 +1,6 @@
-"""Waiting for actors: every wait has a limit and says whom it waited for."""
+"""Talking to actors: names for the dashboard, and waits that have a limit and say whom they waited for."""
 
+import secrets
 from typing import Any
 
 import ray
@@ -8,6 +9,11 @@ from ray.exceptions import GetTimeoutError
 
 class RemoteTimeoutError(RuntimeError):
     """An actor did not answer in time."""
+
+
+def actor_name(role: str) -> str:
+    """What the dashboard shows: the role, and something that no other actor of it has."""
+    return f"{role}-{secrets.token_hex(4)}"
 
 
 def answer(reference: Any, who: str, timeout_s: float) -> Any:

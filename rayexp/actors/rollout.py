@@ -9,7 +9,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError
 
-from rayexp.actors.remote import answer
+from rayexp.actors.remote import actor_name, answer
 from rayexp.learning import decoder
 from rayexp.sampling.protocol import Completions, Sampler
 from rayexp.sampling.torch_sampler import TorchSampler
@@ -44,6 +44,9 @@ class RolloutWorker:
     ) -> Completions:
         return self._sampler.generate(prompts, seeds, group_size, max_tokens)
 
+    def greedy(self, prompts: list[list[int]], max_tokens: list[int]) -> Completions:
+        return self._sampler.greedy(prompts, max_tokens)
+
     def score(self, sequences: list[list[int]]) -> list[np.ndarray]:
         return self._sampler.score(sequences)
 
@@ -65,7 +68,7 @@ class RolloutFleet:
         self._weights: tuple[Any, int] | None = None
         self.begin(spec, execution)
         self._workers = [
-            RolloutActor.options(name=f"rollout-{i}-{ray.get_runtime_context().get_actor_id()}", **options).remote(
+            RolloutActor.options(name=actor_name(f"rollout-{i}"), **options).remote(
                 spec.root.decoder.model_dump_json(), spec.sampler, execution.device, dtype
             )
             for i in range(execution.rollout_workers)
@@ -86,15 +89,17 @@ class RolloutFleet:
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
     ) -> Completions:
         """See ``Sampler.generate``; prompts are dealt out in contiguous shares."""
-        bounds = np.linspace(0, len(prompts), len(self._workers) + 1).astype(int)
-        shares = [slice(a, b) for a, b in pairwise(bounds)]
+        return self._dealt(
+            len(prompts),
+            lambda worker, part: worker.generate.remote(prompts[part], seeds[part], group_size, max_tokens[part]),
+            "generate",
+        )
 
-        def ask(worker: Any, i: int) -> Any:
-            part = shares[i]
-            return worker.generate.remote(prompts[part], seeds[part], group_size, max_tokens[part])
-
-        parts: list[Completions] = self._each(ask, "generate", skip=lambda i: shares[i].start == shares[i].stop)
-        return _joined(parts)
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]) -> Completions:
+        """See ``Sampler.greedy``."""
+        return self._dealt(
+            len(prompts), lambda worker, part: worker.greedy.remote(prompts[part], max_tokens[part]), "greedy"
+        )
 
     def require_parity(self, sequences: list[list[int]], expected: list[np.ndarray]) -> float:
         """Largest difference, over all workers and tokens, to the learner's log-probabilities, in nats.
@@ -115,12 +120,18 @@ class RolloutFleet:
         for worker in self._workers:
             ray.kill(worker)
 
-    def _each(
-        self, ask: Callable[[Any, int], Any], what: str, skip: Callable[[int], bool] = lambda _: False
-    ) -> list[Any]:
-        """Ask all workers at once. One that died is started again by Ray, given the weights, and asked again: with the
-        same seeds it answers what it would have answered."""
-        references = {i: ask(worker, i) for i, worker in enumerate(self._workers) if not skip(i)}
+    def _dealt(self, prompts: int, ask: Callable[[Any, slice], Any], what: str) -> Completions:
+        """Completions of all prompts; a worker whose share is empty is not asked."""
+        bounds = np.linspace(0, prompts, len(self._workers) + 1).astype(int)
+        shares = [slice(int(first), int(last)) for first, last in pairwise(bounds)]
+        busy = [i for i, share in enumerate(shares) if share.start < share.stop]
+        return _joined(self._each(lambda worker, i: ask(worker, shares[i]), what, busy))
+
+    def _each(self, ask: Callable[[Any, int], Any], what: str, workers: Sequence[int] | None = None) -> list[Any]:
+        """Ask all workers (or these) at once. One that died is started again by Ray, given the weights, and asked
+        again: with the same seeds it answers what it would have answered."""
+        asked = range(len(self._workers)) if workers is None else workers
+        references = {i: ask(self._workers[i], i) for i in asked}
         return [self._settled(i, reference, ask, what) for i, reference in references.items()]
 
     def _settled(self, i: int, reference: Any, ask: Callable[[Any, int], Any], what: str) -> Any:
@@ -132,8 +143,10 @@ class RolloutFleet:
                 if attempt == ATTEMPTS - 1:
                     raise
                 log.warning("%s died (%s); asking its successor", who, type(error).__name__)
-            if self._weights is not None and what != "sync":
-                self._workers[i].sync.remote(*self._weights)  # an actor's calls run in order: weights come first
+            if self._weights is not None:
+                # Unlike other calls this one waits for the actor to be back; weights come before anything else.
+                revived = self._workers[i].sync.options(max_task_retries=-1).remote(*self._weights)
+                answer(revived, f"{who}, being started again", self._execution.timeout_s)
             reference = ask(self._workers[i], i)
         raise AssertionError("unreachable")
 

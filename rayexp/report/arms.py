@@ -37,10 +37,14 @@ class Arm:
         return tuple(dict.fromkeys((self.target, self.prompts)))
 
     @property
-    def name(self) -> str:
-        """For people, e.g. ``GRPO on OOD prompts``; with the depth where a study has several."""
+    def short_name(self) -> str:
+        """For people, e.g. ``OOD prompts``; with the depth where a study has several."""
         depth = "" if self.one_depth else f", {self.layers} layers"
-        return f"GRPO on {ROLE_NAMES[self.prompts]} prompts{depth}"
+        return f"{ROLE_NAMES[self.prompts]} prompts{depth}"
+
+    @property
+    def name(self) -> str:
+        return f"GRPO on {self.short_name}"
 
     def cells(self, role: str) -> pd.DataFrame:
         return self.rows[self.rows["role"] == role]
@@ -81,6 +85,6 @@ def mass_name(results: pd.DataFrame) -> str:
 
 
 def counted(counts: pd.Series, noun: str) -> str:
-    """A number of things that may differ among the points of a figure: ``3 seeds``, ``1 seed``, ``1–3 seeds``."""
+    """A number of things that may differ among the points of a figure: ``3 seeds``, ``1 seed``, ``1 to 3 seeds``."""
     low, high = int(counts.min()), int(counts.max())
-    return f"{low if low == high else f'{low}–{high}'} {noun}{'' if high == 1 else 's'}"
+    return f"{low if low == high else f'{low} to {high}'} {noun}{'' if high == 1 else 's'}"

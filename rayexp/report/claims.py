@@ -55,9 +55,8 @@ class Claim:
 def claims(results: pd.DataFrame) -> pd.DataFrame:
     """One row for each claim, arm and beta.
 
-    Columns: claim, title, prediction, setting, layers, prompts (GRPO's arm), kl_beta, role (of the cells judged), value,
-    low, high (of the quantity that the verdict compares), seeds, n (pairs of one seed and one prompt), measured, verdict,
-    note.
+    Columns: claim, title, prediction, setting, layers, prompts (GRPO's arm), kl_beta, role (of the cells judged);
+    value, low, high (of what the verdict compares), seeds, n (pairs of a seed and a prompt); measured, verdict, note.
     """
     rows = [
         _row(claim, finding, arm, beta) for claim in CLAIMS for arm, beta, finding in _findings(claim, arms(results))
@@ -136,7 +135,8 @@ def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     if gains.shape[1] < 3:
         return [_missing("fewer than three OOD ratios are finished, so that none is in between", arm.target)]
     means = gains.mean()
-    low_end, high_end, best = means.index[0], means.index[-1], means.iloc[1:-1].idxmax()
+    ratios = means.index.to_numpy(dtype=float)
+    low_end, high_end, best = ratios[0], ratios[-1], ratios[1 + int(means.iloc[1:-1].argmax())]
     pairs = gains[[low_end, best, high_end]].dropna().reset_index()
     if pairs.empty:
         return [_missing("no seed is finished at all three of the ratios to compare", arm.target)]
@@ -152,15 +152,16 @@ def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
 
 
 def _in_between(margins: list[Interval], means: pd.Series, highest_q: float) -> tuple[str, str]:
-    """Verdict and note from the margins over the lowest and the highest ratio, and mean Q before GRPO at the latter."""
-    over_lowest, over_highest = (_above(margin, SMALL_GAIN) for margin in margins)
+    """Verdict and note from the margins over the lowest and the highest ratio, the mean gain at each ratio in ascending
+    order, and mean Q before GRPO at the highest."""
     if means.max() < SMALL_GAIN:
         return UNDECIDED, f"No OOD ratio gained {SMALL_GAIN:g}: there is no gain that could be largest anywhere."
-    if over_highest == FAILS and highest_q <= SATURATED_Q:
-        over_highest = UNDECIDED  # the grid ends before saturation, so that the fall of the gain may lie beyond it
-    verdict = next(verdict for verdict in (FAILS, UNDECIDED, HOLDS) if verdict in (over_lowest, over_highest))
-    beyond = "" if highest_q > SATURATED_Q else ", not yet saturated: the gain may still rise beyond the grid"
-    return verdict, f"Mean Q before GRPO at the highest ratio is {highest_q:.2g}{beyond}."
+    if means.argmax() == len(means) - 1 and highest_q <= SATURATED_Q:
+        short = "The gain is largest at the highest ratio, but the grid ends before saturation"
+        return UNDECIDED, f"{short}: mean Q before GRPO there is {highest_q:.2g}."
+    found = {_above(margin, SMALL_GAIN) for margin in margins}
+    verdict = next(verdict for verdict in (FAILS, UNDECIDED, HOLDS) if verdict in found)
+    return verdict, f"Mean Q before GRPO at the highest ratio is {highest_q:.2g}."
 
 
 def saturation(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
@@ -227,15 +228,15 @@ CLAIMS = (
     Claim(
         "C3",
         "Nothing is added at saturation",
-        f"Where the mean Q before GRPO is above {SATURATED_Q:g}, GRPO adds less than {SATURATED_GAIN:g}. At most 1 - Q can be "
-        "added, so the share of that is given too.",
+        f"Where the mean Q before GRPO is above {SATURATED_Q:g}, GRPO adds less than {SATURATED_GAIN:g}. At most 1 - Q "
+        "can be added, so the share of that is given too.",
         saturation,
     ),
     Claim(
         "C4",
         "GRPO is a bounded reweighting",
-        f"P after GRPO is at most exp(1/β) Q: fewer than {100 * TOLERATED_SHARE:g} % of prompts lie above. A finding, not a "
-        "test: the theorem is about the optimum of each prompt, not about a network that shares its weights.",
+        f"P after GRPO is at most exp(1/β) Q: fewer than {100 * TOLERATED_SHARE:g} % of prompts lie above. A finding, "
+        "not a test: the theorem is about the optimum of each prompt, not about a network that shares its weights.",
         bounded,
     ),
 )

@@ -23,10 +23,12 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rayexp.report import claims, figures, table
-from rayexp.report.arms import interval
-from rayexp.spec import Stage
+from rayexp.report.arms import interval, mass_name
+from rayexp.report.drawing import DPI, Drawing
+from rayexp.spec import Pretrain, Stage
 from rayexp.store import Store
 from rayexp.sweep.plan import Plan
+from rayexp.world import vocabulary
 
 KINDS = ("pretrain", "sft", "grpo", "evaluate")
 #: Columns of ``table.STAGE_COLUMNS`` that summary.csv repeats for each cell.
@@ -54,7 +56,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Path:
         _template().render(
             study=plan.study,
             axis=plan.stages[0].root.world.axis if plan.stages else "",
-            mass=figures.mass_name(results),
+            mass=mass_name(results),
             stages=_stage_counts(plan),
             finished=len(plan.finished),
             planned=len(plan.stages),
@@ -63,6 +65,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Path:
                 {"drawing": drawing, "png": base64.b64encode(image).decode(), "size": _size(drawing)}
                 for drawing, image in zip(drawn, images, strict=True)
             ],
+            design=_design(plan),
             provenance=provenance(plan, store),
             settings=settings(plan.stages),
         ),
@@ -105,8 +108,8 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
 def provenance(plan: Plan, store: Store) -> dict[str, Any]:
     """What the finished stages wrote about where, when and with what they were run.
 
-    ``facts`` maps a name to the distinct values of it, ``durations`` has seconds by kind of stage, ``runs`` a line a stage.
-    A stage whose record cannot be read is counted in ``unread``.
+    facts: the distinct values of each name. durations: seconds by kind of stage. runs: one a stage. unread: number of
+    stages whose record is missing or is not one.
     """
     facts: dict[str, dict[str, None]] = {}
     runs, unread = [], 0
@@ -115,25 +118,25 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
             continue
         try:
             record = json.loads(store.read(f"stages/{stage.id}/provenance.json"))
-            git, packages = record["git"], record["packages"]
-            run = {"id": stage.id, "label": stage.label, "host": record["host"], "started": record["started"]}
-            run["duration_s"] = float(record["duration_s"])
+            found, duration_s = _facts(record), float(record["duration_s"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             unread += 1
             continue
-        commit = (
-            f"{git['commit']}{' and uncommitted changes' if git['changed'] else ''}" if git else "not from a checkout"
-        )
-        found = {"host": record["host"], "machine": record["machine"], "commit": commit, "python": record["python"]}
-        for name, value in {**found, **packages}.items():
+        for name, value in found.items():
             facts.setdefault(name, {})[str(value)] = None
-        runs.append(run)
-    return {
-        "facts": {name: list(values) for name, values in facts.items()},
-        "durations": _durations(runs),
-        "runs": runs,
-        "unread": unread,
-    }
+        about = {"id": stage.id, "label": stage.label, "host": found["host"], "started": record.get("started", "")}
+        runs.append({**about, "duration_s": duration_s})
+    distinct = {name: list(values) for name, values in facts.items()}
+    return {"facts": distinct, "durations": _durations(runs), "runs": runs, "unread": unread}
+
+
+def _facts(record: dict[str, Any]) -> dict[str, Any]:
+    """What a stage was run with. Raises KeyError, TypeError or ValueError on what is not a record."""
+    git, commit = record["git"], "not from a checkout"
+    if git:
+        commit = git["commit"] + (" and uncommitted changes" if git["changed"] else "")
+    about = {"host": record["host"], "machine": record["machine"], "commit": commit, "python": record["python"]}
+    return {**about, **dict(record["packages"])}
 
 
 def _durations(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -165,6 +168,20 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     ]
 
 
+def _design(plan: Plan) -> dict[str, list[str]]:
+    """The distinct seeds, OOD ratios and decoders of a plan, for people."""
+    roots = [stage for stage in plan.stages if isinstance(stage, Pretrain)]
+    decoders = [
+        f"{root.decoder.parameters(vocabulary.SIZE):,} parameters ("
+        + ", ".join(f"{name} {value}" for name, value in root.decoder.model_dump().items())
+        + ")"
+        for root in roots
+    ]
+    seeds, ratios = ([f"{getattr(root, name):g}" for root in roots] for name in ("seed", "ood_ratio"))
+    distinct = {"seed": seeds, "OOD ratio": ratios, "decoder": decoders}
+    return {name: list(dict.fromkeys(values)) for name, values in distinct.items()}
+
+
 def _stage_counts(plan: Plan) -> list[dict[str, Any]]:
     counts = []
     for kind in KINDS:
@@ -188,15 +205,15 @@ def _by_claim(findings: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _png(drawing: figures.Drawing) -> bytes:
+def _png(drawing: Drawing) -> bytes:
     buffer = io.BytesIO()
-    drawing.figure.savefig(buffer, format="png", dpi=figures.DPI)
+    drawing.figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
-def _size(drawing: figures.Drawing) -> tuple[int, int]:
+def _size(drawing: Drawing) -> tuple[int, int]:
     """Width and height in pixels, so that the page does not jump while it loads."""
-    width, height = drawing.figure.get_size_inches() * figures.DPI
+    width, height = drawing.figure.get_size_inches() * DPI
     return int(width), int(height)
 
 

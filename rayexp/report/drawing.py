@@ -1,0 +1,138 @@
+"""How figures look: their size, colours, axes and legends.
+
+All are laid out in two columns of small panels, so that they can be read on a phone. Colours are those of Okabe and Ito
+(2008), which colour-blind readers can tell apart, and each has a marker of its own; OOD ratios, which have an order, go
+through viridis.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from rayexp.report.arms import counted, percent
+
+WIDTH_INCHES = 4.4
+DPI = 220
+FONT_SIZE = 8.5
+STYLE: dict[Any, Any] = {
+    "font.size": FONT_SIZE,
+    "axes.titlesize": FONT_SIZE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.title_fontsize": FONT_SIZE,
+    "legend.columnspacing": 1.2,
+    "legend.handlelength": 1.7,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+}
+#: Decorator of what draws: the style holds there and nowhere else.
+styled = rc_context(STYLE)
+
+Look = tuple[str, str]  # colour, marker
+#: Before GRPO, then the betas in ascending order.
+LOOKS: list[Look] = [
+    ("#000000", "o"),
+    ("#0072B2", "s"),
+    ("#D55E00", "^"),
+    ("#009E73", "D"),
+    ("#CC79A7", "v"),
+    ("#E69F00", "P"),
+    ("#56B4E9", "X"),
+]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, its words, and the data it shows: one row for each point."""
+
+    title: str
+    caption: str
+    alt: str
+    figure: Figure
+    data: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Series:
+    """One of the lines of a panel. key: beta, or name of a stage; None is before GRPO."""
+
+    key: Any
+    name: str
+    look: Look
+
+
+def panels(rows: int, height: float, around: float = 0.8) -> tuple[Figure, np.ndarray]:
+    """Figure and axes [rows, 2]; height of a row, and around them for legends, in inches."""
+    figure = Figure(figsize=(WIDTH_INCHES, rows * height + around), layout="constrained")
+    return figure, figure.subplots(rows, 2, squeeze=False)
+
+
+def ratio_places(data: pd.DataFrame) -> dict[Any, int]:
+    """Place of each OOD ratio on an axis where all are evenly spaced, 0 among them."""
+    return {ratio: place for place, ratio in enumerate(sorted(data["ood_ratio"].unique()))}
+
+
+def ratio_colours(count: int) -> list[Any]:
+    """From dark to light with the ratio; the palest end is left out, for it fades on white."""
+    return [colormaps["viridis"](x) for x in np.linspace(0, 0.9, count)]
+
+
+def ratio_axes(figure: Figure, axes: np.ndarray, ratios: dict[Any, int]) -> None:
+    """OOD ratios along x, in percent."""
+    size = 7 if len(ratios) > 6 else FONT_SIZE
+    for axis in axes.flat:
+        axis.set_xlim(-0.5, len(ratios) - 0.5)
+        axis.set_xticks(list(ratios.values()), labels=[percent(ratio) for ratio in ratios], fontsize=size)
+    figure.supxlabel("OOD samples in pretraining (%)", fontsize=FONT_SIZE)
+
+
+def before_and_betas(betas: pd.Series) -> list[Series]:
+    """Series for before GRPO and after it with each beta."""
+    names = {None: "before GRPO"} | {beta: f"after, β = {beta:g}" for beta in sorted(betas.dropna().unique())}
+    return [Series(key, name, LOOKS[i % len(LOOKS)]) for i, (key, name) in enumerate(names.items())]
+
+
+def intervals(
+    axis: Axes, points: pd.DataFrame, column: str, ratios: dict[Any, int], series: Series, all_series: list[Series]
+) -> None:
+    """A line over OOD ratios with vertical intervals, moved sideways a little so that those of one ratio keep apart."""
+    points = points.sort_values("ood_ratio")
+    mean = points[column].to_numpy(dtype=float)
+    low, high = (points[f"{column}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
+    shift = 0.09 * (all_series.index(series) - (len(all_series) - 1) / 2)
+    # Rounding may leave an end on the wrong side of its mean by 1e-17, which errorbar refuses.
+    ends = np.maximum(0, [mean - low, high - mean])
+    colour, marker = series.look
+    axis.errorbar(points["ood_ratio"].map(ratios) + shift, mean, yerr=ends, color=colour, marker=marker, elinewidth=1)
+
+
+def series_legend(figure: Figure, series: list[Series], data: pd.DataFrame) -> None:
+    """Series above the panels, and what their points and intervals rest on."""
+    counts = f"{counted(data['n_seeds'], 'seed')}, {counted(data['n'] // data['n_seeds'], 'prompt')} a seed"
+    handles = [Line2D([], [], color=one.look[0], marker=one.look[1], label=one.name) for one in series]
+    columns, title = min(3, len(handles)), f"{counts}; bars: 95 % interval"
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=title)
+
+
+def ratio_legend(
+    figure: Figure,
+    ratios: dict[Any, int],
+    title: str,
+    where: Literal["outside upper center", "outside lower center"] = "outside upper center",
+    **look: Any,
+) -> None:
+    """The colours of OOD ratios."""
+    colours = ratio_colours(len(ratios))
+    handles = [Line2D([], [], color=colours[i], label=f"{percent(ratio)} %", **look) for ratio, i in ratios.items()]
+    figure.legend(handles=handles, loc=where, ncols=min(4, len(handles)), title=title)

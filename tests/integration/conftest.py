@@ -1,0 +1,13 @@
+"""One real Ray cluster for all tests of this folder."""
+
+import pytest
+import ray
+
+from rayexp.sweep import runtime
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A local cluster with its dashboard; more CPUs than cores, so that nothing waits for a place."""
+    yield runtime.connect(cpus=4)
+    ray.shutdown()

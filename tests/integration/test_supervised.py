@@ -1,0 +1,96 @@
+"""Pretraining and SFT under Ray Train: worker counts, resume, what an artifact is."""
+
+import hashlib
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from rayexp.spec import Execution
+from rayexp.stages import pretrain as pretrain_stage
+from rayexp.stages import supervised
+from rayexp.store import Store
+from tests.integration.chains import evaluate, pretrain, sft
+
+
+def weights_digest(store: Store, stage) -> str:
+    with store.model(stage.id) as folder:
+        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def losses(store: Store, stage) -> dict[int, float]:
+    table = store.table(stage.id, "metrics.parquet").to_pandas()
+    rows = table[table.metric == f"{stage.kind}/id/loss"]
+    return dict(zip(rows.step, rows.value, strict=True))
+
+
+def chain():
+    base = pretrain()
+    tuned = sft(base)
+    return base, tuned, [base, evaluate(base), tuned, evaluate(tuned)]
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """The chain, trained in this process without a cluster."""
+    base, tuned, stages = chain()
+    execution = Execution(store=str(tmp_path_factory.mktemp("one")))
+    supervised.run(stages, execution, in_process=True)
+    return Store(execution.store), base, tuned, stages
+
+
+def test_all_stages_of_a_chain_are_published(one_rank):
+    store, _, _, stages = one_rank
+    assert store.finished_ids() == {stage.id for stage in stages}
+    assert not list(store.fs.glob(f"{store.root}/work/*/*")), "checkpoints of finished stages stay behind"
+    assert not list(store.fs.glob(f"{store.root}/ray/*")), "Ray Train's own files stay behind"
+
+
+def test_loss_falls_and_sft_trains_on_id_samples_only(one_rank):
+    store, base, tuned, _ = one_rank
+    curve = losses(store, base)
+    assert curve[max(curve)] < curve[min(curve)] - 0.5
+    metrics = set(store.table(tuned.id, "metrics.parquet").to_pandas().metric)
+    assert "sft/id/loss" in metrics
+    assert "sft/ood/loss" not in metrics
+
+
+def test_two_ranks_take_the_steps_of_one(one_rank, cluster, tmp_path):
+    store, base, tuned, stages = one_rank
+    execution = Execution(store=str(tmp_path), train_workers=2)
+    supervised.run(stages, execution)
+    for stage in (base, tuned):
+        expected, found = losses(store, stage), losses(Store(execution.store), stage)
+        assert found.keys() == expected.keys()
+        assert all(abs(found[step] - expected[step]) < 1e-5 for step in expected)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(one_rank, tmp_path, monkeypatch):
+    store, base, _, _ = one_rank
+    execution = Execution(store=str(tmp_path), checkpoint_every_s=0)
+    batch, reached = pretrain_stage.batch, []
+
+    def dies_at_step_5(spec, step):
+        reached.append(step)
+        if step == 5:
+            raise RuntimeError("the machine is gone")
+        return batch(spec, step)
+
+    monkeypatch.setattr(pretrain_stage, "batch", dies_at_step_5)
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        supervised.run([base], execution, in_process=True)
+    assert not Store(execution.store).finished(base.id)
+
+    monkeypatch.setattr(pretrain_stage, "batch", lambda spec, step: reached.append(step) or batch(spec, step))
+    supervised.run([base], execution, in_process=True)
+    assert reached == [0, 1, 2, 3, 4, 5, 5, 6, 7]
+    assert weights_digest(Store(execution.store), base) == weights_digest(store, base)
+    assert losses(Store(execution.store), base) == losses(store, base)
+
+
+def test_a_model_folder_loads_in_stock_transformers(one_rank):
+    store, _, tuned, _ = one_rank
+    with store.model(tuned.id) as folder:
+        model, report = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    assert torch.isfinite(model(input_ids=torch.tensor([[1, 8, 9]])).logits).all()

@@ -1,0 +1,115 @@
+"""vLLM against the reference sampler, as the GRPO stage uses it: through actors, over one worker and over two."""
+
+import copy
+
+import numpy as np
+import pytest
+import ray
+
+from rayexp.actors.rollout import ParityError, RolloutFleet
+from rayexp.learning import decoder
+from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.spec import Execution
+from rayexp.world import Corpus
+from tests.integration.chains import grpo, pretrain, sft
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A decoder with sharp preferences, its weights by reference, and prompts of several lengths."""
+    base = pretrain()
+    model = decoder.build(base.decoder, seed=3)
+    corpus = Corpus(base.world, 0)
+    numbers = np.arange(12)
+    prompts = [
+        row.tolist() for role in ("id", "probe") for r in corpus.tasks("grpo", role, numbers) for row in r.prompts
+    ]
+    return grpo(sft(base)), model, prompts
+
+
+@pytest.fixture(scope="module")
+def fleets(cluster, case):
+    """One worker and two workers, with the same weights."""
+    spec, model, _ = case
+    weights = ray.put({name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    two = RolloutFleet(spec, Execution(store="unused", rollout_workers=2))
+    two.sync(weights, version=7)
+    one = copy.copy(two)
+    one._workers = two._workers[:1]  # an engine takes seconds to start: the second fleet is half of the first
+    yield one, two
+    two.stop()
+
+
+def drawn(fleet, prompts, seeds, group=4):
+    return fleet.generate(prompts, seeds, group, [6] * len(prompts))
+
+
+def test_greedy_agrees_with_the_reference(fleets, case):
+    _, model, prompts = case
+    expected = TorchSampler(model).greedy(prompts, [6] * len(prompts))
+    found = fleets[0].greedy(prompts, [6] * len(prompts))
+    assert found.rows == expected.rows
+    assert np.abs(found.logprobs_NC - expected.logprobs_NC).max() < 1e-4
+
+
+def test_logprobs_are_those_of_the_learner(fleets, case):
+    _, model, prompts = case
+    completions = drawn(fleets[0], prompts, [1024 * i for i in range(len(prompts))])
+    assert completions.weight_version == 7
+    sequences = [prompts[i // 4] + row for i, row in enumerate(completions.rows)]
+    for scores, row, logprobs in zip(
+        TorchSampler(model).score(sequences), completions.rows, completions.logprobs_NC, strict=True
+    ):
+        assert np.abs(scores[-len(row) :] - logprobs[: len(row)]).max() < 1e-4
+
+
+def test_equal_seeds_give_equal_completions_over_one_worker_and_two(fleets, case):
+    _, _, prompts = case
+    seeds = [1024 * i for i in range(len(prompts))]
+    one, two, again = (drawn(fleet, prompts, seeds) for fleet in (*fleets, fleets[0]))
+    assert one.rows == two.rows == again.rows
+    backwards = drawn(fleets[1], prompts[::-1], seeds[::-1])
+    assert [backwards.rows[i : i + 4] for i in range(0, len(backwards.rows), 4)][::-1] == [
+        one.rows[i : i + 4] for i in range(0, len(one.rows), 4)
+    ]
+    assert drawn(fleets[0], prompts, [seed + 512 for seed in seeds]).rows != one.rows
+
+
+def test_a_sync_that_did_not_arrive_is_noticed(fleets, case):
+    spec, model, prompts = case
+    expected = TorchSampler(model).score(prompts[:2])
+    assert fleets[1].require_parity(prompts[:2], expected) < 1e-4
+    other = TorchSampler(decoder.build(spec.root.decoder, seed=4)).score(prompts[:2])
+    with pytest.raises(ParityError, match="nats on fixed tokens"):
+        fleets[1].require_parity(prompts[:2], other)
+
+
+def test_a_worker_that_dies_is_replaced_with_the_same_answer(fleets, case):
+    _, _, prompts = case
+    seeds = [1024 * i for i in range(len(prompts))]
+    before = drawn(fleets[1], prompts, seeds)
+    ray.kill(fleets[1]._workers[0], no_restart=False)
+    assert drawn(fleets[1], prompts, seeds).rows == before.rows
+
+
+def test_a_model_folder_loads_in_stock_vllm(cluster, case, tmp_path):
+    _, model, prompts = case
+    decoder.save(model, tmp_path / "model")
+    expected = TorchSampler(model).greedy(prompts[:3], [6] * 3).rows
+
+    @ray.remote(num_cpus=0.5, max_calls=1, runtime_env={"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}})
+    def stock():
+        from vllm import LLM, SamplingParams
+
+        llm = LLM(
+            model=str(tmp_path / "model"),
+            skip_tokenizer_init=True,
+            dtype="float32",
+            enforce_eager=True,
+            kv_cache_memory_bytes=2**27,
+        )
+        params = SamplingParams(temperature=0.0, max_tokens=6, detokenize=False)
+        outputs = llm.generate([{"prompt_token_ids": p} for p in prompts[:3]], params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    assert ray.get(stock.remote(), timeout=120) == expected
