@@ -22,7 +22,7 @@ test: $(INSTALLED)
 # In the foreground; Ctrl-C ends it, and nothing else. It listens on loopback only, so it needs no tokens.
 head: $(INSTALLED)
 	PATH="$(BIN):$$PATH" RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 \
-	  $(BIN)/ray start --head --block --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1
+	  $(BIN)/ray start --head --block --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 $(HEAD_ARGS)
 
 # Bytecode is compiled once here; without it every Ray worker compiles torch, Ray and vLLM again when it starts.
 $(INSTALLED): pyproject.toml

@@ -66,8 +66,7 @@ def cluster_bootstrap(clusters: list[np.ndarray], resamples: int = 2000, level: 
 
 
 def _resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-    return counts @ values / len(values)
+    return values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
 
 
 def wilson(successes: int, trials: int) -> Interval:

@@ -134,8 +134,9 @@ def grpo_loss(policy_NCV: Tensor, rollouts: Rollouts, settings: GRPOSettings) ->
     with torch.no_grad():
         entropy_NC = -(policy_NCV.exp() * policy_NCV).sum(dim=-1)
         statistics = {
-            "kl": kl_N.sum(),
             "entropy": sequence_sums(entropy_NC, mask_NC, "sequence_mean").sum(),
             "clipped": sequence_sums((ratio_NC != clipped_NC).float(), mask_NC, "sequence_mean").sum(),
         }
+        if rollouts.reference_NCV is not None:
+            statistics["kl"] = kl_N.sum()
     return loss, statistics

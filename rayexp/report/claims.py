@@ -115,35 +115,30 @@ def no_mass_no_gain(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     if without.empty:
         return [_missing("the study has no finished chain with an OOD ratio of 0", arm.target)]
     gain = cautious(without, "gain")
-    best = target.groupby("ood_ratio")["gain"].mean().max()
-    idle = (
-        f"No OOD ratio gained {SMALL_GAIN:g} in this setting: GRPO may just have been too short."
-        if best < SMALL_GAIN
-        else ""
-    )
     measured = f"gain {gain}, from a mean Q of {before(without)['init_q'].mean():.2g}"
-    return [Finding(_below(gain, SMALL_GAIN), measured, gain, arm.target, idle)]
+    return [Finding(_below(gain, SMALL_GAIN), measured, gain, arm.target, _idle(target))]
 
 
 def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C2. Gain at the best ratio in between less the gain at the lowest and at the highest ratio, paired.
+    """C2. Gain at the best unsaturated ratio in between less the gain at the lowest and the highest ratio, paired.
 
     The best ratio is chosen by its gain, which flatters it; that it must beat both ends at once makes up for that.
     """
     target = rows[rows["role"] == arm.target]
     gains = target.pivot_table(index=["seed", "cell", "prompt_index"], columns="ood_ratio", values="gain")
-    if gains.shape[1] < 3:
-        return [_missing("fewer than three OOD ratios are finished, so that none is in between", arm.target)]
-    means = gains.mean()
-    ratios = means.index.to_numpy(dtype=float)
-    low_end, high_end, best = ratios[0], ratios[-1], ratios[1 + int(means.iloc[1:-1].argmax())]
+    means, q = gains.mean(), target.groupby("ood_ratio")["init_q"].mean()
+    ratios = means.index.tolist()
+    between = [ratio for ratio in ratios[1:-1] if q[ratio] <= SATURATED_Q]
+    if not between:
+        return [_missing("no OOD ratio is finished that has one on either side and is not saturated", arm.target)]
+    low_end, high_end, best = ratios[0], ratios[-1], max(between, key=lambda ratio: means[ratio])
     pairs = gains[[low_end, best, high_end]].dropna().reset_index()
     if pairs.empty:
         return [_missing("no seed is finished at all three of the ratios to compare", arm.target)]
     margins = [
         cautious(pairs.assign(margin=pairs[best] - pairs[end]), "margin", (-2.0, 2.0)) for end in (low_end, high_end)
     ]
-    verdict, note = _in_between(margins, means, target.loc[target["ood_ratio"] == high_end, "init_q"].mean())
+    verdict, note = _in_between(margins, means, q[high_end])
     measured = (
         f"gain {means[best]:.3g} at {percent(best)} % OOD; more than at {percent(low_end)} % by {margins[0]}, "
         f"than at {percent(high_end)} % by {margins[1]}"
@@ -182,7 +177,7 @@ def _saturation(role: str, rows: pd.DataFrame) -> Finding:
         measured += f": a share of {cautious(linear, 'share', (-np.inf, 1.0))}"
     note = f"At {', '.join(map(percent, sorted(full['ood_ratio'].unique())))} % OOD."
     if possible.mean() < SATURATED_GAIN:
-        note += " Holds by arithmetic, for no more was left to gain; what GRPO made of it is the share."
+        note += " So little was left that the limit can hardly be passed; the share says what GRPO made of it."
     return Finding(_below(gain, SATURATED_GAIN), measured, gain, role, note)
 
 
@@ -208,7 +203,7 @@ def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
         return [replace(missing, note=f"Share {beyond}.")]
     share = _proportion(binding, "over")
     measured = f"share above the bound {share} of {len(binding)}; {beyond}"
-    note = f"The bound is below 1 for {len(binding)} of {len(trained)} prompts."
+    note = f"The bound is below 1 for {len(binding)} of {len(trained)} prompts. {_idle(trained)}".strip()
     return [Finding(_below(share, TOLERATED_SHARE), measured, share, arm.prompts, note)]
 
 
@@ -222,13 +217,13 @@ CLAIMS = (
     Claim(
         "C2",
         "The gain is largest in between",
-        f"Some OOD ratio gains at least {SMALL_GAIN:g} more mean Q than both the lowest and the highest one.",
+        f"Some OOD ratio, not yet saturated, gains at least {SMALL_GAIN:g} more than both the lowest and the highest.",
         gain_in_between,
     ),
     Claim(
         "C3",
         "Nothing is added at saturation",
-        f"Where the mean Q before GRPO is above {SATURATED_Q:g}, GRPO adds less than {SATURATED_GAIN:g}. At most 1 - Q "
+        f"Where the mean Q before GRPO is above {SATURATED_Q:g}, GRPO adds less than {SATURATED_GAIN:g}. At most 1-Q "
         "can be added, so the share of that is given too.",
         saturation,
     ),
@@ -264,6 +259,13 @@ def _proportion(rows: pd.DataFrame, column: str) -> Interval:
     over_seeds = cautious(rows, column, (0.0, 1.0))
     over_rows = wilson(int(rows[column].sum()), len(rows))
     return replace(over_seeds, low=min(over_seeds.low, over_rows.low), high=max(over_seeds.high, over_rows.high))
+
+
+def _idle(rows: pd.DataFrame) -> str:
+    """A warning where GRPO changed nothing: then a claim about its limits holds, but is not put to the test."""
+    if rows.groupby("ood_ratio")["gain"].mean().max() >= SMALL_GAIN:
+        return ""
+    return f"No OOD ratio gained {SMALL_GAIN:g} here, so this says little: GRPO may have been too short."
 
 
 def _below(value: Interval, limit: float) -> str:

@@ -65,6 +65,8 @@ def mass_by_ratio(results: pd.DataFrame) -> Drawing | None:
         left.set(ylabel=fill(f"mean {mass}", 20), ylim=(-0.03, 1.03))
         right.set(ylabel="gain: mean after - before")
         right.axhline(0, color="black", linewidth=0.8)
+        bottom, top = right.get_ylim()
+        right.set_ylim(min(bottom, -0.01), max(top, 0.05))  # so that noise does not look like a gain
     ratio_axes(figure, axes, ratios)
     series_legend(figure, series, data)
     best = data.iloc[int(data["gain"].argmax())]

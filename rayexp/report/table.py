@@ -85,7 +85,7 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
         if isinstance(stage, Evaluate) and stage.id in plan.finished:
             frame = store.table(stage.id, "results.parquet").to_pandas()
             frame["q"] = np.exp(frame["log_mass"])
-            frames[stage.init.id] = frame.assign(**{k: _column(v, len(frame)) for k, v in settings(stage.init).items()})
+            frames[stage.init.id] = frame.assign(**settings(stage.init))
     for frame in frames.values():
         init = frames.get(str(frame["init_id"].iloc[0]))
         keys = ["cell", "prompt_index"]
@@ -103,15 +103,13 @@ def curves(plan: Plan, store: Store) -> pd.DataFrame:
     for stage in plan.stages:
         if not isinstance(stage, Evaluate) and stage.id in plan.finished:
             frame = store.table(stage.id, "metrics.parquet").to_pandas()
-            frames.append(frame.assign(**{k: _column(v, len(frame)) for k, v in settings(stage).items()}))
+            frames.append(frame.assign(**settings(stage)))
     return _framed(frames, CURVES)
-
-
-def _column(value: Any, rows: int) -> list[Any]:
-    return [value] * rows
 
 
 def _framed(frames: list[pd.DataFrame], schema: pa.Schema) -> pd.DataFrame:
     if not frames:
         return schema.empty_table().to_pandas()
-    return pd.concat([frame.reindex(columns=schema.names) for frame in frames], ignore_index=True)
+    rows = pd.concat([frame.reindex(columns=schema.names) for frame in frames], ignore_index=True)
+    # Through Arrow, so that a column in which a setting never applies has its type all the same.
+    return pa.Table.from_pandas(rows, schema=schema, preserve_index=False).to_pandas()

@@ -7,18 +7,18 @@ and the recorded log-probabilities must be those of the distribution sampled fro
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 from rayexp.sampling.protocol import Completions
 from rayexp.spec import Decoder
 from rayexp.world import vocabulary
 
-INSTALL = {"cpu": 'pip install "rayexp[cpu]"', "cuda": 'pip install "rayexp[cuda]"'}
+INSTALL = 'uv pip install --editable ".[{}]"'
 
 
 class VLLMMissingError(RuntimeError):
@@ -27,10 +27,9 @@ class VLLMMissingError(RuntimeError):
 
 def require_vllm(device: str) -> None:
     """Raise VLLMMissingError if vLLM can't be imported, without importing it."""
-    from importlib.util import find_spec
-
     if find_spec("vllm") is None:
-        raise VLLMMissingError(f"vLLM, which GRPO samples with, is not installed; install it with: {INSTALL[device]}")
+        command = INSTALL.format(device)
+        raise VLLMMissingError(f"vLLM, which GRPO samples with, is not installed; in the checkout, run: {command}")
 
 
 class VLLMSampler:
@@ -78,6 +77,8 @@ class VLLMSampler:
 
     def sync(self, weights: Mapping[str, np.ndarray], version: int) -> None:
         """See ``Sampler.sync``; also forgets cached prefixes, which were computed with the old weights."""
+        import torch  # here, so that a driver which only asks whether vLLM is installed stays small
+
         named = iter([(name, torch.from_numpy(np.array(array))) for name, array in weights.items()])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
         if not self._llm.reset_prefix_cache():

@@ -40,7 +40,7 @@ def run(spec: GRPO, evaluations: Sequence[Evaluate], execution: Execution, progr
             learning = learner.call("update", rollout_batches(prompts, completions, rewards_PG), rollouts)
 
             rollout_log.add(step, task.numbers(step), prompts, completions, rewards_PG)
-            progress({"stage": spec.label, "step": step + 1, "steps": spec.steps, **rollouts, "kl": learning["kl"]})
+            progress({"stage": spec.label, "step": step + 1, "steps": spec.steps, **rollouts, **learning})
             if time.monotonic() - checkpointed > execution.checkpoint_every_s:
                 rollout_log.flush()
                 learner.call("checkpoint")

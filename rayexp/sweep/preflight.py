@@ -61,10 +61,10 @@ def require_resources(plan: Plan, execution: Execution) -> None:
 
 
 def concurrency(plan: Plan, execution: Execution) -> int:
-    """Trials at once: the setting, or as many of the largest kind as the cluster holds now, and at least one."""
+    """Trials at once: the setting, or as many of the largest kind as the cluster has, or may grow, room for."""
     if execution.max_concurrent:
         return execution.max_concurrent
-    has = ray.cluster_resources()
+    has = capacity()
     fits = [
         int((has.get(name, 0.0) + 1e-9) // amount)
         for trial in {trial.kind: trial for trial in plan.trials}.values()

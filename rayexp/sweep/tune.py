@@ -11,7 +11,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
 from rayexp.spec import GRPO, Evaluate, Execution, parse_stage
-from rayexp.stages import grpo, supervised
 from rayexp.store import Store
 from rayexp.sweep import preflight
 from rayexp.sweep.plan import Plan, Trial
@@ -60,6 +59,8 @@ def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = (
 
 def run_trial(config: dict[str, Any]) -> None:
     """What a trial's process does."""
+    from rayexp.stages import grpo, supervised  # torch and transformers, which the driver does not need
+
     execution = Execution.model_validate_json(config["execution"])
     stages = [parse_stage(text) for text in config["stages"]]
     if config["kind"] == "supervised":

@@ -5,6 +5,7 @@ finaliser of SplitMix64 (Steele, Lea, Flood, 2014).
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -13,6 +14,7 @@ _MUL1 = np.uint64(0xBF58476D1CE4E5B9)
 _MUL2 = np.uint64(0x94D049BB133111EB)
 
 
+@lru_cache(maxsize=4096)
 def key(*parts: str | int) -> int:
     """A 64-bit key for a named stream, such as ``key(seed, "pretrain")``; different parts give unrelated streams."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)

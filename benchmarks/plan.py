@@ -1,0 +1,72 @@
+"""What the driver of a sweep costs: planning the paper's whole grid, and the memory of a process that does."""
+
+import json
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+from benchmarks.measure import Row, Samples, publish
+
+STUDIES = ("depth", "length", "tokens", "composition")
+TARGET_S = 2.0
+TARGET_MIB = 500
+ROUNDS = 5
+
+
+def run() -> list[Row]:
+    """Both are measured in a child that imports nothing but what the driver does."""
+    command = [sys.executable, "-m", "benchmarks.plan", "child"]
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    stages, seconds, imported, peak = json.loads(child.stdout.splitlines()[-1])
+    timed = Samples(tuple(seconds))
+    return [
+        Row(
+            case=f"{stages:,} unique stages",
+            ours=timed.time(),
+            ratio=f"{timed.best / TARGET_S:.2f}",
+            target=f"< {TARGET_S:g} s",
+            met=timed.best < TARGET_S,
+        ),
+        Row(
+            case="driver's peak memory",
+            ours=f"{peak:.0f} MiB, {imported:.0f} of it imports",
+            ratio=f"{peak / TARGET_MIB:.2f}",
+            target=f"< {TARGET_MIB} MiB",
+            met=peak < TARGET_MIB,
+        ),
+    ]
+
+
+def plan_repeatedly() -> None:
+    """In the child: number of stages, seconds of each planning, peak MiB after the imports and at the end."""
+    import rayexp.sweep.tune  # noqa: F401  what the driver imports, for its memory
+    from rayexp.presets import SCALES
+    from rayexp.studies import STUDIES as ALL
+    from rayexp.studies import Grid
+    from rayexp.sweep.plan import Plan
+
+    imported, seconds, stages = peak_mib(), [], 0
+    budget = SCALES["paper"]
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        grid = Grid(budget.ood_ratios, budget.kl_betas, budget.seeds)
+        plan = Plan.of("paper", chain.from_iterable(ALL[name](budget, grid) for name in STUDIES), finished=())
+        plan.summary()  # also groups the stages into trials
+        seconds.append(time.process_time() - started)
+        stages = len(plan.stages)
+    print(json.dumps([stages, seconds, imported, peak_mib()]))
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process. Not ru_maxrss, which begins with that of the process it was forked from."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["child"]:
+        plan_repeatedly()
+    else:
+        publish(run())

@@ -1,0 +1,131 @@
+"""A step of pretraining as ``stages.supervised`` takes it, without Ray, against the loop that one would write by hand.
+
+Both train a LlamaForCausalLM from the same weights, on the same batches, in the same precision. The loop is handed its
+tensors; ours writes its samples, in each step, as it does in a stage.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import Row, alternate, publish
+from rayexp.learning import decoder
+from rayexp.learning.trainer import Trainer
+from rayexp.presets import DECODERS, SCALES
+from rayexp.spec import AdamW, Pretrain
+from rayexp.stages import pretrain, supervised
+from rayexp.world import World, vocabulary
+
+GEMM_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    """One decoder in one precision. steps: of a round."""
+
+    decoder: str
+    precision: str
+    batch_samples: int
+    steps: int
+    rounds: int
+
+
+CASES = (Case("tiny", "fp32", 128, 4, 12), Case("paper", "bf16", 32, 1, 7))
+
+
+def run() -> list[Row]:
+    torch.set_num_threads(1)
+    return [row(case) for case in CASES]
+
+
+def row(case: Case) -> Row:
+    """Time one case, a matrix product of the same precision among its rounds."""
+    spec = pretraining(case)
+    batches = [
+        [torch.from_numpy(rectangle.tokens_NT.astype(np.int64)) for rectangle in pretrain.batch(spec, step)]
+        for step in range(spec.steps)
+    ]
+    sides = {"ours": our_steps(spec, case.steps), "loop": plain_steps(spec, batches, case.steps), "gemm": gemm(case)}
+    timed = alternate(sides, case.rounds)
+
+    tokens = case.steps * sum(tokens_NT.numel() for tokens_NT in batches[0])
+    read = case.steps * sum(tokens_NT[:, 1:].numel() for tokens_NT in batches[0])  # the last token is only predicted
+    parameters = spec.decoder.parameters(vocabulary.SIZE) - vocabulary.SIZE * spec.decoder.width
+    share = (6 * parameters * read / timed["ours"].median) / (2 * GEMM_SIZE**3 / timed["gemm"].median)
+    ratio = timed["ours"].faster_than(timed["loop"])
+    return Row(
+        case=f"{case.decoder} {case.precision}, {share:.0%} of GEMM",
+        ours=timed["ours"].rate(tokens, "tokens"),
+        peer=timed["loop"].rate(tokens, "tokens"),
+        ratio=f"{ratio:.2f}",
+        target=">= 1.0",
+        met=ratio >= 1.0,
+    )
+
+
+def pretraining(case: Case) -> Pretrain:
+    """A run that is as long as the benchmark, its warm-up turn included."""
+    optimiser = SCALES["tiny"].pretrain.model_dump() | {"precision": case.precision}
+    return Pretrain(
+        world=World("composition"),
+        decoder=DECODERS[case.decoder],
+        ood_ratio=0.01,
+        samples=case.batch_samples * case.steps * (case.rounds + 1),
+        batch_samples=case.batch_samples,
+        optimiser=AdamW.model_validate(optimiser),
+        seed=0,
+    )
+
+
+def our_steps(spec: Pretrain, steps: int) -> Callable[[], None]:
+    """``supervised.train``'s loop, without reports and checkpoints."""
+    trainer = Trainer(decoder.build(spec.decoder, spec.seed), spec.optimiser, spec.steps)
+    losses = supervised._LossMeter(trainer.device)
+
+    def turn() -> None:
+        for _ in range(steps):
+            rectangles = pretrain.batch(spec, trainer.completed_steps)
+            counted = sum(r.tokens_NT.size - len(r.tokens_NT) * pretrain.loss_start(r) for r in rectangles)
+            trainer.step(
+                partial(supervised._loss, trainer, losses, r.shard(0, 1), pretrain.loss_start(r), 1 / counted)
+                for r in rectangles
+            )
+
+    return turn
+
+
+def plain_steps(spec: Pretrain, batches: list[list[Tensor]], steps: int) -> Callable[[], None]:
+    """Transformers' own loss and torch's own AdamW, at their defaults."""
+    model = decoder.build(spec.decoder, spec.seed)
+    settings = spec.optimiser
+    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+    remaining = iter(batches)
+
+    def turn() -> None:
+        for _ in range(steps):
+            rectangles = next(remaining)
+            samples = sum(len(tokens_NT) for tokens_NT in rectangles)
+            for tokens_NT in rectangles:
+                with mixed:
+                    loss = model(input_ids=tokens_NT, labels=tokens_NT, use_cache=False).loss
+                (loss * len(tokens_NT) / samples).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            optimiser.step()
+            optimiser.zero_grad()
+
+    return turn
+
+
+def gemm(case: Case) -> Callable[[], Tensor]:
+    """A square matrix product in the case's precision: what this core can do."""
+    a = torch.randn(GEMM_SIZE, GEMM_SIZE, dtype=torch.bfloat16 if case.precision == "bf16" else torch.float32)
+    return lambda: a @ a
+
+
+if __name__ == "__main__":
+    publish(run())

@@ -1,0 +1,36 @@
+"""How fast the world writes samples: small batches pay for numpy's calls, large ones for its arithmetic."""
+
+from functools import partial
+
+from benchmarks.measure import Row, alternate, publish
+from rayexp.world import Corpus, World
+
+TARGET = 1_000_000  # samples/s, so that one core feeds any GPU
+ROUND_SAMPLES = 2**16
+BATCHES = (1024, 65536)
+
+
+def run() -> list[Row]:
+    """Samples of four letters, of the axis with the most cells in a mixture."""
+    corpus = Corpus(World("composition"), seed=0)
+    timed = alternate({str(batch): partial(write, corpus, batch) for batch in BATCHES}, rounds=25)
+    return [
+        Row(
+            case=f"mixture, batch {batch}",
+            ours=timed[str(batch)].rate(ROUND_SAMPLES, "samples"),
+            ratio=f"{ROUND_SAMPLES / timed[str(batch)].best / TARGET:.2f}",
+            target=">= 1,000,000/s",
+            met=ROUND_SAMPLES / timed[str(batch)].best >= TARGET,
+        )
+        for batch in BATCHES
+    ]
+
+
+def write(corpus: Corpus, batch: int) -> None:
+    """Write a round's samples in batches, as pretraining asks for them."""
+    for start in range(0, ROUND_SAMPLES, batch):
+        corpus.mixture("pretrain", 0.01, start, batch)
+
+
+if __name__ == "__main__":
+    publish(run())

@@ -1,0 +1,104 @@
+"""The job as a person submits it, on a head started by ``make head``, from a shell that sets nothing about Ray."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+TOY = ["python", "jobs/sweep.py", "--scale", "toy", "--ood-ratios", "0.5"]
+
+
+def plain_shell(**extra: str) -> dict[str, str]:
+    """The environment of somebody who has never heard of Ray."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | extra
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """Address of the dashboard of a head started by ``make head``."""
+    gcs, dashboard, agent, client = free_ports(4)
+    ports = f"--port={gcs} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent} --num-cpus=2"
+    log = (tmp_path_factory.mktemp("head") / "log").open("w+")
+    process = subprocess.Popen(
+        ["make", "head", f"HEAD_ARGS={ports} --ray-client-server-port={client}"],
+        cwd=ROOT,
+        env=plain_shell(),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            version = json.load(urllib.request.urlopen(f"{address}/api/version", timeout=5))
+            break
+        except OSError:
+            log.seek(0)
+            assert process.poll() is None, log.read()
+            assert time.monotonic() < deadline, f"no dashboard within 90 s: {log.read()}"
+            time.sleep(1)
+    assert version["ray_version"]
+    yield address
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
+
+
+def submit(head: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "ray", "job", "submit", *arguments],
+        cwd=ROOT,
+        env=plain_shell(RAY_API_SERVER_ADDRESS=head),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.mark.timeout(600)
+def test_both_ways_to_submit(head, tmp_path):
+    """With an uploaded working directory the whole study runs; in short form, on the head's own checkout, one more
+    beta runs on top of what is there, and then nothing is left to do."""
+    store = tmp_path / "store"
+    done = submit(head, "--working-dir", ".", "--", *TOY, "--store", str(store))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout
+    report = store / "studies/demo-toy/report/index.html"
+    assert "<table" in report.read_text()
+    results = pd.read_parquet(store / "studies/demo-toy/results.parquet")
+    assert set(results.kind) == {"pretrain", "sft", "grpo"}
+    before = {path.name for path in (store / "stages").iterdir()}
+
+    done = submit(head, "--", *TOY, "--kl-betas", "0.1", "0.5", "--store", str(store))
+    assert done.returncode == 0, done.stdout + done.stderr
+    new = {path.name.partition("-")[0] for path in (store / "stages").iterdir() if path.name not in before}
+    assert new == {"grpo", "evaluate"}, "pretraining was not shared"
+
+    done = submit(head, "--", *TOY, "--kl-betas", "0.1", "0.5", "--store", str(store))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 trials to run" in done.stdout
+    assert "Ray dashboard" not in done.stdout
+
+
+def test_a_relative_store_in_an_uploaded_directory_is_refused(head):
+    done = submit(head, "--working-dir", ".", "--", *TOY, "--store", "runs")
+    assert done.returncode != 0
+    assert "store is 'runs', relative to Ray's temporary copy" in done.stdout + done.stderr

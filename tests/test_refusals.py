@@ -1,0 +1,82 @@
+"""Bad input is refused before anything starts: one sentence with the field, the value and what is allowed."""
+
+import pytest
+
+from jobs import sweep
+from rayexp.sampling import vllm_sampler
+from rayexp.sweep import runtime
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys, tmp_path):
+    """Run the job with arguments; the text of its refusal. Fails if Ray is started or the store is written."""
+    monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))
+    store = tmp_path / "store"
+
+    def run(*arguments: str) -> str:
+        if "--store" not in arguments:
+            arguments = (*arguments, "--store", str(store))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            code = sweep.main(list(arguments))
+        assert code == 2
+        assert not store.exists()
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value", "allowed"),
+    [
+        (["--study", "colours"], "study", "'colours'", "composition, mixing, scaling"),
+        (["--scale", "huge"], "scale", "'huge'", "tiny, small, paper"),
+        (["--graph", "drawn"], "graph", "'drawn'", "hidden, printed"),
+        (["--traversal", "x"], "traversal", "'x'", "uniform, positional"),
+        (["--samples", "x"], "samples", "'x'", "answer, trace"),
+        (["--ood-ratios", "0", "0.7"], "ood_ratio", "0.7", "0.5"),
+        (["--ood-ratios", "-0.1"], "ood_ratio", "-0.1", "0"),
+        (["--ood-ratios", "nan"], "ood_ratio", "nan", "finite"),
+        (["--kl-betas", "-1"], "kl_beta", "-1", "0"),
+        (["--kl-betas", "inf"], "kl_beta", "inf", "finite"),
+        (["--seeds", "-1"], "seed", "-1", "0"),
+        (["--train-workers", "0"], "train_workers", "0", "1"),
+        (["--rollout-workers", "-2"], "rollout_workers", "-2", "1"),
+        (["--learner-cpus", "0"], "learner_cpus", "0", "greater than 0"),
+        (["--timeout-s", "0"], "timeout_s", "0", "greater than 0"),
+        (["--store", "/proc/no/such/place"], "store", "'/proc/no/such/place'", "cannot be written"),
+        (["--store", "nosuch://place"], "store", "'nosuch://place'", "fsspec URL"),
+    ],
+)
+def test_refused_in_one_sentence(refusal, arguments, field, value, allowed):
+    text = refusal(*arguments)
+    assert text.startswith("refused: ")
+    assert text.count("\n") == 1
+    for part in (field, value, allowed):
+        assert part in text
+
+
+@pytest.mark.parametrize("arguments", [["--colour", "red"], ["--seeds", "one"], ["--device", "tpu"], ["extra"]])
+def test_what_is_not_an_option_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        sweep.main(arguments)
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    assert arguments[-1] in printed.out + printed.err
+
+
+def test_missing_vllm_is_answered_with_the_command_that_brings_it(monkeypatch):
+    monkeypatch.setattr(vllm_sampler, "find_spec", lambda name: None)
+    for device in ("cpu", "cuda"):
+        with pytest.raises(vllm_sampler.VLLMMissingError, match=rf'pip install .*"\.\[{device}\]"'):
+            vllm_sampler.require_vllm(device)
+
+
+def test_a_plan_is_printed_and_nothing_is_touched(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))
+    assert sweep.main(["--study", "depth", "--scale", "paper", "--plan", "--store", str(tmp_path / "store")]) == 0
+    printed = capsys.readouterr().out
+    for word in ("stages", "if nothing were shared", "cached", "to run", "FLOP"):
+        assert word in printed
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,408 @@
+"""The report: verdicts that can go either way, figures that show their tables, a page that is complete and inert."""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from matplotlib.collections import PathCollection
+from scipy import stats
+from scipy.special import expit, logit
+
+from rayexp.evaluation.measure import SCHEMA
+from rayexp.evaluation.theory import tilted
+from rayexp.presets import SCALES
+from rayexp.report import figures, page, table
+from rayexp.report.arms import arms, interval
+from rayexp.report.claims import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, cautious, claims
+from rayexp.spec import GRPO, Evaluate, Pretrain, Stage
+from rayexp.store import Store
+from rayexp.studies.grid import Grid, chains
+from rayexp.sweep.plan import Plan
+
+N = 20  # test prompts a cell
+RATIOS, BETAS, SEEDS = (0.0, 0.003, 0.01, 0.05), (0.1, 1.0), (0, 1)
+SMALL = {"seeds": (0,), "kl_betas": (0.1,), "ood_ratios": (0.0, 0.01, 0.05)}
+#: Mean logit of Q before GRPO. OOD cells: no mass, some, half of it, all of it.
+OOD_LOGIT = dict(zip(RATIOS, (-18.4, -6.0, 0.0, 6.0), strict=True))
+ID_LOGIT, PROBE_LOGIT = 5.0, -3.0
+
+#: From Q before GRPO to P after it, for the cells of one role.
+Law = Callable[[np.ndarray, GRPO, str], np.ndarray]
+
+
+def as_the_paper_says(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+    """Most of the way to the tilted optimum, as a shift of the logit."""
+    return expit(logit(q) + 0.9 / stage.kl_beta)
+
+
+def study_stages(arms: tuple[str, ...] = ("ood",), axis: str = "composition", **grid) -> list[Stage]:
+    budget = dataclasses.replace(SCALES["tiny"], prompts_per_cell=N)
+    values = {"ood_ratios": RATIOS, "kl_betas": BETAS, "seeds": SEEDS} | grid
+    return chains(Grid(**values).world(axis), budget, Grid(**values), prompts=arms)
+
+
+def mass(stage: Stage, law: Law, role: str, cell: str, id_logit: float) -> np.ndarray:
+    """Q of the N prompts of one cell: the same prompts are hard in every stage."""
+    if isinstance(stage, GRPO):
+        return law(mass(stage.init, law, role, cell, id_logit), stage, role)
+    root = stage.root
+    rng = np.random.default_rng([root.seed, root.decoder.layers, sum(map(ord, cell))])
+    mean = {"id": id_logit, "ood": OOD_LOGIT[root.ood_ratio], "probe": PROBE_LOGIT}[role]
+    return expit(mean - isinstance(stage, Pretrain) + rng.normal(0, 0.3, N) + 0.05 * root.seed)
+
+
+def measured(stage: Stage, law: Law, id_logit: float = ID_LOGIT) -> pd.DataFrame:
+    """What ``measure`` would write for a stage."""
+    cells = [(role, cell.name) for role, cell in stage.root.world.cells.roles()]
+    q = np.concatenate([mass(stage, law, role, cell, id_logit) for role, cell in cells])
+    roles, names = (np.repeat(column, N) for column in zip(*cells, strict=True))
+    about = {
+        "role": roles,
+        "cell": names,
+        "prompt_index": np.tile(np.arange(N), len(cells)),
+        "prompt": "a1",
+        "gold": "a2",
+    }
+    counts = {"sampled": 0, "answer_correct": 0, "trace_correct": 0}
+    return pd.DataFrame({**about, "log_mass": np.log(q), "greedy_correct": q > 0.5, **counts})[SCHEMA.names]
+
+
+@functools.cache
+def world(law: Law = as_the_paper_says, id_logit: float = ID_LOGIT, **study) -> pd.DataFrame:
+    """``table.results`` of a study in which GRPO obeys ``law``."""
+    frames = []
+    for stage in study_stages(**study):
+        if not isinstance(stage, Evaluate):
+            frame = measured(stage, law, id_logit).assign(**table.settings(stage))
+            frame["q"] = np.exp(frame["log_mass"])
+            frame["init_q"] = np.exp(measured(stage.parent, law, id_logit)["log_mass"]) if stage.parent else np.nan
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)[table.RESULTS.names]
+
+
+def training(**study) -> pd.DataFrame:
+    """``table.curves`` of a study: rewards that rise from step to step."""
+    rows = [
+        {**table.settings(stage), "step": step, "metric": metric, "value": step / 10 + 0.01 * stage.root.seed}
+        for stage in study_stages(**study)
+        if isinstance(stage, GRPO)
+        for metric in ("rollout/reward", "grpo/kl", "grpo/loss")
+        for step in (1, 2, 3)
+    ]
+    return pd.DataFrame(rows)[table.CURVES.names]
+
+
+# Claims
+
+
+def verdicts(results: pd.DataFrame) -> dict[str, set[str]]:
+    found = claims(results)
+    return {claim: set(rows["verdict"]) for claim, rows in found.groupby("claim")}
+
+
+def test_every_claim_holds_where_the_paper_does() -> None:
+    found = claims(world())
+    assert set(found["verdict"]) == {HOLDS}
+    assert list(found["claim"].unique()) == ["C1", "C2", "C3", "C4"]
+    assert len(found) == len(BETAS) * (1 + 1 + 2 + 1)  # C3 has ID and OOD cells
+    assert (found["seeds"] == len(SEEDS)).all()
+    assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
+
+
+def only(role: str, ratio: float | None, after: float) -> Law:
+    """GRPO reaches ``after`` on some cells and changes nothing elsewhere."""
+
+    def law(q: np.ndarray, stage: GRPO, of: str) -> np.ndarray:
+        return np.full_like(q, after) if of == role and stage.root.ood_ratio == ratio else q
+
+    return law
+
+
+@pytest.mark.parametrize(
+    ("claim", "law", "id_logit"),
+    [
+        ("C1", only("ood", 0.0, 0.5), ID_LOGIT),
+        ("C2", only("ood", 0.0, 0.5), ID_LOGIT),
+        ("C3", lambda q, stage, role: np.full_like(q, 0.9999), 2.5),
+        ("C4", only("ood", 0.0, 0.5), ID_LOGIT),
+    ],
+)
+def test_every_claim_can_fail(claim: str, law: Law, id_logit: float) -> None:
+    assert FAILS in verdicts(world(law, id_logit, kl_betas=(0.1,)))[claim]
+
+
+def test_a_world_where_nothing_holds() -> None:
+    def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+        return np.full_like(q, 0.9999) if role == "id" or stage.root.ood_ratio == 0 else q
+
+    found = claims(world(law, id_logit=2.5))
+    ood_at_saturation = (found["claim"] == "C3") & (found["role"] == "ood")
+    assert set(found[~ood_at_saturation]["verdict"]) == {FAILS}
+
+
+def test_seeds_that_disagree_decide_nothing() -> None:
+    def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+        return np.full_like(q, 0.5) if stage.root.seed == 0 else q
+
+    assert verdicts(world(law, kl_betas=(0.1,)))["C1"] == {UNDECIDED}
+
+
+def test_one_seed_is_said_to_be_one() -> None:
+    found = claims(world(seeds=(0,)))
+    assert set(found[found["claim"] != "C4"]["verdict"]) == {HOLDS}
+    assert found["note"].str.contains("prompts only").all()
+    assert not claims(world())["note"].str.contains("prompts only").any()
+
+
+def test_what_the_study_lacks_is_not_measured() -> None:
+    few = verdicts(world(ood_ratios=(0.003, 0.01)))
+    assert few["C1"] == few["C2"] == {NOT_MEASURED}
+    saturated = world(**SMALL)
+    between = (saturated["ood_ratio"] == 0.01) & (saturated["role"] == "ood")
+    assert verdicts(saturated.assign(init_q=saturated["init_q"].mask(between, 0.95)))["C2"] == {NOT_MEASURED}
+    assert verdicts(world(kl_betas=(0.0,), law=only("ood", 0.0, 0.5)))["C4"] == {NOT_MEASURED}
+    supervised = world()
+    supervised = supervised[supervised["kind"] != "grpo"]
+    assert all(found == {NOT_MEASURED} for found in verdicts(supervised).values())
+    assert all(found == {NOT_MEASURED} for found in verdicts(table.RESULTS.empty_table().to_pandas()).values())
+
+
+def test_a_grid_that_ends_before_saturation_does_not_refute_the_peak() -> None:
+    def c2(results: pd.DataFrame) -> set[str]:
+        return verdicts(results)["C2"]
+
+    short = {"ood_ratios": (0.0, 0.003, 0.01), "kl_betas": (0.1,)}
+    assert c2(world(only("ood", 0.01, 1.0), **short)) == {UNDECIDED}
+    assert c2(world(only("ood", 0.0, 0.5), **short)) == {FAILS}
+    assert c2(world(only("ood", 0.003, 0.9), **short)) == {HOLDS}
+
+
+def test_no_gain_at_all_is_pointed_out() -> None:
+    found = claims(world(lambda q, stage, role: q, kl_betas=(0.1,))).set_index("claim")
+    assert found.loc["C1", "verdict"] == HOLDS
+    assert "too short" in found.loc["C1", "note"]
+    assert found.loc["C2", "verdict"] == UNDECIDED
+
+
+def test_the_gain_at_saturation_is_given_as_a_share_of_the_possible() -> None:
+    found = claims(world(lambda q, stage, role: q + (1 - q) / 4, kl_betas=(0.1,)))
+    saturated = found[(found["claim"] == "C3") & (found["role"] == "id")]
+    assert saturated["measured"].str.contains(re.escape("a share of 0.25 [0.25, 0.25]")).all()
+    assert saturated["note"].str.contains("So little was left").all()
+
+
+def test_the_optimum_itself_is_not_above_the_bound() -> None:
+    found = claims(world(lambda q, stage, role: tilted(q, stage.kl_beta))).set_index("claim").loc["C4"]
+    assert (found["value"] == 0).all()
+    assert found["measured"].str.contains(re.escape("above the tilted optimum: 0 [0,")).all()
+
+
+def test_a_verdict_takes_the_wider_interval() -> None:
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"seed": np.repeat([0, 1, 2], 20), "x": rng.normal(np.repeat([0.1, 0.2, 0.4], 20), 0.01)})
+    found, means = cautious(rows, "x"), rows.groupby("seed")["x"].mean()
+    low, high = stats.t.interval(0.95, 2, loc=means.mean(), scale=stats.sem(means))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.low < interval(rows, "x").low < interval(rows, "x").high < found.high
+    one = rows[rows["seed"] == 0]
+    assert cautious(one, "x") == interval(one, "x")
+
+
+def test_arms_are_judged_on_their_cells() -> None:
+    found = {arm.prompts: arm for arm in arms(world(arms=("id", "ood"), **SMALL))}
+    assert {prompts: (arm.target, arm.roles) for prompts, arm in found.items()} == {
+        "id": ("ood", ("ood", "id")),
+        "ood": ("ood", ("ood",)),
+    }
+    probes = arms(world(arms=("probe",), axis="tokens", **SMALL))
+    assert [(arm.prompts, arm.roles) for arm in probes] == [("probe", ("probe",))]
+
+
+# Figures
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[figures.Drawing]:
+    return figures.drawings(world(), training())
+
+
+def test_tables_hold_what_is_drawn(drawn: list[figures.Drawing]) -> None:
+    before_after, scatter, accuracy, curves = drawn
+
+    def heights(drawing: figures.Drawing, axis: int) -> list[float]:
+        containers = drawing.figure.axes[axis].containers
+        return sorted(y for container in containers for y in container.lines[0].get_ydata())
+
+    def ends(drawing: figures.Drawing, axis: int) -> list[float]:
+        bars = [bar for container in drawing.figure.axes[axis].containers for bar in container.lines[2]]
+        return sorted(y for bar in bars for segment in bar.get_segments() for y in segment[:, 1])
+
+    for drawing, columns in ((before_after, ("q", "gain")), (accuracy, ("greedy", "q"))):
+        for axis, column in enumerate(columns):
+            shown = drawing.data.dropna(subset=[column])
+            assert heights(drawing, axis) == pytest.approx(sorted(shown[column]))
+            assert ends(drawing, axis) == pytest.approx(sorted([*shown[f"{column}_low"], *shown[f"{column}_high"]]))
+
+    dots = [c for axis in scatter.figure.axes for c in axis.collections if isinstance(c, PathCollection)]
+    assert np.concatenate([np.asarray(dot.get_offsets()) for dot in dots]) == pytest.approx(
+        scatter.data[["q", "p"]].to_numpy()
+    )
+    lines = [line.get_ydata() for axis in curves.figure.axes for line in axis.lines]
+    assert sorted(np.concatenate(lines)) == pytest.approx(sorted(curves.data["mean"]))
+
+
+def test_tables_are_right(drawn: list[figures.Drawing]) -> None:
+    before_after, scatter, accuracy, curves = (drawing.data for drawing in drawn)
+    results = world()
+    after = results[(results["kl_beta"] == 0.1) & (results["ood_ratio"] == 0.01) & (results["role"] == "ood")]
+    row = before_after[(before_after["kl_beta"] == 0.1) & (before_after["ood_ratio"] == 0.01)].iloc[0]
+    assert (row["q"], row["gain"]) == pytest.approx((after["q"].mean(), (after["q"] - after["init_q"]).mean()))
+    assert (row["n_seeds"], row["n"]) == (2, len(after))
+    # What was before GRPO is shared by the betas and counted once.
+    assert set(before_after[before_after["kl_beta"].isna()]["n"]) == {len(after)}
+    assert set(accuracy["stage"]) == {"pretraining", "SFT", "GRPO, β = 0.1", "GRPO, β = 1"}
+    assert scatter["tilted_optimum"].to_numpy() == pytest.approx(
+        np.concatenate([tilted(rows["q"].to_numpy(), beta) for beta, rows in scatter.groupby("kl_beta")])
+    )
+    reward = curves[(curves["metric"] == "rollout/reward") & (curves["step"] == 2)]
+    assert reward["mean"].to_numpy() == pytest.approx(0.205)
+    assert (reward["highest"] - reward["lowest"]).to_numpy() == pytest.approx(0.01)
+
+
+def test_every_arm_and_depth_has_its_panels() -> None:
+    mixed = pd.concat([world(arms=("id", "ood"), **SMALL), world(**SMALL).assign(layers=16)])
+    before_after, scatter, accuracy = figures.drawings(mixed, training().iloc[:0])
+    assert len(before_after.figure.axes) == 2 * 4  # id arm: OOD and ID cells; OOD arm; OOD arm of 16 layers
+    assert len(scatter.figure.axes) == 4
+    assert len(accuracy.figure.axes) == 2 * 3
+
+
+def test_traces_are_called_a_lower_bound() -> None:
+    drawing = figures.mass_by_ratio(world(**SMALL).assign(samples="trace"))
+    assert drawing
+    assert "≤ Q" in drawing.figure.axes[0].get_ylabel()
+
+
+def test_kl_is_not_drawn_where_there_was_none() -> None:
+    drawing = figures.training_curves(training(kl_betas=(0.0,)))
+    assert drawing
+    assert set(drawing.data["metric"]) == {"rollout/reward"}
+
+
+# The page
+
+HOSTILE = "<script>alert(1)</script> & \"x\" 'y'"
+RECORD = {
+    "started": "2026-01-01T00:00:00+00:00",
+    "duration_s": 1.5,
+    "host": HOSTILE,
+    "machine": "x86_64, 2 cores",
+    "python": "3.11.7",
+    "packages": {"torch": "2.13.0", HOSTILE: HOSTILE},
+    "git": {"commit": "abc", "changed": True},
+}
+
+
+def published(folder: Path, stages: Collection[Stage], record: object = RECORD) -> Store:
+    """A store that holds these stages, with the results of the paper's world."""
+    store = Store(str(folder / "store"))
+    for stage in stages:
+        files = folder / "files" / stage.id
+        files.mkdir(parents=True)
+        if isinstance(stage, Evaluate):
+            rows = pa.Table.from_pandas(measured(stage.init, as_the_paper_says), SCHEMA, preserve_index=False)
+            pq.write_table(rows, files / "results.parquet")
+        else:
+            kind = stage.id.partition("-")[0]
+            metrics = ("rollout/reward", "grpo/kl") if kind == "grpo" else (f"{kind}/id/loss",)
+            curve = {"step": [1, 2] * len(metrics), "metric": np.repeat(metrics, 2), "value": [0.5] * 2 * len(metrics)}
+            pq.write_table(pa.table(curve), files / "metrics.parquet")
+        store.publish(stage, files, record)  # pyright: ignore[reportArgumentType]
+    return store
+
+
+def written(folder: Path, stages: list[Stage], store: Store, study: str = "demo") -> str:
+    found = page.write(Plan.of(study, stages, store.finished_ids()), store, folder / "out")
+    assert found == folder / "out" / "report" / "index.html"
+    return found.read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("whole")
+    stages = study_stages(**SMALL)
+    return folder / "out", written(folder, stages, published(folder, stages), study=HOSTILE)
+
+
+def test_the_folder_is_complete(whole: tuple[Path, str]) -> None:
+    folder, _ = whole
+    names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    drawn = {f"report/figure-{n}.{end}" for n in (1, 2, 3, 4) for end in ("png", "csv")}
+    assert names == {"results.parquet", "summary.csv", "claims.csv", "report/index.html"} | drawn
+    results = pq.read_table(folder / "results.parquet")
+    assert results.schema.equals(table.RESULTS)
+    drawing = figures.mass_by_ratio(results.to_pandas())
+    assert drawing is not None
+    pd.testing.assert_frame_equal(
+        pd.read_csv(folder / "report" / "figure-1.csv"), drawing.data, check_dtype=False, rtol=1e-12
+    )
+    summary = pd.read_csv(folder / "summary.csv")
+    assert len(summary) == 3 * 3 * 8  # ratios, stages, cells
+    assert set(summary["n_prompts"]) == {N}
+    first = results.to_pandas().query("stage_id == @summary.stage_id[0] and cell == @summary.cell[0]")
+    assert (summary["mean_q"][0], summary["greedy_accuracy"][0]) == pytest.approx(
+        (first["q"].mean(), first["greedy_correct"].mean())
+    )
+    assert (summary["q_low"] <= summary["mean_q"]).all()
+    assert (summary["mean_q"] <= summary["q_high"]).all()
+
+
+def test_the_page_needs_nothing_from_outside(whole: tuple[Path, str]) -> None:
+    _, html = whole
+    links = re.findall(r"""(?:src|href|url|action)\s*[=(]\s*["']?([^"'\s>]+)""", html)
+    assert len(links) == 3 * 4
+    assert all(re.match(r"data:image/png;base64,|figure-\d\.(png|csv)$", link) for link in links)
+    assert not re.search(r"https?:|@import|<(script|link|iframe|object|base)\b", html)
+    assert html.count("<img ") == len(re.findall(r'alt="[A-Z0-9][^"]{40,}"', html)) == 4
+
+
+def test_the_page_takes_what_it_reads_as_text(whole: tuple[Path, str]) -> None:
+    _, html = whole
+    assert "alert(1)" in html
+    assert html.count("alert(1)") == html.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;x&#34; &#39;y&#39;")
+
+
+def test_the_page_says_all_of_it(whole: tuple[Path, str]) -> None:
+    _, html = whole
+    for text in ("No mass, no gain", "holds", "Figure 4", "abc and uncommitted changes", "decoder.width", "2.13.0"):
+        assert text in html
+    assert "Partial" not in html
+
+
+@pytest.mark.parametrize(
+    ("finished", "drawings"), [(0, 0), (2, 1), (4, 1), (5, 2), (6, 4)], ids=["nothing", "base", "sft", "grpo", "chain"]
+)
+def test_a_page_of_what_is_finished(tmp_path: Path, finished: int, drawings: int) -> None:
+    """One chain in order: each of pretraining, SFT and GRPO, followed by its measurement."""
+    stages = study_stages(**SMALL)
+    html = written(tmp_path, stages, published(tmp_path, stages[:finished]))
+    assert html.count("<img ") == drawings
+    assert f"{finished} of {len(stages)} stages" in html
+    assert "not measured" in html
+
+
+@pytest.mark.parametrize("record", [{"host": "h"}, [], {**RECORD, "packages": None}, {**RECORD, "duration_s": "?"}])
+def test_a_record_that_cannot_be_read_is_counted(tmp_path: Path, record: object) -> None:
+    stages = study_stages(**SMALL)
+    store = published(tmp_path, stages[:1], record)
+    found = page.provenance(Plan.of("demo", stages, store.finished_ids()), store)
+    assert (found["unread"], found["runs"], found["facts"]) == (1, [], {})
+    assert json.dumps(found)

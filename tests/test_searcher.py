@@ -1,0 +1,88 @@
+"""The searcher hands out the trials of a plan so that the DAG is obeyed, whatever finishes or fails, in any order."""
+
+import random
+
+from conftest import tiny_chain
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.tune.search import Searcher
+
+from rayexp.spec import Execution, parse_stage
+from rayexp.sweep.plan import Plan, Trial
+from rayexp.sweep.tune import PlanSearcher
+from rayexp.world import World
+
+EXECUTION = Execution(store="somewhere")
+
+
+@st.composite
+def trial_graphs(draw):
+    """Up to ten trials, each built on any of those before it."""
+    trials: list[Trial] = []
+    for i in range(draw(st.integers(1, 10))):
+        parents = draw(st.sets(st.sampled_from(trials), max_size=3)) if trials else ()
+        trials.append(Trial(str(i), "grpo", (), tuple(sorted(parent.id for parent in parents))))
+    return trials
+
+
+def blocked_by(trials, failed):
+    blocked: set[str] = set()
+    for trial in trials:
+        if (failed | blocked) & set(trial.parents):
+            blocked.add(trial.id)
+    return blocked
+
+
+@given(trial_graphs(), st.integers(0, 2**32))
+def test_any_order_of_completions_and_failures_obeys_the_graph(trials, seed):
+    chance = random.Random(seed)
+    searcher = PlanSearcher(trials, EXECUTION)
+    parents = {trial.id: set(trial.parents) for trial in trials}
+    running: dict[str, str] = {}
+    succeeded: set[str] = set()
+    failed: set[str] = set()
+    asked = 0
+    while True:
+        if running and chance.random() < 0.5:
+            tune_id = chance.choice(sorted(running))
+            error = chance.random() < 0.2
+            searcher.on_trial_complete(tune_id, None if error else {"step": 1}, error=error)
+            (failed if error else succeeded).add(running.pop(tune_id))
+            continue
+        asked += 1
+        config = searcher.suggest(f"tune{asked:03}")
+        started = {*succeeded, *failed, *running.values()}
+        ready = {trial for trial, needs in parents.items() if needs <= succeeded} - started
+        if config is None:
+            assert running
+            assert not ready
+        elif config == Searcher.FINISHED:
+            assert not running
+            assert not ready
+            break
+        else:
+            assert config["trial"] in ready
+            running[f"tune{asked:03}"] = config["trial"]
+    assert set(parents) - succeeded - failed == blocked_by(trials, failed)
+
+
+def test_completions_of_unknown_trials_are_ignored():
+    searcher = PlanSearcher([Trial("a", "grpo", (), ()), Trial("b", "grpo", (), ("a",))], EXECUTION)
+    searcher.on_trial_complete("never started")
+    assert searcher.suggest("1")["trial"] == "a"
+    assert searcher.suggest("2") is None
+    searcher.on_trial_complete("1", error=True)
+    searcher.on_trial_complete("1")
+    assert searcher.suggest("3") == Searcher.FINISHED
+
+
+def test_a_trial_is_told_its_stages_and_how_to_run_them():
+    chain = tiny_chain(World("composition"))
+    plan = Plan.of("any", chain.values(), ())
+    searcher = PlanSearcher(plan.trials, EXECUTION)
+    config = searcher.suggest("1")
+    assert [parse_stage(text) for text in config["stages"]] == [chain["pretrain"], chain["sft"]]
+    assert config["kind"] == "supervised"
+    assert Execution.model_validate_json(config["execution"]) == EXECUTION
+    searcher.on_trial_complete("1")
+    assert [parse_stage(text) for text in searcher.suggest("2")["stages"]] == [chain["grpo"], chain["evaluate"]]

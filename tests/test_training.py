@@ -1,0 +1,284 @@
+"""Training steps to the digit: golden losses, bitwise continuation, and what a bad gradient may not do."""
+
+import io
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import MICRO, OPTIMISER, tiny_chain
+
+from rayexp.learning import decoder as decoders
+from rayexp.learning.objectives import next_token_loss
+from rayexp.learning.policy import MismatchError, PolicyLearner, rollout_batches
+from rayexp.learning.trainer import Trainer, learning_rate
+from rayexp.presets import DECODERS
+from rayexp.sampling.protocol import Completions, prompt_seed
+from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.spec import AdamW
+from rayexp.world import Corpus, World, vocabulary
+
+STEPS = 20
+CORPUS = Corpus(World("composition"), seed=0)
+
+#: Semantics lock: a change that should not alter results leaves these alone.
+# fmt: off
+GOLDEN_LOSSES = [
+    4.589215, 3.880874, 3.355594, 3.275117, 3.077286,
+    2.894290, 2.843309, 2.747949, 2.711740, 2.654918,
+    2.634811, 2.605818, 2.592476, 2.590445, 2.538178,
+    2.541566, 2.511393, 2.478355, 2.481248, 2.462718,
+]
+# fmt: on
+GOLDEN_UPDATES = [(0.0, 0.0, 1.351103), (0.000993, 0.047686, 1.270126), (0.008700, 0.420324, 1.135734)]
+
+
+def losses_of_step(trainer, step, record):
+    """What pretraining does in one step of 32 samples: the mean over tokens, one rectangle at a time."""
+    rectangles = CORPUS.mixture("pretrain", 0.1, step * 32, 32)
+    counted = sum(r.tokens_NT[:, 1:].size for r in rectangles)
+
+    def loss(rectangle):
+        tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64))
+        logits_NTV = trainer.model(input_ids=tokens_NT[:, :-1], use_cache=False).logits
+        value = next_token_loss(logits_NTV, tokens_NT).sum() / counted
+        record.append(value.item())
+        return value
+
+    return [lambda r=r: loss(r) for r in rectangles]
+
+
+def train(trainer, stop):
+    """Loss of every step up to ``stop``."""
+    losses = []
+    while trainer.completed_steps < stop:
+        parts: list[float] = []
+        trainer.step(losses_of_step(trainer, trainer.completed_steps, parts))
+        losses.append(sum(parts))
+    return losses
+
+
+def micro_trainer(seed=0, optimiser=OPTIMISER):
+    return Trainer(decoders.build(MICRO, seed), optimiser, STEPS)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# Supervised
+
+
+def test_golden_losses_of_the_tiny_decoder():
+    trainer = Trainer(decoders.build(DECODERS["tiny"], seed=0), OPTIMISER, STEPS)
+    assert train(trainer, STEPS) == pytest.approx(GOLDEN_LOSSES, abs=1e-5)
+
+
+def test_a_run_that_was_stopped_continues_bitwise():
+    """Through a file that holds tensors only, and into a trainer that started from other weights."""
+    straight, stopped, continued = micro_trainer(), micro_trainer(), micro_trainer(seed=9)
+    losses = train(straight, 8)
+    first = train(stopped, 3)
+    file = io.BytesIO()
+    torch.save(stopped.state(), file)
+    file.seek(0)
+    expected_draw = torch.rand(3)
+    continued.restore(torch.load(file, weights_only=True))
+    assert torch.equal(torch.rand(3), expected_draw)
+    assert continued.completed_steps == 3
+    assert first + train(continued, 8) == losses
+    assert same(weights(continued.module), weights(straight.module))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_raises_and_changes_nothing(bad):
+    disturbed, quiet = micro_trainer(), micro_trainer()
+    train(disturbed, 2)
+    before = weights(disturbed.module)
+    good = losses_of_step(disturbed, 2, [])
+    with pytest.raises(FloatingPointError, match="at step 2"):
+        disturbed.step([*good, lambda: sum(p.sum() for p in disturbed.module.parameters()) * bad])
+    assert same(weights(disturbed.module), before)
+    assert disturbed.completed_steps == 2
+    train(disturbed, 4)
+    train(quiet, 4)
+    assert same(weights(disturbed.module), weights(quiet.module))
+
+
+def test_a_step_adds_its_losses_up_and_returns_the_norm_before_clipping():
+    one, other = micro_trainer(), micro_trainer()
+    parts = losses_of_step(one, 0, [])
+    assert len(parts) > 1
+    norm = one.step(parts)
+    torch.testing.assert_close(other.step([lambda: sum(part() for part in losses_of_step(other, 0, []))]), norm)
+    for a, b in zip(weights(one.module).values(), weights(other.module).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    clipped = Trainer(decoders.build(MICRO, 0), OPTIMISER.model_copy(update={"clip_norm": 1e-3}), STEPS)
+    torch.testing.assert_close(clipped.step(losses_of_step(clipped, 0, [])), norm)
+    assert norm > 1e-3
+
+
+def test_weight_decay_shrinks_matrices_only():
+    trainer = micro_trainer(optimiser=AdamW(learning_rate=0.1, weight_decay=0.5, schedule="constant"))
+    before = weights(trainer.module)
+    trainer.step([lambda: sum(p.sum() for p in trainer.module.parameters()) * 0.0])
+    for name, now in weights(trainer.module).items():
+        torch.testing.assert_close(now, before[name] * (0.95 if now.ndim > 1 else 1.0))
+
+
+def test_learning_rate_warms_up_and_falls_to_a_tenth():
+    cosine = AdamW(learning_rate=0.4, warmup_steps=4)
+    rates = [learning_rate(cosine, step, 104) for step in range(106)]
+    assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+    assert rates[54] == pytest.approx(0.22)
+    assert rates[104] == rates[105] == pytest.approx(0.04)
+    assert all(a > b for a, b in itertools.pairwise(rates[4:105]))
+
+
+def test_constant_learning_rate():
+    constant = AdamW(learning_rate=0.4, warmup_steps=2, schedule="constant")
+    assert [learning_rate(constant, step, 5) for step in range(5)] == pytest.approx([0.2, 0.4, 0.4, 0.4, 0.4])
+    assert learning_rate(AdamW(learning_rate=0.4), 0, 10) == 0.4
+
+
+def test_the_trainer_follows_the_schedule():
+    """With its moments at rest, Adam's first step is as long as the rate."""
+    trainer = micro_trainer(optimiser=AdamW(learning_rate=0.4, warmup_steps=4))
+    before = weights(trainer.module)["model.norm.weight"]
+    trainer.step([lambda: sum(p.sum() for p in trainer.module.parameters())])
+    torch.testing.assert_close(weights(trainer.module)["model.norm.weight"], before - 0.1)
+
+
+# Decoders
+
+
+@pytest.mark.parametrize("name", ["tiny", "micro"])
+def test_a_saved_decoder_comes_back_bitwise(tmp_path, name):
+    shape = DECODERS["tiny"] if name == "tiny" else MICRO
+    model = decoders.build(shape, seed=3)
+    decoders.save(model, tmp_path)
+    loaded = decoders.load(tmp_path)
+    assert same(weights(loaded), weights(model))
+    assert loaded.training
+    assert {tensor.dtype for tensor in loaded.parameters()} == {torch.float32}
+    assert loaded.config.max_position_embeddings == shape.context_tokens
+
+
+def test_equal_seeds_build_equal_decoders_and_leave_the_generator_alone():
+    before = torch.get_rng_state()
+    one, twin, other = (weights(decoders.build(MICRO, seed)) for seed in (0, 0, 1))
+    assert same(one, twin)
+    assert not same(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_the_number_of_parameters_is_the_predicted_one(name):
+    model = decoders.build(DECODERS[name], seed=0)
+    assert sum(p.numel() for p in model.parameters()) == DECODERS[name].parameters(vocabulary.SIZE)
+
+
+# GRPO
+
+
+def grpo_spec(**changes):
+    spec = tiny_chain(World("composition"))["grpo"]
+    return spec.model_copy(update={"optimiser": OPTIMISER.model_copy(update={"schedule": "constant"}), **changes})
+
+
+def rollouts(model, group=4):
+    """Completions of prompts of two lengths, and rewards that do not depend on them."""
+    prompts = [row for role in ("id", "ood") for r in CORPUS.tasks("grpo", role, np.arange(6)) for row in r.prompts]
+    seeds = [prompt_seed("test", i) for i in range(len(prompts))]
+    drawn = TorchSampler(model).generate(prompts, seeds, group, [5] * len(prompts))
+    rewards_PG = (np.arange(len(prompts) * group).reshape(-1, group) % 3 == 0).astype(np.float32)
+    return prompts, drawn, rewards_PG
+
+
+def test_golden_grpo_updates(model):
+    """Three updates on the same rollouts: loss, KL to the reference and gradient norm of each."""
+    learner = PolicyLearner(grpo_spec(), model)
+    reference = weights(learner.reference)
+    batches = rollout_batches(*rollouts(model))
+    found = [learner.update(batches, max_logprob_mismatch=math.inf) for _ in range(3)]
+    values = [(step["loss"], step["kl"], step["grad_norm"]) for step in found]
+    for value, golden in zip(values, GOLDEN_UPDATES, strict=True):
+        assert value == pytest.approx(golden, abs=1e-5)
+    assert found[0]["max_logprob_mismatch"] < 1e-5
+    assert found[0]["sampler_kl"] == pytest.approx(0, abs=1e-5)
+    assert found[0]["effective_sample_share"] == pytest.approx(1, abs=1e-5)
+    assert found[2]["effective_sample_share"] < 0.999
+    assert same(weights(learner.reference), reference)
+    assert not same(weights(learner.model), reference)
+
+
+def test_samples_of_another_policy_are_refused(model):
+    learner = PolicyLearner(grpo_spec(), model)
+    prompts, drawn, rewards_PG = rollouts(model)
+    drawn.logprobs_NC[5, 0] += 0.05
+    with pytest.raises(MismatchError, match=r"differ by 0\.05 nats .* max_logprob_mismatch = 0\.02"):
+        learner.update(rollout_batches(prompts, drawn, rewards_PG), max_logprob_mismatch=0.02)
+    drawn.logprobs_NC[5, 0] = math.nan
+    with pytest.raises(MismatchError):
+        learner.update(rollout_batches(prompts, drawn, rewards_PG), max_logprob_mismatch=0.02)
+
+
+def test_several_updates_start_from_the_policy_that_sampled(model):
+    """Statistics are those of the first one, and the ratio of the second refers to the policy before it."""
+    once, twice = (PolicyLearner(grpo_spec(updates=n), decoders.build(MICRO, 1)) for n in (1, 2))
+    batches = rollout_batches(*rollouts(model))
+    one, two = (learner.update(batches, 0.02) for learner in (once, twice))
+    assert one == pytest.approx(two, abs=1e-6)
+    assert (once.trainer.completed_steps, twice.trainer.completed_steps) == (1, 2)
+    assert not same(weights(once.model), weights(twice.model))
+    once.update(batches, math.inf)  # takes its own policy for the one that sampled
+    assert not same(weights(once.model), weights(twice.model))
+
+
+def test_equal_rewards_and_no_kl_leave_the_weights_alone(model):
+    learner = PolicyLearner(grpo_spec(kl_beta=0.0, optimiser=AdamW(learning_rate=1e-2)), model)
+    assert learner.reference is None
+    before = weights(model)
+    prompts, drawn, rewards_PG = rollouts(model)
+    statistics = learner.update(rollout_batches(prompts, drawn, np.ones_like(rewards_PG)), 0.02)
+    assert statistics["grad_norm"] == 0
+    assert same(weights(model), before)
+
+
+def test_weights_that_were_handed_out_do_not_follow_the_learner(model):
+    learner = PolicyLearner(grpo_spec(), model)
+    handed_out = learner.weights()
+    before = {name: array.copy() for name, array in handed_out.items()}
+    learner.update(rollout_batches(*rollouts(model)), 0.02)
+    assert all((handed_out[name] == before[name]).all() for name in before)
+    assert any((handed_out[name] != array).any() for name, array in learner.weights().items())
+
+
+def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
+    prompts, drawn, rewards_PG = rollouts(model)
+    shuffle = [7, 0, 11, 3, 8, 1, 9, 2, 10, 4, 6, 5]
+    rows = [i * 4 + j for i in shuffle for j in range(4)]
+    shuffled = Completions(drawn.tokens_NC[rows], drawn.logprobs_NC[rows], drawn.length_N[rows], 0)
+    batches = rollout_batches([prompts[i] for i in shuffle], shuffled, rewards_PG[shuffle])
+
+    def lines(batch):
+        for n, (tokens, mask, logprobs) in enumerate(
+            zip(batch.tokens_NC, batch.mask_NC, batch.sampler_logprobs_NC, strict=True)
+        ):
+            length = int(mask.sum())
+            prompt, reward = batch.prompts_PT[n // 4], batch.rewards_PG[n // 4, n % 4]
+            yield prompt.tolist(), tokens[:length].tolist(), logprobs[:length].tolist(), float(reward)
+
+    expected = [
+        (prompts[n // 4].tolist(), row, drawn.logprobs_NC[n, : len(row)].tolist(), float(rewards_PG[n // 4, n % 4]))
+        for n, row in enumerate(drawn.rows)
+    ]
+    assert sorted(line for batch in batches for line in lines(batch)) == sorted(expected)
+    lengths = [batch.prompts_PT.shape[1] for batch in batches]
+    assert lengths == sorted(set(lengths))
+    assert len(lengths) > 1
