@@ -12,9 +12,11 @@ from typing import Any
 import ray
 
 from rayexp.actors.learner import LearnerActor
-from rayexp.actors.remote import actor_name, answer
+from rayexp.actors.remote import actor_name, answer, placed
 from rayexp.actors.rollout import RolloutFleet
 from rayexp.spec import GRPO, Execution
+
+LEARNER_BUNDLE = 0  # of a trial's placement group; rollout workers follow (the trial's own process holds none)
 
 _warm: "Crew | None" = None
 
@@ -24,7 +26,7 @@ class Crew:
 
     def __init__(self, spec: GRPO, execution: Execution) -> None:
         self.shape = _shape(spec, execution)
-        self.fleet = RolloutFleet(spec, execution)
+        self.fleet = RolloutFleet(spec, execution, first_bundle=LEARNER_BUNDLE + 1)
         self.learner = LearnerHandle(execution)
 
     def stop(self) -> None:
@@ -41,6 +43,7 @@ class LearnerHandle:
         self._who = "the learner"
         self.actor = LearnerActor.options(
             name=actor_name("learner"),
+            **placed(LEARNER_BUNDLE),
             num_cpus=execution.learner_cpus,
             num_gpus=execution.learner_gpus or 0,
         ).remote()

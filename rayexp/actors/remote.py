@@ -1,10 +1,12 @@
-"""Talking to actors: names for the dashboard, and waits that have a limit and say whom they waited for."""
+"""Talking to actors: their names and places, and waits that have a limit and say whom they waited for."""
 
 import secrets
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
+from ray.util import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 
 class RemoteTimeoutError(RuntimeError):
@@ -14,6 +16,17 @@ class RemoteTimeoutError(RuntimeError):
 def actor_name(role: str) -> str:
     """What the dashboard shows: the role, and something that no other actor of it has."""
     return f"{role}-{secrets.token_hex(4)}"
+
+
+def placed(bundle: int) -> dict[str, Any]:
+    """Options that put an actor into one bundle of this trial's placement group; none outside of a group.
+
+    Left to choose, Ray may put a small sampler into the learner's bundle, and the learner then fits nowhere.
+    """
+    group = get_current_placement_group()
+    if group is None:
+        return {}
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)}
 
 
 def answer(reference: Any, who: str, timeout_s: float) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError
 
-from rayexp.actors.remote import actor_name, answer
+from rayexp.actors.remote import actor_name, answer, placed
 from rayexp.learning import decoder
 from rayexp.sampling.protocol import Completions, Sampler
 from rayexp.sampling.torch_sampler import TorchSampler
@@ -58,7 +58,7 @@ class RolloutFleet:
     """All rollout workers of a stage as one sampler. Results do not depend on how many there are: seeds belong to
     prompts, and completions come back in the order of the prompts."""
 
-    def __init__(self, spec: GRPO, execution: Execution) -> None:
+    def __init__(self, spec: GRPO, execution: Execution, first_bundle: int = 0) -> None:
         dtype = "bfloat16" if spec.optimiser.precision == "bf16" else "float32"
         options: dict[str, Any] = {
             "num_cpus": execution.rollout_cpus,
@@ -68,7 +68,7 @@ class RolloutFleet:
         self._weights: tuple[Any, int] | None = None
         self.begin(spec, execution)
         self._workers = [
-            RolloutActor.options(name=actor_name(f"rollout-{i}"), **options).remote(
+            RolloutActor.options(name=actor_name(f"rollout-{i}"), **placed(first_bundle + i), **options).remote(
                 spec.root.decoder.model_dump_json(), spec.sampler, execution.device, dtype
             )
             for i in range(execution.rollout_workers)
