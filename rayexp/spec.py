@@ -8,6 +8,7 @@ paths, workers) is an ``Execution``, which no stage contains and which therefore
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -92,6 +93,12 @@ class Stage(Value):
         if self.parent:
             fields["init"] = self.parent.id
         return f"{fields['kind']}-{hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:16]}"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed, which are not checked again; it has an id of its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        vars(copy).pop("id", None)  # pyright: ignore[reportAttributeAccessIssue]
+        return copy
 
     @property
     def parent(self) -> "Stage | None":

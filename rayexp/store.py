@@ -79,9 +79,10 @@ class Store:
         return self._manifest(f"stages/{stage_id}") is not None
 
     def finished_ids(self) -> set[str]:
-        """Ids of all finished stages, from one listing."""
-        found = self.fs.glob(f"{self.root}/stages/*/{MANIFEST}")
-        return {PurePosixPath(str(path)).parent.name for path in found}
+        """Ids of all finished stages: one listing, and the manifests read together."""
+        paths = [str(path) for path in self.fs.glob(f"{self.root}/stages/*/{MANIFEST}")]
+        manifests = cast(dict[str, bytes], self.fs.cat(paths, on_error="omit") if paths else {})
+        return {PurePosixPath(path).parent.name for path, data in manifests.items() if _parsed(data) is not None}
 
     def publish(self, stage: Stage, folder: Path, provenance: dict[str, Any]) -> None:
         """Make ``folder`` the artifact of ``stage``, then drop the stage's checkpoints."""
@@ -182,10 +183,9 @@ class Store:
 
     def _manifest(self, path: str) -> dict[str, Any] | None:
         try:
-            manifest = json.loads(self.read(f"{path}/{MANIFEST}"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return _parsed(self.read(f"{path}/{MANIFEST}"))
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
 
     @contextmanager
     def fetched(self, path: str, prefix: str = "") -> Iterator[Path]:
@@ -207,6 +207,15 @@ class Store:
                 shutil.copyfileobj(cast(IO[bytes], source), sink)
             if _sha256(target) != expected["sha256"]:
                 raise StoreError(f"{self.url}/{path}/{name} is damaged: its SHA-256 is not {expected['sha256']}")
+
+
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    """A manifest, or None if it is torn."""
+    try:
+        manifest = json.loads(data)
+    except ValueError:
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
 
 
 def _inside(path: str) -> str:

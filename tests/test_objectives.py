@@ -156,11 +156,9 @@ def test_gradient_of_k1_in_the_reward(group_size):
 
 @pytest.mark.parametrize("group_size", [2, 3])
 def test_gradient_of_exact_in_the_reward(group_size):
-    """The part that pushes visits goes through the baseline and is scaled by 1 - 1/G; the part of the loss is not."""
+    """That of k1: the part that pushes visits goes through the baseline, and the part of the loss is scaled alike."""
     found = expected_gradient(group_size=group_size, kl_in="reward", kl_estimator="exact")
-    at_prefixes = gradient(prefix_kl)
-    of_visits = gradient(sequence_kl) - at_prefixes
-    close(found, BETA * ((1 - 1 / group_size) * of_visits + at_prefixes))
+    close(found, (1 - 1 / group_size) * BETA * gradient(sequence_kl))
 
 
 def test_gradient_of_k3_in_the_reward():
@@ -252,7 +250,7 @@ def by_hand(policy_NCV, rollouts, s):
             if s.kl_in == "loss":
                 part = part + s.kl_beta * kl[n][i]
             elif s.kl_estimator == "exact":
-                part = part + s.kl_beta * kl[n][i] / scale
+                part = part + (1 - 1 / rows) * s.kl_beta * kl[n][i] / scale
             parts.append(part)
         total = total + sum(parts) / (len(parts) if s.loss_reduction == "sequence_mean" else 1)
     return total

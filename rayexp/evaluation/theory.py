@@ -28,7 +28,9 @@ def gain(q: np.ndarray, beta: float) -> np.ndarray:
 
 
 def peak(beta: float) -> tuple[float, float]:
-    """Q at which the gain is largest, 1 / (1 + exp(1/(2 beta))), and that gain, tanh(1/(4 beta))."""
+    """Q at which the gain is largest, 1 / (1 + exp(1/(2 beta))), and that gain, tanh(1/(4 beta)); their limits at 0."""
+    if beta == 0:
+        return 0.0, 1.0
     return float(expit(-0.5 / beta)), float(np.tanh(0.25 / beta))
 
 
@@ -41,4 +43,5 @@ def bernoulli_kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 def chance_of_a_hit(q: np.ndarray, rollouts: int) -> np.ndarray:
     """Probability that at least one of ``rollouts`` completions is correct: below it GRPO has nothing to learn from."""
-    return -np.expm1(rollouts * np.log1p(-np.asarray(q, dtype=float)))
+    with np.errstate(divide="ignore"):
+        return -np.expm1(rollouts * np.log1p(-np.asarray(q, dtype=float)))

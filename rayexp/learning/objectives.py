@@ -13,9 +13,11 @@ KL to the reference q of a policy p, at the prefixes that p visited (y is the to
 In the loss they are differentiated as they stand. Only ``exact`` and ``k2`` then have, in expectation, the gradient of
 the KL at each prefix; that of k1 is zero and that of k3 is the gradient of the forward KL(q||p). None of them sees that
 the policy also chooses which prefixes it visits. In the reward the estimate is a number that is subtracted from the
-sequence's reward, and k1 and k3 then push the visits as well. ``exact`` in the reward adds the loss term for what a
-number cannot carry, the KL's own gradient at each prefix: the sum is the full gradient of the KL between the two
-distributions of completions, as it is for k1 in the reward. tests/test_objectives.py proves these by enumeration.
+sequence's reward. The group's mean as baseline leaves 1 - 1/G of every gradient that goes through the reward, that of
+the task's reward included; so much of the full gradient of the KL between the two distributions of completions is what
+k1 gives there, k3 the same less 1 - 1/G of the gradient of the forward KL at each prefix. ``exact`` as a number carries
+only the push on visits; the loss term that it adds, scaled alike, carries its own gradient at each prefix, and the sum
+is that of k1 with less noise. tests/test_objectives.py proves all of this by enumeration.
 """
 
 from dataclasses import dataclass
@@ -42,7 +44,9 @@ def group_advantages(rewards_PG: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     ``group_std``: (r - mean) / std over the group (DeepSeekMath, eq. 4), with the population's std. ``mean_only``:
     r - mean (Dr. GRPO). A group whose rewards are all equal has no preference: advantage 0, scale 1.
     """
-    centred_PG = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
+    differ_P1 = rewards_PG.amax(dim=1, keepdim=True) > rewards_PG.amin(dim=1, keepdim=True)
+    # Rounding can make the mean of equal numbers another number: what does not differ is not centred, but zero.
+    centred_PG = torch.where(differ_P1, rewards_PG - rewards_PG.mean(dim=1, keepdim=True), 0.0)
     scale_P = torch.ones_like(rewards_PG[:, 0])
     if kind == "group_std":
         std_P = centred_PG.square().mean(dim=1).sqrt()
@@ -123,7 +127,8 @@ def grpo_loss(policy_NCV: Tensor, rollouts: Rollouts, settings: GRPOSettings) ->
             cost_PG = paid_PG - paid_PG.mean(dim=1, keepdim=True)
             advantages_PG = advantages_PG - settings.kl_beta * cost_PG / scale_P[:, None]
             if settings.kl_estimator == "exact":
-                penalty_N = settings.kl_beta * sequence_sums(kl_NC, mask_NC, reduction) / scale_N
+                kept = 1 - 1 / group_size
+                penalty_N = settings.kl_beta * kept * sequence_sums(kl_NC, mask_NC, reduction) / scale_N
 
     ratio_NC = torch.exp(logprobs_NC - old_NC)
     advantages_N1 = advantages_PG.reshape(-1, 1)

@@ -47,8 +47,8 @@ class World:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"world.{name} is {value!r}; allowed: {', '.join(choices)}")
-        if self.seed < 0:
-            raise ValueError(f"world.seed is {self.seed}; allowed: integers >= 0")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ValueError(f"world.seed is {self.seed!r}; allowed: integers >= 0")
 
     @property
     def cells(self) -> Axis:

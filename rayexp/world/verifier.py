@@ -31,9 +31,14 @@ class Verifier:
 
     def solve(self, prompt: Sequence[int]) -> list[list[int]]:
         """Token ids of the string after each operation of the prompt. Raises ValueError on a malformed prompt."""
-        tokens = [int(token) for token in prompt]
-        if len(tokens) < 2 or tokens[0] != vocabulary.BOS or tokens[-1] != vocabulary.EQUALS:
-            raise ValueError(f"not a prompt, which is '<bos> ... =': {vocabulary.decode(tokens)}")
+        try:
+            return self._solve([int(token) for token in prompt])
+        except (KeyError, ValueError, IndexError) as error:
+            raise ValueError(f"not a prompt of this world: {vocabulary.decode(prompt)}") from error
+
+    def _solve(self, tokens: list[int]) -> list[list[int]]:
+        if tokens[0] != vocabulary.BOS or tokens[-1] != vocabulary.EQUALS:
+            raise ValueError("no <bos> in front, or no = at the end")
         body = tokens[1:-1]
         successor = self._cycle
         if vocabulary.SEMICOLON in body:
@@ -42,9 +47,12 @@ class Verifier:
             successor, body = dict(zip(edges[::2], edges[1::2], strict=True)), body[cut + 1 :]
         cut = body.index(vocabulary.COLON)
         letters = [token - vocabulary.LETTER0 for token in body[:cut]]
+        names = [_OPERATION[token] for token in body[cut + 1 :]]
+        if not letters or not names:
+            raise ValueError("no letters, or no operations")
         steps: list[list[int]] = []
-        for token in body[cut + 1 :]:
-            if _OPERATION[token] == "S":
+        for name in names:
+            if name == "S":
                 letters = letters[1:] + letters[:1]
             else:
                 letters = [self._move(letter, position, successor) for position, letter in enumerate(letters)]
