@@ -11,7 +11,7 @@ from conftest import MICRO, OPTIMISER, tiny_chain
 
 from rayexp.learning import decoder as decoders
 from rayexp.learning.objectives import next_token_loss
-from rayexp.learning.policy import MismatchError, PolicyLearner, rollout_batches
+from rayexp.learning.policy import MismatchError, PolicyLearner, completion_logprobs, group_logprobs, rollout_batches
 from rayexp.learning.trainer import Trainer, learning_rate
 from rayexp.presets import DECODERS
 from rayexp.sampling.protocol import Completions, prompt_seed
@@ -282,3 +282,23 @@ def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
     lengths = [batch.prompts_PT.shape[1] for batch in batches]
     assert lengths == sorted(set(lengths))
     assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("completion_tokens", [1, 5])
+def test_sharing_the_prompt_of_a_group_changes_neither_value_nor_gradient(completion_tokens):
+    model = decoders.build(DECODERS["tiny"], seed=5)
+    generator = torch.Generator().manual_seed(0)
+    prompts_PT = torch.randint(8, 60, (3, 7), generator=generator)
+    tokens_NC = torch.randint(8, 60, (6, completion_tokens), generator=generator)
+    weights_NCV = torch.randn((6, completion_tokens, 64), generator=generator)
+    whole_NT = torch.cat([prompts_PT.repeat_interleave(2, dim=0), tokens_NC[:, :-1]], dim=1)
+    found = []
+    for logprobs_NCV in (
+        group_logprobs(model, prompts_PT, tokens_NC),
+        completion_logprobs(model, whole_NT, completion_tokens),
+    ):
+        (logprobs_NCV * weights_NCV).sum().backward()
+        found.append((logprobs_NCV.detach(), model.model.embed_tokens.weight.grad.clone()))
+        model.zero_grad()
+    for shared, alone in zip(*found, strict=True):
+        torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-4)

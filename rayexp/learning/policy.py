@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM
 
 from rayexp.learning import objectives
 from rayexp.learning.objectives import GRPOSettings, Rollouts
@@ -43,7 +43,7 @@ class RolloutBatch:
 class _Part:
     """A batch on the device, with the samples' own log-probabilities beside what the loss reads."""
 
-    inputs_NT: Tensor
+    prompts_PT: Tensor
     sampler_logprobs_NC: Tensor
     rollouts: Rollouts
 
@@ -72,7 +72,7 @@ class PolicyLearner:
         the weights untouched, on a gradient that is not finite.
         """
         parts = [self._part(batch) for batch in batches]
-        sequences = sum(len(part.inputs_NT) for part in parts)
+        sequences = sum(len(part.rollouts.tokens_NC) for part in parts)
         totals: dict[str, Tensor] = {}
         if self._spec.updates > 1:
             parts = [self._with_old_policy(part) for part in parts]
@@ -98,16 +98,14 @@ class PolicyLearner:
 
     def _part(self, batch: RolloutBatch) -> _Part:
         device = self.trainer.device
-        group = batch.rewards_PG.shape[1]
         tokens_NC = torch.tensor(batch.tokens_NC, device=device)
-        prompts_NT = torch.tensor(batch.prompts_PT.astype(np.int64), device=device).repeat_interleave(group, dim=0)
-        inputs_NT = torch.cat([prompts_NT, tokens_NC[:, :-1]], dim=1)
+        prompts_PT = torch.tensor(batch.prompts_PT, dtype=torch.int64, device=device)
         reference_NCV = None
         if self.reference is not None:
             with torch.no_grad():
-                reference_NCV = completion_logprobs(self.reference, inputs_NT, tokens_NC.shape[1])
+                reference_NCV = group_logprobs(self.reference, prompts_PT, tokens_NC)
         return _Part(
-            inputs_NT,
+            prompts_PT,
             torch.tensor(batch.sampler_logprobs_NC, device=device),
             Rollouts(
                 tokens_NC,
@@ -122,7 +120,7 @@ class PolicyLearner:
         """Fix what the ratios and the KL in the reward refer to, before the first of several updates."""
         rollouts = part.rollouts
         with self.trainer.precision():
-            policy_NCV = completion_logprobs(self.model, part.inputs_NT, rollouts.tokens_NC.shape[1])
+            policy_NCV = group_logprobs(self.model, part.prompts_PT, rollouts.tokens_NC)
         old_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)
         old_kl_N = None
         if rollouts.reference_NCV is not None:
@@ -136,7 +134,7 @@ class PolicyLearner:
     def _loss(self, part: _Part, sequences: int, totals: dict[str, Tensor]) -> Tensor:
         rollouts = part.rollouts
         with self.trainer.precision():
-            policy_NCV = completion_logprobs(self.model, part.inputs_NT, rollouts.tokens_NC.shape[1])
+            policy_NCV = group_logprobs(self.model, part.prompts_PT, rollouts.tokens_NC)
         loss, statistics = objectives.grpo_loss(policy_NCV, rollouts, self._settings)
         with torch.no_grad():
             logprobs_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)
@@ -154,6 +152,23 @@ class PolicyLearner:
             for name, value in statistics.items():
                 totals[name] = totals[name] + value if name in totals else value
         return loss / sequences
+
+
+def group_logprobs(model: LlamaForCausalLM, prompts_PT: Tensor, tokens_NC: Tensor) -> Tensor:
+    """Log-probabilities over the vocabulary at every token of completions that share prompts: [N, C, V], fp32.
+
+    Each prompt is read once and its keys and values are shared by its group, gradients included: with short answers
+    most tokens of a batch are copies of prompts (9 of 13 on the composition axis, 2.5 times the work of this).
+    """
+    cache = DynamicCache()
+    first_P1V = model(input_ids=prompts_PT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    group = len(tokens_NC) // len(prompts_PT)
+    logits_NCV = first_P1V.repeat_interleave(group, dim=0)
+    if tokens_NC.shape[1] > 1:
+        cache.batch_repeat_interleave(group)
+        rest_NCV = model(input_ids=tokens_NC[:, :-1], past_key_values=cache, use_cache=True).logits
+        logits_NCV = torch.cat([logits_NCV, rest_NCV], dim=1)
+    return logits_NCV.float().log_softmax(dim=-1)
 
 
 def completion_logprobs(model: LlamaForCausalLM, inputs_NT: Tensor, completion_tokens: int) -> Tensor:
