@@ -8,6 +8,7 @@ Run again, it does what is left; when nothing is, it ends in seconds. Exit codes
 2 refused before anything was started.
 """
 
+import csv
 import dataclasses
 import json
 import os
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
         failed = run(plan, execution) if plan.trials else 0
     except ValidationError as error:
         return refuse(explain(error))
-    except (ValueError, StoreError, PreflightError, VLLMMissingError) as error:
+    except (ValueError, ConnectionError, StoreError, PreflightError, VLLMMissingError) as error:
         return refuse(str(error))
     write_report(planned(sweep, store), store, sweep.scale)
     return 1 if failed else 0
@@ -125,7 +126,7 @@ def run(plan: Plan, execution: Execution) -> int:
 
 
 def write_report(plan: Plan, store: Store, scale: str) -> None:
-    """Results table and report of what is finished, into the store's ``studies`` folder."""
+    """Results table and report of what is finished, into the store's ``studies`` folder; claims to the terminal."""
     from rayexp.report import page
 
     name = f"{plan.study}-{scale}"
@@ -133,6 +134,9 @@ def write_report(plan: Plan, store: Store, scale: str) -> None:
         page.write(plan, store, Path(folder))
         (Path(folder) / "plan.json").write_text(json.dumps([stage.id for stage in plan.stages], indent=1))
         store.put_folder(Path(folder), f"studies/{name}")
+        with (Path(folder) / "claims.csv").open(newline="") as claims:
+            for row in csv.DictReader(claims):
+                print(f"{row['claim']} {row['title']} | {row['setting']} | {row['measured']} | {row['verdict']}")
     print(f"results: {store.url}/studies/{name}/results.parquet\nreport:  {store.url}/studies/{name}/report/index.html")
 
 

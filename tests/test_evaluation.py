@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_chain
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import binom, chisquare
@@ -19,6 +18,7 @@ from rayexp.learning import decoder as decoders
 from rayexp.sampling.protocol import SEED_STRIDE, Completions, prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.world import Cell, Corpus, Rectangle, World, vocabulary
+from tests.conftest import tiny_chain
 
 PROMPT = vocabulary.encode("<bos> a0 a1 a2 a3 : T =")
 OTHERS = [

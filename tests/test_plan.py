@@ -3,7 +3,6 @@
 import itertools
 
 import pytest
-from conftest import OPTIMISER, tiny_chain
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from rayexp.spec import GRPO, SFT, Evaluate, Pretrain
 from rayexp.studies import STUDIES, Grid
 from rayexp.sweep.plan import Plan, flops
 from rayexp.world import World
+from tests.conftest import OPTIMISER, tiny_chain
 
 WANTED = STUDIES["composition"](SCALES["tiny"], Grid((0.0, 0.1), (0.0, 1.0), (0, 1)))
 

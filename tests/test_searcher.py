@@ -2,7 +2,6 @@
 
 import random
 
-from conftest import tiny_chain
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
@@ -11,6 +10,7 @@ from rayexp.spec import Execution, parse_stage
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.sweep.tune import PlanSearcher
 from rayexp.world import World
+from tests.conftest import tiny_chain
 
 EXECUTION = Execution(store="somewhere")
 

@@ -8,12 +8,12 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_chain
 
 from rayexp.journal import Journal
 from rayexp.spec import Execution
 from rayexp.store import Store, StoreError
 from rayexp.world import World
+from tests.conftest import tiny_chain
 
 STAGE = tiny_chain(World("composition"))["pretrain"]
 TABLE = pa.table({"step": [1, 2], "value": [0.5, 0.25]})

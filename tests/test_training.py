@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import MICRO, OPTIMISER, tiny_chain
 
 from rayexp.learning import decoder as decoders
 from rayexp.learning.objectives import next_token_loss
@@ -18,6 +17,7 @@ from rayexp.sampling.protocol import Completions, prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import AdamW
 from rayexp.world import Corpus, World, vocabulary
+from tests.conftest import MICRO, OPTIMISER, tiny_chain
 
 STEPS = 20
 CORPUS = Corpus(World("composition"), seed=0)

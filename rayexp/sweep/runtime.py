@@ -36,8 +36,11 @@ def connect(cpus: int | None = None) -> dict[str, Any]:
     # Tune looks for its own result files, which are switched off, and warns that there are none.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     runtime_env = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
-    if "RAY_ADDRESS" in os.environ:
-        context = ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            context = ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise ConnectionError(f"RAY_ADDRESS is {address!r}, where no Ray cluster answers") from error
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

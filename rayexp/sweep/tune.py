@@ -1,6 +1,7 @@
 """The plan as one Ray Tune experiment: a searcher hands out a trial when the trials it builds on have finished."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,7 @@ def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = (
         return Outcome()
     store = Store(execution.store)
     searcher = PlanSearcher(plan.trials, execution)
+    experiment = f"tune-{time.time_ns():x}"
     tuner = tune.Tuner(
         tune.with_resources(run_trial, lambda config: _resources(config["kind"], execution)),
         tune_config=tune.TuneConfig(
@@ -43,7 +45,7 @@ def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = (
             trial_dirname_creator=lambda trial: trial.config["trial"],
         ),
         run_config=tune.RunConfig(
-            name="tune",
+            name=experiment,
             storage_path=f"{store.root}/ray",
             storage_filesystem=store.arrow,
             failure_config=tune.FailureConfig(max_failures=execution.worker_failures),
@@ -52,7 +54,7 @@ def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = (
         ),
     )
     results = tuner.fit()
-    store.remove("ray/tune")
+    store.remove(f"ray/{experiment}")
     errors = {str(result.config["trial"]): str(result.error) for result in results if result.error and result.config}
     return Outcome(errors, plan.descendants(errors))
 
