@@ -49,7 +49,7 @@ class _Part:
 
 
 class PolicyLearner:
-    """Trains a copy of nothing: ``model`` itself is the policy. The reference is what it was at the start."""
+    """Trains ``model`` itself, which is the policy. The reference is a frozen copy of what it was at the start."""
 
     def __init__(self, spec: GRPO, model: LlamaForCausalLM) -> None:
         self.model = model

@@ -1,0 +1,42 @@
+"""A GRPO stage by itself, with vLLM: interrupted and resumed, and run by a crew that has served another stage."""
+
+import pytest
+
+from rayexp.spec import Execution
+from rayexp.stages import grpo as grpo_stage
+from rayexp.stages import supervised
+from rayexp.store import Store
+from tests.integration.chains import evaluate, grpo, pretrain, sft
+from tests.integration.test_supervised import weights_digest
+
+
+class StopHereError(Exception):
+    pass
+
+
+def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cluster, tmp_path):
+    stage = grpo(sft(pretrain()), steps=5)
+    execution = Execution(store=str(tmp_path / "a"), checkpoint_every_s=0, keep_rollouts=True)
+    elsewhere = execution.model_copy(update={"store": str(tmp_path / "b")})
+    for store in (execution, elsewhere):
+        supervised.run(list(stage.lineage[:-1]), store, in_process=True)
+    steps = []
+
+    def stop_after_step_3(report):
+        steps.append(report["step"])
+        if report["step"] == 3:
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        grpo_stage.run(stage, [], execution, stop_after_step_3)
+    assert not Store(execution.store).finished(stage.id)
+    grpo_stage.run(stage, [evaluate(stage)], execution, lambda report: steps.append(report["step"]))
+    assert steps == [1, 2, 3, 3, 4, 5]  # step 3 was not checkpointed yet
+
+    grpo_stage.run(stage, [], elsewhere, lambda report: None)  # undisturbed, by the crew that ended the other run
+    resumed, whole = Store(execution.store), Store(elsewhere.store)
+    assert weights_digest(resumed, stage) == weights_digest(whole, stage)
+    for name in ("metrics.parquet", "rollouts.parquet"):
+        assert resumed.table(stage.id, name).equals(whole.table(stage.id, name))
+    assert resumed.finished(evaluate(stage).id)
+    assert weights_digest(resumed, stage) != weights_digest(resumed, stage.init)
