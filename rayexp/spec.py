@@ -285,7 +285,7 @@ class Execution(Value):
     max_concurrent: int = Field(default=0, ge=0)
     """Trials at once; 0: as many as the cluster holds."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
-    """Seconds between two checkpoints of a stage."""
+    """Seconds between two checkpoints of a stage, rounded up to the next point of its curves."""
     keep_rollouts: bool = False
     """Write every completion to the stage's rollouts.parquet."""
     parity_every_syncs: Count = 20

@@ -31,7 +31,9 @@ from rayexp.stages import evaluate, pretrain, sft
 from rayexp.store import Store
 from rayexp.world import Rectangle
 
-REPORTS_PER_STAGE = 20
+POINTS_PER_CURVE = 100
+#: A report to Ray waits until the one before has been fetched; the journal does not.
+STEPS_BETWEEN_REPORTS = 25
 
 
 def run(stages: Sequence[Stage], execution: Execution, callbacks: Sequence[Any] = (), in_process: bool = False) -> None:
@@ -102,10 +104,11 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, rank: int, r
     journal = Journal()
     _restore(trainer, journal, spec, store, rank)
 
-    report_every = max(1, spec.steps // REPORTS_PER_STAGE)
+    log_every = max(1, spec.steps // POINTS_PER_CURVE)
+    report_every = max(STEPS_BETWEEN_REPORTS, log_every)
     losses = _LossMeter(device)
-    checkpointed = reported = time.monotonic()
-    tokens = 0
+    checkpointed = read = time.monotonic()
+    reported, tokens = trainer.completed_steps, 0
     while (step := trainer.completed_steps) < spec.steps:
         rectangles = stage.batch(spec, step)
         counted = sum(r.tokens_NT.size - len(r.tokens_NT) * stage.loss_start(r) for r in rectangles)
@@ -114,16 +117,19 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, rank: int, r
             partial(_loss, trainer, losses, rectangle.shard(rank, ranks), stage.loss_start(rectangle), ranks / counted)
             for rectangle in rectangles
         )
-        if (step + 1) % report_every == 0 or step + 1 == spec.steps:
+        if (step + 1) % log_every == 0 or step + 1 == spec.steps:
             now = time.monotonic()
             measured = losses.read(ranks) | {"learning_rate": learning_rate(spec.optimiser, step, spec.steps)}
-            speed = {"tokens_per_s": tokens / (now - reported)}
+            speed = {"tokens_per_s": tokens / (now - read)}
             journal.log(step + 1, **{spec.kind: measured | speed})
-            ray.train.report({"stage": spec.label, "step": step + 1, "steps": spec.steps, **measured, **speed})
-            reported, tokens = now, 0
-        if rank == 0 and time.monotonic() - checkpointed > execution.checkpoint_every_s:
-            _checkpoint(trainer, journal, spec, store)
-            checkpointed = time.monotonic()
+            read, tokens = now, 0
+            if step + 1 - reported >= report_every or step + 1 == spec.steps:
+                ray.train.report({"stage": spec.label, "step": step + 1, "steps": spec.steps, **measured, **speed})
+                reported = step + 1
+            # Here, where the loss meters of all ranks are empty, so that a continued run draws the same curve.
+            if rank == 0 and now - checkpointed > execution.checkpoint_every_s:
+                _checkpoint(trainer, journal, spec, store)
+                checkpointed = time.monotonic()
 
     if rank == 0:
         with TemporaryDirectory() as folder:

@@ -1,8 +1,7 @@
 """The plan as one Ray Tune experiment: a searcher hands out a trial when the trials it builds on have finished."""
 
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from rayexp.store import Store
 from rayexp.sweep import preflight
 from rayexp.sweep.plan import Plan, Trial
 
-log = logging.getLogger(__name__)
+SECONDS_BETWEEN_REPORTS = 2.0
 
 
 @dataclass
@@ -70,7 +69,20 @@ def run_trial(config: dict[str, Any]) -> None:
     else:
         first, *evaluations = stages
         assert isinstance(first, GRPO)
-        grpo.run(first, [stage for stage in evaluations if isinstance(stage, Evaluate)], execution, tune.report)
+        grpo.run(first, [stage for stage in evaluations if isinstance(stage, Evaluate)], execution, _reporter())
+
+
+def _reporter() -> Callable[[dict[str, Any]], None]:
+    """Tune's report, now and then: each one waits for the driver, and a GRPO step can be faster than that."""
+    spoken = 0.0
+
+    def report(metrics: dict[str, Any]) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken >= SECONDS_BETWEEN_REPORTS or metrics["step"] == metrics["steps"]:
+            tune.report(metrics)
+            spoken = time.monotonic()
+
+    return report
 
 
 def _resources(kind: str, execution: Execution) -> PlacementGroupFactory:

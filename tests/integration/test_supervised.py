@@ -10,7 +10,9 @@ from rayexp.spec import Execution
 from rayexp.stages import pretrain as pretrain_stage
 from rayexp.stages import supervised
 from rayexp.store import Store
-from tests.integration.chains import evaluate, pretrain, sft
+from rayexp.studies.grid import fitting
+from rayexp.world import World
+from tests.integration.chains import TOY, evaluate, pretrain, sft
 
 
 def weights_digest(store: Store, stage) -> str:
@@ -94,3 +96,18 @@ def test_a_model_folder_loads_in_stock_transformers(one_rank):
         model, report = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values())
     assert torch.isfinite(model(input_ids=torch.tensor([[1, 8, 9]])).logits).all()
+
+
+@pytest.mark.parametrize("axis", ["tokens", "length"])
+def test_the_hardest_variant_of_the_world_trains_and_is_measured(axis, tmp_path):
+    """A printed map, traversal by position, traces: long prompts, and completions that are sampled and judged."""
+    world = World(axis, graph="printed", traversal="positional", samples="trace")
+    base = pretrain(world=world, decoder=fitting(TOY.decoder, world), samples=300)
+    stages = [base, evaluate(base)]
+    execution = Execution(store=str(tmp_path))
+    supervised.run(stages, execution, in_process=True)
+    rows = Store(execution.store).table(evaluate(base).id, "results.parquet").to_pandas()
+    assert set(rows.role) == {"id", "ood", "probe"}
+    assert (rows.sampled == 16).all()
+    assert (rows.trace_correct <= rows.answer_correct).all()
+    assert (rows.log_mass < 0).all()
