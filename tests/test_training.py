@@ -220,12 +220,15 @@ def test_golden_grpo_updates(model):
 def test_samples_of_another_policy_are_refused(model):
     learner = PolicyLearner(grpo_spec(), model)
     prompts, drawn, rewards_PG = rollouts(model)
+    before = weights(model)
     drawn.logprobs_NC[5, 0] += 0.05
     with pytest.raises(MismatchError, match=r"differ by 0\.05 nats .* max_logprob_mismatch = 0\.02"):
         learner.update(rollout_batches(prompts, drawn, rewards_PG), max_logprob_mismatch=0.02)
     drawn.logprobs_NC[5, 0] = math.nan
     with pytest.raises(MismatchError):
         learner.update(rollout_batches(prompts, drawn, rewards_PG), max_logprob_mismatch=0.02)
+    assert same(weights(model), before)
+    assert learner.trainer.completed_steps == 0
 
 
 def test_several_updates_start_from_the_policy_that_sampled(model):

@@ -67,9 +67,8 @@ class PolicyLearner:
     def update(self, batches: list[RolloutBatch], max_logprob_mismatch: float) -> dict[str, float]:
         """``spec.updates`` optimiser steps on one set of rollouts; statistics of the first.
 
-        Raises MismatchError after the first step (nothing of it has been handed on by then) when the sampler's
-        log-probability of a token differs from the learner's by more than the limit, in nats; FloatingPointError, with
-        the weights untouched, on a gradient that is not finite.
+        Raises MismatchError when the sampler's log-probability of a token differs from the learner's by more than the
+        limit, in nats, and FloatingPointError on a gradient that is not finite; the weights are untouched then.
         """
         parts = [self._part(batch) for batch in batches]
         sequences = sum(len(part.rollouts.tokens_NC) for part in parts)
@@ -79,19 +78,16 @@ class PolicyLearner:
         norm = torch.zeros(())
         for update in range(self._spec.updates):
             seen = totals if update == 0 else {}
-            step_norm = self.trainer.step(partial(self._loss, part, sequences, seen) for part in parts)
+            step_norm = self.trainer.step(
+                (partial(self._loss, part, sequences, seen) for part in parts),
+                check=lambda: _require_match(totals["_max_mismatch"].item(), max_logprob_mismatch),
+            )
             norm = step_norm if update == 0 else norm
         statistics = {name: value.item() / sequences for name, value in totals.items() if not name.startswith("_")}
         weight, square, count = (totals[name].item() for name in ("_weight", "_square", "_count"))
-        mismatch = totals["_max_mismatch"].item()
-        if not mismatch <= max_logprob_mismatch:
-            raise MismatchError(
-                f"sampler and learner differ by {mismatch:.3g} nats on a sampled token; "
-                f"allowed: max_logprob_mismatch = {max_logprob_mismatch:g}"
-            )
         return statistics | {
             "grad_norm": norm.item(),
-            "max_logprob_mismatch": mismatch,
+            "max_logprob_mismatch": totals["_max_mismatch"].item(),
             "sampler_kl": totals["_sampler_kl"].item() / count,
             "effective_sample_share": weight * weight / (square * count),
         }
@@ -152,6 +148,14 @@ class PolicyLearner:
             for name, value in statistics.items():
                 totals[name] = totals[name] + value if name in totals else value
         return loss / sequences
+
+
+def _require_match(mismatch: float, limit: float) -> None:
+    if not mismatch <= limit:
+        raise MismatchError(
+            f"sampler and learner differ by {mismatch:.3g} nats on a sampled token; "
+            f"allowed: max_logprob_mismatch = {limit:g}"
+        )
 
 
 def group_logprobs(model: LlamaForCausalLM, prompts_PT: Tensor, tokens_NC: Tensor) -> Tensor:

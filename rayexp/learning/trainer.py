@@ -51,11 +51,12 @@ class Trainer:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def step(self, losses: Iterable[Callable[[], Tensor]]) -> Tensor:
+    def step(self, losses: Iterable[Callable[[], Tensor]], check: Callable[[], None] = lambda: None) -> Tensor:
         """One update from the sum of the losses, each computed and back-propagated in turn; returns the gradient's
         norm before clipping. With data parallelism gradients are averaged over ranks once, with the last loss.
 
-        Raises FloatingPointError, with weights and optimiser untouched, if the gradient is not finite.
+        Raises FloatingPointError if the gradient is not finite, or what ``check`` raises once all losses are known;
+        weights and optimiser are untouched then.
         """
         pending = list(losses)
         for position, loss in enumerate(pending):
@@ -64,9 +65,13 @@ class Trainer:
             with quiet:
                 loss().backward()
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._settings.clip_norm)
-        if not torch.isfinite(norm):
+        try:
+            check()
+            if not torch.isfinite(norm):
+                raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {self.completed_steps}")
+        except BaseException:
             self._optimiser.zero_grad(set_to_none=True)
-            raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {self.completed_steps}")
+            raise
         rate = learning_rate(self._settings, self.completed_steps, self._steps)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
