@@ -16,6 +16,7 @@ def plan_of(stages, store) -> Plan:
     return Plan.of("test", stages, Store(store).finished_ids())
 
 
+@pytest.mark.timeout(600)
 def test_scaling_runs_at_toy_width_and_rollouts_are_kept(cluster, tmp_path):
     """Two decoders of 4 and 8 layers, one stage reinforced from another (a chain), every completion on record."""
     stages = STUDIES["scaling"](SCALES["toy"], Grid((0.5,), (0.1,), (0,)))
