@@ -15,9 +15,9 @@ from rayexp.spec import explain
 from rayexp.store import Store, StoreError
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """The whole job; returns the exit code."""
-    sweep = tyro.cli(Sweep, default=DEFAULTS, description=__doc__)
+    sweep = tyro.cli(Sweep, args=arguments, default=DEFAULTS, description=__doc__)
     try:
         store = Store(store_url(sweep.options.store))
         plan = planned(sweep, store)

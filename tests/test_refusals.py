@@ -1,8 +1,12 @@
 """Bad input is refused before anything starts: one sentence with the field, the value and what is allowed."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from jobs import sweep
+from jobs import report, sweep
 from rayexp.sampling import vllm_sampler
 from rayexp.sweep import runtime
 
@@ -80,3 +84,16 @@ def test_a_plan_is_printed_and_nothing_is_touched(tmp_path, capsys, monkeypatch)
     for word in ("stages", "if nothing were shared", "cached", "to run", "FLOP"):
         assert word in printed
     assert not (tmp_path / "store").exists()
+
+
+def test_a_report_of_nothing_is_refused(tmp_path, capsys):
+    assert report.main(["--store", str(tmp_path)]) == 2
+    assert "has no finished stage of the study demo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("job", "study"), [("sweep", "demo"), ("scaling", "scaling")])
+def test_a_job_runs_as_a_script(job, study, tmp_path):
+    script = Path(sweep.__file__).with_name(f"{job}.py")
+    done = subprocess.run([sys.executable, script, "--plan"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"plan of study {study}: ")
