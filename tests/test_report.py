@@ -85,7 +85,7 @@ def world(law: Law = as_the_paper_says, id_logit: float = ID_LOGIT, **study) -> 
             frame["q"] = np.exp(frame["log_mass"])
             frame["init_q"] = np.exp(measured(stage.parent, law, id_logit)["log_mass"]) if stage.parent else np.nan
             frames.append(frame)
-    return pd.concat(frames, ignore_index=True)[table.RESULTS.names]
+    return table.with_pass_at_k(pd.concat(frames, ignore_index=True))[table.RESULTS.names]
 
 
 def training(**study) -> pd.DataFrame:
@@ -406,3 +406,12 @@ def test_a_record_that_cannot_be_read_is_counted(tmp_path: Path, record: object)
     found = page.provenance(Plan.of("demo", stages, store.finished_ids()), store)
     assert (found["unread"], found["runs"], found["facts"]) == (1, [], {})
     assert json.dumps(found)
+
+
+def test_pass_at_k_is_exact_for_answers_and_estimated_for_traces():
+    rows = {"q": [0.0, 0.01, 1.0], "sampled": [0, 0, 0], "answer_correct": [0, 0, 0]}
+    exact = table.with_pass_at_k(pd.DataFrame(rows))
+    assert exact.pass_at_64.tolist() == pytest.approx([0.0, 1 - 0.99**64, 1.0])
+    traces = table.with_pass_at_k(pd.DataFrame(rows | {"sampled": [16] * 3, "answer_correct": [0, 1, 16]}))
+    assert traces.pass_at_8.tolist() == pytest.approx([0.0, 0.5, 1.0])
+    assert traces.pass_at_64.isna().all()

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.spec import GRPO, Evaluate, Stage
 from rayexp.store import Store
 from rayexp.sweep.plan import Plan
@@ -33,8 +34,11 @@ STAGE_COLUMNS: dict[str, pa.DataType] = {
     "group_size": pa.int64(),
     "grpo_steps": pa.int64(),
 }
+#: Values of k for which pass@k is written down; for answer-only samples any other follows from q.
+PASS_AT = (8, 64, 1024)
 #: log_mass: log-probability of the gold completion, nats. q: its exponential, the exact correct mass for answer-only
-#: samples, a lower bound for traces. init_q: the same for the stage's init, NaN for pretraining.
+#: samples, a lower bound for traces. init_q: the same for the stage's init, NaN for pretraining. pass_at_k: exact for
+#: answer-only samples; for traces the unbiased estimate from the sampled answers, NaN where fewer than k were drawn.
 RESULTS = pa.schema(
     [
         *STAGE_COLUMNS.items(),
@@ -46,6 +50,7 @@ RESULTS = pa.schema(
         ("log_mass", pa.float64()),
         ("q", pa.float64()),
         ("init_q", pa.float64()),
+        *((f"pass_at_{k}", pa.float64()) for k in PASS_AT),
         ("greedy_correct", pa.bool_()),
         ("sampled", pa.int64()),
         ("answer_correct", pa.int64()),
@@ -85,7 +90,7 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
         if isinstance(stage, Evaluate) and stage.id in plan.finished:
             frame = store.table(stage.id, "results.parquet").to_pandas()
             frame["q"] = np.exp(frame["log_mass"])
-            frames[stage.init.id] = frame.assign(**settings(stage.init))
+            frames[stage.init.id] = with_pass_at_k(frame.assign(**settings(stage.init)))
     for frame in frames.values():
         init = frames.get(str(frame["init_id"].iloc[0]))
         keys = ["cell", "prompt_index"]
@@ -95,6 +100,19 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
             before = init[[*keys, "q"]].set_axis([*keys, "init_q"], axis=1)
             frame["init_q"] = frame[keys].merge(before, on=keys, how="left", validate="one_to_one")["init_q"].to_numpy()
     return _framed(list(frames.values()), RESULTS)
+
+
+def with_pass_at_k(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one stage with their ``pass_at_k`` columns."""
+    sampled = int(frame["sampled"].max())
+    for k in PASS_AT:
+        if not sampled:
+            frame[f"pass_at_{k}"] = pass_at_k(frame["q"].to_numpy(), k)
+        elif k <= sampled:
+            frame[f"pass_at_{k}"] = pass_at_k_sampled(sampled, frame["answer_correct"].to_numpy(), k)
+        else:
+            frame[f"pass_at_{k}"] = np.nan
+    return frame
 
 
 def curves(plan: Plan, store: Store) -> pd.DataFrame:
