@@ -7,27 +7,26 @@ Takes the options of ``jobs/sweep.py``: they say which stages the study consists
 
 import sys
 
-import tyro
 from pydantic import ValidationError
 
-from jobs.sweep import DEFAULTS, Sweep, planned, refuse, store_url, write_report
+from jobs.sweep import DEFAULTS, parsed, planned, refuse, store_url, write_report
 from rayexp.spec import explain
 from rayexp.store import Store, StoreError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The whole job; returns the exit code."""
-    sweep = tyro.cli(Sweep, args=arguments, default=DEFAULTS, description=__doc__)
     try:
+        sweep = parsed(arguments, DEFAULTS, __doc__)
         store = Store(store_url(sweep.options.store))
         plan = planned(sweep, store)
+        if not plan.finished:
+            return refuse(f"store is {store.url!r}, which has no finished stage of the study {plan.study}")
+        write_report(plan, store, sweep.scale)
     except ValidationError as error:
         return refuse(explain(error))
     except (ValueError, StoreError) as error:
         return refuse(str(error))
-    if not plan.finished:
-        return refuse(f"store is {store.url!r}, which has no finished stage of the study {plan.study}")
-    write_report(plan, store, sweep.scale)
     return 0
 
 

@@ -4,14 +4,18 @@
     python jobs/sweep.py --study depth --scale paper --plan what a study would do
     ray job submit --working-dir . -- python jobs/sweep.py --study composition --store s3://bucket/study
 
-Run again, it does what is left; when nothing is, it ends in seconds. Exit codes: 0 all done, 1 some stages failed,
-2 refused before anything was started.
+Run again, it does what is left; when nothing is, it ends in seconds. Several may share a store at the same time. Exit
+codes: 0 all done, 1 some stages failed, 2 refused before anything was started, 130 stopped (Ctrl-C, SIGTERM).
 """
 
+import contextlib
 import csv
 import dataclasses
+import io
+import itertools
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,8 +42,11 @@ Options: Any = dataclasses.make_dataclass(
             dataclasses.field(default=info.default),
         )
         for name, info in Execution.model_fields.items()
+        if name != "lease"
     ],
 )
+
+FLAGS: Any = tyro.conf.FlagCreatePairsOff
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +72,12 @@ class Sweep:
     """answer: only the final string. trace: the string after every operation."""
     plan: bool = False
     """Print the plan and stop."""
+    repair: bool = False
+    """Read every finished artifact of the plan first, and make those again that are damaged."""
+    keep_going: bool = False
+    """After a failure, run everything that does not depend on it; the default."""
+    fail_fast: bool = False
+    """After a failure, stop."""
 
 
 DEFAULTS = Sweep(Options())
@@ -72,24 +85,55 @@ DEFAULTS = Sweep(Options())
 
 def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
     """The whole job; returns the exit code."""
-    sweep = tyro.cli(Sweep, args=arguments, default=defaults, description=__doc__)
     try:
+        sweep = parsed(arguments, defaults, __doc__)
         execution = Execution.model_validate(
             dataclasses.asdict(sweep.options) | {"store": store_url(sweep.options.store)}
         )
-        store = Store(execution.store)
+        store = Store.of(execution)
         plan = planned(sweep, store)
+        if sweep.repair and not sweep.plan:
+            unpublish_damaged(plan, store)
+            plan = planned(sweep, store)
         print(plan.summary(), flush=True)
         if sweep.plan:
             return 0
-        store.require_writable()
-        failed = run(plan, execution) if plan.trials else 0
+        store.files.require_writable()
+        failed = run(plan, execution, sweep.fail_fast) if plan.trials else 0
+        write_report(planned(sweep, store), store, sweep.scale)
     except ValidationError as error:
         return refuse(explain(error))
     except (ValueError, ConnectionError, StoreError, PreflightError, VLLMMissingError) as error:
         return refuse(str(error))
-    write_report(planned(sweep, store), store, sweep.scale)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     return 1 if failed else 0
+
+
+def parsed(arguments: list[str] | None, defaults: Sweep, description: str | None) -> Sweep:
+    """The command line as a Sweep. Raises ValueError with one sentence where tyro draws a box of several lines."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            sweep = tyro.cli(Sweep, args=arguments, default=defaults, description=description, config=(FLAGS,))
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        box = [line.strip("│ ") for line in said.getvalue().splitlines()[1:]]
+        lines = itertools.takewhile(lambda line: line.strip("─"), box)
+        raise ValueError(f"{' '.join(lines).rstrip('.')}; --help lists what is allowed") from None
+    if sweep.keep_going and sweep.fail_fast:
+        raise ValueError("keep_going and fail_fast are both set; allowed: one of them")
+    return sweep
+
+
+def unpublish_damaged(plan: Plan, store: Store) -> None:
+    """Take back finished stages of the plan that are not what their manifests say, so that they are run again."""
+    labels = {stage.id: stage.label for stage in plan.stages}
+    for stage_id, problems in store.damaged(plan.finished).items():
+        print(f"damaged: {labels[stage_id]}: {'; '.join(problems)}", flush=True)
+        store.unpublish(stage_id)
 
 
 def planned(sweep: Sweep, store: Store) -> Plan:
@@ -106,7 +150,7 @@ def planned(sweep: Sweep, store: Store) -> Plan:
     return Plan.of(sweep.study, study(budget, grid), store.finished_ids())
 
 
-def run(plan: Plan, execution: Execution) -> int:
+def run(plan: Plan, execution: Execution, fail_fast: bool) -> int:
     """Run the plan on the cluster; the number of trials that did not succeed."""
     from rayexp.sweep import preflight, runtime, tune  # Ray takes seconds to import; a plan or a refusal needs none
     from rayexp.sweep.progress import ProgressLines
@@ -117,11 +161,12 @@ def run(plan: Plan, execution: Execution) -> int:
     preflight.require_resources(plan, execution)
     print(f"Ray dashboard: http://{cluster['dashboard']}", flush=True)
     labels = {trial.id: trial.label for trial in plan.trials}
-    outcome = tune.run(plan, execution, callbacks=[ProgressLines(labels)])
-    for trial, error in outcome.failed.items():
-        print(f"failed: {labels[trial]} ({trial})\n{error}", file=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C from far away
+    outcome = tune.run(plan, execution, callbacks=[ProgressLines(labels)], fail_fast=fail_fast)
+    for trial, why in outcome.failed.items():
+        print(f"failed: {why} (details: {execution.store}/work/{trial}/failure.json)", file=sys.stderr)
     for trial in sorted(outcome.blocked):
-        print(f"blocked by a failed one: {labels[trial]} ({trial})", file=sys.stderr)
+        print(f"not run because of a failure: {labels[trial]} ({trial})", file=sys.stderr)
     return len(outcome.failed) + len(outcome.blocked)
 
 

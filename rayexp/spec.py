@@ -295,7 +295,10 @@ class Execution(Value):
     timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait for any one answer of an actor, in seconds."""
     worker_failures: int = Field(default=2, ge=0)
-    """How often a worker group or a trial is started again after a failure."""
+    """How often a trial, or the learner within one, is started again after a failure that may pass."""
+
+    lease: str = ""
+    """What entitles a trial to write its stages; filled in by the sweep that starts it (rayexp.lease)."""
 
     def on(self, gpus: float) -> "Execution":
         """With all defaults filled in for a cluster that has (or may grow to) ``gpus`` GPUs."""

@@ -6,71 +6,54 @@ written over. Nothing read from a store can run code: JSON, Parquet, safetensors
 
     stages/<id>/        spec.json provenance.json manifest.json, metrics.parquet or results.parquet, model/
     work/<id>/step-N/   checkpoints of a running stage, the last two; removed when the stage is finished
+    work/<id>/failure.json  why the last attempt failed
+    leases/ drivers/    who computes what (rayexp.lease)
     studies/<name>/     plan.json, results.parquet, report/
 """
 
 import hashlib
 import json
+import logging
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+import secrets
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any, cast
+from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
-from rayexp.spec import Stage, canonical_json, parse_stage
+from rayexp.errors import first_line
+from rayexp.files import Files, StoreError, inside
+from rayexp.lease import Lease
+from rayexp.spec import Execution, Stage, canonical_json, explain, parse_stage
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 CHECKPOINTS_KEPT = 2
 _STEP = re.compile(r"step-(\d{9})")
 
 
-class StoreError(RuntimeError):
-    """The store can't be used, or holds something that is not what its manifest says."""
+class DamagedError(StoreError):
+    """A published folder is not what its manifest says, or has none."""
 
 
 class Store:
-    """A root folder on an fsspec filesystem."""
+    """Artifacts and checkpoints below a root. A ``lease`` (its text) is checked before each write."""
 
-    def __init__(self, url: str) -> None:
-        try:
-            # Other machines write here too: a cached listing would be a lie.
-            fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        except (ValueError, ImportError) as error:
-            raise StoreError(f"store is {url!r}; allowed: a folder or an fsspec URL ({error})") from error
-        self.url = url
-        self.fs = cast(fsspec.AbstractFileSystem, fs)
-        self.root = str(root).rstrip("/")
+    def __init__(self, url: str, lease: str = "", timeout_s: float = 600.0) -> None:
+        self.files = Files(url, timeout_s)
+        self.url = self.files.url
+        self._lease = Lease.parse(lease) if lease else None
 
-    @property
-    def local(self) -> bool:
-        """Whether the store is a folder of this machine's file system."""
-        return isinstance(self.fs, fsspec.get_filesystem_class("file"))
-
-    @property
-    def arrow(self) -> pyarrow.fs.FileSystem | None:
-        """The filesystem as Ray takes it; None for local disk, where a plain path does."""
-        return None if self.local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
-
-    def require_writable(self) -> None:
-        """Raise StoreError unless a file can be written, read back and removed."""
-        probe = f"{self.root}/.write-probe"
-        try:
-            self.fs.makedirs(self.root, exist_ok=True)
-            self.fs.pipe_file(probe, b"ok")
-            if self.fs.cat_file(probe) != b"ok":
-                raise OSError("a file came back different")
-            self.fs.rm_file(probe)
-        except Exception as error:
-            raise StoreError(
-                f"store is {self.url!r}, which cannot be written: {error or type(error).__name__}"
-            ) from error
+    @classmethod
+    def of(cls, execution: Execution) -> "Store":
+        """The store that stages are run with."""
+        return cls(execution.store, execution.lease, execution.timeout_s)
 
     # Artifacts
 
@@ -78,30 +61,68 @@ class Store:
         """Whether the artifact is complete."""
         return self._manifest(f"stages/{stage_id}") is not None
 
-    def finished_ids(self) -> set[str]:
-        """Ids of all finished stages: one listing, and the manifests read together."""
-        paths = [str(path) for path in self.fs.glob(f"{self.root}/stages/*/{MANIFEST}")]
-        manifests = cast(dict[str, bytes], self.fs.cat(paths, on_error="omit") if paths else {})
-        return {PurePosixPath(path).parent.name for path, data in manifests.items() if _parsed(data) is not None}
+    def finished_ids(self, among: Collection[str] | None = None) -> set[str]:
+        """Ids of all finished stages, or of those ``among`` some: one listing, and the manifests read together."""
+        names = self.files.names("stages") if among is None else among
+        manifests = {f"stages/{name}/{MANIFEST}": name for name in names}
+        found = self.files.read_existing(list(manifests))
+        return {manifests[path] for path, data in found.items() if _parsed(data) is not None}
 
     def publish(self, stage: Stage, folder: Path, provenance: dict[str, Any]) -> None:
         """Make ``folder`` the artifact of ``stage``, then drop the stage's checkpoints."""
-        (folder / "spec.json").write_text(stage.model_dump_json(indent=1))
-        (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
-        self._put(folder, f"stages/{stage.id}", {"id": stage.id, "label": stage.label})
-        self.remove(f"work/{stage.id}")
+        if not self.finished(stage.id):  # by a process that was thought dead
+            (folder / "spec.json").write_text(stage.model_dump_json(indent=1))
+            (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
+            self._put(folder, f"stages/{stage.id}", {"id": stage.id, "label": stage.label})
+        self.files.remove(f"work/{stage.id}")
 
     def spec(self, stage_id: str) -> Stage:
         """The value that an artifact was made from. Raises StoreError if it does not hash to its id."""
-        stage = parse_stage(self.read(f"stages/{stage_id}/spec.json"))
+        path = f"stages/{stage_id}/spec.json"
+        try:
+            stage = parse_stage(self.files.read(path))
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}/{path} is not there") from None
+        except ValidationError as error:
+            raise StoreError(f"{self.url}/{path} is not a stage: {explain(error)}") from error
         if stage.id != stage_id:
-            raise StoreError(f"stages/{stage_id}/spec.json holds the stage {stage.id}")
+            raise StoreError(f"{self.url}/{path} holds the stage {stage.id}")
         return stage
+
+    def provenance(self, stage_id: str) -> dict[str, Any]:
+        """Where, when and with what an artifact was made, verified."""
+        with self.fetched(f"stages/{stage_id}", prefix="provenance.json") as folder:
+            try:
+                record = json.loads((folder / "provenance.json").read_bytes())
+            except (OSError, ValueError, RecursionError) as error:
+                raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no JSON") from error
+        if not isinstance(record, dict):
+            raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no record")
+        return record
+
+    def damaged(self, stage_ids: Iterable[str]) -> dict[str, list[str]]:
+        """What is wrong with each of these finished stages of which anything is; reads every file."""
+        found: dict[str, list[str]] = {}
+        for stage_id in stage_ids:
+            for name, expected in (self._manifest(f"stages/{stage_id}") or {}).items():
+                with TemporaryDirectory() as local:
+                    problem = self._download(f"stages/{stage_id}", name, expected, Path(local))
+                if problem:
+                    found.setdefault(stage_id, []).append(f"{self.url}/stages/{stage_id}/{name}: {problem}")
+        return found
+
+    def unpublish(self, stage_id: str) -> None:
+        """Remove an artifact; its manifest goes first."""
+        self.files.remove_file(f"stages/{stage_id}/{MANIFEST}")
+        self.files.remove(f"stages/{stage_id}")
 
     def table(self, stage_id: str, name: str) -> pa.Table:
         """A Parquet file of an artifact, verified against its manifest."""
         with self.fetched(f"stages/{stage_id}", prefix=name) as folder:
-            return pq.read_table(folder / name)
+            try:
+                return pq.read_table(folder / name)
+            except (OSError, pa.ArrowException) as error:
+                raise StoreError(f"{self.url}/stages/{stage_id}/{name} is no table ({first_line(error)})") from error
 
     @contextmanager
     def model(self, stage_id: str) -> Iterator[Path]:
@@ -115,7 +136,7 @@ class Store:
         """Publish ``folder`` as the stage's checkpoint at ``step`` and remove the ones that are no longer needed."""
         self._put(folder, f"work/{stage_id}/step-{step:09d}", {"id": stage_id, "step": step})
         for old in self._checkpoint_steps(stage_id)[:-CHECKPOINTS_KEPT]:
-            self.remove(f"work/{stage_id}/step-{old:09d}")
+            self.files.remove(f"work/{stage_id}/step-{old:09d}")
 
     @contextmanager
     def latest_checkpoint(self, stage_id: str) -> Iterator[Path | None]:
@@ -124,68 +145,18 @@ class Store:
             with TemporaryDirectory() as local:
                 try:
                     self._fetch(f"work/{stage_id}/step-{step:09d}", "", Path(local))
-                except (StoreError, FileNotFoundError):
+                except DamagedError as error:
+                    log.warning("passing over a checkpoint: %s", error)
                     continue
                 yield Path(local)
                 return
         yield None
 
     def _checkpoint_steps(self, stage_id: str) -> list[int]:
-        try:
-            names = [PurePosixPath(path).name for path in self.fs.ls(f"{self.root}/work/{stage_id}", detail=False)]
-        except FileNotFoundError:
-            return []
+        names = self.files.names(f"work/{stage_id}")
         return sorted(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
 
-    # Files
-
-    def read(self, path: str) -> bytes:
-        """One file, by its path below the root. Raises FileNotFoundError."""
-        return cast(bytes, self.fs.cat_file(f"{self.root}/{_inside(path)}"))
-
-    def write(self, path: str, data: bytes) -> None:
-        """Write one file so that a reader sees either the old one or the new one."""
-        target = f"{self.root}/{_inside(path)}"
-        self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        if self.local:
-            self.fs.pipe_file(f"{target}.part", data)
-            Path(f"{target}.part").replace(target)
-        else:  # object stores show an object when its upload is complete
-            self.fs.pipe_file(target, data)
-
-    def files(self, path: str) -> list[tuple[str, bytes]]:
-        """Name and content of every file directly in a folder, by name; none if there is no folder."""
-        try:
-            found = sorted(self.fs.ls(f"{self.root}/{_inside(path)}", detail=False))
-        except FileNotFoundError:
-            return []
-        return [(PurePosixPath(name).name, cast(bytes, self.fs.cat_file(name))) for name in found]
-
-    def remove(self, path: str) -> None:
-        """Remove a folder if it is there."""
-        with suppress(FileNotFoundError):
-            self.fs.rm(f"{self.root}/{_inside(path)}", recursive=True)
-
-    def put_folder(self, local: Path, path: str) -> None:
-        """Copy every file of a local folder, writing over what is there."""
-        for file in sorted(local.rglob("*")):
-            if file.is_file():
-                self.write(f"{path}/{file.relative_to(local).as_posix()}", file.read_bytes())
-
-    def _put(self, folder: Path, path: str, about: dict[str, Any]) -> None:
-        files = {
-            file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            for file in sorted(folder.rglob("*"))
-            if file.is_file()
-        }
-        self.put_folder(folder, path)
-        self.write(f"{path}/{MANIFEST}", canonical_json({**about, "files": files}).encode())
-
-    def _manifest(self, path: str) -> dict[str, Any] | None:
-        try:
-            return _parsed(self.read(f"{path}/{MANIFEST}"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+    # Folders
 
     @contextmanager
     def fetched(self, path: str, prefix: str = "") -> Iterator[Path]:
@@ -194,36 +165,74 @@ class Store:
             self._fetch(path, prefix, Path(local))
             yield Path(local)
 
+    def put_folder(self, local: Path, path: str) -> None:
+        """Copy every file of a local folder, writing over what is there."""
+        for file in sorted(local.rglob("*")):
+            if file.is_file():
+                self.files.upload(file, f"{path}/{file.relative_to(local).as_posix()}")
+
+    def _put(self, folder: Path, path: str, about: dict[str, Any]) -> None:
+        """Publish a folder: its manifest appears last."""
+        listed = {
+            file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+        manifest = canonical_json({**about, "files": listed}).encode()
+        self._require_lease()
+        if self.files.local:  # whole and at once, so that even two writers can't mix their files
+            staged = f"work/{about['id']}/staged-{secrets.token_hex(4)}"
+            self.put_folder(folder, staged)
+            self.files.write(f"{staged}/{MANIFEST}", manifest)
+            self._require_lease()
+            self.files.move_folder(staged, path)
+        else:
+            self.put_folder(folder, path)
+            self._require_lease()
+            self.files.write(f"{path}/{MANIFEST}", manifest)
+
+    def _require_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.require_held(self.files)
+
     def _fetch(self, path: str, prefix: str, local: Path) -> None:
         manifest = self._manifest(path)
         if manifest is None:
-            raise StoreError(f"{self.url}/{path} is not finished: it has no manifest")
-        for name, expected in manifest["files"].items():
-            if not name.startswith(prefix):
-                continue
-            target = local / _inside(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self.fs.open(f"{self.root}/{path}/{name}", "rb") as source, target.open("wb") as sink:
-                shutil.copyfileobj(cast(IO[bytes], source), sink)
-            if _sha256(target) != expected["sha256"]:
-                raise StoreError(f"{self.url}/{path}/{name} is damaged: its SHA-256 is not {expected['sha256']}")
+            raise DamagedError(f"{self.url}/{path} is not finished: it has no manifest")
+        for name, expected in manifest.items():
+            if name.startswith(prefix):
+                problem = self._download(path, name, expected, local)
+                if problem:
+                    raise DamagedError(f"{self.url}/{path}/{name} is damaged: {problem}; --repair rebuilds it")
+
+    def _download(self, path: str, name: str, expected: dict[str, Any], local: Path) -> str | None:
+        """Fetch a file; what is wrong with it, if anything is."""
+        target = local / inside(name)
+        try:
+            self.files.download(f"{path}/{name}", target)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return "it is not there"
+        found = _sha256(target)
+        return None if found == expected["sha256"] else f"its SHA-256 is {found}, not {expected['sha256']}"
+
+    def _manifest(self, path: str) -> dict[str, dict[str, Any]] | None:
+        """What a folder's manifest says of its files; None if there is none, or a torn one."""
+        try:
+            return _parsed(self.files.read(f"{path}/{MANIFEST}"))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
 
 
-def _parsed(data: bytes) -> dict[str, Any] | None:
-    """A manifest, or None if it is torn."""
+def _parsed(data: bytes) -> dict[str, dict[str, Any]] | None:
     try:
         manifest = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
-
-
-def _inside(path: str) -> str:
-    """Refuse names that would leave the store or a local folder."""
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
-        raise StoreError(f"{path!r} is not a name inside a store")
-    return path
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        return None
+    whole = all(isinstance(about, dict) and isinstance(about.get("sha256"), str) for about in files.values())
+    return files if whole else None
 
 
 def _sha256(file: Path) -> str:

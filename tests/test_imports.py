@@ -9,12 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PURE = ("world", "learning", "sampling", "evaluation")
-#: From the bottom up; a module imports its own layer and those below. world imports itself only.
+#: From the bottom up; a module imports its own layer and those below. world and errors import nothing of the others.
 LAYERS = (
-    ("rayexp.world",),
+    ("rayexp.world", "rayexp.errors"),
     ("rayexp.spec",),
     ("rayexp.sampling", "rayexp.learning", "rayexp.evaluation", "rayexp.presets"),
-    ("rayexp.store", "rayexp.journal"),
+    ("rayexp.files", "rayexp.lease", "rayexp.store", "rayexp.journal"),
     ("rayexp.actors",),
     ("rayexp.stages",),
     ("rayexp.studies", "rayexp.sweep", "rayexp.report"),

@@ -81,7 +81,7 @@ def test_a_grpo_stage_that_is_finished_but_not_measured_is_measured_by_itself():
     chain = tiny_chain(World("depth"))
     plan = Plan.of("any", chain.values(), [stage.id for stage in chain.values() if stage != chain["evaluate"]])
     (trial,) = plan.trials
-    assert (trial.id, trial.stages, trial.parents) == (chain["evaluate"].id, (chain["evaluate"],), ())
+    assert (trial.id, trial.stages, trial.parents) == (chain["grpo"].id, (chain["evaluate"],), ())
     assert trial.kind == "supervised"
 
 

@@ -60,14 +60,19 @@ def test_refused_in_one_sentence(refusal, arguments, field, value, allowed):
         assert part in text
 
 
-@pytest.mark.parametrize("arguments", [["--colour", "red"], ["--seeds", "one"], ["--device", "tpu"], ["extra"]])
-def test_what_is_not_an_option_is_refused(arguments, capsys):
-    with pytest.raises(SystemExit) as end:
-        sweep.main(arguments)
-    assert end.value.code == 2
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.out + printed.err
-    assert arguments[-1] in printed.out + printed.err
+@pytest.mark.parametrize(
+    "arguments",
+    [["--colour", "red"], ["--seeds", "one"], ["--device", "tpu"], ["extra"], ["--lease", "[]"], ["--study"]],
+)
+def test_what_is_not_an_option_is_refused(refusal, arguments):
+    text = refusal(*arguments)
+    assert text.startswith("refused: ")
+    assert text.count("\n") == 1
+    assert arguments[0].strip("-") in text or arguments[-1] in text
+
+
+def test_going_on_and_stopping_after_a_failure_exclude_each_other(refusal):
+    assert "keep_going and fail_fast are both set" in refusal("--keep-going", "--fail-fast")
 
 
 def test_missing_vllm_is_answered_with_the_command_that_brings_it(monkeypatch):

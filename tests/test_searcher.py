@@ -1,18 +1,32 @@
 """The searcher hands out the trials of a plan so that the DAG is obeyed, whatever finishes or fails, in any order."""
 
 import random
+from uuid import uuid4
 
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
+from rayexp.lease import Lease, Leases
 from rayexp.spec import Execution, parse_stage
+from rayexp.store import Store
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.sweep.tune import PlanSearcher
 from rayexp.world import World
 from tests.conftest import tiny_chain
 
 EXECUTION = Execution(store="somewhere")
+STAGE = tiny_chain(World("composition"))["pretrain"]
+
+
+def searcher_of(trials, fail_fast=False):
+    """The searcher of the only driver of an empty store."""
+    store = Store(f"memory://{uuid4().hex}")
+    return PlanSearcher(trials, EXECUTION, store, Leases(store.files), fail_fast)
+
+
+def a_trial(name, *parents):
+    return Trial(name, "grpo", (STAGE,), parents)
 
 
 @st.composite
@@ -21,7 +35,7 @@ def trial_graphs(draw):
     trials: list[Trial] = []
     for i in range(draw(st.integers(1, 10))):
         parents = draw(st.sets(st.sampled_from(trials), max_size=3)) if trials else ()
-        trials.append(Trial(str(i), "grpo", (), tuple(sorted(parent.id for parent in parents))))
+        trials.append(a_trial(str(i), *sorted(parent.id for parent in parents)))
     return trials
 
 
@@ -36,7 +50,7 @@ def blocked_by(trials, failed):
 @given(trial_graphs(), st.integers(0, 2**32))
 def test_any_order_of_completions_and_failures_obeys_the_graph(trials, seed):
     chance = random.Random(seed)
-    searcher = PlanSearcher(trials, EXECUTION)
+    searcher = searcher_of(trials)
     parents = {trial.id: set(trial.parents) for trial in trials}
     running: dict[str, str] = {}
     succeeded: set[str] = set()
@@ -67,7 +81,7 @@ def test_any_order_of_completions_and_failures_obeys_the_graph(trials, seed):
 
 
 def test_completions_of_unknown_trials_are_ignored():
-    searcher = PlanSearcher([Trial("a", "grpo", (), ()), Trial("b", "grpo", (), ("a",))], EXECUTION)
+    searcher = searcher_of([a_trial("a"), a_trial("b", "a")])
     searcher.on_trial_complete("never started")
     assert searcher.suggest("1")["trial"] == "a"
     assert searcher.suggest("2") is None
@@ -79,10 +93,12 @@ def test_completions_of_unknown_trials_are_ignored():
 def test_a_trial_is_told_its_stages_and_how_to_run_them():
     chain = tiny_chain(World("composition"))
     plan = Plan.of("any", chain.values(), ())
-    searcher = PlanSearcher(plan.trials, EXECUTION)
+    searcher = searcher_of(plan.trials)
     config = searcher.suggest("1")
     assert [parse_stage(text) for text in config["stages"]] == [chain["pretrain"], chain["sft"]]
     assert config["kind"] == "supervised"
-    assert Execution.model_validate_json(config["execution"]) == EXECUTION
+    told = Execution.model_validate_json(config["execution"])
+    assert told.model_copy(update={"lease": ""}) == EXECUTION
+    assert Lease.parse(told.lease).work == plan.trials[0].id
     searcher.on_trial_complete("1")
     assert [parse_stage(text) for text in searcher.suggest("2")["stages"]] == [chain["grpo"], chain["evaluate"]]

@@ -11,7 +11,7 @@ import pytest
 
 from rayexp.journal import Journal
 from rayexp.spec import Execution
-from rayexp.store import Store, StoreError
+from rayexp.store import DamagedError, Store, StoreError
 from rayexp.world import World
 from tests.conftest import tiny_chain
 
@@ -52,11 +52,11 @@ def checkpoint(tmp_path):
 
 def overwrite(store, path, data):
     """As a broken disk or an interrupted writer would."""
-    store.fs.pipe_file(f"{store.root}/{path}", data)
+    store.files.write(path, data)
 
 
 def cut(store, path):
-    overwrite(store, path, store.read(path)[:-7])
+    overwrite(store, path, store.files.read(path)[:-7])
 
 
 def latest(store):
@@ -78,11 +78,11 @@ def test_a_published_artifact_comes_back_whole(store, artifact):
     with store.model(STAGE.id) as folder:
         assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
         assert (folder / "model.safetensors").read_bytes() == bytes(range(256))
-    assert json.loads(store.read(f"{PLACE}/provenance.json")) == {"host": "here"}
+    assert json.loads(store.files.read(f"{PLACE}/provenance.json")) == {"host": "here"}
 
 
 def test_an_interrupted_attempt_is_written_over(store, artifact):
-    store.write(f"{PLACE}/metrics.parquet", b"half of a ta")
+    store.files.write(f"{PLACE}/metrics.parquet", b"half of a ta")
     store.publish(STAGE, artifact, {})
     assert store.table(STAGE.id, "metrics.parquet") == TABLE
 
@@ -93,7 +93,7 @@ def test_an_interrupted_attempt_is_written_over(store, artifact):
 def test_an_artifact_without_a_whole_manifest_is_not_finished(store, artifact, damage):
     store.publish(STAGE, artifact, {})
     if damage is None:
-        store.fs.rm_file(f"{store.root}/{PLACE}/manifest.json")
+        store.files.remove_file(f"{PLACE}/manifest.json")
     else:
         overwrite(store, f"{PLACE}/manifest.json", damage)
     assert not store.finished(STAGE.id)
@@ -112,7 +112,7 @@ def test_all_ways_to_ask_agree_about_a_torn_manifest(store, artifact, damage):
 @pytest.mark.parametrize("name", ["metrics.parquet", "model/model.safetensors"])
 def test_a_damaged_file_is_named(store, artifact, name):
     store.publish(STAGE, artifact, {})
-    data = bytearray(store.read(f"{PLACE}/{name}"))
+    data = bytearray(store.files.read(f"{PLACE}/{name}"))
     data[len(data) // 2] ^= 1
     overwrite(store, f"{PLACE}/{name}", bytes(data))
     with pytest.raises(StoreError, match=f"{STAGE.id}/{name} is damaged"), store.fetched(PLACE):
@@ -121,8 +121,8 @@ def test_a_damaged_file_is_named(store, artifact, name):
 
 def test_a_missing_file_is_named(store, artifact):
     store.publish(STAGE, artifact, {})
-    store.fs.rm_file(f"{store.root}/{PLACE}/metrics.parquet")
-    with pytest.raises((StoreError, FileNotFoundError), match=r"metrics\.parquet"):
+    store.files.remove_file(f"{PLACE}/metrics.parquet")
+    with pytest.raises(DamagedError, match=r"metrics\.parquet is damaged: it is not there"):
         store.table(STAGE.id, "metrics.parquet")
 
 
@@ -143,8 +143,7 @@ def test_the_newest_checkpoint_wins_and_two_are_kept(store, checkpoint):
         store.save_checkpoint(STAGE.id, step, checkpoint(str(step)))
     assert latest(store) == "10"
     store.save_checkpoint(STAGE.id, 11, checkpoint("11"))
-    names = [name.rpartition("/")[2] for name in store.fs.ls(f"{store.root}/work/{STAGE.id}", detail=False)]
-    assert sorted(names) == ["step-000000010", "step-000000011"]
+    assert store.files.names(f"work/{STAGE.id}") == ["step-000000010", "step-000000011"]
     assert latest(store) == "11"
 
 
@@ -154,7 +153,7 @@ def test_a_torn_checkpoint_is_passed_over(store, checkpoint, file, how):
     for step in ("old-one", "new-one"):
         store.save_checkpoint(STAGE.id, len(step) + (step == "new-one"), checkpoint(step))
     path = f"work/{STAGE.id}/step-000000008/{file}"
-    cut(store, path) if how == "cut" else store.fs.rm_file(f"{store.root}/{path}")
+    cut(store, path) if how == "cut" else store.files.remove_file(path)
     assert latest(store) == "old-one"
     store.save_checkpoint(STAGE.id, 8, checkpoint("again"))
     assert latest(store) == "again"
@@ -174,7 +173,8 @@ def test_publishing_drops_the_checkpoints_of_the_stage_only(store, artifact, che
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_names_that_lead_out_of_the_store_are_refused(store, name):
-    for call in (store.read, store.files, store.remove, lambda name: store.write(name, b"")):
+    files = store.files
+    for call in (files.read, files.names, files.remove, files.modified, lambda name: files.write(name, b"")):
         with pytest.raises(StoreError, match="not a name inside a store"):
             call(name)
 
@@ -193,31 +193,21 @@ def test_ids_that_lead_out_of_the_store_are_refused(store, checkpoint):
 @pytest.mark.parametrize("name", ["../stolen", "/tmp/stolen", "model/../../stolen"])
 def test_a_manifest_cannot_place_files_elsewhere(store, artifact, name):
     store.publish(STAGE, artifact, {})
-    manifest = json.loads(store.read(f"{PLACE}/manifest.json"))
+    manifest = json.loads(store.files.read(f"{PLACE}/manifest.json"))
     manifest["files"] = {name: manifest["files"]["metrics.parquet"]}
     overwrite(store, f"{PLACE}/manifest.json", json.dumps(manifest).encode())
     with pytest.raises(StoreError, match="not a name inside a store"), store.fetched(PLACE):
         pass
 
 
-def test_files_are_listed_by_name(store):
-    assert store.files("work/rollouts") == []
-    for name in ("b", "a"):
-        store.write(f"work/rollouts/{name}", name.encode())
-    assert store.files("work/rollouts") == [("a", b"a"), ("b", b"b")]
-    store.remove("work/rollouts")
-    store.remove("work/rollouts")
-    assert store.files("work/rollouts") == []
-
-
 def test_a_writable_store_is_left_as_it_was(store):
-    store.require_writable()
-    assert store.fs.ls(store.root, detail=False) == []
+    store.files.require_writable()
+    assert not store.files.fs.find(store.files.root)
 
 
 def test_an_unwritable_store_is_refused():
     with pytest.raises(StoreError, match="'/proc/x', which cannot be written"):
-        Store("/proc/x").require_writable()
+        Store("/proc/x").files.require_writable()
 
 
 def test_an_unknown_protocol_is_refused():

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from rayexp.actors.learner import LearnerActor
 from rayexp.actors.remote import actor_name, answer, placed
 from rayexp.actors.rollout import RolloutFleet
+from rayexp.errors import StageError, first_line
 from rayexp.spec import GRPO, Execution
 
 LEARNER_BUNDLE = 0  # of a trial's placement group; rollout workers follow (the trial's own process holds none)
@@ -35,32 +37,50 @@ class Crew:
         self.learner.stop()
 
 
+class LearnerDiedError(StageError):
+    """The learner's process is gone; what it had not saved is lost."""
+
+
 class LearnerHandle:
     """The learner actor, called with a limit on how long an answer may take."""
 
     def __init__(self, execution: Execution) -> None:
         self._timeout_s = execution.timeout_s
         self._who = "the learner"
-        self.actor = LearnerActor.options(
+        self._actor = LearnerActor.options(
             name=actor_name("learner"),
             **placed(LEARNER_BUNDLE),
             num_cpus=execution.learner_cpus,
             num_gpus=execution.learner_gpus or 0,
+            max_restarts=-1,
         ).remote()
 
     def begin(self, spec: GRPO, execution: Execution) -> None:
-        """Turn to a stage, at its last checkpoint or at its init."""
+        """Turn to a stage, at its last checkpoint or at its init; a learner that died is waited for."""
         self._timeout_s = execution.timeout_s
         self._who = f"the learner of {spec.label}"
-        self.call("begin", spec.model_dump_json(), execution.model_dump_json())
+        method = self._actor.begin.options(max_task_retries=-1)
+        self._answer(method.remote(spec.model_dump_json(), execution.model_dump_json()), "begin")
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """The answer of one of the learner's methods. Raises RemoteTimeoutError, or what the method raised."""
-        return answer(getattr(self.actor, method).remote(*arguments), f"{self._who} ({method})", self._timeout_s)
+        """The answer of one of the learner's methods. Raises LearnerDiedError, or what ``answer`` raises."""
+        return self._answer(getattr(self._actor, method).remote(*arguments), method)
+
+    def weights(self) -> Any:
+        """A reference to the current weights, which are there when this returns."""
+        reference = self._actor.weights.remote()
+        self.call("completed")  # its calls are answered in order
+        return reference
 
     def stop(self) -> None:
         """End its process."""
-        ray.kill(self.actor)
+        ray.kill(self._actor)
+
+    def _answer(self, reference: Any, method: str) -> Any:
+        try:
+            return answer(reference, f"{self._who} ({method})", self._timeout_s)
+        except RayActorError as error:
+            raise LearnerDiedError(f"{self._who} died ({method}): {first_line(error)}") from error
 
 
 @contextmanager

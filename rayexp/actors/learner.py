@@ -28,7 +28,7 @@ class Learner:
         assert isinstance(spec, GRPO)
         self._spec = spec
         self._execution = Execution.model_validate_json(execution)
-        self._store = Store(self._execution.store)
+        self._store = Store.of(self._execution)
         self._journal = Journal()
         device = decoder.resolve_device(self._execution.device)
         with self._store.model(spec.init.id) as folder:

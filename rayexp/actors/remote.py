@@ -4,12 +4,14 @@ import secrets
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rayexp.errors import PermanentError, StageError, sentence
 
-class RemoteTimeoutError(RuntimeError):
+
+class RemoteTimeoutError(StageError):
     """An actor did not answer in time."""
 
 
@@ -30,8 +32,16 @@ def placed(bundle: int) -> dict[str, Any]:
 
 
 def answer(reference: Any, who: str, timeout_s: float) -> Any:
-    """The value behind an object reference (or a list of them). Raises RemoteTimeoutError, or what the actor raised."""
+    """The value behind an object reference.
+
+    Raises RemoteTimeoutError, what says that the actor died (RayActorError), or what the actor raised: its
+    PermanentError as that, anything else as a StageError, with ``who`` in the message.
+    """
     try:
         return ray.get(reference, timeout=timeout_s)
     except GetTimeoutError as error:
         raise RemoteTimeoutError(f"no answer from {who} within {timeout_s:g} s") from error
+    except RayTaskError as error:
+        cause = error.cause
+        kind = type(cause) if isinstance(cause, PermanentError) else StageError
+        raise kind(f"{who}: {sentence(cause)}") from error

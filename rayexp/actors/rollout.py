@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from rayexp.actors.remote import actor_name, answer, placed
+from rayexp.errors import PermanentError, StageError, first_line
 from rayexp.learning import decoder
 from rayexp.sampling.protocol import Completions, Sampler
 from rayexp.sampling.torch_sampler import TorchSampler
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3
 
 
-class ParityError(RuntimeError):
+class ParityError(PermanentError):
     """Sampler and learner disagree about the probability of the same tokens: the weights did not arrive."""
 
 
@@ -63,7 +64,7 @@ class RolloutFleet:
         options: dict[str, Any] = {
             "num_cpus": execution.rollout_cpus,
             "num_gpus": execution.rollout_gpus or 0,
-            "max_restarts": ATTEMPTS,
+            "max_restarts": -1,
         }
         self._weights: tuple[Any, int] | None = None
         self.begin(spec, execution)
@@ -141,7 +142,7 @@ class RolloutFleet:
                 return answer(reference, who, self._execution.timeout_s)
             except RayActorError as error:
                 if attempt == ATTEMPTS - 1:
-                    raise
+                    raise StageError(f"{who} died {ATTEMPTS} times: {first_line(error)}") from error
                 log.warning("%s died (%s); asking its successor", who, type(error).__name__)
             if self._weights is not None:
                 # Unlike other calls this one waits for the actor to be back; weights come before anything else.

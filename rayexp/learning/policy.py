@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
+from rayexp.errors import NotFiniteError, PermanentError
 from rayexp.learning import objectives
 from rayexp.learning.objectives import GRPOSettings, Rollouts
 from rayexp.learning.trainer import Trainer
@@ -20,18 +21,19 @@ from rayexp.sampling.protocol import Completions
 from rayexp.spec import GRPO
 
 
-class MismatchError(RuntimeError):
+class MismatchError(PermanentError):
     """Completions were not drawn from the policy that is about to learn from them."""
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Groups of completions whose prompts are of one length.
+    """Groups of completions whose prompts are of one length. numbers_P: which of the stage's prompts they are.
 
     Completions are padded on the right, which causal attention never looks at, and masked in the loss: one rectangle
     instead of one for each length that an ``<eos>`` made.
     """
 
+    numbers_P: np.ndarray
     prompts_PT: np.ndarray
     tokens_NC: np.ndarray
     mask_NC: np.ndarray
@@ -68,8 +70,12 @@ class PolicyLearner:
         """``spec.updates`` optimiser steps on one set of rollouts; statistics of the first.
 
         Raises MismatchError when the sampler's log-probability of a token differs from the learner's by more than the
-        limit, in nats, and FloatingPointError on a gradient that is not finite; the weights are untouched then.
+        limit, in nats, and NotFiniteError, with the prompts at fault, on a number that is none; the weights are
+        untouched then.
         """
+        for batch in batches:
+            _require_finite("the reward", batch.rewards_PG, batch.numbers_P)
+            _require_finite("the sampler's log-probability", batch.sampler_logprobs_NC, batch.numbers_P)
         parts = [self._part(batch) for batch in batches]
         sequences = sum(len(part.rollouts.tokens_NC) for part in parts)
         totals: dict[str, Tensor] = {}
@@ -78,10 +84,15 @@ class PolicyLearner:
         norm = torch.zeros(())
         for update in range(self._spec.updates):
             seen = totals if update == 0 else {}
-            step_norm = self.trainer.step(
-                (partial(self._loss, part, sequences, seen) for part in parts),
-                check=lambda: _require_match(totals["_max_mismatch"].item(), max_logprob_mismatch),
-            )
+            try:
+                step_norm = self.trainer.step(
+                    (partial(self._loss, part, sequences, seen) for part in parts),
+                    check=lambda: _require_match(totals["_max_mismatch"].item(), max_logprob_mismatch),
+                )
+            except NotFiniteError as error:
+                self._name_culprits(batches, parts)
+                prompts = ", ".join(str(number) for batch in batches for number in batch.numbers_P)
+                raise NotFiniteError(f"{error} (no single prompt of {prompts} is at fault)") from error
             norm = step_norm if update == 0 else norm
         statistics = {name: value.item() / sequences for name, value in totals.items() if not name.startswith("_")}
         weight, square, count = (totals[name].item() for name in ("_weight", "_square", "_count"))
@@ -91,6 +102,17 @@ class PolicyLearner:
             "sampler_kl": totals["_sampler_kl"].item() / count,
             "effective_sample_share": weight * weight / (square * count),
         }
+
+    @torch.no_grad()
+    def _name_culprits(self, batches: list[RolloutBatch], parts: list[_Part]) -> None:
+        """Raise NotFiniteError for the prompts of whose completions some log-probability is not finite."""
+        for batch, part in zip(batches, parts, strict=True):
+            with self.trainer.precision():
+                policy_NCV = group_logprobs(self.model, part.prompts_PT, part.rollouts.tokens_NC)
+            _require_finite("the policy's log-probability", policy_NCV.cpu().numpy(), batch.numbers_P)
+            if part.rollouts.reference_NCV is not None:
+                reference = part.rollouts.reference_NCV.cpu().numpy()
+                _require_finite("the reference's log-probability", reference, batch.numbers_P)
 
     def _part(self, batch: RolloutBatch) -> _Part:
         device = self.trainer.device
@@ -150,6 +172,13 @@ class PolicyLearner:
         return loss / sequences
 
 
+def _require_finite(what: str, values: np.ndarray, numbers_P: np.ndarray) -> None:
+    """``values`` belong to prompts, or to groups of completions of prompts, along their first axis."""
+    bad_P = ~np.isfinite(values).reshape(len(numbers_P), -1).all(axis=1)
+    if bad_P.any():
+        raise NotFiniteError(f"{what} is not finite for prompt {', '.join(str(n) for n in numbers_P[bad_P])}")
+
+
 def _require_match(mismatch: float, limit: float) -> None:
     if not mismatch <= limit:
         raise MismatchError(
@@ -182,7 +211,7 @@ def completion_logprobs(model: LlamaForCausalLM, inputs_NT: Tensor, completion_t
 
 
 def rollout_batches(
-    prompts: Sequence[Sequence[int]], completions: Completions, rewards_PG: np.ndarray
+    numbers: Sequence[int], prompts: Sequence[Sequence[int]], completions: Completions, rewards_PG: np.ndarray
 ) -> list[RolloutBatch]:
     """Cut rollouts of prompts in any order into batches of one prompt length each, shortest first."""
     group = rewards_PG.shape[1]
@@ -195,6 +224,7 @@ def rollout_batches(
         width = int(completions.length_N[rows_N].max())
         batches.append(
             RolloutBatch(
+                np.array([numbers[i] for i in chosen_P]),
                 np.array([prompts[i] for i in chosen_P]),
                 completions.tokens_NC[rows_N, :width],
                 mask_NC[rows_N, :width],

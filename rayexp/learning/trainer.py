@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rayexp.errors import NotFiniteError
 from rayexp.spec import AdamW
 
 
@@ -55,23 +56,27 @@ class Trainer:
         """One update from the sum of the losses, each computed and back-propagated in turn; returns the gradient's
         norm before clipping. With data parallelism gradients are averaged over ranks once, with the last loss.
 
-        Raises FloatingPointError if the gradient is not finite, or what ``check`` raises once all losses are known;
-        weights and optimiser are untouched then.
+        Raises NotFiniteError if a loss or the gradient is not finite, or what ``check`` raises once all losses are
+        known; weights and optimiser are untouched then.
         """
         pending = list(losses)
+        total = torch.zeros((), device=self.device)
         for position, loss in enumerate(pending):
             last = position == len(pending) - 1
             quiet = nullcontext() if last or self.model is self.module else self.model.no_sync()  # type: ignore[operator]
             with quiet:
-                loss().backward()
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._settings.clip_norm)
+                value = loss()
+                total += value.detach()
+                value.backward()
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         try:
+            self._require_finite(total, norm)
             check()
-            if not torch.isfinite(norm):
-                raise FloatingPointError(f"the gradient's norm is {norm.item()} at step {self.completed_steps}")
         except BaseException:
             self._optimiser.zero_grad(set_to_none=True)
             raise
+        nn.utils.clip_grads_with_norm_(self.module.parameters(), self._settings.clip_norm, norm)
         rate = learning_rate(self._settings, self.completed_steps, self._steps)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
@@ -79,6 +84,16 @@ class Trainer:
         self._optimiser.zero_grad(set_to_none=True)
         self.completed_steps += 1
         return norm
+
+    def _require_finite(self, loss: Tensor, norm: Tensor) -> None:
+        if torch.isfinite(loss + norm):  # one wait for the device, not two
+            return
+        if not torch.isfinite(loss):
+            raise NotFiniteError(f"the loss is {loss.item()}")
+        for name, parameter in self.module.named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise NotFiniteError(f"the gradient of {name} is not finite")
+        raise NotFiniteError(f"the gradient's norm is {norm.item()}, though each part of it is finite")
 
     def state(self) -> dict[str, Any]:
         """Weights, optimiser, step count and generator: tensors and plain values only."""

@@ -11,7 +11,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from rayexp.report import claims, figures, table
 from rayexp.report.arms import interval, mass_name
 from rayexp.report.drawing import DPI, Drawing
 from rayexp.spec import Pretrain, Stage
-from rayexp.store import Store
+from rayexp.store import DamagedError, Store, StoreError
 from rayexp.sweep.plan import Plan
 from rayexp.world import vocabulary
 
@@ -117,9 +116,11 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
         if stage.id not in plan.finished:
             continue
         try:
-            record = json.loads(store.read(f"stages/{stage.id}/provenance.json"))
+            record = store.provenance(stage.id)
             found, duration_s = _facts(record), float(record["duration_s"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except DamagedError:
+            raise
+        except (StoreError, ValueError, KeyError, TypeError):
             unread += 1
             continue
         for name, value in found.items():

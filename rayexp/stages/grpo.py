@@ -1,12 +1,14 @@
 """GRPO: (spec, finished init) -> artifact. One learner actor, a fleet of rollout actors, and this loop between them."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rayexp.actors.crew import crew_for
+from rayexp.actors.crew import Crew, LearnerDiedError, crew_for
+from rayexp.errors import first_line, naming
 from rayexp.learning.policy import rollout_batches
 from rayexp.sampling.protocol import Completions, prompt_seed
 from rayexp.spec import GRPO, Evaluate, Execution
@@ -15,40 +17,63 @@ from rayexp.stages.rollout_log import RolloutLog
 from rayexp.store import Store
 from rayexp.world import Corpus, Verifier, counter
 
+log = logging.getLogger(__name__)
 Progress = Callable[[dict[str, Any]], None]
 
 
 def run(spec: GRPO, evaluations: Sequence[Evaluate], execution: Execution, progress: Progress) -> None:
-    """Run the stage from where it was left, publish it, then measure it. ``progress`` hears of every step."""
-    store = Store(execution.store)
+    """Run the stage from where it was left, publish it, then measure it. ``progress`` hears of every step.
+
+    If the learner's process dies, a new one goes on from the last checkpoint, ``execution.worker_failures`` times.
+    """
+    store = Store.of(execution)
+    if not store.finished(spec.id):
+        with crew_for(spec, execution) as crew:
+            for failures in range(execution.worker_failures + 1):
+                try:
+                    _train(spec, store, execution, crew, progress)
+                    break
+                except LearnerDiedError as error:
+                    if failures == execution.worker_failures:
+                        raise
+                    log.warning("%s; going on from its last checkpoint", first_line(error))
+                    crew.learner.begin(spec, execution)
+            for evaluation in evaluations:
+                rows = crew.learner.call("measure", evaluation.model_dump_json())
+                evaluate.publish(evaluation, rows, store, execution)
+    for evaluation in evaluations:
+        if not store.finished(evaluation.id):  # an earlier attempt died in between
+            evaluate.run(evaluation, store, execution)
+
+
+def _train(spec: GRPO, store: Store, execution: Execution, crew: Crew, progress: Progress) -> None:
     task = Task(spec)
+    fleet, learner = crew.fleet, crew.learner
     rollout_log = RolloutLog(store, spec.id, enabled=execution.keep_rollouts)
     checkpointed = time.monotonic()
+    completed = learner.call("completed")
 
-    with crew_for(spec, execution) as crew:
-        fleet, learner = crew.fleet, crew.learner
-        completed = learner.call("completed")
-        for step in range(completed, spec.steps):
-            fleet.sync(learner.actor.weights.remote(), version=step)
+    for step in range(completed, spec.steps):
+        with naming(lambda step=step: f"{spec.label}, step {step + 1}"):
+            fleet.sync(learner.weights(), version=step)
             if (step - completed) % execution.parity_every_syncs == 0:
                 fleet.require_parity(task.probe, learner.call("score", task.probe))
 
-            prompts = task.prompts(step)
+            numbers, prompts = task.numbers(step), task.prompts(step)
             completions = fleet.generate(prompts, task.seeds(step), spec.group_size, task.max_tokens(step))
             rewards_PG = task.rewards(prompts, completions)
             rollouts = rollout_statistics(rewards_PG, completions)
-            learning = learner.call("update", rollout_batches(prompts, completions, rewards_PG), rollouts)
+            learning = learner.call("update", rollout_batches(numbers, prompts, completions, rewards_PG), rollouts)
 
-            rollout_log.add(step, task.numbers(step), prompts, completions, rewards_PG)
+            rollout_log.add(step, numbers, prompts, completions, rewards_PG)
             progress({"stage": spec.label, "step": step + 1, "steps": spec.steps, **rollouts, **learning})
             if time.monotonic() - checkpointed > execution.checkpoint_every_s:
                 rollout_log.flush()
                 learner.call("checkpoint")
                 checkpointed = time.monotonic()
 
+    with naming(lambda: f"{spec.label}, publishing"):
         learner.call("publish", rollout_log.table())
-        for evaluation in evaluations:
-            evaluate.publish(evaluation, learner.call("measure", evaluation.model_dump_json()), store, execution)
 
 
 class Task:

@@ -73,7 +73,7 @@ class RolloutLog:
         if self._rows:
             sink = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(self._rows, schema=self.SCHEMA), sink)
-            self._store.write(f"{self._folder}/{self._first_step:09d}.parquet", sink.getvalue())
+            self._store.files.write(f"{self._folder}/{self._first_step:09d}.parquet", sink.getvalue())
             self._rows, self._first_step = [], None
 
     def table(self) -> pa.Table | None:
@@ -81,6 +81,7 @@ class RolloutLog:
         if not self._enabled:
             return None
         first = self._first_step if self._first_step is not None else 2**62
-        parts = [part for step, part in self._store.files(self._folder) if int(step.removesuffix(".parquet")) < first]
-        past = [pq.read_table(io.BytesIO(part)) for part in parts]
+        files = self._store.files
+        parts = [name for name in files.names(self._folder) if int(name.removesuffix(".parquet")) < first]
+        past = [pq.read_table(io.BytesIO(files.read(f"{self._folder}/{part}"))) for part in parts]
         return pa.concat_tables([*past, pa.Table.from_pylist(self._rows, schema=self.SCHEMA)])

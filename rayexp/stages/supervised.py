@@ -6,8 +6,9 @@ go on does not depend on Ray's run snapshot, which is written non-atomically.
 """
 
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,8 +22,10 @@ import torch.distributed
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.v2._internal.execution import context
+from ray.train.v2.api.exceptions import WorkerGroupError
 from torch import Tensor, nn
 
+from rayexp.errors import NotFiniteError, PermanentError, StageError, first_line, naming, sentence
 from rayexp.journal import Journal
 from rayexp.learning import decoder, objectives
 from rayexp.learning.trainer import Trainer, learning_rate
@@ -42,33 +45,43 @@ def run(stages: Sequence[Stage], execution: Execution, callbacks: Sequence[Any] 
     ``in_process`` trains in this process without a cluster (Ray Train's local mode). Raises what Ray Train raises:
     TrainingFailedError with the worker's exception in it.
     """
-    store = Store(execution.store)
-    attempt = f"{stages[0].id}-{time.time_ns():x}"
     gpus = execution.train_gpus or 0.0
-    trainer = ray.train.torch.TorchTrainer(
-        _worker,
-        train_loop_config={
-            "stages": [stage.model_dump_json() for stage in stages],
-            "execution": execution.model_dump_json(),
-        },
-        scaling_config=ScalingConfig(
-            num_workers=0 if in_process else execution.train_workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": execution.train_cpus} | ({"GPU": gpus} if gpus else {}),
-        ),
-        run_config=RunConfig(
-            name=attempt,
-            storage_path=f"{store.root}/ray",
-            storage_filesystem=store.arrow,
-            failure_config=FailureConfig(max_failures=execution.worker_failures, controller_failure_limit=3),
-            callbacks=list(callbacks),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    try:
-        trainer.fit()
-    finally:
-        store.remove(f"ray/{attempt}")
+    with TemporaryDirectory(prefix="rayexp-train-") as folder:  # Ray's own notes on the run, of no use after it
+        trainer = ray.train.torch.TorchTrainer(
+            _worker,
+            train_loop_config={
+                "stages": [stage.model_dump_json() for stage in stages],
+                "execution": execution.model_dump_json(),
+            },
+            torch_config=ray.train.torch.TorchConfig(timeout_s=math.ceil(execution.timeout_s)),
+            scaling_config=ScalingConfig(
+                num_workers=0 if in_process else execution.train_workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": execution.train_cpus} | ({"GPU": gpus} if gpus else {}),
+            ),
+            run_config=RunConfig(
+                name=stages[0].id,
+                storage_path=folder,
+                # Failures are tried again by the sweep, which knows those that would only come again.
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+                callbacks=list(callbacks),
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            raise _first_cause(error) from error
+
+
+def _first_cause(error: WorkerGroupError) -> Exception:
+    """What the rank at fault raised; the others only saw their connection to it break."""
+    causes = [(rank, getattr(e, "_base_exc", e)) for rank, e in sorted(error.worker_failures.items())]
+    for kind in (PermanentError, StageError, Exception):
+        for rank, cause in causes:
+            if isinstance(cause, kind):
+                return cause if kind is not Exception else StageError(f"training rank {rank}: {sentence(cause)}")
+    return StageError(first_line(error))
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -76,7 +89,7 @@ def _worker(config: dict[str, Any]) -> None:
     # Ray writes a line at every report, through a logger that its own configuration does not reach.
     logging.getLogger(context.__file__).setLevel(logging.WARNING)
     execution = Execution.model_validate_json(config["execution"])
-    store = Store(execution.store)
+    store = Store.of(execution)
     train_context = ray.train.get_context()
     rank, ranks = train_context.get_world_rank(), train_context.get_world_size()
     for text in config["stages"]:
@@ -85,7 +98,8 @@ def _worker(config: dict[str, Any]) -> None:
             continue
         if isinstance(stage, Evaluate):
             if rank == 0:
-                evaluate.run(stage, store, execution)
+                with naming(lambda stage=stage: stage.label):
+                    evaluate.run(stage, store, execution)
         else:
             assert isinstance(stage, Pretrain | SFT)
             train(stage, store, execution, rank, ranks)
@@ -108,16 +122,20 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, rank: int, r
     report_every = max(STEPS_BETWEEN_REPORTS, log_every)
     losses = _LossMeter(device)
     checkpointed = read = time.monotonic()
-    reported, tokens = trainer.completed_steps, 0
+    reported, tokens, leaving = trainer.completed_steps, 0, False
     while (step := trainer.completed_steps) < spec.steps:
-        rectangles = stage.batch(spec, step)
-        counted = sum(r.tokens_NT.size - len(r.tokens_NT) * stage.loss_start(r) for r in rectangles)
-        tokens += sum(r.tokens_NT.size for r in rectangles)
-        trainer.step(
-            partial(_loss, trainer, losses, rectangle.shard(rank, ranks), stage.loss_start(rectangle), ranks / counted)
-            for rectangle in rectangles
-        )
-        if (step + 1) % log_every == 0 or step + 1 == spec.steps:
+        with naming(lambda step=step: f"{spec.label}, rank {rank}, step {step + 1}"):
+            rectangles = stage.batch(spec, step)
+            counted = sum(r.tokens_NT.size - len(r.tokens_NT) * stage.loss_start(r) for r in rectangles)
+            tokens += sum(r.tokens_NT.size for r in rectangles)
+            shards = [rectangle.shard(rank, ranks) for rectangle in rectangles]
+            step_losses = [partial(_loss, trainer, losses, r, stage.loss_start(r), ranks / counted) for r in shards]
+            try:
+                trainer.step(step_losses)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"{error} ({_culprits(trainer, shards, stage.loss_start)})") from error
+            if (step + 1) % log_every and step + 1 < spec.steps:
+                continue
             now = time.monotonic()
             measured = losses.read(ranks) | {"learning_rate": learning_rate(spec.optimiser, step, spec.steps)}
             speed = {"tokens_per_s": tokens / (now - read)}
@@ -126,31 +144,48 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, rank: int, r
             if step + 1 - reported >= report_every or step + 1 == spec.steps:
                 ray.train.report({"stage": spec.label, "step": step + 1, "steps": spec.steps, **measured, **speed})
                 reported = step + 1
+                warned, leaving = leaving, ray.train.get_preemption_info() is not None
+                if leaving and not warned:
+                    checkpointed = -math.inf  # a node is about to be taken away: save now
             # Here, where the loss meters of all ranks are empty, so that a continued run draws the same curve.
             if rank == 0 and now - checkpointed > execution.checkpoint_every_s:
                 _checkpoint(trainer, journal, spec, store)
                 checkpointed = time.monotonic()
 
     if rank == 0:
-        with TemporaryDirectory() as folder:
+        with naming(lambda: f"{spec.label}, publishing"), TemporaryDirectory() as folder:
             decoder.save(module, Path(folder) / "model")
             journal.save(Path(folder))
             store.publish(spec, Path(folder), journal.provenance(execution))
 
 
+def _nll(trainer: Trainer, rectangle: Rectangle, start: int) -> Tensor:
+    """Summed next-token loss of each sample, in nats."""
+    tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64)).to(trainer.device)
+    with trainer.precision():
+        logits_NTV = trainer.model(input_ids=tokens_NT[:, :-1], use_cache=False).logits
+    return objectives.next_token_loss(logits_NTV, tokens_NT, start)
+
+
+@torch.no_grad()
+def _culprits(trainer: Trainer, shards: Sequence[Rectangle], loss_start: Callable[[Rectangle], int]) -> str:
+    """Which samples of a batch have a loss that is not finite."""
+    indices: list[int] = []
+    for rectangle in shards:
+        bad_N = ~torch.isfinite(_nll(trainer, rectangle, loss_start(rectangle)))
+        indices += rectangle.index_N[bad_N.cpu().numpy()].tolist()
+    return f"sample {', '.join(map(str, indices))}" if indices else "the loss of every single sample is finite"
+
+
 def _loss(trainer: Trainer, losses: "_LossMeter", rectangle: Rectangle, start: int, weight: float) -> Tensor:
     """Mean next-token loss of this rank's rows. DDP averages gradients over ranks: ``weight`` undoes that, so that the
     step is that of the whole batch, however many ranks share it. A rank without rows adds a zero gradient."""
-    empty = len(rectangle.tokens_NT) == 0
-    tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64)).to(trainer.device)
-    if empty:
-        tokens_NT = torch.zeros((1, tokens_NT.shape[1]), dtype=torch.int64, device=trainer.device)
-    with trainer.precision():
-        logits_NTV = trainer.model(input_ids=tokens_NT[:, :-1], use_cache=False).logits
-    nll_N = objectives.next_token_loss(logits_NTV, tokens_NT, start)
-    if empty:
-        return nll_N.sum() * 0.0
-    losses.add(nll_N.detach(), tokens_NT.shape[1] - start, torch.from_numpy(rectangle.ood_N).to(trainer.device))
+    if len(rectangle.tokens_NT) == 0:
+        nothing = torch.zeros((1, 1), dtype=torch.int64, device=trainer.device)
+        return trainer.model(input_ids=nothing, use_cache=False).logits.sum() * 0.0
+    nll_N = _nll(trainer, rectangle, start)
+    ood_N = torch.from_numpy(rectangle.ood_N).to(trainer.device)
+    losses.add(nll_N.detach(), rectangle.tokens_NT.shape[1] - start, ood_N)
     return nll_N.sum() * weight
 
 

@@ -75,11 +75,9 @@ class Plan:
         )
 
     def _group(self, stage: Stage) -> str:
-        """Which trial a stage belongs to. A GRPO stage that is finished but not measured is measured by itself."""
+        """Which trial a stage belongs to: the same one in every plan, finished or not, for leases go by it."""
         subject = stage.parent if isinstance(stage, Evaluate) and stage.parent else stage
-        if isinstance(subject, GRPO):
-            return stage.id if subject.id in self.finished else subject.id
-        return subject.root.id
+        return subject.id if isinstance(subject, GRPO) else subject.root.id
 
     def descendants(self, failed: Collection[str]) -> set[str]:
         """Trials that can't run because one of ``failed`` (trial ids) is among their ancestors."""

@@ -27,6 +27,8 @@ class ProgressLines(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        if "stage" not in result:
+            return
         now = time.monotonic()
         if now - self._spoken.get(trial.trial_id, self._begun.get(trial.trial_id, now)) < self._every_s:
             return
@@ -35,7 +37,11 @@ class ProgressLines(tune.Callback):
         self._say(f"        {result.get('stage')}  step {result.get('step')}/{result.get('steps')}  {numbers}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, "done   ")
+        result = trial.last_result or {}
+        if "failed" in result or "lease_lost" in result:
+            self._end(trial, "FAILED " if "failed" in result else "given up")
+        else:
+            self._end(trial, "done   ")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial, "FAILED ")

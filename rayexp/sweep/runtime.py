@@ -17,6 +17,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C and SIGTERM end a sweep in one way, the job's
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other reporter is silent when it is told to be
     "PYTHONWARNINGS": "ignore::FutureWarning",
     "HF_HUB_OFFLINE": "1",

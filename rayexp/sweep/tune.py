@@ -1,8 +1,12 @@
 """The plan as one Ray Tune experiment: a searcher hands out a trial when the trials it builds on have finished."""
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray import tune
@@ -10,66 +14,99 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
-from rayexp.spec import GRPO, Evaluate, Execution, parse_stage
+from rayexp.errors import PermanentError, StageError, sentence
+from rayexp.files import StoreError
+from rayexp.lease import LeaseLostError, Leases
+from rayexp.spec import GRPO, Evaluate, Execution, canonical_json, parse_stage
 from rayexp.store import Store
 from rayexp.sweep import preflight
 from rayexp.sweep.plan import Plan, Trial
 
+log = logging.getLogger(__name__)
+
 SECONDS_BETWEEN_REPORTS = 2.0
+#: Seconds between two looks at a trial that another driver is running.
+SECONDS_BETWEEN_LOOKS = 2.0
 
 
 @dataclass
 class Outcome:
-    """How a run of a plan ended: error text by trial id, and the ids of trials that could therefore not run."""
+    """How a run of a plan ended: one sentence for each trial that failed, and the ids of those that did not run."""
 
     failed: dict[str, str] = field(default_factory=dict)
     blocked: set[str] = field(default_factory=set)
 
 
-def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = ()) -> Outcome:
-    """Run every unfinished stage of the plan. A trial that fails blocks its descendants and nothing else."""
+def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = (), fail_fast: bool = False) -> Outcome:
+    """Run every unfinished stage of the plan. A trial that fails blocks its descendants and nothing else, unless
+    ``fail_fast``: then nothing else is started, and what runs is stopped."""
     if not plan.trials:
         return Outcome()
-    store = Store(execution.store)
-    searcher = PlanSearcher(plan.trials, execution)
-    experiment = f"tune-{time.time_ns():x}"
-    tuner = tune.Tuner(
-        tune.with_resources(run_trial, lambda config: _resources(config["kind"], execution)),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            num_samples=-1,
-            reuse_actors=True,  # a trial's process, and what it keeps warm, serves the next trial of its kind
-            max_concurrent_trials=preflight.concurrency(plan, execution),
-            trial_name_creator=lambda trial: trial.config["trial"],
-            trial_dirname_creator=lambda trial: trial.config["trial"],
-        ),
-        run_config=tune.RunConfig(
-            name=experiment,
-            storage_path=f"{store.root}/ray",
-            storage_filesystem=store.arrow,
-            failure_config=tune.FailureConfig(max_failures=execution.worker_failures),
-            callbacks=list(callbacks),
-            verbose=0,
-        ),
-    )
-    results = tuner.fit()
-    store.remove(f"ray/{experiment}")
-    errors = {str(result.config["trial"]): str(result.error) for result in results if result.error and result.config}
-    return Outcome(errors, plan.descendants(errors))
+    store = Store.of(execution)
+    with Leases(store.files) as leases, TemporaryDirectory(prefix="rayexp-tune-") as folder:
+        searcher = PlanSearcher(plan.trials, execution, store, leases, fail_fast)
+        tuner = tune.Tuner(
+            tune.with_resources(run_trial, lambda config: _resources(config["kind"], execution)),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=-1,
+                reuse_actors=True,  # a trial's process, and what it keeps warm, serves the next trial of its kind
+                max_concurrent_trials=preflight.concurrency(plan, execution),
+                trial_name_creator=lambda trial: trial.config["trial"],
+                trial_dirname_creator=lambda trial: trial.config["trial"],
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=folder,  # Tune's own notes: the store is what a sweep goes on from
+                failure_config=tune.FailureConfig(max_failures=execution.worker_failures),
+                callbacks=list(callbacks),
+                stop=_StopWhen(searcher),
+                verbose=0,
+            ),
+        )
+        results = tuner.fit()
+    for result in results:
+        if result.error and result.config:
+            searcher.failed[result.config["trial"]] = _last_words(result.error)
+    finished = store.finished_ids([stage.id for stage in plan.to_run])
+    missing = {trial.id for trial in plan.trials if not finished.issuperset(stage.id for stage in trial.stages)}
+    failed = {trial: why for trial, why in searcher.failed.items() if trial in missing}
+    return Outcome(failed, missing - failed.keys())
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """What a trial's process does."""
+    """What a trial's process does. What would fail again is its result; what may pass by itself is its exception."""
     from rayexp.stages import grpo, supervised  # torch and transformers, which the driver does not need
 
     execution = Execution.model_validate_json(config["execution"])
     stages = [parse_stage(text) for text in config["stages"]]
-    if config["kind"] == "supervised":
-        supervised.run(stages, execution, callbacks=[TuneReportCallback()])
-    else:
-        first, *evaluations = stages
-        assert isinstance(first, GRPO)
-        grpo.run(first, [stage for stage in evaluations if isinstance(stage, Evaluate)], execution, _reporter())
+    try:
+        if config["kind"] == "supervised":
+            supervised.run(stages, execution, callbacks=[TuneReportCallback()])
+        else:
+            first, *evaluations = stages
+            assert isinstance(first, GRPO)
+            grpo.run(first, [stage for stage in evaluations if isinstance(stage, Evaluate)], execution, _reporter())
+    except LeaseLostError as error:
+        tune.report({"step": 0, "lease_lost": sentence(error)})
+    except PermanentError as error:
+        _record_failure(error, config["trial"], execution)
+        tune.report({"step": 0, "failed": sentence(error)})
+    except Exception as error:
+        _record_failure(error, config["trial"], execution)
+        raise StageError(sentence(error)) from error
+
+
+def _record_failure(error: Exception, trial: str, execution: Execution) -> None:
+    """Leave the whole story in the store, where the sentence for people does not say enough."""
+    record = {"error": sentence(error), "traceback": "".join(traceback.format_exception(error)), "time": time.time()}
+    with suppress(StoreError):  # which may be what failed
+        Store.of(execution).files.write(f"work/{trial}/failure.json", canonical_json(record).encode())
+
+
+def _last_words(error: Exception) -> str:
+    """What is left to say of an exception that came through Ray."""
+    return sentence(getattr(error, "cause", None) or error)
 
 
 def _reporter() -> Callable[[dict[str, Any]], None]:
@@ -94,47 +131,104 @@ def _resources(kind: str, execution: Execution) -> PlacementGroupFactory:
 
 
 class PlanSearcher(Searcher):
-    """Not a search at all: hands out the trials of a plan, each when its parents have finished."""
+    """Not a search at all: hands out the trials of a plan, each when its parents have finished and no other driver has
+    it. ``failed`` has a sentence for each trial that failed for good."""
 
-    def __init__(self, trials: Sequence[Trial], execution: Execution) -> None:
+    def __init__(
+        self, trials: Iterable[Trial], execution: Execution, store: Store, leases: Leases, fail_fast: bool = False
+    ) -> None:
         super().__init__(metric="step", mode="max")
-        self._waiting = {trial.id: set(trial.parents) for trial in trials}
+        self.failed: dict[str, str] = {}
+        self._trials = {trial.id: trial for trial in trials}
+        self._execution = execution
+        self._store = store
+        self._leases = leases
+        self._fail_fast = fail_fast
+        self._waiting = {trial.id: set(trial.parents) for trial in self._trials.values()}
         self._children: dict[str, list[str]] = {}
-        for trial in trials:
+        for trial in self._trials.values():
             for parent in trial.parents:
                 self._children.setdefault(parent, []).append(trial.id)
-        self._ready = [trial.id for trial in trials if not trial.parents]
+        self._ready = dict.fromkeys(trial.id for trial in self._trials.values() if not trial.parents)
+        self._elsewhere: dict[str, float] = {}  # when to look again
         self._running: dict[str, str] = {}
-        self._configs = {
-            trial.id: {
-                "trial": trial.id,
-                "kind": trial.kind,
-                "stages": [stage.model_dump_json() for stage in trial.stages],
-                "execution": execution.model_dump_json(),
-            }
-            for trial in trials
-        }
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is to run, because something failed and that was to be enough."""
+        return self._fail_fast and bool(self.failed)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A trial that is ready; None while only running ones can make more ready; FINISHED when none ever will be."""
-        if self._ready:
-            chosen = self._ready.pop(0)
-            self._running[trial_id] = chosen
-            return self._configs.pop(chosen)
-        return None if self._running else Searcher.FINISHED
+        """A trial that can run now; None while only others can make one ready; FINISHED when none ever will be."""
+        for trial in list(self._ready):
+            if self.stopped:
+                break
+            if self._elsewhere.get(trial, 0.0) > time.monotonic():
+                continue
+            if config := self._claim(trial):
+                self._running[trial_id] = trial
+                return config
+        return None if self._running or (self._ready and not self.stopped) else Searcher.FINISHED
+
+    def _claim(self, trial_id: str) -> dict[str, Any] | None:
+        """The trial's configuration, if it is this driver's to run."""
+        trial = self._trials[trial_id]
+        lease = self._leases.take(trial_id)
+        if lease is None:
+            if trial_id not in self._elsewhere:
+                log.warning("%s is being run by the driver %s", trial.label, self._leases.holder(trial_id))
+            self._elsewhere[trial_id] = time.monotonic() + SECONDS_BETWEEN_LOOKS
+            return None
+        del self._ready[trial_id]
+        ids = [stage.id for stage in trial.stages]
+        if self._store.finished_ids(ids).issuperset(ids):  # by another driver, since this one made its plan
+            self._leases.release(trial_id)
+            self._release_children(trial_id)
+            return None
+        return {
+            "trial": trial_id,
+            "kind": trial.kind,
+            "stages": [stage.model_dump_json() for stage in trial.stages],
+            "execution": self._execution.model_copy(update={"lease": str(lease)}).model_dump_json(),
+        }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Release the children of a finished trial; those of a failed one stay where they are."""
-        done = self._running.pop(trial_id, None)
-        if done is None or error:
+        trial = self._running.pop(trial_id, None)
+        if trial is None:
             return
-        for child in self._children.get(done, []):
-            self._waiting[child].discard(done)
+        self._leases.release(trial)
+        if result and "lease_lost" in result:
+            log.warning("%s", result["lease_lost"])
+            self._ready[trial] = None
+        elif error:
+            self.failed[trial] = "its process died"
+        elif result and "failed" in result:
+            self.failed[trial] = result["failed"]
+        else:
+            self._release_children(trial)
+
+    def _release_children(self, trial: str) -> None:
+        for child in self._children.get(trial, []):
+            self._waiting[child].discard(trial)
             if not self._waiting[child]:
-                self._ready.append(child)
+                self._ready[child] = None
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to keep: a resubmitted sweep plans again from the store."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise RuntimeError("a plan is not restored; run the sweep again, which plans from the store")
+
+
+class _StopWhen(tune.Stopper):
+    """Ends the whole experiment when the searcher says that it is over."""
+
+    def __init__(self, searcher: PlanSearcher) -> None:
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._searcher.stopped

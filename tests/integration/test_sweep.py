@@ -55,7 +55,7 @@ def test_a_failed_stage_blocks_its_descendants_and_nothing_else(cluster, tmp_pat
     execution = Execution(store=str(tmp_path), worker_failures=0)
     store = Store(execution.store)
     # A file where the stage's folder has to go: publishing it fails, on every attempt.
-    store.write(f"stages/{doomed.id}", b"in the way")
+    store.files.write(f"stages/{doomed.id}", b"in the way")
     stages = [doomed, sft(doomed), grpo(sft(doomed)), good, evaluate(good)]
     plan = plan_of(stages, execution.store)
     outcome = tune.run(plan, execution)

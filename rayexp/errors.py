@@ -1,0 +1,43 @@
+"""What kinds of failure there are.
+
+A failure is tried again, within limits, because machines die and networks drop. A ``PermanentError`` would come again
+however often it is tried: it ends its stage at once.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class PermanentError(RuntimeError):
+    """A second attempt would fail in the same way. The message is one sentence for a person."""
+
+
+class NotFiniteError(PermanentError):
+    """A loss, gradient, reward or log-probability is NaN or infinite. Raised before the weights are touched."""
+
+
+class StageError(RuntimeError):
+    """A stage failed. The message is one sentence: which stage, where in it, and why."""
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an exception as one line, or its type if it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def naming(where: Callable[[], str]) -> Iterator[None]:
+    """Exceptions leave the block as one sentence that says where it happened, as permanent as they were."""
+    try:
+        yield
+    except Exception as error:
+        kind = type(error) if isinstance(error, PermanentError | StageError) else StageError
+        raise kind(f"{where()}: {sentence(error)}") from error
+
+
+def sentence(error: BaseException) -> str:
+    """What a person is told of an exception."""
+    if isinstance(error, PermanentError | StageError):
+        return first_line(error)
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,239 @@
+"""Files by name below one root, at any fsspec URL.
+
+Every call has a time limit. What can pass by itself (a slow answer, a 500, a reset connection) is tried again with
+growing pauses; what can't (a refusal, a full disk, a missing bucket) is a StoreError with its cause at once. No name
+leads out of the root, and a reader sees a file whole or not at all.
+"""
+
+import errno
+import logging
+import os
+import queue
+import random
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar, cast
+
+import fsspec
+
+from rayexp.errors import PermanentError, first_line
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Seconds before each further attempt; a filesystem's own client may have tried several times within one of ours.
+PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+#: Answers, not failures.
+_ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+_HOPELESS = (PermissionError, ValueError, TypeError, AttributeError, ImportError, NotImplementedError, PermanentError)
+_HOPELESS_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EACCES, errno.EPERM}
+#: Filesystems without folders: a name with slashes needs nothing else to be there.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "memory"}
+
+
+class StoreError(PermanentError):
+    """The store can't be used, or holds something that is not what its manifest says."""
+
+
+class Files:
+    """A root folder on an fsspec filesystem. ``timeout_s`` is the longest wait for any one answer."""
+
+    def __init__(self, url: str, timeout_s: float = 600.0) -> None:
+        try:
+            # Other machines write here too: a cached listing would be a lie.
+            fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except Exception as error:  # whatever a filesystem makes of a URL that it can't read
+            raise StoreError(f"store is {url!r}; allowed: a folder or an fsspec URL ({first_line(error)})") from error
+        self.url = url
+        self.fs = cast(fsspec.AbstractFileSystem, fs)
+        self.root = str(root).rstrip("/")
+        self.timeout_s = timeout_s
+
+    @property
+    def local(self) -> bool:
+        """Whether the root is a folder of this machine's file system."""
+        return isinstance(self.fs, fsspec.get_filesystem_class("file"))
+
+    def require_writable(self) -> None:
+        """Raise StoreError unless a file can be written, read back and removed."""
+        probe = f".write-probe-{secrets.token_hex(4)}"
+        try:
+            self.write(probe, b"ok")
+            if self.read(probe) != b"ok":
+                raise StoreError("a file came back different")
+            self.remove_file(probe)
+        except (StoreError, OSError) as error:
+            raise StoreError(f"store is {self.url!r}, which cannot be written: {first_line(error)}") from error
+
+    def read(self, name: str) -> bytes:
+        """One file. Raises FileNotFoundError."""
+        return self._answer(f"read {name}", lambda: cast(bytes, self.fs.cat_file(self._place(name))))
+
+    def read_existing(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Those of the files that are there, read together."""
+        places = {self._place(name): name for name in names}
+
+        def cat() -> dict[str, bytes]:
+            found = cast(dict[str, Any], self.fs.cat(list(places), on_error="return")) if places else {}
+            for answer in found.values():
+                if isinstance(answer, BaseException) and not isinstance(answer, _ANSWERS):
+                    raise answer
+            return {places[place]: data for place, data in found.items() if isinstance(data, bytes)}
+
+        return self._answer(f"read {len(names)} files", cat)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write one file so that a reader sees either the old one or the new one."""
+
+        def put(place: str) -> None:
+            if self.local:
+                part = Path(f"{place}.{secrets.token_hex(4)}.part")
+                try:
+                    part.write_bytes(data)
+                    part.replace(place)
+                finally:
+                    part.unlink(missing_ok=True)
+            else:  # object stores show an object when its upload is complete
+                self.fs.pipe_file(place, data)
+
+        self._answer(f"write {name}", lambda: self._in_its_folder(name, put))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file that is not there yet, whole; False if it is. Of several writers at once one is told True."""
+
+        def put(place: str) -> None:
+            if self.local:
+                part = Path(f"{place}.{secrets.token_hex(4)}.part")
+                try:
+                    part.write_bytes(data)
+                    os.link(part, place)  # unlike a rename, refused when the name is taken
+                finally:
+                    part.unlink(missing_ok=True)
+            else:
+                self.fs.pipe_file(place, data, mode="create")
+
+        try:
+            self._answer(f"create {name}", lambda: self._in_its_folder(name, put))
+        except FileExistsError:
+            # Perhaps our own first attempt got through and only its answer was lost.
+            return self.read_existing([name]).get(name) == data
+        return True
+
+    def upload(self, local: Path, name: str) -> None:
+        """Copy a local file, of any size, to ``name``."""
+        self._answer(
+            f"write {name}", lambda: self._in_its_folder(name, lambda place: self.fs.put_file(str(local), place))
+        )
+
+    def download(self, name: str, local: Path) -> None:
+        """Copy the file ``name`` to a local one. Raises FileNotFoundError."""
+        local.parent.mkdir(parents=True, exist_ok=True)
+        self._answer(f"read {name}", lambda: self.fs.get_file(self._place(name), str(local)))
+
+    def names(self, folder: str) -> list[str]:
+        """Names directly in a folder, sorted; none if there is no such folder."""
+        try:
+            found = self._answer(f"list {folder}", lambda: self.fs.ls(self._place(folder), detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted({PurePosixPath(str(place)).name for place in found} - {PurePosixPath(folder).name})
+
+    def modified(self, name: str) -> datetime:
+        """When a file was last written, by the clock of the store. Raises FileNotFoundError."""
+        stamp = cast(datetime, self._answer(f"look at {name}", lambda: self.fs.modified(self._place(name))))
+        return stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
+
+    def move_folder(self, source: str, target: str) -> None:
+        """Give a local folder another name, at once; what is at the new name is removed first. Local roots only."""
+
+        def move() -> None:
+            shutil.rmtree(self._place(target), ignore_errors=True)
+            Path(self._place(target)).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self._place(source), self._place(target))
+
+        self._answer(f"write {target}", move)
+
+    def remove(self, folder: str) -> None:
+        """Remove a folder and all that is in it, if it is there."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self._answer(f"remove {folder}", lambda: self.fs.rm(self._place(folder), recursive=True))
+
+    def remove_file(self, name: str) -> None:
+        """Remove a file if it is there."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self._answer(f"remove {name}", lambda: self.fs.rm_file(self._place(name)))
+
+    def _in_its_folder(self, name: str, put: Callable[[str], None]) -> None:
+        place = self._place(name)
+        if not _OBJECT_STORES & set(_protocols(self.fs)):
+            self.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+        try:
+            put(place)
+        except FileNotFoundError as error:
+            if self.local:  # somebody removed the folder in between
+                raise OSError(errno.EAGAIN, first_line(error)) from error
+            raise StoreError(first_line(error)) from error  # no such bucket
+
+    def _place(self, name: str) -> str:
+        """The full path of a name. Raises StoreError if it leads out of the root, be it by a link."""
+        place = f"{self.root}/{inside(name)}"
+        if self.local:
+            root = os.path.realpath(self.root)
+            if os.path.commonpath([root, os.path.realpath(place)]) != root:
+                raise StoreError(f"{name!r} is a link that leads out of the store {self.url}")
+        return place
+
+    def _answer(self, what: str, ask: Callable[[], T]) -> T:
+        """The answer, from the first attempt that gets one."""
+        for pause in (*PAUSES_S, None):
+            try:
+                return self._within_limit(what, ask)
+            except _ANSWERS:
+                raise
+            except Exception as error:
+                if isinstance(error, StoreError):
+                    raise
+                hopeless = isinstance(error, _HOPELESS) or getattr(error, "errno", None) in _HOPELESS_CODES
+                if hopeless or pause is None:
+                    cause = f"{type(error).__name__}: {first_line(error)}"
+                    raise StoreError(f"the store {self.url} could not {what} ({cause})") from error
+                log.warning("the store %s: %s failed (%s); trying again", self.url, what, first_line(error))
+                time.sleep(pause * random.uniform(0.75, 1.25))  # so that many workers do not knock at once
+        raise AssertionError("unreachable")
+
+    def _within_limit(self, what: str, ask: Callable[[], T]) -> T:
+        """Ask in a thread of its own, because a hung network disk can't be interrupted; it is left behind then."""
+        answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                answers.put((ask(), None))
+            except BaseException as error:
+                answers.put((None, error))
+
+        threading.Thread(target=run, daemon=True, name=f"store: {what}").start()
+        try:
+            value, error = answers.get(timeout=self.timeout_s)
+        except queue.Empty:
+            raise StoreError(f"no answer from the store {self.url} ({what}) within {self.timeout_s:g} s") from None
+        if error is not None:
+            raise error
+        return cast(T, value)
+
+
+def inside(name: str) -> str:
+    """``name``, unless it would lead out of a store or a local folder. Raises StoreError."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        raise StoreError(f"{name!r} is not a name inside a store")
+    return name
+
+
+def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -1,0 +1,144 @@
+"""Who computes what, when several drivers share a store.
+
+A lease is a file ``leases/<work>.<number>`` whose content names its driver; a driver shows that it lives by writing
+``drivers/<driver>`` every few seconds. A lease whose driver has been silent for EXPIRY_S, or is gone, is dead: the next
+one gets the next number. Files are created exclusively, so of two drivers that want the same number one gets it, and
+ages are differences between times that the store itself wrote, so no two clocks have to agree. Whoever works under a
+lease looks, before it writes, whether the newest number is still its own: a process that outlived its driver is
+stopped there.
+"""
+
+import json
+import logging
+import os
+import platform
+import secrets
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rayexp.errors import PermanentError
+from rayexp.files import Files, StoreError
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 5.0
+EXPIRY_S = 30.0
+
+
+class LeaseLostError(PermanentError):
+    """Another driver has taken this work over."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One driver's right to compute ``work``. As text it travels to the processes that do."""
+
+    work: str
+    number: int
+    driver: str
+
+    def __str__(self) -> str:
+        return json.dumps([self.work, self.number, self.driver])
+
+    @classmethod
+    def parse(cls, text: str) -> "Lease":
+        work, number, driver = json.loads(text)
+        return cls(work, number, driver)
+
+    @property
+    def name(self) -> str:
+        return f"leases/{self.work}.{self.number:06d}"
+
+    def require_held(self, files: Files) -> None:
+        """Raise LeaseLostError unless this is the newest lease on the work, and still there."""
+        if newest(files, self.work) != self:
+            raise LeaseLostError(f"{self.work} is no longer leased to the driver {self.driver}; another may have it")
+
+
+def newest(files: Files, work: str) -> Lease | None:
+    """The lease with the highest number on ``work``, alive or dead."""
+    numbers = [int(number) for name, _, number in _parts(files) if name == work]
+    if not numbers:
+        return None
+    lease = Lease(work, max(numbers), "")
+    content = files.read_existing([lease.name]).get(lease.name)
+    return None if content is None else Lease(work, lease.number, content.decode())
+
+
+def _parts(files: Files) -> list[tuple[str, str, str]]:
+    parts = [name.rpartition(".") for name in files.names("leases")]
+    return [part for part in parts if part[2].isdigit()]
+
+
+class Leases:
+    """The leases of this driver, for as long as the ``with`` block lasts."""
+
+    def __init__(self, files: Files, beat_s: float = BEAT_S, expiry_s: float = EXPIRY_S) -> None:
+        self.driver = f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._files = files
+        self._beat_s = beat_s
+        self._expiry_s = expiry_s
+        self._held: dict[str, Lease] = {}
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True, name="lease heartbeat")
+
+    def __enter__(self) -> Self:
+        self._files.write(f"drivers/{self.driver}", b"")
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._heart.join(timeout=self._beat_s)
+        try:
+            for work in list(self._held):
+                self.release(work)
+            self._files.remove_file(f"drivers/{self.driver}")
+        except StoreError as problem:  # they expire by themselves
+            log.warning("leases were not given back: %s", problem)
+
+    def take(self, work: str) -> Lease | None:
+        """A lease on ``work``, or None while another driver's is alive."""
+        before = newest(self._files, work)
+        if before is not None and not self._dead(before.driver):
+            return None
+        lease = Lease(work, before.number + 1 if before else 1, self.driver)
+        if not self._files.create(lease.name, self.driver.encode()):
+            return None
+        if before is not None:
+            log.warning("%s was leased to the driver %s, which is gone; taking it over", work, before.driver)
+            self._files.remove_file(before.name)
+        self._held[work] = lease
+        return lease
+
+    def holder(self, work: str) -> str | None:
+        """The driver that the newest lease on ``work`` names."""
+        lease = newest(self._files, work)
+        return lease.driver if lease else None
+
+    def release(self, work: str) -> None:
+        """Give a lease back."""
+        if lease := self._held.pop(work, None):
+            self._files.remove_file(lease.name)
+
+    def _dead(self, driver: str) -> bool:
+        """Whether a driver has ended or been silent too long; its heartbeat is removed then."""
+        try:
+            silent = self._files.modified(f"drivers/{self.driver}") - self._files.modified(f"drivers/{driver}")
+        except FileNotFoundError:
+            return True
+        if silent.total_seconds() <= self._expiry_s:
+            return False
+        self._files.remove_file(f"drivers/{driver}")
+        return True
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._beat_s):
+            try:
+                self._files.write(f"drivers/{self.driver}", b"")
+            except StoreError as error:
+                log.warning("the lease heartbeat failed: %s", error)
