@@ -214,6 +214,10 @@ class PlanSearcher(Searcher):
             if not self._waiting[child]:
                 self._ready[child] = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a pickle of what it was started with; this has locks and files, and is of no use later."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing to keep: a resubmitted sweep plans again from the store."""
 

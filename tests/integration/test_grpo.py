@@ -2,6 +2,7 @@
 
 import pytest
 
+from rayexp.errors import StageError
 from rayexp.spec import Execution
 from rayexp.stages import grpo as grpo_stage
 from rayexp.stages import supervised
@@ -27,7 +28,7 @@ def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cl
         if report["step"] == 3:
             raise StopHereError
 
-    with pytest.raises(StopHereError):
+    with pytest.raises(StageError, match=r"grpo-id-b0\.1, step 3: StopHereError"):
         grpo_stage.run(stage, [], execution, stop_after_step_3)
     assert not Store(execution.store).finished(stage.id)
     grpo_stage.run(stage, [evaluate(stage)], execution, lambda report: steps.append(report["step"]))

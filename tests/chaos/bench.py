@@ -1,0 +1,112 @@
+"""A Ray cluster of several nodes on this host, and the drivers that run a sweep on it.
+
+Everything here is a child of this process, and nothing else is ever killed.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from rayexp.store import Store
+
+ROOT = Path(__file__).parents[2]
+#: One chain at each of two OOD ratios: two supervised trials, then two of GRPO.
+SWEEP = ["--scale", "chaos", "--ood-ratios", "0.05", "0.5", "--kl-betas", "0.1"]
+#: A checkpoint at every chance; as many attempts as there can be faults.
+OPTIONS = ["--checkpoint-every-s", "0.5", "--worker-failures", "20", "--timeout-s", "120"]
+TRIALS = 4
+NODES = 2
+#: Seconds from the loss of a node to the cluster's knowing it.
+HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
+
+
+class Bench:
+    """A head without CPUs and NODES worker nodes of two CPUs each. Use as a context manager."""
+
+    def __enter__(self) -> "Bench":
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH},
+        )
+        for _ in range(NODES):
+            self.add_node()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cluster.shutdown()
+
+    def add_node(self) -> None:
+        """One more worker node."""
+        self._cluster.add_node(num_cpus=2)
+
+    def lose_node(self, node) -> None:
+        """All processes of a worker node die at once; another node takes its place."""
+        self._cluster.remove_node(node, allow_graceful=False)
+        self.add_node()
+
+    def warn_node(self, node, seconds: float) -> None:
+        """The notice that a spot machine gets before it is taken away."""
+        deadline_ms = int((time.time() + seconds) * 1000)
+        GcsClient(address=self._cluster.address).drain_node(
+            node.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot notice", deadline_ms
+        )
+
+    def busy_node(self, role: str):
+        """A worker node that runs a process of that role, or None."""
+        for node in self._cluster.worker_nodes:
+            raylets = [info.process.pid for info in node.all_processes["raylet"]]
+            if any(found for pid in raylets for found in processes(role, psutil.Process(pid))):
+                return node
+        return None
+
+    def driver(self, store: Store, log: Path, *extra: str) -> "Driver":
+        """Start the sweep."""
+        arguments = [*SWEEP, *OPTIONS, "--store", store.url, *extra]
+        return Driver(arguments, log, os.environ | {"RAY_ADDRESS": str(self._cluster.address)})
+
+
+class Driver:
+    """One run of the job, its output in a file."""
+
+    def __init__(self, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+        self.log = log
+        with log.open("a") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.driver", *arguments],
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, None while it runs."""
+        return self.process.poll()
+
+    def done(self) -> list[str]:
+        """Labels of the trials that it ran to their end."""
+        return re.findall(r"done +(\S+) in", self.log.read_text())
+
+
+def processes(role: str, root: psutil.Process | None = None) -> list[psutil.Process]:
+    """Descendants (of this process) that call themselves ``role``, a regular expression for the end of their title."""
+    found = []
+    for process in (root or psutil.Process()).children(recursive=True):
+        try:
+            title = (process.cmdline() or [""])[0]
+        except psutil.Error:  # it ended meanwhile
+            continue
+        if re.search(rf"^ray::(.*:)?{role}$", title.strip()):
+            found.append(process)
+    return found

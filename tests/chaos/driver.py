@@ -1,0 +1,12 @@
+"""The sweep's own job, with one more scale: stages that last some seconds, so that they can be hit in the middle."""
+
+import sys
+from dataclasses import replace
+
+from jobs import sweep
+from rayexp.presets import SCALES
+
+SCALES["chaos"] = replace(SCALES["toy"], name="chaos", pretrain_samples=60_000, sft_samples=2_000, grpo_steps=40)
+
+if __name__ == "__main__":
+    sys.exit(sweep.main())
