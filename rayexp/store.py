@@ -76,6 +76,11 @@ class Store:
             self._put(folder, f"stages/{stage.id}", {"id": stage.id, "label": stage.label})
         self.files.remove(f"work/{stage.id}")
 
+    def tidy(self) -> None:
+        """Remove what finished stages left behind whose process died before it could."""
+        for stage_id in self.finished_ids(self.files.names("work")):
+            self.files.remove(f"work/{stage_id}")
+
     def spec(self, stage_id: str) -> Stage:
         """The value that an artifact was made from. Raises StoreError if it does not hash to its id."""
         path = f"stages/{stage_id}/spec.json"

@@ -65,6 +65,7 @@ def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = (
             ),
         )
         results = tuner.fit()
+        store.tidy()
     for result in results:
         if result.error and result.config:
             searcher.failed[result.config["trial"]] = _last_words(result.error)

@@ -1,0 +1,64 @@
+"""SIGKILL at any moment: what is started again ends as if nothing had happened, to the last bit."""
+
+import multiprocessing
+import random
+import signal
+
+import pytest
+
+from rayexp.store import Store
+from tests.integration import lives
+from tests.integration.test_supervised import files_of, losses, weights_digest
+
+FORKS = multiprocessing.get_context("forkserver")  # imports torch and Ray once for all lives
+FORKS.set_forkserver_preload(["tests.integration.lives"])
+
+
+def exit_code(store, **death) -> int | None:
+    """Live until the chain is finished (0) or death comes."""
+    process = FORKS.Process(target=lives.live, args=(str(store),), kwargs=death)
+    process.start()
+    process.join(timeout=120)
+    return process.exitcode
+
+
+def result(folder):
+    """Everything that must not depend on what happened on the way."""
+    store = Store(str(folder))
+    trained = (lives.BASE, lives.TUNED)
+    tables = [store.table(stage.id, "results.parquet") for stage in lives.STAGES[1::2]]
+    return (
+        store.finished_ids(),
+        {stage.id: weights_digest(store, stage) for stage in (*trained, lives.REINFORCED)},
+        [losses(store, stage) for stage in trained],
+        [*tables, *(store.table(lives.REINFORCED.id, name) for name in ("metrics.parquet", "rollouts.parquet"))],
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert exit_code(folder) == 0
+    return result(folder)
+
+
+def test_killed_at_every_step_of_every_stage(undisturbed, tmp_path):
+    assert {step.split()[0] for step in lives.STEPS} == {"pretrain", "sft", "grpo"}
+    for step in lives.STEPS:
+        assert exit_code(tmp_path, at_step=step) == -signal.SIGKILL, step
+    assert exit_code(tmp_path) == 0
+    assert result(tmp_path) == undisturbed
+
+
+def test_killed_at_operations_of_the_store(undisturbed, tmp_path):
+    """Between any two files: in the middle of a checkpoint, of its removal, of publishing."""
+    chance, killed = random.Random(0), 0
+    while (code := exit_code(tmp_path, at_operation=chance.randint(12, 40))) != 0:
+        assert code == -signal.SIGKILL
+        killed += 1
+        assert killed < 100, "no progress"
+    assert killed >= 10
+    assert result(tmp_path) == undisturbed
+    store = Store(str(tmp_path))
+    store.tidy()
+    assert all(path.parts[0] == "stages" for path in files_of(store)), "torn attempts stay behind"
