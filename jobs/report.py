@@ -9,7 +9,7 @@ import sys
 
 from pydantic import ValidationError
 
-from jobs.sweep import DEFAULTS, parsed, planned, refuse, store_url, write_report
+from jobs.sweep import DEFAULTS, executed, parsed, planned, refuse, write_report
 from rayexp.spec import explain
 from rayexp.store import Store, StoreError
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The whole job; returns the exit code."""
     try:
         sweep = parsed(arguments, DEFAULTS, __doc__)
-        store = Store(store_url(sweep.options.store))
+        store = Store.of(executed(sweep))
         plan = planned(sweep, store)
         if not plan.finished:
             return refuse(f"store is {store.url!r}, which has no finished stage of the study {plan.study}")

@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 
 from rayexp.presets import SCALES
 from rayexp.sampling.vllm_sampler import VLLMMissingError
-from rayexp.spec import Execution, explain
+from rayexp.spec import Execution, explain, one_line
 from rayexp.store import Store, StoreError
 from rayexp.studies import STUDIES, Grid
 from rayexp.sweep.plan import Plan
@@ -47,6 +48,7 @@ Options: Any = dataclasses.make_dataclass(
 )
 
 FLAGS: Any = tyro.conf.FlagCreatePairsOff
+_RULE = re.compile("[─-]{20,}").fullmatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +89,7 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
     """The whole job; returns the exit code."""
     try:
         sweep = parsed(arguments, defaults, __doc__)
-        execution = Execution.model_validate(
-            dataclasses.asdict(sweep.options) | {"store": store_url(sweep.options.store)}
-        )
+        execution = executed(sweep)
         store = Store.of(execution)
         plan = planned(sweep, store)
         if sweep.repair and not sweep.plan:
@@ -103,7 +103,9 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
         write_report(planned(sweep, store), store, sweep.scale)
     except ValidationError as error:
         return refuse(explain(error))
-    except (ValueError, ConnectionError, StoreError, PreflightError, VLLMMissingError) as error:
+    except PreflightError as error:  # may be a table
+        return refuse(*str(error).splitlines())
+    except (ValueError, ConnectionError, StoreError, VLLMMissingError) as error:
         return refuse(str(error))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -120,12 +122,18 @@ def parsed(arguments: list[str] | None, defaults: Sweep, description: str | None
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        box = [line.strip("│ ") for line in said.getvalue().splitlines()[1:]]
-        lines = itertools.takewhile(lambda line: line.strip("─"), box)
+        # A title, the sentence, a rule, advice: in colour on a terminal, and in ASCII where there is no UTF-8.
+        box = [line.strip("│ ") for line in re.sub(r"\x1b\[[\d;]*m", "", said.getvalue()).splitlines()[1:]]
+        lines = itertools.takewhile(lambda line: not _RULE(line), itertools.dropwhile(_RULE, box))
         raise ValueError(f"{' '.join(lines).rstrip('.')}; --help lists what is allowed") from None
     if sweep.keep_going and sweep.fail_fast:
         raise ValueError("keep_going and fail_fast are both set; allowed: one of them")
     return sweep
+
+
+def executed(sweep: Sweep) -> Execution:
+    """How the stages are to be run. Raises ValidationError or ValueError on a setting it can't have."""
+    return Execution.model_validate(dataclasses.asdict(sweep.options) | {"store": store_url(sweep.options.store)})
 
 
 def unpublish_damaged(plan: Plan, store: Store) -> None:
@@ -204,9 +212,9 @@ def choice(field: str, value: str, allowed: dict[str, Any]) -> Any:
     return allowed[value]
 
 
-def refuse(why: str) -> int:
-    """Say why and return the exit code of a refusal."""
-    print(f"refused: {why}", file=sys.stderr)
+def refuse(*why: str) -> int:
+    """Say why, each part on one line whatever is in it, and return the exit code of a refusal."""
+    print("refused:", "\n".join(map(one_line, why)), file=sys.stderr)
     return 2
 
 

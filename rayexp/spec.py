@@ -19,7 +19,8 @@ from rayexp.world import World
 #: What vLLM's attention kernels serve on CPU and GPU alike.
 HEAD_SIZES = (32, 64, 128)
 
-Count = Annotated[int, Field(ge=1)]
+#: Below 2^63, so that a quotient of two is a float and a column of results can hold each.
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -292,7 +293,7 @@ class Execution(Value):
     """Weight syncs between two checks that sampler and learner agree on fixed tokens."""
     max_logprob_mismatch: float = Field(default=0.02, gt=0)
     """Largest allowed difference between the two in a token's log-probability, in nats."""
-    timeout_s: float = Field(default=600.0, gt=0)
+    timeout_s: float = Field(default=600.0, gt=0, le=1e9)
     """Longest wait for any one answer of an actor, in seconds."""
     worker_failures: int = Field(default=2, ge=0)
     """How often a trial, or the learner within one, is started again after a failure that may pass."""
@@ -310,7 +311,16 @@ class Execution(Value):
 
 def explain(error: ValidationError) -> str:
     """The first refusal of a ValidationError as one sentence: field, value, what is allowed."""
-    first = error.errors(include_url=False)[0]
+    return one_line(_explained(error.errors(include_url=False)[0]))
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Text, some of it perhaps from a stranger, as one printable line; of a long one the middle is left out."""
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[5 - limit // 2 :]}"
+
+
+def _explained(first: Any) -> str:
     kinds = {"pretrain", "sft", "grpo", "evaluate"}
     field = ".".join(str(part) for part in first["loc"] if part not in kinds) or "setting"
     match first["type"]:

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 CHECKPOINTS_KEPT = 2
 _STEP = re.compile(r"step-(\d{9})")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class DamagedError(StoreError):
@@ -125,9 +126,11 @@ class Store:
         """A Parquet file of an artifact, verified against its manifest."""
         with self.fetched(f"stages/{stage_id}", prefix=name) as folder:
             try:
-                return pq.read_table(folder / name)
-            except (OSError, pa.ArrowException) as error:
+                table = pq.ParquetFile(folder / name).read()  # unlike read_table, of one file and nothing around it
+                table.validate(full=True)
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise StoreError(f"{self.url}/stages/{stage_id}/{name} is no table ({first_line(error)})") from error
+        return table
 
     @contextmanager
     def model(self, stage_id: str) -> Iterator[Path]:
@@ -215,9 +218,11 @@ class Store:
         target = local / inside(name)
         try:
             self.files.download(f"{path}/{name}", target)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            found = _sha256(target)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
             return "it is not there"
-        found = _sha256(target)
+        except (OSError, RecursionError) as error:  # too long, or in too many folders
+            raise StoreError(f"{self.url}/{path}/{name} has no place on this machine ({first_line(error)})") from error
         return None if found == expected["sha256"] else f"its SHA-256 is {found}, not {expected['sha256']}"
 
     def _manifest(self, path: str) -> dict[str, dict[str, Any]] | None:
@@ -236,8 +241,12 @@ def _parsed(data: bytes) -> dict[str, dict[str, Any]] | None:
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
         return None
-    whole = all(isinstance(about, dict) and isinstance(about.get("sha256"), str) for about in files.values())
-    return files if whole else None
+    return files if all(name.isprintable() and _is_described(about) for name, about in files.items()) else None
+
+
+def _is_described(about: Any) -> bool:
+    """Whether a manifest says of a file what it has to; what it says ends up in sentences for people."""
+    return isinstance(about, dict) and isinstance(about.get("sha256"), str) and bool(_SHA256.fullmatch(about["sha256"]))
 
 
 def _sha256(file: Path) -> str:

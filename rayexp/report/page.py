@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rayexp.report import claims, figures, table
 from rayexp.report.arms import interval, mass_name
 from rayexp.report.drawing import DPI, Drawing
-from rayexp.spec import Pretrain, Stage
+from rayexp.spec import Pretrain, Stage, one_line
 from rayexp.store import DamagedError, Store, StoreError
 from rayexp.sweep.plan import Plan
 from rayexp.world import vocabulary
@@ -117,27 +117,27 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
             continue
         try:
             record = store.provenance(stage.id)
-            found, duration_s = _facts(record), float(record["duration_s"])
+            found, started, duration_s = _facts(record), str(record.get("started", "")), float(record["duration_s"])
         except DamagedError:
             raise
-        except (StoreError, ValueError, KeyError, TypeError):
+        except (StoreError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             unread += 1
             continue
         for name, value in found.items():
-            facts.setdefault(name, {})[str(value)] = None
-        about = {"id": stage.id, "label": stage.label, "host": found["host"], "started": record.get("started", "")}
+            facts.setdefault(name, {})[value] = None
+        about = {"id": stage.id, "label": stage.label, "host": found["host"], "started": one_line(started)}
         runs.append({**about, "duration_s": duration_s})
     distinct = {name: list(values) for name, values in facts.items()}
     return {"facts": distinct, "durations": _durations(runs), "runs": runs, "unread": unread}
 
 
-def _facts(record: dict[str, Any]) -> dict[str, Any]:
+def _facts(record: dict[str, Any]) -> dict[str, str]:
     """What a stage was run with. Raises KeyError, TypeError or ValueError on what is not a record."""
     git, commit = record["git"], "not from a checkout"
     if git:
         commit = git["commit"] + (" and uncommitted changes" if git["changed"] else "")
     about = {"host": record["host"], "machine": record["machine"], "commit": commit, "python": record["python"]}
-    return {**about, **dict(record["packages"])}
+    return {one_line(str(name)): one_line(str(value)) for name, value in {**about, **record["packages"]}.items()}
 
 
 def _durations(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 Both carry the settings of the stage in plain columns, so that pandas, polars or duckdb can group by them.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.spec import GRPO, Evaluate, Stage
-from rayexp.store import Store
+from rayexp.store import Store, StoreError
 from rayexp.sweep.plan import Plan
 from rayexp.world import vocabulary
 
@@ -58,6 +59,11 @@ RESULTS = pa.schema(
     ]
 )
 CURVES = pa.schema([*STAGE_COLUMNS.items(), ("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
+#: What of the two a stage itself writes (``measure.SCHEMA``, ``journal.SCHEMA``); the rest is added here.
+_ADDED = {*STAGE_COLUMNS, "q", "init_q", *(f"pass_at_{k}" for k in PASS_AT)}
+MEASURED, LOGGED = (pa.schema([column for column in whole if column.name not in _ADDED]) for whole in (RESULTS, CURVES))
+#: By how much rounding may lift a log-probability above 0.
+ROUNDING = 1e-3
 
 
 def settings(stage: Stage) -> dict[str, Any]:
@@ -88,8 +94,8 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
     frames: dict[str, pd.DataFrame] = {}
     for stage in plan.stages:
         if isinstance(stage, Evaluate) and stage.id in plan.finished:
-            frame = store.table(stage.id, "results.parquet").to_pandas()
-            frame["q"] = np.exp(frame["log_mass"])
+            frame = _read(store, stage.id, "results.parquet", MEASURED)
+            frame["q"] = np.exp(frame["log_mass"].clip(upper=0))
             frames[stage.init.id] = with_pass_at_k(frame.assign(**settings(stage.init)))
     for frame in frames.values():
         init = frames.get(str(frame["init_id"].iloc[0]))
@@ -120,9 +126,40 @@ def curves(plan: Plan, store: Store) -> pd.DataFrame:
     frames = []
     for stage in plan.stages:
         if not isinstance(stage, Evaluate) and stage.id in plan.finished:
-            frame = store.table(stage.id, "metrics.parquet").to_pandas()
+            frame = _read(store, stage.id, "metrics.parquet", LOGGED)
             frames.append(frame.assign(**settings(stage)))
     return _framed(frames, CURVES)
+
+
+def _read(store: Store, stage_id: str, name: str, schema: pa.Schema) -> pd.DataFrame:
+    """A table that a stage wrote. Raises StoreError with the first thing about it that no stage would write."""
+    found = store.table(stage_id, name)
+    if problem := next(_problems(found, schema), None):
+        raise StoreError(f"{store.url}/stages/{stage_id}/{name} {problem}")
+    return found.select(schema.names).to_pandas(ignore_metadata=True)
+
+
+def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
+    """What is wrong with a table; each problem is looked for in one that has none of those before."""
+    for column in schema:
+        at = found.schema.get_field_index(column.name)  # -1 also where there are two of them
+        if at < 0:
+            yield f"has not exactly one column {column.name}"
+        if (kind := found.schema.field(at).type) != column.type:
+            yield f"has a column {column.name} of type {kind}; allowed: {column.type}"
+        if found.column(at).null_count or (column.type == pa.float64() and not np.isfinite(found.column(at)).all()):
+            yield f"has a row whose {column.name} is empty or not finite"
+    if schema is MEASURED:
+        rows = found.select(schema.names).to_pandas(ignore_metadata=True)
+        counts = rows[["sampled", "answer_correct", "trace_correct"]]
+        if rows.empty:
+            yield "has no rows"
+        if rows.duplicated(["cell", "prompt_index"]).any():
+            yield "has several rows with the same cell and prompt_index"
+        if rows["log_mass"].max() > ROUNDING:
+            yield f"has a log_mass of {rows['log_mass'].max():g}; allowed: at most 0"
+        if counts.lt(0).any(axis=None) or counts.gt(rows["sampled"], axis=0).any(axis=None):
+            yield "has a row whose answer_correct or trace_correct is not between 0 and sampled"
 
 
 def _framed(frames: list[pd.DataFrame], schema: pa.Schema) -> pd.DataFrame:

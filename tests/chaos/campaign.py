@@ -83,9 +83,7 @@ class Campaign:
         store = self._store("s3" if remote else "local")
         log = self._folder / f"sweep-{self._sweeps}.log"
         drivers: list[Driver] = []
-        scene = Scene(
-            self._bench, store, drivers, random.Random(seed * 1000 + self._sweeps), lambda: launch(), None
-        )
+        scene = Scene(self._bench, store, drivers, random.Random(seed * 1000 + self._sweeps), lambda: launch(), None)
         if remote:
             scene.storage_faults = self._s3.upset
 
