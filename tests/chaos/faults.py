@@ -9,7 +9,7 @@ from typing import Any
 from rayexp.store import Store
 from tests.chaos.bench import Bench, Driver, processes
 
-TRAINING = r"RayTrainWorker\..*"
+TRAINING = r"RayTrainWorker(\..*)?"
 TRIAL = r"ImplicitFunc\.train"
 LEARNING = r"Learner\.(update|checkpoint)"
 GENERATING = r"RolloutWorker\.generate"
