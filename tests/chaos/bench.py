@@ -36,7 +36,12 @@ class Bench:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "_system_config": HEALTH},
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": True,
+                "dashboard_host": "127.0.0.1",
+                "_system_config": HEALTH,
+            },
         )
         for _ in range(NODES):
             self.add_node()
