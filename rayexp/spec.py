@@ -76,7 +76,7 @@ class AdamW(Value):
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0, le=1e-2)
+    epsilon: float = Field(default=1e-8, ge=1e-30, le=1e-2)  # in fp32 much less is 0, and 0 / 0 no update
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -271,6 +271,9 @@ class Execution(Value):
     """Data-parallel ranks of pretraining and SFT."""
     rollout_workers: Count = 1
     """Sampling actors of a GRPO stage."""
+    in_process_flop: float = Field(default=1e13, ge=0)
+    """Estimated FLOP up to which a chain is pretrained and fine-tuned in its trial's own process, where one rank on a
+    CPU does it: a worker group takes longer to start than it takes to train a small decoder. 0: never."""
     train_cpus: float = Field(default=1.0, gt=0)
     """Cores of a training rank."""
     learner_cpus: float = Field(default=0.5, gt=0)

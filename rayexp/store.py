@@ -126,7 +126,8 @@ class Store:
         """A Parquet file of an artifact, verified against its manifest."""
         with self.fetched(f"stages/{stage_id}", prefix=name) as folder:
             try:
-                table = pq.ParquetFile(folder / name).read()  # unlike read_table, of one file and nothing around it
+                # Unlike read_table, one file and nothing around it; notes to pandas in it are nobody's business.
+                table = pq.ParquetFile(folder / name).read().replace_schema_metadata(None)
                 table.validate(full=True)
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise StoreError(f"{self.url}/stages/{stage_id}/{name} is no table ({first_line(error)})") from error

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -37,7 +39,7 @@ from tests.conftest import tiny_chain
 from tests.test_report import HOSTILE, published
 
 #: Examples of each kind.
-SPECS, LINES, MANIFESTS = 700, 300, 150
+SPECS, LINES, MANIFESTS, TABLES = 850, 500, 150, 550
 
 NASTY = ["\0", "a\nb\r\u2028c", "\u202e\x1b[31m", "💥" * 3000, "../../etc/passwd", "/etc/passwd", HOSTILE, "\udcff"]
 NUMBERS = [-1, 0, 0.5, 2**31, 2**63, -(2**63) - 1, 10**400, 10**4299, 5e-324, 1e308, math.nan, math.inf, -math.inf]
@@ -343,3 +345,118 @@ def test_a_hostile_manifest_is_refused_or_means_unfinished(tmp_path, monkeypatch
         return [how]
 
     fuzz(check, MANIFESTS, MUTATIONS | {"name", "content", "link", "folder", "gone"})
+
+
+# Results
+
+COLUMNS = ["role", "cell", "prompt_index", "log_mass", "greedy_correct", "sampled", "step", "metric", "value"]
+TABLE_MUTATIONS = {
+    "no table",
+    "cut",
+    "spliced",
+    "drop",
+    "twice",
+    "type",
+    "empty cell",
+    "value",
+    "rows",
+    "names",
+    "nested",
+}
+
+
+def mutant_table(draw: st.DrawFn, good: pa.Table) -> tuple[str, bytes]:
+    """What was done to a table, and its Parquet file; by chance it may still be as good as before."""
+    how = draw(st.sampled_from(sorted(TABLE_MUTATIONS)))
+    name = draw(st.sampled_from([name for name in COLUMNS if name in good.column_names]))
+    at, row = good.column_names.index(name), draw(st.integers(0, len(good) - 1))
+    column = good.column(name)
+    match how:
+        case "no table":
+            return how, draw(st.sampled_from([b"PAR1", b"", b"PAR1" * 3]) | st.binary(max_size=99))
+        case "cut" | "spliced":
+            data = as_parquet(good)
+            place = draw(st.integers(0, len(data) - 1))
+            rest = b"" if how == "cut" else draw(st.binary(min_size=1, max_size=4))
+            return how, data[:place] + rest + (data[place + len(rest) :] if rest else b"")
+        case "drop":
+            good = good.remove_column(at)
+        case "twice":
+            good = good.append_column(name, column)
+        case "type":
+            kinds = [pa.string(), pa.float32(), pa.float64(), pa.int32(), pa.bool_(), pa.binary()]
+            kind = draw(st.sampled_from([kind for kind in kinds if kind != column.type]))
+            text = [str(value) for value in column.to_pylist()]
+            values = text if kind == pa.string() else [value.encode() for value in text]
+            good = good.set_column(
+                at, name, pa.array(values if kind in (pa.string(), pa.binary()) else [0] * len(good)).cast(kind)
+            )
+        case "empty cell":
+            good = good.set_column(at, name, pa.array(changed(column.to_pylist(), row, None), column.type))
+        case "value":
+            strange = {"double": [math.nan, math.inf, -math.inf, 1.0, 1e308], "int64": [-1, 2**62, -(2**63)]}
+            value = draw(
+                st.sampled_from(strange.get(str(column.type), [True] if name == "greedy_correct" else NASTY[:-1]))
+            )
+            good = good.set_column(at, name, pa.array(changed(column.to_pylist(), row, value), column.type))
+        case "rows":
+            good = draw(st.sampled_from([good.slice(0, 0), pa.concat_tables([good, good]), good.slice(row, 1)]))
+        case "names":
+            good = good.rename_columns(
+                [draw(st.sampled_from(NASTY[:-1])) if n == name else n for n in good.column_names]
+            )
+        case "nested":
+            good = good.set_column(at, name, pa.array([[value] for value in column.to_pylist()]))
+    return how, as_parquet(good)
+
+
+def changed(values: list[Any], place: int, value: Any) -> list[Any]:
+    return [*values[:place], value, *values[place + 1 :]]
+
+
+def as_parquet(rows: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(rows, sink)
+    return sink.getvalue()
+
+
+def test_a_hostile_table_is_refused_in_one_line(tmp_path, monkeypatch, reported):
+    monkeypatch.setattr(page, "write", read_only)
+    store = published(tmp_path, [PRETRAINED, MEASURED])
+    good = {
+        stage.id: store.table(stage.id, name)
+        for stage, name in ((MEASURED, "results.parquet"), (PRETRAINED, "metrics.parquet"))
+    }
+    refused = Counter()
+
+    def check(data):
+        stage_id = data.draw(st.sampled_from(sorted(good)))
+        name = "results.parquet" if stage_id == MEASURED.id else "metrics.parquet"
+        how, content = mutant_table(data.draw, good[stage_id])
+        put(store, stage_id, name, content)
+        before = snapshot(Path(store.url, "stages"))
+        code, line = reported()
+        assert snapshot(Path(store.url, "stages")) == before
+        assert code == 0 or f"{stage_id}/{name}" in line
+        if how in ("no table", "drop", "twice", "type", "empty cell", "nested", "names"):
+            assert code == 2, how
+        refused[how] += code == 2
+        put(store, stage_id, name, as_parquet(good[stage_id]))
+        return [how]
+
+    fuzz(check, TABLES, TABLE_MUTATIONS)
+    assert all(refused[how] for how in TABLE_MUTATIONS)
+
+
+def test_a_table_with_hostile_texts_makes_a_harmless_page(tmp_path, reported):
+    """Nothing of them becomes markup; see also test_report."""
+    store = published(tmp_path, [PRETRAINED, MEASURED])
+    rows = store.table(MEASURED.id, "results.parquet")
+    at = rows.column_names.index("cell")
+    for text in (HOSTILE, "a\0b", "\u202e\x1b[31m"):
+        cells = [f"{text}{value}" for value in rows.column("cell").to_pylist()]
+        put(store, MEASURED.id, "results.parquet", as_parquet(rows.set_column(at, "cell", pa.array(cells))))
+        code, _ = reported()
+        assert code in (0, 2)
+        written = Path(store.url, PAGE)
+        assert code == 2 or HOSTILE not in written.read_text()

@@ -36,6 +36,9 @@ class Trainer:
         self.completed_steps = 0
         self._settings = optimiser
         self._steps = steps
+        if optimiser.precision == "bf16" and self.device.type == "cpu":
+            # torch's fused attention is slow in bf16 on CPUs: more than half of a step at these lengths (benchmarks).
+            self.module.set_attn_implementation("eager")  # pyright: ignore[reportCallIssue]
         matrices = [p for p in self.module.parameters() if p.ndim >= 2]
         vectors = [p for p in self.module.parameters() if p.ndim < 2]
         self._optimiser = torch.optim.AdamW(

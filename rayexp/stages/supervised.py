@@ -1,8 +1,9 @@
-"""The supervised part of a chain in one Ray Train worker group: pretraining, SFT, and measurements between them.
+"""The supervised part of a chain in one go: pretraining, SFT, and measurements between them.
 
-One worker group for the whole part, because a group takes many seconds to start and tiny stages take few. Checkpoints
-are the store's own, not Ray Train's: they carry a manifest, so a torn one is recognised and passed over, and where to
-go on does not depend on Ray's run snapshot, which is written non-atomically.
+In one Ray Train worker group for the whole part, because a group takes many seconds to start and tiny stages take few;
+where even one is too many, in this process. Checkpoints are the store's own, not Ray Train's: they carry a manifest, so
+a torn one is recognised and passed over, and where to go on does not depend on Ray's run snapshot, which is written
+non-atomically.
 """
 
 import logging
@@ -34,16 +35,57 @@ from rayexp.stages import evaluate, pretrain, sft
 from rayexp.store import Store
 from rayexp.world import Rectangle
 
+Progress = Callable[[dict[str, Any]], None]
+
 POINTS_PER_CURVE = 100
 #: A report to Ray waits until the one before has been fetched; the journal does not.
 STEPS_BETWEEN_REPORTS = 25
 
 
-def run(stages: Sequence[Stage], execution: Execution, callbacks: Sequence[Any] = (), in_process: bool = False) -> None:
+class Alone:
+    """The only rank there is; ``progress`` hears what it reports."""
+
+    rank, ranks = 0, 1
+
+    def __init__(self, progress: Progress) -> None:
+        self.report = progress
+
+    def agreed(self, value: Any) -> Any:
+        """What rank 0 says."""
+        return value
+
+    def wait(self) -> None:
+        """For all ranks."""
+
+    def leaving(self) -> bool:
+        """Whether the machine of any rank is about to be taken away."""
+        return False
+
+
+class Group:
+    """This rank of a Ray Train worker group; offers what ``Alone`` does."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank, self.ranks = context.get_world_rank(), context.get_world_size()
+        self.report = ray.train.report
+        self.agreed = broadcast_from_rank_zero
+        self.wait = barrier
+
+    def leaving(self) -> bool:
+        """All ranks have to ask together."""
+        return ray.train.get_preemption_info() is not None
+
+
+def run_in_process(stages: Sequence[Stage], execution: Execution, progress: Progress) -> None:
+    """Run the unfinished ones of ``stages`` (parents first) in this process, which needs no cluster."""
+    _run(stages, execution, Alone(progress))
+
+
+def run(stages: Sequence[Stage], execution: Execution, callbacks: Sequence[Any] = ()) -> None:
     """Run the unfinished ones of ``stages`` (parents first) in one worker group.
 
-    ``in_process`` trains in this process without a cluster (Ray Train's local mode). Raises what Ray Train raises:
-    TrainingFailedError with the worker's exception in it.
+    Raises what the rank at fault raised, or StageError.
     """
     gpus = execution.train_gpus or 0.0
     with TemporaryDirectory(prefix="rayexp-train-") as folder:  # Ray's own notes on the run, of no use after it
@@ -55,7 +97,7 @@ def run(stages: Sequence[Stage], execution: Execution, callbacks: Sequence[Any] 
             },
             torch_config=ray.train.torch.TorchConfig(timeout_s=math.ceil(execution.timeout_s)),
             scaling_config=ScalingConfig(
-                num_workers=0 if in_process else execution.train_workers,
+                num_workers=execution.train_workers,
                 use_gpu=gpus > 0,
                 resources_per_worker={"CPU": execution.train_cpus} | ({"GPU": gpus} if gpus else {}),
             ),
@@ -85,29 +127,31 @@ def _first_cause(error: WorkerGroupError) -> Exception:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What every rank of the group runs."""
+    """What every rank of a worker group runs."""
     # Ray writes a line at every report, through a logger that its own configuration does not reach.
     logging.getLogger(context.__file__).setLevel(logging.WARNING)
-    execution = Execution.model_validate_json(config["execution"])
+    stages = [parse_stage(text) for text in config["stages"]]
+    _run(stages, Execution.model_validate_json(config["execution"]), Group())
+
+
+def _run(stages: Sequence[Stage], execution: Execution, group: Alone | Group) -> None:
     store = Store.of(execution)
-    train_context = ray.train.get_context()
-    rank, ranks = train_context.get_world_rank(), train_context.get_world_size()
-    for text in config["stages"]:
-        stage = parse_stage(text)
-        if broadcast_from_rank_zero(store.finished(stage.id)):
+    for stage in stages:
+        if group.agreed(store.finished(stage.id)):
             continue
         if isinstance(stage, Evaluate):
-            if rank == 0:
+            if group.rank == 0:
                 with naming(lambda stage=stage: stage.label):
                     evaluate.run(stage, store, execution)
         else:
             assert isinstance(stage, Pretrain | SFT)
-            train(stage, store, execution, rank, ranks)
-        barrier()
+            train(stage, store, execution, group)
+        group.wait()
 
 
-def train(spec: Pretrain | SFT, store: Store, execution: Execution, rank: int, ranks: int) -> None:
+def train(spec: Pretrain | SFT, store: Store, execution: Execution, group: Alone | Group) -> None:
     """Train one stage from where it was left and publish it."""
+    rank, ranks = group.rank, group.ranks
     stage: Any = pretrain if isinstance(spec, Pretrain) else sft
     device = decoder.resolve_device(execution.device)
     if device.type == "cuda" and ranks > 1:
@@ -116,7 +160,7 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, rank: int, r
     model: nn.Module = nn.parallel.DistributedDataParallel(module) if ranks > 1 else module
     trainer = Trainer(model, spec.optimiser, spec.steps, module)
     journal = Journal()
-    _restore(trainer, journal, spec, store, rank)
+    _restore(trainer, journal, spec, store, group)
 
     log_every = max(1, spec.steps // POINTS_PER_CURVE)
     report_every = max(STEPS_BETWEEN_REPORTS, log_every)
@@ -142,9 +186,9 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, rank: int, r
             journal.log(step + 1, **{spec.kind: measured | speed})
             read, tokens = now, 0
             if step + 1 - reported >= report_every or step + 1 == spec.steps:
-                ray.train.report({"stage": spec.label, "step": step + 1, "steps": spec.steps, **measured, **speed})
+                group.report({"stage": spec.label, "step": step + 1, "steps": spec.steps, **measured, **speed})
                 reported = step + 1
-                warned, leaving = leaving, ray.train.get_preemption_info() is not None
+                warned, leaving = leaving, group.leaving()
                 if leaving and not warned:
                     checkpointed = -math.inf  # a node is about to be taken away: save now
             # Here, where the loss meters of all ranks are empty, so that a continued run draws the same curve.
@@ -220,14 +264,14 @@ def _checkpoint(trainer: Trainer, journal: Journal, spec: Stage, store: Store) -
         store.save_checkpoint(spec.id, trainer.completed_steps, Path(folder))
 
 
-def _restore(trainer: Trainer, journal: Journal, spec: Stage, store: Store, rank: int) -> None:
+def _restore(trainer: Trainer, journal: Journal, spec: Stage, store: Store, group: Alone | Group) -> None:
     """Continue from the newest good checkpoint. Rank 0 reads it and hands it round, so that no two ranks can differ."""
     state: dict[str, Any] | None = None
-    if rank == 0:
+    if group.rank == 0:
         with store.latest_checkpoint(spec.id) as folder:
             if folder is not None:
                 state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
                 journal.load(folder)
-    state = broadcast_from_rank_zero(state)
+    state = group.agreed(state)
     if state is not None:
         trainer.restore(state)

@@ -26,6 +26,11 @@ class Trial:
     def label(self) -> str:
         return self.stages[0].label
 
+    @property
+    def flops(self) -> float:
+        """Estimated floating-point operations of all its stages."""
+        return sum(map(flops, self.stages))
+
 
 @dataclass(frozen=True)
 class Plan:

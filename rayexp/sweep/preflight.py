@@ -18,10 +18,16 @@ Bundle = dict[str, float]
 
 
 def bundles(trial: Trial, execution: Execution) -> list[Bundle]:
-    """What the processes of a trial ask Ray for, the trial's own (nothing) left out."""
+    """What the processes of a trial ask Ray for, all together."""
     if trial.kind == "supervised":
         return [_bundle(execution.train_cpus, execution.train_gpus)] * execution.train_workers
     return grpo_bundles(execution)
+
+
+def in_process(trial: Trial, execution: Execution) -> bool:
+    """Whether a supervised trial is so small that it trains in its own process."""
+    alone = execution.train_workers == 1 and not execution.train_gpus
+    return trial.kind == "supervised" and alone and trial.flops <= execution.in_process_flop
 
 
 def grpo_bundles(execution: Execution) -> list[Bundle]:

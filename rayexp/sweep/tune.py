@@ -46,7 +46,7 @@ def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = (
     with Leases(store.files) as leases, TemporaryDirectory(prefix="rayexp-tune-") as folder:
         searcher = PlanSearcher(plan.trials, execution, store, leases, fail_fast)
         tuner = tune.Tuner(
-            tune.with_resources(run_trial, lambda config: _resources(config["kind"], execution)),
+            tune.with_resources(run_trial, lambda config: _resources(config, execution)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
@@ -82,7 +82,9 @@ def run_trial(config: dict[str, Any]) -> None:
     execution = Execution.model_validate_json(config["execution"])
     stages = [parse_stage(text) for text in config["stages"]]
     try:
-        if config["kind"] == "supervised":
+        if config["in_process"]:
+            supervised.run_in_process(stages, execution, _reporter())
+        elif config["kind"] == "supervised":
             supervised.run(stages, execution, callbacks=[TuneReportCallback()])
         else:
             first, *evaluations = stages
@@ -123,10 +125,13 @@ def _reporter() -> Callable[[dict[str, Any]], None]:
     return report
 
 
-def _resources(kind: str, execution: Execution) -> PlacementGroupFactory:
-    """A supervised trial holds nothing but a place on the head: Ray Train makes its own placement group, and a trial
-    that held CPUs would wait for itself. A GRPO trial is one group, so it starts whole or not at all."""
-    if kind == "supervised":
+def _resources(config: dict[str, Any], execution: Execution) -> PlacementGroupFactory:
+    """A small supervised trial is one process. A larger one holds nothing but a place on the head: Ray Train makes its
+    own placement group, and a trial that held CPUs would wait for itself. A GRPO trial is one group, so it starts whole
+    or not at all."""
+    if config["in_process"]:
+        return PlacementGroupFactory([{"CPU": execution.train_cpus}])
+    if config["kind"] == "supervised":
         return PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     return PlacementGroupFactory([{}, *preflight.grpo_bundles(execution)])
 
@@ -189,6 +194,7 @@ class PlanSearcher(Searcher):
         return {
             "trial": trial_id,
             "kind": trial.kind,
+            "in_process": preflight.in_process(trial, self._execution),
             "stages": [stage.model_dump_json() for stage in trial.stages],
             "execution": self._execution.model_copy(update={"lease": str(lease)}).model_dump_json(),
         }

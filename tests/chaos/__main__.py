@@ -23,6 +23,8 @@ class Arguments:
     """Faults for each seed."""
     seed: tuple[int, ...] = (1, 2, 3)
     """Seeds; each decides a schedule."""
+    chains: int = 2
+    """Chains of a sweep, 1 or 2."""
 
 
 def main() -> int:
@@ -32,7 +34,7 @@ def main() -> int:
     with S3Server() as s3:
         os.environ.update(s3.environment())
         s3.make_bucket("chaos")
-        with Bench() as bench:
+        with Bench(arguments.chains) as bench:
             campaign = Campaign(bench, s3, folder)
             print(f"undisturbed: {campaign.undisturbed_s:.0f} s, weights and results on record")
             strikes = [row for seed in arguments.seed for row in campaign.run(schedule(arguments.faults, seed), seed)]

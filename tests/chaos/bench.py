@@ -18,18 +18,25 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from rayexp.store import Store
 
 ROOT = Path(__file__).parents[2]
-#: One chain at each of two OOD ratios: two supervised trials, then two of GRPO.
-SWEEP = ["--scale", "chaos", "--ood-ratios", "0.05", "0.5", "--kl-betas", "0.1"]
+#: One chain at each OOD ratio: a supervised trial, then one of GRPO.
+SWEEP = ["--scale", "chaos", "--kl-betas", "0.1", "--ood-ratios"]
+RATIOS = ["0.05", "0.5"]
+TRIALS_OF_A_CHAIN = 2
 #: A checkpoint at every chance; as many attempts as there can be faults.
 OPTIONS = ["--checkpoint-every-s", "0.5", "--worker-failures", "20", "--timeout-s", "120"]
-TRIALS = 4
+OPTIONS += ["--in-process-flop", "0"]  # so that there are Train workers to be killed
 NODES = 2
 #: Seconds from the loss of a node to the cluster's knowing it.
 HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
 
 
 class Bench:
-    """A head without CPUs and NODES worker nodes of two CPUs each. Use as a context manager."""
+    """A head without CPUs and NODES worker nodes of two CPUs each, for sweeps of one or two chains. Use as a context
+    manager."""
+
+    def __init__(self, chains: int) -> None:
+        self._ratios = RATIOS[:chains]
+        self.trials = TRIALS_OF_A_CHAIN * len(self._ratios)
 
     def __enter__(self) -> "Bench":
         os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -59,6 +66,10 @@ class Bench:
         self._cluster.remove_node(node, allow_graceful=False)
         self.add_node()
 
+    def has(self, node) -> bool:
+        """Whether a worker node is part of the cluster."""
+        return node in self._cluster.worker_nodes
+
     def warn_node(self, node, seconds: float) -> None:
         """The notice that a spot machine gets before it is taken away."""
         deadline_ms = int((time.time() + seconds) * 1000)
@@ -76,7 +87,7 @@ class Bench:
 
     def driver(self, store: Store, log: Path, *extra: str) -> "Driver":
         """Start the sweep."""
-        arguments = [*SWEEP, *OPTIONS, "--store", store.url, *extra]
+        arguments = [*SWEEP, *self._ratios, *OPTIONS, "--store", store.url, *extra]
         return Driver(arguments, log, os.environ | {"RAY_ADDRESS": str(self._cluster.address)})
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from rayexp.store import Store
-from tests.chaos.bench import TRIALS, Bench, Driver
+from tests.chaos.bench import Bench, Driver
 from tests.chaos.faults import FAULTS, NOTICE_S, Fault, Scene
 from tests.s3 import S3Server
 
@@ -123,7 +123,7 @@ class Campaign:
                     strikes.append(strike[0])
                     waiting.append(strike)
                     calm_until = time.monotonic() + scene.chance.uniform(0.5, 3.0)
-            time.sleep(0.02)
+            time.sleep(0.05)
         for strike, _ in waiting:  # what was hit had nothing more to do
             strike.recovered_s = time.monotonic() - strike.struck
         for entry in doomed:
@@ -167,7 +167,7 @@ class Campaign:
         repaired = any("damaged: " in driver.log.read_text() for driver in drivers)
         if not repaired and len(done) != len(set(done)):
             raise RuntimeError(f"trials were run twice: {sorted(done)}")
-        if not repaired and len(done) > TRIALS:
+        if not repaired and len(done) > self._bench.trials:
             raise RuntimeError(f"more trials than the plan has: {sorted(done)}")
         left = store.files.names("work")
         print(f"sweep {self._sweeps}: {len(drivers)} drivers, {lost} rows lost, {differ} differ; left in work: {left}")

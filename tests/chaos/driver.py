@@ -6,7 +6,7 @@ from dataclasses import replace
 from jobs import sweep
 from rayexp.presets import SCALES
 
-SCALES["chaos"] = replace(SCALES["toy"], name="chaos", pretrain_samples=60_000, sft_samples=2_000, grpo_steps=40)
+SCALES["chaos"] = replace(SCALES["toy"], name="chaos", pretrain_samples=60_000, sft_samples=2_000, grpo_steps=80)
 
 if __name__ == "__main__":
     sys.exit(sweep.main())

@@ -13,6 +13,7 @@ TRAINING = r"RayTrainWorker(\..*)?"
 TRIAL = r"ImplicitFunc\.train"
 LEARNING = r"Learner\.(update|checkpoint)"
 GENERATING = r"RolloutWorker\.generate"
+AT_WORK = f"({TRAINING}|{LEARNING})"
 #: Seconds between a spot notice and the end of the machine.
 NOTICE_S = 8.0
 
@@ -62,10 +63,11 @@ def _find_driver(scene: Scene) -> Driver | None:
 
 def _end_driver(how: signal.Signals) -> Callable[[Scene, Driver], Callable[[], bool]]:
     def strike(scene: Scene, driver: Driver) -> Callable[[], bool]:
+        before = {process.pid for process in processes(TRIAL)}
         driver.process.send_signal(how)
         driver.process.wait(timeout=60)
         relaunched = scene.launch()
-        return lambda: bool(processes(TRIAL)) or relaunched.code is not None
+        return lambda: relaunched.code is not None or any(other.pid not in before for other in processes(TRIAL))
 
     return strike
 
@@ -80,16 +82,18 @@ def _find_node(scene: Scene) -> Any:
 
 
 def _lose_node(scene: Scene, node: Any) -> Callable[[], bool]:
-    before = {process.pid for process in processes(f"({TRAINING}|{LEARNING})")}
+    """Over when somebody is at work who was not."""
+    before = {process.pid for process in processes(AT_WORK)}
     scene.bench.lose_node(node)
-    return lambda: any(other.pid not in before for other in processes(f"({TRAINING}|{LEARNING})"))
+    return lambda: any(other.pid not in before for other in processes(AT_WORK))
 
 
 def _warn_node(scene: Scene, node: Any) -> Callable[[], bool]:
-    before = {process.pid for process in processes(f"({TRAINING}|{LEARNING})")}
+    """Over when the node is gone and somebody is at work who was not."""
+    before = {process.pid for process in processes(AT_WORK)}
     scene.bench.warn_node(node, NOTICE_S)
     scene.doomed.append(node)
-    return lambda: any(other.pid not in before for other in processes(f"({TRAINING}|{LEARNING})"))
+    return lambda: not scene.bench.has(node) and any(other.pid not in before for other in processes(AT_WORK))
 
 
 def _newest_checkpoint(scene: Scene) -> str | None:
@@ -140,7 +144,7 @@ def _flip_bit(scene: Scene, stage_id: str) -> Callable[[], bool]:
 
 
 def _find_storage(scene: Scene) -> Any:
-    return scene.storage_faults if processes(f"({TRAINING}|{LEARNING})") else None
+    return scene.storage_faults if processes(AT_WORK) else None
 
 
 def _upset_storage(scene: Scene, upset: Callable[[str, float], None]) -> Callable[[], bool]:

@@ -91,5 +91,5 @@ def live(store: str, at_step: str | None = None, at_operation: int | None = None
         mock.patch.object(grpo_stage, "crew_for", local_crew),
         mock.patch.object(Files, "_within_limit", counted),
     ):
-        supervised.run(STAGES[:4], execution, in_process=True)
+        supervised.run_in_process(STAGES[:4], execution, lambda report: None)
         grpo_stage.run(REINFORCED, STAGES[5:], execution, lambda report: None)

@@ -20,7 +20,7 @@ def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cl
     execution = Execution(store=str(tmp_path / "a"), checkpoint_every_s=0, keep_rollouts=True)
     elsewhere = execution.model_copy(update={"store": str(tmp_path / "b")})
     for store in (execution, elsewhere):
-        supervised.run(list(stage.lineage[:-1]), store, in_process=True)
+        supervised.run_in_process(list(stage.lineage[:-1]), store, lambda report: None)
     steps = []
 
     def stop_after_step_3(report):

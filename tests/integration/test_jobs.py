@@ -102,3 +102,40 @@ def test_a_relative_store_in_an_uploaded_directory_is_refused(head):
     done = submit(head, "--working-dir", ".", "--", *TOY, "--store", "runs")
     assert done.returncode != 0
     assert "store is 'runs', relative to Ray's temporary copy" in done.stdout + done.stderr
+
+
+def state(head: str, what: str) -> list[dict]:
+    """What the State API lists."""
+    answer = json.load(urllib.request.urlopen(f"{head}/api/v0/{what}?limit=10000&detail=1", timeout=30))
+    return answer["data"]["result"]["result"]
+
+
+def at_work(head: str) -> dict[str, list[str]]:
+    """Actors and placement groups that there are, the job's own supervisor left out."""
+    actors = [actor["class_name"] for actor in state(head, "actors") if actor["state"] != "DEAD"]
+    groups = [group["placement_group_id"] for group in state(head, "placement_groups") if group["state"] != "REMOVED"]
+    return {"actors": [name for name in actors if name != "JobSupervisor"], "groups": groups}
+
+
+@pytest.mark.timeout(600)
+def test_a_stopped_job_leaves_nothing_behind_and_is_finished_by_the_next(head, tmp_path):
+    """`ray job stop` in the middle of a stage; then the same command."""
+    store, shell = tmp_path / "store", plain_shell(RAY_API_SERVER_ADDRESS=head)
+    name = "to-be-stopped"
+    started = submit(head, "--no-wait", "--submission-id", name, "--", *TOY, "--store", str(store))
+    assert started.returncode == 0, started.stdout + started.stderr
+    deadline = time.monotonic() + 200
+    while not any(name in ("RayTrainWorker", "Learner") for name in at_work(head)["actors"]):
+        assert time.monotonic() < deadline, subprocess.run(
+            [BIN / "ray", "job", "logs", name], env=shell, capture_output=True, text=True, timeout=60
+        ).stdout
+        time.sleep(0.2)
+    stopped = subprocess.run([BIN / "ray", "job", "stop", name], env=shell, capture_output=True, text=True, timeout=60)
+    assert stopped.returncode == 0, stopped.stderr
+    deadline = time.monotonic() + 10
+    while any((left := at_work(head)).values()):
+        assert time.monotonic() < deadline, f"10 s after the job was stopped there are still {left}"
+        time.sleep(0.2)
+    done = submit(head, "--", *TOY, "--store", str(store))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (store / "studies/demo-toy/results.parquet").exists()

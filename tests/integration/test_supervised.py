@@ -43,7 +43,7 @@ def one_rank(tmp_path_factory):
     """The chain, trained in this process without a cluster."""
     base, tuned, stages = chain()
     execution = Execution(store=str(tmp_path_factory.mktemp("one")))
-    supervised.run(stages, execution, in_process=True)
+    supervised.run_in_process(stages, execution, lambda report: None)
     return Store(execution.store), base, tuned, stages
 
 
@@ -87,11 +87,11 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(one_rank, tmp_pat
 
     monkeypatch.setattr(pretrain_stage, "batch", dies_at_step_5)
     with pytest.raises(RuntimeError, match="the machine is gone"):
-        supervised.run([base], execution, in_process=True)
+        supervised.run_in_process([base], execution, lambda report: None)
     assert not Store(execution.store).finished(base.id)
 
     monkeypatch.setattr(pretrain_stage, "batch", lambda spec, step: reached.append(step) or batch(spec, step))
-    supervised.run([base], execution, in_process=True)
+    supervised.run_in_process([base], execution, lambda report: None)
     assert reached == [0, 1, 2, 3, 4, 5, 5, 6, 7]
     assert weights_digest(Store(execution.store), base) == weights_digest(store, base)
     assert losses(Store(execution.store), base) == losses(store, base)
@@ -112,7 +112,7 @@ def test_the_hardest_variant_of_the_world_trains_and_is_measured(axis, tmp_path)
     base = pretrain(world=world, decoder=fitting(TOY.decoder, world), samples=300)
     stages = [base, evaluate(base)]
     execution = Execution(store=str(tmp_path))
-    supervised.run(stages, execution, in_process=True)
+    supervised.run_in_process(stages, execution, lambda report: None)
     rows = Store(execution.store).table(evaluate(base).id, "results.parquet").to_pandas()
     assert set(rows.role) == {"id", "ood", "probe"}
     assert (rows.sampled == 16).all()

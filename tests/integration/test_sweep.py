@@ -1,10 +1,10 @@
-"""Plans run by Ray Tune on a real cluster, with real vLLM."""
+"""Plans run by Ray Tune on a real cluster."""
 
 import pytest
 
 from rayexp.presets import SCALES
 from rayexp.report import table
-from rayexp.spec import Execution
+from rayexp.spec import GRPO, Evaluate, Execution
 from rayexp.store import Store
 from rayexp.studies import STUDIES, Grid
 from rayexp.sweep import preflight, tune
@@ -16,14 +16,23 @@ def plan_of(stages, store) -> Plan:
     return Plan.of("test", stages, Store(store).finished_ids())
 
 
+def sampled_by_torch(stage):
+    """The stage without an engine, which takes long to start: other tests have one."""
+    if isinstance(stage, Evaluate):
+        return Evaluate.model_validate(dict(stage) | {"init": sampled_by_torch(stage.init)})
+    return GRPO.model_validate(dict(stage) | {"sampler": "torch"}) if isinstance(stage, GRPO) else stage
+
+
 @pytest.mark.timeout(600)
 def test_scaling_runs_at_toy_width_and_rollouts_are_kept(cluster, tmp_path):
     """Two decoders of 4 and 8 layers, one stage reinforced from another (a chain), every completion on record."""
-    stages = STUDIES["scaling"](SCALES["toy"], Grid((0.5,), (0.1,), (0,)))
+    stages = [sampled_by_torch(stage) for stage in STUDIES["scaling"](SCALES["toy"], Grid((0.5,), (0.1,), (0,)))]
     last = next(stage for stage in reversed(stages) if stage.id.startswith("grpo"))
-    again = grpo(last, steps=2, group_size=2, kl_beta=0.0, updates=2, kl_in="reward", advantage="mean_only")
+    again = grpo(
+        last, steps=2, group_size=2, kl_beta=0.0, updates=2, kl_in="reward", advantage="mean_only", sampler="torch"
+    )
     stages = [*stages, again, evaluate(again)]
-    execution = Execution(store=str(tmp_path), keep_rollouts=True, rollout_workers=2, rollout_cpus=0.25)
+    execution = Execution(store=str(tmp_path), keep_rollouts=True)
     plan = plan_of(stages, execution.store)
     assert {stage.root.decoder.layers for stage in plan.stages} == {4, 8}
     outcome = tune.run(plan, execution)
@@ -47,21 +56,6 @@ def test_scaling_runs_at_toy_width_and_rollouts_are_kept(cluster, tmp_path):
     results = table.results(plan, store)
     assert set(results.kind) == {"pretrain", "sft", "grpo"}
     assert results[results.kind == "grpo"].init_q.notna().all()
-
-
-def test_a_failed_stage_blocks_its_descendants_and_nothing_else(cluster, tmp_path):
-    doomed = pretrain(seed=1)
-    good = pretrain(seed=2)
-    execution = Execution(store=str(tmp_path), worker_failures=0)
-    store = Store(execution.store)
-    # A file where the stage's folder has to go: publishing it fails, on every attempt.
-    store.files.write(f"stages/{doomed.id}", b"in the way")
-    stages = [doomed, sft(doomed), grpo(sft(doomed)), good, evaluate(good)]
-    plan = plan_of(stages, execution.store)
-    outcome = tune.run(plan, execution)
-    assert set(outcome.failed) == {doomed.id}
-    assert outcome.blocked == {grpo(sft(doomed)).id}
-    assert store.finished_ids() == {good.id, evaluate(good).id}
 
 
 def test_a_plan_that_can_never_fit_is_refused_with_needs_and_has(cluster, tmp_path):

@@ -1,0 +1,225 @@
+"""The pure core on one device, without Ray and vLLM: ``python -m benchmarks.gpu``, on torch 2.11 or later.
+
+Prints, for one decoder: training tokens/s and the share of the device's own GEMM rate (MFU, from 6 FLOP a parameter and
+token), native sampling in tokens/s, exact Q in prompts/s, and the seconds of a whole pretraining, SFT and GRPO. With
+``--chain FILE`` that chain is run; interrupted or out of time it saves to FILE, and the next run goes on from there.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from rayexp.evaluation.mass import gold_scores
+from rayexp.learning import decoder, objectives
+from rayexp.learning.policy import PolicyLearner, rollout_batches
+from rayexp.learning.trainer import Trainer
+from rayexp.presets import SCALES, Budget
+from rayexp.sampling.protocol import prompt_seed
+from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.spec import GRPO, SFT, Pretrain
+from rayexp.world import Corpus, Rectangle, Verifier, World, counter, vocabulary
+
+GEMM_SIZE = 8192
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure, and for how long."""
+
+    scale: str = "paper"
+    """Decoder and budgets; see rayexp/presets.py."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    rounds: int = 20
+    """Timed rounds of each measurement."""
+    gemm_size: int = GEMM_SIZE
+    """Rows and columns of the matrix product that the device is measured with."""
+    chain: Path | None = None
+    """Checkpoint of a whole chain, which is run if this is given."""
+    limit_s: float = 540.0
+    """Seconds after which the chain is saved and left."""
+
+
+def main(arguments: Arguments) -> None:
+    device = decoder.resolve_device(arguments.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"torch {torch.__version__} on {name}, decoder of the {arguments.scale} scale")
+    chain = Chain(SCALES[arguments.scale], device)
+    kernels(chain, arguments)
+    if arguments.chain:
+        run_chain(chain, arguments.chain, arguments.limit_s)
+
+
+class Chain:
+    """One pretraining, SFT and GRPO at an OOD ratio of 1 %, a step at a time."""
+
+    def __init__(self, budget: Budget, device: torch.device) -> None:
+        self.world, self.device, self.budget = World("composition"), device, budget
+        self.pretrain = Pretrain(
+            world=self.world,
+            decoder=budget.decoder,
+            ood_ratio=0.01,
+            samples=budget.pretrain_samples,
+            batch_samples=budget.pretrain_batch,
+            optimiser=budget.pretrain,
+            seed=0,
+        )
+        self.sft = SFT(init=self.pretrain, samples=budget.sft_samples, optimiser=budget.sft, seed=0)
+        self.grpo = GRPO.model_validate(
+            {
+                "init": self.sft,
+                "prompts": "ood",
+                "kl_beta": 0.1,
+                "steps": budget.grpo_steps,
+                "prompts_per_step": budget.grpo_prompts_per_step,
+                "group_size": budget.grpo_group_size,
+                "optimiser": budget.grpo,
+                "seed": 0,
+                "sampler": "torch",
+            }
+        )
+        self.corpus = Corpus(self.world, 0)
+        self.model = decoder.build(budget.decoder, 0, device)
+
+    def trainer(self, stage: Pretrain | SFT) -> Trainer:
+        return Trainer(self.model, stage.optimiser, stage.steps)
+
+    def batch(self, stage: Pretrain | SFT, step: int) -> tuple[list[Rectangle], bool]:
+        """The samples of a step, and whether their prompts count."""
+        start = step * stage.batch_samples
+        if isinstance(stage, Pretrain):
+            return self.corpus.mixture("pretrain", 0.01, start, min(stage.batch_samples, stage.samples - start)), True
+        stop = min(start + stage.batch_samples, stage.samples * stage.epochs)
+        numbers = counter.epochs(counter.key(0, "sft order"), stage.samples, start, stop)
+        return self.corpus.tasks("sft", "id", numbers), False
+
+    def learn(self, trainer: Trainer, stage: Pretrain | SFT) -> int:
+        """One step of the trainer; tokens read."""
+        rectangles, whole = self.batch(stage, trainer.completed_steps)
+        starts = [1 if whole else rectangle.prompt_tokens for rectangle in rectangles]
+        counted = sum(r.tokens_NT.size - len(r.tokens_NT) * start for r, start in zip(rectangles, starts, strict=True))
+
+        def loss(rectangle: Rectangle, start: int) -> Tensor:
+            tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64)).to(self.device, non_blocking=True)
+            with trainer.precision():
+                logits_NTV = trainer.model(input_ids=tokens_NT[:, :-1], use_cache=False).logits
+            return objectives.next_token_loss(logits_NTV, tokens_NT, start).sum() / counted
+
+        trainer.step([lambda r=r, s=s: loss(r, s) for r, s in zip(rectangles, starts, strict=True)])
+        return sum(r.tokens_NT[:, 1:].size for r in rectangles)
+
+    def rollouts(self, step: int) -> tuple[list[int], list[list[int]], list[int], list[int]]:
+        """Numbers, prompts, seeds and token budgets of a GRPO step."""
+        spec = self.grpo
+        first = step * spec.prompts_per_step
+        order = counter.key(0, "grpo order")
+        numbers = counter.epochs(order, spec.prompt_count, first, first + spec.prompts_per_step)
+        prompts: dict[int, list[int]] = {}
+        for rectangle in self.corpus.tasks("grpo", "ood", numbers):
+            pairs = zip(rectangle.index_N, rectangle.prompts, strict=True)
+            prompts |= {int(i): prompt.tolist() for i, prompt in pairs}
+        chosen = [int(i) for i in numbers]
+        cells = self.world.cells.ood
+        budgets = [self.world.completion_budget(cells[i % len(cells)]) for i in chosen]
+        return chosen, [prompts[i] for i in chosen], [prompt_seed(0, step, i) for i in range(len(chosen))], budgets
+
+
+def kernels(chain: Chain, arguments: Arguments) -> None:
+    """Rates of the parts."""
+    trainer, clock = chain.trainer(chain.pretrain), Clock(chain.device)
+    mixed = chain.budget.pretrain.precision == "bf16"
+    side = torch.randn(arguments.gemm_size, arguments.gemm_size, device=chain.device)
+    side = side.bfloat16() if mixed else side
+    gemm = 2 * arguments.gemm_size**3 / clock.median(lambda: side @ side, arguments.rounds)
+    tokens = chain.learn(trainer, chain.pretrain)
+    rate = tokens / clock.median(lambda: chain.learn(trainer, chain.pretrain), arguments.rounds)
+    parameters = chain.budget.decoder.parameters(vocabulary.SIZE) - vocabulary.SIZE * chain.budget.decoder.width
+    share = 6 * parameters * rate / gemm
+    print(f"GEMM ({'bf16' if mixed else 'fp32'})      {gemm / 1e12:10.2f} TFLOP/s")
+    print(f"training          {rate:10,.0f} tokens/s, {share:.1%} of GEMM")
+
+    sampler = TorchSampler(chain.model)
+    _, prompts, seeds, budgets = chain.rollouts(0)
+    drawn = sampler.generate(prompts, seeds, chain.grpo.group_size, budgets)
+    seconds = clock.median(lambda: sampler.generate(prompts, seeds, chain.grpo.group_size, budgets), arguments.rounds)
+    drawn_tokens, completions = drawn.length_N.sum(), len(drawn.length_N)
+    print(f"sampling          {drawn_tokens / seconds:10,.0f} tokens/s, {completions / seconds:,.0f} completions/s")
+    rectangle = chain.corpus.cell("test", chain.world.cells.ood[0], 0, 1024)
+    seconds = clock.median(lambda: gold_scores(chain.model, rectangle), arguments.rounds)
+    print(f"exact Q           {1024 / seconds:10,.0f} prompts/s")
+
+
+class Clock:
+    """Seconds of what a device does, waiting for it to be done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        work()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - started
+
+    def median(self, work: Callable[[], object], rounds: int) -> float:
+        self.seconds(work)
+        return float(np.median([self.seconds(work) for _ in range(rounds)]))
+
+
+def run_chain(chain: Chain, file: Path, limit_s: float) -> None:
+    """Go on with the whole chain until it is finished or the time is up."""
+    saved: dict[str, Any] = {"stage": 0, "seconds": [0.0, 0.0, 0.0], "trainer": None, "init": None}
+    if file.exists():
+        saved = torch.load(file, map_location=chain.device, weights_only=True)
+    else:
+        chain.model = decoder.build(chain.budget.decoder, 0, chain.device)  # the measurements have trained the other
+    deadline = time.monotonic() + limit_s
+    names = ("pretraining", "SFT", "GRPO")
+    verifier = Verifier(chain.world)
+    while saved["stage"] < len(names):
+        number, stage = saved["stage"], (chain.pretrain, chain.sft, chain.grpo)[saved["stage"]]
+        if saved["init"] is not None:
+            chain.model.load_state_dict(saved["init"])
+        learner = PolicyLearner(stage, chain.model) if isinstance(stage, GRPO) else None
+        trainer = learner.trainer if learner else chain.trainer(stage)  # pyright: ignore[reportArgumentType]
+        if saved["trainer"] is not None:
+            trainer.restore(saved["trainer"])
+        began = time.monotonic()
+        while trainer.completed_steps < stage.steps and time.monotonic() < deadline:
+            if learner is None:
+                chain.learn(trainer, stage)  # pyright: ignore[reportArgumentType]
+                continue
+            numbers, prompts, seeds, budgets = chain.rollouts(trainer.completed_steps)
+            drawn = TorchSampler(chain.model).generate(prompts, seeds, chain.grpo.group_size, budgets)
+            right = [
+                verifier.judge(prompts[i // chain.grpo.group_size], row).answer for i, row in enumerate(drawn.rows)
+            ]
+            rewards_PG = np.array(right, np.float32).reshape(-1, chain.grpo.group_size)
+            learner.update(rollout_batches(numbers, prompts, drawn, rewards_PG), max_logprob_mismatch=1.0)
+        if chain.device.type == "cuda":
+            torch.cuda.synchronize(chain.device)
+        saved["seconds"][number] += time.monotonic() - began
+        print(f"{names[number]}: step {trainer.completed_steps} of {stage.steps}, {saved['seconds'][number]:.0f} s")
+        if trainer.completed_steps < stage.steps:
+            torch.save(saved | {"trainer": trainer.state()}, file)
+            print(f"out of time; the same command goes on from {file}")
+            return
+        weights = {name: tensor.clone() for name, tensor in chain.model.state_dict().items()}
+        saved = saved | {"stage": number + 1, "trainer": None, "init": weights}
+        torch.save(saved, file)
+    chain.model.load_state_dict(saved["init"])
+    rectangle = chain.corpus.cell("test", chain.world.cells.ood[0], 0, chain.budget.prompts_per_cell)
+    mass = float(np.exp(gold_scores(chain.model, rectangle).log_mass_N).mean())
+    print(f"whole chain: {sum(saved['seconds']):.0f} s; mean Q of the OOD cell {mass:.3g}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,231 @@
+"""A peer that dies is replaced, one that hangs is named, a number that is none ends its stage: on a real cluster."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from unittest import mock
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from rayexp.actors import crew as crews
+from rayexp.actors.remote import RemoteTimeoutError
+from rayexp.errors import NotFiniteError
+from rayexp.files import Files, StoreError
+from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.spec import Execution
+from rayexp.stages import grpo as grpo_stage
+from rayexp.stages import supervised
+from rayexp.store import Store
+from rayexp.sweep import tune
+from rayexp.sweep.plan import Plan
+from rayexp.sweep.tune import run_trial
+from tests.integration import lives
+from tests.integration.chains import evaluate, grpo, pretrain, sft
+from tests.integration.test_supervised import weights_digest
+
+BASE = pretrain()
+STAGE = grpo(sft(BASE), steps=5, sampler="torch")
+QUICK = {"checkpoint_every_s": 0, "keep_rollouts": True}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store in which all that STAGE is built on is finished."""
+    folder = tmp_path_factory.mktemp("trained")
+    supervised.run_in_process(list(STAGE.lineage[:-1]), Execution(store=str(folder)), lambda report: None)
+    return folder
+
+
+@pytest.fixture
+def execution(trained, tmp_path):
+    """A store like that, for one test."""
+    shutil.copytree(trained, tmp_path / "store")
+    return Execution(store=str(tmp_path / "store"), **QUICK)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """The crew is in this process."""
+    monkeypatch.setattr(grpo_stage, "crew_for", lives.local_crew)
+
+
+def process_of(actor) -> psutil.Process:
+    return psutil.Process(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=60))
+
+
+def members(crew) -> dict[str, psutil.Process]:
+    return {"learner": process_of(crew.learner._actor), "rollout": process_of(crew.fleet._workers[0])}
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Makes a progress callback that strikes one process of the crew, once, after a step."""
+    crew_for, seen = grpo_stage.crew_for, {}
+
+    def watched(spec, execution):
+        manager = crew_for(spec, execution)
+
+        class Watched:
+            def __enter__(self):
+                crew = manager.__enter__()
+                seen.update(members(crew))
+                return crew
+
+            def __exit__(self, *error):
+                return manager.__exit__(*error)
+
+        return Watched()
+
+    monkeypatch.setattr(grpo_stage, "crew_for", watched)
+
+    def make(step, who, how):
+        def progress(report):
+            if report["step"] == step and "struck" not in seen:
+                seen["struck"] = seen[who]
+                seen[who].send_signal(how)
+
+        return progress, seen
+
+    return make
+
+
+def test_a_learner_that_dies_goes_on_from_its_checkpoint_with_the_same_result(cluster, execution, at_step, tmp_path):
+    elsewhere = execution.model_copy(update={"store": str(tmp_path / "undisturbed")})
+    shutil.copytree(execution.store, elsewhere.store)
+    progress, seen = at_step(3, "learner", signal.SIGKILL)
+    grpo_stage.run(STAGE, [evaluate(STAGE)], execution, progress)
+    assert not seen["struck"].is_running() or seen["struck"].status() == psutil.STATUS_ZOMBIE
+    grpo_stage.run(STAGE, [evaluate(STAGE)], elsewhere, lambda report: None)
+    found, expected = Store(execution.store), Store(elsewhere.store)
+    assert weights_digest(found, STAGE) == weights_digest(expected, STAGE)
+    for name in ("metrics.parquet", "rollouts.parquet"):
+        assert found.table(STAGE.id, name).equals(expected.table(STAGE.id, name))
+    assert found.table(evaluate(STAGE).id, "results.parquet").equals(
+        expected.table(evaluate(STAGE).id, "results.parquet")
+    )
+
+
+def test_a_learner_that_keeps_dying_ends_the_stage(cluster, execution, monkeypatch):
+    begin = crews.LearnerHandle.begin
+
+    def begin_and_die(self, spec, execution):
+        begin(self, spec, execution)
+        process_of(self._actor).kill()
+
+    monkeypatch.setattr(crews.LearnerHandle, "begin", begin_and_die)
+    once = execution.model_copy(update={"worker_failures": 1})
+    with pytest.raises(crews.LearnerDiedError, match=r"the learner of \S+/grpo-id-b0\.1 died"):
+        grpo_stage.run(STAGE, [], once, lambda report: None)
+    assert not Store(execution.store).finished(STAGE.id)
+
+
+@pytest.mark.parametrize(
+    ("who", "named"),
+    [
+        ("rollout", r"no answer from rollout worker 0 \((sync|generate)\) of \S+/grpo-id-b0\.1 within 6 s"),
+        ("learner", r"no answer from the learner of \S+/grpo-id-b0\.1 \(\w+\) within 6 s"),
+    ],
+)
+def test_a_peer_that_hangs_is_named_and_ended(cluster, execution, at_step, who, named):
+    progress, seen = at_step(2, who, signal.SIGSTOP)
+    short = execution.model_copy(update={"timeout_s": 6.0})
+    grpo_stage.run(STAGE.model_copy(update={"steps": 1}), [], execution, lambda report: None)  # starts the actors
+    with pytest.raises(RemoteTimeoutError, match=named):
+        grpo_stage.run(STAGE, [], short, progress)
+    deadline = time.monotonic() + 20
+    while seen[who].is_running() and seen[who].status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, f"the {who} that hung is still there"
+        time.sleep(0.2)
+
+
+def test_storage_that_hangs_ends_the_stage_with_its_name(alone, execution, monkeypatch):
+    write = Files.write
+
+    def hang(self, name, data):
+        if name.startswith(f"work/{STAGE.id}"):
+            return self._answer(f"write {name}", lambda: time.sleep(30))
+        return write(self, name, data)
+
+    monkeypatch.setattr(Files, "write", hang)
+    short = execution.model_copy(update={"timeout_s": 2.0})
+    with pytest.raises(StoreError, match=r"step 1: no answer from the store .* \(write work/\S+\) within 2 s"):
+        grpo_stage.run(STAGE, [], short, lambda report: None)
+
+
+@pytest.mark.parametrize("what", ["the reward", "the sampler's log-probability"])
+def test_a_number_that_is_none_names_its_prompt_and_leaves_the_last_checkpoint(alone, execution, monkeypatch, what):
+    spoilt = []
+
+    def spoil(values, rows):
+        values = np.array(values, dtype=np.float32)
+        values[rows] = np.nan
+        return values
+
+    rewards, generate = grpo_stage.Task.rewards, TorchSampler.generate
+
+    def rewards_with_nan(self, prompts, completions):
+        found = rewards(self, prompts, completions)
+        if completions.weight_version == 2 and what == "the reward":
+            spoilt.append(self.numbers(2)[1])
+            return spoil(found, 1)
+        return found
+
+    def generate_nan(self, prompts, seeds, group_size, max_tokens):
+        found = generate(self, prompts, seeds, group_size, max_tokens)
+        if found.weight_version == 2 and what != "the reward":
+            spoilt.append(grpo_stage.Task(STAGE).numbers(2)[1])
+            found.logprobs_NC[group_size, 0] = np.nan
+        return found
+
+    monkeypatch.setattr(grpo_stage.Task, "rewards", rewards_with_nan)
+    monkeypatch.setattr(TorchSampler, "generate", generate_nan)
+    with pytest.raises(NotFiniteError) as caught:
+        grpo_stage.run(STAGE, [], execution, lambda report: None)
+    assert "step 3: " in str(caught.value)
+    assert f"{what} is not finite for prompt {spoilt[0]}" in str(caught.value)
+    steps = Store(execution.store)._checkpoint_steps(STAGE.id)
+    assert max(steps) == 2
+    monkeypatch.setattr(grpo_stage.Task, "rewards", rewards)
+    monkeypatch.setattr(TorchSampler, "generate", generate)
+    grpo_stage.run(STAGE, [], execution, lambda report: None)
+    assert Store(execution.store).finished(STAGE.id)
+
+
+DOOMED = grpo(sft(BASE), seed=1, steps=3, sampler="torch")
+
+
+def spoilt_trial(config):
+    """What a trial's process does where the reward of DOOMED is NaN."""
+    rewards = grpo_stage.Task.rewards
+
+    def spoilt(self, prompts, completions):
+        return rewards(self, prompts, completions) * (np.nan if self._spec == DOOMED else 1)
+
+    with mock.patch.object(grpo_stage.Task, "rewards", spoilt):
+        run_trial(config)
+
+
+@pytest.mark.parametrize("fail_fast", [False, True])
+def test_a_failed_stage_blocks_its_descendants_and_the_rest_goes_on_unless_it_is_not_to(
+    cluster, execution, monkeypatch, fail_fast
+):
+    above = grpo(DOOMED, steps=1, sampler="torch")
+    good = grpo(sft(BASE), seed=2, steps=1, sampler="torch")
+    stages = [DOOMED, evaluate(DOOMED), above, good, evaluate(good)]
+    store = Store(execution.store)
+    before = store.finished_ids()
+    monkeypatch.setattr(tune, "run_trial", spoilt_trial)
+    plan = Plan.of("test", stages, before)
+    outcome = tune.run(plan, execution.model_copy(update={"max_concurrent": 1}), fail_fast=fail_fast)
+    why = outcome.failed[DOOMED.id]
+    assert f"{DOOMED.label}, step 1: " in why
+    assert "the reward is not finite for prompt" in why
+    assert outcome.failed.keys() == {DOOMED.id}
+    assert "Traceback" in json.loads(store.files.read(f"work/{DOOMED.id}/failure.json"))["traceback"]
+    assert store.finished_ids() - before == (set() if fail_fast else {good.id, evaluate(good).id})
+    assert outcome.blocked == {above.id} | ({good.id} if fail_fast else set())

@@ -1,0 +1,14 @@
+"""A plan of some length in one driver: what it leaves behind, and what it does to the driver's memory."""
+
+import pytest
+
+from tests import load
+
+
+@pytest.mark.timeout(600)
+def test_a_plan_leaves_nothing_behind(cluster, tmp_path):
+    """The short form; ``python -m tests.load`` runs 320 stages."""
+    memory, left = load.run(load.Arguments(chains=1, reinforced=10), str(tmp_path))
+    assert memory.seen[-1][0] == 4 + 2 * 10
+    assert memory.growth(warm_up=10) < load.GROWTH_MIB
+    assert not left

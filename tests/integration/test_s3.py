@@ -1,0 +1,54 @@
+"""The whole pipeline with its store on an S3 server that answers with errors, resets and pauses now and then."""
+
+import pytest
+import s3fs
+
+from rayexp.store import Store, StoreError
+from tests.integration import lives
+from tests.integration.test_supervised import weights_digest
+from tests.s3 import S3Server
+
+
+@pytest.fixture(scope="module")
+def server():
+    with S3Server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        server.make_bucket("study")
+        s3fs.S3FileSystem.clear_instance_cache()  # which remembers the server of another test
+        yield server
+
+
+def tables(store: Store):
+    """Curves, but for the one that is a speed, and results."""
+    curves = [store.table(stage.id, "metrics.parquet").to_pandas() for stage in lives.STAGES[::2]]
+    return (
+        [curve[~curve.metric.str.endswith("tokens_per_s")].to_dict("list") for curve in curves],
+        [store.table(stage.id, "results.parquet") for stage in lives.STAGES[1::2]],
+    )
+
+
+def test_a_chain_on_s3_under_faults_ends_as_on_the_local_disk(server, tmp_path):
+    remote, local = Store("s3://study/runs"), Store(str(tmp_path))
+    for kind, count in (("500", 6), ("reset", 6), ("slow", 3)):
+        server.upset(kind, count=count)
+    lives.live(remote.url)
+    assert server.calm() == 15
+    lives.live(local.url)
+    assert remote.finished_ids() == local.finished_ids() == {stage.id for stage in lives.STAGES}
+    for stage in (lives.BASE, lives.TUNED, lives.REINFORCED):
+        assert weights_digest(remote, stage) == weights_digest(local, stage)
+    assert tables(remote) == tables(local)
+    assert not remote.damaged(remote.finished_ids())
+    assert remote.files.names("work") == []
+
+
+def test_a_chain_whose_access_is_taken_away_stops_with_the_cause_and_goes_on_later(server):
+    store = Store("s3://study/refused")
+    server.upset("403")
+    with pytest.raises(StoreError, match="PermissionError"):
+        lives.live(store.url)
+    server.calm()
+    assert store.finished_ids() == set()
+    lives.live(store.url)
+    assert store.finished_ids() == {stage.id for stage in lives.STAGES}

@@ -1,0 +1,163 @@
+"""Leases between drivers of one store: one at a time, taken over when their driver is silent, checked before writes."""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import pytest
+
+from rayexp.files import Files
+from rayexp.lease import Lease, LeaseLostError, Leases, newest
+from rayexp.store import Store
+from rayexp.sweep.plan import Trial
+from rayexp.sweep.tune import PlanSearcher
+from rayexp.world import World
+from tests.conftest import tiny_chain
+from tests.test_searcher import EXECUTION
+
+STAGES = tiny_chain(World("composition"))
+STAGE = STAGES["pretrain"]
+FAST = {"beat_s": 0.1, "expiry_s": 0.5}
+
+
+@pytest.fixture(params=["local", "memory"])
+def files(request, tmp_path):
+    return Files(str(tmp_path / "root") if request.param == "local" else f"memory://{uuid4().hex}", timeout_s=20)
+
+
+def dead(files, **settings):
+    """The leases of a driver whose process is gone: nothing beats, and nothing was given back."""
+    leases = Leases(files, **{**FAST, **settings})
+    files.write(f"drivers/{leases.driver}", b"")
+    return leases
+
+
+def test_one_driver_has_a_lease_until_it_gives_it_back(files):
+    with Leases(files, **FAST) as one, Leases(files, **FAST) as two:
+        lease = one.take("work")
+        assert lease == Lease("work", 1, one.driver)
+        assert Lease.parse(str(lease)) == lease
+        assert two.take("work") is None
+        assert two.take("other work") is not None
+        assert two.holder("work") == one.driver
+        one.release("work")
+        assert two.take("work") is not None
+        assert one.take("work") is None
+    assert files.names("leases") == []
+    assert files.names("drivers") == []
+
+
+def test_of_many_drivers_that_want_a_lease_at_once_one_gets_it(tmp_path):
+    drivers = [dead(Files(str(tmp_path)), expiry_s=60) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(20):
+            work = f"work-{number}"
+            assert sum(lease is not None for lease in pool.map(lambda d, work=work: d.take(work), drivers)) == 1
+
+
+def test_a_lease_outlives_its_expiry_while_its_driver_lives_and_is_taken_over_when_it_does_not(files):
+    gone = dead(files)
+    old = gone.take("work")
+    with Leases(files, **FAST) as living, Leases(files, **FAST) as next_one:
+        kept = living.take("kept")
+        deadline = time.monotonic() + 20
+        while (lease := next_one.take("work")) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert lease.number == old.number + 1
+        time.sleep(3 * FAST["expiry_s"])
+        assert next_one.take("kept") is None
+        kept.require_held(files)
+        lease.require_held(files)
+        with pytest.raises(LeaseLostError, match=f"work is no longer leased to the driver {gone.driver}"):
+            old.require_held(files)
+        assert newest(files, "work") == lease
+
+
+def test_a_driver_that_never_beat_again_is_not_waited_for(files):
+    """Its heartbeat file was removed by whoever found it silent first."""
+    gone = dead(files)
+    gone.take("work")
+    files.remove_file(f"drivers/{gone.driver}")
+    with Leases(files, **FAST) as leases:
+        assert leases.take("work") is not None
+
+
+def test_whoever_lost_its_lease_can_write_neither_a_checkpoint_nor_an_artifact(files, tmp_path):
+    gone = dead(files, expiry_s=0.0)
+    lost = Store(files.url, str(gone.take("work")), 20)
+    held = dead(files, expiry_s=-1.0)
+    mine = Store(files.url, str(held.take("work")), 20)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "trainer.pt").write_text("lost")
+    for write in (lambda: lost.save_checkpoint(STAGE.id, 1, folder), lambda: lost.publish(STAGE, folder, {})):
+        with pytest.raises(LeaseLostError):
+            write()
+    assert not lost.finished(STAGE.id)
+    (folder / "trainer.pt").write_text("mine")
+    mine.save_checkpoint(STAGE.id, 1, folder)
+    with mine.latest_checkpoint(STAGE.id) as found:
+        assert (found / "trainer.pt").read_text() == "mine"
+    mine.publish(STAGE, folder, {})
+    assert json.loads(files.read(f"stages/{STAGE.id}/manifest.json"))["id"] == STAGE.id
+
+
+def test_a_process_that_wakes_in_the_middle_of_publishing_is_stopped_before_the_manifest(tmp_path, monkeypatch):
+    """The lease is lost between its first file and its last."""
+    gone = dead(Files(str(tmp_path / "root")), expiry_s=0.0)
+    lost = Store(str(tmp_path / "root"), str(gone.take("work")), 20)
+    put_folder = Store.put_folder
+
+    def slowly(self, local, path):
+        put_folder(self, local, path)
+        if self is lost:
+            assert dead(self.files, expiry_s=-1.0).take("work") is not None
+
+    monkeypatch.setattr(Store, "put_folder", slowly)
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "metrics.parquet").write_bytes(b"x")
+    with pytest.raises(LeaseLostError):
+        lost.publish(STAGE, tmp_path / "artifact", {})
+    assert lost.files.names("stages") == []
+
+
+def test_two_searchers_on_one_store_hand_out_each_trial_once(tmp_path, monkeypatch):
+    """Whatever one finishes, the other takes as finished; both come to their end."""
+    kinds = [STAGES["pretrain"], STAGES["sft"], STAGES["grpo"]]
+    chain = [Trial(stage.id, "supervised", (stage,), (stage.parent.id,) if stage.parent else ()) for stage in kinds]
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "x").write_bytes(b"x")
+    ran: list[str] = []
+    wrong: list[str] = []
+
+    def drive(name):
+        store = Store(str(tmp_path / "store"))
+        with Leases(store.files, **FAST) as leases:
+            searcher = PlanSearcher(chain, EXECUTION, store, leases)
+            for number in range(10_000):
+                config = searcher.suggest(f"{name}-{number}")
+                if config == "FINISHED":
+                    return
+                if config is None:
+                    time.sleep(0.01)
+                    continue
+                ran.append(config["trial"])
+                stage = next(stage for stage in kinds if stage.id == config["trial"])
+                if stage.parent and not store.finished(stage.parent.id):
+                    wrong.append(stage.id)
+                Store(store.url, json.loads(config["execution"])["lease"]).publish(stage, artifact, {})
+                searcher.on_trial_complete(f"{name}-{number}", {})
+            wrong.append(f"{name} did not end")
+
+    monkeypatch.setattr("rayexp.sweep.tune.SECONDS_BETWEEN_LOOKS", 0.02)
+    drivers = [threading.Thread(target=drive, args=(name,)) for name in "ab"]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join(timeout=60)
+    assert not wrong
+    assert ran == [stage.id for stage in kinds]
