@@ -151,13 +151,13 @@ def our_steps(spec: GRPO, parts: Parts) -> Callable[[], None]:
 
 def trl_steps(spec: GRPO) -> Callable[[], float]:
     """One step of TRL's GRPOTrainer a turn; what it sets up before the step is left out."""
-    from datasets import Dataset
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast, TrainerCallback
-    from trl.trainer.grpo_config import GRPOConfig
-    from trl.trainer.grpo_trainer import GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingImports]
+    from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
 
     symbols = {symbol: i for i, symbol in enumerate(vocabulary.SYMBOLS)}
     words = Tokenizer(WordLevel(symbols | {"<unused>": len(symbols)}, unk_token="<unused>"))

@@ -100,7 +100,8 @@ def settled(before: dict[str, int], count: Callable[[], dict[str, int]] = held) 
 def run(arguments: Arguments, folder: str) -> tuple[Memory, dict[str, int]]:
     """Run the plan on the connected cluster; the driver's memory, and what is left behind."""
     execution = Execution(store=folder, train_cpus=0.5, max_concurrent=3)
-    tune.run(Plan.of("first", [pretrain(seed=arguments.chains)], ()), execution)  # what Ray starts once, and keeps
+    first = grpo(sft(pretrain(seed=arguments.chains, samples=300)), steps=1, sampler="torch")
+    tune.run(Plan.of("first", [first], ()), execution)  # what Ray starts once, and keeps
     plan = Plan.of("load", stages(arguments.chains, arguments.reinforced), ())
     memory = Memory({trial.id: len(trial.stages) for trial in plan.trials})
     before = held()

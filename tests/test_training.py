@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from rayexp.errors import NotFiniteError
 from rayexp.learning import decoder as decoders
@@ -15,6 +16,7 @@ from rayexp.learning.objectives import next_token_loss
 from rayexp.learning.policy import MismatchError, PolicyLearner, completion_logprobs, group_logprobs, rollout_batches
 from rayexp.learning.trainer import Trainer, learning_rate
 from rayexp.presets import DECODERS
+from rayexp.sampling.captured_step import StaticStep
 from rayexp.sampling.protocol import Completions, prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import AdamW
@@ -230,6 +232,25 @@ def test_golden_grpo_updates(model):
     assert found[2]["effective_sample_share"] < 0.999
     assert same(weights(learner.reference), reference)
     assert not same(weights(learner.model), reference)
+
+
+@pytest.mark.parametrize("spare_rows", [0, 5])
+def test_a_step_on_fixed_memory_is_a_step_of_a_growing_cache(model, spare_rows):
+    """What a GPU captures, twice over the same memory: the second prompt finds nothing of the first."""
+    group, limit, length = 3, 4, 7
+    fixed = StaticStep(model, 4 * group + spare_rows, length, limit)
+    for seed in range(2):
+        random = torch.Generator().manual_seed(seed)
+        prompts_PT = torch.randint(vocabulary.SIZE, (4, length), generator=random)
+        tokens_NC = torch.randint(vocabulary.SIZE, (4 * group, limit), generator=random)
+        cache = DynamicCache()
+        with torch.no_grad():
+            model(input_ids=prompts_PT, past_key_values=cache, use_cache=True)
+            step = fixed.begin(cache, group)
+            whole_NT = torch.cat([prompts_PT.repeat_interleave(group, dim=0), tokens_NC], dim=1)
+            expected_NTV = model(input_ids=whole_NT, use_cache=False).logits
+            for position in range(limit):
+                torch.testing.assert_close(step(tokens_NC[:, position]), expected_NTV[:, length + position])
 
 
 def test_samples_of_another_policy_are_refused(model):

@@ -6,6 +6,7 @@ and the recorded log-probabilities must be those of the distribution sampled fro
 """
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,8 +80,11 @@ class VLLMSampler:
         """See ``Sampler.sync``; also forgets cached prefixes, which were computed with the old weights."""
         import torch  # here, so that a driver which only asks whether vLLM is installed stays small
 
-        named = iter([(name, torch.from_numpy(np.array(array))) for name, array in weights.items()])
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
+        with warnings.catch_warnings():
+            # Arrays out of Ray's shared memory are read-only, of which torch warns; vLLM only reads them.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            named = [(name, torch.from_numpy(array)) for name, array in weights.items()]
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
         if not self._llm.reset_prefix_cache():
             raise RuntimeError(f"vLLM did not reset its prefix cache at weight version {version}")
         self.weight_version = version
