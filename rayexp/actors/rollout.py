@@ -84,30 +84,37 @@ class RolloutFleet:
     def sync(self, weights: Any, version: int) -> None:
         """Give all workers the weights behind an object reference."""
         self._weights = (weights, version)
-        self._each(lambda worker, _: worker.sync.remote(weights, version), "sync")
+        self._asked(lambda worker, _: worker.sync.remote(weights, version), "sync")()
 
-    def generate(
+    def start(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
-    ) -> Completions:
-        """See ``Sampler.generate``; prompts are dealt out in contiguous shares."""
+    ) -> Callable[[], Completions]:
+        """Begin to draw what ``generate`` returns; what is returned here waits for it, and has to be called before the
+        next ``sync``, for a worker that died draws again with the weights of the last one."""
         return self._dealt(
             len(prompts),
             lambda worker, part: worker.generate.remote(prompts[part], seeds[part], group_size, max_tokens[part]),
             "generate",
         )
 
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
+    ) -> Completions:
+        """See ``Sampler.generate``; prompts are dealt out in contiguous shares."""
+        return self.start(prompts, seeds, group_size, max_tokens)()
+
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]) -> Completions:
         """See ``Sampler.greedy``."""
         return self._dealt(
             len(prompts), lambda worker, part: worker.greedy.remote(prompts[part], max_tokens[part]), "greedy"
-        )
+        )()
 
     def require_parity(self, sequences: list[list[int]], expected: list[np.ndarray]) -> float:
         """Largest difference, over all workers and tokens, to the learner's log-probabilities, in nats.
 
         Raises ParityError above the stated limit.
         """
-        scores = self._each(lambda worker, _: worker.score.remote(sequences), "score")
+        scores = self._asked(lambda worker, _: worker.score.remote(sequences), "score")()
         worst = max(float(np.abs(a - b).max()) for rows in scores for a, b in zip(rows, expected, strict=True))
         if not worst <= self._execution.max_logprob_mismatch:
             raise ParityError(
@@ -121,19 +128,22 @@ class RolloutFleet:
         for worker in self._workers:
             ray.kill(worker)
 
-    def _dealt(self, prompts: int, ask: Callable[[Any, slice], Any], what: str) -> Completions:
-        """Completions of all prompts; a worker whose share is empty is not asked."""
+    def _dealt(self, prompts: int, ask: Callable[[Any, slice], Any], what: str) -> Callable[[], Completions]:
+        """Completions of all prompts, once they are waited for; a worker whose share is empty is not asked."""
         bounds = np.linspace(0, prompts, len(self._workers) + 1).astype(int)
         shares = [slice(int(first), int(last)) for first, last in pairwise(bounds)]
         busy = [i for i, share in enumerate(shares) if share.start < share.stop]
-        return _joined(self._each(lambda worker, i: ask(worker, shares[i]), what, busy))
+        answers = self._asked(lambda worker, i: ask(worker, shares[i]), what, busy)
+        return lambda: _joined(answers())
 
-    def _each(self, ask: Callable[[Any, int], Any], what: str, workers: Sequence[int] | None = None) -> list[Any]:
-        """Ask all workers (or these) at once. One that died is started again by Ray, given the weights, and asked
-        again: with the same seeds it answers what it would have answered."""
+    def _asked(
+        self, ask: Callable[[Any, int], Any], what: str, workers: Sequence[int] | None = None
+    ) -> Callable[[], list[Any]]:
+        """Ask all workers (or these) at once; what is returned waits for their answers. One that died is started again
+        by Ray, given the weights, and asked again: with the same seeds it answers what it would have answered."""
         asked = range(len(self._workers)) if workers is None else workers
         references = {i: ask(self._workers[i], i) for i in asked}
-        return [self._settled(i, reference, ask, what) for i, reference in references.items()]
+        return lambda: [self._settled(i, reference, ask, what) for i, reference in references.items()]
 
     def _settled(self, i: int, reference: Any, ask: Callable[[Any, int], Any], what: str) -> Any:
         who = f"rollout worker {i} ({what}) of {self._spec.label}"

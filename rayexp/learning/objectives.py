@@ -80,7 +80,9 @@ class Rollouts:
     mask_NC: Tensor  # float, 1 on the completion, <eos> included
     rewards_PG: Tensor  # float, P * G = N
     reference_NCV: Tensor | None = None  # log-probabilities of the reference; None where kl_beta is 0
-    old_logprobs_NC: Tensor | None = None  # of the policy that this batch's first update started from; None: this one
+    old_logprobs_NC: Tensor | None = (
+        None  # of the policy that drew them, or that the first update started from; None: this
+    )
     old_kl_N: Tensor | None = None  # its KL per sequence, for kl_in="reward"; None: this one
 
 
@@ -106,7 +108,8 @@ def grpo_loss(policy_NCV: Tensor, rollouts: Rollouts, settings: GRPOSettings) ->
     """Clipped GRPO loss summed over sequences (the caller divides by their number), and statistics to sum likewise.
 
     Per token: -min(rho A, clip(rho) A) + kl_beta kl, with rho the ratio to the policy that the batch's first update
-    started from (exactly 1 there). ``policy_NCV`` are log-probabilities at the completion's positions.
+    started from (exactly 1 there), or to the one that drew stale rollouts. ``policy_NCV`` are log-probabilities at the
+    completion's positions.
     """
     reduction, mask_NC = settings.loss_reduction, rollouts.mask_NC
     logprobs_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)

@@ -70,8 +70,8 @@ class PolicyLearner:
         """``spec.updates`` optimiser steps on one set of rollouts; statistics of the first.
 
         Raises MismatchError when the sampler's log-probability of a token differs from the learner's by more than the
-        limit, in nats, and NotFiniteError, with the prompts at fault, on a number that is none; the weights are
-        untouched then.
+        limit, in nats (not with staleness, where they are of different weights), and NotFiniteError, with the prompts
+        at fault, on a number that is none; the weights are untouched then.
         """
         for batch in batches:
             _require_finite("the reward", batch.rewards_PG, batch.numbers_P)
@@ -87,7 +87,7 @@ class PolicyLearner:
             try:
                 step_norm = self.trainer.step(
                     (partial(self._loss, part, sequences, seen) for part in parts),
-                    check=lambda: _require_match(totals["_max_mismatch"].item(), max_logprob_mismatch),
+                    check=lambda: self._require_match(totals["_max_mismatch"].item(), max_logprob_mismatch),
                 )
             except NotFiniteError as error:
                 self._name_culprits(batches, parts)
@@ -102,6 +102,13 @@ class PolicyLearner:
             "sampler_kl": totals["_sampler_kl"].item() / count,
             "effective_sample_share": weight * weight / (square * count),
         }
+
+    def _require_match(self, mismatch: float, limit: float) -> None:
+        if not self._spec.staleness and not mismatch <= limit:
+            raise MismatchError(
+                f"sampler and learner differ by {mismatch:.3g} nats on a sampled token; "
+                f"allowed: max_logprob_mismatch = {limit:g}"
+            )
 
     @torch.no_grad()
     def _name_culprits(self, batches: list[RolloutBatch], parts: list[_Part]) -> None:
@@ -122,24 +129,28 @@ class PolicyLearner:
         if self.reference is not None:
             with torch.no_grad():
                 reference_NCV = group_logprobs(self.reference, prompts_PT, tokens_NC)
+        drawn_with_NC = torch.tensor(batch.sampler_logprobs_NC, device=device)
         return _Part(
             prompts_PT,
-            torch.tensor(batch.sampler_logprobs_NC, device=device),
+            drawn_with_NC,
             Rollouts(
                 tokens_NC,
                 torch.tensor(batch.mask_NC, device=device),
                 torch.tensor(batch.rewards_PG, device=device),
                 reference_NCV,
+                old_logprobs_NC=drawn_with_NC if self._spec.staleness else None,
             ),
         )
 
     @torch.no_grad()
     def _with_old_policy(self, part: _Part) -> _Part:
-        """Fix what the ratios and the KL in the reward refer to, before the first of several updates."""
+        """Fix what the ratios (but stale ones) and the KL in the reward refer to, before the first of the updates."""
         rollouts = part.rollouts
         with self.trainer.precision():
             policy_NCV = group_logprobs(self.model, part.prompts_PT, rollouts.tokens_NC)
-        old_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)
+        old_NC = rollouts.old_logprobs_NC
+        if old_NC is None:
+            old_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)
         old_kl_N = None
         if rollouts.reference_NCV is not None:
             kl_NC = objectives.kl_to_reference(
@@ -177,14 +188,6 @@ def _require_finite(what: str, values: np.ndarray, numbers_P: np.ndarray) -> Non
     bad_P = ~np.isfinite(values).reshape(len(numbers_P), -1).all(axis=1)
     if bad_P.any():
         raise NotFiniteError(f"{what} is not finite for prompt {', '.join(str(n) for n in numbers_P[bad_P])}")
-
-
-def _require_match(mismatch: float, limit: float) -> None:
-    if not mismatch <= limit:
-        raise MismatchError(
-            f"sampler and learner differ by {mismatch:.3g} nats on a sampled token; "
-            f"allowed: max_logprob_mismatch = {limit:g}"
-        )
 
 
 def group_logprobs(model: LlamaForCausalLM, prompts_PT: Tensor, tokens_NC: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ from rayexp.store import Store
 
 def run(spec: Evaluate, store: Store, execution: Execution) -> None:
     """Measure a finished stage and publish the rows."""
+    journal = Journal()
     with store.model(spec.init.id) as folder:
         model = decoder.load(folder, decoder.resolve_device(execution.device))
-    publish(spec, measure(model, spec.root.world, spec), store, execution)
+    publish(spec, measure(model, spec.root.world, spec), journal, store, execution)
 
 
-def publish(spec: Evaluate, rows: pa.Table, store: Store, execution: Execution) -> None:
-    """Make the artifact of a measurement that was taken elsewhere."""
+def publish(spec: Evaluate, rows: pa.Table, journal: Journal, store: Store, execution: Execution) -> None:
+    """Make the artifact of a measurement that was taken elsewhere. journal: begun before it, for how long it took."""
     with TemporaryDirectory() as folder:
         pq.write_table(rows, Path(folder) / "results.parquet")
-        store.publish(spec, Path(folder), Journal().provenance(execution))
+        store.publish(spec, Path(folder), journal.provenance(execution))

@@ -9,6 +9,7 @@ import numpy as np
 
 from rayexp.actors.crew import Crew, LearnerDiedError, crew_for
 from rayexp.errors import first_line, naming
+from rayexp.journal import Journal, Stopwatch
 from rayexp.learning.policy import rollout_batches
 from rayexp.sampling.protocol import Completions, prompt_seed
 from rayexp.spec import GRPO, Evaluate, Execution
@@ -39,41 +40,53 @@ def run(spec: GRPO, evaluations: Sequence[Evaluate], execution: Execution, progr
                     log.warning("%s; going on from its last checkpoint", first_line(error))
                     crew.learner.begin(spec, execution)
             for evaluation in evaluations:
+                journal = Journal()
                 rows = crew.learner.call("measure", evaluation.model_dump_json())
-                evaluate.publish(evaluation, rows, store, execution)
+                evaluate.publish(evaluation, rows, journal, store, execution)
     for evaluation in evaluations:
         if not store.finished(evaluation.id):  # an earlier attempt died in between
             evaluate.run(evaluation, store, execution)
 
 
 def _train(spec: GRPO, store: Store, execution: Execution, crew: Crew, progress: Progress) -> None:
-    task = Task(spec)
+    task, timed = Task(spec), Stopwatch()
     fleet, learner = crew.fleet, crew.learner
     rollout_log = RolloutLog(store, spec.id, enabled=execution.keep_rollouts)
     checkpointed = time.monotonic()
     completed = learner.call("completed")
+    drawn: Completions | None = learner.call("drawn")  # ahead of this step, with the weights before the last update
 
     for step in range(completed, spec.steps):
         with naming(lambda step=step: f"{spec.label}, step {step + 1}"):
-            fleet.sync(learner.weights(), version=step)
-            if (step - completed) % execution.parity_every_syncs == 0:
-                fleet.require_parity(task.probe, learner.call("score", task.probe))
+            with timed("sync"):
+                fleet.sync(learner.weights(), version=step)
+                if (step - completed) % execution.parity_every_syncs == 0:
+                    fleet.require_parity(task.probe, learner.call("score", task.probe))
 
+            with timed("rollout"):
+                completions = drawn or fleet.generate(*task.request(step))
+                ahead = spec.staleness and step + 1 < spec.steps
+                draw_next = fleet.start(*task.request(step + 1)) if ahead else lambda: None
             numbers, prompts = task.numbers(step), task.prompts(step)
-            completions = fleet.generate(prompts, task.seeds(step), spec.group_size, task.max_tokens(step))
-            rewards_PG = task.rewards(prompts, completions)
-            rollouts = rollout_statistics(rewards_PG, completions)
-            learning = learner.call("update", rollout_batches(numbers, prompts, completions, rewards_PG), rollouts)
+            with timed("reward"):
+                rewards_PG = task.rewards(prompts, completions)
+                rollouts = rollout_statistics(rewards_PG, completions)
+            with timed("learn"):
+                learning = learner.call("update", rollout_batches(numbers, prompts, completions, rewards_PG), rollouts)
+            with timed("rollout"):
+                drawn = draw_next()
 
             rollout_log.add(step, numbers, prompts, completions, rewards_PG)
-            progress({"stage": spec.label, "step": step + 1, "steps": spec.steps, **rollouts, **learning})
+            with timed("report"):
+                progress({"stage": spec.label, "step": step + 1, "steps": spec.steps, **rollouts, **learning})
             if time.monotonic() - checkpointed > execution.checkpoint_every_s:
-                rollout_log.flush()
-                learner.call("checkpoint")
+                with timed("checkpoint"):
+                    rollout_log.flush()
+                    learner.call("checkpoint", drawn)
                 checkpointed = time.monotonic()
 
     with naming(lambda: f"{spec.label}, publishing"):
-        learner.call("publish", rollout_log.table())
+        learner.call("publish", rollout_log.table(), timed.seconds)
 
 
 class Task:
@@ -101,6 +114,10 @@ class Task:
 
     def prompts(self, step: int) -> list[list[int]]:
         return [self._prompts[number] for number in self.numbers(step)]
+
+    def request(self, step: int) -> tuple[list[list[int]], list[int], int, list[int]]:
+        """What a sampler is asked for: prompts, seeds, size of a group, most tokens of each completion."""
+        return self.prompts(step), self.seeds(step), self._spec.group_size, self.max_tokens(step)
 
     def seeds(self, step: int) -> list[int]:
         """A sampling seed for each prompt, from the run, the step and the prompt's place in it."""

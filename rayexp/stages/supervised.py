@@ -27,7 +27,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from torch import Tensor, nn
 
 from rayexp.errors import NotFiniteError, PermanentError, StageError, first_line, naming, sentence
-from rayexp.journal import Journal
+from rayexp.journal import Journal, Stopwatch
 from rayexp.learning import decoder, objectives
 from rayexp.learning.trainer import Trainer, learning_rate
 from rayexp.spec import SFT, Evaluate, Execution, Pretrain, Stage, parse_stage
@@ -160,6 +160,7 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, group: Alone
     model: nn.Module = nn.parallel.DistributedDataParallel(module) if ranks > 1 else module
     trainer = Trainer(model, spec.optimiser, spec.steps, module)
     journal = Journal()
+    timed = Stopwatch()
     _restore(trainer, journal, spec, store, group)
 
     log_every = max(1, spec.steps // POINTS_PER_CURVE)
@@ -169,13 +170,15 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, group: Alone
     reported, tokens, leaving = trainer.completed_steps, 0, False
     while (step := trainer.completed_steps) < spec.steps:
         with naming(lambda step=step: f"{spec.label}, rank {rank}, step {step + 1}"):
-            rectangles = stage.batch(spec, step)
+            with timed("samples"):
+                rectangles = stage.batch(spec, step)
             counted = sum(r.tokens_NT.size - len(r.tokens_NT) * stage.loss_start(r) for r in rectangles)
             tokens += sum(r.tokens_NT.size for r in rectangles)
             shards = [rectangle.shard(rank, ranks) for rectangle in rectangles]
             step_losses = [partial(_loss, trainer, losses, r, stage.loss_start(r), ranks / counted) for r in shards]
             try:
-                trainer.step(step_losses)
+                with timed("learn"):
+                    trainer.step(step_losses)
             except NotFiniteError as error:
                 raise NotFiniteError(f"{error} ({_culprits(trainer, shards, stage.loss_start)})") from error
             if (step + 1) % log_every and step + 1 < spec.steps:
@@ -186,21 +189,23 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, group: Alone
             journal.log(step + 1, **{spec.kind: measured | speed})
             read, tokens = now, 0
             if step + 1 - reported >= report_every or step + 1 == spec.steps:
-                group.report({"stage": spec.label, "step": step + 1, "steps": spec.steps, **measured, **speed})
+                with timed("report"):
+                    group.report({"stage": spec.label, "step": step + 1, "steps": spec.steps, **measured, **speed})
                 reported = step + 1
                 warned, leaving = leaving, group.leaving()
                 if leaving and not warned:
                     checkpointed = -math.inf  # a node is about to be taken away: save now
             # Here, where the loss meters of all ranks are empty, so that a continued run draws the same curve.
             if rank == 0 and now - checkpointed > execution.checkpoint_every_s:
-                _checkpoint(trainer, journal, spec, store)
+                with timed("checkpoint"):
+                    _checkpoint(trainer, journal, spec, store)
                 checkpointed = time.monotonic()
 
     if rank == 0:
         with naming(lambda: f"{spec.label}, publishing"), TemporaryDirectory() as folder:
             decoder.save(module, Path(folder) / "model")
             journal.save(Path(folder))
-            store.publish(spec, Path(folder), journal.provenance(execution))
+            store.publish(spec, Path(folder), journal.provenance(execution, timed.seconds))
 
 
 def _nll(trainer: Trainer, rectangle: Rectangle, start: int) -> Tensor:

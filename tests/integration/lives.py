@@ -39,6 +39,10 @@ class LocalCrew:
         self.sync = self._sampler.sync
         self.generate = self._sampler.generate
 
+    def start(self, *request: Any) -> Callable[[], Any]:
+        drawn = self.generate(*request)
+        return lambda: drawn
+
     def call(self, method: str, *arguments: Any) -> Any:
         return getattr(self._learner, method)(*arguments)
 
