@@ -86,11 +86,15 @@ class Stage(Value):
 
     #: Version of what the stage's code promises; raise it when the same settings would give another result.
     contract: ClassVar[int] = 1
+    #: Settings that came after stages had been stored. At its default such a setting is no part of the id, so that what
+    #: was made without it is found again; the default has to mean what was done before, and can never change.
+    added: ClassVar[frozenset[str]] = frozenset()
 
     @cached_property
     def id(self) -> str:
         """``kind-`` and 16 hex digits of the SHA-256 of the canonical value, parents included."""
-        fields: dict[str, Any] = {"contract": self.contract, **self.model_dump(exclude={"init"})}
+        as_before = {name for name in self.added if getattr(self, name) == type(self).model_fields[name].default}
+        fields: dict[str, Any] = {"contract": self.contract, **self.model_dump(exclude={"init", *as_before})}
         if self.parent:
             fields["init"] = self.parent.id
         return f"{fields['kind']}-{hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:16]}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rayexp.presets import Budget
 from rayexp.spec import GRPO, SFT, Decoder, Evaluate, Pretrain, Stage
@@ -25,11 +26,12 @@ class Grid:
 
 
 def chains(
-    world: World, budget: Budget, grid: Grid, prompts: Sequence[str], decoder: Decoder | None = None
+    world: World, budget: Budget, grid: Grid, prompts: Sequence[str], decoder: Decoder | None = None, **grpo: Any
 ) -> list[Stage]:
     """Pretraining, SFT, then GRPO for every arm of ``prompts`` and every beta; everything measured.
 
-    Stages that two chains share appear once in a plan, because they are equal.
+    Stages that two chains share appear once in a plan, because they are equal. grpo: settings of every GRPO stage that
+    are not to have their defaults, such as ``advantage="mean_only"``. Raises ValidationError on one it can't have.
     """
     decoder = decoder or fitting(budget.decoder, world)
     stages: list[Stage] = []
@@ -56,6 +58,7 @@ def chains(
                         "group_size": budget.grpo_group_size,
                         "optimiser": budget.grpo,
                         "seed": seed,
+                        **grpo,
                     }
                 )
                 for arm in prompts
