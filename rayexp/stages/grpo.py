@@ -128,10 +128,14 @@ class Task:
         return [self._budgets[number % len(self._budgets)] for number in self.numbers(step)]
 
     def rewards(self, prompts: Sequence[Sequence[int]], completions: Completions) -> np.ndarray:
-        """1 for a completion that ends in the right string, else 0: float32 [P, G]."""
+        """The reward of every completion: float32 [P, G]."""
         group = self._spec.group_size
-        right = [self._verifier.judge(prompts[i // group], row).answer for i, row in enumerate(completions.rows)]
-        return np.array(right, dtype=np.float32).reshape(-1, group)
+        earned = [self._reward(prompts[i // group], row) for i, row in enumerate(completions.rows)]
+        return np.array(earned, dtype=np.float32).reshape(-1, group)
+
+    def _reward(self, prompt: Sequence[int], completion: Sequence[int]) -> float:
+        """1 for a completion that ends in the right string, else 0."""
+        return float(self._verifier.judge(prompt, completion).answer)
 
 
 def rollout_statistics(rewards_PG: np.ndarray, completions: Completions) -> dict[str, float]:
