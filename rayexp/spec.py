@@ -191,6 +191,7 @@ class GRPO(Stage):
     probabilities that the sampler recorded.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"staleness"})
     kind: Literal["grpo"] = "grpo"
     init: "Annotated[Pretrain | SFT | GRPO, Field(discriminator='kind')]"
     prompts: Literal["id", "ood", "probe"]

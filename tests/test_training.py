@@ -286,6 +286,33 @@ def test_equal_rewards_and_no_kl_leave_the_weights_alone(model):
     assert same(weights(model), before)
 
 
+def test_stale_samples_are_weighed_by_the_ratio_to_the_policy_that_drew_them(model):
+    """Gradient of the first update, against the loss by hand: the mean over tokens of -min(r A, clip(r) A)."""
+    spec = grpo_spec(staleness=1, kl_beta=0.0, advantage="mean_only")
+    drawn = rollouts(decoders.build(MICRO, seed=2))
+    learner = PolicyLearner(spec, model)
+    batches = rollout_batches(*drawn)
+    total = torch.zeros(())
+    for batch in batches:
+        tokens_NC, mask_NC = torch.tensor(batch.tokens_NC), torch.tensor(batch.mask_NC)
+        rewards_PG = torch.tensor(batch.rewards_PG)
+        advantage_N1 = (rewards_PG - rewards_PG.mean(dim=1, keepdim=True)).reshape(-1, 1)
+        logprobs_NCV = group_logprobs(model, torch.tensor(batch.prompts_PT, dtype=torch.int64), tokens_NC)
+        chosen_NC = logprobs_NCV.gather(-1, tokens_NC[..., None]).squeeze(-1)
+        ratio_NC = (chosen_NC - torch.tensor(batch.sampler_logprobs_NC)).exp()
+        gain_NC = torch.minimum(ratio_NC * advantage_N1, ratio_NC.clamp(0.8, 1.2) * advantage_N1) * mask_NC
+        total = total - (gain_NC.sum(dim=1) / mask_NC.sum(dim=1)).sum()
+    (total / drawn[3].size).backward()
+    expected = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    model.zero_grad()
+    found = learner.update(batches, max_logprob_mismatch=1e-9)
+    assert found["grad_norm"] == pytest.approx(expected.item(), rel=1e-4)
+    assert found["max_logprob_mismatch"] > 0.1
+    assert found["clipped"] > 0
+    with pytest.raises(MismatchError):
+        PolicyLearner(grpo_spec(kl_beta=0.0), model).update(batches, max_logprob_mismatch=1e-9)
+
+
 def test_weights_that_were_handed_out_do_not_follow_the_learner(model):
     learner = PolicyLearner(grpo_spec(), model)
     handed_out = learner.weights()

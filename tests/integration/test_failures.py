@@ -14,7 +14,7 @@ import ray
 
 from rayexp.actors import crew as crews
 from rayexp.actors.remote import RemoteTimeoutError
-from rayexp.errors import NotFiniteError
+from rayexp.errors import NotFiniteError, StageError
 from rayexp.files import Files, StoreError
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import Execution
@@ -155,6 +155,35 @@ def test_storage_that_hangs_ends_the_stage_with_its_name(alone, execution, monke
     short = execution.model_copy(update={"timeout_s": 2.0})
     with pytest.raises(StoreError, match=r"step 1: no answer from the store .* \(write work/\S+\) within 2 s"):
         grpo_stage.run(STAGE, [], short, lambda report: None)
+
+
+def test_stale_rollouts_survive_an_interruption(alone, execution, tmp_path, monkeypatch):
+    """Each step but the first learns from weights before the last update, also behind a checkpoint."""
+
+    def odd(self, prompts, completions):  # a reward that this decoder does get
+        return (completions.tokens_NC[:, 0] % 2).astype(np.float32).reshape(-1, STAGE.group_size)
+
+    monkeypatch.setattr(grpo_stage.Task, "rewards", odd)
+    stage = STAGE.model_copy(update={"staleness": 1})
+    elsewhere = execution.model_copy(update={"store": str(tmp_path / "undisturbed")})
+    shutil.copytree(execution.store, elsewhere.store)
+
+    def stop(report):
+        if report["step"] == 3:
+            raise InterruptedError
+
+    with pytest.raises(StageError, match="step 3"):
+        grpo_stage.run(stage, [], execution, stop)
+    grpo_stage.run(stage, [], execution, lambda report: None)
+    grpo_stage.run(stage, [], elsewhere, lambda report: None)
+    found, expected = Store(execution.store), Store(elsewhere.store)
+    assert weights_digest(found, stage) == weights_digest(expected, stage)
+    for name in ("metrics.parquet", "rollouts.parquet"):
+        assert found.table(stage.id, name).equals(expected.table(stage.id, name))
+    drawn = expected.table(stage.id, "rollouts.parquet").to_pandas()
+    assert drawn.groupby("step")["weight_version"].unique().map(list).to_list() == [[0], [0], [1], [2], [3]]
+    grpo_stage.run(STAGE, [], elsewhere, lambda report: None)
+    assert weights_digest(expected, STAGE) != weights_digest(expected, stage)
 
 
 @pytest.mark.parametrize("what", ["the reward", "the sampler's log-probability"])
