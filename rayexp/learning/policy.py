@@ -55,7 +55,9 @@ class PolicyLearner:
 
     def __init__(self, spec: GRPO, model: LlamaForCausalLM) -> None:
         self.model = model
-        self.reference = copy.deepcopy(model).requires_grad_(False) if spec.kl_beta > 0 else None
+        # Only ever run without gradients. Its parameters would still have them: torch picks other kernels where they do
+        # not, and a policy that equals its reference would seem to differ from it by rounding.
+        self.reference = copy.deepcopy(model) if spec.kl_beta > 0 else None
         self.trainer = Trainer(model, spec.optimiser, spec.steps * spec.updates)
         self._spec = spec
         self._settings = GRPOSettings(

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
 from rayexp.actors.learner import Learner
 from rayexp.files import Files
 from rayexp.learning import decoder
+from rayexp.sampling.protocol import Completions
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import GRPO, Execution
 from rayexp.stages import grpo as grpo_stage
@@ -53,6 +55,11 @@ class LocalCrew:
         pass
 
 
+def odd_rewards(self: grpo_stage.Task, prompts: Any, completions: Completions) -> np.ndarray:
+    """A reward that an untrained decoder does get, so that GRPO has something to learn."""
+    return (completions.tokens_NC[:, 0] % 2).astype(np.float32).reshape(len(prompts), -1)
+
+
 @contextmanager
 def local_crew(spec: GRPO, execution: Execution):
     yield LocalCrew(spec, execution)
@@ -92,6 +99,7 @@ def live(store: str, at_step: str | None = None, at_operation: int | None = None
         mock.patch.object(pretrain_stage, "batch", before_step("pretrain", pretrain_stage.batch)),
         mock.patch.object(sft_stage, "batch", before_step("sft", sft_stage.batch)),
         mock.patch.object(grpo_stage.Task, "numbers", prompts),
+        mock.patch.object(grpo_stage.Task, "rewards", odd_rewards),
         mock.patch.object(grpo_stage, "crew_for", local_crew),
         mock.patch.object(Files, "_within_limit", counted),
     ):

@@ -48,6 +48,8 @@ def test_killed_at_every_step_of_every_stage(undisturbed, tmp_path):
         assert exit_code(tmp_path, at_step=step) == -signal.SIGKILL, step
     assert exit_code(tmp_path) == 0
     assert result(tmp_path) == undisturbed
+    hashes = undisturbed[1]
+    assert hashes[lives.REINFORCED.id] != hashes[lives.TUNED.id], "GRPO learnt nothing: this proved little of it"
 
 
 def test_killed_at_operations_of_the_store(undisturbed, tmp_path):

@@ -159,11 +159,7 @@ def test_storage_that_hangs_ends_the_stage_with_its_name(alone, execution, monke
 
 def test_stale_rollouts_survive_an_interruption(alone, execution, tmp_path, monkeypatch):
     """Each step but the first learns from weights before the last update, also behind a checkpoint."""
-
-    def odd(self, prompts, completions):  # a reward that this decoder does get
-        return (completions.tokens_NC[:, 0] % 2).astype(np.float32).reshape(-1, STAGE.group_size)
-
-    monkeypatch.setattr(grpo_stage.Task, "rewards", odd)
+    monkeypatch.setattr(grpo_stage.Task, "rewards", lives.odd_rewards)
     stage = STAGE.model_copy(update={"staleness": 1})
     elsewhere = execution.model_copy(update={"store": str(tmp_path / "undisturbed")})
     shutil.copytree(execution.store, elsewhere.store)
