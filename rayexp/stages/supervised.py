@@ -25,6 +25,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.v2._internal.execution import context
 from ray.train.v2.api.exceptions import WorkerGroupError
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rayexp.errors import NotFiniteError, PermanentError, StageError, first_line, naming, sentence
 from rayexp.journal import Journal, Stopwatch
@@ -33,10 +34,14 @@ from rayexp.learning.trainer import Trainer, learning_rate
 from rayexp.spec import SFT, Evaluate, Execution, Pretrain, Stage, parse_stage
 from rayexp.stages import evaluate, pretrain, sft
 from rayexp.store import Store
-from rayexp.world import Rectangle
+from rayexp.world import Rectangle, vocabulary
 
 Progress = Callable[[dict[str, Any]], None]
 
+#: Estimated FLOP of a stage above which a GPU gains more from compiled kernels than the minute that compiling takes, at
+#: some 150 TFLOP/s without and twice as many with them.
+COMPILED_FLOP = 2e16
+COMPILED_ON = "cuda"
 POINTS_PER_CURVE = 100
 #: A report to Ray waits until the one before has been fetched; the journal does not.
 STEPS_BETWEEN_REPORTS = 25
@@ -162,23 +167,25 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, group: Alone
     journal = Journal()
     timed = Stopwatch()
     _restore(trainer, journal, spec, store, group)
+    if device.type == COMPILED_ON and _training_flop(spec) > COMPILED_FLOP:
+        trainer.compile()
 
     log_every = max(1, spec.steps // POINTS_PER_CURVE)
     report_every = max(STEPS_BETWEEN_REPORTS, log_every)
     losses = _LossMeter(device)
     checkpointed = read = time.monotonic()
     reported, tokens, leaving = trainer.completed_steps, 0, False
+    batches = _Ahead(partial(stage.batch, spec), spec.steps, timed)
     while (step := trainer.completed_steps) < spec.steps:
         with naming(lambda step=step: f"{spec.label}, rank {rank}, step {step + 1}"):
-            with timed("samples"):
-                rectangles = stage.batch(spec, step)
+            rectangles = batches.take(step)
             counted = sum(r.tokens_NT.size - len(r.tokens_NT) * stage.loss_start(r) for r in rectangles)
             tokens += sum(r.tokens_NT.size for r in rectangles)
             shards = [rectangle.shard(rank, ranks) for rectangle in rectangles]
             step_losses = [partial(_loss, trainer, losses, r, stage.loss_start(r), ranks / counted) for r in shards]
             try:
                 with timed("learn"):
-                    trainer.step(step_losses)
+                    trainer.step(step_losses, meanwhile=partial(batches.make, step + 1))
             except NotFiniteError as error:
                 raise NotFiniteError(f"{error} ({_culprits(trainer, shards, stage.loss_start)})") from error
             if (step + 1) % log_every and step + 1 < spec.steps:
@@ -208,12 +215,41 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, group: Alone
             store.publish(spec, Path(folder), journal.provenance(execution, timed.seconds))
 
 
+class _Ahead:
+    """Batches, each made while the device is at work on the one before."""
+
+    def __init__(self, make: Callable[[int], list[Rectangle]], steps: int, timed: Stopwatch) -> None:
+        self._make, self._steps, self._timed = make, steps, timed
+        self._made: tuple[int, list[Rectangle]] | None = None
+
+    def make(self, step: int) -> None:
+        """Make the batch of a step, if there is such a step."""
+        if step < self._steps:
+            with self._timed("samples"):
+                self._made = (step, self._make(step))
+
+    def take(self, step: int) -> list[Rectangle]:
+        """The batch of a step."""
+        if self._made is None or self._made[0] != step:
+            self.make(step)
+        assert self._made is not None
+        return self._made[1]
+
+
+def _training_flop(spec: Pretrain | SFT) -> float:
+    """6 for each parameter and token."""
+    epochs = spec.epochs if isinstance(spec, SFT) else 1
+    return 6.0 * spec.root.decoder.parameters(vocabulary.SIZE) * spec.root.world.max_tokens * spec.samples * epochs
+
+
 def _nll(trainer: Trainer, rectangle: Rectangle, start: int) -> Tensor:
     """Summed next-token loss of each sample, in nats."""
-    tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64)).to(trainer.device)
+    tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64)).to(trainer.device, non_blocking=True)
+    rows = len(tokens_NT)
+    inputs_NT = functional.pad(tokens_NT[:, :-1], (0, 0, 0, -rows % trainer.row_multiple), value=vocabulary.PAD)
     with trainer.precision():
-        logits_NTV = trainer.model(input_ids=tokens_NT[:, :-1], use_cache=False).logits
-    return objectives.next_token_loss(logits_NTV, tokens_NT, start)
+        logits_NTV = trainer.model(input_ids=inputs_NT, use_cache=False).logits
+    return objectives.next_token_loss(logits_NTV[:rows], tokens_NT, start)
 
 
 @torch.no_grad()

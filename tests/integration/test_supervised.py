@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from rayexp.learning.trainer import Trainer
 from rayexp.spec import Execution
 from rayexp.stages import pretrain as pretrain_stage
 from rayexp.stages import supervised
@@ -36,6 +37,31 @@ def chain():
     base = pretrain()
     tuned = sft(base)
     return base, tuned, [base, evaluate(base), tuned, evaluate(tuned)]
+
+
+def test_a_compiled_decoder_reads_padded_rows_and_learns_the_same(monkeypatch, tmp_path):
+    """What a GPU does with a long stage; captured, but not translated, so that the numbers are those of the others."""
+    shapes = set()
+
+    def backend(graph, inputs):
+        shapes.add(tuple(next(t.shape for t in inputs if t.dtype == torch.int64 and t.ndim == 2)))
+        return graph.forward
+
+    def compiled(self):
+        torch.nn.Module.compile(self.module, dynamic=False, backend=backend)
+        self.row_multiple = 64
+
+    base = pretrain()
+    plain, fused = (Execution(store=str(tmp_path / name)) for name in ("plain", "fused"))
+    supervised.run_in_process([base], plain, lambda report: None)
+    monkeypatch.setattr(Trainer, "compile", compiled)
+    monkeypatch.setattr(supervised, "COMPILED_FLOP", 0.0)
+    monkeypatch.setattr(supervised, "COMPILED_ON", "cpu")
+    supervised.run_in_process([base], fused, lambda report: None)
+    assert len(shapes) > 1
+    assert all(rows % 64 == 0 for rows, _ in shapes)
+    expected, found = (losses(Store(execution.store), base) for execution in (plain, fused))
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
