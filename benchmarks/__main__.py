@@ -1,56 +1,105 @@
 """Ratios of this project to its peers on this machine, one thread each.
 
-    python -m benchmarks               all of them, in under four minutes
+    python -m benchmarks               all of them; the whole takes about half an hour
     python -m benchmarks world sync    some of them
+    python -m benchmarks --write       and put their tables into docs/performance.md
+    python -m benchmarks regression    the short form that CI runs
 
-Each benchmark runs in a fresh process. The exit code is 1 if a target was missed.
+Each benchmark runs in a fresh process. The exit code is 1 if a target was missed. Peers come with the extra ``bench``.
 """
 
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
-from typing import Literal
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, get_args
 
 import tyro
 
 from benchmarks.measure import Row
 
-Name = Literal["world", "plan", "pretrain", "rollouts", "sync"]
-BENCHMARKS: tuple[Name, ...] = ("world", "plan", "pretrain", "rollouts", "sync")
+OnThePage = Literal[
+    "world", "plan", "pretrain", "rollouts", "step", "sync", "evaluation", "staleness", "growth", "nodes", "sweep"
+]
+BENCHMARKS: tuple[OnThePage, ...] = get_args(OnThePage)
+Name = OnThePage | Literal["regression"]
 #: Both sides get one thread, in whichever library they compute.
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+#: These are of a whole machine.
+WHOLE_MACHINE = ("nodes", "sweep")
 HEADER = ("benchmark", "case", "ours", "peer", "ratio", "target", "verdict")
-WIDTHS = (10, 26, 30, 30, 7, 14, 7)
+WIDTHS = (10, 30, 34, 24, 7, 14, 7)
 VERDICTS = {True: "met", False: "MISSED", None: ""}
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
 
-def main(names: tyro.conf.Positional[tuple[Name, ...]] = ()) -> int:
+def main(names: tyro.conf.Positional[tuple[Name, ...]] = (), write: bool = False) -> int:
     """Run benchmarks and print their table.
 
     Args:
         names: Which ones; all if none is given.
+        write: Replace the tables of these benchmarks in docs/performance.md.
     """
     print_row(HEADER)
     missed = False
     for name in names or BENCHMARKS:
-        for row in rows(name):
-            print_row((name, row.case, row.ours, row.peer, row.ratio, row.target, VERDICTS[row.met]))
+        found = rows(name)
+        for row in found:
+            print_row((name, *cells(row)))
             missed |= row.met is False
+        if write:
+            PAGE.write_text(with_table(PAGE.read_text(), name, found))
     return int(missed)
 
 
 def rows(name: Name) -> list[Row]:
     """Run one benchmark. Ends the program with the benchmark's own words if it fails."""
     command = [sys.executable, "-m", f"benchmarks.{name}"]
-    done = subprocess.run(command, env=os.environ | ONE_THREAD, capture_output=True, text=True)
+    environment = os.environ | ({} if name in WHOLE_MACHINE else ONE_THREAD)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"benchmark {name} failed:\n{done.stdout}{done.stderr}")
-    return [Row(**fields) for fields in json.loads(done.stdout.splitlines()[-1])]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith('[{"case"')]
+    return [Row(**fields) for fields in json.loads(line)]
 
 
-def print_row(cells: tuple[str, ...]) -> None:
-    print("  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip(), flush=True)
+def cells(row: Row) -> tuple[str, ...]:
+    return (row.case, row.ours, row.peer, row.ratio, row.target, VERDICTS[row.met])
+
+
+def print_row(texts: tuple[str, ...]) -> None:
+    print("  ".join(text.ljust(width) for text, width in zip(texts, WIDTHS, strict=True)).rstrip(), flush=True)
+
+
+def with_table(page: str, name: str, found: list[Row]) -> str:
+    """The page with the table of one benchmark between its two marks replaced. Raises ValueError without the marks."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if begin not in page or end not in page:
+        raise ValueError(f"{PAGE} has no place for the benchmark {name}; allowed: a line {begin} and a line {end}")
+    lines = [
+        f"Run on {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores of {processor()}, torch {version('torch')}.",
+        "",
+        "| " + " | ".join(HEADER[1:]) + " |",
+        "|---|---|---|---:|---|---|",
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in found),
+    ]
+    table = "\n".join([begin, *lines, end])
+    return re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: table, page, flags=re.DOTALL)
+
+
+def processor() -> str:
+    """The processor's name."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -1,82 +1,151 @@
-"""Completions by VLLMSampler, by the engine in it called directly, and by TorchSampler: the same prompts and weights.
+"""Completions by VLLMSampler, by the engine in it called directly, by TorchSampler and by HF generate: the same prompts
+and weights.
 
 The direct call asks for what GRPO needs (a seed for each prompt, log-probabilities of what was drawn) and throws its
-answer away: what VLLMSampler adds is its bookkeeping. A second one leaves the seeds out, and shows what they cost.
+answer away: what VLLMSampler adds is its bookkeeping. A second one leaves the seeds out, and shows what they cost. In
+its actor: by the wall clock, from the driver's question to its answer, against the direct call in the same process.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 
 from benchmarks.measure import Row, Samples, alternate, publish
+from rayexp.actors.rollout import RolloutFleet
 from rayexp.learning import decoder
-from rayexp.presets import DECODERS
+from rayexp.presets import DECODERS, SCALES
 from rayexp.sampling.protocol import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
+from rayexp.spec import GRPO, Execution, Pretrain
+from rayexp.sweep import runtime
 from rayexp.world import Corpus, World, vocabulary
 
 PROMPTS = 64
 GROUP = 8
-ROUNDS = 9
-TARGET = 0.9
+ROUNDS = {"tiny": 9, "paper": 3}
+OF_DIRECT, OF_VLLM = 0.9, 3.0
 
 
 def run() -> list[Row]:
+    rows = [row for name, rounds in ROUNDS.items() for row in in_process(name, rounds)]
+    return [*rows, in_its_actor("tiny", ROUNDS["tiny"])]
+
+
+def questions(world: World) -> tuple[list[list[int]], list[int], list[int]]:
+    """Prompts, seeds, and most tokens of each completion."""
+    rectangles = Corpus(world, seed=0).tasks("grpo", "ood", np.arange(PROMPTS))
+    prompts = [prompt.tolist() for rectangle in rectangles for prompt in rectangle.prompts]
+    seeds = [prompt_seed(0, "benchmark", i) for i in range(PROMPTS)]
+    return prompts, seeds, [world.completion_budget(world.cells.ood[0])] * PROMPTS
+
+
+def in_process(name: str, rounds: int) -> list[Row]:
     device = decoder.resolve_device("auto")
-    shape, world = DECODERS["tiny"], World("composition")
+    shape = DECODERS[name]
     model = decoder.build(shape, 0, device)
     reference = TorchSampler(model)
     sampler = VLLMSampler(shape, device=device.type)
     sampler.sync({name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}, version=0)
     torch.set_num_threads(1)  # after vLLM, which sets it too
-
-    rectangles = Corpus(world, seed=0).tasks("grpo", "ood", np.arange(PROMPTS))
-    prompts = [prompt.tolist() for rectangle in rectangles for prompt in rectangle.prompts]
-    seeds = [prompt_seed(0, "benchmark", i) for i in range(PROMPTS)]
-    limits = [world.completion_budget(world.cells.ood[0])] * PROMPTS
-
+    prompts, seeds, limits = questions(World("composition"))
     timed = alternate(
         {
             "sampler": lambda: sampler.generate(prompts, seeds, GROUP, limits),
-            "vLLM": direct(sampler, prompts, seeds, limits),
-            "vLLM, unseeded": direct(sampler, prompts, [None] * PROMPTS, limits),
+            "vLLM": lambda: direct(sampler, prompts, seeds, limits),
+            "vLLM, unseeded": lambda: direct(sampler, prompts, [None] * PROMPTS, limits),
             "torch": lambda: reference.generate(prompts, seeds, GROUP, limits),
+            "HF generate": hf_generate(model, prompts, limits[0]),
         },
-        ROUNDS,
+        rounds,
         device.type,
     )
     return [
-        row("VLLMSampler : vLLM", timed["sampler"], timed["vLLM"], TARGET),
-        row("VLLMSampler : unseeded", timed["sampler"], timed["vLLM, unseeded"]),
-        row("TorchSampler : vLLM", timed["torch"], timed["vLLM"]),
+        row(f"{name}, VLLMSampler : vLLM", timed["sampler"], timed["vLLM"], OF_DIRECT),
+        row(f"{name}, the same : unseeded", timed["sampler"], timed["vLLM, unseeded"]),
+        row(f"{name}, TorchSampler : vLLM", timed["torch"], timed["vLLM"], OF_VLLM if name == "tiny" else None),
+        row(f"{name}, TorchSampler : HF", timed["torch"], timed["HF generate"]),
     ]
 
 
-def direct(
-    sampler: VLLMSampler, prompts: list[list[int]], seeds: Sequence[int | None], limits: list[int]
-) -> Callable[[], Any]:
+def hf_generate(model: Any, prompts: list[list[int]], limit: int) -> Callable[[], Any]:
+    """``model.generate``, with what it needs to be told so that it does the same work."""
+    ids_NT = torch.tensor(prompts, device=model.device).repeat_interleave(GROUP, dim=0)
+    settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": limit}
+    tokens = {"pad_token_id": vocabulary.PAD, "eos_token_id": vocabulary.EOS}
+    mask_NT = torch.ones_like(ids_NT)
+    return lambda: model.generate(ids_NT, attention_mask=mask_NT, **settings, **tokens)
+
+
+def in_its_actor(name: str, rounds: int) -> Row:
+    """What a GRPO stage waits for, against the direct call, timed where it is made."""
+    budget, world = SCALES[name], World("composition")
+    base = Pretrain(
+        world=world,
+        decoder=DECODERS[name],
+        ood_ratio=0.0,
+        samples=1,
+        batch_samples=1,
+        optimiser=budget.pretrain,
+        seed=0,
+    )
+    spec = GRPO(init=base, prompts="ood", kl_beta=0.0, optimiser=budget.grpo, seed=0)
+    prompts, seeds, limits = questions(world)
+
+    def direct_call(worker: Any) -> float:
+        started = time.perf_counter()
+        direct(worker._sampler, prompts, seeds, limits)
+        return time.perf_counter() - started
+
+    runtime.connect(cpus=2)
+    fleet = RolloutFleet(spec, Execution())
+    weights = {key: tensor.numpy() for key, tensor in decoder.build(DECODERS[name], 0).state_dict().items()}
+    fleet.sync(ray.put(weights), 0)
+    (actor,) = fleet._workers
+    timed = alternate(
+        {
+            "fleet": wall_clock(lambda: fleet.generate(prompts, seeds, GROUP, limits)),
+            "direct": lambda: ray.get(actor.__ray_call__.remote(direct_call)),
+        },
+        rounds,
+    )
+    fleet.stop()
+    ray.shutdown()
+    return row(f"{name}, in its actor : vLLM", timed["fleet"], timed["direct"], OF_DIRECT)
+
+
+def wall_clock(work: Callable[[], object]) -> Callable[[], float]:
+    """Times itself: the process that asks only waits."""
+
+    def turn() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return turn
+
+
+def direct(sampler: Any, prompts: list[list[int]], seeds: Sequence[int | None], limits: list[int]) -> Any:
     """``LLM.generate`` of the sampler's own engine."""
     from vllm import SamplingParams
 
-    def turn() -> Any:
-        params = [
-            SamplingParams(
-                n=GROUP,
-                seed=seed,
-                temperature=1.0,
-                max_tokens=limit,
-                logprobs=0,
-                stop_token_ids=[vocabulary.EOS],
-                detokenize=False,
-            )
-            for limit, seed in zip(limits, seeds, strict=True)
-        ]
-        return sampler._llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
-
-    return turn
+    params = [
+        SamplingParams(
+            n=GROUP,
+            seed=seed,
+            temperature=1.0,
+            max_tokens=limit,
+            logprobs=0,
+            stop_token_ids=[vocabulary.EOS],
+            detokenize=False,
+        )
+        for limit, seed in zip(limits, seeds, strict=True)
+    ]
+    return sampler._llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
 
 
 def row(case: str, ours: Samples, peer: Samples, target: float | None = None) -> Row:

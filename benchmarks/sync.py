@@ -10,7 +10,7 @@ from rayexp.learning import decoder
 from rayexp.presets import DECODERS
 from rayexp.sampling.vllm_sampler import VLLMSampler
 
-TARGETS_S = {"tiny": 0.05, "paper": 0.5}
+TARGETS_S = {"tiny": 0.01, "paper": 0.1}
 ROUNDS = 7
 
 

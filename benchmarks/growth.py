@@ -1,0 +1,215 @@
+"""How cost grows: seconds and peak memory against each thing that a person may turn up.
+
+The exponent is the slope on logarithmic axes from the smallest to the largest value: 1 is as fast as the work grows,
+less is better. Each point is measured in a process of its own, by that process's CPU seconds; what needs several
+processes (actors, ranks) by the wall clock, on as many cores as the machine has.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.measure import Row, publish
+from benchmarks.plan import peak_mib
+
+#: Growing faster than this is explained in docs/performance.md, or mended.
+TARGET = 1.1
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What is turned up, through which values, and what is measured: the name of a function of this module."""
+
+    name: str
+    values: tuple[int, ...]
+    measure: str
+    #: By how many times the work grows from the first value to the last, where that is not by how many the value does.
+    work: float | None = None
+
+
+GROWTHS = (
+    Growth("prompts a GRPO step", (16, 64, 256), "prompts"),
+    Growth("completions a prompt", (4, 16, 64), "group"),
+    Growth("width of the decoder", (128, 256, 512), "width", work=16),
+    Growth("layers of the decoder", (2, 8, 32), "layers"),
+    Growth("stages in a plan", (120, 11_520, 100_608), "planned"),
+)
+
+
+def run() -> list[Row]:
+    return [*(row(growth) for growth in GROWTHS), *by_wall_clock()]
+
+
+def row(growth: Growth) -> Row:
+    points = [point(growth.measure, value) for value in growth.values]
+    seconds, memory = zip(*points, strict=True)
+    work = growth.work or growth.values[-1] / growth.values[0]
+    exponent = math.log(seconds[-1] / seconds[0]) / math.log(work)
+    return Row(
+        case=f"{growth.name}: {', '.join(f'{value:,}' for value in growth.values)}",
+        ours=f"{', '.join(f'{s:.3g}' for s in seconds)} s; {', '.join(f'{m:,.0f}' for m in memory)} MiB",
+        ratio=f"{exponent:.2f}",
+        target=f"<= {TARGET}",
+        met=exponent <= TARGET,
+    )
+
+
+def point(measure: str, value: int) -> tuple[float, float]:
+    """Seconds and peak MiB, measured in a child."""
+    command = [sys.executable, "-m", "benchmarks.growth", measure, str(value)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    seconds, memory = json.loads(done.stdout.splitlines()[-1])
+    return seconds, memory
+
+
+def best(work: Callable[[], object]) -> float:
+    """CPU seconds of the fastest of some rounds, after one that is not timed."""
+    work()
+    seconds = []
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        work()
+        seconds.append(time.process_time() - started)
+    return min(seconds)
+
+
+# What a child measures
+
+
+def grpo_step(prompts: int = 32, group: int = 8, **decoder: int) -> float:
+    """One step of GRPO in this process: rollouts, rewards, reference, update."""
+    import torch
+
+    from benchmarks.step import Case, Parts, our_steps, reinforcement
+
+    torch.set_num_threads(1)
+    spec = reinforcement(Case("tiny", ROUNDS), "fp32")
+    root = spec.root.model_copy(update={"decoder": spec.root.decoder.model_copy(update=decoder)})
+    init = spec.init.model_copy(update={"init": root})
+    spec = spec.model_copy(update={"init": init, "prompts_per_step": prompts, "group_size": group})
+    return best(our_steps(spec, Parts()))
+
+
+def planned(stages: int) -> float:
+    """Planning some studies and asking what to run first."""
+    from rayexp.presets import SCALES
+    from rayexp.studies import STUDIES, Grid
+    from rayexp.sweep.plan import Plan
+
+    budget = SCALES["paper"]
+    per_seed = len(
+        Plan.of("", STUDIES["composition"](budget, Grid(budget.ood_ratios, budget.kl_betas, (0,))), ()).stages
+    )
+
+    def work() -> None:
+        grid = Grid(budget.ood_ratios, budget.kl_betas, range(max(1, stages // per_seed)))
+        plan = Plan.of("", STUDIES["composition"](budget, grid), ())
+        plan.summary()
+
+    return best(work)
+
+
+MEASURES: dict[str, Callable[[int], float]] = {
+    "prompts": lambda value: grpo_step(prompts=value),
+    "group": lambda value: grpo_step(group=value),
+    "width": lambda value: grpo_step(width=value, ff_width=3 * value, heads=value // 32, kv_heads=value // 32),
+    "layers": lambda value: grpo_step(layers=value),
+    "planned": planned,
+}
+
+
+# What takes several processes
+
+
+def by_wall_clock() -> Iterator[Row]:
+    """Rollout actors, ranks and trials at once; on few cores they share what there is, so there is no target."""
+    import ray
+
+    from rayexp.sweep import runtime
+
+    runtime.connect(cpus=8)
+    cores = os.cpu_count()
+    seconds = [rollouts(actors) for actors in (1, 2, 4)]
+    yield Row(f"rollout actors on {cores} cores: 1, 2, 4", f"{listed(seconds)} s for the same completions")
+    seconds = [ranks(workers) for workers in (1, 2)]
+    yield Row(f"Train workers on {cores} cores: 1, 2", f"{listed(seconds)} s for the same stage, start included")
+    seconds = [trials(at_once) for at_once in (1, 2, 4)]
+    yield Row(f"trials at once on {cores} cores: 1, 2, 4", f"{listed(seconds)} s for the same eight trials")
+    ray.shutdown()
+
+
+def listed(seconds: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in seconds)
+
+
+def rollouts(actors: int) -> float:
+    """Seconds of the fastest of some generations by a fleet."""
+    import numpy as np
+    import ray
+
+    from benchmarks.step import Case, reinforcement
+    from rayexp.actors.rollout import RolloutFleet
+    from rayexp.learning import decoder
+    from rayexp.spec import Execution
+    from rayexp.stages.grpo import Task
+
+    spec = reinforcement(Case("tiny", ROUNDS), "fp32").model_copy(update={"prompts_per_step": 256})
+    fleet = RolloutFleet(spec, Execution(rollout_workers=actors))
+    model = decoder.build(spec.root.decoder, 0)
+    fleet.sync(ray.put({name: np.array(tensor) for name, tensor in model.state_dict().items()}), 0)
+    task, seconds = Task(spec), []
+    for step in range(1 + ROUNDS):
+        started = time.monotonic()
+        fleet.generate(*task.request(step))
+        seconds.append(time.monotonic() - started)
+    fleet.stop()
+    return min(seconds[1:])
+
+
+def ranks(workers: int) -> float:
+    """Seconds of a pretraining run in a worker group."""
+    from benchmarks.step import Case, reinforcement
+    from rayexp.spec import Execution
+    from rayexp.stages import supervised
+
+    root = reinforcement(Case("tiny", ROUNDS), "fp32").root.model_copy(
+        update={"samples": 40 * 256, "batch_samples": 256}
+    )
+    with TemporaryDirectory() as folder:
+        started = time.monotonic()
+        supervised.run([root], Execution(store=folder, train_workers=workers))
+        return time.monotonic() - started
+
+
+def trials(at_once: int) -> float:
+    """Seconds of a sweep of eight pretraining runs."""
+    from benchmarks.nodes import plan
+    from rayexp.spec import Execution
+    from rayexp.sweep import tune
+
+    chains = [stage.model_copy(update={"samples": 10_000}) for stage in plan(8).stages]
+    with TemporaryDirectory() as folder:
+        started = time.monotonic()
+        tune.run(plan_of(chains), Execution(store=folder, max_concurrent=at_once))
+        return time.monotonic() - started
+
+
+def plan_of(stages: list[Any]) -> Any:
+    from rayexp.sweep.plan import Plan
+
+    return Plan.of("growth", stages, ())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(json.dumps([MEASURES[sys.argv[1]](int(sys.argv[2])), peak_mib()]))
+    else:
+        publish(run())

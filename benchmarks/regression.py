@@ -1,0 +1,80 @@
+"""Has something become slow? Ratios that hold on any machine, taken in half a minute; CI fails where one has halved."""
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmarks import evaluation, pretrain
+from benchmarks.measure import Row, Samples, alternate, publish
+from benchmarks.rollouts import GROUP, hf_generate, questions
+from benchmarks.step import Case, reinforcement
+from rayexp.learning import decoder
+from rayexp.learning.policy import completion_logprobs, group_logprobs
+from rayexp.presets import DECODERS
+from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.world import World
+
+ROUNDS = 5
+#: What was measured when it was last looked at, by name; half of it fails.
+RECORDED = {
+    "pretraining : a loop": 1.0,
+    "learner : each completion by itself": 2.0,
+    "TorchSampler : HF generate": 2.2,
+    "exact Q : sampling": 40.0,
+}
+
+
+def run() -> list[Row]:
+    torch.set_num_threads(1)
+    found = dict(zip(RECORDED, (pretraining(), learning(), sampling(), measuring()), strict=True))
+    rows = []
+    for name, recorded in RECORDED.items():
+        ratio, floor = found[name], recorded / 2
+        rows.append(Row(name, f"once {recorded:g}", ratio=f"{ratio:.2f}", target=f">= {floor:g}", met=ratio >= floor))
+    return rows
+
+
+def pretraining() -> float:
+    """A step of a stage, against the loop that one would write."""
+    case = pretrain.Case("tiny", "fp32", 256, 2, ROUNDS, 0.0)
+    spec = pretrain.pretraining(case)
+    batches = [
+        [torch.from_numpy(rectangle.tokens_NT.astype(np.int64)) for rectangle in pretrain.pretrain.batch(spec, step)]
+        for step in range(spec.steps)
+    ]
+    return ratio(pretrain.our_steps(spec, case.steps), pretrain.plain_steps(spec, batches, case.steps))
+
+
+def learning() -> float:
+    """Completions that share the reading of their prompt, against each with a prompt of its own; with gradients."""
+    model = decoder.build(DECODERS["tiny"], 0)
+    prompts, _, limits = questions(World("composition"))
+    prompts_PT = torch.tensor(prompts)
+    tokens_NC = torch.randint(8, 34, (len(prompts) * GROUP, limits[0]), generator=torch.Generator().manual_seed(0))
+    whole_NT = torch.cat([prompts_PT.repeat_interleave(GROUP, dim=0), tokens_NC], dim=1)
+    return ratio(
+        lambda: group_logprobs(model, prompts_PT, tokens_NC).sum().backward(),
+        lambda: completion_logprobs(model, whole_NT[:, :-1], limits[0]).sum().backward(),
+    )
+
+
+def sampling() -> float:
+    spec = reinforcement(Case("tiny", ROUNDS), "fp32")
+    model = decoder.build(spec.root.decoder, 0)
+    prompts, seeds, limits = questions(spec.root.world)
+    ours = partial(TorchSampler(model).generate, prompts, seeds, GROUP, limits)
+    return ratio(ours, hf_generate(model, prompts, limits[0]))
+
+
+def measuring() -> float:
+    return float(evaluation.row("tiny").ratio)
+
+
+def ratio(ours, peer) -> float:
+    timed: dict[str, Samples] = alternate({"ours": ours, "peer": peer}, ROUNDS)
+    return timed["ours"].faster_than(timed["peer"])
+
+
+if __name__ == "__main__":
+    publish(run())

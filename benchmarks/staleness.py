@@ -1,0 +1,60 @@
+"""What drawing the next rollouts while the learner works gains in time, and what it costs in the result.
+
+Both arms start from the same decoders and see the same prompts, with vLLM and a learner on a core of their own.
+"""
+
+import time
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from benchmarks.measure import Row, publish
+from rayexp.evaluation.metrics import cluster_bootstrap
+from rayexp.presets import SCALES
+from rayexp.spec import GRPO, Evaluate, Execution, Stage
+from rayexp.stages import grpo, supervised
+from rayexp.store import Store
+from rayexp.studies.grid import Grid, chains
+from rayexp.sweep import runtime
+
+SEEDS = (0, 1, 2)
+RATIO, BETA = 0.01, 0.1
+
+
+def run() -> list[Row]:
+    budget = SCALES["tiny"]
+    grid = Grid((RATIO,), (BETA,), SEEDS)
+    runtime.connect(cpus=4)
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    q: dict[int, list[np.ndarray]] = {0: [], 1: []}
+    with TemporaryDirectory() as folder:
+        execution, store = Execution(store=folder), Store(folder)
+        wanted = chains(grid.world("composition"), budget, grid, prompts=("ood",))
+        for fresh in [stage for stage in wanted if isinstance(stage, GRPO)]:
+            supervised.run_in_process(list(fresh.lineage[:-1]), execution, lambda report: None)
+            grpo.run(fresh.model_copy(update={"steps": 2}), [], execution, lambda report: None)  # starts the actors
+            for staleness, found in seconds.items():
+                stage = fresh.model_copy(update={"staleness": staleness})
+                evaluation = Evaluate.model_validate({"init": stage, "prompts_per_cell": budget.prompts_per_cell})
+                started = time.monotonic()
+                grpo.run(stage, [evaluation], execution, lambda report: None)
+                found.append(time.monotonic() - started)
+                q[staleness].append(mass(store, evaluation))
+    difference = cluster_bootstrap([stale - on for on, stale in zip(q[0], q[1], strict=True)])
+    ratio = float(np.median(np.array(seconds[0]) / np.array(seconds[1])))
+    mean = {staleness: float(np.concatenate(values).mean()) for staleness, values in q.items()}
+    return [
+        Row("staleness 1 : 0, a stage", f"{min(seconds[1]):.1f} s", f"{min(seconds[0]):.1f} s", f"{ratio:.2f}"),
+        Row("mean Q of OOD cells after", f"{mean[1]:.3f}", f"{mean[0]:.3f}", f"{difference.mean:+.3f}"),
+        Row("the difference, 95 %", f"{difference.low:+.3f} to {difference.high:+.3f}, {len(SEEDS)} seeds, paired"),
+    ]
+
+
+def mass(store: Store, evaluation: Stage) -> np.ndarray:
+    """Q of every OOD test prompt."""
+    rows = store.table(evaluation.id, "results.parquet").to_pandas()
+    return np.exp(rows[rows["role"] == "ood"]["log_mass"].to_numpy())
+
+
+if __name__ == "__main__":
+    publish(run())

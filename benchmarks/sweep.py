@@ -1,0 +1,101 @@
+"""``make demo`` as a whole: its wall clock, and how much of it is neither training nor sampling nor scoring.
+
+What a stage's parts took is in its provenance. A trial has one core of work at a time, so that the capacity of a sweep
+is its wall clock times the trials at once; what is left of it after training, sampling, judging and measuring is
+overhead: imports, starts, weight syncs, checkpoints, files, reports, and cores without a trial.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ray import tune as ray_tune
+
+from benchmarks.measure import Row, publish
+from rayexp.presets import SCALES
+from rayexp.spec import GRPO, Evaluate, Execution
+from rayexp.store import Store
+from rayexp.studies import STUDIES, Grid
+from rayexp.sweep import preflight, runtime, tune
+from rayexp.sweep.plan import Plan
+
+#: Parts of a stage that are what a user came for; see ``journal.Stopwatch`` where they are timed.
+WORK = ("samples", "learn", "rollout", "reward")
+MINUTES, OVERHEAD, FIRST_STEP_S, EVALUATION = 8.0, 0.25, 2.0, 0.05
+
+
+@dataclass
+class Starts(ray_tune.Callback):
+    """Seconds from a trial's start to its first report, by the driver's clock."""
+
+    begun: dict[str, float] = field(default_factory=dict)
+    first_s: dict[str, float] = field(default_factory=dict)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.begun[trial.config["trial"]] = time.monotonic()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        self.first_s.setdefault(trial.config["trial"], time.monotonic() - self.begun[trial.config["trial"]])
+
+
+def run(study: str = "demo", scale: str = "tiny") -> list[Row]:
+    started = time.monotonic()
+    budget, starts = SCALES[scale], Starts()
+    plan = Plan.of(study, STUDIES[study](budget, Grid(budget.ood_ratios, budget.kl_betas, budget.seeds)), ())
+    runtime.connect()
+    with TemporaryDirectory() as folder:
+        execution = Execution(store=folder).on(gpus=preflight.capacity().get("GPU", 0.0))
+        at_once = preflight.concurrency(plan, execution)
+        outcome = tune.run(plan, execution, callbacks=[starts])
+        if outcome.failed or outcome.blocked:
+            raise RuntimeError(f"the sweep failed: {outcome}")
+        wall_s = time.monotonic() - started
+        work_s, measured_s, parts = spent(plan, Store(folder))
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 2**20
+    overhead = 1 - (work_s + measured_s) / (wall_s * at_once)
+    # The first trials of each place start its actors; those after them find them warm.
+    warm = sorted(starts.first_s[trial.id] for trial in plan.trials if isinstance(trial.stages[0], GRPO))[:-at_once]
+    share = measured_s / (work_s + measured_s)
+    return [
+        Row(
+            f"{study}-{scale}, {len(plan.trials)} trials",
+            f"{wall_s / 60:.1f} min, {size:.0f} MiB",
+            target=f"<= {MINUTES:g} min",
+            met=wall_s <= 60 * MINUTES,
+        ),
+        Row(
+            "overhead",
+            f"{overhead:.0%} of {at_once} trials' time",
+            target=f"<= {OVERHEAD:.0%}",
+            met=overhead <= OVERHEAD,
+        ),
+        Row("where the rest goes", ", ".join(f"{name} {s / (work_s + measured_s):.0%}" for name, s in parts.items())),
+        Row(
+            "warm GRPO trial to step 1",
+            f"{warm[len(warm) // 2]:.1f} s, at most {warm[-1]:.1f} s",
+            target=f"<= {FIRST_STEP_S:g} s",
+            met=warm[len(warm) // 2] <= FIRST_STEP_S,
+        ),
+        Row("evaluation", f"{share:.1%} of the work", target=f"< {EVALUATION:.0%}", met=share < EVALUATION),
+    ]
+
+
+def spent(plan: Plan, store: Store) -> tuple[float, float, dict[str, float]]:
+    """Seconds of work on training stages, seconds of measuring, and both by part."""
+    parts: dict[str, float] = {}
+    for stage in plan.stages:
+        record = store.provenance(stage.id)
+        if isinstance(stage, Evaluate):
+            parts["measure"] = parts.get("measure", 0.0) + record["duration_s"]
+        for name in WORK:
+            key = f"{stage.id.partition('-')[0]} {name}"
+            if name in record["seconds"]:
+                parts[key] = parts.get(key, 0.0) + record["seconds"][name]
+    measured = parts["measure"]
+    return sum(parts.values()) - measured, measured, parts
+
+
+if __name__ == "__main__":
+    publish(run())
