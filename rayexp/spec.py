@@ -229,6 +229,7 @@ class Evaluate(Stage):
     completions sampled for traces.
     """
 
+    contract: ClassVar[int] = 2  # since then rows hold the greedy completion
     kind: Literal["evaluate"] = "evaluate"
     init: Annotated[Pretrain | SFT | GRPO, Field(discriminator="kind")]
     prompts_per_cell: Count = 200

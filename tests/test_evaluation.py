@@ -89,6 +89,27 @@ def test_measurement_has_a_row_for_every_prompt_of_every_cell(samples):
     assert measure(model, world, spec) == table
 
 
+def test_the_completion_is_what_greedy_decoding_writes():
+    """For right and wrong prompts alike; a decoder that was trained for a moment gets some of each."""
+    world = World("composition")
+    spec = tiny_chain(world)["evaluate"].model_copy(update={"prompts_per_cell": 8})
+    model = decoders.build(spec.root.decoder, seed=0)
+    rectangle = Corpus(world, 0).cell("test", Cell("T"), 0, 4)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64))
+        model(input_ids=tokens_NT, labels=tokens_NT).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    rows = measure(model, world, spec).to_pylist()
+    for row in rows:
+        limit = len(vocabulary.encode(row["gold"]))
+        alone = TorchSampler(model).greedy([vocabulary.encode(row["prompt"])], [limit]).rows[0]
+        assert row["completion"] == vocabulary.decode(alone)
+        assert row["greedy_correct"] == (row["completion"] == row["gold"])
+    assert {row["greedy_correct"] for row in rows} == {True, False}
+
+
 # The reference sampler
 
 

@@ -70,6 +70,7 @@ def measured(stage: Stage, law: Law, id_logit: float = ID_LOGIT) -> pd.DataFrame
         "prompt_index": np.tile(np.arange(N), len(cells)),
         "prompt": "a1",
         "gold": "a2",
+        "completion": np.where(q > 0.5, "a2", "a3"),
     }
     counts = {"sampled": 0, "answer_correct": 0, "trace_correct": 0}
     return pd.DataFrame({**about, "log_mass": np.log(q), "greedy_correct": q > 0.5, **counts})[SCHEMA.names]

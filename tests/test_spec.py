@@ -162,7 +162,7 @@ def test_a_copy_with_another_value_has_another_id():
         (PRETRAIN, "pretrain-885cddec1ad6a09b"),
         (TUNED, "sft-7ab409d8d4ec7669"),
         (REINFORCED, "grpo-b04d9bd369bd4e3a"),
-        (MEASURED, "evaluate-ae329107a145cd0e"),
+        (MEASURED, "evaluate-72b02f88065e664a"),
     ],
 )
 def test_ids_are_pinned(stage, golden):

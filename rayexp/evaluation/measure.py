@@ -14,7 +14,8 @@ from rayexp.world import Cell, Corpus, Rectangle, Verifier, World, vocabulary
 TEST_SEED = 0
 
 #: One row a prompt. log_mass: of the gold completion, in nats; exp of it is Q for answer-only samples and a lower bound
-#: of Q for traces. sampled, answer_correct, trace_correct: completions drawn and judged (traces only, else 0).
+#: of Q for traces. completion: what greedy decoding writes, the gold one where greedy_correct. sampled, answer_correct,
+#: trace_correct: completions drawn and judged (traces only, else 0).
 SCHEMA = pa.schema(
     [
         ("role", pa.string()),
@@ -24,6 +25,7 @@ SCHEMA = pa.schema(
         ("gold", pa.string()),
         ("log_mass", pa.float64()),
         ("greedy_correct", pa.bool_()),
+        ("completion", pa.string()),
         ("sampled", pa.int64()),
         ("answer_correct", pa.int64()),
         ("trace_correct", pa.int64()),
@@ -39,6 +41,7 @@ def measure(model: LlamaForCausalLM, world: World, spec: Evaluate) -> pa.Table:
     for role, cell in world.cells.roles():
         rectangle = corpus.cell("test", cell, 0, spec.prompts_per_cell)
         scores = gold_scores(model, rectangle)
+        completions = _greedy(model, world, cell, rectangle, scores.greedy_N)
         sampled, answers, traces = 0, np.zeros(len(scores.greedy_N), int), np.zeros(len(scores.greedy_N), int)
         if world.samples == "trace":
             sampled = spec.sampled_completions
@@ -53,6 +56,7 @@ def measure(model: LlamaForCausalLM, world: World, spec: Evaluate) -> pa.Table:
                     "gold": vocabulary.decode(tokens_T[rectangle.prompt_tokens :]),
                     "log_mass": float(scores.log_mass_N[i]),
                     "greedy_correct": bool(scores.greedy_N[i]),
+                    "completion": completions[i],
                     "sampled": sampled,
                     "answer_correct": int(answers[i]),
                     "trace_correct": int(traces[i]),
@@ -60,6 +64,18 @@ def measure(model: LlamaForCausalLM, world: World, spec: Evaluate) -> pa.Table:
             )
     model.train()
     return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _greedy(model: LlamaForCausalLM, world: World, cell: Cell, rectangle: Rectangle, correct_N: np.ndarray) -> list[str]:
+    """What greedy decoding writes for each prompt. Only where that is not the gold completion is anything decoded."""
+    wrong = np.flatnonzero(~correct_N)
+    written = [vocabulary.decode(tokens_T[rectangle.prompt_tokens :]) for tokens_T in rectangle.tokens_NT]
+    if len(wrong):
+        prompts = [rectangle.prompts[i].tolist() for i in wrong]
+        budgets = [world.completion_budget(cell)] * len(wrong)
+        for i, row in zip(wrong, TorchSampler(model).greedy(prompts, budgets).rows, strict=True):
+            written[i] = vocabulary.decode(row)
+    return written
 
 
 def _sample(

@@ -40,6 +40,7 @@ PASS_AT = (8, 64, 1024)
 #: log_mass: log-probability of the gold completion, nats. q: its exponential, the exact correct mass for answer-only
 #: samples, a lower bound for traces. init_q: the same for the stage's init, NaN for pretraining. pass_at_k: exact for
 #: answer-only samples; for traces the unbiased estimate from the sampled answers, NaN where fewer than k were drawn.
+#: completion: what greedy decoding writes.
 RESULTS = pa.schema(
     [
         *STAGE_COLUMNS.items(),
@@ -53,6 +54,7 @@ RESULTS = pa.schema(
         ("init_q", pa.float64()),
         *((f"pass_at_{k}", pa.float64()) for k in PASS_AT),
         ("greedy_correct", pa.bool_()),
+        ("completion", pa.string()),
         ("sampled", pa.int64()),
         ("answer_correct", pa.int64()),
         ("trace_correct", pa.int64()),
