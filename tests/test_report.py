@@ -20,8 +20,10 @@ from rayexp.evaluation.measure import SCHEMA
 from rayexp.evaluation.theory import tilted
 from rayexp.presets import SCALES
 from rayexp.report import figures, page, table
-from rayexp.report.arms import arms, interval
-from rayexp.report.claims import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, cautious, claims
+from rayexp.report.arms import arms
+from rayexp.report.claims import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, claims
+from rayexp.report.drawing import Drawing
+from rayexp.report.inference import cautious, interval
 from rayexp.spec import GRPO, Evaluate, Pretrain, Stage
 from rayexp.store import Store
 from rayexp.studies.grid import Grid, chains
@@ -33,6 +35,7 @@ SMALL = {"seeds": (0,), "kl_betas": (0.1,), "ood_ratios": (0.0, 0.01, 0.05)}
 #: Mean logit of Q before GRPO. OOD cells: no mass, some, half of it, all of it.
 OOD_LOGIT = dict(zip(RATIOS, (-18.4, -6.0, 0.0, 6.0), strict=True))
 ID_LOGIT, PROBE_LOGIT = 5.0, -3.0
+GRPO_METRICS = ("rollout/reward", "grpo/kl", "grpo/loss", "grpo/entropy", "grpo/max_logprob_mismatch")
 
 #: From Q before GRPO to P after it, for the cells of one role.
 Law = Callable[[np.ndarray, GRPO, str], np.ndarray]
@@ -95,7 +98,7 @@ def training(**study) -> pd.DataFrame:
         {**table.settings(stage), "step": step, "metric": metric, "value": step / 10 + 0.01 * stage.root.seed}
         for stage in study_stages(**study)
         if isinstance(stage, GRPO)
-        for metric in ("rollout/reward", "grpo/kl", "grpo/loss")
+        for metric in GRPO_METRICS
         for step in (1, 2, 3)
     ]
     return pd.DataFrame(rows)[table.CURVES.names]
@@ -231,24 +234,26 @@ def test_arms_are_judged_on_their_cells() -> None:
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[figures.Drawing]:
+def drawn() -> list[Drawing]:
     return figures.drawings(world(), training())
 
 
-def test_tables_hold_what_is_drawn(drawn: list[figures.Drawing]) -> None:
-    before_after, scatter, accuracy, curves = drawn
+def test_tables_hold_what_is_drawn(drawn: list[Drawing]) -> None:
+    before_after, stages, scatter, _, _, _, *curves = drawn
 
-    def heights(drawing: figures.Drawing, axis: int) -> list[float]:
+    def heights(drawing: Drawing, axis: int) -> list[float]:
         containers = drawing.figure.axes[axis].containers
         return sorted(y for container in containers for y in container.lines[0].get_ydata())
 
-    def ends(drawing: figures.Drawing, axis: int) -> list[float]:
+    def ends(drawing: Drawing, axis: int) -> list[float]:
         bars = [bar for container in drawing.figure.axes[axis].containers for bar in container.lines[2]]
         return sorted(y for bar in bars for segment in bar.get_segments() for y in segment[:, 1])
 
-    for drawing, columns in ((before_after, ("q", "gain")), (accuracy, ("greedy", "q"))):
+    for drawing, columns in ((before_after, ("q", "gain")), (stages, ("greedy", "q"))):
         for axis, column in enumerate(columns):
             shown = drawing.data.dropna(subset=[column])
+            if drawing is stages:
+                shown = shown[shown["role"] == "id"]  # its first row of panels
             assert heights(drawing, axis) == pytest.approx(sorted(shown[column]))
             assert ends(drawing, axis) == pytest.approx(sorted([*shown[f"{column}_low"], *shown[f"{column}_high"]]))
 
@@ -256,12 +261,13 @@ def test_tables_hold_what_is_drawn(drawn: list[figures.Drawing]) -> None:
     assert np.concatenate([np.asarray(dot.get_offsets()) for dot in dots]) == pytest.approx(
         scatter.data[["q", "p"]].to_numpy()
     )
-    lines = [line.get_ydata() for axis in curves.figure.axes for line in axis.lines]
-    assert sorted(np.concatenate(lines)) == pytest.approx(sorted(curves.data["mean"]))
+    for drawing in curves:
+        lines = [line.get_ydata() for axis in drawing.figure.axes for line in axis.lines]
+        assert sorted(np.concatenate(lines)) == pytest.approx(sorted(drawing.data["mean"]))
 
 
-def test_tables_are_right(drawn: list[figures.Drawing]) -> None:
-    before_after, scatter, accuracy, curves = (drawing.data for drawing in drawn)
+def test_tables_are_right(drawn: list[Drawing]) -> None:
+    before_after, stages, scatter, _, _, _, curves, _ = (drawing.data for drawing in drawn)
     results = world()
     after = results[(results["kl_beta"] == 0.1) & (results["ood_ratio"] == 0.01) & (results["role"] == "ood")]
     row = before_after[(before_after["kl_beta"] == 0.1) & (before_after["ood_ratio"] == 0.01)].iloc[0]
@@ -269,7 +275,8 @@ def test_tables_are_right(drawn: list[figures.Drawing]) -> None:
     assert (row["n_seeds"], row["n"]) == (2, len(after))
     # What was before GRPO is shared by the betas and counted once.
     assert set(before_after[before_after["kl_beta"].isna()]["n"]) == {len(after)}
-    assert set(accuracy["stage"]) == {"pretraining", "SFT", "GRPO, β = 0.1", "GRPO, β = 1"}
+    assert set(stages["stage"]) == {"pretraining", "SFT", "GRPO, β = 0.1", "GRPO, β = 1"}
+    assert set(stages["role"]) == {"id", "ood"}
     assert scatter["tilted_optimum"].to_numpy() == pytest.approx(
         np.concatenate([tilted(rows["q"].to_numpy(), beta) for beta, rows in scatter.groupby("kl_beta")])
     )
@@ -280,10 +287,11 @@ def test_tables_are_right(drawn: list[figures.Drawing]) -> None:
 
 def test_every_arm_and_depth_has_its_panels() -> None:
     mixed = pd.concat([world(arms=("id", "ood"), **SMALL), world(**SMALL).assign(layers=16)])
-    before_after, scatter, accuracy = figures.drawings(mixed, training().iloc[:0])
+    before_after, stages, scatter, shift, gain, pass_at_k = figures.drawings(mixed, training().iloc[:0])
     assert len(before_after.figure.axes) == 2 * 4  # id arm: OOD and ID cells; OOD arm; OOD arm of 16 layers
-    assert len(scatter.figure.axes) == 4
-    assert len(accuracy.figure.axes) == 2 * 3
+    assert len(stages.figure.axes) == 2 * 3 * 2  # ID and OOD cells of each arm
+    assert len(scatter.figure.axes) == len(shift.figure.axes) == len(gain.figure.axes) == 4
+    assert len(pass_at_k.figure.axes) == 3 * 3 + 1  # OOD ratios of each arm, and an empty one
 
 
 def test_traces_are_called_a_lower_bound() -> None:
@@ -293,7 +301,7 @@ def test_traces_are_called_a_lower_bound() -> None:
 
 
 def test_kl_is_not_drawn_where_there_was_none() -> None:
-    drawing = figures.training_curves(training(kl_betas=(0.0,)))
+    drawing = figures.reward_and_kl(training(kl_betas=(0.0,)))
     assert drawing
     assert set(drawing.data["metric"]) == {"rollout/reward"}
 
@@ -308,6 +316,7 @@ RECORD = {
     "machine": "x86_64, 2 cores",
     "python": "3.11.7",
     "packages": {"torch": "2.13.0", HOSTILE: HOSTILE},
+    "execution": {"rollout_workers": 3},
     "git": {"commit": "abc", "changed": True},
 }
 
@@ -323,7 +332,7 @@ def published(folder: Path, stages: Collection[Stage], record: object = RECORD) 
             pq.write_table(rows, files / "results.parquet")
         else:
             kind = stage.id.partition("-")[0]
-            metrics = ("rollout/reward", "grpo/kl") if kind == "grpo" else (f"{kind}/id/loss",)
+            metrics = GRPO_METRICS if kind == "grpo" else (f"{kind}/id/loss",)
             curve = {"step": [1, 2] * len(metrics), "metric": np.repeat(metrics, 2), "value": [0.5] * 2 * len(metrics)}
             pq.write_table(pa.table(curve), files / "metrics.parquet")
         store.publish(stage, files, record)  # pyright: ignore[reportArgumentType]
@@ -346,7 +355,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_folder_is_complete(whole: tuple[Path, str]) -> None:
     folder, _ = whole
     names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    drawn = {f"report/figure-{n}.{end}" for n in (1, 2, 3, 4) for end in ("png", "csv")}
+    drawn = {f"report/figure-{n}.{end}" for n in range(1, 9) for end in ("png", "csv")}
     assert names == {"results.parquet", "summary.csv", "claims.csv", "report/index.html"} | drawn
     results = pq.read_table(folder / "results.parquet")
     assert results.schema.equals(table.RESULTS)
@@ -369,10 +378,11 @@ def test_the_folder_is_complete(whole: tuple[Path, str]) -> None:
 def test_the_page_needs_nothing_from_outside(whole: tuple[Path, str]) -> None:
     _, html = whole
     links = re.findall(r"""(?:src|href|url|action)\s*[=(]\s*["']?([^"'\s>]+)""", html)
-    assert len(links) == 3 * 4
-    assert all(re.match(r"data:image/png;base64,|figure-\d\.(png|csv)$", link) for link in links)
+    outside = [link for link in links if not link.startswith("#")]
+    assert len(outside) == 3 * 8
+    assert all(re.match(r"data:image/svg\+xml;base64,|figure-\d\.(png|csv)$", link) for link in outside)
     assert not re.search(r"https?:|@import|<(script|link|iframe|object|base)\b", html)
-    assert html.count("<img ") == len(re.findall(r'alt="[A-Z0-9][^"]{40,}"', html)) == 4
+    assert html.count("<img ") == len(re.findall(r'alt="[A-Z0-9][^"]{40,}"', html)) == 8
 
 
 def test_the_page_takes_what_it_reads_as_text(whole: tuple[Path, str]) -> None:
@@ -383,13 +393,13 @@ def test_the_page_takes_what_it_reads_as_text(whole: tuple[Path, str]) -> None:
 
 def test_the_page_says_all_of_it(whole: tuple[Path, str]) -> None:
     _, html = whole
-    for text in ("No mass, no gain", "holds", "Figure 4", "abc and uncommitted changes", "decoder.width", "2.13.0"):
+    for text in ("No mass, no gain", "holds", "Figure 8", "abc and uncommitted changes", "decoder.width", "2.13.0"):
         assert text in html
     assert "Partial" not in html
 
 
 @pytest.mark.parametrize(
-    ("finished", "drawings"), [(0, 0), (2, 1), (4, 1), (5, 2), (6, 4)], ids=["nothing", "base", "sft", "grpo", "chain"]
+    ("finished", "drawings"), [(0, 0), (2, 1), (4, 1), (5, 3), (6, 8)], ids=["nothing", "base", "sft", "grpo", "chain"]
 )
 def test_a_page_of_what_is_finished(tmp_path: Path, finished: int, drawings: int) -> None:
     """One chain in order: each of pretraining, SFT and GRPO, followed by its measurement."""
@@ -400,7 +410,10 @@ def test_a_page_of_what_is_finished(tmp_path: Path, finished: int, drawings: int
     assert "not measured" in html
 
 
-@pytest.mark.parametrize("record", [{"host": "h"}, [], {**RECORD, "packages": None}, {**RECORD, "duration_s": "?"}])
+@pytest.mark.parametrize(
+    "record",
+    [{"host": "h"}, [], {**RECORD, "packages": None}, {**RECORD, "duration_s": "?"}, {**RECORD, "execution": {"x": 1}}],
+)
 def test_a_record_that_cannot_be_read_is_counted(tmp_path: Path, record: object) -> None:
     stages = study_stages(**SMALL)
     store = published(tmp_path, stages[:1], record)

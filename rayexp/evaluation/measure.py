@@ -66,7 +66,9 @@ def measure(model: LlamaForCausalLM, world: World, spec: Evaluate) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _greedy(model: LlamaForCausalLM, world: World, cell: Cell, rectangle: Rectangle, correct_N: np.ndarray) -> list[str]:
+def _greedy(
+    model: LlamaForCausalLM, world: World, cell: Cell, rectangle: Rectangle, correct_N: np.ndarray
+) -> list[str]:
     """What greedy decoding writes for each prompt. Only where that is not the gold completion is anything decoded."""
     wrong = np.flatnonzero(~correct_N)
     written = [vocabulary.decode(tokens_T[rectangle.prompt_tokens :]) for tokens_T in rectangle.tokens_NT]

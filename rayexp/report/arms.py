@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from rayexp.evaluation.metrics import Interval, cluster_bootstrap
-
 ROLE_NAMES = {"id": "ID", "ood": "OOD", "probe": "probe"}
 #: Role of the cells that the question is about, by the role of GRPO's prompts.
 TARGET_OF = {"id": "ood", "ood": "ood", "probe": "probe"}
@@ -68,11 +66,6 @@ def before(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop_duplicates(["init_id", "cell", "prompt_index"])
 
 
-def interval(rows: pd.DataFrame, column: str) -> Interval:
-    """Mean of a column over prompts and seeds, with its 95 % bootstrap interval; clusters are seeds."""
-    return cluster_bootstrap([cluster[column].to_numpy(dtype=float) for _, cluster in rows.groupby("seed")])
-
-
 def percent(ratio: float) -> str:
     """An OOD ratio for people, without its unit: 0.003 is ``0.3``."""
     return f"{100 * ratio:g}"
@@ -88,3 +81,8 @@ def counted(counts: pd.Series, noun: str) -> str:
     """A number of things that may differ among the points of a figure: ``3 seeds``, ``1 seed``, ``1 to 3 seeds``."""
     low, high = int(counts.min()), int(counts.max())
     return f"{low if low == high else f'{low} to {high}'} {noun}{'' if high == 1 else 's'}"
+
+
+def depth(data: pd.DataFrame, layers: int) -> str:
+    """The depth as part of a title, in a study of several."""
+    return f", {layers} layers" if data["layers"].nunique() > 1 else ""

@@ -1,11 +1,9 @@
 """The paper's four claims as numbers: what each predicts, what was measured, and whether the two agree.
 
-A verdict compares a 95 % interval with a threshold that was fixed beforehand: ``holds`` or ``does not hold`` where the
-whole interval lies on one side of it, else ``undecided``. Seeds are the unit that training varies over, and there are
-few of them. A bootstrap of three seeds hardly leaves their range and would be too sure; so a verdict needs the wider of
-two intervals, the bootstrap over seeds and prompts and Student's t over the means of the seeds. With one seed neither
-says anything about another run, and the finding says so. Every row stands by itself: nothing is corrected for their
-number.
+A verdict compares a 95 % interval (``inference``) with a threshold that was fixed beforehand: ``holds`` or ``does not
+hold`` where the whole interval lies on one side of it, else ``undecided``. It stands by itself; beside it stands what
+is left of it when all tests of the report are one family and Holm's procedure bounds the chance of a single wrong
+verdict among them.
 """
 
 from collections.abc import Callable
@@ -13,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from rayexp.evaluation.metrics import Interval, wilson
+from rayexp.evaluation.metrics import Interval
 from rayexp.evaluation.theory import paper_bound, tilted
-from rayexp.report.arms import ROLE_NAMES, Arm, arms, before, interval, percent
+from rayexp.report.arms import ROLE_NAMES, Arm, arms, before, percent
+from rayexp.report.inference import ALPHA, cautious, holm, p_of_mean, p_of_proportion, proportion
 
 HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "does not hold", "undecided", "not measured"
 
@@ -33,11 +31,16 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim measured in one setting. value: what the verdict compares, None where it was not measured."""
+    """One claim measured in one setting.
+
+    value: what the verdict compares, None where it was not measured. p: two-sided p-value of its threshold, None also
+    with one seed.
+    """
 
     verdict: str
     measured: str
     value: Interval | None = None
+    p: float | None = None
     role: str | None = None
     note: str = ""
 
@@ -56,12 +59,16 @@ def claims(results: pd.DataFrame) -> pd.DataFrame:
     """One row for each claim, arm and beta.
 
     Columns: claim, title, prediction, setting, layers, prompts (GRPO's arm), kl_beta, role (of the cells judged);
-    value, low, high (of what the verdict compares), seeds, n (pairs of a seed and a prompt); measured, verdict, note.
+    value, low, high (of what the verdict compares), seeds, n (pairs of a seed and a prompt); measured, verdict, note;
+    p, p_holm (adjusted over all rows that have one), verdict_holm.
     """
-    rows = [
-        _row(claim, finding, arm, beta) for claim in CLAIMS for arm, beta, finding in _findings(claim, arms(results))
-    ]
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(
+        [_row(claim, finding, arm, beta) for claim in CLAIMS for arm, beta, finding in _findings(claim, arms(results))]
+    )
+    found["p_holm"] = pd.Series(holm(found["p"].tolist()), dtype=float)
+    kept = found["p_holm"] < ALPHA
+    found["verdict_holm"] = found["verdict"].where(kept | ~found["verdict"].isin([HOLDS, FAILS]), UNDECIDED)
+    return found
 
 
 def _findings(claim: Claim, found: list[Arm]) -> list[tuple[Arm | None, float, Finding]]:
@@ -96,6 +103,7 @@ def _row(claim: Claim, finding: Finding, arm: Arm | None, beta: float) -> dict[s
         "n": value.prompts if value else 0,
         "measured": finding.measured,
         "verdict": finding.verdict,
+        "p": np.nan if finding.p is None else finding.p,
         "note": _with_scope(finding),
     }
 
@@ -116,7 +124,8 @@ def no_mass_no_gain(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
         return [_missing("the study has no finished chain with an OOD ratio of 0", arm.target)]
     gain = cautious(without, "gain")
     measured = f"gain {gain}, from a mean Q of {before(without)['init_q'].mean():.2g}"
-    return [Finding(_below(gain, SMALL_GAIN), measured, gain, arm.target, _idle(target))]
+    p = p_of_mean(without, "gain", SMALL_GAIN)
+    return [Finding(_below(gain, SMALL_GAIN), measured, gain, p, arm.target, _idle(target))]
 
 
 def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
@@ -135,15 +144,24 @@ def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     pairs = gains[[low_end, best, high_end]].dropna().reset_index()
     if pairs.empty:
         return [_missing("no seed is finished at all three of the ratios to compare", arm.target)]
-    margins = [
-        cautious(pairs.assign(margin=pairs[best] - pairs[end]), "margin", (-2.0, 2.0)) for end in (low_end, high_end)
-    ]
+    compared = [pairs.assign(margin=pairs[best] - pairs[end]) for end in (low_end, high_end)]
+    margins = [cautious(rows, "margin", (-2.0, 2.0)) for rows in compared]
     verdict, note = _in_between(margins, means, q[high_end])
     measured = (
         f"gain {means[best]:.3g} at {percent(best)} % OOD; more than at {percent(low_end)} % by {margins[0]}, "
         f"than at {percent(high_end)} % by {margins[1]}"
     )
-    return [Finding(verdict, measured, min(margins, key=lambda margin: margin.mean), arm.target, note)]
+    smallest = min(margins, key=lambda margin: margin.mean)
+    return [Finding(verdict, measured, smallest, _p_of_both(compared, verdict), arm.target, note)]
+
+
+def _p_of_both(compared: list[pd.DataFrame], verdict: str) -> float | None:
+    """Both margins have to be there for the claim to hold, so the larger p-value counts. One that is not there refutes
+    it: then the smaller one does, doubled, for there were two."""
+    found = [p for rows in compared if (p := p_of_mean(rows, "margin", SMALL_GAIN)) is not None]
+    if not found:
+        return None
+    return min(1.0, 2 * min(found)) if verdict == FAILS else max(found)
 
 
 def _in_between(margins: list[Interval], means: pd.Series, highest_q: float) -> tuple[str, str]:
@@ -178,7 +196,7 @@ def _saturation(role: str, rows: pd.DataFrame) -> Finding:
     note = f"At {', '.join(map(percent, sorted(full['ood_ratio'].unique())))} % OOD."
     if possible.mean() < SATURATED_GAIN:
         note += " So little was left that the limit can hardly be passed; the share says what GRPO made of it."
-    return Finding(_below(gain, SATURATED_GAIN), measured, gain, role, note)
+    return Finding(_below(gain, SATURATED_GAIN), measured, gain, p_of_mean(full, "gain", SATURATED_GAIN), role, note)
 
 
 def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
@@ -197,14 +215,15 @@ def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     bound, optimum = paper_bound(q, beta), tilted(q, beta)
     trained = trained.assign(over=p > bound * (1 + ROUNDING), over_optimum=p > optimum * (1 + ROUNDING))
     binding = trained[bound < 1]
-    beyond = f"above the tilted optimum: {_proportion(trained, 'over_optimum')} of {len(trained)}"
+    beyond = f"above the tilted optimum: {proportion(trained, 'over_optimum')} of {len(trained)}"
     if binding.empty:
         missing = _missing(f"the bound is 1 for all {len(trained)} prompts, whose Q is above exp(-1/β)", arm.prompts)
         return [replace(missing, note=f"Share {beyond}.")]
-    share = _proportion(binding, "over")
+    share = proportion(binding, "over")
     measured = f"share above the bound {share} of {len(binding)}; {beyond}"
     note = f"The bound is below 1 for {len(binding)} of {len(trained)} prompts. {_idle(trained)}".strip()
-    return [Finding(_below(share, TOLERATED_SHARE), measured, share, arm.prompts, note)]
+    p = p_of_proportion(binding, "over", TOLERATED_SHARE)
+    return [Finding(_below(share, TOLERATED_SHARE), measured, share, p, arm.prompts, note)]
 
 
 CLAIMS = (
@@ -238,27 +257,6 @@ CLAIMS = (
 
 
 # Verdicts
-
-
-def cautious(rows: pd.DataFrame, column: str, possible: tuple[float, float] = (-1.0, 1.0)) -> Interval:
-    """Mean with the wider of two 95 % intervals: bootstrap over seeds and prompts, Student's t over means of seeds.
-
-    possible: smallest and largest possible value; no interval leaves them.
-    """
-    boot = interval(rows, column)
-    if boot.seeds == 1:
-        return boot
-    means = rows.groupby("seed")[column].mean()
-    half = stats.t.ppf(0.975, boot.seeds - 1) * stats.sem(means)
-    low, high = min(boot.low, means.mean() - half), max(boot.high, means.mean() + half)
-    return replace(boot, low=float(max(low, possible[0])), high=float(min(high, possible[1])))
-
-
-def _proportion(rows: pd.DataFrame, column: str) -> Interval:
-    """Share of rows where a boolean column is true, with the wider of the intervals by Wilson and over seeds."""
-    over_seeds = cautious(rows, column, (0.0, 1.0))
-    over_rows = wilson(int(rows[column].sum()), len(rows))
-    return replace(over_seeds, low=min(over_seeds.low, over_rows.low), high=max(over_seeds.high, over_rows.high))
 
 
 def _idle(rows: pd.DataFrame) -> str:

@@ -39,6 +39,10 @@ STYLE: dict[Any, Any] = {
 #: Decorator of what draws: the style holds there and nowhere else.
 styled = rc_context(STYLE)
 
+BOOTSTRAP = (
+    "Bars are 95 % bootstrap intervals over seeds, then prompts; with few seeds they hardly leave the seeds' range."
+)
+
 Look = tuple[str, str]  # colour, marker
 #: Before GRPO, then the betas in ascending order.
 LOOKS: list[Look] = [
@@ -103,26 +107,57 @@ def before_and_betas(betas: pd.Series) -> list[Series]:
     return [Series(key, name, LOOKS[i % len(LOOKS)]) for i, (key, name) in enumerate(names.items())]
 
 
-def intervals(
-    axis: Axes, points: pd.DataFrame, column: str, ratios: dict[Any, int], series: Series, all_series: list[Series]
-) -> None:
-    """A line over OOD ratios with vertical intervals, moved sideways a little so that those of one ratio keep apart."""
-    points = points.sort_values("ood_ratio")
-    mean = points[column].to_numpy(dtype=float)
-    low, high = (points[f"{column}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
-    shift = 0.09 * (all_series.index(series) - (len(all_series) - 1) / 2)
+def bars(axis: Axes, x: Any, points: pd.DataFrame, column: str, colour: Any, marker: str, **look: Any) -> None:
+    """Points at ``x`` with vertical intervals, from the columns ``column``, ``column_low`` and ``column_high``."""
+    mean, low, high = (points[name].to_numpy(dtype=float) for name in (column, f"{column}_low", f"{column}_high"))
     # Rounding may leave an end on the wrong side of its mean by 1e-17, which errorbar refuses.
     ends = np.maximum(0, [mean - low, high - mean])
+    axis.errorbar(x, mean, yerr=ends, color=colour, marker=marker, elinewidth=1, **look)
+
+
+def intervals(
+    axis: Axes,
+    points: pd.DataFrame,
+    column: str,
+    ratios: dict[Any, int],
+    series: Series,
+    all_series: list[Series],
+    hollow: pd.Series | None = None,
+) -> None:
+    """A line over OOD ratios with vertical intervals, moved sideways a little so that those of one ratio keep apart.
+
+    hollow: which of the points have a hollow marker.
+    """
     colour, marker = series.look
-    axis.errorbar(points["ood_ratio"].map(ratios) + shift, mean, yerr=ends, color=colour, marker=marker, elinewidth=1)
+    x = points["ood_ratio"].map(ratios) + 0.09 * (all_series.index(series) - (len(all_series) - 1) / 2)
+    order = x.argsort()
+    bars(axis, x.iloc[order], points.iloc[order], column, colour, marker)
+    if hollow is not None and hollow.any():
+        look: dict[str, Any] = {"marker": marker, "facecolor": "white", "edgecolor": colour, "s": 18, "zorder": 3}
+        axis.scatter(x[hollow], points[column][hollow], **look)
 
 
-def series_legend(figure: Figure, series: list[Series], data: pd.DataFrame) -> None:
-    """Series above the panels, and what their points and intervals rest on."""
+def series_legend(
+    figure: Figure,
+    series: list[Series],
+    data: pd.DataFrame,
+    spread: str = "bars: 95 % interval",
+    lines_only: bool = False,
+) -> None:
+    """Series above the panels, and what their points and intervals rest on.
+
+    lines_only: there are no markers, and what is before GRPO is dashed.
+    """
     counts = f"{counted(data['n_seeds'], 'seed')}, {counted(data['n'] // data['n_seeds'], 'prompt')} a seed"
-    handles = [Line2D([], [], color=one.look[0], marker=one.look[1], label=one.name) for one in series]
-    columns, title = min(3, len(handles)), f"{counts}; bars: 95 % interval"
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=title)
+    handles = []
+    for one in series:
+        colour, marker = one.look
+        look: dict[str, Any] = {"marker": marker}
+        if lines_only:
+            look = {"linestyle": "--" if one.key is None else "-"}
+        handles.append(Line2D([], [], color=colour, label=one.name, **look))
+    columns = min(3, len(handles))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=f"{counts}; {spread}")
 
 
 def ratio_legend(

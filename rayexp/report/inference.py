@@ -1,0 +1,89 @@
+"""How sure a number is: intervals and p-values that vary seeds, and Holm's procedure over many of them.
+
+Seeds are the unit that training varies over, and there are few of them. A bootstrap of three seeds hardly leaves their
+range and would be too sure; so what is judged gets the wider of two intervals, the bootstrap over seeds and prompts and
+Student's t over the means of the seeds. p-values are those of Student's t. With one seed neither says anything about
+another run, and there is no p-value.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportions_ztest
+
+from rayexp.evaluation.metrics import Interval, cluster_bootstrap, wilson
+
+#: Two-sided; the level of every interval and verdict.
+ALPHA = 0.05
+
+
+def interval(rows: pd.DataFrame, column: str) -> Interval:
+    """Mean of a column over prompts and seeds, with its 95 % bootstrap interval; clusters are seeds."""
+    return cluster_bootstrap([cluster[column].to_numpy(dtype=float) for _, cluster in rows.groupby("seed")])
+
+
+def summarised(rows: pd.DataFrame, **columns: str) -> dict[str, Any]:
+    """Mean and interval of each column under a new name, and what they rest on: n is seeds times prompts."""
+    out: dict[str, Any] = {}
+    for name, column in columns.items():
+        found = interval(rows, column)
+        out |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        out |= {"n_seeds": found.seeds, "n": found.prompts}
+    return out
+
+
+def cautious(rows: pd.DataFrame, column: str, possible: tuple[float, float] = (-1.0, 1.0)) -> Interval:
+    """Mean with the wider of two 95 % intervals: bootstrap over seeds and prompts, Student's t over means of seeds.
+
+    possible: smallest and largest possible value; no interval leaves them.
+    """
+    boot = interval(rows, column)
+    if boot.seeds == 1:
+        return boot
+    means = rows.groupby("seed")[column].mean()
+    half = stats.t.ppf(1 - ALPHA / 2, boot.seeds - 1) * stats.sem(means)
+    low, high = min(boot.low, means.mean() - half), max(boot.high, means.mean() + half)
+    return replace(boot, low=float(max(low, possible[0])), high=float(min(high, possible[1])))
+
+
+def proportion(rows: pd.DataFrame, column: str) -> Interval:
+    """Share of rows where a boolean column is true, with the wider of the intervals by Wilson and over seeds."""
+    over_seeds = cautious(rows, column, (0.0, 1.0))
+    over_rows = wilson(int(rows[column].sum()), len(rows))
+    return replace(over_seeds, low=min(over_seeds.low, over_rows.low), high=max(over_seeds.high, over_rows.high))
+
+
+def p_of_mean(rows: pd.DataFrame, column: str, limit: float) -> float | None:
+    """Two-sided p-value of the mean being ``limit``: Student's t over the means of seeds; None with one seed."""
+    means = rows.groupby("seed")[column].mean().astype(float)
+    if len(means) == 1:
+        return None
+    if np.ptp(means) == 0:  # a t of infinity, or 0 / 0
+        return float(means.iloc[0] == limit)
+    tested: Any = stats.ttest_1samp(means, limit)
+    return float(tested.pvalue)
+
+
+def p_of_proportion(rows: pd.DataFrame, column: str, limit: float) -> float | None:
+    """The larger p-value of two: over seeds, and the score test over rows, which Wilson's interval belongs to."""
+    over_seeds = p_of_mean(rows, column, limit)
+    if over_seeds is None:
+        return None
+    variance: Any = limit  # of the hypothesis, as in Wilson's interval
+    return max(over_seeds, float(proportions_ztest(rows[column].sum(), len(rows), limit, prop_var=variance)[1]))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p-values adjusted by Holm's procedure; those that are None stay so and do not count."""
+    known = [i for i, p in enumerate(p_values) if p is not None and not np.isnan(p)]
+    adjusted: list[float | None] = [None] * len(p_values)
+    if known:
+        corrected: Any = multipletests([p_values[i] for i in known], alpha=ALPHA, method="holm")[1]
+        for i, p in zip(known, corrected, strict=True):
+            adjusted[i] = float(p)
+    return adjusted
