@@ -27,7 +27,8 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
+    "grid.color": "black",
+    "grid.alpha": 0.12,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.title_fontsize": FONT_SIZE,
@@ -76,10 +77,19 @@ class Series:
     look: Look
 
 
-def panels(rows: int, height: float, around: float = 0.8) -> tuple[Figure, np.ndarray]:
-    """Figure and axes [rows, 2]; height of a row, and around them for legends, in inches."""
+def panels(rows: int, height: float, around: float = 0.8, columns: int = 2) -> tuple[Figure, np.ndarray]:
+    """Figure and axes [rows, columns]; height of a row, and around them for legends, in inches."""
     figure = Figure(figsize=(WIDTH_INCHES, rows * height + around), layout="constrained")
-    return figure, figure.subplots(rows, 2, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def grid(count: int, height: float, around: float = 0.8) -> tuple[Figure, np.ndarray]:
+    """``panels`` for ``count`` like things, two in a row; a place that is left over is empty."""
+    columns = min(2, count)
+    figure, axes = panels(-(-count // columns), height, around, columns)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, axes
 
 
 def ratio_places(data: pd.DataFrame) -> dict[Any, int]:
@@ -89,7 +99,7 @@ def ratio_places(data: pd.DataFrame) -> dict[Any, int]:
 
 def ratio_colours(count: int) -> list[Any]:
     """From dark to light with the ratio; the palest end is left out, for it fades on white."""
-    return [colormaps["viridis"](x) for x in np.linspace(0, 0.9, count)]
+    return [colormaps["viridis"](x) for x in np.linspace(0, 0.8, count)]
 
 
 def ratio_axes(figure: Figure, axes: np.ndarray, ratios: dict[Any, int]) -> None:
@@ -156,7 +166,7 @@ def series_legend(
         if lines_only:
             look = {"linestyle": "--" if one.key is None else "-"}
         handles.append(Line2D([], [], color=colour, label=one.name, **look))
-    columns = min(3, len(handles))
+    columns = 2 if len(handles) == 4 else min(3, len(handles))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=f"{counts}; {spread}")
 
 

@@ -21,10 +21,10 @@ class Curve:
     limits: tuple[float, float | None] = (0.0, None)
 
 
-REWARD = Curve("rollout/reward", "reward (share correct)", (-0.03, 1.03))
-KL = Curve("grpo/kl", "KL to init (nats)")
-ENTROPY = Curve("grpo/entropy", "entropy (nats a token)")
-MISMATCH = Curve("grpo/max_logprob_mismatch", "largest mismatch (nats)")
+REWARD = Curve("rollout/reward", "reward", (-0.03, 1.03))
+KL = Curve("grpo/kl", "KL (nats)")
+ENTROPY = Curve("grpo/entropy", "entropy (nats)")
+MISMATCH = Curve("grpo/max_logprob_mismatch", "mismatch (nats)")
 
 
 @styled
@@ -78,7 +78,7 @@ def _drawn(data: pd.DataFrame, *sides: Curve):
     """A row of panels for each arm and beta, a column for each of two curves."""
     ratios = ratio_places(data)
     rows = data[["layers", "prompts", "kl_beta"]].drop_duplicates()
-    figure, axes = panels(len(rows), 1.6)
+    figure, axes = panels(len(rows), 1.7)
     for (layers, prompts, beta), row in zip(rows.itertuples(index=False), axes, strict=True):
         here = data[(data["layers"] == layers) & (data["prompts"] == prompts) & (data["kl_beta"] == beta)]
         row[0].set_title(f"GRPO on {ROLE_NAMES[prompts]} prompts{depth(data, layers)}, β = {beta:g}", loc="left")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.report.arms import ROLE_NAMES, Arm, arms, counted, percent
-from rayexp.report.drawing import Drawing, before_and_betas, panels, series_legend, styled
+from rayexp.report.drawing import Drawing, before_and_betas, grid, series_legend, styled
 
 #: Values of k, four a decade, up to a million.
 KS = np.unique(np.round(10 ** np.arange(0, 6.01, 0.25)).astype(int))
@@ -23,7 +23,7 @@ def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
     series = before_and_betas(data["kl_beta"])
     shown = data[["layers", "prompts", "ood_ratio"]].drop_duplicates()
     names = {(arm.layers, arm.prompts): (arm.short_name, ROLE_NAMES[arm.target]) for arm in arms(results)}
-    figure, axes = panels(-(-len(shown) // 2), 1.8, around=0.9)
+    figure, axes = grid(len(shown), 1.8, around=0.9)
     for axis, (layers, prompts, ratio) in zip(axes.flat, shown.itertuples(index=False), strict=False):
         here = data[(data["layers"] == layers) & (data["prompts"] == prompts) & (data["ood_ratio"] == ratio)]
         for one in series:
@@ -37,8 +37,6 @@ def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
         axis.minorticks_off()
     for axis in axes[:, 0]:
         axis.set_ylabel("mean pass@k")
-    for axis in axes.flat[len(shown) :]:
-        axis.set_axis_off()
     figure.supxlabel("k, completions drawn", fontsize="medium")
     series_legend(figure, series, data, spread="band: all seeds", lines_only=True)
     exact = (results["sampled"] == 0).all()

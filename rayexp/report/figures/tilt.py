@@ -20,7 +20,7 @@ from rayexp.report.drawing import (
     LOOKS,
     Drawing,
     bars,
-    panels,
+    grid,
     ratio_colours,
     ratio_legend,
     ratio_places,
@@ -68,7 +68,7 @@ def after_against_before(results: pd.DataFrame) -> Drawing | None:
     mass, ratios = mass_name(results), ratio_places(data)
     lowest = 10.0 ** np.floor(np.log10(data[["q", "p"]].to_numpy().min()))
     colours = {"cmap": ListedColormap(ratio_colours(len(ratios))), "vmin": -0.5, "vmax": len(ratios) - 0.5}
-    figure, axes = panels(-(-len(shown) // 2), 2.3, around=1.3)
+    figure, axes = grid(len(shown), 2.3, around=1.3)
     for axis, (title, beta, points) in zip(axes.flat, shown, strict=False):
         places = points["ood_ratio"].map(ratios)
         axis.scatter(points["q"], points["p"], c=places, s=5, lw=0, alpha=0.6, rasterized=True, **colours)
@@ -125,12 +125,10 @@ def _logit_scale(axis: Axes, which: str, lowest: float) -> None:
 
 def _outer_labels(axes: np.ndarray, shown: int, x: str, y: str) -> None:
     """Labels below and left of a grid of panels whose last one may be empty."""
-    for axis in axes.flat[max(0, shown - 2) : shown]:
+    for axis in axes.flat[max(0, shown - axes.shape[1]) : shown]:
         axis.set_xlabel(x)
     for axis in axes[:, 0]:
         axis.set_ylabel(y)
-    for axis in axes.flat[shown:]:
-        axis.set_axis_off()
 
 
 # The shift of the logit
@@ -146,7 +144,7 @@ def logit_shift(results: pd.DataFrame) -> Drawing | None:
     ratios = ratio_places(data)
     colours = ratio_colours(len(ratios))
     ticks = sorted(data["inverse_beta"].unique())
-    figure, axes = panels(-(-len(shown) // 2), 2.2, around=1.0)
+    figure, axes = grid(len(shown), 2.2, around=1.0)
     for axis, (arm, role) in zip(axes.flat, shown, strict=False):
         here = data[(data["layers"] == arm.layers) & (data["prompts"] == arm.prompts) & (data["role"] == role)]
         axis.plot([0, 1.12 * ticks[-1]], [0, 1.12 * ticks[-1]], color="black")
@@ -158,15 +156,16 @@ def logit_shift(results: pd.DataFrame) -> Drawing | None:
         axis.set_title(f"{arm.short_name}:\n{ROLE_NAMES[role]} cells")
         axis.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     _outer_labels(axes, len(shown), "1/β", "mean logit P - logit Q (nats)")
-    counts = f"{counted(data['n_seeds'], 'seed')}; bars: 95 % interval; line: the optimum"
-    ratio_legend(figure, ratios, f"OOD samples in pretraining. {counts}", linestyle="", marker="o")
+    note = f"OOD samples in pretraining; {counted(data['n_seeds'], 'seed')}, bars: 95 % interval"
+    ratio_legend(figure, ratios, note, linestyle="", marker="o")
     largest = data.iloc[int(data["shift"].argmax())]
     return Drawing(
         title="How far logits moved, against 1/β",
         caption="Mean over test prompts of logit P - logit Q, the shift that GRPO made. At the optimum with a KL "
         "penalty it is 1/β for every prompt (line). Below the line: GRPO stopped short of the optimum, or found "
         "nothing to learn from; above it: GRPO's own normalisation, or what prompts learn from one another. Points "
-        f"of one β are moved apart sideways. {BOOTSTRAP}",
+        f"of one β are moved apart sideways. Above {LARGEST} float32 can't tell probabilities apart and they count as "
+        f"that, so shifts that end there are larger than they look. {BOOTSTRAP}",
         alt="Mean shift of the logit of the correct mass against 1/β, with the line of the optimum. The largest is "
         f"{largest['shift']:.2g} nats, at 1/β = {largest['inverse_beta']:g} and {percent(largest['ood_ratio'])} % OOD.",
         figure=figure,
@@ -199,7 +198,7 @@ def gain_by_mass(results: pd.DataFrame) -> Drawing | None:
     mass = mass_name(results)
     lowest = 10.0 ** np.floor(np.log10(data["q"].min()))
     q = expit(np.linspace(logit(lowest), logit(LARGEST), 400))
-    figure, axes = panels(-(-len(shown) // 2), 1.9, around=0.9)
+    figure, axes = grid(len(shown), 1.9, around=0.9)
     for axis, (title, beta, points) in zip(axes.flat, shown, strict=False):
         axis.plot(q, gain(q, beta), color="black")
         where, height = peak(beta)
