@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from rayexp.report import page as report
 from rayexp.sweep.plan import Plan
-from tests.test_report import HOSTILE, published, study_stages
+from tests.test_report import HOSTILE, RECORD, published, study_stages
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -19,7 +19,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with everything on it, of a study with a hostile and long name."""
     folder = tmp_path_factory.mktemp("page")
     stages = study_stages(ood_ratios=(0.0, 0.01, 0.05), kl_betas=(0.1,), seeds=(0, 1))
-    store = published(folder, stages)
+    # Numbers as wide as they get: 36 stages of 5 days on 64 GPUs.
+    execution = {"train_workers": 64, "train_cpus": 8.0, "train_gpus": 1.0}
+    store = published(folder, stages, {**RECORD, "duration_s": 4.5e5, "execution": execution})
     return report.write(Plan.of(HOSTILE + "a" * 80, stages, store.finished_ids()), store, folder / "out")
 
 

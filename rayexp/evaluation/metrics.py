@@ -10,6 +10,9 @@ import numpy as np
 from scipy.special import gammaln
 from scipy.stats import binomtest
 
+#: Random numbers that a bootstrap holds in memory: a study of paper scale asks for a hundred times as many.
+DRAWS_AT_ONCE = 2**22
+
 
 def pass_at_k(q: np.ndarray, k: int) -> np.ndarray:
     """1 - (1 - Q)^k for each prompt: exact, for any k."""
@@ -66,7 +69,9 @@ def cluster_bootstrap(clusters: list[np.ndarray], resamples: int = 2000, level: 
 
 
 def _resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    return values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    at_once = max(1, DRAWS_AT_ONCE // len(values))
+    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    return np.concatenate([values[rng.integers(len(values), size=(n, len(values)))].mean(axis=1) for n in sizes])
 
 
 def wilson(successes: int, trials: int) -> Interval:

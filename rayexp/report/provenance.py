@@ -63,14 +63,14 @@ def _facts(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _spent(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By kind of stage and in all: number, median and sum of seconds, core-hours, GPU-hours; of each last attempt."""
+    """By kind of stage and in all: number, median seconds, hours, core-hours, GPU-hours; of each last attempt."""
     of_kind = {kind: [run for run in runs if run["id"].startswith(f"{kind}-")] for kind in KINDS}
     return [
         {
             "kind": kind,
             "n": len(found),
             "median_s": float(np.median([run["duration_s"] for run in found])),
-            "sum_s": sum(run["duration_s"] for run in found),
+            "hours": sum(run["duration_s"] for run in found) / 3600,
             "core_hours": sum(run["core_s"] for run in found) / 3600,
             "gpu_hours": sum(run["gpu_s"] for run in found) / 3600,
         }
