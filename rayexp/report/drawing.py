@@ -98,8 +98,8 @@ def ratio_places(data: pd.DataFrame) -> dict[Any, int]:
 
 
 def ratio_colours(count: int) -> list[Any]:
-    """From dark to light with the ratio; the palest end is left out, for it fades on white."""
-    return [colormaps["viridis"](x) for x in np.linspace(0, 0.8, count)]
+    """From dark to light with the ratio; the palest quarter is left out, for it fades on white."""
+    return [colormaps["viridis"](x) for x in np.linspace(0, 0.75, count)]
 
 
 def ratio_axes(figure: Figure, axes: np.ndarray, ratios: dict[Any, int]) -> None:

@@ -154,7 +154,7 @@ def logit_shift(results: pd.DataFrame) -> Drawing | None:
             aside = 0.02 * ticks[-1] * (place - (len(ratios) - 1) / 2)
             bars(axis, points["inverse_beta"] + aside, points, "shift", colours[place], "o", linestyle="")
         axis.set_title(f"{arm.short_name}:\n{ROLE_NAMES[role]} cells")
-        axis.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        axis.set_xticks([0, *ticks], labels=[f"{tick:g}" for tick in (0, *ticks)])
     _outer_labels(axes, len(shown), "1/β", "mean logit P - logit Q (nats)")
     note = f"OOD samples in pretraining; {counted(data['n_seeds'], 'seed')}, bars: 95 % interval"
     ratio_legend(figure, ratios, note, linestyle="", marker="o")
