@@ -79,9 +79,9 @@ def _mass_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
 @styled
 def mass_by_stage(results: pd.DataFrame) -> Drawing | None:
     """Greedy accuracy and mean Q after each stage, against the OOD ratio; a row for each arm, and for ID and target."""
-    if results.empty:
-        return None
     data = pd.DataFrame(list(_stage_rows(results)))
+    if data.empty:
+        return None
     mass, ratios, stages = mass_name(results), ratio_places(data), _stage_series(data)
     rows = data[["layers", "prompts", "role"]].drop_duplicates()
     figure, axes = panels(len(rows), 1.9)

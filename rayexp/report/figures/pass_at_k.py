@@ -58,7 +58,7 @@ def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
 def _rows(arm: Arm, results: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """A row for each OOD ratio, beta (None before GRPO) and k."""
     after = arm.cells(arm.target)
-    inits = results[results["stage_id"].isin(after["init_id"]) & (results["role"] == arm.target)]
+    inits = results[results["stage_id"].isin(after["init_id"]) & results["cell"].isin(after["cell"])]
     for ratio in sorted(after["ood_ratio"].unique().tolist()):
         betas = sorted(after[after["ood_ratio"] == ratio]["kl_beta"].unique().tolist())
         for beta in (None, *betas):
