@@ -1,0 +1,28 @@
+"""``jobs/sweep.py`` without Ray and vLLM: each trial in this process, one after the other. Seconds at toy scale."""
+
+from unittest import mock
+
+import torch
+
+from jobs import sweep
+from rayexp.spec import Execution
+from rayexp.stages import grpo, supervised
+from rayexp.sweep.plan import Plan
+from tests.integration.lives import local_crew
+
+
+def main(arguments: list[str]) -> int:
+    """The whole job; returns the exit code."""
+    with mock.patch.object(sweep, "run", _run), mock.patch.object(grpo, "crew_for", local_crew):
+        return sweep.main(arguments)
+
+
+def _run(plan: Plan, execution: Execution, fail_fast: bool) -> int:
+    torch.set_num_threads(1)
+    execution = execution.on(gpus=0)
+    for trial in plan.trials:
+        if trial.kind == "supervised":
+            supervised.run_in_process(trial.stages, execution, lambda report: None)
+        else:
+            grpo.run(trial.stages[0], trial.stages[1:], execution, lambda report: None)
+    return 0
