@@ -92,7 +92,7 @@ def _ray(arguments: list[str]) -> None:
         assert words, f"not a command of Ray: {arguments}"
         command = command.commands[words.pop(0)]
     known = {name for option in command.params for name in [*option.opts, *option.secondary_opts]}
-    if command.name == "symmetric-run":  # hands on what it does not know itself
+    if own.startswith("symmetric-run"):  # it hands on what it does not know itself
         known |= {name for option in ray_cli.commands["start"].params for name in option.opts}
     for word in words:
         if word.startswith("--"):

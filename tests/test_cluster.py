@@ -1,6 +1,9 @@
-"""cluster.yaml is what Ray accepts, and says what its comments promise. Nothing here talks to a cloud."""
+"""What describes a cluster is what Ray accepts, and says what its comments promise. Nothing here talks to a cloud."""
 
 import copy
+import re
+import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,10 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-CLUSTER = Path(__file__).parent.parent / "cluster.yaml"
+from tests import shell
+
+ROOT = Path(__file__).parent.parent
+CLUSTER = ROOT / "cluster.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +86,63 @@ def test_mounts_are_what_the_package_is_built_from(prepared: dict[str, Any]) -> 
     mounted = {local: remote for remote, local in prepared["file_mounts"].items() if not local.startswith("~")}
     assert mounted == {local: f"/home/ray/rayexp/{local}" for local in needed}
     assert all((CLUSTER.parent / local).exists() for local in needed)
+
+
+# Kubernetes
+
+
+@pytest.fixture(scope="module")
+def job() -> dict[str, Any]:
+    """The RayJob, whose fields KubeRay's API reference lists."""
+    return yaml.safe_load((ROOT / "docs/kuberay-rayjob.yaml").read_text())
+
+
+def pods(job: dict[str, Any]) -> list[dict[str, Any]]:
+    groups = [job["spec"]["rayClusterSpec"]["headGroupSpec"], *job["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
+
+
+def test_the_job_runs_a_sweep_that_can_be_planned(job: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    monkeypatch.chdir(tmp_path)
+    shell.prove(shlex.split(job["spec"]["entrypoint"]))
+
+
+def test_the_job_cleans_up_and_asks_for_tokens(job: dict[str, Any]) -> None:
+    spec = job["spec"]
+    assert spec["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode")
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert all(pod["restartPolicy"] == "Never" for pod in pods(job)), "a sidecar and autoscaler v2 ask for it"
+
+
+def test_all_pods_have_one_image_and_the_installed_ray(job: dict[str, Any], written: dict[str, Any]) -> None:
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == ray.__version__
+    assert len({container["image"] for pod in pods(job) for container in pod["containers"]}) == 1
+    recipe = (ROOT / "docs/cluster.md").read_text()
+    assert f"FROM {written['docker']['image']}\n" in recipe, "the image is built from that of cluster.yaml"
+    assert written["setup_commands"][-1].partition("&& ")[2].removesuffix(" boto3") in recipe
+
+
+def test_a_trial_fits_a_pod(job: dict[str, Any]) -> None:
+    """The head offers no CPU, and a worker has those that the entrypoint asks for."""
+    _, worker = pods(job)
+    assert job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    asked = dict(re.findall(r"--(train|learner|rollout)-cpus (\d+)", job["spec"]["entrypoint"]))
+    limits = worker["containers"][0]["resources"]["limits"]
+    assert max(int(asked["train"]), int(asked["learner"]) + int(asked["rollout"])) <= int(limits["cpu"])
+    assert limits["nvidia.com/gpu"] == "1"
+
+
+# Slurm
+
+
+def test_the_script_for_slurm_uses_options_that_there_are() -> None:
+    script = ROOT / "docs/slurm.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"^srun (ray symmetric-run .*)$", text, re.MULTILINE)
+    shell.prove(shlex.split(command))
+    assert "RAY_AUTH_MODE=token" in text
+    assert '-- env RAY_ADDRESS="$address" python jobs/sweep.py "$@"' in re.sub(r" +", " ", command)
