@@ -1,5 +1,6 @@
 # make demo: the paper's central result on this machine. make test: everything that CI checks.
 # make head: a Ray head in this checkout, for `ray job submit -- python jobs/sweep.py`.
+# make docs: pages of the API. make hooks: ruff and pyright before every commit.
 
 PYTHON ?= python3
 EXTRA := $(if $(shell command -v nvidia-smi),cuda,cpu)
@@ -8,7 +9,7 @@ TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend
 BIN := $(CURDIR)/.venv/bin
 INSTALLED := .venv/installed-$(EXTRA)
 
-.PHONY: demo test head clean
+.PHONY: demo test docs hooks head clean
 
 demo: $(INSTALLED)
 	$(BIN)/python jobs/sweep.py --study demo --store runs
@@ -17,7 +18,18 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(MAKE) docs
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+
+# The API from its docstrings, for a browser: build/api/rayexp.html. What pdoc warns of is an error. It leaves the modules
+# out of packages that say what they offer by __all__, so those are named.
+API := rayexp jobs $(subst /,.,$(basename $(wildcard rayexp/world/[a-z]*.py rayexp/studies/[a-z]*.py)))
+docs: $(INSTALLED)
+	PYTHONWARNINGS=error::UserWarning,error::RuntimeWarning $(BIN)/pdoc --output-directory build/api $(API)
+
+# ruff and pyright before every commit.
+hooks: $(INSTALLED)
+	$(BIN)/pre-commit install
 
 # In the foreground; Ctrl-C ends it, and nothing else. It listens on loopback only, so it needs no tokens.
 head: $(INSTALLED)

@@ -39,6 +39,15 @@ def commands(text: str) -> list[list[str]]:
     return [words for words in split if words]
 
 
+def follow(text: str) -> None:
+    """Run every command of a page in its order, then every program in Python; raises what the first bad one raises."""
+    for words in commands(text):
+        print("$", shlex.join(words), flush=True)
+        prove(words)
+    for program in blocks(text, "python"):
+        exec(compile(program, "<a page>", "exec"), {})
+
+
 def prove(words: list[str]) -> None:
     """Run one command, or check what stands for it. Raises AssertionError where the page promises too much."""
     for size in range(len(words), 0, -1):
@@ -131,6 +140,4 @@ PROOFS: dict[str, Callable[[list[str]], None]] = {
 
 
 if __name__ == "__main__":
-    for command in commands(Path(sys.argv[1]).read_text()):
-        print("$", shlex.join(command), flush=True)
-        prove(command)
+    follow(Path(sys.argv[1]).read_text())

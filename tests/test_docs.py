@@ -7,8 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from rayexp.presets import SCALES
+from rayexp.report import table
+from rayexp.stages.rollout_log import RolloutLog
+from rayexp.studies import STUDIES, Grid
+from rayexp.sweep.plan import Plan, flops
 from tests import alone, shell
 
 ROOT = Path(__file__).parent.parent
@@ -39,10 +45,9 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", PLAIN, ids=named)
-def test_every_command_is_proved(page, runs, monkeypatch):
+def test_every_command_and_program_works(page, runs, monkeypatch):
     monkeypatch.chdir(runs)
-    for command in shell.commands(page.read_text()):
-        shell.prove(command)
+    shell.follow(page.read_text())
 
 
 @pytest.mark.parametrize("page", WORKED, ids=named)
@@ -67,13 +72,6 @@ def test_a_worked_change_applies_and_does_what_the_page_says(page, tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_programs_in_python_run(page, runs, monkeypatch):
-    monkeypatch.chdir(runs)
-    for program in shell.blocks(page.read_text(), "python"):
-        exec(compile(program, page.name, "exec"), {})
-
-
-@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
@@ -86,3 +84,78 @@ def test_a_command_that_nobody_knows_is_an_error():
         shell.prove(["ray", "symmetric-run", "--nodes", "3"])
     with pytest.raises(AssertionError, match="refused"):
         shell.prove(["python", "jobs/sweep.py", "--study", "colours"])
+
+
+# docs/results.md
+
+
+def tables(page: str) -> dict[str, list[list[str]]]:
+    """Rows of the first table of every section of a page, as cells without backticks."""
+    found = {}
+    for section in re.split(r"^## ", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)[1:]:
+        lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+        rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+        found[section.partition("\n")[0]] = rows
+    return found
+
+
+def columns(section: str) -> list[str]:
+    return [row[0] for row in tables("results.md")[section]]
+
+
+@pytest.mark.parametrize(
+    ("section", "schema"),
+    [("results.parquet of a study", table.RESULTS), ("rollouts.parquet of a stage", RolloutLog.SCHEMA)],
+)
+def test_columns_and_their_types_are_those_of_the_schema(section, schema):
+    described = [row[:2] for row in tables("results.md")[section]]
+    assert described == [[column.name, str(column.type)] for column in schema]
+
+
+def test_columns_of_the_small_tables_are_those_that_are_written(runs):
+    study = runs / "runs/studies/demo-toy"
+    assert columns("claims.csv") == list(pd.read_csv(study / "claims.csv"))
+    repeated = re.findall(
+        r"`(\w+)`", (ROOT / "docs/results.md").read_text().partition("## summary.csv")[2].partition("|")[0]
+    )
+    assert [*repeated, *columns("summary.csv")] == list(pd.read_csv(study / "summary.csv"))
+
+
+def test_metrics_are_those_that_are_logged(runs):
+    logged = pd.concat(map(pd.read_parquet, (runs / "runs/stages").glob("*/metrics.parquet")))
+    assert list(logged) == ["step", "metric", "value"]
+    assert set(columns("metrics.parquet of a stage")) == set(logged.metric)
+
+
+def test_every_file_of_a_stage_and_of_a_study_is_listed(runs):
+    listed = shell.blocks((ROOT / "docs/results.md").read_text(), "")[0]
+    files = [path for part in ("stages", "studies") for path in (runs / "runs" / part).rglob("*") if path.is_file()]
+    assert {name for path in files if (name := re.sub(r"figure-\d", "figure-N", path.name)) not in listed} == set()
+
+
+# docs/reproducing.md
+
+SHOWN = ("tiny", "small", "paper")
+DEMO_MINUTES = 14  # measured, on 2 cores
+H100_FLOPS = 1e14  # assumed: floating-point operations a second that training keeps up
+
+
+def cost(study: str, scale: str) -> str:
+    """What a cell of the table says: stages, estimated FLOP, and the time that follows where there is a rate."""
+    flop = {name: sum(map(flops, plan_of(name, scale).stages)) for name in {study, "demo"}}
+    time = {
+        "tiny": f", {DEMO_MINUTES * flop[study] / flop['demo']:.0f} min",
+        "small": "",
+        "paper": f", {flop[study] / H100_FLOPS / 3600:.0f} h",
+    }
+    return f"{len(plan_of(study, scale).stages)} stages, {flop[study]:.1e}{time[scale]}".replace("e+", "e")
+
+
+def plan_of(study: str, scale: str) -> Plan:
+    budget = SCALES[scale]
+    return Plan.of(study, STUDIES[study](budget, Grid(budget.ood_ratios, budget.kl_betas, budget.seeds)), ())
+
+
+def test_costs_are_those_of_the_plans():
+    rows = tables("reproducing.md")["What it costs"]
+    assert rows == [[study, *(cost(study, scale) for scale in SHOWN)] for study in STUDIES]
