@@ -25,7 +25,8 @@ test: $(INSTALLED)
 # out of packages that say what they offer by __all__, so those are named.
 API := rayexp jobs $(subst /,.,$(basename $(wildcard rayexp/world/[a-z]*.py rayexp/studies/[a-z]*.py)))
 docs: $(INSTALLED)
-	PYTHONWARNINGS=error::UserWarning,error::RuntimeWarning $(BIN)/pdoc --output-directory build/api $(API)
+	PYTHONWARNINGS=error::UserWarning,error::RuntimeWarning \
+	  $(BIN)/pdoc --template-directory docs/api --output-directory build/api $(API)
 
 # ruff and pyright before every commit.
 hooks: $(INSTALLED)
