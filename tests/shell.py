@@ -6,6 +6,7 @@ What takes minutes, needs a cloud, or is run by another test is not run again he
 A command that no line there knows is an error. So is one that fails.
 """
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -36,7 +37,12 @@ def commands(text: str) -> list[list[str]]:
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     inline = [part for code in INLINE.findall(prose) for part in code.split("; ")]
     split = [shlex.split(line.rstrip("& "), comments=True) for line in [*lines, *inline]]
-    return [words for words in split if words]
+    return [words for words in map(_without_variables, split) if words]
+
+
+def _without_variables(words: list[str]) -> list[str]:
+    """A command without the NAME=value in front of it."""
+    return list(itertools.dropwhile(re.compile(r"\w+=").match, words))
 
 
 def follow(text: str) -> None:
@@ -77,13 +83,10 @@ def _tests(arguments: list[str]) -> None:
     assert done.returncode == 0, arguments
 
 
-def _module(name: str) -> Callable[[list[str]], None]:
-    """Run by hand: it takes minutes. Its parts have tests of their own."""
-
-    def proof(arguments: list[str]) -> None:
-        assert (ROOT / name / "__main__.py").exists() or (ROOT / f"{name}.py").exists()
-
-    return proof
+def _module(arguments: list[str]) -> None:
+    """It is there. These are run by hand, for minutes; their parts have tests of their own."""
+    path = ROOT / arguments[0].replace(".", "/")
+    assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"no such module: {arguments[0]}"
 
 
 def _make(arguments: list[str]) -> None:
@@ -126,11 +129,10 @@ PROOFS: dict[str, Callable[[list[str]], None]] = {
     "python jobs/sweep.py": _sweep,
     "python jobs/report.py": _report,
     "python -m pytest": _tests,
-    "python -m benchmarks": _module("benchmarks"),
-    "python -m tests.chaos": _module("tests/chaos"),
-    "python -m tests.load": _module("tests/load"),
+    "python -m": _module,
     "make": _make,
     "ray": _ray,
+    "docker": _files,
     "kubectl": _files,
     "helm": _files,
     "sbatch": _files,
