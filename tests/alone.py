@@ -17,7 +17,10 @@ def main(arguments: list[str]) -> int:
         return sweep.main(arguments)
 
 
-def _run(plan: Plan, execution: Execution, fail_fast: bool) -> int:
+def _run(*given: object) -> int:
+    """In place of ``sweep.run``. Of what that is given, only the plan and the execution matter here."""
+    (plan,) = (value for value in given if isinstance(value, Plan))
+    (execution,) = (value for value in given if isinstance(value, Execution))
     torch.set_num_threads(1)
     execution = execution.on(gpus=0)
     for trial in plan.trials:

@@ -7,12 +7,14 @@ A command that no line there knows is an error. So is one that fails.
 """
 
 import itertools
+import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import click
 import pytest
@@ -24,6 +26,9 @@ from tests import alone
 ROOT = Path(__file__).parent.parent
 #: Code in running text that is a command, too.
 INLINE = re.compile(r"(?<!`)`((?:python|make|ray|rayexp|kubectl|helm|sbatch|\.) [^`\n]+)`")
+
+#: What stands in front of a command: NAME=value.
+VARIABLE = re.compile(r"(\w+)=(.*)").fullmatch
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -37,12 +42,7 @@ def commands(text: str) -> list[list[str]]:
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     inline = [part for code in INLINE.findall(prose) for part in code.split("; ")]
     split = [shlex.split(line.rstrip("& "), comments=True) for line in [*lines, *inline]]
-    return [words for words in map(_without_variables, split) if words]
-
-
-def _without_variables(words: list[str]) -> list[str]:
-    """A command without the NAME=value in front of it."""
-    return list(itertools.dropwhile(re.compile(r"\w+=").match, words))
+    return [words for words in split if words]
 
 
 def follow(text: str) -> None:
@@ -56,9 +56,11 @@ def follow(text: str) -> None:
 
 def prove(words: list[str]) -> None:
     """Run one command, or check what stands for it. Raises AssertionError where the page promises too much."""
-    for size in range(len(words), 0, -1):
-        if proof := PROOFS.get(" ".join(words[:size])):
-            proof(words[size:])
+    command = list(itertools.dropwhile(VARIABLE, words))
+    for size in range(len(command), 0, -1):
+        if proof := PROOFS.get(" ".join(command[:size])):
+            with mock.patch.dict(os.environ, dict(VARIABLE(word).groups() for word in words[: -len(command)])):
+                proof(command[size:])
             return
     raise AssertionError(f"nothing in tests/shell.py says how this is proved: {shlex.join(words)}")
 
