@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -25,7 +26,7 @@ from tests import alone
 
 ROOT = Path(__file__).parent.parent
 #: Code in running text that is a command, too.
-INLINE = re.compile(r"(?<!`)`((?:python|make|ray|rayexp|kubectl|helm|sbatch|\.) [^`\n]+)`")
+INLINE = re.compile(r"(?<!`)`((?:python|pip|make|ray|rayexp|kubectl|helm|sbatch|\.) [^`\n]+)`")
 
 #: What stands in front of a command: NAME=value.
 VARIABLE = re.compile(r"(\w+)=(.*)").fullmatch
@@ -91,6 +92,13 @@ def _module(arguments: list[str]) -> None:
     assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"no such module: {arguments[0]}"
 
 
+def _pip(arguments: list[str]) -> None:
+    """The extras that it asks for are there; CI installs some of them."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (asked,) = re.findall(r"\[(.+)\]", arguments[-1])
+    assert set(asked.split(",")) <= extras.keys(), asked
+
+
 def _make(arguments: list[str]) -> None:
     """CI runs ``make test``, which runs the rest; ``make demo`` is a sweep; test_jobs.py starts ``make head``."""
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -132,6 +140,7 @@ PROOFS: dict[str, Callable[[list[str]], None]] = {
     "python jobs/report.py": _report,
     "python -m pytest": _tests,
     "python -m": _module,
+    "pip": _pip,
     "make": _make,
     "ray": _ray,
     "docker": _files,
