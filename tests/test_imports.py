@@ -13,7 +13,7 @@ PURE = ("world", "learning", "sampling", "evaluation")
 LAYERS = (
     ("rayexp.world", "rayexp.errors"),
     ("rayexp.spec",),
-    ("rayexp.sampling", "rayexp.learning", "rayexp.evaluation", "rayexp.presets"),
+    ("rayexp.sampling", "rayexp.learning", "rayexp.evaluation", "rayexp.presets", "rayexp.terminal"),
     ("rayexp.files", "rayexp.lease", "rayexp.store", "rayexp.journal"),
     ("rayexp.actors",),
     ("rayexp.stages",),

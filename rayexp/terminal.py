@@ -1,0 +1,106 @@
+"""What a command and a person say to each other: a command line, a refusal, a table, a quantity."""
+
+import contextlib
+import io
+import itertools
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import tyro
+
+from rayexp.spec import one_line
+
+T = TypeVar("T")
+
+FLAGS: Any = tyro.conf.FlagCreatePairsOff
+_RULE = re.compile("[─-]{20,}").fullmatch
+#: A label is cut to no less than this; where even that is too wide, the terminal wraps.
+NARROWEST = 16
+
+
+def parsed(form: Any, arguments: list[str] | None, **about: Any) -> Any:
+    """The command line as a ``form``. Raises ValueError with one sentence where tyro draws a box of several lines."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(form, args=arguments, config=(FLAGS,), **about)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        # A title, the sentence, a rule, advice: in colour on a terminal, and in ASCII where there is no UTF-8.
+        box = [line.strip("│| ") for line in re.sub(r"\x1b\[[\d;]*m", "", said.getvalue()).splitlines()[1:]]
+        lines = itertools.takewhile(lambda line: not _RULE(line), itertools.dropwhile(_RULE, box))
+        raise ValueError(f"{' '.join(lines).rstrip('.')}; --help lists what is allowed") from None
+
+
+def refuse(*why: str) -> int:
+    """Say why, each part on one line whatever is in it, and return the exit code of a refusal."""
+    print("refused:", "\n".join(map(one_line, why)), file=sys.stderr)
+    return 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table. spare: the first to go where a terminal is too narrow for all."""
+
+    name: str
+    right: bool = False
+    spare: bool = False
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
+    """Rows as aligned text. Where ``width`` is given and too small, spare columns go and the last one is shortened."""
+    cells = [[column.name for column in columns], *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    shown = list(range(len(columns)))
+    if width and sum(widths) + 2 * (len(shown) - 1) > width:
+        shown = [i for i in shown if not columns[i].spare]
+        last = shown[-1]
+        widths[last] = max(NARROWEST, min(widths[last], width - sum(widths[i] + 2 for i in shown[:-1])))
+    lines = [
+        "  ".join(_padded(shortened(row[i], widths[i]), widths[i], columns[i].right) for i in shown).rstrip()
+        for row in cells
+    ]
+    return "\n".join(lines)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal; None where the output goes elsewhere, and nothing has to be left out."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def shortened(text: str, length: int) -> str:
+    """Text of at most ``length`` characters; of a longer one the middle is left out, for both ends tell it apart."""
+    if len(text) <= length:
+        return text
+    tail = (length - 1) // 2
+    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``0.2 s``, ``24 s``, ``12 min``, ``3.2 h``, ``4.1 d``."""
+    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{_two_digits(seconds / size)} {unit}"
+    return f"{_two_digits(seconds / 86_400)} d"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of ten: ``410 B``, ``1.7 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{_two_digits(count)} {unit}"
+        count /= 1000
+    return f"{_two_digits(count)} TB"
+
+
+def _two_digits(number: float) -> str:
+    return f"{number:.1f}" if 0 < number < 9.95 and f"{number:.1f}" != f"{number:.0f}.0" else f"{number:.0f}"
