@@ -22,10 +22,13 @@ import tyro
 from pydantic import ValidationError
 
 from rayexp import terminal
+from rayexp.catalog import Catalog
 from rayexp.sampling.vllm_sampler import VLLMMissingError
 from rayexp.spec import Execution, explain
 from rayexp.store import Store, StoreError
 from rayexp.studies.choice import Choice
+from rayexp.sweep import preflight
+from rayexp.sweep.outlook import Machines, outlook
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preflight import PreflightError
 from rayexp.terminal import refuse
@@ -50,7 +53,7 @@ class Sweep(Choice):
     """Plan a study, run what is missing of it on Ray, write its results and its report."""
 
     plan: bool = False
-    """Print the plan and stop."""
+    """Print every stage with its state, its cost and what it is built on, and stop."""
     repair: bool = False
     """Read every finished artifact of the plan first, and make those again that are damaged."""
     keep_going: bool = False
@@ -78,6 +81,7 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
             plan = planned(sweep, store)
         print(plan.summary(), flush=True)
         if sweep.plan:
+            print(f"\n{outlook(plan, Catalog(store), execution, machines(), terminal.terminal_width())}")
             return 0
         store.files.require_writable()
         failed = run(plan, execution, sweep.fail_fast) if plan.trials else 0
@@ -120,9 +124,19 @@ def planned(sweep: Sweep, store: Store) -> Plan:
     return Plan.of(sweep.study, sweep.stages(), store.finished_ids())
 
 
+def machines() -> Machines:
+    """Those of the cluster that RAY_ADDRESS names, if it names one; else this machine, without a start of Ray."""
+    if not (address := os.environ.get("RAY_ADDRESS")):
+        return Machines.here()
+    from rayexp.sweep import runtime
+
+    runtime.connect()
+    return Machines(preflight.capacity(), f"the Ray cluster at {address}")
+
+
 def run(plan: Plan, execution: Execution, fail_fast: bool) -> int:
     """Run the plan on the cluster; the number of trials that did not succeed."""
-    from rayexp.sweep import preflight, runtime, tune  # Ray takes seconds to import; a plan or a refusal needs none
+    from rayexp.sweep import runtime, tune  # Ray takes seconds to import; a plan or a refusal needs none
     from rayexp.sweep.progress import ProgressLines
 
     cluster = runtime.connect()

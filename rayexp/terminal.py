@@ -81,16 +81,27 @@ def shortened(text: str, length: int) -> str:
     return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
 
 
+def abbreviated(ids: Sequence[str], digits: int = 8) -> dict[str, str]:
+    """Stage ids by their beginnings, with as many digits as tell all of these apart, and ``digits`` at least."""
+    while True:
+        short = {stage_id: stage_id[: stage_id.find("-") + 1 + digits] for stage_id in ids}
+        if len(set(short.values())) == len(short):
+            return short
+        digits += 1
+
+
 def _padded(text: str, width: int, right: bool) -> str:
     return text.rjust(width) if right else text.ljust(width)
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``0.2 s``, ``24 s``, ``12 min``, ``3.2 h``, ``4.1 d``."""
-    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+    """Seconds for people: ``<0.1 s``, ``24 s``, ``12 min``, ``3.2 h``, ``4.1 d``, ``27 y``."""
+    if 0 < seconds < 0.05:
+        return "<0.1 s"
+    for limit, unit_s, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h"), (63_115_200, 86_400, "d")):
         if seconds < limit:
-            return f"{_two_digits(seconds / size)} {unit}"
-    return f"{_two_digits(seconds / 86_400)} d"
+            return f"{_two_digits(seconds / unit_s)} {unit}"
+    return f"{_two_digits(seconds / 31_557_600)} y"
 
 
 def size(count: float) -> str:
