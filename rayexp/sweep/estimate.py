@@ -60,13 +60,25 @@ class Sample:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What one stage will take: FLOP, seconds once it is its turn, and bytes of its artifact. measured: number of
+    finished stages that the time comes from; 0 where it is assumed."""
+
+    flop: float
+    seconds: float
+    measured: int
+    bytes: float
+
+
 class Estimates:
     """Time and storage of stages that are run as ``execution`` says, its defaults filled in for a cluster."""
 
     def __init__(self, execution: Execution, samples: Iterable[Sample] = ()) -> None:
         self.execution = execution
         self._samples = list(samples)
-        self._known: dict[tuple[Any, ...], tuple[float, int]] = {}
+        self._costs: dict[str, Cost] = {}
+        self._times: dict[tuple[Any, ...], tuple[float, int]] = {}
 
     @classmethod
     def of(cls, catalog: Catalog, execution: Execution) -> "Estimates":
@@ -78,41 +90,34 @@ class Estimates:
         finished, specs = catalog.finished(some), catalog.specs(some)
         return cls(execution, filter(None, (_sample(finished[i], specs[i]) for i in specs.keys() & finished.keys())))
 
-    def seconds(self, stage: Stage) -> float:
-        """Seconds of one stage, once it is its turn."""
-        return self._looked_up(stage)[0]
+    def cost(self, stage: Stage) -> Cost:
+        """What a stage will take."""
+        if stage.id not in self._costs:
+            flop = flops(stage)
+            self._costs[stage.id] = Cost(flop, *self._time(stage, flop), _bytes(stage))
+        return self._costs[stage.id]
 
-    def measured(self, stage: Stage) -> int:
-        """Number of finished stages that its time comes from; 0 where it is assumed."""
-        return self._looked_up(stage)[1]
-
-    def bytes(self, stage: Stage) -> float:
-        """What the artifact of a stage will take up."""
-        if isinstance(stage, Evaluate):
-            return RECORD_BYTES + ROW_BYTES * stage.prompts_per_cell * len(stage.root.world.cells.roles())
-        return RECORD_BYTES + WEIGHT_BYTES * _parameters(stage)
+    def seconds(self, stages: Iterable[Stage]) -> float:
+        """Seconds of some stages one after the other."""
+        return sum(self.cost(stage).seconds for stage in stages)
 
     def checkpoint_bytes(self, plan: Plan, trials_at_once: int) -> float:
         """The most that checkpoints can take up at one time: those kept and one that is being written, a trial."""
         largest = max((_parameters(stage) for stage in plan.to_run if not isinstance(stage, Evaluate)), default=0)
         return CHECKPOINT_BYTES * largest * (CHECKPOINTS_KEPT + 1) * min(trials_at_once, len(plan.trials))
 
-    def _looked_up(self, stage: Stage) -> tuple[float, int]:
-        key = (_kind(stage), _parameters(stage), flop := flops(stage), _steps(stage))
-        if key not in self._known:
-            workers = self._workers(stage)
-            near = heapq.nsmallest(
-                NEAREST,
-                (s for s in self._samples if self._alike(s, key[0], workers, key[1])),
-                key=lambda s: abs(math.log(s.flop / flop)),
-            )
-            if near:
-                self._known[key] = statistics.median(s.seconds * flop / s.flop for s in near), len(near)
-            else:
-                self._known[key] = self._assumed(stage, flop), 0
-        return self._known[key]
+    def _time(self, stage: Stage, flop: float) -> tuple[float, int]:
+        """Seconds, and the number of finished stages that they come from."""
+        key = kind, parameters, _, _ = _kind(stage), _parameters(stage), flop, _steps(stage)
+        if key not in self._times:
+            alike = [sample for sample in self._samples if self._alike(sample, stage, kind, parameters)]
+            near = heapq.nsmallest(NEAREST, alike, key=lambda sample: abs(math.log(sample.flop / flop)))
+            per_flop = [sample.seconds / sample.flop for sample in near]
+            self._times[key] = (statistics.median(per_flop) * flop if near else self._assumed(stage, flop)), len(near)
+        return self._times[key]
 
-    def _alike(self, sample: Sample, kind: str, workers: int, parameters: int) -> bool:
+    def _alike(self, sample: Sample, stage: Stage, kind: str, parameters: int) -> bool:
+        workers = _workers(stage, self.execution.train_workers, self.execution.rollout_workers)
         same = (sample.kind, sample.device, sample.workers) == (kind, self.execution.device, workers)
         return same and 0.5 <= sample.parameters / parameters <= 2
 
@@ -127,16 +132,8 @@ class Estimates:
         filled = min(1.0, stage.root.decoder.width / FILLS_A_GPU) if unit == "gpus" else 1.0
         return speed.start_s + speed.step_s * _steps(stage) + flop / (speed.flop_per_s * filled * (units or 1.0))
 
-    def _workers(self, stage: Stage) -> int:
-        return _workers(stage, self.execution.train_workers, self.execution.rollout_workers)
 
-
-def without_sharing(plan: Plan, cost: Callable[[Stage], float]) -> float:
-    """What the whole plan would cost if nothing in it were shared (``Plan.copies``)."""
-    return sum(plan.copies[stage.id] * cost(stage) for stage in plan.stages)
-
-
-def makespan(plan: Plan, seconds: Callable[[Stage], float], trials_at_once: int) -> float:
+def makespan(plan: Plan, seconds: Callable[[Iterable[Stage]], float], trials_at_once: int) -> float:
     """Seconds until all trials of the plan have run, ``trials_at_once`` of them, each as soon as its parents have."""
     waiting = {trial.id: len(trial.parents) for trial in plan.trials}
     children: dict[str, list[Trial]] = {}
@@ -149,13 +146,19 @@ def makespan(plan: Plan, seconds: Callable[[Stage], float], trials_at_once: int)
     while ready or running:
         while ready and len(running) < trials_at_once:
             trial = ready.pop()
-            heapq.heappush(running, (now + sum(map(seconds, trial.stages)), trial.id))
+            heapq.heappush(running, (now + seconds(trial.stages), trial.id))
         now, done = heapq.heappop(running)
         for child in children.get(done, []):
             waiting[child.id] -= 1
             if not waiting[child.id]:
                 ready.append(child)
     return now
+
+
+def _bytes(stage: Stage) -> float:
+    if isinstance(stage, Evaluate):
+        return RECORD_BYTES + ROW_BYTES * stage.prompts_per_cell * len(stage.root.world.cells.roles())
+    return RECORD_BYTES + WEIGHT_BYTES * _parameters(stage)
 
 
 def _sample(finished: Finished, stage: Stage) -> Sample | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from rayexp.catalog import Attempt, Catalog
 from rayexp.spec import Execution, Stage
 from rayexp.sweep import preflight
-from rayexp.sweep.estimate import ASSUMED, Estimates, makespan, without_sharing
-from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.estimate import ASSUMED, Estimates, makespan
+from rayexp.sweep.plan import Plan
 from rayexp.terminal import Column, abbreviated, duration, size, table
 
 COLUMNS = (
@@ -26,6 +26,7 @@ MEANINGS = {
     "failed": "the last attempt at its trial failed; a sweep tries it again",
     "blocked": "built on a failed one; runs when that has succeeded",
 }
+KINDS = ("pretrain", "sft", "grpo", "evaluate")
 FAILURES_SHOWN = 10
 
 
@@ -73,7 +74,8 @@ def outlook(plan: Plan, catalog: Catalog, execution: Execution, machines: Machin
     def row(stage: Stage) -> tuple[str, ...]:
         cost = ("-", "-", "-")
         if state[stage.id] != "cached":
-            cost = (f"{flops(stage):.1e}", duration(estimates.seconds(stage)), size(estimates.bytes(stage)))
+            all_of_it = estimates.cost(stage)
+            cost = (f"{all_of_it.flop:.1e}", duration(all_of_it.seconds), size(all_of_it.bytes))
         parent = name[stage.parent.id] if stage.parent else "-"
         return (state[stage.id], name[stage.id], *cost, parent, stage.label)
 
@@ -100,17 +102,18 @@ def _time(plan: Plan, estimates: Estimates, execution: Execution, machines: Mach
     if not plan.to_run:
         return ["time: none, all is in the store"]
     at_once = preflight.concurrency(plan, execution, machines.has)
-    work = sum(map(estimates.seconds, plan.to_run))
+    costs = {stage.id: estimates.cost(stage) for stage in plan.to_run}
     span = makespan(plan, estimates.seconds, at_once)
-    flop = sum(map(flops, plan.to_run))
+    flop = sum(cost.flop for cost in costs.values())
     trials = f"{at_once} trial{'' if at_once == 1 else 's'} at once"
     lines = [
         f"time: about {duration(span)} on {machines.description}, {trials}; "
-        f"{duration(work)} one after the other, {flop:.1e} FLOP"
+        f"{duration(estimates.seconds(plan.to_run))} one after the other, {flop:.1e} FLOP"
     ]
-    for kind in dict.fromkeys(stage.id.partition("-")[0] for stage in plan.to_run):
-        stages = [stage for stage in plan.to_run if stage.id.startswith(f"{kind}-")]
-        samples = [estimates.measured(stage) for stage in stages]
+    for kind in KINDS:
+        samples = [cost.measured for stage_id, cost in costs.items() if stage_id.startswith(f"{kind}-")]
+        if not samples:
+            continue
         if all(samples):
             lines.append(f"  {kind}: from what {_range(samples)} finished stages like it in this store took")
         else:
@@ -118,7 +121,7 @@ def _time(plan: Plan, estimates: Estimates, execution: Execution, machines: Mach
             unit = "GPU" if execution.device == "cuda" else "CPU core"
             besides = [f"{speed.step_s:g} s a step"] * bool(speed.step_s)
             besides += [f"{speed.start_s:g} s to start"] * bool(speed.start_s)
-            number = f"{samples.count(0)} of {len(stages)} " if any(samples) else ""
+            number = f"{samples.count(0)} of {len(samples)} " if any(samples) else ""
             lines.append(
                 f"  {kind}: {number}assumed at {' + '.join([f'{speed.flop_per_s:.2g} FLOP/s a {unit}', *besides])}; "
                 "nothing like it in this store"
@@ -129,19 +132,19 @@ def _time(plan: Plan, estimates: Estimates, execution: Execution, machines: Mach
 def _storage(plan: Plan, estimates: Estimates, execution: Execution, machines: Machines) -> str:
     if not plan.to_run:
         return "storage: nothing more"
-    kept = sum(map(estimates.bytes, plan.to_run))
+    kept = sum(estimates.cost(stage).bytes for stage in plan.to_run)
     most = estimates.checkpoint_bytes(plan, preflight.concurrency(plan, execution, machines.has))
     return f"storage: {size(kept)} to be kept, and up to {size(most)} of checkpoints while it runs"
 
 
 def _saved(plan: Plan, estimates: Estimates) -> str:
     """The whole plan, cached stages included, beside one in which nothing is shared."""
-    stages = len(plan.stages), sum(plan.copies.values())
-    flop = sum(map(flops, plan.stages)), without_sharing(plan, flops)
-    seconds = sum(map(estimates.seconds, plan.stages)), without_sharing(plan, estimates.seconds)
+    costs = [(estimates.cost(stage), plan.copies[stage.id]) for stage in plan.stages]
+    flop, flop_apart = sum(cost.flop for cost, _ in costs), sum(cost.flop * copies for cost, copies in costs)
+    time, time_apart = sum(cost.seconds for cost, _ in costs), sum(cost.seconds * copies for cost, copies in costs)
     return (
-        f"sharing: {stages[0]} stages instead of {stages[1]}, {flop[0]:.2g} FLOP instead of {flop[1]:.2g}, "
-        f"{duration(seconds[0])} of work instead of {duration(seconds[1])}"
+        f"sharing: {len(costs)} stages instead of {sum(copies for _, copies in costs)}, {flop:.2g} FLOP instead of "
+        f"{flop_apart:.2g}, {duration(time)} of work instead of {duration(time_apart)}"
     )
 
 
