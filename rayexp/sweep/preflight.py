@@ -63,10 +63,12 @@ def require_resources(plan: Plan, execution: Execution) -> None:
     raise PreflightError("the plan needs more than the cluster can ever have:\n" + "\n".join([header, *rows]))
 
 
-def concurrency(plan: Plan, execution: Execution, has: Bundle) -> int:
-    """Trials at once: the setting, or as many of the largest kind as there is room for in ``has``."""
+def concurrency(plan: Plan, execution: Execution, has: Bundle | None = None) -> int:
+    """Trials at once: the setting, or as many of the largest kind as there is room for in ``has``, by default in what
+    the cluster has or may grow to."""
     if execution.max_concurrent:
         return execution.max_concurrent
+    has = capacity() if has is None else has
     fits = [
         int((has.get(name, 0.0) + 1e-9) // amount)
         for trial in {trial.kind: trial for trial in plan.trials}.values()

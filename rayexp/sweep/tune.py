@@ -51,7 +51,7 @@ def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = (
                 search_alg=searcher,
                 num_samples=-1,
                 reuse_actors=True,  # a trial's process, and what it keeps warm, serves the next trial of its kind
-                max_concurrent_trials=preflight.concurrency(plan, execution, preflight.capacity()),
+                max_concurrent_trials=preflight.concurrency(plan, execution),
                 trial_name_creator=lambda trial: trial.config["trial"],
                 trial_dirname_creator=lambda trial: trial.config["trial"],
             ),
