@@ -84,8 +84,9 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
             print(f"\n{outlook(plan, Catalog(store), execution, machines(), terminal.terminal_width())}")
             return 0
         store.files.require_writable()
+        write_plan(plan, store, sweep.name)
         failed = run(plan, execution, sweep.fail_fast) if plan.trials else 0
-        write_report(planned(sweep, store), store, sweep.scale)
+        write_report(planned(sweep, store), store, sweep.name)
     except ValidationError as error:
         return refuse(explain(error))
     except PreflightError as error:  # may be a table
@@ -154,14 +155,19 @@ def run(plan: Plan, execution: Execution, fail_fast: bool) -> int:
     return len(outcome.failed) + len(outcome.blocked)
 
 
-def write_report(plan: Plan, store: Store, scale: str) -> None:
+def write_plan(plan: Plan, store: Store, name: str) -> None:
+    """Which stages the study consists of, id and label, for those who look into the store while it runs and later."""
+    labels = {stage.id: stage.label for stage in plan.stages}
+    store.files.write(f"studies/{name}/plan.json", json.dumps(labels, indent=1).encode())
+
+
+def write_report(plan: Plan, store: Store, name: str) -> None:
     """Results table and report of what is finished, into the store's ``studies`` folder; claims to the terminal."""
     from rayexp.report import page
 
-    name = f"{plan.study}-{scale}"
+    write_plan(plan, store, name)
     with TemporaryDirectory() as folder:
         page.write(plan, store, Path(folder))
-        (Path(folder) / "plan.json").write_text(json.dumps([stage.id for stage in plan.stages], indent=1))
         store.put_folder(Path(folder), f"studies/{name}")
         with (Path(folder) / "claims.csv").open(newline="") as claims:
             for row in csv.DictReader(claims):

@@ -7,6 +7,7 @@ them through ``rayexp.store``, which verifies.
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +150,7 @@ class Catalog:
         ids = sorted({*files.names("work"), *running})
         failures, finished = self.failures(ids), self.store.finished_ids(ids)
         attempts = []
+        labels = self._planned() if ids else {}
         for stage_id in ids:
             steps = [name for name in files.names(f"work/{stage_id}") if name.startswith("step-")]
             step = max((int(name[5:]) for name in steps if name[5:].isdecimal()), default=None)
@@ -156,26 +158,35 @@ class Catalog:
             if failed or stage_id in running or stage_id not in finished:
                 state = "running" if stage_id in running else "failed" if failed else "begun"
                 about = failed or Attempt(stage_id, state)
-                attempts.append(Attempt(stage_id, state, step, about.time, about.label, about.why))
+                label = labels.get(stage_id, about.label)
+                attempts.append(Attempt(stage_id, state, step, about.time, label, about.why))
         return attempts
 
     def studies(self) -> list[str]:
         """Names of the studies that were planned with this store."""
         return self.store.files.names("studies")
 
-    def study(self, name: str) -> list[str]:
-        """Ids of the stages that a study consists of. Raises StoreError if there is no such study."""
+    def study(self, name: str) -> dict[str, str]:
+        """Labels, by id and in order, of the stages that a study consists of. Raises StoreError if there is none."""
         path = f"studies/{name}/plan.json"
         try:
-            ids = json.loads(self.store.files.read(path))
+            labels = json.loads(self.store.files.read(path))
         except FileNotFoundError:
             known = ", ".join(self.studies()) or "there are none"
             raise StoreError(f"study is {name!r}; allowed, in the store {self.store.url}: {known}") from None
         except (ValueError, RecursionError) as error:
             raise StoreError(f"{self.store.url}/{path} is no JSON ({first_line(error)})") from error
-        if not isinstance(ids, list) or not all(isinstance(stage_id, str) for stage_id in ids):
-            raise StoreError(f"{self.store.url}/{path} is no list of ids")
-        return ids
+        if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+            raise StoreError(f"{self.store.url}/{path} is no table of labels; jobs/report.py writes it again")
+        return labels
+
+    def _planned(self) -> dict[str, str]:
+        """Labels of all stages that any study consists of."""
+        planned: dict[str, str] = {}
+        for name in self.studies():
+            with suppress(StoreError):
+                planned |= self.study(name)
+        return planned
 
     def _json(self, path: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """One small record of each of some stages; without those that are not there or are none."""

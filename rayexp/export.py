@@ -36,7 +36,8 @@ The release kit of the study {name}, written by rayexp {version}: {finished} of 
 - `stages/<id>/`: one stage each. `spec.json` (every setting, those of what it is built on included), `model/` (a
   Llama-style decoder), `metrics.parquet` or `results.parquet`, `provenance.json`, and `manifest.json` with size and
   SHA-256 of each of these files.
-- `studies/{name}/`: `results.parquet` (one row a test prompt of a measured stage), `report/index.html` and its figures.
+- `studies/{name}/`: `results.parquet` (one row a test prompt of a measured stage), and the report with its figures,
+  `report/index.html`.
 - `records.parquet`: one row a stage: id, kind, label, init_id, and spec and provenance as JSON.
 - `SHA256SUMS`: of every file but itself.
 

@@ -1,8 +1,8 @@
 """``rayexp explain``: why a stage would run, or would not: how it differs from the nearest finished ones."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -55,12 +55,12 @@ def _finished(catalog: Catalog, finished: Finished, stage: Stage) -> str:
     when = f", {finished.started}" if finished.started else ""
     took = "" if finished.duration_s is None else f", in {duration(finished.duration_s)}"
     lines = [
-        f"It is finished{when}{took}, and would not run: the store {catalog.store.url} has an artifact of exactly this "
-        "id, with its manifest. The id is a hash of every setting of it and of what it is built on."
+        f"It is finished{when}{took}, and would not run.",
+        f"The store {catalog.store.url} has its artifact, with a manifest, under exactly this id, which is a hash of",
+        "every setting of the stage and of what it is built on.",
     ]
-    absent = [
-        each for each in stage.lineage if each.id not in catalog.store.finished_ids([s.id for s in stage.lineage])
-    ]
+    there = catalog.store.finished_ids([each.id for each in stage.lineage])
+    absent = [each for each in stage.lineage if each.id not in there]
     lines += [f"What it is built on is not all there: {each.id} ({each.label}) would run." for each in absent]
     return "\n".join(lines)
 
@@ -82,17 +82,18 @@ def _nearest(catalog: Catalog, stage: Stage) -> str:
     """The finished stages of its kind that differ from it in the fewest settings, and in which."""
     kind = stage.id.partition("-")[0]
     ids = [stage_id for stage_id in catalog.labels() if stage_id.startswith(f"{kind}-")]
-    specs, mine = catalog.specs(ids), _with_contracts(stage, None)
-    theirs = {stage_id: _with_contracts(spec, None) for stage_id, spec in specs.items()}
-    if not theirs:
+    specs = catalog.specs(ids)
+    if not specs:
         return f"\nNo {kind} stage is finished there that it could be compared with."
-    distance = {stage_id: len(settings.differences(mine, other)) for stage_id, other in theirs.items()}
+    mine = settings.along(stage)
+    distance = {stage_id: len(settings.differences(mine, settings.along(spec))) for stage_id, spec in specs.items()}
     order = sorted(distance, key=lambda stage_id: (distance[stage_id], stage_id))
     nearest = catalog.finished(order[:1])[order[0]]
-    differing = settings.differences(
-        _with_contracts(stage, [each.contract for each in stage.lineage]),
-        _with_contracts(specs[nearest.id], list(nearest.contracts)),
-    )
+    theirs = settings.along(specs[nearest.id])
+    if nearest.contracts:
+        mine |= _named([each.contract for each in stage.lineage])
+        theirs |= _named(nearest.contracts)
+    differing = settings.differences(mine, theirs)
     lines = ["", f"The nearest finished {kind} stage is {nearest.id} ({nearest.label})."]
     if differing:
         columns = (Column("setting"), Column("of"), Column("this stage"), Column("that one"))
@@ -121,10 +122,6 @@ def _same_settings(stage: Stage, nearest: Finished) -> str:
     )
 
 
-def _with_contracts(stage: Stage, contracts: list[int] | None) -> Mapping[str, Any]:
-    """The settings along a lineage, and the contract that each stage of it was made under, where that is known."""
-    flat = settings.along(stage)
-    depth = len(stage.lineage) - 1
-    if contracts and len(contracts) == depth + 1:
-        flat |= {f"{'init.' * (depth - level)}contract": contract for level, contract in enumerate(contracts)}
-    return flat
+def _named(contracts: Sequence[int]) -> dict[str, int]:
+    """The contracts that the stages of a lineage were made under, by dotted names."""
+    return {f"{'init.' * depth}contract": contract for depth, contract in enumerate(reversed(contracts))}

@@ -55,8 +55,8 @@ class Ls(Place):
         if begun:
             print("\n" * bool(finished) + table(BEGUN, [_begun(attempt, name[attempt.id]) for attempt in begun], width))
         total = sum(stage.bytes for stage in finished)
-        missing = f", {len(among) - len(finished)} of the study not" if among and self.kind == "any" else ""
-        print(f"\n{len(finished)} finished ({size(total)}){missing}; {len(begun)} begun; store {catalog.store.url}")
+        of = f" of {len(among)} in the study" if among is not None and self.kind == "any" else ""
+        print(f"\n{len(finished)} finished{of}, {size(total)}; {len(begun)} begun; store {catalog.store.url}")
         return 0
 
 

@@ -45,12 +45,13 @@ class Study:
         Raises StoreError if there is no such study, or its results are none.
         """
         url, name = _located(reference, store_url)
-        store = Store(url)
+        catalog = Catalog(store := Store(url))
+        catalog.require_there()
         path = f"studies/{name}/results.parquet"
         try:
             data = store.files.read(path)
         except FileNotFoundError:
-            known = ", ".join(store.files.names("studies")) or "there are none"
+            known = ", ".join(catalog.studies()) or "there are none"
             raise StoreError(f"study is {name!r}, without results in the store {url}; allowed there: {known}") from None
         try:
             rows = pq.read_table(io.BytesIO(data), columns=COLUMNS).to_pandas()
@@ -58,7 +59,7 @@ class Study:
             raise StoreError(f"{url}/{path} is no table of results ({first_line(error)})") from error
         if missing := [column for column in COLUMNS if column not in rows]:
             raise StoreError(f"{url}/{path} has no column {missing[0]}")
-        stages = Catalog(store).specs(rows["stage_id"].unique().tolist())
+        stages = catalog.specs(rows["stage_id"].unique().tolist())
         return cls(f"{name} in {url}", rows, stages, {i: settings.along(stage) for i, stage in stages.items()})
 
 
@@ -145,8 +146,9 @@ def _joined(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
     """One row a pair of prompts: stage, ood_ratio, seed, KEY, q and prompt of both, difference."""
     frames = []
     rows = {study.title: dict(list(study.rows.groupby("stage_id", sort=False))) for study in (a, b)}
-    for mine, theirs in pairs.items():
-        one, other = a.stages[mine], b.stages[theirs]
+    order = {i: (len(a.stages[i].lineage), _chain(a.stages[i]), a.stages[i].root.ood_ratio) for i in pairs}
+    for mine in sorted(pairs, key=lambda stage_id: order[stage_id]):
+        one, other = a.stages[mine], b.stages[theirs := pairs[mine]]
         left, right = rows[a.title][mine], rows[b.title][theirs]
         frame = left.merge(right, on=KEY, suffixes=("_a", "_b"))
         frames.append(
