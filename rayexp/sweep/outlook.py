@@ -92,7 +92,7 @@ def outlook(plan: Plan, catalog: Catalog, execution: Execution, machines: Machin
 
 
 def _failed(failures: dict[str, Attempt]) -> list[str]:
-    lines = [f"failed: {attempt.label or attempt.id}: {attempt.why}" for attempt in failures.values()]
+    lines = [f"failed: {attempt.id}: {attempt.why}" for attempt in failures.values()]
     more = [f"and {len(lines) - FAILURES_SHOWN} more; `rayexp ls` shows them"] if len(lines) > FAILURES_SHOWN else []
     return lines[:FAILURES_SHOWN] + more
 
