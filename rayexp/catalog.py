@@ -177,7 +177,7 @@ class Catalog:
         except (ValueError, RecursionError) as error:
             raise StoreError(f"{self.store.url}/{path} is no JSON ({first_line(error)})") from error
         if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
-            raise StoreError(f"{self.store.url}/{path} is no table of labels; jobs/report.py writes it again")
+            raise StoreError(f"{self.store.url}/{path} is no table of labels; jobs/report.py writes one")
         return labels
 
     def _planned(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 The names are those of ``spec.json``: ``kl_beta`` is the stage's own, ``init.optimiser.learning_rate`` its parent's.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,8 +47,12 @@ def shown(value: Any) -> str:
 
 
 def listed(values: Sequence[Any]) -> str:
-    """Distinct values, in the order in which they come, for people."""
-    return ", ".join(dict.fromkeys(map(shown, values)))
+    """Distinct values, numbers by size, for people."""
+
+    def order(value: Any) -> tuple[float, str]:
+        return (value if isinstance(value, int | float) else math.inf), str(value)
+
+    return ", ".join(dict.fromkeys(map(shown, sorted(values, key=order))))
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

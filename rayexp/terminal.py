@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 FLAGS: Any = tyro.conf.FlagCreatePairsOff
 _RULE = re.compile("[─-]{20,}").fullmatch
-#: A label is cut to no less than this; where even that is too wide, the terminal wraps.
+#: A column is cut to no less than this; where even that is too wide, the terminal wraps.
 NARROWEST = 16
 
 
@@ -45,22 +45,27 @@ def refuse(*why: str) -> int:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table. spare: the first to go where a terminal is too narrow for all."""
+    """One column of a table. Where a terminal is too narrow for all, those that are ``spare`` go, and then texts of
+    those that may be ``cut`` are shortened."""
 
     name: str
     right: bool = False
     spare: bool = False
+    cut: bool = False
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
-    """Rows as aligned text. Where ``width`` is given and too small, spare columns go and the last one is shortened."""
+    """Rows as aligned text, of at most ``width`` characters a line if that can be had."""
     cells = [[column.name for column in columns], *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     shown = list(range(len(columns)))
     if width and sum(widths) + 2 * (len(shown) - 1) > width:
         shown = [i for i in shown if not columns[i].spare]
-        last = shown[-1]
-        widths[last] = max(NARROWEST, min(widths[last], width - sum(widths[i] + 2 for i in shown[:-1])))
+        while sum(widths[i] for i in shown) + 2 * (len(shown) - 1) > width:
+            cuttable = [i for i in shown if columns[i].cut and widths[i] > NARROWEST]
+            if not cuttable:
+                break
+            widths[max(cuttable, key=lambda i: widths[i])] -= 1
     lines = [
         "  ".join(_padded(shortened(row[i], widths[i]), widths[i], columns[i].right) for i in shown).rstrip()
         for row in cells

@@ -88,11 +88,19 @@ def test_time_is_measured_where_the_store_has_stages_that_are_alike(tmp_path):
     assert estimates.cost(measurement).seconds == pytest.approx(flops(measurement) / ASSUMED["cpu", False].flop_per_s)
 
 
-@pytest.mark.parametrize(
-    "unlike",
-    [record(7.0, device="cuda"), record(7.0, train_workers=4), {"duration_s": 7.0}, record(0.0), record(float("inf"))]
-    + [{"execution": 1, "duration_s": []}, [], {"duration_s": 7.0, "execution": {"train_workers": "many"}}],
-)
+NO_MEASURES = [
+    record(7.0, device="cuda"),
+    record(7.0, train_workers=4),
+    record(0.0),
+    record(float("inf")),
+    {"duration_s": 7.0},
+    {"execution": 1, "duration_s": []},
+    {"duration_s": 7.0, "execution": {"train_workers": "many"}},
+    [],
+]
+
+
+@pytest.mark.parametrize("unlike", NO_MEASURES)
 def test_stages_that_were_run_otherwise_or_do_not_say_how_are_no_measure(tmp_path, unlike):
     estimates = Estimates.of(Catalog(published(tmp_path, STAGES[:1], unlike)), CPU)
     assert estimates.cost(STAGES[0]).measured == 0

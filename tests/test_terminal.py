@@ -4,7 +4,7 @@ import pytest
 
 from rayexp.terminal import Column, abbreviated, duration, shortened, size, table
 
-COLUMNS = (Column("id"), Column("n", right=True), Column("note", spare=True), Column("label"))
+COLUMNS = (Column("id"), Column("n", right=True), Column("note", spare=True), Column("label", cut=True))
 ROWS = [("a", "1", "first", "x/y"), ("bcd", "22", "second one", "a-long-label/that-goes-on")]
 
 
@@ -33,29 +33,17 @@ def test_the_middle_of_a_long_text_goes(length, short):
     assert shortened("composing", length) == short
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (0.01, "<0.1 s"),
-        (0.23, "0.2 s"),
-        (3.0, "3 s"),
-        (89, "89 s"),
-        (90, "1.5 min"),
-        (3600, "60 min"),
-        (5400, "1.5 h"),
-        (172_800, "2 d"),
-        (1e8, "3.2 y"),
-    ],
-)
+SECONDS = {"0 s": 0, "<0.1 s": 0.01, "0.2 s": 0.23, "3 s": 3.0, "89 s": 89, "1.5 min": 90, "60 min": 3600}
+HOURS = {"1.5 h": 5400, "2 d": 172_800, "3.2 y": 1e8}
+SIZES = {"0 B": 0, "999 B": 999, "1 kB": 1000, "1.7 MB": 1_730_000, "5 TB": 5e12, "5000 TB": 5e15}
+
+
+@pytest.mark.parametrize(("text", "seconds"), [*SECONDS.items(), *HOURS.items()])
 def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_730_000, "1.7 MB"), (5e12, "5 TB"), (5e15, "5000 TB")],
-)
+@pytest.mark.parametrize(("text", "count"), SIZES.items())
 def test_sizes(count, text):
     assert size(count) == text
 

@@ -1,6 +1,5 @@
 """``rayexp compare``: two studies, with paired differences."""
 
-import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from rayexp.cli.place import Place
 from rayexp.terminal import Column, table, terminal_width
 
 TABLE = (
-    Column("stage"),
+    Column("stage", cut=True),
     Column("OOD ratio"),
     Column("role"),
     Column("Q in A", right=True),
@@ -21,7 +20,7 @@ TABLE = (
     Column("pairs", right=True),
     Column("B - A [95 %]"),
 )
-DIFFERING = (Column("of"), Column("setting"), Column("A"), Column("B"), Column("in the pairing"))
+DIFFERING = (Column("of"), Column("setting"), Column("A", cut=True), Column("B", cut=True), Column("in the pairing"))
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,11 @@ class Compare(Place):
 
         one, other = Study.read(self.a, self.store), Study.read(self.b, self.store)
         found = compare(one, other)
+        if self.csv:
+            try:
+                found.table.to_csv(self.csv, index=False)
+            except OSError as error:
+                raise ValueError(f"csv is {str(self.csv)!r}, which cannot be written ({error.strerror})") from error
         width = terminal_width()
         print(f"A  {one.title}\nB  {other.title}\n")
         print(
@@ -53,13 +57,6 @@ class Compare(Place):
             print(f"\n{table(TABLE, rows, width)}")
         print(f"\nnot paired: {'; '.join(found.unpaired) or 'nothing'}")
         print("\n".join(found.notes))
-        if self.csv:
-            try:
-                found.table.to_csv(self.csv, index=False)
-            except OSError as error:
-                raise ValueError(f"csv is {str(self.csv)!r}, which cannot be written ({error.strerror})") from error
-        if found.table.empty:
-            print("nothing could be paired", file=sys.stderr)
         return 0
 
 

@@ -96,7 +96,7 @@ def _nearest(catalog: Catalog, stage: Stage) -> str:
     differing = settings.differences(mine, theirs)
     lines = ["", f"The nearest finished {kind} stage is {nearest.id} ({nearest.label})."]
     if differing:
-        columns = (Column("setting"), Column("of"), Column("this stage"), Column("that one"))
+        columns = (Column("setting"), Column("of"), Column("this stage", cut=True), Column("that one", cut=True))
         rows = [
             (name, settings.kind_at(name, stage), settings.shown(here), settings.shown(there))
             for name, here, there in differing

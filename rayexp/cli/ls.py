@@ -14,9 +14,15 @@ FINISHED = (
     Column("started (UTC)", spare=True),
     Column("took", right=True),
     Column("size", right=True),
-    Column("label"),
+    Column("label", cut=True),
 )
-BEGUN = (Column("state"), Column("stage"), Column("step", right=True), Column("when (UTC)", spare=True), Column("what"))
+BEGUN = (
+    Column("state"),
+    Column("stage"),
+    Column("step", right=True),
+    Column("when (UTC)", spare=True),
+    Column("what", cut=True),
+)
 ORDERS: dict[str, Callable[[Finished], object]] = {
     "label": lambda stage: (stage.label, stage.id),
     "started": lambda stage: (stage.started, stage.label),

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -43,7 +43,7 @@ class Show(Place):
             sections.append("its spec.json is not there, or is none that this version can read")
         else:
             sections += _spec_sections(catalog, finished, spec, labels)
-        sections.append(_titled("provenance", _provenance(finished.provenance)))
+        sections.append(_titled("provenance", _provenance(finished)))
         sections.append(_titled("files", _files(catalog, finished, problems if self.verify else None)))
         sections += _contents(catalog, finished, spec, labels)
         if "model/config.json" in finished.files:
@@ -67,11 +67,12 @@ def _spec_sections(catalog: Catalog, finished: Finished, spec: Stage, labels: Ma
         where = "this stage" if each is spec else each.id + ("" if each.id in labels else ", not in this store")
         rows = [(name, settings.shown(value)) for name, value in settings.own(each).items() if name != "kind"]
         kind = each.id.partition("-")[0]
-        sections.append(_titled(f"{kind} ({where})", table((Column("setting"), Column("value")), rows, _width())))
+        text = table((Column("setting"), Column("value", cut=True)), rows, _width())
+        sections.append(_titled(f"{kind} ({where})", text))
     children = _children(catalog, finished, labels)
     if children:
         rows = [(child, labels[child]) for child in children]
-        sections.append(_titled("built on it", table((Column("stage"), Column("label")), rows, _width())))
+        sections.append(_titled("built on it", table((Column("stage"), Column("label", cut=True)), rows, _width())))
     return sections
 
 
@@ -82,7 +83,8 @@ def _children(catalog: Catalog, finished: Finished, labels: Mapping[str, str]) -
     return [i for i in sorted(some) if i in specs and (parent := specs[i].parent) and parent.id == finished.id]
 
 
-def _provenance(record: Mapping[str, Any]) -> str:
+def _provenance(finished: Finished) -> str:
+    record = finished.provenance
     if not record:
         return "none that can be read"
     rows = []
@@ -90,14 +92,14 @@ def _provenance(record: Mapping[str, Any]) -> str:
         value = record.get(name)
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
-        elif name == "duration_s" and isinstance(value, int | float):
-            name, value = "took", duration(value)
+        elif name == "duration_s":
+            name, value = "took", None if finished.duration_s is None else duration(finished.duration_s)
         rows.append((name, "-" if value is None else str(value)))
     execution = record.get("execution")
     if isinstance(execution, Mapping):
         shown = ("device", "train_workers", "rollout_workers", "store")
         rows.append(("execution", ", ".join(f"{key} {execution.get(key)}" for key in shown)))
-    return table((Column("fact"), Column("value")), rows, _width())
+    return table((Column("fact"), Column("value", cut=True)), rows, _width())
 
 
 def _files(catalog: Catalog, finished: Finished, problems: list[str] | None) -> str:
@@ -109,7 +111,7 @@ def _files(catalog: Catalog, finished: Finished, problems: list[str] | None) -> 
         (name, size(file_bytes(about)), "DAMAGED" if name in bad else good, about["sha256"])
         for name, about in finished.files.items()
     ]
-    columns = (Column("file"), Column("size", right=True), Column("contents"), Column("sha256"))
+    columns = (Column("file"), Column("size", right=True), Column("contents"), Column("sha256", cut=True))
     found = [one_line(text.removeprefix(f"{place}/")) for text in problems or ()]
     more = ["", "--verify reads them and compares"] if problems is None else found
     return "\n".join([f"{place}/", table(columns, rows, _width()), *more])

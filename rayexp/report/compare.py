@@ -153,7 +153,7 @@ def _joined(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
         frame = left.merge(right, on=KEY, suffixes=("_a", "_b"))
         frames.append(
             frame.assign(
-                stage=_both(_chain(one), _chain(other)),
+                stage=_chains(one, other),
                 ood_ratio=_both(f"{one.root.ood_ratio:g}", f"{other.root.ood_ratio:g}"),
                 seed=one.root.seed,
                 difference=frame["q_b"] - frame["q_a"],
@@ -213,8 +213,14 @@ def _chain(stage: Stage) -> str:
     return "/".join(each.short_label for each in stage.lineage)
 
 
+def _chains(mine: Stage, theirs: Stage) -> str:
+    """The chain of two paired stages, which may differ in a part: ``pretrain/sft/grpo-ood-b0.1|grpo-ood-b1``."""
+    parts = zip(_chain(mine).split("/"), _chain(theirs).split("/"), strict=True)
+    return "/".join(_both(one, other) for one, other in parts)
+
+
 def _both(mine: str, theirs: str) -> str:
-    return mine if mine == theirs else f"{mine} | {theirs}"
+    return mine if mine == theirs else f"{mine}|{theirs}"
 
 
 def _kind(stage_id: str) -> str:

@@ -19,7 +19,7 @@ COLUMNS = (
     Column("time", right=True),
     Column("size", right=True),
     Column("parent", spare=True),
-    Column("label"),
+    Column("label", cut=True),
 )
 MEANINGS = {
     "running": "a living driver has the lease on its trial",
