@@ -114,11 +114,10 @@ def _nearest(catalog: Catalog, stage: Stage) -> str:
 def _same_settings(stage: Stage, nearest: Finished) -> str:
     """Why two ids differ though no setting does."""
     kind = stage.id.partition("-")[0]
-    known = " of that one is above" if nearest.contracts else " of that one is not recorded"
+    known = "is above" if nearest.contracts else "is not recorded"
     return (
-        f"No setting differs, and the id does: a stage's `contract` is part of it ({stage.contract} for {kind} in this "
-        f"version; that{known}), and is raised when the same settings would give another result. A setting that was "
-        "added since then, and has its default here, has the same effect."
+        f"No setting differs, and the id does: a stage's contract is part of it ({stage.contract} for {kind} in this\n"
+        f"version; that of the other one {known}). It is raised when the same settings would give another result."
     )
 
 

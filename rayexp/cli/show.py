@@ -17,7 +17,7 @@ from rayexp.store import StoreError
 from rayexp.terminal import Column, duration, size, table, terminal_width
 
 #: Of provenance, in this order; the rest is in provenance.json.
-FACTS = ("started", "duration_s", "host", "machine", "user", "python", "git", "packages")
+FACTS = ("started", "duration_s", "seconds", "host", "machine", "user", "python", "git", "packages")
 #: What a summary of results reads.
 RESULTS = ["role", "cell", "log_mass", "greedy_correct"]
 
