@@ -45,8 +45,8 @@ def refuse(*why: str) -> int:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table. Where a terminal is too narrow for all, those that are ``spare`` go, and then texts of
-    those that may be ``cut`` are shortened."""
+    """One column of a table. Where a terminal is too narrow for all, those that are ``spare`` go, the last one first,
+    and then texts of those that may be ``cut`` are shortened."""
 
     name: str
     right: bool = False
@@ -59,13 +59,14 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
     cells = [[column.name for column in columns], *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     shown = list(range(len(columns)))
-    if width and sum(widths) + 2 * (len(shown) - 1) > width:
-        shown = [i for i in shown if not columns[i].spare]
-        while sum(widths[i] for i in shown) + 2 * (len(shown) - 1) > width:
-            cuttable = [i for i in shown if columns[i].cut and widths[i] > NARROWEST]
-            if not cuttable:
-                break
-            widths[max(cuttable, key=lambda i: widths[i])] -= 1
+
+    def too_wide() -> bool:
+        return width is not None and sum(widths[i] + 2 for i in shown) - 2 > width
+
+    while too_wide() and (spare := [i for i in shown if columns[i].spare]):
+        shown.remove(spare[-1])
+    while too_wide() and (cut := [i for i in shown if columns[i].cut and widths[i] > NARROWEST]):
+        widths[max(cut, key=lambda i: widths[i])] -= 1
     lines = [
         "  ".join(_padded(shortened(row[i], widths[i]), widths[i], columns[i].right) for i in shown).rstrip()
         for row in cells

@@ -207,6 +207,11 @@ def test_a_finished_plan_has_nothing_to_wait_for(tmp_path):
     assert "storage: nothing more" in text
 
 
+def test_where_nothing_is_shared_it_says_so(tmp_path):
+    text = outlook(Plan.of("demo", CHAIN.values(), ()), Catalog(Store(str(tmp_path))), CPU, TWO_CORES)
+    assert text.endswith("sharing: no two chains of this plan have a stage in common")
+
+
 def test_the_job_prints_it_without_ray(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))

@@ -15,7 +15,7 @@ from rayexp.terminal import Column, abbreviated, duration, size, table
 COLUMNS = (
     Column("state"),
     Column("stage"),
-    Column("FLOP", right=True),
+    Column("FLOP", right=True, spare=True),
     Column("time", right=True),
     Column("size", right=True),
     Column("parent", spare=True),
@@ -101,7 +101,7 @@ def _time(plan: Plan, estimates: Estimates, execution: Execution, machines: Mach
     """How long the rest takes, and where each kind's time comes from."""
     if not plan.to_run:
         return ["time: none, all is in the store"]
-    at_once = preflight.concurrency(plan, execution, machines.has)
+    at_once = min(preflight.concurrency(plan, execution, machines.has), len(plan.trials))
     costs = {stage.id: estimates.cost(stage) for stage in plan.to_run}
     span = makespan(plan, estimates.seconds, at_once)
     flop = sum(cost.flop for cost in costs.values())
@@ -140,6 +140,8 @@ def _storage(plan: Plan, estimates: Estimates, execution: Execution, machines: M
 def _saved(plan: Plan, estimates: Estimates) -> str:
     """The whole plan, cached stages included, beside one in which nothing is shared."""
     costs = [(estimates.cost(stage), plan.copies[stage.id]) for stage in plan.stages]
+    if all(copies == 1 for _, copies in costs):
+        return "sharing: no two chains of this plan have a stage in common"
     flop, flop_apart = sum(cost.flop for cost, _ in costs), sum(cost.flop * copies for cost, copies in costs)
     time, time_apart = sum(cost.seconds for cost, _ in costs), sum(cost.seconds * copies for cost, copies in costs)
     return (
