@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from rayexp.catalog import Catalog, Finished
 from rayexp.files import Files
-from rayexp.spec import Stage, canonical_json
+from rayexp.spec import Stage, canonical_json, one_line
 from rayexp.store import MANIFEST, StoreError
 
 SUMS = "SHA256SUMS"
@@ -120,7 +120,7 @@ def export(catalog: Catalog, name: str, url: str, version: str, say: Callable[[s
         raise StoreError(f"{store.url}/stages/{min(unread)}/spec.json is none that this version can read")
     kit = Kit(url)
     for number, stage_id in enumerate([i for i in planned if i in finished], start=1):
-        say(f"{number}/{len(finished)}  {stage_id}  {finished[stage_id].label}")
+        say(one_line(f"{number}/{len(finished)}  {stage_id}  {finished[stage_id].label}"))
         with store.fetched(f"stages/{stage_id}") as folder:
             kit.add_folder(folder, f"stages/{stage_id}")
         kit.add(f"stages/{stage_id}/{MANIFEST}", store.files.read(f"stages/{stage_id}/{MANIFEST}"))

@@ -8,7 +8,7 @@ written over. Nothing read from a store can run code: JSON, Parquet, safetensors
     work/<id>/step-N/   checkpoints of a running stage, the last two; removed when the stage is finished
     work/<id>/failure.json  why the last attempt failed
     leases/ drivers/    who computes what (rayexp.lease)
-    studies/<name>/     plan.json, results.parquet, report/
+    studies/<name>/     plan.json (labels of its stages by id), results.parquet, report/
 """
 
 import hashlib

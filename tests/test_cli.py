@@ -21,9 +21,10 @@ from rayexp.catalog import AmbiguousError, Catalog, find
 from rayexp.evaluation.metrics import cluster_bootstrap
 from rayexp.report import table
 from rayexp.report.compare import Study, compare
-from rayexp.spec import GRPO, Evaluate, Pretrain, Stage, parse_stage
+from rayexp.spec import GRPO, Evaluate, Execution, Pretrain, Stage, parse_stage
 from rayexp.store import Store
 from rayexp.studies.choice import Choice
+from rayexp.sweep.outlook import Machines, outlook
 from rayexp.sweep.plan import Plan
 from tests.conftest import OPTIMISER
 from tests.test_report import N, published, study_stages
@@ -476,11 +477,16 @@ def test_what_strangers_wrote_is_shown_as_text(tmp_path, said, file, content):
         content = json.loads(path.read_bytes()) | content
         content["files"]["spec.json"]["bytes"] = 10**400
     path.write_text(json.dumps(content))
-    store.files.write("work/x/failure.json", json.dumps({"time": 1e300, "error": 5, "label": {}}).encode())
+    failure = {"time": 1e300, "error": "\x1b[31m\nout of luck", "label": {}}
+    for trial in ("x", STAGES[0].id):
+        store.files.write(f"work/{trial}/failure.json", json.dumps(failure).encode())
     for arguments in (["ls"], ["show", STAGES[0].id], ["explain", STAGES[0].id]):
         code, text = said(*arguments, "--store", store.url)
         assert code == 0
         assert "\x1b" not in text
+    state = outlook(Plan.of("demo", STAGES, ()), Catalog(store), Execution(), Machines({"CPU": 1.0}, "a test"))
+    assert "out of luck" in state
+    assert "\x1b" not in state
 
 
 # The process

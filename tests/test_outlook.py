@@ -207,6 +207,14 @@ def test_a_finished_plan_has_nothing_to_wait_for(tmp_path):
     assert "storage: nothing more" in text
 
 
+def test_the_plan_is_in_the_store_before_anything_runs(tmp_path, monkeypatch, capsys):
+    store, seen = Store(str(tmp_path / "store")), []
+    monkeypatch.setattr(sweep, "run", lambda *_: seen.append(Catalog(store).study("demo-toy")) or 1)
+    assert sweep.main(["--scale", "toy", "--store", store.url]) == 1
+    stages = dataclasses.replace(sweep.DEFAULTS, scale="toy").stages()
+    assert seen == [{stage.id: stage.label for stage in stages}]
+
+
 def test_where_nothing_is_shared_it_says_so(tmp_path):
     text = outlook(Plan.of("demo", CHAIN.values(), ()), Catalog(Store(str(tmp_path))), CPU, TWO_CORES)
     assert text.endswith("sharing: no two chains of this plan have a stage in common")

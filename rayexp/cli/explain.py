@@ -9,7 +9,7 @@ import tyro
 from rayexp import settings
 from rayexp.catalog import Catalog, Finished, find
 from rayexp.cli.place import Place
-from rayexp.spec import Evaluate, Stage
+from rayexp.spec import Evaluate, Stage, one_line
 from rayexp.studies.choice import Choice
 from rayexp.sweep.plan import Plan
 from rayexp.terminal import Column, duration, table, terminal_width
@@ -71,7 +71,8 @@ def _missing(catalog: Catalog, stage: Stage) -> str:
     subject = stage.parent if isinstance(stage, Evaluate) and stage.parent else stage
     trials = [stage.root.id, subject.id]
     for attempt in catalog.failures(dict.fromkeys(trials)).values():
-        lines.append(f"The last attempt at {attempt.id}, which it is run with or built on, failed: {attempt.why}")
+        why = one_line(attempt.why)
+        lines.append(f"The last attempt at {attempt.id}, which it is run with or built on, failed: {why}")
     if parent := stage.parent:
         done = catalog.store.finished(parent.id)
         lines.append(f"Its parent {parent.id} is {'finished' if done else 'not finished either, and would run first'}.")
@@ -94,7 +95,7 @@ def _nearest(catalog: Catalog, stage: Stage) -> str:
         mine |= _named([each.contract for each in stage.lineage])
         theirs |= _named(nearest.contracts)
     differing = settings.differences(mine, theirs)
-    lines = ["", f"The nearest finished {kind} stage is {nearest.id} ({nearest.label})."]
+    lines = ["", f"The nearest finished {kind} stage is {nearest.id} ({one_line(nearest.label)})."]
     if differing:
         columns = (Column("setting"), Column("of"), Column("this stage", cut=True), Column("that one", cut=True))
         rows = [

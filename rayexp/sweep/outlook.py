@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayexp.catalog import Attempt, Catalog
-from rayexp.spec import Execution, Stage
+from rayexp.spec import Execution, Stage, one_line
 from rayexp.sweep import preflight
 from rayexp.sweep.estimate import ASSUMED, Estimates, makespan
 from rayexp.sweep.plan import Plan
@@ -92,7 +92,7 @@ def outlook(plan: Plan, catalog: Catalog, execution: Execution, machines: Machin
 
 
 def _failed(failures: dict[str, Attempt]) -> list[str]:
-    lines = [f"failed: {attempt.id}: {attempt.why}" for attempt in failures.values()]
+    lines = [one_line(f"failed: {attempt.id}: {attempt.why}") for attempt in failures.values()]
     more = [f"and {len(lines) - FAILURES_SHOWN} more; `rayexp ls` shows them"] if len(lines) > FAILURES_SHOWN else []
     return lines[:FAILURES_SHOWN] + more
 
