@@ -119,10 +119,12 @@ def test_ls_tells_running_failed_and_begun_apart(tmp_path, said):
     store.files.write(f"work/{other.id}/failure.json", json.dumps(failure).encode())
     store.files.write(f"leases/{STAGES[2].id}.000001", b"somebody")
     store.files.write("drivers/somebody", b"")
-    lines = {line.split()[1]: line for line in said("ls", "--store", store.url)[1].splitlines() if line}
+    text = said("ls", "--store", store.url)[1]
+    lines = {line.split()[1]: line for line in text.splitlines() if line and not line.startswith("failed: ")}
     assert lines[grpo.id].split() == ["begun", grpo.id, "7", "-", grpo.label]
     assert lines[other.id].startswith("failed ")
-    assert lines[other.id].endswith(f"2026-01-02 03:04  {other.label}, step 3: out of luck")
+    assert lines[other.id].endswith(f"2026-01-02 03:04  {other.label}")
+    assert f"\nfailed: {other.label}, step 3: out of luck\n" in text
     assert lines[STAGES[2].id].split() == ["running", STAGES[2].id, "-", "-", STAGES[2].label]
 
 

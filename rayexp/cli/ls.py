@@ -7,6 +7,7 @@ from typing import Literal
 
 from rayexp.catalog import Attempt, Finished
 from rayexp.cli.place import Place
+from rayexp.spec import one_line
 from rayexp.terminal import Column, abbreviated, duration, size, table, terminal_width
 
 FINISHED = (
@@ -21,7 +22,7 @@ BEGUN = (
     Column("stage"),
     Column("step", right=True),
     Column("when (UTC)", spare=True),
-    Column("what", cut=True),
+    Column("label", cut=True),
 )
 ORDERS: dict[str, Callable[[Finished], object]] = {
     "label": lambda stage: (stage.label, stage.id),
@@ -60,6 +61,9 @@ class Ls(Place):
             print(table(FINISHED, [_finished(stage, name[stage.id]) for stage in finished], width))
         if begun:
             print("\n" * bool(finished) + table(BEGUN, [_begun(attempt, name[attempt.id]) for attempt in begun], width))
+        for attempt in begun:
+            if attempt.why:
+                print(one_line(f"{'failed' if attempt.state == 'failed' else 'failed before'}: {attempt.why}"))
         total = sum(stage.bytes for stage in finished)
         of = f" of {len(among)} in the study" if among is not None and self.kind == "any" else ""
         print(f"\n{len(finished)} finished{of}, {size(total)}; {len(begun)} begun; store {catalog.store.url}")
@@ -74,4 +78,4 @@ def _finished(stage: Finished, name: str) -> tuple[str, ...]:
 def _begun(attempt: Attempt, name: str) -> tuple[str, ...]:
     step = "-" if attempt.step is None else str(attempt.step)
     when = "-" if attempt.time is None else datetime.fromtimestamp(attempt.time, UTC).strftime("%Y-%m-%d %H:%M")
-    return attempt.state, name, step, when, attempt.why or attempt.label or "-"
+    return attempt.state, name, step, when, attempt.label or "-"

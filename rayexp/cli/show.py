@@ -99,7 +99,7 @@ def _provenance(finished: Finished) -> str:
     if isinstance(execution, Mapping):
         shown = ("device", "train_workers", "rollout_workers", "store")
         rows.append(("execution", ", ".join(f"{key} {execution.get(key)}" for key in shown)))
-    return table((Column("fact"), Column("value", cut=True)), rows, _width())
+    return table((Column("fact"), Column("value")), rows)
 
 
 def _files(catalog: Catalog, finished: Finished, problems: list[str] | None) -> str:
@@ -168,7 +168,7 @@ def _loading(catalog: Catalog, finished: Finished) -> str:
         return (
             "from transformers import LlamaForCausalLM\n"
             f"model = LlamaForCausalLM.from_pretrained({place})\n"
-            f"or: vllm.LLM({place}, skip_tokenizer_init=True)"
+            f"# or: vllm.LLM({place}, skip_tokenizer_init=True)"
         )
     return (
         "from rayexp.store import Store\n"
