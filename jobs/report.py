@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = planned(sweep, store)
         if not plan.finished:
             return refuse(f"store is {store.url!r}, which has no finished stage of the study {plan.study}")
-        write_report(plan, store, sweep.scale)
+        write_report(plan, store, sweep.name)
     except ValidationError as error:
         return refuse(explain(error))
     except (ValueError, StoreError) as error:

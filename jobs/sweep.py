@@ -8,14 +8,10 @@ Run again, it does what is left; when nothing is, it ends in seconds. Several ma
 codes: 0 all done, 1 some stages failed, 2 refused before anything was started, 130 stopped (Ctrl-C, SIGTERM).
 """
 
-import contextlib
 import csv
 import dataclasses
-import io
-import itertools
 import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -25,13 +21,17 @@ from typing import Annotated, Any
 import tyro
 from pydantic import ValidationError
 
-from rayexp.presets import SCALES
+from rayexp import terminal
+from rayexp.catalog import Catalog
 from rayexp.sampling.vllm_sampler import VLLMMissingError
-from rayexp.spec import Execution, explain, one_line
+from rayexp.spec import Execution, explain
 from rayexp.store import Store, StoreError
-from rayexp.studies import STUDIES, Grid
+from rayexp.studies.choice import Choice
+from rayexp.sweep import preflight
+from rayexp.sweep.outlook import Machines, outlook
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preflight import PreflightError
+from rayexp.terminal import refuse
 
 #: The settings of ``Execution`` as options, without its limits: those are checked, and explained, by ``Execution``.
 Options: Any = dataclasses.make_dataclass(
@@ -47,42 +47,26 @@ Options: Any = dataclasses.make_dataclass(
     ],
 )
 
-FLAGS: Any = tyro.conf.FlagCreatePairsOff
-_RULE = re.compile("[─-]{20,}").fullmatch
-
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
+class Sweep(Choice):
     """Plan a study, run what is missing of it on Ray, write its results and its report."""
 
-    options: Annotated[Options, tyro.conf.OmitArgPrefixes]  # pyright: ignore[reportInvalidTypeForm]
-    study: str = "demo"
-    """What is varied; see rayexp/studies."""
-    scale: str = "tiny"
-    """Decoder and budgets: toy, tiny, small, paper."""
-    ood_ratios: tuple[float, ...] = ()
-    """Shares of OOD samples in pretraining; the scale's own if not given."""
-    kl_betas: tuple[float, ...] = ()
-    """Weights of the KL to the reference; the scale's own if not given."""
-    seeds: tuple[int, ...] = ()
-    """One chain of stages for each; the scale's own if not given."""
-    graph: str = "hidden"
-    """hidden: one cycle, to be learnt. printed: a fresh map in every prompt."""
-    traversal: str = "uniform"
-    """uniform, or positional: traversal and shift do not commute."""
-    samples: str = "answer"
-    """answer: only the final string. trace: the string after every operation."""
     plan: bool = False
-    """Print the plan and stop."""
+    """Print every stage with its state, its cost and what it is built on, and stop."""
     repair: bool = False
     """Read every finished artifact of the plan first, and make those again that are damaged."""
     keep_going: bool = False
     """After a failure, run everything that does not depend on it; the default."""
     fail_fast: bool = False
     """After a failure, stop."""
+    options: Annotated[Options, tyro.conf.OmitArgPrefixes] = (  # pyright: ignore[reportInvalidTypeForm]
+        dataclasses.field(default_factory=Options)
+    )
+    """How it is run; nothing of this can change a result."""
 
 
-DEFAULTS = Sweep(Options())
+DEFAULTS = Sweep()
 
 
 def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
@@ -97,10 +81,12 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
             plan = planned(sweep, store)
         print(plan.summary(), flush=True)
         if sweep.plan:
+            print(f"\n{outlook(plan, Catalog(store), execution, machines(), terminal.terminal_width())}")
             return 0
         store.files.require_writable()
+        write_plan(plan, store, sweep.name)
         failed = run(plan, execution, sweep.fail_fast) if plan.trials else 0
-        write_report(planned(sweep, store), store, sweep.scale)
+        write_report(planned(sweep, store), store, sweep.name)
     except ValidationError as error:
         return refuse(explain(error))
     except PreflightError as error:  # may be a table
@@ -114,18 +100,8 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
 
 
 def parsed(arguments: list[str] | None, defaults: Sweep, description: str | None) -> Sweep:
-    """The command line as a Sweep. Raises ValueError with one sentence where tyro draws a box of several lines."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            sweep = tyro.cli(Sweep, args=arguments, default=defaults, description=description, config=(FLAGS,))
-    except SystemExit as end:
-        if not end.code:  # --help
-            raise
-        # A title, the sentence, a rule, advice: in colour on a terminal, and in ASCII where there is no UTF-8.
-        box = [line.strip("│ ") for line in re.sub(r"\x1b\[[\d;]*m", "", said.getvalue()).splitlines()[1:]]
-        lines = itertools.takewhile(lambda line: not _RULE(line), itertools.dropwhile(_RULE, box))
-        raise ValueError(f"{' '.join(lines).rstrip('.')}; --help lists what is allowed") from None
+    """The command line as a Sweep. Raises ValueError with one sentence."""
+    sweep = terminal.parsed(Sweep, arguments, default=defaults, description=description)
     if sweep.keep_going and sweep.fail_fast:
         raise ValueError("keep_going and fail_fast are both set; allowed: one of them")
     return sweep
@@ -146,21 +122,22 @@ def unpublish_damaged(plan: Plan, store: Store) -> None:
 
 def planned(sweep: Sweep, store: Store) -> Plan:
     """The plan of the study against what the store has finished. Raises ValueError on a setting it can't have."""
-    study, budget = choice("study", sweep.study, STUDIES), choice("scale", sweep.scale, SCALES)
-    grid = Grid(
-        sweep.ood_ratios or budget.ood_ratios,
-        sweep.kl_betas or budget.kl_betas,
-        sweep.seeds or budget.seeds,
-        sweep.graph,
-        sweep.traversal,
-        sweep.samples,
-    )
-    return Plan.of(sweep.study, study(budget, grid), store.finished_ids())
+    return Plan.of(sweep.study, sweep.stages(), store.finished_ids())
+
+
+def machines() -> Machines:
+    """Those of the cluster that RAY_ADDRESS names, if it names one; else this machine, without a start of Ray."""
+    if not (address := os.environ.get("RAY_ADDRESS")):
+        return Machines.here()
+    from rayexp.sweep import runtime
+
+    runtime.connect()
+    return Machines(preflight.capacity(), f"the Ray cluster at {address}")
 
 
 def run(plan: Plan, execution: Execution, fail_fast: bool) -> int:
     """Run the plan on the cluster; the number of trials that did not succeed."""
-    from rayexp.sweep import preflight, runtime, tune  # Ray takes seconds to import; a plan or a refusal needs none
+    from rayexp.sweep import runtime, tune  # Ray takes seconds to import; a plan or a refusal needs none
     from rayexp.sweep.progress import ProgressLines
 
     cluster = runtime.connect()
@@ -178,14 +155,19 @@ def run(plan: Plan, execution: Execution, fail_fast: bool) -> int:
     return len(outcome.failed) + len(outcome.blocked)
 
 
-def write_report(plan: Plan, store: Store, scale: str) -> None:
+def write_plan(plan: Plan, store: Store, name: str) -> None:
+    """Which stages the study consists of, id and label, for those who look into the store while it runs and later."""
+    labels = {stage.id: stage.label for stage in plan.stages}
+    store.files.write(f"studies/{name}/plan.json", json.dumps(labels, indent=1).encode())
+
+
+def write_report(plan: Plan, store: Store, name: str) -> None:
     """Results table and report of what is finished, into the store's ``studies`` folder; claims to the terminal."""
     from rayexp.report import page
 
-    name = f"{plan.study}-{scale}"
+    write_plan(plan, store, name)
     with TemporaryDirectory() as folder:
         page.write(plan, store, Path(folder))
-        (Path(folder) / "plan.json").write_text(json.dumps([stage.id for stage in plan.stages], indent=1))
         store.put_folder(Path(folder), f"studies/{name}")
         with (Path(folder) / "claims.csv").open(newline="") as claims:
             for row in csv.DictReader(claims):
@@ -203,19 +185,6 @@ def store_url(url: str) -> str:
             "allowed in a job with --working-dir: an absolute path or a URL"
         )
     return str(Path(url).absolute())
-
-
-def choice(field: str, value: str, allowed: dict[str, Any]) -> Any:
-    """The entry of that name. Raises ValueError that names what is allowed."""
-    if value not in allowed:
-        raise ValueError(f"{field} is {value!r}; allowed: {', '.join(allowed)}")
-    return allowed[value]
-
-
-def refuse(*why: str) -> int:
-    """Say why, each part on one line whatever is in it, and return the exit code of a refusal."""
-    print("refused:", "\n".join(map(one_line, why)), file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

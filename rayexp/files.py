@@ -144,6 +144,19 @@ class Files:
             return []
         return sorted({PurePosixPath(str(place)).name for place in found} - {PurePosixPath(folder).name})
 
+    def empty(self) -> bool:
+        """Whether there is nothing below the root."""
+        try:
+            return not self._answer("list the root", lambda: self.fs.ls(self.root, detail=False))
+        except FileNotFoundError:
+            return True
+        except NotADirectoryError:
+            return False
+
+    def is_folder(self, name: str) -> bool:
+        """Whether a name is that of a folder."""
+        return self._answer(f"look at {name}", lambda: bool(self.fs.isdir(self._place(name))))
+
     def modified(self, name: str) -> datetime:
         """When a file was last written, by the clock of the store. Raises FileNotFoundError."""
         stamp = cast(datetime, self._answer(f"look at {name}", lambda: self.fs.modified(self._place(name))))

@@ -328,7 +328,9 @@ def explain(error: ValidationError) -> str:
 
 def one_line(text: str, limit: int = 300) -> str:
     """Text, some of it perhaps from a stranger, as one printable line; of a long one the middle is left out."""
-    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    line = text
+    if not text.isprintable():
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[5 - limit // 2 :]}"
 
 

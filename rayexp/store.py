@@ -8,7 +8,7 @@ written over. Nothing read from a store can run code: JSON, Parquet, safetensors
     work/<id>/step-N/   checkpoints of a running stage, the last two; removed when the stage is finished
     work/<id>/failure.json  why the last attempt failed
     leases/ drivers/    who computes what (rayexp.lease)
-    studies/<name>/     plan.json, results.parquet, report/
+    studies/<name>/     plan.json (labels of its stages by id), results.parquet, report/
 """
 
 import hashlib
@@ -34,6 +34,7 @@ from rayexp.spec import Execution, Stage, canonical_json, explain, parse_stage
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+FAILURE = "failure.json"
 CHECKPOINTS_KEPT = 2
 _STEP = re.compile(r"step-(\d{9})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -63,24 +64,37 @@ class Store:
         return self._manifest(f"stages/{stage_id}") is not None
 
     def finished_ids(self, among: Collection[str] | None = None) -> set[str]:
-        """Ids of all finished stages, or of those ``among`` some: one listing, and the manifests read together."""
+        """Ids of all finished stages, or of those ``among`` some."""
+        return set(self.manifests(among))
+
+    def manifests(self, among: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Manifests of all finished stages, or of those ``among`` some: one listing, and the files read together.
+
+        ``files`` of each maps names to ``bytes`` and ``sha256``; ``label`` and ``contracts`` are as ``publish`` wrote
+        them, or as whoever may write to the store did.
+        """
         names = self.files.names("stages") if among is None else among
-        manifests = {f"stages/{name}/{MANIFEST}": name for name in names}
-        found = self.files.read_existing(list(manifests))
-        return {manifests[path] for path, data in found.items() if _parsed(data) is not None}
+        paths = {f"stages/{name}/{MANIFEST}": name for name in names}
+        found = self.files.read_existing(list(paths))
+        return {paths[path]: whole for path, data in found.items() if (whole := _parsed(data)) is not None}
 
     def publish(self, stage: Stage, folder: Path, provenance: dict[str, Any]) -> None:
         """Make ``folder`` the artifact of ``stage``, then drop the stage's checkpoints."""
         if not self.finished(stage.id):  # by a process that was thought dead
             (folder / "spec.json").write_text(stage.model_dump_json(indent=1))
             (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
-            self._put(folder, f"stages/{stage.id}", {"id": stage.id, "label": stage.label})
+            contracts = [each.contract for each in stage.lineage]
+            self._put(folder, f"stages/{stage.id}", {"id": stage.id, "label": stage.label, "contracts": contracts})
         self.files.remove(f"work/{stage.id}")
 
     def tidy(self) -> None:
-        """Remove what finished stages left behind whose process died before it could."""
+        """Remove what finished stages left behind whose process died before it could.
+
+        A failure stays: it is that of a later stage of the trial which is named after the finished one.
+        """
         for stage_id in self.finished_ids(self.files.names("work")):
-            self.files.remove(f"work/{stage_id}")
+            if FAILURE not in self.files.names(f"work/{stage_id}"):
+                self.files.remove(f"work/{stage_id}")
 
     def spec(self, stage_id: str) -> Stage:
         """The value that an artifact was made from. Raises StoreError if it does not hash to its id."""
@@ -229,12 +243,14 @@ class Store:
     def _manifest(self, path: str) -> dict[str, dict[str, Any]] | None:
         """What a folder's manifest says of its files; None if there is none, or a torn one."""
         try:
-            return _parsed(self.files.read(f"{path}/{MANIFEST}"))
+            manifest = _parsed(self.files.read(f"{path}/{MANIFEST}"))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
+        return manifest and manifest["files"]
 
 
-def _parsed(data: bytes) -> dict[str, dict[str, Any]] | None:
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    """A manifest; None if it is torn, or is none."""
     try:
         manifest = json.loads(data)
     except (ValueError, RecursionError):
@@ -242,7 +258,7 @@ def _parsed(data: bytes) -> dict[str, dict[str, Any]] | None:
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
         return None
-    return files if all(name.isprintable() and _is_described(about) for name, about in files.items()) else None
+    return manifest if all(name.isprintable() and _is_described(about) for name, about in files.items()) else None
 
 
 def _is_described(about: Any) -> bool:

@@ -12,12 +12,13 @@ PURE = ("world", "learning", "sampling", "evaluation")
 #: From the bottom up; a module imports its own layer and those below. world and errors import nothing of the others.
 LAYERS = (
     ("rayexp.world", "rayexp.errors"),
-    ("rayexp.spec",),
-    ("rayexp.sampling", "rayexp.learning", "rayexp.evaluation", "rayexp.presets"),
-    ("rayexp.files", "rayexp.lease", "rayexp.store", "rayexp.journal"),
+    ("rayexp.spec", "rayexp.settings"),
+    ("rayexp.sampling", "rayexp.learning", "rayexp.evaluation", "rayexp.presets", "rayexp.terminal"),
+    ("rayexp.files", "rayexp.lease", "rayexp.store", "rayexp.journal", "rayexp.catalog", "rayexp.export"),
     ("rayexp.actors",),
     ("rayexp.stages",),
     ("rayexp.studies", "rayexp.sweep", "rayexp.report"),
+    ("rayexp.cli",),
     ("jobs",),
 )
 

@@ -37,7 +37,6 @@ class Plan:
     """Unique stages, parents before children, and which of them are finished."""
 
     study: str
-    wanted: int
     stages: tuple[Stage, ...]
     finished: frozenset[str]
 
@@ -45,16 +44,26 @@ class Plan:
     def of(cls, study: str, wanted: Iterable[Stage], finished: Collection[str]) -> "Plan":
         """The plan of a study: what it wants with all that this is built on, each stage once."""
         unique: dict[str, Stage] = {}
-        count = 0
         for stage in wanted:
-            count += len(stage.lineage) if not isinstance(stage, Evaluate) else 1
             for ancestor in stage.lineage:
                 unique.setdefault(ancestor.id, ancestor)
-        return cls(study, count, tuple(unique.values()), frozenset(finished) & unique.keys())
+        return cls(study, tuple(unique.values()), frozenset(finished) & unique.keys())
 
     @property
     def to_run(self) -> tuple[Stage, ...]:
         return tuple(stage for stage in self.stages if stage.id not in self.finished)
+
+    @cached_property
+    def copies(self) -> dict[str, int]:
+        """How often each stage would be run if nothing were shared, by id: once for each chain of training stages that
+        it is in. A chain ends where nothing else is trained from; measurements go with what they measure."""
+        ends = {stage.id: 0 for stage in self.stages}
+        for stage in reversed(self.stages):
+            if not isinstance(stage, Evaluate):
+                ends[stage.id] = ends[stage.id] or 1
+                if stage.parent:
+                    ends[stage.parent.id] += ends[stage.id]
+        return {stage.id: ends[stage.init.id if isinstance(stage, Evaluate) else stage.id] for stage in self.stages}
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
@@ -110,7 +119,7 @@ class Plan:
             )
             for row in rows
         ]
-        shared = self.wanted - len(self.stages)
+        shared = sum(self.copies.values()) - len(self.stages)
         return "\n".join(
             [
                 f"plan of study {self.study}: {len(self.stages)} stages ({shared} more if nothing were shared), "

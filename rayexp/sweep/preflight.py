@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-import ray
-from ray._private.state import state as cluster_state
-
 from rayexp.sampling.vllm_sampler import require_vllm
 from rayexp.spec import GRPO, Execution
 from rayexp.sweep.plan import Plan, Trial
@@ -66,11 +63,12 @@ def require_resources(plan: Plan, execution: Execution) -> None:
     raise PreflightError("the plan needs more than the cluster can ever have:\n" + "\n".join([header, *rows]))
 
 
-def concurrency(plan: Plan, execution: Execution) -> int:
-    """Trials at once: the setting, or as many of the largest kind as the cluster has, or may grow, room for."""
+def concurrency(plan: Plan, execution: Execution, has: Bundle | None = None) -> int:
+    """Trials at once: the setting, or as many of the largest kind as there is room for in ``has``, by default in what
+    the cluster has or may grow to."""
     if execution.max_concurrent:
         return execution.max_concurrent
-    has = capacity()
+    has = capacity() if has is None else has
     fits = [
         int((has.get(name, 0.0) + 1e-9) // amount)
         for trial in {trial.kind: trial for trial in plan.trials}.values()
@@ -82,6 +80,9 @@ def concurrency(plan: Plan, execution: Execution) -> int:
 
 def capacity() -> Bundle:
     """What the cluster has, or may grow to if an autoscaler said how far."""
+    import ray  # seconds, which a mere plan does not have to wait
+    from ray._private.state import state as cluster_state
+
     has = dict(ray.cluster_resources())
     limits = cluster_state.get_max_resources_from_cluster_config() or {}
     return {name: max(has.get(name, 0.0), float(limits.get(name, 0.0))) for name in {*has, *limits}}

@@ -18,7 +18,7 @@ from rayexp.errors import PermanentError, StageError, sentence
 from rayexp.files import StoreError
 from rayexp.lease import LeaseLostError, Leases
 from rayexp.spec import GRPO, Evaluate, Execution, canonical_json, parse_stage
-from rayexp.store import Store
+from rayexp.store import FAILURE, Store
 from rayexp.sweep import preflight
 from rayexp.sweep.plan import Plan, Trial
 
@@ -93,18 +93,26 @@ def run_trial(config: dict[str, Any]) -> None:
     except LeaseLostError as error:
         tune.report({"step": 0, "lease_lost": sentence(error)})
     except PermanentError as error:
-        _record_failure(error, config["trial"], execution)
+        _record_failure(error, config["trial"], stages[0].label, execution)
         tune.report({"step": 0, "failed": sentence(error)})
     except Exception as error:
-        _record_failure(error, config["trial"], execution)
+        _record_failure(error, config["trial"], stages[0].label, execution)
         raise StageError(sentence(error)) from error
+    else:
+        with suppress(StoreError):
+            Store.of(execution).files.remove_file(_failure_file(config["trial"]))  # of an attempt before this one
 
 
-def _record_failure(error: Exception, trial: str, execution: Execution) -> None:
+def _record_failure(error: Exception, trial: str, label: str, execution: Execution) -> None:
     """Leave the whole story in the store, where the sentence for people does not say enough."""
-    record = {"error": sentence(error), "traceback": "".join(traceback.format_exception(error)), "time": time.time()}
+    story = {"traceback": "".join(traceback.format_exception(error)), "time": time.time()}
+    record = {"label": label, "error": sentence(error), **story}
     with suppress(StoreError):  # which may be what failed
-        Store.of(execution).files.write(f"work/{trial}/failure.json", canonical_json(record).encode())
+        Store.of(execution).files.write(_failure_file(trial), canonical_json(record).encode())
+
+
+def _failure_file(trial: str) -> str:
+    return f"work/{trial}/{FAILURE}"
 
 
 def _last_words(error: Exception) -> str:

@@ -1,0 +1,127 @@
+"""``rayexp explain``: why a stage would run, or would not: how it differs from the nearest finished ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from rayexp import settings
+from rayexp.catalog import Catalog, Finished, find
+from rayexp.cli.place import Place
+from rayexp.spec import Evaluate, Stage, one_line
+from rayexp.studies.choice import Choice
+from rayexp.sweep.plan import Plan
+from rayexp.terminal import Column, duration, table, terminal_width
+
+OTHERS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Explain(Choice, Place):
+    """Say why a stage would run, or would not. With --study, and the options of jobs/sweep.py, it is looked for in the
+    plan of that study; without, in the store."""
+
+    stage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STAGE")] = tyro.MISSING
+    """An id, the beginning of one, or a label."""
+    study: str = ""
+    """The study that it is looked for in; without one, only the store is."""
+
+    def run(self) -> int:
+        catalog = self.catalog()
+        stage_id, stage = self._wanted(catalog)
+        finished = catalog.finished([stage_id]).get(stage_id)
+        print(f"{stage_id}\n{stage.label}\n")
+        if finished and stage.id == stage_id:
+            print(_finished(catalog, finished, stage))
+        else:
+            print(_missing(catalog, stage))
+            print(_nearest(catalog, stage))
+        return 0
+
+    def _wanted(self, catalog: Catalog) -> tuple[str, Stage]:
+        """The stage that is asked for, and the id that it was asked for by, which may be of an earlier version."""
+        if self.study:
+            stages = Plan.of(self.study, self.stages(), ()).stages
+            stage_id = find(self.stage, {stage.id: stage.label for stage in stages})
+            return stage_id, next(stage for stage in stages if stage.id == stage_id)
+        stage_id = find(self.stage, catalog.labels())
+        if stage := catalog.specs([stage_id]).get(stage_id):
+            return stage_id, stage
+        raise ValueError(f"stage is {stage_id!r}, whose spec.json is not there or is none that this version can read")
+
+
+def _finished(catalog: Catalog, finished: Finished, stage: Stage) -> str:
+    when = f", {finished.started}" if finished.started else ""
+    took = "" if finished.duration_s is None else f", in {duration(finished.duration_s)}"
+    lines = [
+        f"It is finished{when}{took}, and would not run.",
+        f"The store {catalog.store.url} has its artifact, with a manifest, under exactly this id, which is a hash of",
+        "every setting of the stage and of what it is built on.",
+    ]
+    there = catalog.store.finished_ids([each.id for each in stage.lineage])
+    absent = [each for each in stage.lineage if each.id not in there]
+    lines += [f"What it is built on is not all there: {each.id} ({each.label}) would run." for each in absent]
+    return "\n".join(lines)
+
+
+def _missing(catalog: Catalog, stage: Stage) -> str:
+    """That the stage is not in the store, and what is known of attempts at it and of its parents."""
+    lines = [f"It would run: the store {catalog.store.url} has no finished stage {stage.id}."]
+    subject = stage.parent if isinstance(stage, Evaluate) and stage.parent else stage
+    trials = [stage.root.id, subject.id]
+    for attempt in catalog.failures(dict.fromkeys(trials)).values():
+        why = one_line(attempt.why)
+        lines.append(f"The last attempt at {attempt.id}, which it is run with or built on, failed: {why}")
+    if parent := stage.parent:
+        done = catalog.store.finished(parent.id)
+        lines.append(f"Its parent {parent.id} is {'finished' if done else 'not finished either, and would run first'}.")
+    return "\n".join(lines)
+
+
+def _nearest(catalog: Catalog, stage: Stage) -> str:
+    """The finished stages of its kind that differ from it in the fewest settings, and in which."""
+    kind = stage.id.partition("-")[0]
+    ids = [stage_id for stage_id in catalog.labels() if stage_id.startswith(f"{kind}-")]
+    specs = catalog.specs(ids)
+    if not specs:
+        return f"\nNo {kind} stage is finished there that it could be compared with."
+    mine = settings.along(stage)
+    distance = {stage_id: len(settings.differences(mine, settings.along(spec))) for stage_id, spec in specs.items()}
+    order = sorted(distance, key=lambda stage_id: (distance[stage_id], stage_id))
+    nearest = catalog.finished(order[:1])[order[0]]
+    theirs = settings.along(specs[nearest.id])
+    if nearest.contracts:
+        mine |= _named([each.contract for each in stage.lineage])
+        theirs |= _named(nearest.contracts)
+    differing = settings.differences(mine, theirs)
+    lines = ["", f"The nearest finished {kind} stage is {nearest.id} ({one_line(nearest.label)})."]
+    if differing:
+        columns = (Column("setting"), Column("of"), Column("this stage", cut=True), Column("that one", cut=True))
+        rows = [
+            (name, settings.kind_at(name, stage), settings.shown(here), settings.shown(there))
+            for name, here, there in differing
+        ]
+        lines += ["", table(columns, rows, terminal_width())]
+    if not distance[nearest.id]:
+        lines += ["", _same_settings(stage, nearest)]
+    equals = [stage_id for stage_id in order[1:] if distance[stage_id] == distance[nearest.id]]
+    if equals:
+        more = f", and {len(equals) - OTHERS_SHOWN} more" if len(equals) > OTHERS_SHOWN else ""
+        lines += ["", f"In as few settings differ: {', '.join(equals[:OTHERS_SHOWN])}{more}."]
+    return "\n".join(lines)
+
+
+def _same_settings(stage: Stage, nearest: Finished) -> str:
+    """Why two ids differ though no setting does."""
+    kind = stage.id.partition("-")[0]
+    known = "is above" if nearest.contracts else "is not recorded"
+    return (
+        f"No setting differs, and the id does: a stage's contract is part of it ({stage.contract} for {kind} in this\n"
+        f"version; that of the other one {known}). It is raised when the same settings would give another result."
+    )
+
+
+def _named(contracts: Sequence[int]) -> dict[str, int]:
+    """The contracts that the stages of a lineage were made under, by dotted names."""
+    return {f"{'init.' * depth}contract": contract for depth, contract in enumerate(reversed(contracts))}

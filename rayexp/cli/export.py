@@ -1,0 +1,31 @@
+"""``rayexp export``: the release kit of a study."""
+
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Annotated
+
+import tyro
+
+from rayexp.cli.place import Place
+from rayexp.terminal import size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Place):
+    """Write the release kit of a study: its finished stages, results and report, a table of records, checksums."""
+
+    study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
+    """As it is called below studies/ in the store."""
+    to: str
+    """An empty or new folder, or an fsspec URL."""
+
+    def run(self) -> int:
+        from rayexp.export import SUMS, export
+
+        def say(text: str) -> None:
+            print(text, file=sys.stderr, flush=True)
+
+        kit = export(self.catalog(), self.study, self.to, version("rayexp"), say)
+        print(f"{len(kit.sums) + 1} files, {size(kit.bytes)}: {kit.files.url}, sealed with {SUMS}")
+        return 0

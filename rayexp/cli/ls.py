@@ -1,0 +1,81 @@
+"""``rayexp ls``: every finished stage of a store, and every one that was begun."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from rayexp.catalog import Attempt, Finished
+from rayexp.cli.place import Place
+from rayexp.spec import one_line
+from rayexp.terminal import Column, abbreviated, duration, size, table, terminal_width
+
+FINISHED = (
+    Column("stage"),
+    Column("started (UTC)", spare=True),
+    Column("took", right=True),
+    Column("size", right=True),
+    Column("label", cut=True),
+)
+BEGUN = (
+    Column("state"),
+    Column("stage"),
+    Column("step", right=True),
+    Column("when (UTC)", spare=True),
+    Column("label", cut=True),
+)
+ORDERS: dict[str, Callable[[Finished], object]] = {
+    "label": lambda stage: (stage.label, stage.id),
+    "started": lambda stage: (stage.started, stage.label),
+    "took": lambda stage: -(stage.duration_s or 0.0),
+    "size": lambda stage: -stage.bytes,
+}
+
+
+@dataclass(frozen=True)
+class Ls(Place):
+    """List finished stages, and those that were begun: running, failed, or left."""
+
+    kind: Literal["any", "pretrain", "sft", "grpo", "evaluate"] = "any"
+    """Only stages of this kind."""
+    study: str = ""
+    """Only stages of this study, as it is called below studies/ in the store."""
+    sort: Literal["label", "started", "took", "size"] = "label"
+    """took and size: the largest first."""
+
+    def run(self) -> int:
+        catalog = self.catalog()
+        among = set(catalog.study(self.study)) if self.study else None
+        finished = [stage for stage in catalog.finished(among).values() if self.kind in ("any", stage.kind)]
+        begun = [
+            attempt
+            for attempt in catalog.attempts()
+            if (among is None or attempt.id in among) and self.kind in ("any", attempt.id.partition("-")[0])
+        ]
+        finished.sort(key=ORDERS[self.sort])  # pyright: ignore[reportArgumentType]
+        width = terminal_width()
+        name = {stage.id: stage.id for stage in (*finished, *begun)}
+        if width:
+            name = abbreviated(list(name))
+        if finished:
+            print(table(FINISHED, [_finished(stage, name[stage.id]) for stage in finished], width))
+        if begun:
+            print("\n" * bool(finished) + table(BEGUN, [_begun(attempt, name[attempt.id]) for attempt in begun], width))
+        for attempt in begun:
+            if attempt.why:
+                print(one_line(f"{'failed' if attempt.state == 'failed' else 'failed before'}: {attempt.why}"))
+        total = sum(stage.bytes for stage in finished)
+        of = f" of {len(among)} in the study" if among is not None and self.kind == "any" else ""
+        print(f"\n{len(finished)} finished{of}, {size(total)}; {len(begun)} begun; store {catalog.store.url}")
+        return 0
+
+
+def _finished(stage: Finished, name: str) -> tuple[str, ...]:
+    took = "-" if stage.duration_s is None else duration(stage.duration_s)
+    return name, stage.started[:16].replace("T", " ") or "-", took, size(stage.bytes), stage.label
+
+
+def _begun(attempt: Attempt, name: str) -> tuple[str, ...]:
+    step = "-" if attempt.step is None else str(attempt.step)
+    when = "-" if attempt.time is None else datetime.fromtimestamp(attempt.time, UTC).strftime("%Y-%m-%d %H:%M")
+    return attempt.state, name, step, when, attempt.label or "-"

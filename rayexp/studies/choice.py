@@ -1,0 +1,58 @@
+"""A study as it is asked for on a command line: its name, its scale, and the grid where it is not the scale's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rayexp.presets import SCALES
+from rayexp.spec import Stage
+from rayexp.studies import STUDIES
+from rayexp.studies.grid import Grid
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which study, and what it varies."""
+
+    study: str = "demo"
+    """What is varied; see rayexp/studies."""
+    scale: str = "tiny"
+    """Decoder and budgets: toy, tiny, small, paper."""
+    ood_ratios: tuple[float, ...] = ()
+    """Shares of OOD samples in pretraining; the scale's own if not given."""
+    kl_betas: tuple[float, ...] = ()
+    """Weights of the KL to the reference; the scale's own if not given."""
+    seeds: tuple[int, ...] = ()
+    """One chain of stages for each; the scale's own if not given."""
+    graph: str = "hidden"
+    """hidden: one cycle, to be learnt. printed: a fresh map in every prompt."""
+    traversal: str = "uniform"
+    """uniform, or positional: traversal and shift do not commute."""
+    samples: str = "answer"
+    """answer: only the final string. trace: the string after every operation."""
+
+    @property
+    def name(self) -> str:
+        """The folder of its results below ``studies`` in a store."""
+        return f"{self.study}-{self.scale}"
+
+    def stages(self) -> list[Stage]:
+        """What the study wants. Raises ValueError or ValidationError on a setting it can't have."""
+        study, budget = _entry("study", self.study, STUDIES), _entry("scale", self.scale, SCALES)
+        grid = Grid(
+            self.ood_ratios or budget.ood_ratios,
+            self.kl_betas or budget.kl_betas,
+            self.seeds or budget.seeds,
+            self.graph,
+            self.traversal,
+            self.samples,
+        )
+        return study(budget, grid)
+
+
+def _entry(field: str, value: str, allowed: Mapping[str, T]) -> T:
+    if value not in allowed:
+        raise ValueError(f"{field} is {value!r}; allowed: {', '.join(allowed)}")
+    return allowed[value]

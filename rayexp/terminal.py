@@ -1,0 +1,123 @@
+"""What a command and a person say to each other: a command line, a refusal, a table, a quantity."""
+
+import contextlib
+import io
+import itertools
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import tyro
+
+from rayexp.spec import one_line
+
+T = TypeVar("T")
+
+FLAGS: Any = tyro.conf.FlagCreatePairsOff
+_RULE = re.compile("[─-]{20,}").fullmatch
+#: A column is cut to no less than this; where even that is too wide, the terminal wraps.
+NARROWEST = 16
+
+
+def parsed(form: Any, arguments: list[str] | None, **about: Any) -> Any:
+    """The command line as a ``form``. Raises ValueError with one sentence where tyro draws a box of several lines."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(form, args=arguments, config=(FLAGS,), **about)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        # A title, the sentence, a rule, advice: in colour on a terminal, and in ASCII where there is no UTF-8.
+        box = [line.strip("│| ") for line in re.sub(r"\x1b\[[\d;]*m", "", said.getvalue()).splitlines()[1:]]
+        lines = itertools.takewhile(lambda line: not _RULE(line), itertools.dropwhile(_RULE, box))
+        raise ValueError(f"{' '.join(lines).rstrip('.')}; --help lists what is allowed") from None
+
+
+def refuse(*why: str) -> int:
+    """Say why, each part on one line whatever is in it, and return the exit code of a refusal."""
+    print("refused:", "\n".join(map(one_line, why)), file=sys.stderr)
+    return 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table. Where a terminal is too narrow for all, those that are ``spare`` go, the last one first,
+    and then texts of those that may be ``cut`` are shortened."""
+
+    name: str
+    right: bool = False
+    spare: bool = False
+    cut: bool = False
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
+    """Rows as aligned text, of at most ``width`` characters a line if that can be had."""
+    cells = [[column.name for column in columns], *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    shown = list(range(len(columns)))
+
+    def too_wide() -> bool:
+        return width is not None and sum(widths[i] + 2 for i in shown) - 2 > width
+
+    while too_wide() and (spare := [i for i in shown if columns[i].spare]):
+        shown.remove(spare[-1])
+    while too_wide() and (cut := [i for i in shown if columns[i].cut and widths[i] > NARROWEST]):
+        widths[max(cut, key=lambda i: widths[i])] -= 1
+    lines = [
+        "  ".join(_padded(shortened(row[i], widths[i]), widths[i], columns[i].right) for i in shown).rstrip()
+        for row in cells
+    ]
+    return "\n".join(lines)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal; None where the output goes elsewhere, and nothing has to be left out."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def shortened(text: str, length: int) -> str:
+    """Text of at most ``length`` characters; of a longer one the middle is left out, for both ends tell it apart."""
+    if len(text) <= length:
+        return text
+    tail = (length - 1) // 2
+    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def abbreviated(ids: Sequence[str], digits: int = 8) -> dict[str, str]:
+    """Stage ids by their beginnings, with as many digits as tell all of these apart, and ``digits`` at least."""
+    while True:
+        short = {stage_id: stage_id[: stage_id.find("-") + 1 + digits] for stage_id in ids}
+        if len(set(short.values())) == len(short):
+            return short
+        digits += 1
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``<0.1 s``, ``24 s``, ``12 min``, ``3.2 h``, ``4.1 d``, ``27 y``."""
+    if 0 < seconds < 0.05:
+        return "<0.1 s"
+    for limit, unit_s, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h"), (63_115_200, 86_400, "d")):
+        if seconds < limit:
+            return f"{_two_digits(seconds / unit_s)} {unit}"
+    return f"{_two_digits(seconds / 31_557_600)} y"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of ten: ``410 B``, ``1.7 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{_two_digits(count)} {unit}"
+        count /= 1000
+    return f"{_two_digits(count)} TB"
+
+
+def _two_digits(number: float) -> str:
+    return f"{number:.1f}" if 0 < number < 9.95 and f"{number:.1f}" != f"{number:.0f}.0" else f"{number:.0f}"
