@@ -80,6 +80,8 @@ class Sweep:
     """After a failure, run everything that does not depend on it; the default."""
     fail_fast: bool = False
     """After a failure, stop."""
+    loggers: tuple[str, ...] = ()
+    """Tune's own loggers, beside the store: csv, json, tensorboard, wandb."""
 
 
 DEFAULTS = Sweep(Options())
@@ -99,7 +101,7 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
         if sweep.plan:
             return 0
         store.files.require_writable()
-        failed = run(plan, execution, sweep.fail_fast) if plan.trials else 0
+        failed = run(sweep, plan, execution, store) if plan.trials else 0
         write_report(planned(sweep, store), store, sweep.scale)
     except ValidationError as error:
         return refuse(explain(error))
@@ -158,21 +160,31 @@ def planned(sweep: Sweep, store: Store) -> Plan:
     return Plan.of(sweep.study, study(budget, grid), store.finished_ids())
 
 
-def run(plan: Plan, execution: Execution, fail_fast: bool) -> int:
+def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     """Run the plan on the cluster; the number of trials that did not succeed."""
-    from rayexp.sweep import preflight, runtime, tune  # Ray takes seconds to import; a plan or a refusal needs none
-    from rayexp.sweep.progress import ProgressLines
+    # Ray takes seconds to import; a plan or a refusal needs none.
+    from rayexp.sweep import gauges, loggers, preflight, runtime, tune, views
+    from rayexp.sweep.progress import Progress
+    from rayexp.sweep.watch import Watch
 
-    cluster = runtime.connect()
+    loggers.require(sweep.loggers)
+    about = {"study": study_name(sweep), "store": store.url, "stages": str(len(plan.stages))}
+    cluster = runtime.connect(metadata=about | {"stages_to_run": str(len(plan.to_run))})
     execution = execution.on(gpus=preflight.capacity().get("GPU", 0.0))
     preflight.require_software(plan, execution)
     preflight.require_resources(plan, execution)
     print(f"Ray dashboard: http://{cluster['dashboard']}", flush=True)
-    labels = {trial.id: trial.label for trial in plan.trials}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C from far away
-    outcome = tune.run(plan, execution, callbacks=[ProgressLines(labels)], fail_fast=fail_fast)
+    progress = Progress(plan, at_once=preflight.concurrency(plan, execution))
+    with (
+        loggers.opened(sweep.loggers, store, study_name(sweep)) as habits,
+        views.on(views.console(), progress) as view,
+    ):
+        watch = Watch(progress, [view, gauges.Gauges(progress)])
+        outcome = tune.run(plan, execution, [watch, *habits], sweep.fail_fast, progress.note)
     for trial, why in outcome.failed.items():
         print(f"failed: {why} (details: {execution.store}/work/{trial}/failure.json)", file=sys.stderr)
+    labels = {trial.id: trial.label for trial in plan.trials}
     for trial in sorted(outcome.blocked):
         print(f"not run because of a failure: {labels[trial]} ({trial})", file=sys.stderr)
     return len(outcome.failed) + len(outcome.blocked)
@@ -191,6 +203,11 @@ def write_report(plan: Plan, store: Store, scale: str) -> None:
             for row in csv.DictReader(claims):
                 print(f"{row['claim']} {row['title']} | {row['setting']} | {row['measured']} | {row['verdict']}")
     print(f"results: {store.url}/studies/{name}/results.parquet\nreport:  {store.url}/studies/{name}/report/index.html")
+
+
+def study_name(sweep: Sweep) -> str:
+    """Its folder below the store's ``studies``."""
+    return f"{sweep.study}-{sweep.scale}"
 
 
 def store_url(url: str) -> str:
