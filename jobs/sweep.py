@@ -18,6 +18,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -92,6 +93,7 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
     try:
         sweep = parsed(arguments, defaults, __doc__)
         execution = executed(sweep)
+        require_loggers(sweep.loggers)
         store = Store.of(execution)
         plan = planned(sweep, store)
         if sweep.repair and not sweep.plan:
@@ -138,6 +140,14 @@ def executed(sweep: Sweep) -> Execution:
     return Execution.model_validate(dataclasses.asdict(sweep.options) | {"store": store_url(sweep.options.store)})
 
 
+def require_loggers(names: Sequence[str]) -> None:
+    """Raise ValueError if one of them can't be had."""
+    if names:
+        from rayexp.sweep import loggers  # imports Ray
+
+        loggers.require(names)
+
+
 def unpublish_damaged(plan: Plan, store: Store) -> None:
     """Take back finished stages of the plan that are not what their manifests say, so that they are run again."""
     labels = {stage.id: stage.label for stage in plan.stages}
@@ -167,7 +177,6 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     from rayexp.sweep.progress import Progress
     from rayexp.sweep.watch import Watch
 
-    loggers.require(sweep.loggers)
     about = {"study": study_name(sweep), "store": store.url, "stages": str(len(plan.stages))}
     cluster = runtime.connect(metadata=about | {"stages_to_run": str(len(plan.to_run))})
     execution = execution.on(gpus=preflight.capacity().get("GPU", 0.0))

@@ -96,8 +96,11 @@ class Journal:
 
 
 def report(stage: Pretrain | SFT | GRPO, step: int, **groups: dict[str, float]) -> dict[str, Any]:
-    """What a running stage says of itself: which one it is, how far it is, and its numbers under their full names."""
-    about = {"stage": stage.label, "stage_id": stage.id, "step": step, "steps": stage.steps}
+    """What a running stage says of itself: which one it is, how far it is, and its numbers under their full names.
+
+    ``timesteps_total`` is the step once more, by the name under which Tune's loggers look for their horizontal axis.
+    """
+    about = {"stage": stage.label, "stage_id": stage.id, "step": step, "steps": stage.steps, "timesteps_total": step}
     return about | metrics.named(**groups)
 
 

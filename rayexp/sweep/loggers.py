@@ -26,7 +26,9 @@ LOGGERS: dict[str, Callable[[str], tune.Callback]] = {
     "csv": lambda study: CSVLoggerCallback(),
     "json": lambda study: JsonLoggerCallback(),
     "tensorboard": lambda study: TBXLoggerCallback(),
-    "wandb": lambda study: WandbLoggerCallback(project="rayexp", group=study, excludes=DOCUMENTS),
+    "wandb": lambda study: WandbLoggerCallback(
+        project="rayexp", group=study, excludes=DOCUMENTS, settings={"silent": True}
+    ),
 }
 
 
@@ -38,7 +40,13 @@ def require(names: Sequence[str]) -> None:
     if "wandb" in names:
         if find_spec("wandb") is None:
             raise ValueError("loggers is 'wandb', which needs a package: pip install 'rayexp[wandb]'")
-        LOGGERS["wandb"]("").setup()  # raises ValueError without an API key, unless WANDB_MODE is offline
+        try:
+            LOGGERS["wandb"]("").setup()  # looks for an API key
+        except ValueError as error:
+            raise ValueError(
+                "loggers is 'wandb', which has no API key; allowed: WANDB_API_KEY set, `wandb login` done, or "
+                "WANDB_MODE=offline"
+            ) from error
 
 
 @contextmanager

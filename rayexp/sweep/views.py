@@ -22,6 +22,8 @@ COLOURS = {"done": "green", "running": "cyan", "failed": "bold red", "blocked": 
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_FRAMES = 0.25
 LAST_ENDED = 5
+#: What is shown of a running stage, and how wide a terminal has to be for it.
+COLUMNS = {"step": 0, "loss/reward": 60, "kl": 100, "tokens/s": 70, "left": 0}
 
 
 @contextmanager
@@ -35,8 +37,8 @@ def on(console: Console, progress: Progress) -> Iterator[Callable[[], None]]:
 
 
 class Lines:
-    """Plain lines, for the log of a job: when a trial starts and ends; in between, at most a line every so often, of the
-    stage that was longest not spoken of. So a log grows with trials and hours, not with trials times hours."""
+    """Plain lines, for the log of a job: when a trial starts and ends; in between, now and then one of the stage that
+    was longest not spoken of. So a log grows with trials and with hours, not with trials times hours."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -122,29 +124,31 @@ def picture(progress: Progress, size: tuple[int, int]) -> Group:
     return Group(*parts)
 
 
-def _head(progress: Progress, columns: int) -> list[Text | ProgressBar]:
+def _head(progress: Progress, columns: int) -> list[Text | Table]:
     counts = progress.counts
     total = sum(counts.values())
     name = Text.assemble((progress.plan.study, "bold"), f"  {counts['done']} of {total} trials")
-    name.append(f"  {clock(progress.elapsed_s)} so far, {left(progress.remaining_s)}")
+    name.append(f", {left(progress.remaining_s)} ({clock(progress.elapsed_s)} so far)")
+    bar = Table.grid()  # a bar by itself ends no line
+    bar.add_row(ProgressBar(total=max(1, total), completed=counts["done"], width=min(columns, 60)))
     states = Text("  ").join(
         Text(f"{state} {count}", style=COLOURS.get(state, "default")) for state, count in counts.items() if count
     )
     for text in (name, states):
         text.truncate(columns, overflow="ellipsis")
-    return [name, ProgressBar(total=max(1, total), completed=counts["done"], width=min(columns, 60)), states]
+    return [name, bar, states]
 
 
 def _runs(progress: Progress, running: list[Running], columns: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
-    names = ["step", *(["loss or reward", "kl"] if columns >= 70 else ["loss or reward"]), "tokens/s", "left"]
+    names = [name for name, least in COLUMNS.items() if columns >= least]
     cells = [_cells(progress, run, names) for run in running]
     taken = sum(2 + max(len(row[i]) for row in [names, *cells]) for i in range(len(names)))
     table.add_column("stage", no_wrap=True)
     for name in names:
         table.add_column(name, no_wrap=True, justify="right")
     for run, row in zip(running, cells, strict=True):
-        table.add_row(Text(one_line(run.stage.label, max(12, columns - taken - 8))), *row)
+        table.add_row(Text(one_line(run.stage.label, max(12, columns - taken - 2))), *row)
     return table
 
 
@@ -155,7 +159,7 @@ def _cells(progress: Progress, run: Running, names: list[str]) -> list[str]:
     first = next((f"{name} {number}" for name, number in numbers.items() if name != "kl"), "")
     every = {
         "step": f"{run.step}/{run.steps}",
-        "loss or reward": first,
+        "loss/reward": first,
         "kl": numbers.get("kl", ""),
         "tokens/s": numbers.get("tokens/s", ""),
         "left": clock(progress.stage_remaining_s(run)),

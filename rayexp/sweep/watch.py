@@ -43,6 +43,10 @@ class Watch(tune.Callback):
         for view in self._views:
             view()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a pickle of what it was started with; this has a terminal, and is of no use later."""
+        return {}
+
 
 def last_words(error: Exception) -> str:
     """What is left to say of an exception that came through Ray."""
