@@ -62,7 +62,7 @@ def opened(names: Sequence[str], store: Store, study: str) -> Iterator[list[tune
     finally:
         with TemporaryDirectory() as name:
             for source in folders.seen:
-                shutil.copytree(source, Path(name) / source.name, ignore=shutil.ignore_patterns("*.pkl"))
+                shutil.copytree(source, Path(name) / source.name, ignore=shutil.ignore_patterns("*.pkl", "latest-run"))
             store.put_folder(Path(name), folder)
 
 
