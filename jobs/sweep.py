@@ -189,7 +189,7 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
         loggers.opened(sweep.loggers, store, study_name(sweep)) as habits,
         views.on(views.console(), progress) as view,
     ):
-        watch = Watch(progress, [view, gauges.Gauges(progress)])
+        watch = Watch(progress, [view, gauges.Gauges(progress, study_name(sweep))])
         outcome = tune.run(plan, execution, [watch, *habits], sweep.fail_fast, progress.note)
     for trial, why in outcome.failed.items():
         print(f"failed: {why} (details: {execution.store}/work/{trial}/failure.json)", file=sys.stderr)

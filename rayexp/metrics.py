@@ -24,13 +24,18 @@ class Metric:
         return f"rayexp_{self.name.replace('/', '_')}"
 
 
-def _supervised(stage: str) -> tuple[Metric, ...]:
-    return (
-        Metric(f"{stage}/id/loss", stage, "nats/token", "Mean next-token loss of the ID samples since the last point"),
-        Metric(f"{stage}/ood/loss", stage, "nats/token", "The same of the OOD samples"),
-        Metric(f"{stage}/learning_rate", stage, "", "Learning rate of the step"),
-        Metric(f"{stage}/tokens_per_s", stage, "tokens/s", "Tokens trained on a second, all ranks together"),
+_SUPERVISED = tuple(
+    Metric(f"{stage}/{name}", stage, unit, meaning)
+    for stage, name, unit, meaning in (
+        ("pretrain", "id/loss", "nats/token", "Mean next-token loss of the ID samples since the last point"),
+        ("pretrain", "ood/loss", "nats/token", "Mean next-token loss of the OOD samples since the last point"),
+        ("pretrain", "learning_rate", "", "Learning rate of the step"),
+        ("pretrain", "tokens_per_s", "tokens/s", "Tokens trained on a second, all ranks together"),
+        ("sft", "id/loss", "nats/token", "Mean loss of the completions' tokens since the last point"),
+        ("sft", "learning_rate", "", "Learning rate of the step"),
+        ("sft", "tokens_per_s", "tokens/s", "Tokens trained on a second, all ranks together"),
     )
+)
 
 
 _GRPO = tuple(
@@ -61,9 +66,7 @@ _SWEEP = tuple(
     )
 )
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric for metric in (*_SWEEP, *_supervised("pretrain"), *_supervised("sft"), *_GRPO)
-}
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_SWEEP, *_SUPERVISED, *_GRPO)}
 #: Tags of every exported metric of a stage. Only what runs is exported, so there are few of them at any time.
 STAGE_TAGS = ("study", "stage")
 

@@ -20,8 +20,9 @@ SWEEP_TAGS = {"sweep/trials": ("study", "state"), "sweep/remaining_s": ("study",
 class Gauges:
     """A view of a Progress; to be called often."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, study: str) -> None:
         self._progress = progress
+        self._study = {"study": study}
         self._updated = 0.0
         self._gauges = {
             metric.name: Gauge(
@@ -36,14 +37,13 @@ class Gauges:
         if time.monotonic() - self._updated < SECONDS_BETWEEN_UPDATES:
             return
         self._updated = time.monotonic()
-        study = {"study": self._progress.plan.study}
         for state, count in self._progress.counts.items():
-            self._gauges["sweep/trials"].set(count, study | {"state": state})
+            self._gauges["sweep/trials"].set(count, self._study | {"state": state})
         if (remaining := self._progress.remaining_s) is not None:
-            self._gauges["sweep/remaining_s"].set(remaining, study)
+            self._gauges["sweep/remaining_s"].set(remaining, self._study)
         for run in self._progress.running.values():
             if run.steps:
-                self._set(run, study | {"stage": run.stage.label})
+                self._set(run, self._study | {"stage": run.stage.label})
 
     def _set(self, run: Running, tags: dict[str, str]) -> None:
         numbers = {"sweep/stage_step": float(run.step), **run.numbers}
