@@ -177,8 +177,8 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     from rayexp.sweep.progress import Progress
     from rayexp.sweep.watch import Watch
 
-    about = {"study": study_name(sweep), "store": store.url, "stages": str(len(plan.stages))}
-    cluster = runtime.connect(metadata=about | {"stages_to_run": str(len(plan.to_run))})
+    counts = {"stages": str(len(plan.stages)), "stages_to_run": str(len(plan.to_run))}
+    cluster = runtime.connect(metadata={"study": study_name(sweep), "store": store.url, **counts})
     execution = execution.on(gpus=preflight.capacity().get("GPU", 0.0))
     preflight.require_software(plan, execution)
     preflight.require_resources(plan, execution)

@@ -40,7 +40,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
     that makes every later ``ray job submit`` from a plain shell fail. ``cpus`` is for a local cluster only.
     ``metadata`` is shown with the job, in the dashboard and by ``/api/jobs/``.
     """
-    about = dict(metadata or {})
+    about = {"job_name": metadata["study"], **metadata} if metadata else {}
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Tune looks for its own result files, which are switched off, and warns that there are none.

@@ -36,13 +36,9 @@ class Witness:
 
     def __call__(self):
         for run in self._progress.running.values():
-            kind = run.stage.id.partition("-")[0]
-            if run.steps and (kind, run.step == run.steps) not in self._seen:
-                self._seen.add((kind, run.step == run.steps))
-                shown = {name for name in run.numbers if METRICS[name].stage == kind} | {"sweep/stage_step"}
-                if self._progress.stage_remaining_s(run) is not None:
-                    shown.add("sweep/stage_remaining_s")
-                self._wait_for({exposed(METRICS[name]) for name in shown}, run.stage.label)
+            if run.steps and run.step == run.steps and run.stage.id not in self._seen:
+                self._seen.add(run.stage.id)
+                self._wait_for({exposed(METRICS[name]) for name in ("sweep/stage_step", *run.numbers)}, run.stage.label)
 
     def _wait_for(self, names, stage):
         deadline = time.monotonic() + SCRAPED_WITHIN_S
