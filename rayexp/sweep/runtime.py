@@ -13,7 +13,7 @@ import ray
 from ray._common.utils import get_ray_address_file
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.worker import global_worker
-from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JobInfoStorageClient
+from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JOB_NAME_METADATA_KEY, JobInfoStorageClient
 from ray.job_config import JobConfig
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
     that makes every later ``ray job submit`` from a plain shell fail. ``cpus`` is for a local cluster only.
     ``metadata`` is shown with the job, in the dashboard and by ``/api/jobs/``.
     """
-    about = {"job_name": metadata["study"], **metadata} if metadata else {}
+    about = {JOB_NAME_METADATA_KEY: metadata["study"], **metadata} if metadata else {}
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Tune looks for its own result files, which are switched off, and warns that there are none.
@@ -80,7 +80,8 @@ def _add_to_submission(metadata: Mapping[str, str]) -> None:
 
     async def add() -> None:
         if job := await jobs.get_info(name):
-            job.metadata = {**metadata, **(job.metadata or {})}
+            default = (JOB_NAME_METADATA_KEY, name)
+            job.metadata = {**metadata, **dict(said for said in (job.metadata or {}).items() if said != default)}
             await jobs.put_info(name, job)
 
     asyncio.run(add())

@@ -84,8 +84,8 @@ def test_both_ways_to_submit(head, tmp_path):
     assert "FAILED" not in done.stdout
     assert len(done.stdout.splitlines()) < 60, "a log is to be read by people"
     (job,) = json.load(urllib.request.urlopen(f"{head}/api/jobs/", timeout=30))
-    told = {name: job["metadata"][name] for name in ("study", "store", "stages", "stages_to_run", "whose")}
-    assert told == {"study": "demo-toy", "store": str(store), "stages": "6", "stages_to_run": "6", "whose": "ours"}
+    told = {name: job["metadata"][name] for name in ("job_name", "store", "stages", "stages_to_run", "whose")}
+    assert told == {"job_name": "demo-toy", "store": str(store), "stages": "6", "stages_to_run": "6", "whose": "ours"}
     assert job["status"] == "SUCCEEDED"
     report = store / "studies/demo-toy/report/index.html"
     assert "<table" in report.read_text()
