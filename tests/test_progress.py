@@ -60,7 +60,7 @@ def test_counts_follow_what_happens(clock):
     progress.start(kinds(progress, "grpo")[1].id)
     progress.end(kinds(progress, "grpo")[1].id, "done")
     assert progress.counts == {"done": 2, "running": 0, "waiting": 0, "elsewhere": 0, "failed": 1, "blocked": 1}
-    assert progress.remaining_s == 0, "what failed or is blocked takes no time"
+    assert progress.remaining_s == (0, True), "what failed or is blocked takes no time"
 
 
 def test_the_end_of_a_stage_is_estimated_from_its_steps(clock):
@@ -87,27 +87,27 @@ def test_the_end_of_a_stage_is_estimated_from_its_steps(clock):
 def test_the_end_of_the_sweep_is_estimated_from_work_and_pace(clock):
     progress = progress_of(clock)
     (first, second), (one, _) = kinds(progress, "supervised"), kinds(progress, "grpo")
-    assert progress.remaining_s is None
+    assert progress.remaining_s == (0, False)
     progress.start(first.id)
     clock.now += 20
     progress.end(first.id, "done")
-    assert progress.remaining_s is None, "no GRPO trial was ever seen"
+    assert progress.remaining_s == (20, False), "no GRPO trial was ever seen"
     progress.start(one.id)
     clock.now += 10
-    assert progress.remaining_s is None, "one was seen, but not yet at work"
+    assert progress.remaining_s == (20, False), "one was seen, but not yet at work"
     progress.report(one.id, spoken(one.stages[0], 1))
     whole = 10 * one.flops / (flops(one.stages[0]) / 3)  # a third of its steps took 10 s
-    assert progress.remaining_s == pytest.approx((whole - 10) + 20 + whole)
+    assert progress.remaining_s == (pytest.approx((whole - 10) + 20 + whole), True)
     clock.now += 30
     progress.end(one.id, "done")
-    assert progress.remaining_s == pytest.approx(20 + 40), "what a whole trial took is known better now"
+    assert progress.remaining_s == (pytest.approx(20 + 40), True), "what a whole trial took is known better now"
     progress.start(second.id)
     clock.now += 5
     progress.report(second.id, spoken(second.stages[0], second.stages[0].steps))
     share = flops(second.stages[0]) / second.flops
-    assert progress.remaining_s == pytest.approx(20 * (1 - share) + 40)
+    assert progress.remaining_s == (pytest.approx(20 * (1 - share) + 40), True)
     progress.end(second.id, "failed", "why")
-    assert progress.remaining_s == 0, "its GRPO trial is blocked"
+    assert progress.remaining_s == (0, True), "its GRPO trial is blocked"
 
 
 @pytest.mark.parametrize(("at_once", "expected"), [(1, 2 * 20 + 4 * 40), (2, 20 + 2 * 40), (100, 20 + 40)])
@@ -118,7 +118,7 @@ def test_trials_at_once_shorten_a_sweep_down_to_its_longest_chain(clock, at_once
         progress.start(trial.id)
         clock.now += seconds
         progress.end(trial.id, "done")
-    assert progress.remaining_s == pytest.approx(expected)
+    assert progress.remaining_s == (pytest.approx(expected), True)
 
 
 def test_a_trial_that_was_given_up_waits_again(clock):
@@ -228,6 +228,14 @@ def test_the_terminal_is_given_back_after_ctrl_c(clock):
         raise KeyboardInterrupt
     written = terminal.file.getvalue()
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l"), "the cursor is still hidden"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "complete", "text"),
+    [(0, False, "estimating what is left"), (75, False, "more than 1:15 left"), (75, True, "1:15 left")],
+)
+def test_what_is_left_in_words(seconds, complete, text):
+    assert views.left(seconds, complete) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(None, "-"), (0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])

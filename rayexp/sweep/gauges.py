@@ -39,7 +39,8 @@ class Gauges:
         self._updated = time.monotonic()
         for state, count in self._progress.counts.items():
             self._gauges["sweep/trials"].set(count, self._study | {"state": state})
-        if (remaining := self._progress.remaining_s) is not None:
+        remaining, complete = self._progress.remaining_s
+        if complete:
             self._gauges["sweep/remaining_s"].set(remaining, self._study)
         for run in self._progress.running.values():
             if run.steps:

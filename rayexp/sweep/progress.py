@@ -122,25 +122,27 @@ class Progress:
         return run.remaining_s(self._clock())
 
     @property
-    def remaining_s(self) -> float | None:
-        """Seconds to the end of the sweep; None while some kind of trial that is still to run was never seen at work.
+    def remaining_s(self) -> tuple[float, bool]:
+        """Seconds to the end of the sweep, and whether that is all; if not, some kind of trial that is still to run was
+        never seen at work, and it takes longer.
 
         What is left is measured in estimated operations and the pace of each kind of trial, in those for a second of
         one trial. It takes as long as the longest chain of trials, and no less than all of them ``at_once``.
         """
         paces = self._pace_by_kind()
-        total = 0.0
+        total, complete = 0.0, True
         finish: dict[str, float] = {}
         for trial in self.plan.trials:  # parents first
             if self._states[trial.id] in ("done", "failed", "blocked"):
                 continue
             if not paces.get(trial.kind):
-                return None
+                complete = False
+                continue
             done = self.running[trial.id].flops if trial.id in self.running else 0.0
             own = (trial.flops - done) / paces[trial.kind]
             finish[trial.id] = own + max((finish.get(parent, 0.0) for parent in trial.parents), default=0.0)
             total += own
-        return max(total / self.at_once, max(finish.values(), default=0.0))
+        return max(total / self.at_once, max(finish.values(), default=0.0)), complete
 
     def _pace_by_kind(self) -> dict[str, float]:
         """Operations a second of one trial: of those that are done, or while there are none, of those that run."""
