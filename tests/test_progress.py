@@ -166,7 +166,7 @@ def test_lines_say_when_trials_start_and_end_and_little_in_between(clock, capsys
     first, second = said()
     assert first.split()[1] == "done"
     assert second.endswith("the loss is nan")
-    assert "(1 of 200 trials, estimating what is left)" in second
+    assert "(1 of 200 trials, more than " in second
     assert said() == []
 
 
