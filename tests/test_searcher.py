@@ -108,12 +108,12 @@ def test_a_trial_is_told_its_stages_and_how_to_run_them():
 def test_a_trial_that_another_driver_has_is_noted():
     store = Store(f"memory://{uuid4().hex}")
     noted = []
-    first = PlanSearcher([a_trial("a")], EXECUTION, store, Leases(store.files))
-    second = PlanSearcher(
-        [a_trial("a")], EXECUTION, store, Leases(store.files), note=lambda trial, state: noted.append((trial, state))
-    )
-    assert first.suggest("1")["trial"] == "a"
-    assert second.suggest("1") is None
+    with Leases(store.files) as ours, Leases(store.files) as theirs:
+        assert PlanSearcher([a_trial("a")], EXECUTION, store, theirs).suggest("1")["trial"] == "a"
+        searcher = PlanSearcher(
+            [a_trial("a")], EXECUTION, store, ours, note=lambda trial, state: noted.append((trial, state))
+        )
+        assert searcher.suggest("1") is None
     assert noted == [("a", "elsewhere")]
 
 
