@@ -44,7 +44,11 @@ _GRPO = tuple(
         ("rollout/reward", "share", "Share of the completions that are right"),
         ("rollout/zero_variance_groups", "share", "Share of the groups whose members did equally well: no gradient"),
         ("rollout/completion_tokens", "tokens", "Mean length of a completion"),
-        ("rollout/tokens_per_s", "tokens/s", "Tokens of prompts read and completions drawn, for a second of sampling"),
+        (
+            "rollout/tokens_per_s",
+            "tokens/s",
+            "Tokens of prompts read and completions drawn a second, whole steps counted",
+        ),
         ("grpo/loss", "", "Clipped loss with the KL penalty, mean over completions"),
         ("grpo/kl", "nats/completion", "KL to the reference by the stage's estimator"),
         ("grpo/entropy", "nats/token", "Entropy of the policy's next token at the visited prefixes"),
