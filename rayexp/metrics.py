@@ -47,7 +47,7 @@ _GRPO = tuple(
         (
             "rollout/tokens_per_s",
             "tokens/s",
-            "Tokens of prompts read and completions drawn a second, whole steps counted",
+            "Tokens of prompts and completions drawn a second, over whole steps",
         ),
         ("grpo/loss", "", "Clipped loss with the KL penalty, mean over completions"),
         ("grpo/kl", "nats/completion", "KL to the reference by the stage's estimator"),
