@@ -94,11 +94,13 @@ def test_the_end_of_the_sweep_is_estimated_from_work_and_pace(clock):
     assert progress.remaining_s == (20, False), "no GRPO trial was ever seen"
     progress.start(one.id)
     clock.now += 10
-    assert progress.remaining_s == (20, False), "one was seen, but not yet at work"
     progress.report(one.id, spoken(one.stages[0], 1))
-    whole = 10 * one.flops / (flops(one.stages[0]) / 3)  # a third of its steps took 10 s
-    assert progress.remaining_s == (pytest.approx((whole - 10) + 20 + whole), True)
-    clock.now += 30
+    assert progress.remaining_s == (20, False), "one was seen, but not yet at work"
+    clock.now += 5
+    progress.report(one.id, spoken(one.stages[0], 2))
+    step = flops(one.stages[0]) / 3
+    assert progress.remaining_s == (pytest.approx(20 + 5 * (2 * one.flops - 2 * step) / step), True)
+    clock.now += 25
     progress.end(one.id, "done")
     assert progress.remaining_s == (pytest.approx(20 + 40), True), "what a whole trial took is known better now"
     progress.start(second.id)

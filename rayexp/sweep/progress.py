@@ -28,18 +28,28 @@ class Running:
     numbers: dict[str, float] = field(default_factory=dict)
     heard: float = 0.0
     _first: tuple[float, int] = (0.0, 0)  # of the stage's reports: when, and of which step
+    _begun: tuple[float, float] = (0.0, 0.0)  # the trial's first report: when, and how many operations were done
 
     def report(self, stage: Stage, step: int, steps: int, numbers: dict[str, float], now: float) -> None:
         """Take in what the stage says of itself."""
-        if not self.steps or stage is not self.stage:
+        first_report = not self.steps
+        if first_report or stage is not self.stage:
             self._first = (now, step)
         self.stage, self.step, self.steps, self.numbers, self.heard = stage, step, steps, numbers, now
+        if first_report:
+            self._begun = (now, self.flops)
 
     @property
     def flops(self) -> float:
         """Of its trial's estimated operations, those that are done."""
         before = self.trial.stages[: self.trial.stages.index(self.stage)]
         return sum(map(flops, before)) + (flops(self.stage) * self.step / self.steps if self.steps else 0.0)
+
+    @property
+    def work(self) -> tuple[float, float]:
+        """Operations between its first report and its last, and the seconds: how long its start took says nothing."""
+        when, done = self._begun
+        return (self.flops - done, self.heard - when) if self.steps else (0.0, 0.0)
 
     def remaining_s(self, now: float) -> float | None:
         """Seconds to the last step of the stage, at the pace of its reports; None before there are two."""
@@ -149,6 +159,7 @@ class Progress:
         running: dict[str, list[float]] = {}
         for run in self.running.values():
             pace = running.setdefault(run.trial.kind, [0.0, 0.0])
-            pace[0] += run.flops
-            pace[1] += self._clock() - run.since
-        return {kind: work / max(seconds, 1e-9) for kind, (work, seconds) in (running | self._paces).items()}
+            work, seconds = run.work
+            pace[0] += work
+            pace[1] += seconds
+        return {kind: work / seconds for kind, (work, seconds) in (running | self._paces).items() if seconds}
