@@ -4,6 +4,7 @@ Off unless asked for: the store has everything already. What they write lies in 
 and in the store, below the study, when it has ended in whatever way.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray import tune
-from ray.air.integrations.wandb import WandbLoggerCallback
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 
 from rayexp.store import Store
@@ -22,13 +22,20 @@ from rayexp.store import Store
 #: Of a trial's settings, those that are whole documents; the store has them in its spec.json.
 DOCUMENTS = ["stages", "execution"]
 
+
+def _wandb(study: str) -> tune.Callback:
+    from ray.air.integrations.wandb import WandbLoggerCallback  # imports wandb, which takes a second
+
+    # Its runs live in actors, which may be started by a node that does not know this process's environment.
+    mode = os.environ.get("WANDB_MODE", "online")
+    return WandbLoggerCallback(project="rayexp", group=study, excludes=DOCUMENTS, mode=mode, settings={"silent": True})
+
+
 LOGGERS: dict[str, Callable[[str], tune.Callback]] = {
     "csv": lambda study: CSVLoggerCallback(),
     "json": lambda study: JsonLoggerCallback(),
     "tensorboard": lambda study: TBXLoggerCallback(),
-    "wandb": lambda study: WandbLoggerCallback(
-        project="rayexp", group=study, excludes=DOCUMENTS, settings={"silent": True}
-    ),
+    "wandb": _wandb,
 }
 
 

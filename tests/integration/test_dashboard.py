@@ -61,16 +61,21 @@ class Witness:
 
 
 @pytest.mark.timeout(600)
-def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path):
+def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
     """Every metric that is defined is scraped; actors and placement groups have roles, and calls their stage; the
     loggers that were asked for leave their files in the store."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    habits = ["csv", "tensorboard", "wandb"]
+    loggers.require(habits)
     store = Store(str(tmp_path))
     reinforced = grpo(sft(pretrain()), steps=60, sampler="torch")
     plan = Plan.of("test", [reinforced, evaluate(reinforced)], ())
     progress = Progress(plan)
     witness = Witness(progress, cluster["dashboard"])
-    with loggers.opened(["csv", "tensorboard"], store, "seen") as habits:
-        outcome = tune.run(plan, Execution(store=store.url), [Watch(progress, [witness]), *habits], note=progress.note)
+    with loggers.opened(habits, store, "seen") as callbacks:
+        outcome = tune.run(
+            plan, Execution(store=store.url), [Watch(progress, [witness]), *callbacks], note=progress.note
+        )
     assert not outcome.failed
     assert not outcome.blocked
     assert progress.counts["done"] == len(plan.trials)
@@ -94,6 +99,8 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path):
     assert logged["ray/tune/rollout/reward"][-1][0] == reinforced.steps
     assert {f"ray/tune/{metric.name}" for metric in METRICS.values() if metric.stage == "grpo"} <= logged.keys()
     assert (folder / plan.trials[0].name / "progress.csv").read_text().count("\n") > 1
+    (offline,) = (folder / plan.trials[-1].name).glob("wandb/offline-run-*/run-*.wandb")
+    assert b"rollout/reward" in offline.read_bytes()
     assert not list(folder.rglob("*.pkl")), "a pickle in a store could run code"
 
 
