@@ -38,7 +38,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
     Inside a job Ray has set the authentication up already. A local cluster is this user's alone and listens on
     loopback, so it runs without tokens unless RAY_AUTH_MODE says otherwise: Ray's own default would write a token file
     that makes every later ``ray job submit`` from a plain shell fail. ``cpus`` is for a local cluster only.
-    ``metadata`` is shown with the job, in the dashboard and by ``/api/jobs/``.
+    ``metadata`` is shown with the job, in the dashboard and by ``/api/jobs/``; its ``study`` becomes the job's name.
     """
     about = {JOB_NAME_METADATA_KEY: metadata["study"], **metadata} if metadata else {}
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
