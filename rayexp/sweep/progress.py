@@ -81,6 +81,7 @@ class Progress:
         self._started = clock()
         self._trials = {trial.id: trial for trial in plan.trials}
         self._stages = {stage.id: stage for trial in plan.trials for stage in trial.stages}
+        self._flops = {trial.id: trial.flops for trial in plan.trials}
         self._states = dict.fromkeys(self._trials, "waiting")
         self._paces: dict[str, list[float]] = {}  # by kind of trial, of those that are done: operations, seconds
 
@@ -106,7 +107,7 @@ class Progress:
         self._states[trial_id] = state
         if state == "done":
             pace = self._paces.setdefault(run.trial.kind, [0.0, 0.0])
-            pace[0] += run.trial.flops
+            pace[0] += self._flops[trial_id]
             pace[1] += took
         for blocked in self.plan.descendants({trial_id}) if state == "failed" else ():
             self._states[blocked] = "blocked"
@@ -149,7 +150,7 @@ class Progress:
                 complete = False
                 continue
             done = self.running[trial.id].flops if trial.id in self.running else 0.0
-            own = (trial.flops - done) / paces[trial.kind]
+            own = (self._flops[trial.id] - done) / paces[trial.kind]
             finish[trial.id] = own + max((finish.get(parent, 0.0) for parent in trial.parents), default=0.0)
             total += own
         return max(total / self.at_once, max(finish.values(), default=0.0)), complete
