@@ -21,6 +21,7 @@ WORDS = {"done": "done", "failed": "FAILED", "waiting": "given up"}
 COLOURS = {"done": "green", "running": "cyan", "failed": "bold red", "blocked": "red"}
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_FRAMES = 0.25
+SHARE_OF_THE_DRIVER = 0.05  # of its time, that pictures may take: with ten thousand trials one takes 0.1 s
 LAST_ENDED = 5
 #: What is shown of a running stage, and how wide a terminal has to be for it.
 COLUMNS = {"step": 0, "loss/reward": 60, "kl": 100, "tokens/s": 70, "left": 0}
@@ -85,7 +86,7 @@ class Screen:
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console = console
         self._progress = progress
-        self._drawn = 0.0
+        self._due = 0.0
         # Drawn by the caller's thread alone, so that no picture is of a Progress that is being changed.
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
 
@@ -98,12 +99,13 @@ class Screen:
         self._live.stop()
 
     def __call__(self) -> None:
-        if time.monotonic() - self._drawn >= SECONDS_BETWEEN_FRAMES:
+        if (began := time.monotonic()) >= self._due:
             self._draw()
+            ended = time.monotonic()
+            self._due = ended + max(SECONDS_BETWEEN_FRAMES, (ended - began) / SHARE_OF_THE_DRIVER)
 
     def _draw(self) -> None:
         self._live.update(picture(self._progress, self._console.size), refresh=True)
-        self._drawn = time.monotonic()
 
 
 def picture(progress: Progress, size: tuple[int, int]) -> Group:
