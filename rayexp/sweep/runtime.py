@@ -49,7 +49,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             context = ray.init(
-                runtime_env=runtime_env, job_config=JobConfig(metadata=about), logging_level=logging.WARNING
+                runtime_env=runtime_env, job_config=JobConfig(metadata=dict(about)), logging_level=logging.WARNING
             )
         except ConnectionError as error:
             raise ConnectionError(f"RAY_ADDRESS is {address!r}, where no Ray cluster answers") from error
@@ -64,7 +64,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             runtime_env=runtime_env,
-            job_config=JobConfig(metadata=about),
+            job_config=JobConfig(metadata=dict(about)),
             logging_level=logging.WARNING,
         )
     return {"dashboard": context.dashboard_url, "resources": ray.cluster_resources()}
@@ -80,8 +80,7 @@ def _add_to_submission(metadata: Mapping[str, str]) -> None:
 
     async def add() -> None:
         if job := await jobs.get_info(name):
-            default = (JOB_NAME_METADATA_KEY, name)
-            job.metadata = {**metadata, **dict(said for said in (job.metadata or {}).items() if said != default)}
+            job.metadata = {**metadata, **(job.metadata or {})}
             await jobs.put_info(name, job)
 
     asyncio.run(add())
