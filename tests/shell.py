@@ -22,12 +22,21 @@ import pytest
 from ray.scripts.scripts import cli as ray_cli
 
 from jobs import report
+from rayexp import cli
 from tests import alone
 
 ROOT = Path(__file__).parent.parent
 #: Code in running text that is a command, too.
 INLINE = re.compile(r"(?<!`)`((?:python|pip|make|ray|rayexp|kubectl|helm|sbatch|\.) [^`\n]+)`")
 
+#: Words that a page leaves open, and what a store with a toy demo has for them.
+OPEN = {
+    "STAGE": "composition-r0-s0/pretrain",
+    "A": "demo-toy",
+    "B": "demo-tiny",
+    "STUDY": "demo-toy",
+    "PLACE": "release",
+}
 #: What stands in front of a command: NAME=value.
 VARIABLE = re.compile(r"(\w+)=(.*)").fullmatch
 
@@ -79,6 +88,11 @@ def _sweep(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     assert report.main(arguments) == 0
+
+
+def _rayexp(arguments: list[str]) -> None:
+    """On the store ``runs`` of the current folder, with something there for what the page leaves open."""
+    assert cli.main([OPEN.get(word, word) for word in arguments]) == 0
 
 
 def _tests(arguments: list[str]) -> None:
@@ -141,6 +155,7 @@ PROOFS: dict[str, Callable[[list[str]], None]] = {
     "python -m pytest": _tests,
     "python -m": _module,
     "pip": _pip,
+    "rayexp": _rayexp,
     "make": _make,
     "ray": _ray,
     "docker": _files,

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rayexp import settings
 from rayexp.catalog import Catalog
 from rayexp.errors import first_line
-from rayexp.report.arms import interval
+from rayexp.report.inference import interval
 from rayexp.spec import Stage
 from rayexp.store import Store, StoreError
 
