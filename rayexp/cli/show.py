@@ -168,7 +168,7 @@ def _loading(catalog: Catalog, finished: Finished) -> str:
         return (
             "from transformers import LlamaForCausalLM\n"
             f"model = LlamaForCausalLM.from_pretrained({place})\n"
-            f"# or: vllm.LLM({place}, skip_tokenizer_init=True)"
+            f'# or: vllm.LLM({place}, skip_tokenizer_init=True, dtype="float32")'
         )
     return (
         "from rayexp.store import Store\n"
