@@ -7,6 +7,8 @@ however often it is tried: it ends its stage at once.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rayexp import logs
+
 
 class PermanentError(RuntimeError):
     """A second attempt would fail in the same way. The message is one sentence for a person."""
@@ -28,9 +30,11 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def naming(where: Callable[[], str]) -> Iterator[None]:
-    """Exceptions leave the block as one sentence that says where it happened, as permanent as they were."""
+    """Exceptions leave the block as one sentence that says where it happened, as permanent as they were; its log lines
+    say so too."""
     try:
-        yield
+        with logs.at(where):
+            yield
     except Exception as error:
         kind = type(error) if isinstance(error, PermanentError | StageError) else StageError
         raise kind(f"{where()}: {sentence(error)}") from error

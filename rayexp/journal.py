@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayexp.spec import Execution
+from rayexp import metrics
+from rayexp.spec import GRPO, SFT, Execution, Pretrain
 
 #: One row a number. metric: ``stage/split/metric``, e.g. ``pretrain/ood/loss``.
 SCHEMA = pa.schema([("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
@@ -56,11 +57,13 @@ class Journal:
         self._started = time.time()
 
     def log(self, step: int, **groups: dict[str, float]) -> None:
-        """Write down ``{group}/{name}`` for every name of every group; values that are not finite are left out."""
-        for group, values in groups.items():
-            for name, value in values.items():
-                if math.isfinite(value):
-                    self._rows.append((step, f"{group}/{name}", float(value)))
+        """Write down ``{group}/{name}`` for every name of every group; values that are not finite are left out.
+
+        Raises UndefinedMetricError for a name that ``rayexp.metrics`` does not define.
+        """
+        self._rows += [
+            (step, name, float(value)) for name, value in metrics.named(**groups).items() if math.isfinite(value)
+        ]
 
     def save(self, folder: Path) -> None:
         """Write ``metrics.parquet``."""
@@ -90,6 +93,15 @@ class Journal:
             "git": git_state(),
             "execution": json.loads(execution.model_dump_json()),
         }
+
+
+def report(stage: Pretrain | SFT | GRPO, step: int, **groups: dict[str, float]) -> dict[str, Any]:
+    """What a running stage says of itself: which one it is, how far it is, and its numbers under their full names.
+
+    ``timesteps_total`` is the step once more, by the name under which Tune's loggers look for their horizontal axis.
+    """
+    about = {"stage": stage.label, "stage_id": stage.id, "step": step, "steps": stage.steps, "timesteps_total": step}
+    return about | metrics.named(**groups)
 
 
 def versions() -> dict[str, str]:

@@ -220,18 +220,18 @@ def test_an_unknown_protocol_is_refused():
 
 def test_a_journal_is_continued_where_it_was_saved(tmp_path):
     journal, continued = Journal(), Journal()
-    journal.log(1, train={"loss": 2.0, "broken": math.nan}, rollout={"reward": 0.5})
+    journal.log(1, grpo={"loss": 2.0, "kl": math.nan}, rollout={"reward": 0.5})
     journal.save(tmp_path)
     continued.load(tmp_path)
     for each in (journal, continued):
-        each.log(2, train={"loss": 1.0})
+        each.log(2, grpo={"loss": 1.0})
     (tmp_path / "again").mkdir()
     continued.save(tmp_path / "again")
     rows = pq.read_table(tmp_path / "again" / "metrics.parquet").to_pylist()
     assert [tuple(row.values()) for row in rows] == [
-        (1, "train/loss", 2.0),
+        (1, "grpo/loss", 2.0),
         (1, "rollout/reward", 0.5),
-        (2, "train/loss", 1.0),
+        (2, "grpo/loss", 1.0),
     ]
 
 

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from rayexp.actors.learner import LearnerActor
-from rayexp.actors.remote import actor_name, answer, placed
+from rayexp.actors.remote import answer, calling, placed, unique
 from rayexp.actors.rollout import RolloutFleet
 from rayexp.errors import StageError, first_line
 from rayexp.spec import GRPO, Execution
@@ -29,7 +29,7 @@ class Crew:
     def __init__(self, spec: GRPO, execution: Execution) -> None:
         self.shape = _shape(spec, execution)
         self.fleet = RolloutFleet(spec, execution, first_bundle=LEARNER_BUNDLE + 1)
-        self.learner = LearnerHandle(execution)
+        self.learner = LearnerHandle(spec, execution)
 
     def stop(self) -> None:
         """End all of its processes."""
@@ -44,11 +44,11 @@ class LearnerDiedError(StageError):
 class LearnerHandle:
     """The learner actor, called with a limit on how long an answer may take."""
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, spec: GRPO, execution: Execution) -> None:
+        self._spec = spec
         self._timeout_s = execution.timeout_s
-        self._who = "the learner"
         self._actor = LearnerActor.options(
-            name=actor_name("learner"),
+            name=unique("learner"),
             **placed(LEARNER_BUNDLE),
             num_cpus=execution.learner_cpus,
             num_gpus=execution.learner_gpus or 0,
@@ -57,18 +57,18 @@ class LearnerHandle:
 
     def begin(self, spec: GRPO, execution: Execution) -> None:
         """Turn to a stage, at its last checkpoint or at its init; a learner that died is waited for."""
+        self._spec = spec
         self._timeout_s = execution.timeout_s
-        self._who = f"the learner of {spec.label}"
-        method = self._actor.begin.options(max_task_retries=-1)
+        method = calling(self._actor, "begin", spec, max_task_retries=-1)
         self._answer(method.remote(spec.model_dump_json(), execution.model_dump_json()), "begin")
 
     def call(self, method: str, *arguments: Any) -> Any:
         """The answer of one of the learner's methods. Raises LearnerDiedError, or what ``answer`` raises."""
-        return self._answer(getattr(self._actor, method).remote(*arguments), method)
+        return self._answer(calling(self._actor, method, self._spec).remote(*arguments), method)
 
     def weights(self) -> Any:
         """A reference to the current weights, which are there when this returns."""
-        reference = self._actor.weights.remote()
+        reference = calling(self._actor, "weights", self._spec).remote()
         self.call("completed")  # its calls are answered in order
         return reference
 
@@ -77,10 +77,11 @@ class LearnerHandle:
         ray.kill(self._actor)
 
     def _answer(self, reference: Any, method: str) -> Any:
+        who = f"the learner of {self._spec.label}"
         try:
-            return answer(reference, f"{self._who} ({method})", self._timeout_s)
+            return answer(reference, f"{who} ({method})", self._timeout_s)
         except RayActorError as error:
-            raise LearnerDiedError(f"{self._who} died ({method}): {first_line(error)}") from error
+            raise LearnerDiedError(f"{who} died ({method}): {first_line(error)}") from error
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
+from rayexp import logs
+from rayexp.actors.remote import this_call
 from rayexp.evaluation.measure import measure
 from rayexp.journal import Journal
 from rayexp.learning import decoder
@@ -22,6 +24,9 @@ from rayexp.store import Store
 
 class Learner:
     """Turns to one stage after the other; ``completed`` says which step of it comes next."""
+
+    def __init__(self) -> None:
+        logs.speak(this_call)
 
     def begin(self, stage: str, execution: str) -> None:
         """Turn to a stage (both arguments are JSON): at its last checkpoint, or at its ``init``."""
@@ -58,7 +63,8 @@ class Learner:
 
     def update(self, batches: list[RolloutBatch], rollout_statistics: dict[str, float]) -> dict[str, float]:
         """One GRPO step on these rollouts; see ``PolicyLearner.update`` for what it raises."""
-        statistics = self._policy.update(batches, self._execution.max_logprob_mismatch)
+        with logs.at(lambda: f"{self._spec.label}, step {self.completed() + 1}"):
+            statistics = self._policy.update(batches, self._execution.max_logprob_mismatch)
         self._journal.log(self.completed(), grpo=statistics, rollout=rollout_statistics)
         return statistics
 

@@ -1,4 +1,4 @@
-"""Talking to actors: their names and places, and waits that have a limit and say whom they waited for."""
+"""Talking to actors: names, places, and waits that have a limit and say whom they waited for."""
 
 import secrets
 from typing import Any
@@ -9,15 +9,32 @@ from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayexp.errors import PermanentError, StageError, sentence
+from rayexp.spec import Stage
 
 
 class RemoteTimeoutError(StageError):
     """An actor did not answer in time."""
 
 
-def actor_name(role: str) -> str:
-    """What the dashboard shows: the role, and something that no other actor of it has."""
+def unique(role: str) -> str:
+    """A name for the dashboard: the role, and something that nothing else with it has.
+
+    Actors and their placement groups outlive a stage, so they can't be named after one; the calls to them can.
+    """
     return f"{role}-{secrets.token_hex(4)}"
+
+
+def calling(actor: Any, method: str, stage: Stage, **options: Any) -> Any:
+    """The method of an actor, so that the call bears the stage's label in the dashboard's tasks and timeline.
+
+    Not the step: Ray keeps a metric for every name that a task ever had.
+    """
+    return getattr(actor, method).options(name=f"{stage.label}: {method}", **options)
+
+
+def this_call() -> str:
+    """In an actor: the name of the call that it is answering."""
+    return ray.get_runtime_context().get_task_name() or ""
 
 
 def placed(bundle: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError
 
-from rayexp.actors.remote import actor_name, answer, placed
+from rayexp import logs
+from rayexp.actors.remote import answer, calling, placed, this_call, unique
 from rayexp.errors import PermanentError, StageError, first_line
 from rayexp.learning import decoder
 from rayexp.sampling.protocol import Completions, Sampler
@@ -29,6 +30,7 @@ class RolloutWorker:
     """One sampler in one process. Forgets its weights when it is restarted; the fleet sends them again."""
 
     def __init__(self, decoder_json: str, sampler: str, device: str, dtype: str) -> None:
+        logs.speak(this_call)
         shape = Decoder.model_validate_json(decoder_json)
         where = decoder.resolve_device(device)
         self._sampler: Sampler
@@ -69,7 +71,7 @@ class RolloutFleet:
         self._weights: tuple[Any, int] | None = None
         self.begin(spec, execution)
         self._workers = [
-            RolloutActor.options(name=actor_name(f"rollout-{i}"), **placed(first_bundle + i), **options).remote(
+            RolloutActor.options(name=unique(f"rollout-{i}"), **placed(first_bundle + i), **options).remote(
                 spec.root.decoder.model_dump_json(), spec.sampler, execution.device, dtype
             )
             for i in range(execution.rollout_workers)
@@ -84,7 +86,7 @@ class RolloutFleet:
     def sync(self, weights: Any, version: int) -> None:
         """Give all workers the weights behind an object reference."""
         self._weights = (weights, version)
-        self._asked(lambda worker, _: worker.sync.remote(weights, version), "sync")()
+        self._asked(lambda sync, _: sync.remote(weights, version), "sync")()
 
     def start(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
@@ -93,7 +95,7 @@ class RolloutFleet:
         next ``sync``, for a worker that died draws again with the weights of the last one."""
         return self._dealt(
             len(prompts),
-            lambda worker, part: worker.generate.remote(prompts[part], seeds[part], group_size, max_tokens[part]),
+            lambda generate, part: generate.remote(prompts[part], seeds[part], group_size, max_tokens[part]),
             "generate",
         )
 
@@ -106,7 +108,7 @@ class RolloutFleet:
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]) -> Completions:
         """See ``Sampler.greedy``."""
         return self._dealt(
-            len(prompts), lambda worker, part: worker.greedy.remote(prompts[part], max_tokens[part]), "greedy"
+            len(prompts), lambda greedy, part: greedy.remote(prompts[part], max_tokens[part]), "greedy"
         )()
 
     def require_parity(self, sequences: list[list[int]], expected: list[np.ndarray]) -> float:
@@ -114,7 +116,7 @@ class RolloutFleet:
 
         Raises ParityError above the stated limit.
         """
-        scores = self._asked(lambda worker, _: worker.score.remote(sequences), "score")()
+        scores = self._asked(lambda score, _: score.remote(sequences), "score")()
         worst = max(float(np.abs(a - b).max()) for rows in scores for a, b in zip(rows, expected, strict=True))
         if not worst <= self._execution.max_logprob_mismatch:
             raise ParityError(
@@ -128,25 +130,26 @@ class RolloutFleet:
         for worker in self._workers:
             ray.kill(worker)
 
-    def _dealt(self, prompts: int, ask: Callable[[Any, slice], Any], what: str) -> Callable[[], Completions]:
+    def _dealt(self, prompts: int, ask: Callable[[Any, slice], Any], method: str) -> Callable[[], Completions]:
         """Completions of all prompts, once they are waited for; a worker whose share is empty is not asked."""
         bounds = np.linspace(0, prompts, len(self._workers) + 1).astype(int)
         shares = [slice(int(first), int(last)) for first, last in pairwise(bounds)]
         busy = [i for i, share in enumerate(shares) if share.start < share.stop]
-        answers = self._asked(lambda worker, i: ask(worker, shares[i]), what, busy)
+        answers = self._asked(lambda call, i: ask(call, shares[i]), method, busy)
         return lambda: _joined(answers())
 
     def _asked(
-        self, ask: Callable[[Any, int], Any], what: str, workers: Sequence[int] | None = None
+        self, ask: Callable[[Any, int], Any], method: str, workers: Sequence[int] | None = None
     ) -> Callable[[], list[Any]]:
-        """Ask all workers (or these) at once; what is returned waits for their answers. One that died is started again
-        by Ray, given the weights, and asked again: with the same seeds it answers what it would have answered."""
+        """Ask all workers (or these) at once; what is returned waits for their answers. ``ask`` is given the method and
+        the number of the worker. One that died is started again by Ray, given the weights, and asked again: with the
+        same seeds it answers what it would have answered."""
         asked = range(len(self._workers)) if workers is None else workers
-        references = {i: ask(self._workers[i], i) for i in asked}
-        return lambda: [self._settled(i, reference, ask, what) for i, reference in references.items()]
+        references = {i: ask(calling(self._workers[i], method, self._spec), i) for i in asked}
+        return lambda: [self._settled(i, reference, ask, method) for i, reference in references.items()]
 
-    def _settled(self, i: int, reference: Any, ask: Callable[[Any, int], Any], what: str) -> Any:
-        who = f"rollout worker {i} ({what}) of {self._spec.label}"
+    def _settled(self, i: int, reference: Any, ask: Callable[[Any, int], Any], method: str) -> Any:
+        who = f"rollout worker {i} ({method}) of {self._spec.label}"
         for attempt in range(ATTEMPTS):
             try:
                 return answer(reference, who, self._execution.timeout_s)
@@ -156,9 +159,10 @@ class RolloutFleet:
                 log.warning("%s died (%s); asking its successor", who, type(error).__name__)
             if self._weights is not None:
                 # Unlike other calls this one waits for the actor to be back; weights come before anything else.
-                revived = self._workers[i].sync.options(max_task_retries=-1).remote(*self._weights)
+                sync = calling(self._workers[i], "sync", self._spec, max_task_retries=-1)
+                revived = sync.remote(*self._weights)
                 answer(revived, f"{who}, being started again", self._execution.timeout_s)
-            reference = ask(self._workers[i], i)
+            reference = ask(calling(self._workers[i], method, self._spec), i)
         raise AssertionError("unreachable")
 
 

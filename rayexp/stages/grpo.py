@@ -9,7 +9,7 @@ import numpy as np
 
 from rayexp.actors.crew import Crew, LearnerDiedError, crew_for
 from rayexp.errors import first_line, naming
-from rayexp.journal import Journal, Stopwatch
+from rayexp.journal import Journal, Stopwatch, report
 from rayexp.learning.policy import rollout_batches
 from rayexp.sampling.protocol import Completions, prompt_seed
 from rayexp.spec import GRPO, Evaluate, Execution
@@ -52,7 +52,7 @@ def _train(spec: GRPO, store: Store, execution: Execution, crew: Crew, progress:
     task, timed = Task(spec), Stopwatch()
     fleet, learner = crew.fleet, crew.learner
     rollout_log = RolloutLog(store, spec.id, enabled=execution.keep_rollouts)
-    checkpointed = time.monotonic()
+    checkpointed = sampled = time.monotonic()
     completed = learner.call("completed")
     drawn: Completions | None = learner.call("drawn")  # ahead of this step, with the weights before the last update
 
@@ -71,6 +71,10 @@ def _train(spec: GRPO, store: Store, execution: Execution, crew: Crew, progress:
             with timed("reward"):
                 rewards_PG = task.rewards(prompts, completions)
                 rollouts = rollout_statistics(rewards_PG, completions)
+            now = time.monotonic()
+            if step > completed:  # the first step's time is that of its samplers' start
+                rollouts["tokens_per_s"] = tokens_sampled(prompts, completions, spec.group_size) / (now - sampled)
+            sampled = now
             with timed("learn"):
                 learning = learner.call("update", rollout_batches(numbers, prompts, completions, rewards_PG), rollouts)
             with timed("rollout"):
@@ -78,7 +82,7 @@ def _train(spec: GRPO, store: Store, execution: Execution, crew: Crew, progress:
 
             rollout_log.add(step, numbers, prompts, completions, rewards_PG)
             with timed("report"):
-                progress({"stage": spec.label, "step": step + 1, "steps": spec.steps, **rollouts, **learning})
+                progress(report(spec, step + 1, rollout=rollouts, grpo=learning))
             if time.monotonic() - checkpointed > execution.checkpoint_every_s:
                 with timed("checkpoint"):
                     rollout_log.flush()
@@ -145,3 +149,8 @@ def rollout_statistics(rewards_PG: np.ndarray, completions: Completions) -> dict
         "zero_variance_groups": float((rewards_PG.min(axis=1) == rewards_PG.max(axis=1)).mean()),
         "completion_tokens": float(completions.length_N.mean()),
     }
+
+
+def tokens_sampled(prompts: Sequence[Sequence[int]], completions: Completions, group_size: int) -> int:
+    """Tokens of all completions, each with its prompt."""
+    return group_size * sum(map(len, prompts)) + int(completions.length_N.sum())

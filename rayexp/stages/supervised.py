@@ -27,8 +27,9 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rayexp import logs
 from rayexp.errors import NotFiniteError, PermanentError, StageError, first_line, naming, sentence
-from rayexp.journal import Journal, Stopwatch
+from rayexp.journal import Journal, Stopwatch, report
 from rayexp.learning import decoder, objectives
 from rayexp.learning.trainer import Trainer, learning_rate
 from rayexp.spec import SFT, Evaluate, Execution, Pretrain, Stage, parse_stage
@@ -135,6 +136,7 @@ def _worker(config: dict[str, Any]) -> None:
     """What every rank of a worker group runs."""
     # Ray writes a line at every report, through a logger that its own configuration does not reach.
     logging.getLogger(context.__file__).setLevel(logging.WARNING)
+    logs.speak()
     stages = [parse_stage(text) for text in config["stages"]]
     _run(stages, Execution.model_validate_json(config["execution"]), Group())
 
@@ -193,11 +195,12 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, group: Alone
             now = time.monotonic()
             measured = losses.read(ranks) | {"learning_rate": learning_rate(spec.optimiser, step, spec.steps)}
             speed = {"tokens_per_s": tokens / (now - read)}
-            journal.log(step + 1, **{spec.kind: measured | speed})
+            numbers = {spec.kind: measured | speed}
+            journal.log(step + 1, **numbers)
             read, tokens = now, 0
             if step + 1 - reported >= report_every or step + 1 == spec.steps:
                 with timed("report"):
-                    group.report({"stage": spec.label, "step": step + 1, "steps": spec.steps, **measured, **speed})
+                    group.report(report(spec, step + 1, **numbers))
                 reported = step + 1
                 warned, leaving = leaving, group.leaving()
                 if leaving and not warned:

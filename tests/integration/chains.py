@@ -1,7 +1,10 @@
 """Small real stages."""
 
+from typing import Any
+
 from rayexp.presets import SCALES
-from rayexp.spec import GRPO, SFT, Evaluate, Pretrain
+from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, Stage
+from rayexp.store import Store
 from rayexp.world import World
 
 TOY = SCALES["toy"]
@@ -41,3 +44,9 @@ def grpo(init: SFT, **changes) -> GRPO:
 
 def evaluate(init) -> Evaluate:
     return Evaluate(init=init, prompts_per_cell=10)
+
+
+def logged(store: Store, stage: Stage) -> Any:
+    """The curves of a stage, but for those that are a speed: no two runs are equally fast."""
+    curves = store.table(stage.id, "metrics.parquet").to_pandas()
+    return curves[~curves.metric.str.endswith("tokens_per_s")].to_dict("list")

@@ -8,6 +8,7 @@ import pytest
 
 from rayexp.store import Store
 from tests.integration import lives
+from tests.integration.chains import logged
 from tests.integration.test_supervised import files_of, losses, weights_digest
 
 FORKS = multiprocessing.get_context("forkserver")  # imports torch and Ray once for all lives
@@ -31,7 +32,8 @@ def result(folder):
         store.finished_ids(),
         {stage.id: weights_digest(store, stage) for stage in (*trained, lives.REINFORCED)},
         [losses(store, stage) for stage in trained],
-        [*tables, *(store.table(lives.REINFORCED.id, name) for name in ("metrics.parquet", "rollouts.parquet"))],
+        logged(store, lives.REINFORCED),
+        [*tables, store.table(lives.REINFORCED.id, "rollouts.parquet")],
     )
 
 

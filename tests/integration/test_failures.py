@@ -25,7 +25,7 @@ from rayexp.sweep import tune
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.tune import run_trial
 from tests.integration import lives
-from tests.integration.chains import evaluate, grpo, pretrain, sft
+from tests.integration.chains import evaluate, grpo, logged, pretrain, sft
 from tests.integration.test_supervised import weights_digest
 
 BASE = pretrain()
@@ -103,8 +103,8 @@ def test_a_learner_that_dies_goes_on_from_its_checkpoint_with_the_same_result(cl
     grpo_stage.run(STAGE, [evaluate(STAGE)], elsewhere, lambda report: None)
     found, expected = Store(execution.store), Store(elsewhere.store)
     assert weights_digest(found, STAGE) == weights_digest(expected, STAGE)
-    for name in ("metrics.parquet", "rollouts.parquet"):
-        assert found.table(STAGE.id, name).equals(expected.table(STAGE.id, name))
+    assert logged(found, STAGE) == logged(expected, STAGE)
+    assert found.table(STAGE.id, "rollouts.parquet").equals(expected.table(STAGE.id, "rollouts.parquet"))
     assert found.table(evaluate(STAGE).id, "results.parquet").equals(
         expected.table(evaluate(STAGE).id, "results.parquet")
     )
@@ -174,8 +174,8 @@ def test_stale_rollouts_survive_an_interruption(alone, execution, tmp_path, monk
     grpo_stage.run(stage, [], elsewhere, lambda report: None)
     found, expected = Store(execution.store), Store(elsewhere.store)
     assert weights_digest(found, stage) == weights_digest(expected, stage)
-    for name in ("metrics.parquet", "rollouts.parquet"):
-        assert found.table(stage.id, name).equals(expected.table(stage.id, name))
+    assert logged(found, stage) == logged(expected, stage)
+    assert found.table(stage.id, "rollouts.parquet").equals(expected.table(stage.id, "rollouts.parquet"))
     drawn = expected.table(stage.id, "rollouts.parquet").to_pandas()
     assert drawn.groupby("step")["weight_version"].unique().map(list).to_list() == [[0], [0], [1], [2], [3]]
     grpo_stage.run(STAGE, [], elsewhere, lambda report: None)

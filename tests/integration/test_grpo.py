@@ -8,7 +8,7 @@ from rayexp.stages import grpo as grpo_stage
 from rayexp.stages import supervised
 from rayexp.store import Store
 from tests.integration import lives
-from tests.integration.chains import evaluate, grpo, pretrain, sft
+from tests.integration.chains import evaluate, grpo, logged, pretrain, sft
 from tests.integration.test_supervised import weights_digest
 
 
@@ -39,7 +39,7 @@ def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cl
     grpo_stage.run(stage, [], elsewhere, lambda report: None)  # undisturbed, by the crew that ended the other run
     resumed, whole = Store(execution.store), Store(elsewhere.store)
     assert weights_digest(resumed, stage) == weights_digest(whole, stage)
-    for name in ("metrics.parquet", "rollouts.parquet"):
-        assert resumed.table(stage.id, name).equals(whole.table(stage.id, name))
+    assert logged(resumed, stage) == logged(whole, stage)
+    assert resumed.table(stage.id, "rollouts.parquet").equals(whole.table(stage.id, "rollouts.parquet"))
     assert resumed.finished(evaluate(stage).id)
     assert weights_digest(resumed, stage) != weights_digest(resumed, stage.init)

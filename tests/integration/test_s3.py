@@ -5,6 +5,7 @@ import s3fs
 
 from rayexp.store import Store, StoreError
 from tests.integration import lives
+from tests.integration.chains import logged
 from tests.integration.test_supervised import weights_digest
 from tests.s3 import S3Server
 
@@ -20,10 +21,9 @@ def server():
 
 
 def tables(store: Store):
-    """Curves, but for the one that is a speed, and results."""
-    curves = [store.table(stage.id, "metrics.parquet").to_pandas() for stage in lives.STAGES[::2]]
+    """Curves and results."""
     return (
-        [curve[~curve.metric.str.endswith("tokens_per_s")].to_dict("list") for curve in curves],
+        [logged(store, stage) for stage in lives.STAGES[::2]],
         [store.table(stage.id, "results.parquet") for stage in lives.STAGES[1::2]],
     )
 
