@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -60,6 +61,8 @@ class Sweep(Choice):
     """After a failure, run everything that does not depend on it; the default."""
     fail_fast: bool = False
     """After a failure, stop."""
+    loggers: tuple[str, ...] = ()
+    """Tune's own loggers, beside the store: csv, json, tensorboard, wandb."""
     options: Annotated[Options, tyro.conf.OmitArgPrefixes] = (  # pyright: ignore[reportInvalidTypeForm]
         dataclasses.field(default_factory=Options)
     )
@@ -74,6 +77,7 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
     try:
         sweep = parsed(arguments, defaults, __doc__)
         execution = executed(sweep)
+        require_loggers(sweep.loggers)
         store = Store.of(execution)
         plan = planned(sweep, store)
         if sweep.repair and not sweep.plan:
@@ -85,7 +89,7 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
             return 0
         store.files.require_writable()
         write_plan(plan, store, sweep.name)
-        failed = run(plan, execution, sweep.fail_fast) if plan.trials else 0
+        failed = run(sweep, plan, execution, store) if plan.trials else 0
         write_report(planned(sweep, store), store, sweep.name)
     except ValidationError as error:
         return refuse(explain(error))
@@ -112,6 +116,14 @@ def executed(sweep: Sweep) -> Execution:
     return Execution.model_validate(dataclasses.asdict(sweep.options) | {"store": store_url(sweep.options.store)})
 
 
+def require_loggers(names: Sequence[str]) -> None:
+    """Raise ValueError if one of them can't be had."""
+    if names:
+        from rayexp.sweep import loggers  # imports Ray
+
+        loggers.require(names)
+
+
 def unpublish_damaged(plan: Plan, store: Store) -> None:
     """Take back finished stages of the plan that are not what their manifests say, so that they are run again."""
     labels = {stage.id: stage.label for stage in plan.stages}
@@ -135,21 +147,30 @@ def machines() -> Machines:
     return Machines(preflight.capacity(), f"the Ray cluster at {address}")
 
 
-def run(plan: Plan, execution: Execution, fail_fast: bool) -> int:
+def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     """Run the plan on the cluster; the number of trials that did not succeed."""
-    from rayexp.sweep import runtime, tune  # Ray takes seconds to import; a plan or a refusal needs none
-    from rayexp.sweep.progress import ProgressLines
+    # Ray takes seconds to import; a plan or a refusal needs none.
+    from rayexp.sweep import gauges, loggers, runtime, tune, views
+    from rayexp.sweep.progress import Progress
+    from rayexp.sweep.watch import Watch
 
-    cluster = runtime.connect()
+    counts = {"stages": str(len(plan.stages)), "stages_to_run": str(len(plan.to_run))}
+    cluster = runtime.connect(metadata={"study": sweep.name, "store": store.url, **counts})
     execution = execution.on(gpus=preflight.capacity().get("GPU", 0.0))
     preflight.require_software(plan, execution)
     preflight.require_resources(plan, execution)
     print(f"Ray dashboard: http://{cluster['dashboard']}", flush=True)
-    labels = {trial.id: trial.label for trial in plan.trials}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C from far away
-    outcome = tune.run(plan, execution, callbacks=[ProgressLines(labels)], fail_fast=fail_fast)
+    progress = Progress(plan, at_once=preflight.concurrency(plan, execution))
+    with (
+        loggers.opened(sweep.loggers, store, sweep.name) as habits,
+        views.on(views.console(), progress) as view,
+    ):
+        watch = Watch(progress, [view, gauges.Gauges(progress, sweep.name)])
+        outcome = tune.run(plan, execution, [watch, *habits], sweep.fail_fast, progress.note)
     for trial, why in outcome.failed.items():
         print(f"failed: {why} (details: {execution.store}/work/{trial}/failure.json)", file=sys.stderr)
+    labels = {trial.id: trial.label for trial in plan.trials}
     for trial in sorted(outcome.blocked):
         print(f"not run because of a failure: {labels[trial]} ({trial})", file=sys.stderr)
     return len(outcome.failed) + len(outcome.blocked)

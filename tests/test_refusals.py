@@ -48,6 +48,7 @@ def refusal(monkeypatch, capsys, tmp_path):
         (["--rollout-workers", "-2"], "rollout_workers", "-2", "1"),
         (["--learner-cpus", "0"], "learner_cpus", "0", "greater than 0"),
         (["--timeout-s", "0"], "timeout_s", "0", "greater than 0"),
+        (["--loggers", "csv", "visdom"], "loggers", "'visdom'", "csv, json, tensorboard, wandb"),
         (["--store", "/proc/no/such/place"], "store", "'/proc/no/such/place'", "cannot be written"),
         (["--store", "nosuch://place"], "store", "'nosuch://place'", "fsspec URL"),
     ],

@@ -1,5 +1,6 @@
 """The searcher hands out the trials of a plan so that the DAG is obeyed, whatever finishes or fails, in any order."""
 
+import pickle
 import random
 from uuid import uuid4
 
@@ -11,7 +12,7 @@ from rayexp.lease import Lease, Leases
 from rayexp.spec import Execution, parse_stage
 from rayexp.store import Store
 from rayexp.sweep.plan import Plan, Trial
-from rayexp.sweep.tune import PlanSearcher
+from rayexp.sweep.tune import GRPOGroup, PlanSearcher
 from rayexp.world import World
 from tests.conftest import tiny_chain
 
@@ -102,3 +103,23 @@ def test_a_trial_is_told_its_stages_and_how_to_run_them():
     assert Lease.parse(told.lease).work == plan.trials[0].id
     searcher.on_trial_complete("1")
     assert [parse_stage(text) for text in searcher.suggest("2")["stages"]] == [chain["grpo"], chain["evaluate"]]
+
+
+def test_a_trial_that_another_driver_has_is_noted():
+    store = Store(f"memory://{uuid4().hex}")
+    noted = []
+    with Leases(store.files) as ours, Leases(store.files) as theirs:
+        assert PlanSearcher([a_trial("a")], EXECUTION, store, theirs).suggest("1")["trial"] == "a"
+        searcher = PlanSearcher(
+            [a_trial("a")], EXECUTION, store, ours, note=lambda trial, state: noted.append((trial, state))
+        )
+        assert searcher.suggest("1") is None
+    assert noted == [("a", "elsewhere")]
+
+
+def test_a_placement_group_has_a_name_that_is_not_compared():
+    """A trial whose group were another one would not be given the warm processes of the one before."""
+    one, other = (GRPOGroup([{}, {"CPU": 0.5}, {"CPU": 0.5}]) for _ in range(2))
+    assert one == other == pickle.loads(pickle.dumps(one))
+    assert hash(one) == hash(other)
+    assert one != GRPOGroup([{}, {"CPU": 0.5}])

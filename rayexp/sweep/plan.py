@@ -27,6 +27,11 @@ class Trial:
         return self.stages[0].label
 
     @property
+    def name(self) -> str:
+        """For folders and tools that want one word: the label, and as much of the id as makes it unique."""
+        return f"{self.label.replace('/', '_')}_{self.id.rpartition('-')[2][:8]}"
+
+    @property
     def flops(self) -> float:
         """Estimated floating-point operations of all its stages."""
         return sum(map(flops, self.stages))

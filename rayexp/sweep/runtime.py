@@ -1,13 +1,20 @@
 """Connecting to Ray, the same way everywhere: which cluster, which authentication, which Ray settings."""
 
+import asyncio
+import json
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._common.utils import get_ray_address_file
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.worker import global_worker
+from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JOB_NAME_METADATA_KEY, JobInfoStorageClient
+from ray.job_config import JobConfig
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +32,15 @@ ENVIRONMENT = {
 }
 
 
-def connect(cpus: int | None = None) -> dict[str, Any]:
+def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Connect to the cluster of the job or of RAY_ADDRESS, else start a local one with its dashboard on loopback.
 
     Inside a job Ray has set the authentication up already. A local cluster is this user's alone and listens on
     loopback, so it runs without tokens unless RAY_AUTH_MODE says otherwise: Ray's own default would write a token file
     that makes every later ``ray job submit`` from a plain shell fail. ``cpus`` is for a local cluster only.
+    ``metadata`` is shown with the job, in the dashboard and by ``/api/jobs/``; its ``study`` becomes the job's name.
     """
+    about = {JOB_NAME_METADATA_KEY: metadata["study"], **metadata} if metadata else {}
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Tune looks for its own result files, which are switched off, and warns that there are none.
@@ -39,9 +48,12 @@ def connect(cpus: int | None = None) -> dict[str, Any]:
     runtime_env = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
     if address := os.environ.get("RAY_ADDRESS"):
         try:
-            context = ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
+            context = ray.init(
+                runtime_env=runtime_env, job_config=JobConfig(metadata=dict(about)), logging_level=logging.WARNING
+            )
         except ConnectionError as error:
             raise ConnectionError(f"RAY_ADDRESS is {address!r}, where no Ray cluster answers") from error
+        _add_to_submission(about)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -52,9 +64,26 @@ def connect(cpus: int | None = None) -> dict[str, Any]:
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             runtime_env=runtime_env,
+            job_config=JobConfig(metadata=dict(about)),
             logging_level=logging.WARNING,
         )
     return {"dashboard": context.dashboard_url, "resources": ray.cluster_resources()}
+
+
+def _add_to_submission(metadata: Mapping[str, str]) -> None:
+    """The same for a job that was submitted, whose metadata Ray takes from the submission and nowhere else; what was
+    said there stands."""
+    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")).get("metadata", {})
+    if not (metadata and (name := submitted.get(JOB_ID_METADATA_KEY))):
+        return
+    jobs = JobInfoStorageClient(global_worker.gcs_client)  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def add() -> None:
+        if job := await jobs.get_info(name):
+            job.metadata = {**metadata, **(job.metadata or {})}
+            await jobs.put_info(name, job)
+
+    asyncio.run(add())
 
 
 def _set_stale_address_aside() -> None:

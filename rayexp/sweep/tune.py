@@ -13,7 +13,10 @@ from ray import tune
 from ray.tune import PlacementGroupFactory
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
+from ray.util.placement_group import PlacementGroup, placement_group
 
+from rayexp import logs
+from rayexp.actors.remote import unique
 from rayexp.errors import PermanentError, StageError, sentence
 from rayexp.files import StoreError
 from rayexp.lease import LeaseLostError, Leases
@@ -21,6 +24,7 @@ from rayexp.spec import GRPO, Evaluate, Execution, canonical_json, parse_stage
 from rayexp.store import FAILURE, Store
 from rayexp.sweep import preflight
 from rayexp.sweep.plan import Plan, Trial
+from rayexp.sweep.watch import last_words
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +41,21 @@ class Outcome:
     blocked: set[str] = field(default_factory=set)
 
 
-def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = (), fail_fast: bool = False) -> Outcome:
+def run(
+    plan: Plan,
+    execution: Execution,
+    callbacks: Sequence[tune.Callback] = (),
+    fail_fast: bool = False,
+    note: Callable[[str, str], None] = lambda trial, state: None,
+) -> Outcome:
     """Run every unfinished stage of the plan. A trial that fails blocks its descendants and nothing else, unless
-    ``fail_fast``: then nothing else is started, and what runs is stopped."""
+    ``fail_fast``: then nothing else is started, and what runs is stopped. ``note`` hears of trials that Tune does not
+    see, because other drivers run them; see ``Progress.note``."""
     if not plan.trials:
         return Outcome()
     store = Store.of(execution)
     with Leases(store.files) as leases, TemporaryDirectory(prefix="rayexp-tune-") as folder:
-        searcher = PlanSearcher(plan.trials, execution, store, leases, fail_fast)
+        searcher = PlanSearcher(plan.trials, execution, store, leases, fail_fast, note)
         tuner = tune.Tuner(
             tune.with_resources(run_trial, lambda config: _resources(config, execution)),
             tune_config=tune.TuneConfig(
@@ -52,8 +63,8 @@ def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = (
                 num_samples=-1,
                 reuse_actors=True,  # a trial's process, and what it keeps warm, serves the next trial of its kind
                 max_concurrent_trials=preflight.concurrency(plan, execution),
-                trial_name_creator=lambda trial: trial.config["trial"],
-                trial_dirname_creator=lambda trial: trial.config["trial"],
+                trial_name_creator=lambda trial: trial.config["name"],
+                trial_dirname_creator=lambda trial: trial.config["name"],
             ),
             run_config=tune.RunConfig(
                 name="sweep",
@@ -68,7 +79,7 @@ def run(plan: Plan, execution: Execution, callbacks: Sequence[tune.Callback] = (
         store.tidy()
     for result in results:
         if result.error and result.config:
-            searcher.failed[result.config["trial"]] = _last_words(result.error)
+            searcher.failed[result.config["trial"]] = last_words(result.error)
     finished = store.finished_ids([stage.id for stage in plan.to_run])
     missing = {trial.id for trial in plan.trials if not finished.issuperset(stage.id for stage in trial.stages)}
     failed = {trial: why for trial, why in searcher.failed.items() if trial in missing}
@@ -79,6 +90,7 @@ def run_trial(config: dict[str, Any]) -> None:
     """What a trial's process does. What would fail again is its result; what may pass by itself is its exception."""
     from rayexp.stages import grpo, supervised  # torch and transformers, which the driver does not need
 
+    logs.speak()
     execution = Execution.model_validate_json(config["execution"])
     stages = [parse_stage(text) for text in config["stages"]]
     try:
@@ -115,11 +127,6 @@ def _failure_file(trial: str) -> str:
     return f"work/{trial}/{FAILURE}"
 
 
-def _last_words(error: Exception) -> str:
-    """What is left to say of an exception that came through Ray."""
-    return sentence(getattr(error, "cause", None) or error)
-
-
 def _reporter() -> Callable[[dict[str, Any]], None]:
     """Tune's report, now and then: each one waits for the driver, and a GRPO step can be faster than that."""
     spoken = 0.0
@@ -133,15 +140,33 @@ def _reporter() -> Callable[[dict[str, Any]], None]:
     return report
 
 
+class NamedGroup(PlacementGroupFactory):
+    """Bundles whose placement group the dashboard shows by name. The name is no part of what Tune compares, so that a
+    trial still takes over the group, and the warm processes, of one that asked for the same."""
+
+    role = "trial"
+
+    def to_placement_group(self) -> PlacementGroup:
+        return placement_group(self.bundles, strategy=self.strategy, name=unique(self.role))
+
+
+class SupervisedGroup(NamedGroup):
+    role = "supervised"
+
+
+class GRPOGroup(NamedGroup):
+    role = "grpo"
+
+
 def _resources(config: dict[str, Any], execution: Execution) -> PlacementGroupFactory:
     """A small supervised trial is one process. A larger one holds nothing but a place on the head: Ray Train makes its
     own placement group, and a trial that held CPUs would wait for itself. A GRPO trial is one group, so it starts whole
     or not at all."""
     if config["in_process"]:
-        return PlacementGroupFactory([{"CPU": execution.train_cpus}])
+        return SupervisedGroup([{"CPU": execution.train_cpus}])
     if config["kind"] == "supervised":
-        return PlacementGroupFactory([{"node:__internal_head__": 0.001}])
-    return PlacementGroupFactory([{}, *preflight.grpo_bundles(execution)])
+        return SupervisedGroup([{"node:__internal_head__": 0.001}])
+    return GRPOGroup([{}, *preflight.grpo_bundles(execution)])
 
 
 class PlanSearcher(Searcher):
@@ -149,7 +174,13 @@ class PlanSearcher(Searcher):
     it. ``failed`` has a sentence for each trial that failed for good."""
 
     def __init__(
-        self, trials: Iterable[Trial], execution: Execution, store: Store, leases: Leases, fail_fast: bool = False
+        self,
+        trials: Iterable[Trial],
+        execution: Execution,
+        store: Store,
+        leases: Leases,
+        fail_fast: bool = False,
+        note: Callable[[str, str], None] = lambda trial, state: None,
     ) -> None:
         super().__init__(metric="step", mode="max")
         self.failed: dict[str, str] = {}
@@ -158,6 +189,7 @@ class PlanSearcher(Searcher):
         self._store = store
         self._leases = leases
         self._fail_fast = fail_fast
+        self._note = note
         self._waiting = {trial.id: set(trial.parents) for trial in self._trials.values()}
         self._children: dict[str, list[str]] = {}
         for trial in self._trials.values():
@@ -191,6 +223,7 @@ class PlanSearcher(Searcher):
         if lease is None:
             if trial_id not in self._elsewhere:
                 log.warning("%s is being run by the driver %s", trial.label, self._leases.holder(trial_id))
+            self._note(trial_id, "elsewhere")
             self._elsewhere[trial_id] = time.monotonic() + SECONDS_BETWEEN_LOOKS
             return None
         del self._ready[trial_id]
@@ -198,9 +231,11 @@ class PlanSearcher(Searcher):
         if self._store.finished_ids(ids).issuperset(ids):  # by another driver, since this one made its plan
             self._leases.release(trial_id)
             self._release_children(trial_id)
+            self._note(trial_id, "done")
             return None
         return {
             "trial": trial_id,
+            "name": trial.name,
             "kind": trial.kind,
             "in_process": preflight.in_process(trial, self._execution),
             "stages": [stage.model_dump_json() for stage in trial.stages],

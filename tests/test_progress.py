@@ -1,0 +1,269 @@
+"""The state of a running sweep, its two views, and what they say when it is long, narrow, many or gone wrong."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rayexp.journal import report
+from rayexp.presets import SCALES
+from rayexp.spec import GRPO
+from rayexp.studies import STUDIES, Grid
+from rayexp.sweep import views
+from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.progress import Progress
+from rayexp.sweep.watch import Watch
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("rayexp.sweep.views.time.monotonic", clock)
+    return clock
+
+
+def progress_of(clock, seeds=(0,), at_once=1):
+    grid = Grid((0.0, 0.5), (0.1,), seeds)
+    return Progress(Plan.of("demo", STUDIES["demo"](SCALES["toy"], grid), ()), at_once, clock)
+
+
+def kinds(progress, kind):
+    return [trial for trial in progress.plan.trials if trial.kind == kind]
+
+
+def spoken(stage, step, **numbers):
+    """A report as Tune hands it on."""
+    group = "rollout" if isinstance(stage, GRPO) else "pretrain"
+    return report(stage, step, **{group: numbers}) if numbers else report(stage, step)
+
+
+def test_counts_follow_what_happens(clock):
+    progress = progress_of(clock)
+    first, second = kinds(progress, "supervised")
+    assert progress.counts == {"done": 0, "running": 0, "waiting": 4, "elsewhere": 0, "failed": 0, "blocked": 0}
+    progress.start(first.id)
+    progress.note(second.id, "elsewhere")
+    assert progress.counts["running"] == progress.counts["elsewhere"] == 1
+    progress.end(first.id, "failed", "the loss is nan")
+    assert progress.counts == {"done": 0, "running": 0, "waiting": 1, "elsewhere": 1, "failed": 1, "blocked": 1}
+    progress.note(second.id, "done")
+    progress.start(kinds(progress, "grpo")[1].id)
+    progress.end(kinds(progress, "grpo")[1].id, "done")
+    assert progress.counts == {"done": 2, "running": 0, "waiting": 0, "elsewhere": 0, "failed": 1, "blocked": 1}
+    assert progress.remaining_s == (0, True), "what failed or is blocked takes no time"
+
+
+def test_the_end_of_a_stage_is_estimated_from_its_steps(clock):
+    progress = progress_of(clock)
+    trial = kinds(progress, "supervised")[0]
+    pretrain, sft = trial.stages[0], next(stage for stage in trial.stages if stage.id.startswith("sft"))
+    progress.start(trial.id)
+    run = progress.running[trial.id]
+    assert progress.stage_remaining_s(run) is None
+    clock.now += 30  # a start that says nothing about the pace
+    progress.report(trial.id, spoken(pretrain, 2))
+    assert progress.stage_remaining_s(run) is None
+    clock.now += 4
+    progress.report(trial.id, spoken(pretrain, 4))
+    assert progress.stage_remaining_s(run) == 8  # 4 of 8 steps, at 2 s
+    clock.now += 3
+    assert progress.stage_remaining_s(run) == 5
+    clock.now += 30
+    assert progress.stage_remaining_s(run) == 0, "never less than nothing"
+    progress.report(trial.id, spoken(sft, 1))
+    assert progress.stage_remaining_s(run) is None, "the pace of another stage says nothing"
+
+
+def test_the_end_of_the_sweep_is_estimated_from_work_and_pace(clock):
+    progress = progress_of(clock)
+    (first, second), (one, _) = kinds(progress, "supervised"), kinds(progress, "grpo")
+    assert progress.remaining_s == (0, False)
+    progress.start(first.id)
+    clock.now += 20
+    progress.end(first.id, "done")
+    assert progress.remaining_s == (20, False), "no GRPO trial was ever seen"
+    progress.start(one.id)
+    clock.now += 10
+    progress.report(one.id, spoken(one.stages[0], 1))
+    assert progress.remaining_s == (20, False), "one was seen, but not yet at work"
+    clock.now += 5
+    progress.report(one.id, spoken(one.stages[0], 2))
+    step = flops(one.stages[0]) / 3
+    assert progress.remaining_s == (pytest.approx(20 + 5 * (2 * one.flops - 2 * step) / step), True)
+    clock.now += 25
+    progress.end(one.id, "done")
+    assert progress.remaining_s == (pytest.approx(20 + 40), True), "what a whole trial took is known better now"
+    progress.start(second.id)
+    clock.now += 5
+    progress.report(second.id, spoken(second.stages[0], second.stages[0].steps))
+    share = flops(second.stages[0]) / second.flops
+    assert progress.remaining_s == (pytest.approx(20 * (1 - share) + 40), True)
+    progress.end(second.id, "failed", "why")
+    assert progress.remaining_s == (0, True), "its GRPO trial is blocked"
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(1, 2 * 20 + 4 * 40), (2, 20 + 2 * 40), (100, 20 + 40)])
+def test_trials_at_once_shorten_a_sweep_down_to_its_longest_chain(clock, at_once, expected):
+    progress = progress_of(clock, seeds=(0, 1, 2), at_once=at_once)
+    supervised, grpo = kinds(progress, "supervised"), kinds(progress, "grpo")
+    for trial, seconds in [*((t, 20) for t in supervised[:4]), *((t, 40) for t in grpo[:2])]:
+        progress.start(trial.id)
+        clock.now += seconds
+        progress.end(trial.id, "done")
+    assert progress.remaining_s == (pytest.approx(expected), True)
+
+
+def test_a_trial_that_was_given_up_waits_again(clock):
+    progress = progress_of(clock)
+    trial = progress.plan.trials[0]
+    for _ in range(2):
+        progress.start(trial.id)
+        assert progress.counts["running"] == 1
+        progress.end(trial.id, "waiting", "its lease is lost")
+        assert progress.counts["waiting"] == 4
+
+
+# Views
+
+
+def lines_of(progress, capsys):
+    view = views.Lines(progress)
+
+    def said():
+        view()
+        return capsys.readouterr().out.splitlines()
+
+    return said
+
+
+def test_lines_say_when_trials_start_and_end_and_little_in_between(clock, capsys):
+    progress = progress_of(clock, seeds=tuple(range(50)), at_once=100)
+    said = lines_of(progress, capsys)
+    running = kinds(progress, "supervised")
+    for trial in running:
+        progress.start(trial.id)
+    assert [line.split()[1:] for line in said()] == [["start", trial.label] for trial in running]
+    heard = []
+    for step in range(1, 9):
+        for trial in running:
+            progress.report(trial.id, spoken(trial.stages[0], step, **{"id/loss": 2.0 / step}))
+        clock.now += 60
+        heard += said()
+    assert len(heard) == 8, "a hundred trials that run for minutes are no flood"
+    assert len({line.split()[1] for line in heard}) == 8, "each line is of another stage"
+    assert "step 1/8  id loss 2" in heard[0]
+    assert "step 8/8  id loss 0.25" in heard[-1]
+    progress.end(running[0].id, "done")
+    progress.end(running[1].id, "failed", "pretrain, step 3: the loss is nan")
+    first, second = said()
+    assert first.split()[1] == "done"
+    assert second.endswith("the loss is nan")
+    assert "(1 of 200 trials, more than " in second
+    assert said() == []
+
+
+def drawn(progress, columns, lines):
+    console = Console(file=io.StringIO(), width=columns, height=lines, force_terminal=True, color_system=None)
+    console.print(views.picture(progress, console.size))
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 140])
+@pytest.mark.parametrize("lines", [12, 24, 60])
+def test_a_screen_fits_any_terminal(clock, columns, lines):
+    progress = progress_of(clock, seeds=tuple(range(60)), at_once=100)
+    for trial in kinds(progress, "supervised"):
+        progress.start(trial.id)
+        progress.report(trial.id, spoken(trial.stages[0], 3, **{"id/loss": 1.25, "tokens_per_s": 123456.0}))
+    for trial in kinds(progress, "supervised")[:30]:
+        progress.end(trial.id, "done")
+    for trial in kinds(progress, "supervised")[30:33]:
+        progress.end(trial.id, "failed", "the loss is not finite, and there is a lot to be said about that " * 5)
+    screen = drawn(progress, columns, lines)
+    assert len(screen) <= lines
+    assert max(map(len, screen)) <= columns
+    text = "\n".join(screen)
+    assert "demo  30 of 240 trials" in text
+    assert text.count("FAILED") == 3, "failures are shown before anything else"
+    assert "3/8" in text
+    assert "more that run" in text
+
+
+def test_a_screen_shows_what_a_person_asks_for(clock):
+    progress = progress_of(clock)
+    trial = kinds(progress, "grpo")[0]
+    progress.start(trial.id)
+    assert "starting" in "\n".join(drawn(progress, 80, 24))
+    for step in (1, 2):
+        clock.now += 75
+        progress.report(trial.id, spoken(trial.stages[0], step, reward=0.125, tokens_per_s=3210.4))
+    line = next(line for line in drawn(progress, 100, 24) if "2/3" in line)
+    assert line.split() == [trial.stages[0].label, "2/3", "reward", "0.125", "3,210", "1:15"]
+
+
+def test_the_view_is_chosen_by_where_the_output_goes(clock):
+    progress = progress_of(clock)
+    with views.on(Console(file=io.StringIO()), progress) as view:
+        assert isinstance(view, views.Lines)
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    with views.on(terminal, progress) as view:
+        assert isinstance(view, views.Screen)
+        progress.start(progress.plan.trials[0].id)
+        clock.now += 1
+        view()
+        assert "running 1" in terminal.file.getvalue()
+
+
+def test_the_terminal_is_given_back_after_ctrl_c(clock):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    with pytest.raises(KeyboardInterrupt), views.on(terminal, progress_of(clock)):
+        raise KeyboardInterrupt
+    written = terminal.file.getvalue()
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l"), "the cursor is still hidden"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "complete", "text"),
+    [(0, False, "estimating what is left"), (75, False, "more than 1:15 left"), (75, True, "1:15 left")],
+)
+def test_what_is_left_in_words(seconds, complete, text):
+    assert views.left(seconds, complete) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, "-"), (0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
+def test_clock(seconds, text):
+    assert views.clock(seconds) == text
+
+
+class TuneTrial:
+    """What Watch reads of Tune's trial."""
+
+    def __init__(self, trial, last_result=None):
+        self.config = {"trial": trial.id}
+        self.last_result = last_result
+
+
+def test_tunes_events_are_told(clock):
+    progress = progress_of(clock)
+    seen = []
+    watch = Watch(progress, [lambda: seen.append(progress.counts["done"])])
+    first, second = kinds(progress, "supervised")
+    for trial, last in ((first, {"step": 8}), (second, {"step": 0, "failed": "it is broken"})):
+        watch.on_trial_start(0, [], TuneTrial(trial))
+        watch.on_trial_result(0, [], TuneTrial(trial), spoken(trial.stages[0], 1))
+        watch.on_trial_result(0, [], TuneTrial(trial), last)
+        watch.on_trial_complete(0, [], TuneTrial(trial, last))
+        watch.on_step_end(0, [])
+    assert [ended.state for ended in progress.ended] == ["done", "failed"]
+    assert progress.ended[1].why == "it is broken"
+    assert seen == [1, 1]
