@@ -78,9 +78,15 @@ def test_both_ways_to_submit(head, tmp_path):
     """With an uploaded working directory the whole study runs; in short form, on the head's own checkout, one more
     beta runs on top of what is there, and then nothing is left to do."""
     store = tmp_path / "store"
-    done = submit(head, "--working-dir", ".", "--", *TOY, "--store", str(store))
+    metadata = json.dumps({"whose": "ours"})
+    done = submit(head, "--working-dir", ".", "--metadata-json", metadata, "--", *TOY, "--store", str(store))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED" not in done.stdout
+    assert len(done.stdout.partition("Running entrypoint")[2].splitlines()) < 45, "a log is to be read by people"
+    (job,) = json.load(urllib.request.urlopen(f"{head}/api/jobs/", timeout=30))
+    told = {name: job["metadata"][name] for name in ("job_name", "store", "stages", "stages_to_run", "whose")}
+    assert told == {"job_name": "demo-toy", "store": str(store), "stages": "6", "stages_to_run": "6", "whose": "ours"}
+    assert job["status"] == "SUCCEEDED"
     report = store / "studies/demo-toy/report/index.html"
     assert "<table" in report.read_text()
     results = pd.read_parquet(store / "studies/demo-toy/results.parquet")

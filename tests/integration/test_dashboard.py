@@ -1,0 +1,116 @@
+"""What can be seen of a running sweep from outside: metrics, the names of things, and the files of Tune's loggers."""
+
+import json
+import struct
+import time
+import urllib.request
+
+import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
+from tensorboardX.proto.event_pb2 import Event
+
+from rayexp.grafana import exposed
+from rayexp.metrics import METRICS
+from rayexp.spec import Execution
+from rayexp.store import Store
+from rayexp.sweep import gauges, loggers, tune
+from rayexp.sweep.plan import Plan
+from rayexp.sweep.progress import Progress
+from rayexp.sweep.watch import Watch
+from tests.integration.chains import evaluate, grpo, pretrain, sft
+
+SCRAPED_WITHIN_S = 60
+
+
+class Witness:
+    """A view that holds the sweep up until what it shows of each kind of stage can be seen from outside."""
+
+    def __init__(self, progress, dashboard):
+        self._progress = progress
+        self._gauges = gauges.Gauges(progress, "witnessed")
+        self._dashboard = dashboard
+        self._seen = set()
+        self.series: dict[str, set[str]] = {}  # by name of a metric: its stages
+        self.listed: dict[str, set[str]] = {"actors": set(), "placement_groups": set(), "tasks": set()}
+
+    def __call__(self):
+        for run in self._progress.running.values():
+            if run.steps and run.step == run.steps and run.stage.id not in self._seen:
+                self._seen.add(run.stage.id)
+                self._wait_for({exposed(METRICS[name]) for name in ("sweep/stage_step", *run.numbers)}, run.stage.label)
+
+    def _wait_for(self, names, stage):
+        deadline = time.monotonic() + SCRAPED_WITHIN_S
+        while missing := {name for name in names if stage not in self.series.get(name, ())}:
+            assert time.monotonic() < deadline, f"{missing} of {stage} not scraped within {SCRAPED_WITHIN_S} s"
+            self._gauges()
+            self._scrape()
+            time.sleep(1)
+        for what, found in self.listed.items():
+            answer = json.load(urllib.request.urlopen(f"http://{self._dashboard}/api/v0/{what}?limit=10000&detail=1"))
+            found |= {entry["name"] for entry in answer["data"]["result"]["result"] if entry["name"]}
+
+    def _scrape(self):
+        (port,) = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.labels.get("study") == "witnessed":
+                    self.series.setdefault(sample.name, set()).add(sample.labels.get("stage", ""))
+
+
+@pytest.mark.timeout(600)
+def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
+    """Every metric that is defined is scraped; actors and placement groups have roles, and calls their stage; the
+    loggers that were asked for leave their files in the store."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    habits = ["csv", "tensorboard", "wandb"]
+    loggers.require(habits)
+    store = Store(str(tmp_path))
+    reinforced = grpo(sft(pretrain()), steps=60, sampler="torch")
+    plan = Plan.of("test", [reinforced, evaluate(reinforced)], ())
+    progress = Progress(plan)
+    witness = Witness(progress, cluster["dashboard"])
+    with loggers.opened(habits, store, "seen") as callbacks:
+        outcome = tune.run(
+            plan, Execution(store=store.url), [Watch(progress, [witness]), *callbacks], note=progress.note
+        )
+    assert not outcome.failed
+    assert not outcome.blocked
+    assert progress.counts["done"] == len(plan.trials)
+
+    assert set(witness.series) == {exposed(metric) for metric in METRICS.values()}
+    trained = reinforced.lineage
+    assert witness.series[exposed(METRICS["sweep/stage_step"])] == {stage.label for stage in trained}
+    assert witness.series[exposed(METRICS["grpo/kl"])] == {reinforced.label}
+
+    roles = {name.rpartition("-")[0] for name in witness.listed["actors"]}
+    assert {"learner", "rollout-0"} <= roles
+    assert {"grpo", "supervised"} <= {name.rpartition("-")[0] for name in witness.listed["placement_groups"]}
+    calls = {method for name in witness.listed["tasks"] for stage, _, method in [name.partition(": ")] if method}
+    assert {"begin", "weights", "sync", "generate", "score", "update"} <= calls
+    assert f"{reinforced.label}: update" in witness.listed["tasks"]
+
+    (folder,) = (tmp_path / "studies/seen/loggers").iterdir()
+    assert {path.name for path in folder.iterdir()} == {trial.name for trial in plan.trials}
+    (events,) = (folder / plan.trials[-1].name).glob("events.out.tfevents.*")
+    logged = scalars(events.read_bytes())
+    assert logged["ray/tune/rollout/reward"][-1][0] == reinforced.steps
+    assert {f"ray/tune/{metric.name}" for metric in METRICS.values() if metric.stage == "grpo"} <= logged.keys()
+    assert (folder / plan.trials[0].name / "progress.csv").read_text().count("\n") > 1
+    (offline,) = (folder / plan.trials[-1].name).glob("wandb/offline-run-*/run-*.wandb")
+    assert b"rollout/reward" in offline.read_bytes()
+    assert not list(folder.rglob("*.pkl")), "a pickle in a store could run code"
+
+
+def scalars(data: bytes) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values by tag, from an event file: records of length, checksum, event, checksum."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+        data = data[16 + length :]
+    return found
