@@ -124,7 +124,7 @@ def reinforcement(case: Case, precision: str) -> GRPO:
 def our_steps(spec: GRPO, parts: Parts) -> Callable[[], None]:
     """One step of a stage a turn, timed by parts."""
     learner = PolicyLearner(spec, decoder.build(spec.root.decoder, seed=0))
-    sampler = TorchSampler(decoder.build(spec.root.decoder, seed=0))
+    sampler = TorchSampler(decoder.build(spec.root.decoder, seed=0), precision=spec.optimiser.precision)
     task, step = Task(spec), 0
     score = policies.group_logprobs
 

@@ -67,7 +67,8 @@ class AdamW(Value):
 
     epsilon: what the root of the second moment is increased by. Adam divides any gradient by its own size, rounding
     noise of 1e-9 included; where a gradient may vanish, as in GRPO without a hit, a larger epsilon keeps noise small.
-    precision: ``fp32``, or ``bf16`` for autocast over fp32 weights. Scores (Q, KL) are fp32 in either case.
+    precision: ``fp32``, or ``bf16`` for autocast over fp32 weights. GRPO's reference is computed as its policy is, so that
+    equal weights have a KL of zero; Q is measured in fp32 in either case.
     """
 
     learning_rate: float = Field(gt=0, le=1)
@@ -140,6 +141,7 @@ _DEFAULT_WORLD = ("hidden", "uniform", "answer")
 class Pretrain(Stage):
     """Next-token training from scratch on a mixture of ID and OOD samples, at a fixed total budget."""
 
+    contract: ClassVar[int] = 2  # since then bf16 on CPUs has another attention
     kind: Literal["pretrain"] = "pretrain"
     world: World
     decoder: Decoder
@@ -167,6 +169,7 @@ class Pretrain(Stage):
 class SFT(Stage):
     """Fine-tuning on ID samples only, with the loss on the completion."""
 
+    contract: ClassVar[int] = 2  # as of pretraining
     kind: Literal["sft"] = "sft"
     init: Pretrain
     samples: Count = 2_000
@@ -191,6 +194,7 @@ class GRPO(Stage):
     probabilities that the sampler recorded.
     """
 
+    contract: ClassVar[int] = 2  # since then the reference is scored by the policy's own kernels
     added: ClassVar[frozenset[str]] = frozenset({"staleness"})
     kind: Literal["grpo"] = "grpo"
     init: "Annotated[Pretrain | SFT | GRPO, Field(discriminator='kind')]"

@@ -231,13 +231,13 @@ def test_a_stage_of_a_plan_is_compared_with_the_nearest_finished_one(tmp_path, s
 
 def test_a_raised_contract_is_what_differs_where_no_setting_does(tmp_path, said, monkeypatch):
     store = published(tmp_path, STAGES[:3], RECORD)
-    monkeypatch.setattr(Pretrain, "contract", 2)
+    monkeypatch.setattr(Pretrain, "contract", 3)
     stages = study_stages(**GRID)
     assert stages[2].id != STAGES[2].id
     text = said("explain", STAGES[2].id, "--store", store.url)[1]
     assert f"has no finished stage {parse_stage(stages[2].model_dump_json()).id}" in text
     (line,) = [line for line in text.splitlines() if line.startswith("init.contract")]
-    assert line.split() == ["init.contract", "pretrain", "2", "1"]
+    assert line.split() == ["init.contract", "pretrain", "3", "2"]
     assert "No setting differs, and the id does" in text
     assert f"the same settings have the id {stages[2].id} today" in said("show", STAGES[2].id, "--store", store.url)[1]
 

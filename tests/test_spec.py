@@ -159,10 +159,10 @@ def test_a_copy_with_another_value_has_another_id():
 @pytest.mark.parametrize(
     ("stage", "golden"),
     [
-        (PRETRAIN, "pretrain-885cddec1ad6a09b"),
-        (TUNED, "sft-7ab409d8d4ec7669"),
-        (REINFORCED, "grpo-b04d9bd369bd4e3a"),
-        (MEASURED, "evaluate-72b02f88065e664a"),
+        (PRETRAIN, "pretrain-91d21416da22713e"),
+        (TUNED, "sft-c6c1ccfe059ab063"),
+        (REINFORCED, "grpo-4ce2c8320bb89da3"),
+        (MEASURED, "evaluate-dcedd7a11a0194bd"),
     ],
 )
 def test_ids_are_pinned(stage, golden):

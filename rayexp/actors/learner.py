@@ -70,7 +70,7 @@ class Learner:
 
     def score(self, sequences: list[list[int]]) -> list[np.ndarray]:
         """Log-probabilities of fixed tokens, for the parity probe."""
-        return TorchSampler(self._policy.model).score(sequences)
+        return TorchSampler(self._policy.model, precision=self._spec.optimiser.precision).score(sequences)
 
     def checkpoint(self, drawn: Completions | None) -> None:
         """Save everything that a continued stage needs; the prompt cursor is the step count. ``drawn``: completions of

@@ -20,6 +20,8 @@ from rayexp.spec import GRPO, Decoder, Execution
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3
+#: vLLM's names of precisions.
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 class ParityError(PermanentError):
@@ -29,15 +31,15 @@ class ParityError(PermanentError):
 class RolloutWorker:
     """One sampler in one process. Forgets its weights when it is restarted; the fleet sends them again."""
 
-    def __init__(self, decoder_json: str, sampler: str, device: str, dtype: str) -> None:
+    def __init__(self, decoder_json: str, sampler: str, device: str, precision: str) -> None:
         logs.speak(this_call)
         shape = Decoder.model_validate_json(decoder_json)
         where = decoder.resolve_device(device)
         self._sampler: Sampler
         if sampler == "vllm":
-            self._sampler = VLLMSampler(shape, dtype=dtype, device=where.type)
+            self._sampler = VLLMSampler(shape, dtype=DTYPES[precision], device=where.type)
         else:
-            self._sampler = TorchSampler(decoder.build(shape, seed=0, device=where))
+            self._sampler = TorchSampler(decoder.build(shape, seed=0, device=where), precision=precision)
 
     def sync(self, weights: dict[str, np.ndarray], version: int) -> None:
         self._sampler.sync(weights, version)
@@ -62,7 +64,6 @@ class RolloutFleet:
     prompts, and completions come back in the order of the prompts."""
 
     def __init__(self, spec: GRPO, execution: Execution, first_bundle: int = 0) -> None:
-        dtype = "bfloat16" if spec.optimiser.precision == "bf16" else "float32"
         options: dict[str, Any] = {
             "num_cpus": execution.rollout_cpus,
             "num_gpus": execution.rollout_gpus or 0,
@@ -72,7 +73,7 @@ class RolloutFleet:
         self.begin(spec, execution)
         self._workers = [
             RolloutActor.options(name=unique(f"rollout-{i}"), **placed(first_bundle + i), **options).remote(
-                spec.root.decoder.model_dump_json(), spec.sampler, execution.device, dtype
+                spec.root.decoder.model_dump_json(), spec.sampler, execution.device, spec.optimiser.precision
             )
             for i in range(execution.rollout_workers)
         ]

@@ -1,6 +1,8 @@
 """The decoder: transformers' LlamaForCausalLM, built from a ``Decoder`` value, saved as stock tools load it."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,6 +67,16 @@ def load(folder: Path, device: torch.device = CPU) -> LlamaForCausalLM:
         folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
     )
     return _placed(model, device)
+
+
+def computing(model: LlamaForCausalLM, precision: str) -> AbstractContextManager[Any]:
+    """The context in which a decoder of fp32 weights computes in ``precision``: fp32, or bf16 by autocast."""
+    if precision == "fp32":
+        return nullcontext()
+    if model.device.type == "cpu":
+        # torch's fused attention is slow in bf16 on CPUs: more than half of a step at these lengths (benchmarks).
+        model.set_attn_implementation("eager")
+    return torch.autocast(model.device.type, dtype=torch.bfloat16)
 
 
 def _placed(model: LlamaForCausalLM, device: torch.device) -> LlamaForCausalLM:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
 from rayexp.errors import NotFiniteError, PermanentError
-from rayexp.learning import objectives
+from rayexp.learning import decoder, objectives
 from rayexp.learning.objectives import GRPOSettings, Rollouts
 from rayexp.learning.trainer import Trainer
 from rayexp.sampling.protocol import Completions
@@ -129,7 +129,7 @@ class PolicyLearner:
         prompts_PT = torch.tensor(batch.prompts_PT, dtype=torch.int64, device=device)
         reference_NCV = None
         if self.reference is not None:
-            with torch.no_grad():
+            with torch.no_grad(), decoder.computing(self.reference, self._spec.optimiser.precision):
                 reference_NCV = group_logprobs(self.reference, prompts_PT, tokens_NC)
         drawn_with_NC = torch.tensor(batch.sampler_logprobs_NC, device=device)
         return _Part(

@@ -7,12 +7,14 @@ the losses it is handed, clips, steps, and follows the schedule. All that a cont
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from rayexp.errors import NotFiniteError
+from rayexp.learning import decoder
 from rayexp.spec import AdamW
 
 
@@ -44,9 +46,6 @@ class Trainer:
         self.row_multiple = 1
         self._settings = optimiser
         self._steps = steps
-        if optimiser.precision == "bf16" and self.device.type == "cpu":
-            # torch's fused attention is slow in bf16 on CPUs: more than half of a step at these lengths (benchmarks).
-            self.module.set_attn_implementation("eager")  # pyright: ignore[reportCallIssue]
         matrices = [p for p in self.module.parameters() if p.ndim >= 2]
         vectors = [p for p in self.module.parameters() if p.ndim < 2]
         self._optimiser = torch.optim.AdamW(
@@ -65,9 +64,7 @@ class Trainer:
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context that forward passes of training run in."""
-        if self._settings.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        return decoder.computing(cast(LlamaForCausalLM, self.module), self._settings.precision)
 
     def step(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
+from rayexp.learning import decoder
 from rayexp.sampling.captured_step import CapturedStep
 from rayexp.sampling.protocol import Completions
 from rayexp.world import counter, vocabulary
@@ -20,10 +21,11 @@ SHAPES_KEPT = 8
 
 
 class TorchSampler:
-    """``Sampler`` over a decoder in this process; ``sync`` writes into that decoder."""
+    """``Sampler`` over a decoder in this process; ``sync`` writes into that decoder. precision: that it computes in."""
 
-    def __init__(self, model: LlamaForCausalLM, weight_version: int = -1) -> None:
+    def __init__(self, model: LlamaForCausalLM, weight_version: int = -1, precision: str = "fp32") -> None:
         self._model = model
+        self._precision = precision
         self._steps: dict[tuple[int, int, int], CapturedStep] = {}
         self.weight_version = weight_version
 
@@ -56,7 +58,9 @@ class TorchSampler:
         scores = []
         for sequence in sequences:
             ids_1T = torch.tensor([list(sequence)], device=self._model.device)
-            logprobs_TV = self._model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
+            with decoder.computing(self._model, self._precision):
+                logits_TV = self._model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
+            logprobs_TV = logits_TV.log_softmax(dim=-1)
             scores.append(logprobs_TV.gather(1, ids_1T[0, 1:, None]).squeeze(1).cpu().numpy())
         return scores
 
@@ -71,7 +75,8 @@ class TorchSampler:
         for (_, limit), members in groups.items():
             prompts_PT = torch.tensor([list(map(int, prompts[i])) for i in members], device=self._model.device)
             rows_N = np.array([i * group_size + j for i in members for j in range(group_size)])
-            chosen_NC, scores_NC = self._decode_rectangle(prompts_PT, limit, group_size, rows_N, choose)
+            with decoder.computing(self._model, self._precision):
+                chosen_NC, scores_NC = self._decode_rectangle(prompts_PT, limit, group_size, rows_N, choose)
             for row, ids, values in zip(rows_N, chosen_NC.tolist(), scores_NC.tolist(), strict=True):
                 length = ids.index(vocabulary.EOS) + 1 if vocabulary.EOS in ids else len(ids)
                 tokens[row], logprobs[row] = ids[:length], values[:length]
