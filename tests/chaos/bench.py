@@ -5,6 +5,7 @@ Everything here is a child of this process, and nothing else is ever killed.
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -47,6 +48,7 @@ class Bench:
                 "num_cpus": 0,
                 "include_dashboard": True,
                 "dashboard_host": "127.0.0.1",
+                "dashboard_port": free_port(),  # there may be other heads on this machine
                 "_system_config": HEALTH,
             },
         )
@@ -113,6 +115,13 @@ class Driver:
     def done(self) -> list[str]:
         """Labels of the trials that it ran to their end."""
         return re.findall(r"done +(\S+) in", self.log.read_text())
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def processes(role: str, root: psutil.Process | None = None) -> list[psutil.Process]:

@@ -70,7 +70,11 @@ class Campaign:
         """Let all of the faults strike, sweep after sweep."""
         pending, strikes = list(faults), []
         while pending:
-            strikes += self._sweep(pending, seed)
+            struck = self._sweep(pending, seed)
+            if not struck:
+                names = ", ".join(fault.name for fault in pending)
+                raise RuntimeError(f"a whole sweep had nothing that these could strike: {names}")
+            strikes += struck
         return strikes
 
     def _store(self, kind: str) -> Store:

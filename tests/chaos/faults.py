@@ -11,8 +11,8 @@ from tests.chaos.bench import Bench, Driver, processes
 
 TRAINING = r"RayTrainWorker(\..*)?"
 TRIAL = r"ImplicitFunc\.train"
-LEARNING = r"Learner\.(update|checkpoint)"
-GENERATING = r"RolloutWorker\.generate"
+LEARNING = " (update|checkpoint)"  # calls are named "stage: method"
+GENERATING = " generate"
 AT_WORK = f"({TRAINING}|{LEARNING})"
 #: Seconds between a spot notice and the end of the machine.
 NOTICE_S = 8.0
