@@ -67,8 +67,8 @@ class AdamW(Value):
 
     epsilon: what the root of the second moment is increased by. Adam divides any gradient by its own size, rounding
     noise of 1e-9 included; where a gradient may vanish, as in GRPO without a hit, a larger epsilon keeps noise small.
-    precision: ``fp32``, or ``bf16`` for autocast over fp32 weights. GRPO's reference is computed as its policy is, so that
-    equal weights have a KL of zero; Q is measured in fp32 in either case.
+    precision: ``fp32``, or ``bf16`` for autocast over fp32 weights. GRPO's reference is computed as its policy is, so
+    that equal weights have a KL of zero; Q is measured in fp32 in either case.
     """
 
     learning_rate: float = Field(gt=0, le=1)
