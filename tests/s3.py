@@ -88,6 +88,8 @@ class Faults:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             code = "InternalError" if kind == "500" else "AccessDenied"
             start_response(f"{kind} {code}", [("Content-Type", "application/xml")])
+            if environ["REQUEST_METHOD"] == "HEAD":  # a body would be taken for the start of the next answer
+                return []
             return [f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()]
         if kind == "reset":
             connection = environ["werkzeug.socket"]
