@@ -91,6 +91,9 @@ class Chain:
     def trainer(self, stage: Pretrain | SFT) -> Trainer:
         return Trainer(self.model, stage.optimiser, stage.steps)
 
+    def sampler(self) -> TorchSampler:
+        return TorchSampler(self.model, precision=self.grpo.optimiser.precision)
+
     def batch(self, stage: Pretrain | SFT, step: int) -> tuple[list[Rectangle], bool]:
         """The samples of a step, and whether their prompts count."""
         start = step * stage.batch_samples
@@ -145,7 +148,7 @@ def kernels(chain: Chain, arguments: Arguments) -> None:
     print(f"GEMM ({'bf16' if mixed else 'fp32'})      {gemm / 1e12:10.2f} TFLOP/s")
     print(f"training          {rate:10,.0f} tokens/s, {share:.1%} of GEMM")
 
-    sampler = TorchSampler(chain.model)
+    sampler = chain.sampler()
     _, prompts, seeds, budgets = chain.rollouts(0)
     drawn = sampler.generate(prompts, seeds, chain.grpo.group_size, budgets)
     seconds = clock.median(lambda: sampler.generate(prompts, seeds, chain.grpo.group_size, budgets), arguments.rounds)
@@ -190,6 +193,7 @@ def run_chain(chain: Chain, file: Path, limit_s: float) -> None:
             chain.model.load_state_dict(saved["init"])
         learner = PolicyLearner(stage, chain.model) if isinstance(stage, GRPO) else None
         trainer = learner.trainer if learner else chain.trainer(stage)  # pyright: ignore[reportArgumentType]
+        sampler = chain.sampler()  # keeps what it has captured
         if saved["trainer"] is not None:
             trainer.restore(saved["trainer"])
         began = time.monotonic()
@@ -198,7 +202,7 @@ def run_chain(chain: Chain, file: Path, limit_s: float) -> None:
                 chain.learn(trainer, stage)  # pyright: ignore[reportArgumentType]
                 continue
             numbers, prompts, seeds, budgets = chain.rollouts(trainer.completed_steps)
-            drawn = TorchSampler(chain.model).generate(prompts, seeds, chain.grpo.group_size, budgets)
+            drawn = sampler.generate(prompts, seeds, chain.grpo.group_size, budgets)
             right = [
                 verifier.judge(prompts[i // chain.grpo.group_size], row).answer for i, row in enumerate(drawn.rows)
             ]

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import ray
 import tyro
 from ray import tune as ray_tune
@@ -99,6 +100,8 @@ def settled(before: dict[str, int], count: Callable[[], dict[str, int]] = held) 
 
 def run(arguments: Arguments, folder: str) -> tuple[Memory, dict[str, int]]:
     """Run the plan on the connected cluster; the driver's memory, and what is left behind."""
+    pa.set_io_thread_count(1)  # Arrow's pools start their threads one by one as they are needed, and keep them
+    pa.set_cpu_count(1)
     execution = Execution(store=folder, train_cpus=0.5, max_concurrent=3)
     first = grpo(sft(pretrain(seed=arguments.chains, samples=300)), steps=1, sampler="torch")
     tune.run(Plan.of("first", [first], ()), execution)  # what Ray starts once, and keeps

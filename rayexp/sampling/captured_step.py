@@ -7,6 +7,7 @@ Shape suffixes: _N rows, _T tokens, _V vocabulary.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -40,6 +41,8 @@ class StaticStep:
             if not layer.is_initialized:
                 whole = prompt.keys.new_zeros((len(self._token_N1), *prompt.keys.shape[1:]))
                 layer.update(whole, whole)
+                if torch.is_autocast_enabled(whole.device.type):  # keys, which are rotated in fp32, stay so
+                    layer.values = layer.values.to(torch.get_autocast_dtype(whole.device.type))
             for ours, theirs in ((layer.keys, prompt.keys), (layer.values, prompt.values)):
                 shared = theirs.repeat_interleave(group_size, dim=0)
                 ours[: len(shared), :, : shared.shape[2]] = shared
@@ -61,15 +64,27 @@ class StaticStep:
     def _next(self) -> Tensor:
         """Everything that it reads and writes stays where it is in memory, so that it can be captured."""
         self._seen_111T.index_fill_(3, self._position_11[0], True)
-        logits_N1V = self._model(
-            input_ids=self._token_N1,
-            position_ids=self._position_11,
-            attention_mask=self._seen_111T,
-            past_key_values=self._cache,
-            use_cache=True,
-        ).logits
+        with _casting_anew(self._model.device.type):
+            logits_N1V = self._model(
+                input_ids=self._token_N1,
+                position_ids=self._position_11,
+                attention_mask=self._seen_111T,
+                past_key_values=self._cache,
+                use_cache=True,
+            ).logits
         self._position_11.add_(1)
         return logits_N1V[:, -1].float()
+
+
+def _casting_anew(device: str) -> AbstractContextManager[Any]:
+    """Autocast as it is, without its copies of the weights in bf16: they are gone when the samples are drawn, and a
+    graph that had read them would go on reading where they lay, and would never see new weights."""
+    return torch.autocast(
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=False,
+    )
 
 
 class CapturedStep(StaticStep):
