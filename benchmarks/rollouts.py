@@ -105,7 +105,7 @@ def in_its_actor(name: str, rounds: int) -> Row:
     fleet = RolloutFleet(spec, Execution())
     weights = {key: tensor.numpy() for key, tensor in decoder.build(DECODERS[name], 0).state_dict().items()}
     fleet.sync(ray.put(weights), 0)
-    (actor,) = fleet._workers
+    (actor,) = fleet.workers
     timed = alternate(
         {
             "fleet": wall_clock(lambda: fleet.generate(prompts, seeds, GROUP, limits)),

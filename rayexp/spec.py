@@ -303,6 +303,9 @@ class Execution(Value):
     """Trials at once; 0: as many as the cluster holds."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
     """Seconds between two checkpoints of a stage, rounded up to the next point of its curves."""
+    weight_transfer: Literal["object_store", "nccl", "cuda_ipc", "gloo"] = "object_store"
+    """How weights get to sampling actors. For decoders above a gigabyte: cuda_ipc where they share the learner's GPU,
+    nccl where they have others (both untried: no GPU was at hand). gloo is for CPUs and the sampler torch."""
     keep_rollouts: bool = False
     """Write every completion to the stage's rollouts.parquet."""
     parity_every_syncs: Count = 20

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayexp.presets import SCALES
-from rayexp.spec import GRPO, SFT, Evaluate, Pretrain
+from rayexp.spec import GRPO, SFT, Evaluate, Execution, Pretrain
 from rayexp.studies import STUDIES, Grid
 from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.preflight import PreflightError, require_software
 from rayexp.world import World
 from tests.conftest import OPTIMISER, tiny_chain
 
@@ -31,6 +32,25 @@ def check(plan):
         for stage in trial.stages:
             assert stage.parent is None or stage.parent.id in before
             before.add(stage.id)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "device", "allowed"),
+    [
+        ("nccl", "cpu", "object_store, gloo"),
+        ("cuda_ipc", "cpu", "object_store, gloo"),
+        ("gloo", "cuda", "nccl, cuda_ipc"),
+    ],
+)
+def test_weights_that_would_go_between_devices_that_are_not_there_are_refused(transfer, device, allowed):
+    execution = Execution(device=device, weight_transfer=transfer)
+    with pytest.raises(PreflightError, match=rf"weight_transfer is '{transfer}'.*{allowed}"):
+        require_software(Plan.of("none", [], ()), execution)
+
+
+def test_gloo_is_not_for_vllm():
+    with pytest.raises(PreflightError, match="'gloo'; allowed where vLLM samples: object_store"):
+        require_software(Plan.of("any", WANTED, ()), Execution(device="cpu", weight_transfer="gloo"))
 
 
 def test_stages_are_shared_and_parents_come_first():

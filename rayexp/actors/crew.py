@@ -12,7 +12,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from rayexp.actors.learner import LearnerActor
+from rayexp.actors import transfer
+from rayexp.actors.learner import Learner
 from rayexp.actors.remote import answer, calling, placed, unique
 from rayexp.actors.rollout import RolloutFleet
 from rayexp.errors import StageError, first_line
@@ -30,11 +31,13 @@ class Crew:
         self.shape = _shape(spec, execution)
         self.fleet = RolloutFleet(spec, execution, first_bundle=LEARNER_BUNDLE + 1)
         self.learner = LearnerHandle(spec, execution)
+        self.group = transfer.Group([self.learner.actor, *self.fleet.workers], execution)
 
     def stop(self) -> None:
         """End all of its processes."""
         self.fleet.stop()
         self.learner.stop()
+        self.group.forget()
 
 
 class LearnerDiedError(StageError):
@@ -47,34 +50,41 @@ class LearnerHandle:
     def __init__(self, spec: GRPO, execution: Execution) -> None:
         self._spec = spec
         self._timeout_s = execution.timeout_s
-        self._actor = LearnerActor.options(
-            name=unique("learner"),
-            **placed(LEARNER_BUNDLE),
-            num_cpus=execution.learner_cpus,
-            num_gpus=execution.learner_gpus or 0,
-            max_restarts=-1,
-        ).remote()
+        self._transfer = execution.weight_transfer
+        self.actor = (
+            transfer.actor(Learner, execution)
+            .options(
+                name=unique("learner"),
+                **placed(LEARNER_BUNDLE),
+                num_cpus=execution.learner_cpus,
+                num_gpus=execution.learner_gpus or 0,
+            )
+            .remote()
+        )
 
     def begin(self, spec: GRPO, execution: Execution) -> None:
         """Turn to a stage, at its last checkpoint or at its init; a learner that died is waited for."""
         self._spec = spec
         self._timeout_s = execution.timeout_s
-        method = calling(self._actor, "begin", spec, max_task_retries=-1)
+        method = calling(self.actor, "begin", spec, max_task_retries=-1)
         self._answer(method.remote(spec.model_dump_json(), execution.model_dump_json()), "begin")
 
     def call(self, method: str, *arguments: Any) -> Any:
         """The answer of one of the learner's methods. Raises LearnerDiedError, or what ``answer`` raises."""
-        return self._answer(calling(self._actor, method, self._spec).remote(*arguments), method)
+        return self._answer(calling(self.actor, method, self._spec).remote(*arguments), method)
 
     def weights(self) -> Any:
         """A reference to the current weights, which are there when this returns."""
-        reference = calling(self._actor, "weights", self._spec).remote()
+        if self._transfer == "object_store":
+            reference = calling(self.actor, "weights", self._spec).remote()
+        else:
+            reference = calling(self.actor, "tensors", self._spec, tensor_transport=self._transfer).remote()
         self.call("completed")  # its calls are answered in order
         return reference
 
     def stop(self) -> None:
         """End its process."""
-        ray.kill(self._actor)
+        ray.kill(self.actor)
 
     def _answer(self, reference: Any, method: str) -> Any:
         who = f"the learner of {self._spec.label}"
@@ -94,6 +104,7 @@ def crew_for(spec: GRPO, execution: Execution) -> Iterator[Crew]:
     crew = _warm or Crew(spec, execution)
     _warm = None
     try:
+        crew.group.join()
         crew.fleet.begin(spec, execution)
         crew.learner.begin(spec, execution)
         yield crew
@@ -110,6 +121,7 @@ def _shape(spec: GRPO, execution: Execution) -> tuple[Any, ...]:
         spec.sampler,
         spec.optimiser.precision,
         execution.device,
+        execution.weight_transfer,
         execution.rollout_workers,
         resources,
     )

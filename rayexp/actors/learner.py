@@ -2,12 +2,10 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 
 from rayexp import logs
@@ -61,6 +59,10 @@ class Learner:
         """Current weights, to be handed on by reference."""
         return self._policy.weights()
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Current weights where they are; a copy, for what Ray hands on directly is not to change on the way."""
+        return {name: tensor.detach().clone() for name, tensor in self._policy.model.state_dict().items()}
+
     def update(self, batches: list[RolloutBatch], rollout_statistics: dict[str, float]) -> dict[str, float]:
         """One GRPO step on these rollouts; see ``PolicyLearner.update`` for what it raises."""
         with logs.at(lambda: f"{self._spec.label}, step {self.completed() + 1}"):
@@ -100,6 +102,3 @@ class Learner:
             if rollouts is not None:
                 pq.write_table(rollouts, folder / "rollouts.parquet")
             self._store.publish(self._spec, folder, self._journal.provenance(self._execution, seconds))
-
-
-LearnerActor: Any = ray.remote(Learner)

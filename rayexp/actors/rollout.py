@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray.exceptions import RayActorError
 
 from rayexp import logs
+from rayexp.actors import transfer
 from rayexp.actors.remote import answer, calling, placed, this_call, unique
 from rayexp.errors import PermanentError, StageError, first_line
 from rayexp.learning import decoder
-from rayexp.sampling.protocol import Completions, Sampler
+from rayexp.sampling.protocol import Completions, Sampler, Weights
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
 from rayexp.spec import GRPO, Decoder, Execution
@@ -41,8 +43,10 @@ class RolloutWorker:
         else:
             self._sampler = TorchSampler(decoder.build(shape, seed=0, device=where), precision=precision)
 
-    def sync(self, weights: dict[str, np.ndarray], version: int) -> None:
+    def sync(self, weights: Weights, version: int) -> None:
         self._sampler.sync(weights, version)
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # they may be the learner's own tensors, which it frees once this has returned
 
     def generate(
         self, prompts: list[list[int]], seeds: list[int], group_size: int, max_tokens: list[int]
@@ -56,9 +60,6 @@ class RolloutWorker:
         return self._sampler.score(sequences)
 
 
-RolloutActor: Any = ray.remote(RolloutWorker)
-
-
 class RolloutFleet:
     """All rollout workers of a stage as one sampler. Results do not depend on how many there are: seeds belong to
     prompts, and completions come back in the order of the prompts."""
@@ -67,12 +68,12 @@ class RolloutFleet:
         options: dict[str, Any] = {
             "num_cpus": execution.rollout_cpus,
             "num_gpus": execution.rollout_gpus or 0,
-            "max_restarts": -1,
         }
+        kind = transfer.actor(RolloutWorker, execution)
         self._weights: tuple[Any, int] | None = None
         self.begin(spec, execution)
-        self._workers = [
-            RolloutActor.options(name=unique(f"rollout-{i}"), **placed(first_bundle + i), **options).remote(
+        self.workers = [
+            kind.options(name=unique(f"rollout-{i}"), **placed(first_bundle + i), **options).remote(
                 spec.root.decoder.model_dump_json(), spec.sampler, execution.device, spec.optimiser.precision
             )
             for i in range(execution.rollout_workers)
@@ -86,7 +87,7 @@ class RolloutFleet:
 
     def sync(self, weights: Any, version: int) -> None:
         """Give all workers the weights behind an object reference."""
-        self._weights = (weights, version)
+        self._weights = None if transfer.direct(self._execution) else (weights, version)
         self._asked(lambda sync, _: sync.remote(weights, version), "sync")()
 
     def start(
@@ -128,12 +129,12 @@ class RolloutFleet:
 
     def stop(self) -> None:
         """End all workers."""
-        for worker in self._workers:
+        for worker in self.workers:
             ray.kill(worker)
 
     def _dealt(self, prompts: int, ask: Callable[[Any, slice], Any], method: str) -> Callable[[], Completions]:
         """Completions of all prompts, once they are waited for; a worker whose share is empty is not asked."""
-        bounds = np.linspace(0, prompts, len(self._workers) + 1).astype(int)
+        bounds = np.linspace(0, prompts, len(self.workers) + 1).astype(int)
         shares = [slice(int(first), int(last)) for first, last in pairwise(bounds)]
         busy = [i for i, share in enumerate(shares) if share.start < share.stop]
         answers = self._asked(lambda call, i: ask(call, shares[i]), method, busy)
@@ -145,8 +146,8 @@ class RolloutFleet:
         """Ask all workers (or these) at once; what is returned waits for their answers. ``ask`` is given the method and
         the number of the worker. One that died is started again by Ray, given the weights, and asked again: with the
         same seeds it answers what it would have answered."""
-        asked = range(len(self._workers)) if workers is None else workers
-        references = {i: ask(calling(self._workers[i], method, self._spec), i) for i in asked}
+        asked = range(len(self.workers)) if workers is None else workers
+        references = {i: ask(calling(self.workers[i], method, self._spec), i) for i in asked}
         return lambda: [self._settled(i, reference, ask, method) for i, reference in references.items()]
 
     def _settled(self, i: int, reference: Any, ask: Callable[[Any, int], Any], method: str) -> Any:
@@ -160,10 +161,10 @@ class RolloutFleet:
                 log.warning("%s died (%s); asking its successor", who, type(error).__name__)
             if self._weights is not None:
                 # Unlike other calls this one waits for the actor to be back; weights come before anything else.
-                sync = calling(self._workers[i], "sync", self._spec, max_task_retries=-1)
+                sync = calling(self.workers[i], "sync", self._spec, max_task_retries=-1)
                 revived = sync.remote(*self._weights)
                 answer(revived, f"{who}, being started again", self._execution.timeout_s)
-            reference = ask(calling(self._workers[i], method, self._spec), i)
+            reference = ask(calling(self.workers[i], method, self._spec), i)
         raise AssertionError("unreachable")
 
 

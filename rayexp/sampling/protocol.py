@@ -6,13 +6,17 @@ and seeds give equal completions, in whatever batches they are asked for.
 Shape suffixes: _P prompts, _N completions (prompts times group, a group's members side by side), _C tokens.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
 from rayexp.world import counter, vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Distance between the seeds of two prompts. Member j of a group uses seed + j, as vLLM does, so that two prompts
 #: whose seeds lie closer than the group is large would share random numbers.
@@ -22,6 +26,10 @@ SEED_STRIDE = 1024
 def prompt_seed(*parts: str | int) -> int:
     """A seed for one prompt of one step of one run: a multiple of SEED_STRIDE, below 2^62."""
     return (counter.key(*parts) >> 12) * SEED_STRIDE
+
+
+#: By name; a learner on a GPU may hand its own tensors on.
+Weights: TypeAlias = "Mapping[str, np.ndarray | Tensor]"
 
 
 @dataclass(frozen=True)
@@ -57,11 +65,22 @@ class Completions:
         return cls(tokens_NC, logprobs_NC, length_N, weight_version)
 
 
+def as_tensors(weights: Weights) -> "dict[str, Tensor]":
+    """Without a copy; to be read only."""
+    import torch  # here, so that a driver which only plans stays small
+
+    with warnings.catch_warnings():
+        # Arrays out of Ray's shared memory are read-only, of which torch warns.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {name: torch.as_tensor(weight) for name, weight in weights.items()}
+
+
 class Sampler(Protocol):
     """Draws completions from a decoder whose weights someone else trains."""
 
-    def sync(self, weights: Mapping[str, np.ndarray], version: int) -> None:
-        """Take new weights (transformers' Llama names, fp32). Nothing else may change what is sampled."""
+    def sync(self, weights: Weights, version: int) -> None:
+        """Take new weights (transformers' Llama names, fp32), arrays of the host or tensors of any device. Nothing else
+        may change what is sampled."""
         ...
 
     def generate(

@@ -4,7 +4,7 @@ vLLM has to agree with it. Evaluation uses it, and GRPO where it is asked for by
 function of (seed, position), so a completion does not depend on what it is batched with.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from rayexp.learning import decoder
 from rayexp.sampling.captured_step import CapturedStep
-from rayexp.sampling.protocol import Completions
+from rayexp.sampling.protocol import Completions, Weights, as_tensors
 from rayexp.world import counter, vocabulary
 
 #: Captured decoding steps, each with a cache of its own, that a sampler keeps.
@@ -29,9 +29,9 @@ class TorchSampler:
         self._steps: dict[tuple[int, int, int], CapturedStep] = {}
         self.weight_version = weight_version
 
-    def sync(self, weights: Mapping[str, np.ndarray], version: int) -> None:
+    def sync(self, weights: Weights, version: int) -> None:
         """See ``Sampler.sync``."""
-        self._model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+        self._model.load_state_dict(as_tensors(weights))
         self.weight_version = version
 
     def generate(

@@ -6,8 +6,7 @@ and the recorded log-probabilities must be those of the distribution sampled fro
 """
 
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rayexp.sampling.protocol import Completions
+from rayexp.sampling.protocol import Completions, Weights, as_tensors
 from rayexp.spec import Decoder
 from rayexp.world import vocabulary
 
@@ -76,14 +75,9 @@ class VLLMSampler:
                 seed=0,
             )
 
-    def sync(self, weights: Mapping[str, np.ndarray], version: int) -> None:
+    def sync(self, weights: Weights, version: int) -> None:
         """See ``Sampler.sync``; also forgets cached prefixes, which were computed with the old weights."""
-        import torch  # here, so that a driver which only asks whether vLLM is installed stays small
-
-        with warnings.catch_warnings():
-            # Arrays out of Ray's shared memory are read-only, of which torch warns; vLLM only reads them.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            named = [(name, torch.from_numpy(array)) for name, array in weights.items()]
+        named = as_tensors(weights).items()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
         if not self._llm.reset_prefix_cache():
             raise RuntimeError(f"vLLM did not reset its prefix cache at weight version {version}")

@@ -43,8 +43,17 @@ def _bundle(cpus: float, gpus: float | None) -> Bundle:
 
 
 def require_software(plan: Plan, execution: Execution) -> None:
-    """Raise VLLMMissingError if a stage that is to run samples with vLLM and there is none."""
-    if any(isinstance(stage, GRPO) and stage.sampler == "vllm" for stage in plan.to_run):
+    """Raise VLLMMissingError if a stage that is to run samples with vLLM and there is none, or PreflightError if
+    weights are to go in a way that is not for the device."""
+    transfer = execution.weight_transfer
+    if transfer in ("nccl", "cuda_ipc") and execution.device != "cuda":
+        raise PreflightError(f"weight_transfer is {transfer!r}; allowed without GPUs: object_store, gloo")
+    if transfer == "gloo" and execution.device == "cuda":
+        raise PreflightError("weight_transfer is 'gloo', which is for CPUs; allowed: object_store, nccl, cuda_ipc")
+    with_vllm = any(isinstance(stage, GRPO) and stage.sampler == "vllm" for stage in plan.to_run)
+    if transfer == "gloo" and with_vllm:  # each wants to be the only one that sets up torch.distributed
+        raise PreflightError("weight_transfer is 'gloo'; allowed where vLLM samples: object_store, nccl, cuda_ipc")
+    if with_vllm:
         require_vllm("cuda" if execution.device == "cuda" else "cpu")
 
 

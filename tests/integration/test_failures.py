@@ -59,7 +59,7 @@ def process_of(actor) -> psutil.Process:
 
 
 def members(crew) -> dict[str, psutil.Process]:
-    return {"learner": process_of(crew.learner._actor), "rollout": process_of(crew.fleet._workers[0])}
+    return {"learner": process_of(crew.learner.actor), "rollout": process_of(crew.fleet.workers[0])}
 
 
 @pytest.fixture
@@ -110,12 +110,32 @@ def test_a_learner_that_dies_goes_on_from_its_checkpoint_with_the_same_result(cl
     )
 
 
+def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_the_attempt(
+    cluster, execution, at_step, tmp_path, monkeypatch
+):
+    """Over gloo, to two workers; NCCL and CUDA IPC are the same calls between GPUs."""
+    monkeypatch.setattr(grpo_stage.Task, "rewards", lives.odd_rewards)
+    straight = execution.model_copy(update={"weight_transfer": "gloo", "rollout_workers": 2, "timeout_s": 60.0})
+    elsewhere = straight.model_copy(update={"store": str(tmp_path / "undisturbed"), "weight_transfer": "object_store"})
+    shutil.copytree(execution.store, elsewhere.store)
+    grpo_stage.run(STAGE, [], elsewhere, lambda report: None)
+    progress, _ = at_step(3, "rollout", signal.SIGKILL)
+    with pytest.raises(StageError, match=r"grpo-id-b0\.1, step \d"):
+        grpo_stage.run(STAGE, [], straight, progress)
+    steps = []
+    grpo_stage.run(STAGE, [], straight, lambda report: steps.append(report["step"]))
+    assert steps in ([3, 4, 5], [4, 5])
+    found, expected = Store(execution.store), Store(elsewhere.store)
+    assert weights_digest(found, STAGE) == weights_digest(expected, STAGE) != weights_digest(found, STAGE.init)
+    assert found.table(STAGE.id, "rollouts.parquet").equals(expected.table(STAGE.id, "rollouts.parquet"))
+
+
 def test_a_learner_that_keeps_dying_ends_the_stage(cluster, execution, monkeypatch):
     begin = crews.LearnerHandle.begin
 
     def begin_and_die(self, spec, execution):
         begin(self, spec, execution)
-        process_of(self._actor).kill()
+        process_of(self.actor).kill()
 
     monkeypatch.setattr(crews.LearnerHandle, "begin", begin_and_die)
     once = execution.model_copy(update={"worker_failures": 1})

@@ -35,7 +35,7 @@ def fleets(cluster, case):
     two = RolloutFleet(spec, Execution(store="unused", rollout_workers=2))
     two.sync(weights, version=7)
     one = copy.copy(two)
-    one._workers = two._workers[:1]  # an engine takes seconds to start: the second fleet is half of the first
+    one.workers = two.workers[:1]  # an engine takes seconds to start: the second fleet is half of the first
     yield one, two
     two.stop()
 
@@ -88,7 +88,7 @@ def test_a_worker_that_dies_is_replaced_with_the_same_answer(fleets, case):
     _, _, prompts = case
     seeds = [1024 * i for i in range(len(prompts))]
     before = drawn(fleets[1], prompts, seeds)
-    ray.kill(fleets[1]._workers[0], no_restart=False)
+    ray.kill(fleets[1].workers[0], no_restart=False)
     assert drawn(fleets[1], prompts, seeds).rows == before.rows
 
 

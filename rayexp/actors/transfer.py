@@ -1,0 +1,75 @@
+"""How weights get from a learner to its samplers: through Ray's object store, or straight from process to process.
+
+The object store is right for small decoders: one copy to the host, which all samplers on a machine read. Above about a
+gigabyte its two copies over PCIe cost more than a rollout; Ray Direct Transport leaves the tensors on the GPUs then.
+``sync`` is the same for all. Only through the object store can an actor that died be replaced by itself: a group of
+NCCL can't be joined again, so that with the others its death ends the attempt, and the trial goes on from its last
+checkpoint with new actors.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from rayexp.actors.remote import RemoteTimeoutError
+from rayexp.errors import StageError, sentence
+from rayexp.spec import Execution
+
+#: Backends of the transports that need a group of actors.
+_GROUPED = {"nccl": "nccl", "gloo": "torch_gloo"}
+
+
+def direct(execution: Execution) -> bool:
+    """Whether weights go past the object store."""
+    return execution.weight_transfer != "object_store"
+
+
+def actor(kind: type, execution: Execution) -> Any:
+    """An actor class that can take part in the transfer, and its restarts to go with it."""
+    if direct(execution):
+        taking_part: Any = ray.remote(enable_tensor_transport=True, max_restarts=0)  # pyright: ignore[reportCallIssue]
+        return taking_part(kind)
+    return ray.remote(max_restarts=-1)(kind)
+
+
+class Group:
+    """Actors between which weights go, the learner first. Where the transfer needs no group, there is nothing to it."""
+
+    def __init__(self, actors: Sequence[Any], execution: Execution) -> None:
+        self._actors = list(actors)
+        self._backend = _GROUPED.get(execution.weight_transfer)
+        self._timeout_s = execution.timeout_s
+        self._handle: Any = None
+
+    def join(self) -> None:
+        """Wait until all of them are in it. Raises RemoteTimeoutError, or StageError if one can't join."""
+        if self._backend and self._handle is None:
+            from ray.experimental.collective import create_collective_group
+
+            self._handle = _within(self._timeout_s, create_collective_group, self._actors, self._backend)
+
+    def forget(self) -> None:
+        """Ray keeps the names of groups, also of dead actors; call this once they have ended."""
+        if self._handle is not None:
+            from ray.experimental.collective import destroy_collective_group
+
+            _within(self._timeout_s, destroy_collective_group, self._handle)
+            self._handle = None
+
+
+def _within(limit_s: float, call: Any, *arguments: Any) -> Any:
+    """Ray's own functions for groups wait without a limit."""
+    who = "the actors that weights go between"
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(call, *arguments).result(limit_s)
+    except TimeoutError as error:
+        raise RemoteTimeoutError(f"no answer from {who} within {limit_s:g} s") from error
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        raise StageError(f"{who}: {sentence(cause)}") from error
+    finally:
+        pool.shutdown(wait=False)
