@@ -9,7 +9,7 @@ Shape suffixes: _P prompts, _N completions (prompts times group, a group's membe
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -28,8 +28,8 @@ def prompt_seed(*parts: str | int) -> int:
     return (counter.key(*parts) >> 12) * SEED_STRIDE
 
 
-#: By name; a learner on a GPU may hand its own tensors on.
-Weights: TypeAlias = "Mapping[str, np.ndarray | Tensor]"
+#: Arrays by name; a learner on a GPU may hand its own tensors on (numpy.ndarray or torch.Tensor).
+Weights: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
