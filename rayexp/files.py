@@ -8,11 +8,9 @@ leads out of the root, and a reader sees a file whole or not at all.
 import errno
 import logging
 import os
-import queue
 import random
 import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +21,7 @@ from typing import Any, TypeVar, cast
 import fsspec
 
 from rayexp.errors import PermanentError, first_line
+from rayexp.waiting import LateError, within
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -206,9 +205,11 @@ class Files:
         """The answer, from the first attempt that gets one."""
         for pause in (*PAUSES_S, None):
             try:
-                return self._within_limit(what, ask)
+                return within(self.timeout_s, ask, f"store: {what}")
             except _ANSWERS:
                 raise
+            except LateError:
+                raise StoreError(f"no answer from the store {self.url} ({what}) within {self.timeout_s:g} s") from None
             except Exception as error:
                 if isinstance(error, StoreError):
                     raise
@@ -219,25 +220,6 @@ class Files:
                 log.warning("the store %s: %s failed (%s); trying again", self.url, what, first_line(error))
                 time.sleep(pause * random.uniform(0.75, 1.25))  # so that many workers do not knock at once
         raise AssertionError("unreachable")
-
-    def _within_limit(self, what: str, ask: Callable[[], T]) -> T:
-        """Ask in a thread of its own, because a hung network disk can't be interrupted; it is left behind then."""
-        answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-        def run() -> None:
-            try:
-                answers.put((ask(), None))
-            except BaseException as error:
-                answers.put((None, error))
-
-        threading.Thread(target=run, daemon=True, name=f"store: {what}").start()
-        try:
-            value, error = answers.get(timeout=self.timeout_s)
-        except queue.Empty:
-            raise StoreError(f"no answer from the store {self.url} ({what}) within {self.timeout_s:g} s") from None
-        if error is not None:
-            raise error
-        return cast(T, value)
 
 
 def inside(name: str) -> str:

@@ -14,6 +14,7 @@ import s3fs
 from rayexp import files as module
 from rayexp.files import Files, StoreError
 from rayexp.store import Store
+from rayexp.waiting import within
 from rayexp.world import World
 from tests.conftest import tiny_chain
 from tests.s3 import S3Server
@@ -111,17 +112,17 @@ def test_a_full_disk_leaves_the_store_valid(tmp_path, monkeypatch):
     outcomes = []
     for full_from in range(40):
         store = Store(str(tmp_path / f"store-{full_from}"))
-        within, calls = Files._within_limit, 0
+        calls = 0
 
-        def limited(self, what, ask, within=within, full_from=full_from):
+        def limited(limit_s, ask, name, full_from=full_from):
             nonlocal calls
             calls += 1
-            if calls > full_from and what.startswith("write "):
+            if calls > full_from and name.startswith("store: write "):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return within(self, what, ask)
+            return within(limit_s, ask, name)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Files, "_within_limit", limited)
+            patch.setattr(module, "within", limited)
             try:
                 store.publish(STAGE, artifact, {})
                 outcomes.append("published")

@@ -1,14 +1,14 @@
 """How weights get from a learner to its samplers: through Ray's object store, or straight from process to process.
 
-The object store is right for small decoders: one copy to the host, which all samplers on a machine read. Above about a
-gigabyte its two copies over PCIe cost more than a rollout; Ray Direct Transport leaves the tensors on the GPUs then.
+The object store is right for small decoders: one copy to the host, which all samplers on a machine read. With gigabytes
+its copies over PCIe begin to count; Ray Direct Transport leaves the tensors on the GPUs.
 ``sync`` is the same for all. Only through the object store can an actor that died be replaced by itself: a group of
 NCCL can't be joined again, so that with the others its death ends the attempt, and the trial goes on from its last
 checkpoint with new actors.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -17,9 +17,12 @@ from ray.exceptions import RayError, RayTaskError
 from rayexp.actors.remote import RemoteTimeoutError
 from rayexp.errors import StageError, sentence
 from rayexp.spec import Execution
+from rayexp.waiting import LateError, within
 
 #: Backends of the transports that need a group of actors.
 _GROUPED = {"nccl": "nccl", "gloo": "torch_gloo"}
+#: Seconds to wait for actors that have ended to say so.
+FORGET_S = 10.0
 
 
 def direct(execution: Execution) -> bool:
@@ -46,30 +49,27 @@ class Group:
 
     def join(self) -> None:
         """Wait until all of them are in it. Raises RemoteTimeoutError, or StageError if one can't join."""
-        if self._backend and self._handle is None:
-            from ray.experimental.collective import create_collective_group
+        if self._backend is None or self._handle is not None:
+            return
+        from ray.experimental.collective import create_collective_group
 
-            self._handle = _within(self._timeout_s, create_collective_group, self._actors, self._backend)
+        who = "the actors that weights go between"
+        try:  # Ray's own functions for groups wait without a limit
+            self._handle = within(
+                self._timeout_s, lambda: create_collective_group(self._actors, self._backend or ""), "join a group"
+            )
+        except LateError:
+            raise RemoteTimeoutError(f"no answer from {who} within {self._timeout_s:g} s") from None
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            raise StageError(f"{who}: {sentence(cause)}") from error
 
     def forget(self) -> None:
-        """Ray keeps the names of groups, also of dead actors; call this once they have ended."""
+        """Ray keeps the names of groups, also of dead actors; call this once they have ended. Never raises, for what
+        they ended of is the news; Ray itself forgets a group in which a transfer failed (ValueError)."""
         if self._handle is not None:
             from ray.experimental.collective import destroy_collective_group
 
-            _within(self._timeout_s, destroy_collective_group, self._handle)
+            with suppress(LateError, RayError, ValueError):
+                within(FORGET_S, lambda: destroy_collective_group(self._handle), "forget a group")
             self._handle = None
-
-
-def _within(limit_s: float, call: Any, *arguments: Any) -> Any:
-    """Ray's own functions for groups wait without a limit."""
-    who = "the actors that weights go between"
-    pool = ThreadPoolExecutor(1)
-    try:
-        return pool.submit(call, *arguments).result(limit_s)
-    except TimeoutError as error:
-        raise RemoteTimeoutError(f"no answer from {who} within {limit_s:g} s") from error
-    except RayError as error:
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        raise StageError(f"{who}: {sentence(cause)}") from error
-    finally:
-        pool.shutdown(wait=False)

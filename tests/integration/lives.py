@@ -10,8 +10,8 @@ from unittest import mock
 import numpy as np
 import torch
 
+from rayexp import files
 from rayexp.actors.learner import Learner
-from rayexp.files import Files
 from rayexp.learning import decoder
 from rayexp.sampling.protocol import Completions
 from rayexp.sampling.torch_sampler import TorchSampler
@@ -81,7 +81,7 @@ def live(store: str, at_step: str | None = None, at_operation: int | None = None
 
         return wrapped
 
-    def counted(self: Files, what: str, ask: Callable[[], Any]) -> Any:
+    def counted(limit_s: float, ask: Callable[[], Any], name: str) -> Any:
         nonlocal operations
         operations += 1
         if operations == at_operation:
@@ -101,7 +101,7 @@ def live(store: str, at_step: str | None = None, at_operation: int | None = None
         mock.patch.object(grpo_stage.Task, "numbers", prompts),
         mock.patch.object(grpo_stage.Task, "rewards", odd_rewards),
         mock.patch.object(grpo_stage, "crew_for", local_crew),
-        mock.patch.object(Files, "_within_limit", counted),
+        mock.patch.object(files, "within", counted),
     ):
         supervised.run_in_process(STAGES[:4], execution, lambda report: None)
         grpo_stage.run(REINFORCED, STAGES[5:], execution, lambda report: None)

@@ -11,8 +11,10 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from ray.experimental import collective
 
 from rayexp.actors import crew as crews
+from rayexp.actors import transfer
 from rayexp.actors.remote import RemoteTimeoutError
 from rayexp.errors import NotFiniteError, StageError
 from rayexp.files import Files, StoreError
@@ -128,6 +130,19 @@ def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_th
     found, expected = Store(execution.store), Store(elsewhere.store)
     assert weights_digest(found, STAGE) == weights_digest(expected, STAGE) != weights_digest(found, STAGE.init)
     assert found.table(STAGE.id, "rollouts.parquet").equals(expected.table(STAGE.id, "rollouts.parquet"))
+
+
+def test_actors_that_do_not_join_are_named_and_a_group_that_is_gone_hides_no_failure(monkeypatch):
+    group = transfer.Group([], Execution(weight_transfer="gloo", timeout_s=0.2))
+    monkeypatch.setattr(collective, "create_collective_group", lambda actors, backend: time.sleep(60))
+    with pytest.raises(RemoteTimeoutError, match=r"no answer from the actors that weights go between within 0\.2 s"):
+        group.join()
+    group.forget()
+    monkeypatch.setattr(collective, "create_collective_group", lambda actors, backend: "gone already")
+    group.join()
+    with pytest.raises(ValueError, match="No group"):
+        collective.destroy_collective_group("gone already")
+    group.forget()
 
 
 def test_a_learner_that_keeps_dying_ends_the_stage(cluster, execution, monkeypatch):

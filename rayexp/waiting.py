@@ -1,0 +1,36 @@
+"""A limit on how long is waited for a call that has none of its own."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+T = TypeVar("T")
+
+
+class LateError(Exception):
+    """There was no answer in time."""
+
+
+def within(limit_s: float, call: Callable[[], T], name: str) -> T:
+    """What ``call`` returns or raises. Raises LateError after ``limit_s`` seconds.
+
+    It runs in a thread of its own, called ``name``, because what hangs in a system call can't be interrupted; that
+    thread is left behind then, and keeps no process from ending.
+    """
+    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True, name=name).start()
+    try:
+        value, error = answers.get(timeout=limit_s)
+    except queue.Empty:
+        raise LateError from None
+    if error is not None:
+        raise error
+    return cast(T, value)
