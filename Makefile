@@ -19,7 +19,8 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(MAKE) docs
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/integration
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest tests/integration
 
 # The API from its docstrings, for a browser: build/api/rayexp.html. What pdoc warns of is an error. It leaves the modules
 # out of packages that say what they offer by __all__, so those are named.

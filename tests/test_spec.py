@@ -238,7 +238,7 @@ def test_canonical_json_is_json_in_one_order(value):
         {None: 1},
         1j,
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_no_canonical_json_raises_and_says_where(value):
     with pytest.raises((TypeError, ValueError), match=r"value\.a\[1\]"):
