@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rayexp.actors.crew import Crew, LearnerDiedError, crew_for
+from rayexp.actors.transfer import direct
 from rayexp.errors import first_line, naming
 from rayexp.journal import Journal, Stopwatch, report
 from rayexp.learning.policy import rollout_batches
@@ -25,7 +26,8 @@ Progress = Callable[[dict[str, Any]], None]
 def run(spec: GRPO, evaluations: Sequence[Evaluate], execution: Execution, progress: Progress) -> None:
     """Run the stage from where it was left, publish it, then measure it. ``progress`` hears of every step.
 
-    If the learner's process dies, a new one goes on from the last checkpoint, ``execution.worker_failures`` times.
+    If the learner's process dies, a new one goes on from the last checkpoint, ``execution.worker_failures`` times; not
+    where weights go directly between processes (rayexp.actors.transfer): the attempt ends then.
     """
     store = Store.of(execution)
     if not store.finished(spec.id):
@@ -35,7 +37,7 @@ def run(spec: GRPO, evaluations: Sequence[Evaluate], execution: Execution, progr
                     _train(spec, store, execution, crew, progress)
                     break
                 except LearnerDiedError as error:
-                    if failures == execution.worker_failures:
+                    if failures == execution.worker_failures or direct(execution):
                         raise
                     log.warning("%s; going on from its last checkpoint", first_line(error))
                     crew.learner.begin(spec, execution)

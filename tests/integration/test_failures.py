@@ -112,8 +112,9 @@ def test_a_learner_that_dies_goes_on_from_its_checkpoint_with_the_same_result(cl
     )
 
 
+@pytest.mark.parametrize("who", ["rollout", "learner"])
 def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_the_attempt(
-    cluster, execution, at_step, tmp_path, monkeypatch
+    who, cluster, execution, at_step, tmp_path, monkeypatch
 ):
     """Over gloo, to two workers; NCCL and CUDA IPC are the same calls between GPUs."""
     monkeypatch.setattr(grpo_stage.Task, "rewards", lives.odd_rewards)
@@ -121,7 +122,7 @@ def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_th
     elsewhere = straight.model_copy(update={"store": str(tmp_path / "undisturbed"), "weight_transfer": "object_store"})
     shutil.copytree(execution.store, elsewhere.store)
     grpo_stage.run(STAGE, [], elsewhere, lambda report: None)
-    progress, _ = at_step(3, "rollout", signal.SIGKILL)
+    progress, _ = at_step(3, who, signal.SIGKILL)
     with pytest.raises(StageError, match=r"grpo-id-b0\.1, step \d"):
         grpo_stage.run(STAGE, [], straight, progress)
     steps = []
