@@ -182,7 +182,7 @@ class PlanSearcher(Searcher):
         fail_fast: bool = False,
         note: Callable[[str, str], None] = lambda trial, state: None,
     ) -> None:
-        super().__init__(metric="step", mode="max")
+        super().__init__()  # without a metric: a trial that only measures reports nothing
         self.failed: dict[str, str] = {}
         self._trials = {trial.id: trial for trial in trials}
         self._execution = execution

@@ -42,8 +42,8 @@ def grpo(init: SFT, **changes) -> GRPO:
     return GRPO(**settings | changes)
 
 
-def evaluate(init) -> Evaluate:
-    return Evaluate(init=init, prompts_per_cell=10)
+def evaluate(init, **changes) -> Evaluate:
+    return Evaluate(**{"init": init, "prompts_per_cell": 10} | changes)
 
 
 def logged(store: Store, stage: Stage) -> Any:

@@ -57,6 +57,12 @@ def test_scaling_runs_at_toy_width_and_rollouts_are_kept(cluster, tmp_path):
     assert set(results.kind) == {"pretrain", "sft", "grpo"}
     assert results[results.kind == "grpo"].init_q.notna().all()
 
+    measured = [evaluate(again, prompts_per_cell=7), evaluate(again.root, prompts_per_cell=7)]
+    outcome = tune.run(plan_of(measured, execution.store), execution)
+    assert not outcome.failed
+    assert not outcome.blocked
+    assert not plan_of(measured, execution.store).to_run, "what is finished can't be measured once more"
+
 
 def test_a_plan_that_can_never_fit_is_refused_with_needs_and_has(cluster, tmp_path):
     plan = plan_of([grpo(sft(pretrain()))], str(tmp_path))
