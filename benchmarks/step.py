@@ -2,18 +2,23 @@
 
 Both sample, judge, score the reference, learn and hand the new weights on, with the same decoder and prompts. Ours is
 what a stage does between its actors, which add their messages (see docs/performance.md for a whole stage).
+
+Decoders are as GRPO meets them, after pretraining and SFT, or fresh ones. No two completions of a fresh one are alike,
+which is the worst case for ours: what members of a group have in common is read once.
 """
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import LlamaForCausalLM
 
 from benchmarks.measure import Row, Samples, alternate, publish
 from rayexp.learning import decoder
@@ -21,8 +26,10 @@ from rayexp.learning import policy as policies
 from rayexp.learning.policy import PolicyLearner, rollout_batches
 from rayexp.presets import DECODERS, SCALES
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.spec import GRPO, SFT, Pretrain
+from rayexp.spec import GRPO, SFT, Execution, Pretrain
 from rayexp.stages.grpo import Task
+from rayexp.stages.supervised import run_in_process
+from rayexp.store import Store
 from rayexp.world import Verifier, World, vocabulary
 
 PROMPTS, GROUP, BETA = 64, 8, 0.04
@@ -30,13 +37,18 @@ PROMPTS, GROUP, BETA = 64, 8, 0.04
 
 @dataclass(frozen=True)
 class Case:
-    """One decoder."""
+    """One decoder. trained: on the budget of the tiny scale, with 1 % OOD samples; or fresh."""
 
     decoder: str
     rounds: int
+    trained: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.decoder}{', trained' if self.trained else ', fresh'}"
 
 
-CASES = (Case("tiny", 5), Case("paper", 2))
+CASES = (Case("tiny", 5, trained=True), Case("tiny", 5), Case("paper", 2))
 PRECISIONS = ("fp32", "bf16")
 #: Times as fast as TRL at the same precision, and in our faster precision as TRL in fp32.
 SAME, FASTEST = 2.5, 4.0
@@ -67,9 +79,10 @@ def run() -> list[Row]:
 def measured(case: Case) -> list[Row]:
     parts = {precision: Parts() for precision in PRECISIONS}
     sides: dict[str, Callable[[], object]] = {}
+    model = initial(case)
     for precision, timer in parts.items():
         spec = reinforcement(case, precision)
-        sides |= {precision: our_steps(spec, timer), f"TRL {precision}": trl_steps(spec)}
+        sides |= {precision: our_steps(spec, model, timer), f"TRL {precision}": trl_steps(spec, model)}
     timed = alternate(sides, case.rounds)
     fastest = min(PRECISIONS, key=lambda precision: timed[precision].median)
     compared = [(precision, f"TRL {precision}", SAME) for precision in PRECISIONS] + [(fastest, "TRL fp32", FASTEST)]
@@ -78,7 +91,7 @@ def measured(case: Case) -> list[Row]:
         ratio = timed[ours].faster_than(timed[peer])
         rows.append(
             Row(
-                case=f"{case.decoder} {ours} : {peer}",
+                case=f"{case.name}, {ours} : {peer}",
                 ours=per_step(timed[ours]),
                 peer=per_step(timed[peer]),
                 ratio=f"{ratio:.2f}",
@@ -86,7 +99,7 @@ def measured(case: Case) -> list[Row]:
                 met=ratio >= target,
             )
         )
-    rows += [Row(case=f"{case.decoder} {name}, parts", ours=timer.shares()) for name, timer in parts.items()]
+    rows += [Row(case=f"{case.name}, {name}, parts", ours=timer.shares()) for name, timer in parts.items()]
     return rows
 
 
@@ -96,19 +109,10 @@ def per_step(samples: Samples) -> str:
 
 def reinforcement(case: Case, precision: str) -> GRPO:
     budget = SCALES["tiny"]
-    base = Pretrain(
-        world=World("composition"),
-        decoder=DECODERS[case.decoder],
-        ood_ratio=0.01,
-        samples=128,
-        batch_samples=128,
-        optimiser=budget.pretrain,
-        seed=0,
-    )
     optimiser = budget.grpo.model_dump() | {"precision": precision}
     return GRPO.model_validate(
         {
-            "init": SFT(init=base, samples=128, optimiser=budget.sft, seed=0),
+            "init": supervised(case),
             "prompts": "ood",
             "kl_beta": BETA,
             "steps": 1000,
@@ -121,10 +125,37 @@ def reinforcement(case: Case, precision: str) -> GRPO:
     )
 
 
-def our_steps(spec: GRPO, parts: Parts) -> Callable[[], None]:
+def supervised(case: Case) -> SFT:
+    """What comes before."""
+    budget = SCALES["tiny"]
+    base = Pretrain(
+        world=World("composition"),
+        decoder=DECODERS[case.decoder],
+        ood_ratio=0.01,
+        samples=budget.pretrain_samples,
+        batch_samples=budget.pretrain_batch,
+        optimiser=budget.pretrain,
+        seed=0,
+    )
+    return SFT(init=base, samples=budget.sft_samples, optimiser=budget.sft, seed=0)
+
+
+def initial(case: Case) -> LlamaForCausalLM:
+    """The decoder that the first step meets."""
+    stage = supervised(case)
+    if not case.trained:
+        return decoder.build(stage.root.decoder, seed=0)
+    with TemporaryDirectory(prefix="rayexp-bench-") as folder:
+        execution = Execution(store=folder, device="cpu")
+        run_in_process([stage.root, stage], execution, progress=lambda _: None)
+        with Store.of(execution).model(stage.id) as saved:
+            return decoder.load(saved)
+
+
+def our_steps(spec: GRPO, model: LlamaForCausalLM, parts: Parts) -> Callable[[], None]:
     """One step of a stage a turn, timed by parts."""
-    learner = PolicyLearner(spec, decoder.build(spec.root.decoder, seed=0))
-    sampler = TorchSampler(decoder.build(spec.root.decoder, seed=0), precision=spec.optimiser.precision)
+    learner = PolicyLearner(spec, copy.deepcopy(model))
+    sampler = TorchSampler(copy.deepcopy(model), precision=spec.optimiser.precision)
     task, step = Task(spec), 0
     score = policies.group_logprobs
 
@@ -154,7 +185,7 @@ def our_steps(spec: GRPO, parts: Parts) -> Callable[[], None]:
     return turn
 
 
-def trl_steps(spec: GRPO) -> Callable[[], float]:
+def trl_steps(spec: GRPO, model: LlamaForCausalLM) -> Callable[[], float]:
     """One step of TRL's GRPOTrainer a turn; what it sets up before the step is left out."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from tokenizers import Tokenizer
@@ -188,7 +219,7 @@ def trl_steps(spec: GRPO) -> Callable[[], float]:
             self.seconds += time.process_time()
 
     folder = mkdtemp(prefix="rayexp-bench-")
-    decoder.save(decoder.build(spec.root.decoder, seed=0), Path(folder))
+    decoder.save(model, Path(folder))
 
     def turn() -> float:
         watch = Watch()

@@ -194,7 +194,7 @@ class GRPO(Stage):
     probabilities that the sampler recorded.
     """
 
-    contract: ClassVar[int] = 2  # since then the reference is scored by the policy's own kernels
+    contract: ClassVar[int] = 3  # since then equal completions of a group are read once, which rounds differently
     added: ClassVar[frozenset[str]] = frozenset({"staleness"})
     kind: Literal["grpo"] = "grpo"
     init: "Annotated[Pretrain | SFT | GRPO, Field(discriminator='kind')]"
@@ -233,7 +233,7 @@ class Evaluate(Stage):
     completions sampled for traces.
     """
 
-    contract: ClassVar[int] = 2  # since then rows hold the greedy completion
+    contract: ClassVar[int] = 3  # since then samples are drawn as GRPO's are, equal beginnings read once
     kind: Literal["evaluate"] = "evaluate"
     init: Annotated[Pretrain | SFT | GRPO, Field(discriminator="kind")]
     prompts_per_cell: Count = 200

@@ -1,5 +1,6 @@
 """What a decoder can do (exact mass, samples, intervals), and what theory says it could."""
 
+import copy
 import itertools
 import math
 
@@ -137,6 +138,23 @@ def test_completions_do_not_depend_on_what_they_are_batched_with(model):
         for n, i in enumerate(i * 4 + j for i in order for j in range(4)):
             size = picked.length_N[n]
             np.testing.assert_allclose(picked.logprobs_NC[n, :size], together.logprobs_NC[i, :size], atol=1e-5)
+
+
+def test_members_that_begin_alike_are_decoded_once(model, monkeypatch):
+    """A decoder that is all but sure of itself: as many rows as different beginnings, up to a multiple of 32."""
+    sure = copy.deepcopy(model)
+    with torch.no_grad():
+        sure.lm_head.weight.mul_(10)
+    rows_read = []
+    forward = sure.forward
+    monkeypatch.setattr(sure, "forward", lambda **given: rows_read.append(len(given["input_ids"])) or forward(**given))
+    rows = TorchSampler(sure).generate([PROMPT], [0], 256, [6]).rows
+    monkeypatch.undo()
+    beginnings = [len({tuple(row[:size]) for row in rows if len(row) >= size}) for size in range(1, 6)]
+    assert beginnings[0] < 32 < beginnings[-1] < 64
+    assert rows_read[0] == 1
+    assert [-(-count // 32) * 32 for count in beginnings] == rows_read[1:]
+    assert rows == TorchSampler(sure).generate([PROMPT] * 256, range(256), 1, [6] * 256).rows
 
 
 def test_members_of_a_group_and_seeds_differ(model):

@@ -161,8 +161,8 @@ def test_a_copy_with_another_value_has_another_id():
     [
         (PRETRAIN, "pretrain-91d21416da22713e"),
         (TUNED, "sft-c6c1ccfe059ab063"),
-        (REINFORCED, "grpo-4ce2c8320bb89da3"),
-        (MEASURED, "evaluate-dcedd7a11a0194bd"),
+        (REINFORCED, "grpo-b89612e5981f2072"),
+        (MEASURED, "evaluate-f3a3c71eafcded22"),
     ],
 )
 def test_ids_are_pinned(stage, golden):

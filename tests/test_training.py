@@ -8,14 +8,18 @@ import re
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaForCausalLM
 
 from rayexp.errors import NotFiniteError
 from rayexp.learning import decoder as decoders
+from rayexp.learning.logprobs import ROW_MULTIPLE, Beginnings, completion_logprobs, group_logprobs
 from rayexp.learning.objectives import next_token_loss
-from rayexp.learning.policy import MismatchError, PolicyLearner, completion_logprobs, group_logprobs, rollout_batches
+from rayexp.learning.policy import MismatchError, PolicyLearner, rollout_batches
 from rayexp.learning.trainer import Trainer, learning_rate
 from rayexp.presets import DECODERS
 from rayexp.sampling.captured_step import StaticStep
@@ -338,7 +342,7 @@ def test_stale_samples_are_weighed_by_the_ratio_to_the_policy_that_drew_them(mod
         tokens_NC, mask_NC = torch.tensor(batch.tokens_NC), torch.tensor(batch.mask_NC)
         rewards_PG = torch.tensor(batch.rewards_PG)
         advantage_N1 = (rewards_PG - rewards_PG.mean(dim=1, keepdim=True)).reshape(-1, 1)
-        logprobs_NCV = group_logprobs(model, torch.tensor(batch.prompts_PT, dtype=torch.int64), tokens_NC)
+        logprobs_NCV = group_logprobs(model, Beginnings.of(batch.prompts_PT, batch.tokens_NC))
         chosen_NC = logprobs_NCV.gather(-1, tokens_NC[..., None]).squeeze(-1)
         ratio_NC = (chosen_NC - torch.tensor(batch.sampler_logprobs_NC)).exp()
         gain_NC = torch.minimum(ratio_NC * advantage_N1, ratio_NC.clamp(0.8, 1.2) * advantage_N1) * mask_NC
@@ -400,21 +404,38 @@ def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
     assert len(lengths) > 1
 
 
-@pytest.mark.parametrize("completion_tokens", [1, 5])
-def test_sharing_the_prompt_of_a_group_changes_neither_value_nor_gradient(completion_tokens):
+@pytest.mark.parametrize(("completion_tokens", "symbols"), [(1, 60), (5, 60), (5, 10)])
+def test_what_a_group_shares_changes_neither_value_nor_gradient(completion_tokens, symbols):
+    """Against each completion with its own prompt; of two symbols only, many completions begin alike."""
     model = decoders.build(DECODERS["tiny"], seed=5)
     generator = torch.Generator().manual_seed(0)
     prompts_PT = torch.randint(8, 60, (3, 7), generator=generator)
-    tokens_NC = torch.randint(8, 60, (6, completion_tokens), generator=generator)
-    weights_NCV = torch.randn((6, completion_tokens, 64), generator=generator)
-    whole_NT = torch.cat([prompts_PT.repeat_interleave(2, dim=0), tokens_NC[:, :-1]], dim=1)
+    tokens_NC = torch.randint(8, symbols, (60, completion_tokens), generator=generator)
+    weights_NCV = torch.randn((60, completion_tokens, 64), generator=generator)
+    beginnings = Beginnings.of(prompts_PT.numpy(), tokens_NC.numpy())
+    different = {(1, 60): 3, (5, 60): 60, (5, 10): 29}[completion_tokens, symbols]
+    assert len(beginnings.row_N.unique()) == different
+    whole_NT = torch.cat([prompts_PT.repeat_interleave(20, dim=0), tokens_NC[:, :-1]], dim=1)
     found = []
-    for logprobs_NCV in (
-        group_logprobs(model, prompts_PT, tokens_NC),
-        completion_logprobs(model, whole_NT, completion_tokens),
-    ):
+    for logprobs_NCV in (group_logprobs(model, beginnings), completion_logprobs(model, whole_NT, completion_tokens)):
         (logprobs_NCV * weights_NCV).sum().backward()
-        found.append((logprobs_NCV.detach(), model.model.embed_tokens.weight.grad.clone()))
+        found.append([logprobs_NCV.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
         model.zero_grad()
     for shared, alone in zip(*found, strict=True):
-        torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-3)
+
+
+@given(
+    tokens_NC=arrays(np.int64, st.tuples(st.sampled_from([6, 96]), st.integers(1, 4)), elements=st.integers(0, 2)),
+    group=st.sampled_from([1, 2, 6]),
+)
+def test_beginnings_are_those_of_the_completions_and_each_there_once(tokens_NC, group):
+    prompts_PT = np.arange(len(tokens_NC) // group)[:, None] + np.arange(5)
+    beginnings = Beginnings.of(prompts_PT, tokens_NC)
+    assert torch.equal(beginnings.prompts_PT, torch.from_numpy(prompts_PT))
+    owner_N = np.arange(len(tokens_NC)) // group
+    assert (beginnings.tokens_UC[beginnings.row_N].numpy() == tokens_NC[:, :-1]).all()
+    assert (beginnings.prompt_U[beginnings.row_N].numpy() == owner_N).all()
+    different = {(int(owner), *row[:-1].tolist()) for owner, row in zip(owner_N, tokens_NC, strict=True)}
+    assert len(beginnings.row_N.unique()) == len(different)
+    assert len(beginnings.tokens_UC) == math.ceil(len(different) / ROW_MULTIPLE) * ROW_MULTIPLE

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from rayexp.learning.policy import completion_logprobs
+from rayexp.learning.logprobs import completion_logprobs
 from rayexp.world import Rectangle
 
 

@@ -11,10 +11,11 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from rayexp.errors import NotFiniteError, PermanentError
 from rayexp.learning import decoder, objectives
+from rayexp.learning.logprobs import Beginnings, group_logprobs
 from rayexp.learning.objectives import GRPOSettings, Rollouts
 from rayexp.learning.trainer import Trainer
 from rayexp.sampling.protocol import Completions
@@ -43,9 +44,9 @@ class RolloutBatch:
 
 @dataclass
 class _Part:
-    """A batch on the device, with the samples' own log-probabilities beside what the loss reads."""
+    """A batch on the device: what the decoder reads, the samples' own log-probabilities, and what the loss reads."""
 
-    prompts_PT: Tensor
+    beginnings: Beginnings
     sampler_logprobs_NC: Tensor
     rollouts: Rollouts
 
@@ -117,7 +118,7 @@ class PolicyLearner:
         """Raise NotFiniteError for the prompts of whose completions some log-probability is not finite."""
         for batch, part in zip(batches, parts, strict=True):
             with self.trainer.precision():
-                policy_NCV = group_logprobs(self.model, part.prompts_PT, part.rollouts.tokens_NC)
+                policy_NCV = group_logprobs(self.model, part.beginnings)
             _require_finite("the policy's log-probability", policy_NCV.cpu().numpy(), batch.numbers_P)
             if part.rollouts.reference_NCV is not None:
                 reference = part.rollouts.reference_NCV.cpu().numpy()
@@ -125,18 +126,17 @@ class PolicyLearner:
 
     def _part(self, batch: RolloutBatch) -> _Part:
         device = self.trainer.device
-        tokens_NC = torch.tensor(batch.tokens_NC, device=device)
-        prompts_PT = torch.tensor(batch.prompts_PT, dtype=torch.int64, device=device)
+        beginnings = Beginnings.of(batch.prompts_PT, batch.tokens_NC, device)
         reference_NCV = None
         if self.reference is not None:
             with torch.no_grad(), decoder.computing(self.reference, self._spec.optimiser.precision):
-                reference_NCV = group_logprobs(self.reference, prompts_PT, tokens_NC)
+                reference_NCV = group_logprobs(self.reference, beginnings)
         drawn_with_NC = torch.tensor(batch.sampler_logprobs_NC, device=device)
         return _Part(
-            prompts_PT,
+            beginnings,
             drawn_with_NC,
             Rollouts(
-                tokens_NC,
+                torch.tensor(batch.tokens_NC, device=device),
                 torch.tensor(batch.mask_NC, device=device),
                 torch.tensor(batch.rewards_PG, device=device),
                 reference_NCV,
@@ -149,7 +149,7 @@ class PolicyLearner:
         """Fix what the ratios (but stale ones) and the KL in the reward refer to, before the first of the updates."""
         rollouts = part.rollouts
         with self.trainer.precision():
-            policy_NCV = group_logprobs(self.model, part.prompts_PT, rollouts.tokens_NC)
+            policy_NCV = group_logprobs(self.model, part.beginnings)
         old_NC = rollouts.old_logprobs_NC
         if old_NC is None:
             old_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)
@@ -165,7 +165,7 @@ class PolicyLearner:
     def _loss(self, part: _Part, sequences: int, totals: dict[str, Tensor]) -> Tensor:
         rollouts = part.rollouts
         with self.trainer.precision():
-            policy_NCV = group_logprobs(self.model, part.prompts_PT, rollouts.tokens_NC)
+            policy_NCV = group_logprobs(self.model, part.beginnings)
         loss, statistics = objectives.grpo_loss(policy_NCV, rollouts, self._settings)
         with torch.no_grad():
             logprobs_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)
@@ -190,29 +190,6 @@ def _require_finite(what: str, values: np.ndarray, numbers_P: np.ndarray) -> Non
     bad_P = ~np.isfinite(values).reshape(len(numbers_P), -1).all(axis=1)
     if bad_P.any():
         raise NotFiniteError(f"{what} is not finite for prompt {', '.join(str(n) for n in numbers_P[bad_P])}")
-
-
-def group_logprobs(model: LlamaForCausalLM, prompts_PT: Tensor, tokens_NC: Tensor) -> Tensor:
-    """Log-probabilities over the vocabulary at every token of completions that share prompts: [N, C, V], fp32.
-
-    Each prompt is read once and its keys and values are shared by its group, gradients included: with short answers
-    most tokens of a batch are copies of prompts (9 of 13 on the composition axis, 2.5 times the work of this).
-    """
-    cache = DynamicCache()
-    first_P1V = model(input_ids=prompts_PT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    group = len(tokens_NC) // len(prompts_PT)
-    logits_NCV = first_P1V.repeat_interleave(group, dim=0)
-    if tokens_NC.shape[1] > 1:
-        cache.batch_repeat_interleave(group)
-        rest_NCV = model(input_ids=tokens_NC[:, :-1], past_key_values=cache, use_cache=True).logits
-        logits_NCV = torch.cat([logits_NCV, rest_NCV], dim=1)
-    return logits_NCV.float().log_softmax(dim=-1)
-
-
-def completion_logprobs(model: LlamaForCausalLM, inputs_NT: Tensor, completion_tokens: int) -> Tensor:
-    """Log-probabilities over the vocabulary at the last ``completion_tokens`` positions: [N, C, V], fp32."""
-    logits_NCV = model(input_ids=inputs_NT, use_cache=False, logits_to_keep=completion_tokens).logits
-    return logits_NCV.float().log_softmax(dim=-1)
 
 
 def rollout_batches(
