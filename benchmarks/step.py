@@ -45,7 +45,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.decoder}{', trained' if self.trained else ', fresh'}"
+        return f"{self.decoder}, {'trained' if self.trained else 'fresh'}"
 
 
 CASES = (Case("tiny", 5, trained=True), Case("tiny", 5), Case("paper", 2))
