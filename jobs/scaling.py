@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 
-from jobs.sweep import DEFAULTS, main
+from rayexp.cli.run import DEFAULTS, main
 
 if __name__ == "__main__":
     sys.exit(main(defaults=dataclasses.replace(DEFAULTS, study="scaling")))

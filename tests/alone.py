@@ -4,7 +4,7 @@ from unittest import mock
 
 import torch
 
-from jobs import sweep
+from rayexp.cli import run as sweep
 from rayexp.spec import Execution
 from rayexp.stages import grpo, supervised
 from rayexp.sweep.plan import Plan

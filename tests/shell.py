@@ -21,8 +21,8 @@ import click
 import pytest
 from ray.scripts.scripts import cli as ray_cli
 
-from jobs import report
 from rayexp import cli
+from rayexp.cli import report
 from tests import alone
 
 ROOT = Path(__file__).parent.parent

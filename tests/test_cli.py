@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.sweep import write_plan
 from rayexp import cli, settings
 from rayexp.catalog import AmbiguousError, Catalog, find
+from rayexp.cli.run import write_plan
 from rayexp.evaluation.metrics import cluster_bootstrap
 from rayexp.report import table
 from rayexp.report.compare import Study, compare

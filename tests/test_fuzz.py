@@ -28,7 +28,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from jobs import report, sweep
+from rayexp.cli import report
+from rayexp.cli import run as sweep
 from rayexp.report import page, table
 from rayexp.spec import explain, parse_stage
 from rayexp.store import Store, StoreError

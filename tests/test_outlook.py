@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from jobs import sweep
 from rayexp.catalog import Catalog
+from rayexp.cli import run as sweep
 from rayexp.lease import EXPIRY_S, Leases
 from rayexp.spec import GRPO, SFT, Evaluate, Execution, Pretrain
 from rayexp.store import Store

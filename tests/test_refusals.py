@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import report, sweep
+from rayexp.cli import report
+from rayexp.cli import run as sweep
 from rayexp.sampling import vllm_sampler
 from rayexp.sweep import runtime
 
@@ -99,7 +100,7 @@ def test_a_report_of_nothing_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(("job", "study"), [("sweep", "demo"), ("scaling", "scaling")])
 def test_a_job_runs_as_a_script(job, study, tmp_path):
-    script = Path(sweep.__file__).with_name(f"{job}.py")
+    script = Path(__file__).parent.parent / "jobs" / f"{job}.py"
     done = subprocess.run([sys.executable, script, "--plan"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"plan of study {study}: ")

@@ -1,0 +1,208 @@
+"""Plan a study, run what is missing of it on Ray, write its results and its report.
+
+    python jobs/sweep.py                                    the demo, on this machine
+    python jobs/sweep.py --study depth --scale paper --plan what a study would do
+    ray job submit --working-dir . -- python jobs/sweep.py --study composition --store s3://bucket/study
+
+Run again, it does what is left; when nothing is, it ends in seconds. Several may share a store at the same time. Exit
+codes: 0 all done, 1 some stages failed, 2 refused before anything was started, 130 stopped (Ctrl-C, SIGTERM).
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import tyro
+from pydantic import ValidationError
+
+from rayexp import terminal
+from rayexp.catalog import Catalog
+from rayexp.sampling.vllm_sampler import VLLMMissingError
+from rayexp.spec import Execution, explain
+from rayexp.store import Store, StoreError
+from rayexp.studies.choice import Choice
+from rayexp.sweep import preflight
+from rayexp.sweep.outlook import Machines, outlook
+from rayexp.sweep.plan import Plan
+from rayexp.sweep.preflight import PreflightError
+from rayexp.terminal import refuse
+
+#: The settings of ``Execution`` as options, without its limits: those are checked, and explained, by ``Execution``.
+Options: Any = dataclasses.make_dataclass(
+    "Options",
+    [
+        (
+            name,
+            Annotated[info.annotation, tyro.conf.arg(help=info.description)],
+            dataclasses.field(default=info.default),
+        )
+        for name, info in Execution.model_fields.items()
+        if name != "lease"
+    ],
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(Choice):
+    """Plan a study, run what is missing of it on Ray, write its results and its report."""
+
+    plan: bool = False
+    """Print every stage with its state, its cost and what it is built on, and stop."""
+    repair: bool = False
+    """Read every finished artifact of the plan first, and make those again that are damaged."""
+    keep_going: bool = False
+    """After a failure, run everything that does not depend on it; the default."""
+    fail_fast: bool = False
+    """After a failure, stop."""
+    loggers: tuple[str, ...] = ()
+    """Tune's own loggers, beside the store: csv, json, tensorboard, wandb."""
+    options: Annotated[Options, tyro.conf.OmitArgPrefixes] = (  # pyright: ignore[reportInvalidTypeForm]
+        dataclasses.field(default_factory=Options)
+    )
+    """How it is run; nothing of this can change a result."""
+
+
+DEFAULTS = Sweep()
+
+
+def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
+    """The whole job; returns the exit code."""
+    try:
+        sweep = parsed(arguments, defaults, __doc__)
+        execution = executed(sweep)
+        require_loggers(sweep.loggers)
+        store = Store.of(execution)
+        plan = planned(sweep, store)
+        if sweep.repair and not sweep.plan:
+            unpublish_damaged(plan, store)
+            plan = planned(sweep, store)
+        print(plan.summary(), flush=True)
+        if sweep.plan:
+            print(f"\n{outlook(plan, Catalog(store), execution, machines(), terminal.terminal_width())}")
+            return 0
+        store.files.require_writable()
+        write_plan(plan, store, sweep.name)
+        failed = run(sweep, plan, execution, store) if plan.trials else 0
+        write_report(planned(sweep, store), store, sweep.name)
+    except ValidationError as error:
+        return refuse(explain(error))
+    except PreflightError as error:  # may be a table
+        return refuse(*str(error).splitlines())
+    except (ValueError, ConnectionError, StoreError, VLLMMissingError) as error:
+        return refuse(str(error))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 1 if failed else 0
+
+
+def parsed(arguments: list[str] | None, defaults: Sweep, description: str | None) -> Sweep:
+    """The command line as a Sweep. Raises ValueError with one sentence."""
+    sweep = terminal.parsed(Sweep, arguments, default=defaults, description=description)
+    if sweep.keep_going and sweep.fail_fast:
+        raise ValueError("keep_going and fail_fast are both set; allowed: one of them")
+    return sweep
+
+
+def executed(sweep: Sweep) -> Execution:
+    """How the stages are to be run. Raises ValidationError or ValueError on a setting it can't have."""
+    return Execution.model_validate(dataclasses.asdict(sweep.options) | {"store": store_url(sweep.options.store)})
+
+
+def require_loggers(names: Sequence[str]) -> None:
+    """Raise ValueError if one of them can't be had."""
+    if names:
+        from rayexp.sweep import loggers  # imports Ray
+
+        loggers.require(names)
+
+
+def unpublish_damaged(plan: Plan, store: Store) -> None:
+    """Take back finished stages of the plan that are not what their manifests say, so that they are run again."""
+    labels = {stage.id: stage.label for stage in plan.stages}
+    for stage_id, problems in store.damaged(plan.finished).items():
+        print(f"damaged: {labels[stage_id]}: {'; '.join(problems)}", flush=True)
+        store.unpublish(stage_id)
+
+
+def planned(sweep: Sweep, store: Store) -> Plan:
+    """The plan of the study against what the store has finished. Raises ValueError on a setting it can't have."""
+    return Plan.of(sweep.study, sweep.stages(), store.finished_ids())
+
+
+def machines() -> Machines:
+    """Those of the cluster that RAY_ADDRESS names, if it names one; else this machine, without a start of Ray."""
+    if not (address := os.environ.get("RAY_ADDRESS")):
+        return Machines.here()
+    from rayexp.sweep import runtime
+
+    runtime.connect()
+    return Machines(preflight.capacity(), f"the Ray cluster at {address}")
+
+
+def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
+    """Run the plan on the cluster; the number of trials that did not succeed."""
+    # Ray takes seconds to import; a plan or a refusal needs none.
+    from rayexp.sweep import gauges, loggers, runtime, tune, views
+    from rayexp.sweep.progress import Progress
+    from rayexp.sweep.watch import Watch
+
+    counts = {"stages": str(len(plan.stages)), "stages_to_run": str(len(plan.to_run))}
+    cluster = runtime.connect(metadata={"study": sweep.name, "store": store.url, **counts})
+    execution = execution.on(gpus=preflight.capacity().get("GPU", 0.0))
+    preflight.require_software(plan, execution)
+    preflight.require_resources(plan, execution)
+    print(f"Ray dashboard: http://{cluster['dashboard']}", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C from far away
+    progress = Progress(plan, at_once=preflight.concurrency(plan, execution))
+    with (
+        loggers.opened(sweep.loggers, store, sweep.name) as habits,
+        views.on(views.console(), progress) as view,
+    ):
+        watch = Watch(progress, [view, gauges.Gauges(progress, sweep.name)])
+        outcome = tune.run(plan, execution, [watch, *habits], sweep.fail_fast, progress.note)
+    for trial, why in outcome.failed.items():
+        print(f"failed: {why} (details: {execution.store}/work/{trial}/failure.json)", file=sys.stderr)
+    labels = {trial.id: trial.label for trial in plan.trials}
+    for trial in sorted(outcome.blocked):
+        print(f"not run because of a failure: {labels[trial]} ({trial})", file=sys.stderr)
+    return len(outcome.failed) + len(outcome.blocked)
+
+
+def write_plan(plan: Plan, store: Store, name: str) -> None:
+    """Which stages the study consists of, id and label, for those who look into the store while it runs and later."""
+    labels = {stage.id: stage.label for stage in plan.stages}
+    store.files.write(f"studies/{name}/plan.json", json.dumps(labels, indent=1).encode())
+
+
+def write_report(plan: Plan, store: Store, name: str) -> None:
+    """Results table and report of what is finished, into the store's ``studies`` folder; claims to the terminal."""
+    from rayexp.report import page
+
+    write_plan(plan, store, name)
+    with TemporaryDirectory() as folder:
+        page.write(plan, store, Path(folder))
+        store.put_folder(Path(folder), f"studies/{name}")
+        with (Path(folder) / "claims.csv").open(newline="") as claims:
+            for row in csv.DictReader(claims):
+                print(f"{row['claim']} {row['title']} | {row['setting']} | {row['measured']} | {row['verdict']}")
+    print(f"results: {store.url}/studies/{name}/results.parquet\nreport:  {store.url}/studies/{name}/report/index.html")
+
+
+def store_url(url: str) -> str:
+    """A relative folder as an absolute one, for workers start elsewhere. Refused where it would be thrown away."""
+    if "://" in url or url.startswith("file:"):
+        return url
+    if "runtime_resources" in Path.cwd().parts and not os.path.isabs(url):
+        raise ValueError(
+            f"store is {url!r}, relative to Ray's temporary copy of the working directory; "
+            "allowed in a job with --working-dir: an absolute path or a URL"
+        )
+    return str(Path(url).absolute())
