@@ -175,6 +175,26 @@ class Store:
                 return
         yield None
 
+    # What else a running stage keeps beside its checkpoints
+
+    def work_names(self, stage_id: str, folder: str) -> list[str]:
+        """Return the names in a folder of the stage's work, in order."""
+        return self.files.names(f"work/{stage_id}/{folder}")
+
+    def work(self, stage_id: str, name: str) -> bytes:
+        """Read a file of the stage's work."""
+        return self.files.read(f"work/{stage_id}/{name}")
+
+    def save_work(self, stage_id: str, name: str, data: bytes) -> None:
+        """Write a file of the stage's work, if the lease on it is still held."""
+        self._require_lease()
+        self.files.write(f"work/{stage_id}/{name}", data)
+
+    def remove_work(self, stage_id: str, name: str) -> None:
+        """Remove a file of the stage's work, if the lease on it is still held."""
+        self._require_lease()
+        self.files.remove_file(f"work/{stage_id}/{name}")
+
     def _checkpoint_steps(self, stage_id: str) -> list[int]:
         names = self.files.names(f"work/{stage_id}")
         return sorted(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))

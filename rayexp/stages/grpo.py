@@ -53,9 +53,9 @@ def run(spec: GRPO, evaluations: Sequence[Evaluate], execution: Execution, progr
 def _train(spec: GRPO, store: Store, execution: Execution, crew: Crew, progress: Progress) -> None:
     task, timed = Task(spec), Stopwatch()
     fleet, learner = crew.fleet, crew.learner
-    rollout_log = RolloutLog(store, spec.id, enabled=execution.keep_rollouts)
     checkpointed = sampled = time.monotonic()
     completed = learner.call("completed")
+    rollout_log = RolloutLog(store, spec.id, enabled=execution.keep_rollouts, first_step=completed)
     drawn: Completions | None = learner.call("drawn")  # ahead of this step, with the weights before the last update
 
     for step in range(completed, spec.steps):
@@ -92,7 +92,7 @@ def _train(spec: GRPO, store: Store, execution: Execution, crew: Crew, progress:
                 checkpointed = time.monotonic()
 
     with naming(lambda: f"{spec.label}, publishing"):
-        learner.call("publish", rollout_log.table(), timed.seconds)
+        learner.call("publish", rollout_log.table(spec.steps), timed.seconds)
 
 
 class Task:

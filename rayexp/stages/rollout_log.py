@@ -1,10 +1,13 @@
 """Every rollout of a GRPO stage as Parquet, when asked for.
 
-Rows are written to the stage's work folder just before each checkpoint, in a part named by its first step. A continued
-stage starts at a checkpoint, so the parts before it are exactly its past.
+Rows are written to the stage's work folder just before each checkpoint, in a part named by its first step. An attempt
+starts at a checkpoint, or at step 0 where every checkpoint is lost. So the parts before its first step are its past,
+and all others belong to an attempt that was abandoned: they are removed when it starts, even if it keeps no rollouts.
 """
 
 import io
+import logging
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +17,10 @@ import pyarrow.parquet as pq
 from rayexp.sampling.protocol import Completions
 from rayexp.store import Store
 from rayexp.world import vocabulary
+
+log = logging.getLogger(__name__)
+
+_PART = re.compile(r"(\d{9})\.parquet")  # and not what a process that was killed left half written
 
 
 class RolloutLog:
@@ -33,12 +40,16 @@ class RolloutLog:
         ]
     )
 
-    def __init__(self, store: Store, stage_id: str, enabled: bool) -> None:
+    def __init__(self, store: Store, stage_id: str, enabled: bool, first_step: int = 0) -> None:
+        """``first_step``: where this attempt starts."""
         self._store = store
-        self._folder = f"work/{stage_id}/rollouts"
+        self._stage_id = stage_id
         self._enabled = enabled
         self._rows: list[dict[str, object]] = []
         self._first_step: int | None = None
+        for name in store.work_names(stage_id, "rollouts"):
+            if not ((part := _PART.fullmatch(name)) and int(part[1]) < first_step):
+                store.remove_work(stage_id, f"rollouts/{name}")
 
     def add(
         self,
@@ -73,15 +84,19 @@ class RolloutLog:
         if self._rows:
             sink = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(self._rows, schema=self.SCHEMA), sink)
-            self._store.files.write(f"{self._folder}/{self._first_step:09d}.parquet", sink.getvalue())
+            self._store.save_work(self._stage_id, f"rollouts/{self._first_step:09d}.parquet", sink.getvalue())
             self._rows, self._first_step = [], None
 
-    def table(self) -> pa.Table | None:
-        """All rollouts of the stage, from its first step to the current one."""
+    def table(self, steps: int) -> pa.Table | None:
+        """All rollouts of the stage's ``steps`` steps; steps that were run without keeping them are warned of."""
         if not self._enabled:
             return None
-        first = self._first_step if self._first_step is not None else 2**62
-        files = self._store.files
-        parts = [name for name in files.names(self._folder) if int(name.removesuffix(".parquet")) < first]
-        past = [pq.read_table(io.BytesIO(files.read(f"{self._folder}/{part}"))) for part in parts]
-        return pa.concat_tables([*past, pa.Table.from_pylist(self._rows, schema=self.SCHEMA)])
+        parts = filter(_PART.fullmatch, self._store.work_names(self._stage_id, "rollouts"))
+        past = [pq.read_table(io.BytesIO(self._store.work(self._stage_id, f"rollouts/{part}"))) for part in parts]
+        whole = pa.concat_tables([*past, pa.Table.from_pylist(self._rows, schema=self.SCHEMA)])
+        if missing := sorted(set(range(steps)) - set(whole["step"].to_pylist())):
+            log.warning(
+                "rollouts.parquet lacks %d of %d steps (the first is %d), which were run without keep_rollouts",
+                *(len(missing), steps, missing[0]),
+            )
+        return whole
