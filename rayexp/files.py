@@ -1,18 +1,21 @@
 """Files by name below one root, at any fsspec URL.
 
-Every call has a time limit. What can pass by itself (a slow answer, a 500, a reset connection) is tried again with
-growing pauses; what can't (a refusal, a full disk, a missing bucket) is a StoreError with its cause at once. No name
-leads out of the root, and a reader sees a file whole or not at all.
+A name is taken as it stands: no call expands a pattern, so ``[``, ``*`` and ``?`` are letters like others. Every call
+has a time limit. What can pass by itself (a slow answer, a 500, a reset connection) is tried again with growing pauses;
+what can't (a refusal, a full disk, a missing bucket) is a StoreError with its cause at once. No name leads out of the
+root, and a reader sees a file whole or not at all.
 """
 
 import errno
 import logging
 import os
 import random
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -33,7 +36,12 @@ _ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectory
 _HOPELESS = (PermissionError, ValueError, TypeError, AttributeError, ImportError, NotImplementedError, PermanentError)
 _HOPELESS_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EACCES, errno.EPERM}
 #: Filesystems without folders: a name with slashes needs nothing else to be there.
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "memory"}
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci"}
+#: How fsspec marks a path of this machine; such a URL is the path behind it, as it stands.
+_LOCAL_PREFIX = re.compile(r"(file|local):(//)?")
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+#: Files that are removed at the same time.
+REMOVED_AT_ONCE = 16
 
 
 class StoreError(PermanentError):
@@ -44,12 +52,15 @@ class Files:
     """A root folder on an fsspec filesystem. ``timeout_s`` is the longest wait for any one answer."""
 
     def __init__(self, url: str, timeout_s: float = 600.0) -> None:
+        self.url = resolved(url)
         try:
-            # Other machines write here too: a cached listing would be a lie.
-            fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            if os.path.isabs(self.url):  # url_to_fs would take a path with :: for a chain of URLs
+                fs, root = fsspec.filesystem("file"), self.url
+            else:
+                # Other machines write here too: a cached listing would be a lie.
+                fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except Exception as error:  # whatever a filesystem makes of a URL that it can't read
             raise StoreError(f"store is {url!r}; allowed: a folder or an fsspec URL ({first_line(error)})") from error
-        self.url = url
         self.fs = cast(fsspec.AbstractFileSystem, fs)
         self.root = str(root).rstrip("/")
         self.timeout_s = timeout_s
@@ -76,14 +87,14 @@ class Files:
 
     def read_existing(self, names: Sequence[str]) -> dict[str, bytes]:
         """Those of the files that are there, read together."""
-        places = {self._place(name): name for name in names}
+        places = [self._place(name) for name in names]
 
         def cat() -> dict[str, bytes]:
-            found = cast(dict[str, Any], self.fs.cat(list(places), on_error="return")) if places else {}
-            for answer in found.values():
+            found = cast(list[Any], self.fs.cat_ranges(places, None, None, on_error="return")) if places else []
+            for answer in found:
                 if isinstance(answer, BaseException) and not isinstance(answer, _ANSWERS):
                     raise answer
-            return {places[place]: data for place, data in found.items() if isinstance(data, bytes)}
+            return {name: data for name, data in zip(names, found, strict=True) if isinstance(data, bytes)}
 
         return self._answer(f"read {len(names)} files", cat)
 
@@ -141,12 +152,13 @@ class Files:
             found = self._answer(f"list {folder}", lambda: self.fs.ls(self._place(folder), detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted({PurePosixPath(str(place)).name for place in found} - {PurePosixPath(folder).name})
+        itself = self._place(folder).strip("/")
+        return sorted({PurePosixPath(place).name for place in map(str, found) if place.strip("/") != itself})
 
     def empty(self) -> bool:
         """Whether there is nothing below the root."""
         try:
-            return not self._answer("list the root", lambda: self.fs.ls(self.root, detail=False))
+            return not self._answer("list the root", lambda: self.fs.ls(self.root or self.fs.root_marker, detail=False))
         except FileNotFoundError:
             return True
         except NotADirectoryError:
@@ -173,17 +185,37 @@ class Files:
 
     def remove(self, folder: str) -> None:
         """Remove a folder and all that is in it, if it is there."""
+        place = self._place(folder)
+
+        def remove() -> None:
+            if self.local:
+                self.fs.rm(place, recursive=True)
+                return
+            found = cast(dict[str, Any], self.fs.find(place, withdirs=not self._folderless, detail=True))
+            files = [path for path, about in found.items() if about["type"] != "directory"]
+            with ThreadPoolExecutor(REMOVED_AT_ONCE) as pool:
+                list(pool.map(self._remove_place, files))
+            for path in sorted(found.keys() - set(files), reverse=True):  # the innermost first
+                self.fs.rmdir(path)
+
         with suppress(FileNotFoundError, NotADirectoryError):
-            self._answer(f"remove {folder}", lambda: self.fs.rm(self._place(folder), recursive=True))
+            self._answer(f"remove {folder}", remove)
 
     def remove_file(self, name: str) -> None:
         """Remove a file if it is there."""
+        self._answer(f"remove {name}", lambda: self._remove_place(self._place(name)))
+
+    @property
+    def _folderless(self) -> bool:
+        return bool(_OBJECT_STORES & set(_protocols(self.fs)))
+
+    def _remove_place(self, place: str) -> None:
         with suppress(FileNotFoundError, NotADirectoryError):
-            self._answer(f"remove {name}", lambda: self.fs.rm_file(self._place(name)))
+            self.fs.rm_file(place)
 
     def _in_its_folder(self, name: str, put: Callable[[str], None]) -> None:
         place = self._place(name)
-        if not _OBJECT_STORES & set(_protocols(self.fs)):
+        if not self._folderless:
             self.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
         try:
             put(place)
@@ -196,7 +228,7 @@ class Files:
         """The full path of a name. Raises StoreError if it leads out of the root, be it by a link."""
         place = f"{self.root}/{inside(name)}"
         if self.local:
-            root = os.path.realpath(self.root)
+            root = os.path.realpath(self.root or "/")
             if os.path.commonpath([root, os.path.realpath(place)]) != root:
                 raise StoreError(f"{name!r} is a link that leads out of the store {self.url}")
         return place
@@ -220,6 +252,32 @@ class Files:
                 log.warning("the store %s: %s failed (%s); trying again", self.url, what, first_line(error))
                 time.sleep(pause * random.uniform(0.75, 1.25))  # so that many workers do not knock at once
         raise AssertionError("unreachable")
+
+
+def resolved(url: str) -> str:
+    """Return a URL, or an absolute path, that means the same in every process: of a relative folder, of ``~`` and of
+    ``file:`` URLs. Raises StoreError where it would mean something else than what was written."""
+
+    def refusal(why: str) -> StoreError:
+        return StoreError(f"store is {url!r}, {why}; allowed: a folder or an fsspec URL")
+
+    if not url or "\0" in url:
+        raise refusal("which names nothing")
+    local = _LOCAL_PREFIX.match(url)
+    if "://" in url and not local:
+        if ".." in url.split("/"):
+            raise refusal("which leads upwards: there is no .. in a URL")
+        return url
+    path = os.path.expanduser(url[local.end() :] if local else url)
+    first = path.split("/")[0]
+    if first.startswith("~"):
+        raise refusal(f"where {first} is nobody's home here; ./{first} is the folder of that name")
+    if _VARIABLE.fullmatch(first):
+        raise refusal(f"where no shell has put the value of {first}; ./{first} is the folder of that name")
+    if not os.path.isabs(path) and "runtime_resources" in Path.cwd().parts:
+        raise refusal("relative to Ray's temporary copy of the working directory, which is thrown away")
+    whole = Path(path)
+    return str(whole.resolve() if ".." in whole.parts else whole.absolute())
 
 
 def inside(name: str) -> str:

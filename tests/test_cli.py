@@ -17,6 +17,7 @@ import pytest
 
 from rayexp import cli, settings
 from rayexp.catalog import AmbiguousError, Catalog, find
+from rayexp.cli import run
 from rayexp.cli.run import write_plan
 from rayexp.evaluation.metrics import cluster_bootstrap
 from rayexp.report import table
@@ -422,6 +423,27 @@ def test_a_kit_goes_to_other_filesystems(whole, said):
     copy = Store("memory://kit-of-a-test")
     assert copy.damaged(copy.finished_ids()) == {}
     assert len(copy.finished_ids()) == len(STAGES)
+
+
+# Places
+
+
+@pytest.mark.parametrize("folder", ["runs", "[runs]*?", "a#b %20", "größe::2"])
+def test_every_command_means_the_same_folder(tmp_path, said, monkeypatch, folder):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    home = tmp_path / "home" / folder
+    home.mkdir(parents=True)
+    whole = study(home)
+    place = f"~/{folder}/store"
+    assert run.executed(run.parsed([f"--store={place}"], run.DEFAULTS, None)).store == whole.url == f"{home}/store"
+    listing = said("ls", f"--store={place}", "--study", "demo-tiny")
+    assert listing == said("ls", f"--store=file://{home}/store", "--study", "demo-tiny")
+    assert f"{len(STAGES)} finished of {len(STAGES)}" in listing[1]
+    for other in (f"{place}::demo-tiny", f"{place}/studies/demo-tiny/"):
+        assert said("compare", "demo-tiny", other, f"--store={place}")[0] == 0
+    assert said("export", "demo-tiny", f"--to=~/{folder}/kit", f"--store={place}")[0] == 0
+    assert (home / "kit" / "SHA256SUMS").is_file()
+    assert not (tmp_path / "~").exists()
 
 
 # Refusals

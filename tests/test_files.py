@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pwd
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,11 @@ from uuid import uuid4
 
 import pytest
 import s3fs
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from rayexp import files as module
-from rayexp.files import Files, StoreError
+from rayexp.files import Files, StoreError, resolved
 from rayexp.store import Store
 from rayexp.waiting import within
 from rayexp.world import World
@@ -151,6 +154,148 @@ def test_a_call_that_hangs_ends_with_who_was_waited_for_and_how_long(tmp_path):
     hang.set()
 
 
+# Names are taken as they stand
+
+ODD = [
+    "a[1]",
+    "[*]?",
+    "*",
+    "**",
+    "a?b",
+    "a#b",
+    "a%20b",
+    "a b",
+    " ",
+    "~",
+    "$HOME",
+    "größe 数",
+    "{a,b}",
+    "!x",
+    "a:b",
+    "-x",
+]
+NAMES = st.text(st.sampled_from("[]*?#%~$ {}!:&+é数x-"), min_size=1, max_size=6) | st.sampled_from(ODD)
+
+
+def use_all_of(files, folder, name, scratch):
+    """Every call once, on a file and a folder with these names and beside others that a pattern would find as well."""
+    others = [f"{folder}x/{name}", f"{folder}/{name}x", "other/x"]
+    for other in others:
+        files.write(other, b"other")
+    path = f"{folder}/{name}"
+    files.write(path, b"1")
+    assert files.read(path) == b"1"
+    assert files.read_existing([path, f"{path}!!", others[0]]) == {path: b"1", others[0]: b"other"}
+    assert files.names(folder) == sorted([name, f"{name}x"])
+    assert files.is_folder(folder)
+    assert not files.is_folder(path)
+    assert files.modified(path)
+    assert not files.create(path, b"2")
+    assert files.create(f"{path}-new", b"3")
+    files.download(path, scratch)
+    files.upload(scratch, f"{path}-new")
+    assert files.read(f"{path}-new") == b"1"
+    files.remove_file(path)
+    assert files.names(folder) == sorted([f"{name}-new", f"{name}x"])
+    files.write(f"{folder}/deep/{name}/{name}", b"")
+    files.remove(folder)
+    assert files.names(folder) == []
+    assert files.read_existing(others) == {others[0]: b"other", others[2]: b"other"}
+    files.remove(f"{folder}x")
+
+
+@given(root=NAMES, folder=NAMES, name=NAMES, local=st.booleans())
+@example("runs [a]*?#%41", "[*]", "x", True)
+@example("runs [a]*?#%41", "[*]", "x", False)
+def test_a_pattern_in_a_path_is_no_pattern(tmp_path_factory, root, folder, name, local):
+    scratch = tmp_path_factory.mktemp("scratch")
+    where = str(scratch / "store") if local else f"memory://{uuid4().hex}"
+    use_all_of(Files(f"{where}/{root}/store"), folder, name, scratch / "copy")
+
+
+def test_a_path_with_the_marks_of_a_chain_of_urls_is_a_path(tmp_path):
+    use_all_of(Files(str(tmp_path / "a::b" / "c::memory:")), "x", "y", tmp_path / "copy")
+    assert (tmp_path / "a::b" / "c::memory:").is_dir()
+
+
+def test_only_what_is_in_a_folder_is_listed_even_by_the_name_of_the_folder(files):
+    files.write("studies/studies/plan.json", b"")
+    assert files.names("studies") == ["studies"]
+
+
+@pytest.fixture
+def somewhere(tmp_path, monkeypatch):
+    """A working directory, with a home beside it."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("runs", "here/runs"),
+        ("runs/", "here/runs"),
+        ("./runs", "here/runs"),
+        ("../runs", "runs"),
+        ("~/runs", "home/runs"),
+        ("~", "home"),
+        ("./~/runs", "here/~/runs"),
+        ("file:runs", "here/runs"),
+        ("file://runs", "here/runs"),
+        ("file://~/runs", "home/runs"),
+        ("local://runs", "here/runs"),
+        ("a$b", "here/a$b"),
+        ("./$HOME/x", "here/$HOME/x"),
+    ],
+)
+def test_a_folder_is_the_same_for_every_command_and_every_process(somewhere, monkeypatch, url, path):
+    assert resolved(url) == str(somewhere / path)
+    monkeypatch.chdir("/")
+    assert Files(resolved(str(somewhere / path))).root == str(somewhere / path)
+
+
+def test_the_home_of_another_user_is_found(monkeypatch):
+    monkeypatch.setenv("HOME", "/elsewhere")
+    assert resolved("~root/runs") == f"{pwd.getpwnam('root').pw_dir}/runs"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/runs", "memory://a[1]/x#y?z", "gs://b/%20"])
+def test_a_url_is_left_as_it_is(url):
+    assert resolved(url) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("", "names nothing"),
+        ("a\0b", "names nothing"),
+        ("~nobody-by-this-name/runs", "nobody's home"),
+        ("$HOME/runs", "no shell has put the value"),
+        ("${RUNS}", "no shell has put the value"),
+        ("s3://bucket/../other", "leads upwards"),
+        ("memory://x/..", "leads upwards"),
+    ],
+)
+def test_a_store_that_is_something_else_than_it_looks_like_is_refused(somewhere, url, why):
+    with pytest.raises(StoreError, match=why) as refusal:
+        Files(url)
+    assert f"store is {url!r}" in str(refusal.value)
+    assert list((somewhere / "here").iterdir()) == []
+
+
+def test_a_relative_folder_in_a_jobs_copy_of_the_sources_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "runtime_resources").mkdir()
+    monkeypatch.chdir(tmp_path / "runtime_resources")
+    with pytest.raises(StoreError, match="relative to Ray's temporary copy"):
+        Files("kit")
+    assert Files(str(tmp_path)).root == str(tmp_path)
+
+
+# Links
+
+
 @pytest.mark.parametrize("target", ["../secret", "..", "/"])
 def test_a_link_does_not_lead_out(tmp_path, target):
     (tmp_path / "secret").write_text("secret")
@@ -226,6 +371,11 @@ def test_a_server_that_refuses_is_not_asked_again(server, remote):
             use()
     assert server.calm() < 10
     assert remote.read("x") == b"1"
+
+
+@pytest.mark.parametrize("name", ["[*]?", "a#b c", "a%20b+", "größe 数"])
+def test_a_pattern_in_a_key_is_no_pattern(remote, tmp_path, name):
+    use_all_of(Files(f"{remote.url}/{name}/store", timeout_s=30), name, name, tmp_path / "copy")
 
 
 def test_a_bucket_that_is_missing_is_said(remote):

@@ -52,6 +52,8 @@ def refusal(monkeypatch, capsys, tmp_path):
         (["--loggers", "csv", "visdom"], "loggers", "'visdom'", "csv, json, tensorboard, wandb"),
         (["--store", "/proc/no/such/place"], "store", "'/proc/no/such/place'", "cannot be written"),
         (["--store", "nosuch://place"], "store", "'nosuch://place'", "fsspec URL"),
+        (["--store", "$HOME/runs"], "store", "'$HOME/runs'", "a folder"),
+        (["--store", ""], "store", "''", "a folder"),
     ],
 )
 def test_refused_in_one_sentence(refusal, arguments, field, value, allowed):

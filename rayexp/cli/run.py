@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from rayexp import terminal
 from rayexp.catalog import Catalog
+from rayexp.files import resolved
 from rayexp.sampling.vllm_sampler import VLLMMissingError
 from rayexp.spec import Execution, explain
 from rayexp.store import Store, StoreError
@@ -113,7 +114,7 @@ def parsed(arguments: list[str] | None, defaults: Sweep, description: str | None
 
 def executed(sweep: Sweep) -> Execution:
     """How the stages are to be run. Raises ValidationError or ValueError on a setting it can't have."""
-    return Execution.model_validate(dataclasses.asdict(sweep.options) | {"store": store_url(sweep.options.store)})
+    return Execution.model_validate(dataclasses.asdict(sweep.options) | {"store": resolved(sweep.options.store)})
 
 
 def require_loggers(names: Sequence[str]) -> None:
@@ -194,15 +195,3 @@ def write_report(plan: Plan, store: Store, name: str) -> None:
             for row in csv.DictReader(claims):
                 print(f"{row['claim']} {row['title']} | {row['setting']} | {row['measured']} | {row['verdict']}")
     print(f"results: {store.url}/studies/{name}/results.parquet\nreport:  {store.url}/studies/{name}/report/index.html")
-
-
-def store_url(url: str) -> str:
-    """A relative folder as an absolute one, for workers start elsewhere. Refused where it would be thrown away."""
-    if "://" in url or url.startswith("file:"):
-        return url
-    if "runtime_resources" in Path.cwd().parts and not os.path.isabs(url):
-        raise ValueError(
-            f"store is {url!r}, relative to Ray's temporary copy of the working directory; "
-            "allowed in a job with --working-dir: an absolute path or a URL"
-        )
-    return str(Path(url).absolute())

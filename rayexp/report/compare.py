@@ -102,7 +102,7 @@ def compare(a: Study, b: Study) -> Comparison:
 def _located(reference: str, store_url: str) -> tuple[str, str]:
     """Store and name of a study."""
     url, separator, name = reference.rpartition("::")
-    if separator:
+    if separator and "/" not in name:  # else it is part of a folder's name
         return url, name
     path = reference.rstrip("/")
     url, separator, name = path.rpartition("/studies/")
