@@ -35,6 +35,12 @@ def test_wandb_without_a_login_is_refused(monkeypatch, tmp_path):
     loggers.require(("wandb",))
 
 
+def test_wandb_has_no_run_to_end_of_a_trial_whose_process_never_started(monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    loggers.LOGGERS["wandb"]("demo").log_trial_end(object(), failed=True)
+
+
 def test_files_are_kept_though_the_sweep_is_stopped(tmp_path, capsys):
     store = Store(str(tmp_path / "store"))
     folder = tmp_path / "session" / "a-trial"

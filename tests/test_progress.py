@@ -1,10 +1,13 @@
 """The state of a running sweep, its two views, and what they say when it is long, narrow, many or gone wrong."""
 
 import io
+import pickle
 
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
 
+from rayexp.errors import StageError
 from rayexp.journal import report
 from rayexp.presets import SCALES
 from rayexp.spec import GRPO
@@ -12,7 +15,7 @@ from rayexp.studies import STUDIES, Grid
 from rayexp.sweep import views
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
-from rayexp.sweep.watch import Watch
+from rayexp.sweep.watch import Watch, last_words
 
 
 class Clock:
@@ -248,9 +251,11 @@ def test_clock(seconds, text):
 class TuneTrial:
     """What Watch reads of Tune's trial."""
 
-    def __init__(self, trial, last_result=None):
+    def __init__(self, trial, last_result=None, pickled_error_file=None, error_file=None):
         self.config = {"trial": trial.id}
         self.last_result = last_result
+        self.pickled_error_file = pickled_error_file
+        self.error_file = error_file
 
 
 def test_tunes_events_are_told(clock):
@@ -267,3 +272,72 @@ def test_tunes_events_are_told(clock):
     assert [ended.state for ended in progress.ended] == ["done", "failed"]
     assert progress.ended[1].why == "it is broken"
     assert seen == [1, 1]
+
+
+#: What Ray says of a process that could not import what it is to run, shortened.
+NO_PACKAGE = """The actor died unexpectedly before finishing this task.
+\tclass_name: ImplicitFunc
+\tpid: 31599
+\tip: 192.0.2.2
+The actor is dead because its worker process has died. Worker exit detail: Traceback (most recent call last):
+  File "function_manager.py", line 657, in temporary_actor_method
+RuntimeError: The actor with name ImplicitFunc failed to import on the worker. This may be because:
+
+Traceback (most recent call last):
+ModuleNotFoundError: No module named 'rayexp'
+
+An unexpected internal error occurred while the worker was executing a task."""
+NODE_LOST = "The actor died unexpectedly before finishing this task.\n\tip: 192.0.2.2\nIts node has died."
+
+
+def died(text):
+    error = ActorDiedError()
+    error.error_msg = text
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (died(NO_PACKAGE), "its process died on the node 192.0.2.2: ModuleNotFoundError: No module named 'rayexp'"),
+        (died(NODE_LOST), "its process died on the node 192.0.2.2: Its node has died."),
+        (died(""), "its process died"),
+        (RayTaskError("f", "", StageError("a/sft: it broke"), "", 1, "192.0.2.2"), "a/sft: it broke"),
+        (
+            RayTaskError("f", "", ImportError("no torch"), "", 1, "192.0.2.2"),
+            "ImportError: no torch (on the node 192.0.2.2)",
+        ),
+    ],
+)
+def test_an_error_of_rays_is_told_in_one_sentence(error, words):
+    assert last_words(error) == words
+
+
+@pytest.mark.parametrize("kept", ["as an object", "as text", "nowhere", "where nothing is any more"])
+def test_a_trial_whose_process_never_starts_fails_with_its_sentence_and_the_rest_goes_on(clock, tmp_path, kept):
+    progress = progress_of(clock)
+    watch = Watch(progress)
+    first, second = kinds(progress, "supervised")
+    (tmp_path / "error.pkl").write_bytes(pickle.dumps(died(NO_PACKAGE)))
+    (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at noon)\n{NO_PACKAGE}\n")
+    files = {
+        "as an object": {"pickled_error_file": str(tmp_path / "error.pkl")},
+        "as text": {"error_file": str(tmp_path / "error.txt")},
+        "nowhere": {},
+        "where nothing is any more": {"pickled_error_file": str(tmp_path / "a"), "error_file": str(tmp_path / "b")},
+    }[kept]
+    watch.on_trial_error(0, [], TuneTrial(first, **files))
+    watch.on_trial_result(0, [], TuneTrial(first), spoken(first.stages[0], 1))
+    watch.on_trial_start(0, [], TuneTrial(second))
+    watch.on_trial_complete(0, [], TuneTrial(second, {"step": 8}))
+    assert progress.counts == {"done": 1, "running": 0, "waiting": 1, "elsewhere": 0, "failed": 1, "blocked": 1}
+    assert "No module named 'rayexp'" in progress.ended[0].why or kept.startswith("where") or kept == "nowhere"
+    assert progress.ended[0].why.startswith("its process died")
+
+
+def test_a_trial_that_was_done_before_it_started_says_nothing_about_the_pace(clock):
+    progress = progress_of(clock)
+    watch = Watch(progress)
+    watch.on_trial_complete(0, [], TuneTrial(kinds(progress, "supervised")[0], {"step": 8}))
+    assert progress.counts["done"] == 1
+    assert progress.remaining_s == (0, False)

@@ -4,6 +4,7 @@ import pickle
 import random
 from uuid import uuid4
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
@@ -89,6 +90,14 @@ def test_completions_of_unknown_trials_are_ignored():
     searcher.on_trial_complete("1", error=True)
     searcher.on_trial_complete("1")
     assert searcher.suggest("3") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize("why", ["its process died", f"{STAGE.label}, step 1: the reward is not finite"])
+def test_a_failure_names_its_stage_once(why):
+    searcher = searcher_of([a_trial("a")])
+    searcher.fail("a", why)
+    assert searcher.failed["a"].count(STAGE.label) == 1
+    assert searcher.failed["a"].endswith(why)
 
 
 def test_a_trial_is_told_its_stages_and_how_to_run_them():

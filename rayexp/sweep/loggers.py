@@ -26,9 +26,15 @@ DOCUMENTS = ["stages", "execution"]
 def _wandb(study: str) -> tune.Callback:
     from ray.air.integrations.wandb import WandbLoggerCallback  # imports wandb, which takes a second
 
+    class Started(WandbLoggerCallback):
+        def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+            """End the run of a trial, unless its process never started and it has none."""
+            if trial in self._trial_queues:
+                super().log_trial_end(trial, failed)
+
     # Its runs live in actors, which may be started by a node that does not know this process's environment.
     mode = os.environ.get("WANDB_MODE", "online")
-    return WandbLoggerCallback(project="rayexp", group=study, excludes=DOCUMENTS, mode=mode, settings={"silent": True})
+    return Started(project="rayexp", group=study, excludes=DOCUMENTS, mode=mode, settings={"silent": True})
 
 
 LOGGERS: dict[str, Callable[[str], tune.Callback]] = {

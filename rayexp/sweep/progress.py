@@ -94,18 +94,18 @@ class Progress:
         self.running[trial_id] = Running(trial, self._clock(), trial.stages[0])
 
     def report(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A stage of a running trial spoke; see ``journal.report``."""
-        numbers = {name: result[name] for name in METRICS if name in result}
-        stage = self._stages[result["stage_id"]]
-        self.running[trial_id].report(stage, result["step"], result["steps"], numbers, self._clock())
+        """Take in what a stage of a running trial reported (``journal.report``); what comes after the end is late."""
+        if run := self.running.get(trial_id):
+            numbers = {name: result[name] for name in METRICS if name in result}
+            run.report(self._stages[result["stage_id"]], result["step"], result["steps"], numbers, self._clock())
 
     def end(self, trial_id: str, state: str, why: str = "") -> None:
-        """A trial is ``done``, has ``failed``, or is ``waiting`` again."""
-        run = self.running.pop(trial_id)
-        took = self._clock() - run.since
-        self.ended.append(Ended(run.trial, state, took, why))
+        """Take in that a trial is ``done``, has ``failed``, or is ``waiting`` again. It may never have started."""
+        run = self.running.pop(trial_id, None)
+        took = self._clock() - run.since if run else 0.0
+        self.ended.append(Ended(self._trials[trial_id], state, took, why))
         self._states[trial_id] = state
-        if state == "done":
+        if run and state == "done":
             pace = self._paces.setdefault(run.trial.kind, [0.0, 0.0])
             pace[0] += self._flops[trial_id]
             pace[1] += took

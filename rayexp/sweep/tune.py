@@ -24,7 +24,7 @@ from rayexp.spec import GRPO, Evaluate, Execution, canonical_json, parse_stage
 from rayexp.store import FAILURE, Store
 from rayexp.sweep import preflight
 from rayexp.sweep.plan import Plan, Trial
-from rayexp.sweep.watch import last_words
+from rayexp.sweep.watch import DIED, why_failed
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +70,13 @@ def run(
                 name="sweep",
                 storage_path=folder,  # Tune's own notes: the store is what a sweep goes on from
                 failure_config=tune.FailureConfig(max_failures=execution.worker_failures),
-                callbacks=list(callbacks),
+                callbacks=[_Failures(searcher), *callbacks],
                 stop=_StopWhen(searcher),
                 verbose=0,
             ),
         )
-        results = tuner.fit()
+        tuner.fit()
         store.tidy()
-    for result in results:
-        if result.error and result.config:
-            searcher.failed[result.config["trial"]] = last_words(result.error)
     finished = store.finished_ids([stage.id for stage in plan.to_run])
     missing = {trial.id for trial in plan.trials if not finished.issuperset(stage.id for stage in trial.stages)}
     failed = {trial: why for trial, why in searcher.failed.items() if trial in missing}
@@ -252,11 +249,16 @@ class PlanSearcher(Searcher):
             log.warning("%s", result["lease_lost"])
             self._ready[trial] = None
         elif error:
-            self.failed[trial] = "its process died"
+            self.fail(trial, DIED)
         elif result and "failed" in result:
-            self.failed[trial] = result["failed"]
+            self.fail(trial, result["failed"])
         else:
             self._release_children(trial)
+
+    def fail(self, trial: str, why: str) -> None:
+        """Keep a sentence about a trial that failed; it begins with the trial's label."""
+        label = self._trials[trial].label
+        self.failed[trial] = why if why.startswith(label) else f"{label}: {why}"
 
     def _release_children(self, trial: str) -> None:
         for child in self._children.get(trial, []):
@@ -273,6 +275,20 @@ class PlanSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise RuntimeError("a plan is not restored; run the sweep again, which plans from the store")
+
+
+class _Failures(tune.Callback):
+    """Tells the searcher why a trial failed, which Tune itself does not."""
+
+    def __init__(self, searcher: PlanSearcher) -> None:
+        self._searcher = searcher
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._searcher.fail(trial.config["trial"], why_failed(trial))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a pickle of what it was started with; this is of no use later."""
+        return {}
 
 
 class _StopWhen(tune.Stopper):

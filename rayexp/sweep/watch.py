@@ -1,13 +1,23 @@
 """Tune's events, told to a ``Progress``; and a moment for each view of it."""
 
 import pickle
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from rayexp.errors import sentence
+from rayexp.errors import PermanentError, StageError, sentence
+from rayexp.spec import one_line
 from rayexp.sweep.progress import Progress
+
+#: All that is known of a failure that left no error behind.
+DIED = "its process died"
+#: Lines that name an exception in a text with tracebacks; the last one is what was raised.
+_NAMED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): \S.*$", re.MULTILINE)
+_NODE = re.compile(r"\bip(?:=|: )([\w.:]*\w)")
 
 
 class Watch(tune.Callback):
@@ -36,8 +46,8 @@ class Watch(tune.Callback):
             self._progress.end(trial.config["trial"], "done")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        with open(trial.pickled_error_file, "rb") as file:  # Tune has just written it
-            self._progress.end(trial.config["trial"], "failed", last_words(pickle.load(file)))
+        """Take in a failure, perhaps of a trial that never started: its process could not be made."""
+        self._progress.end(trial.config["trial"], "failed", why_failed(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         for view in self._views:
@@ -48,6 +58,23 @@ class Watch(tune.Callback):
         return {}
 
 
+def why_failed(trial: Any) -> str:
+    """Return one sentence about the error of a trial, from the files that Tune has just written on this machine."""
+    if trial.pickled_error_file:
+        with suppress(Exception):  # it is not there, or of a kind that only a worker knows
+            return last_words(pickle.loads(Path(trial.pickled_error_file).read_bytes()))
+    if trial.error_file:
+        with suppress(OSError):
+            return last_words(RuntimeError(Path(trial.error_file).read_text()))
+    return DIED
+
+
 def last_words(error: Exception) -> str:
-    """What is left to say of an exception that came through Ray."""
-    return sentence(getattr(error, "cause", None) or error)
+    """Return one sentence about an exception that came through Ray: its cause, or what Ray knows of a dead process."""
+    if cause := getattr(error, "cause", None):
+        known = isinstance(cause, PermanentError | StageError)
+        return sentence(cause) if known else f"{sentence(cause)} (on the node {getattr(error, 'ip', 'unknown')})"
+    text = str(error)
+    where = "".join(f" on the node {ip}" for ip in _NODE.findall(text)[-1:])
+    reasons = _NAMED.findall(text) or [line for line in text.splitlines() if line and not line[0].isspace()]
+    return f"{DIED}{where}: {one_line(reasons[-1])}" if reasons else f"{DIED}{where}"

@@ -1,7 +1,9 @@
 """A peer that dies is replaced, one that hangs is named, a number that is none ends its stage: on a real cluster."""
 
+import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -25,7 +27,9 @@ from rayexp.stages import supervised
 from rayexp.store import Store
 from rayexp.sweep import tune
 from rayexp.sweep.plan import Plan
+from rayexp.sweep.progress import Progress
 from rayexp.sweep.tune import run_trial
+from rayexp.sweep.watch import Watch
 from tests.integration import lives
 from tests.integration.chains import evaluate, grpo, logged, pretrain, sft
 from tests.integration.test_supervised import weights_digest
@@ -290,3 +294,20 @@ def test_a_failed_stage_blocks_its_descendants_and_the_rest_goes_on_unless_it_is
     assert "Traceback" in json.loads(store.files.read(f"work/{DOOMED.id}/failure.json"))["traceback"]
     assert store.finished_ids() - before == (set() if fail_fast else {good.id, evaluate(good).id})
     assert outcome.blocked == {above.id} | ({good.id} if fail_fast else set())
+
+
+def test_trials_whose_process_can_not_start_fail_in_one_sentence_each_and_end_nothing_else(
+    cluster, execution, monkeypatch, tmp_path
+):
+    """What they are to run is in a module that no worker has."""
+    (tmp_path / "only_on_the_head.py").write_text("def run_trial(config): pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tune, "run_trial", importlib.import_module("only_on_the_head").run_trial)
+    one, other = grpo(sft(BASE), seed=1, sampler="torch"), grpo(sft(BASE), seed=2, sampler="torch")
+    plan = Plan.of("test", [one, other], Store(execution.store).finished_ids())
+    progress = Progress(plan)
+    outcome = tune.run(plan, execution.model_copy(update={"worker_failures": 0}), [Watch(progress)])
+    assert outcome.failed.keys() == {one.id, other.id}
+    for trial, why in outcome.failed.items():
+        assert re.fullmatch(r".*: its process died on the node .*No module named 'only_on_the_head'", why), trial
+    assert progress.counts["failed"] == 2
