@@ -52,7 +52,7 @@ _GRPO = tuple(
         ("grpo/loss", "", "Clipped loss with the KL penalty, mean over completions"),
         ("grpo/kl", "nats/completion", "KL to the reference by the stage's estimator"),
         ("grpo/entropy", "nats/token", "Entropy of the policy's next token at the visited prefixes"),
-        ("grpo/clipped", "share", "Share of the tokens whose ratio was clipped"),
+        ("grpo/clipped", "share", "Share of the tokens whose gradient the clip cuts, mean over all updates of a step"),
         ("grpo/grad_norm", "", "Norm of the gradient before clipping"),
         ("grpo/max_logprob_mismatch", "nats", "Largest difference between sampler and learner in a token's log-prob"),
         ("grpo/sampler_kl", "nats/completion", "KL of the sampler to the learner, estimated from the completions"),

@@ -194,7 +194,7 @@ class GRPO(Stage):
     probabilities that the sampler recorded.
     """
 
-    contract: ClassVar[int] = 3  # since then equal completions of a group are read once, which rounds differently
+    contract: ClassVar[int] = 4  # since then grpo/clipped counts the tokens that the clip cuts, over all updates
     added: ClassVar[frozenset[str]] = frozenset({"staleness"})
     kind: Literal["grpo"] = "grpo"
     init: "Annotated[Pretrain | SFT | GRPO, Field(discriminator='kind')]"

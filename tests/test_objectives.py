@@ -5,6 +5,8 @@ one row of logits for each prefix it can be asked at: the empty one, 1 and 2. Al
 """
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,8 +105,8 @@ def test_the_seven_completions_are_all_there_is():
 def test_value_of_every_kl_estimator(estimator):
     """In expectation over completions: the KL between distributions of completions for exact, k1 and k3, not for k2."""
     logits = random_logits(0)
-    kl_NC = kl_to_reference(logprobs_of(logits), REFERENCE, TOKENS, estimator)
-    value = (mass_of(logits)[:, None] * kl_NC * MASK).sum()
+    kl_NC = kl_to_reference(logprobs_of(logits), REFERENCE, TOKENS, MASK, estimator)
+    value = (mass_of(logits)[:, None] * kl_NC).sum()
     if estimator == "k2":
         assert abs(value - sequence_kl(logits)) > 0.01
     else:
@@ -114,7 +116,7 @@ def test_value_of_every_kl_estimator(estimator):
 
 def test_unknown_estimators_are_refused():
     with pytest.raises(ValueError, match="allowed: exact, k1, k2, k3"):
-        kl_to_reference(REFERENCE, REFERENCE, TOKENS, "k4")
+        kl_to_reference(REFERENCE, REFERENCE, TOKENS, MASK, "k4")
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -298,9 +300,20 @@ def test_on_policy_is_the_case_of_old_logprobs_equal_to_the_current_ones(kl_in):
     assert torch.equal(gradient(losses[0]), gradient(losses[1]))
 
 
+@pytest.mark.parametrize(
+    ("policy", "reference", "old"),
+    [
+        (-1.5, -4.0, -9.0),
+        (-2000.0, -1.0, -1.0),
+        (-1.0, -2000.0, -2000.0),
+        (-math.inf, -1.0, -1.0),
+        (-1.0, -math.inf, -math.inf),
+    ],
+)
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_values_under_the_mask_never_matter(estimator, kl_in):
+def test_values_under_the_mask_never_matter(estimator, kl_in, policy, reference, old):
+    """Log-probabilities at padding, also those whose difference is infinite or has an exponential that is."""
     rows, rollouts = rollouts_of(old=True)
     hidden = rollouts.mask_NC == 0
     assert hidden.any()
@@ -311,15 +324,15 @@ def test_values_under_the_mask_never_matter(estimator, kl_in):
             return torch.where(hidden.view(6, 2, *[1] * (tensor.ndim - 2)), value, tensor) if disturbed else tensor
 
         logits = random_logits(0).requires_grad_()
-        policy_NCV = changed(logprobs_of(logits)[rows], -1.5)
+        policy_NCV = changed(logprobs_of(logits)[rows], policy)
         loss, statistics = grpo_loss(
             policy_NCV,
             Rollouts(
                 changed(rollouts.tokens_NC, 2),
                 rollouts.mask_NC,
                 rollouts.rewards_PG,
-                changed(rollouts.reference_NCV, -4.0),
-                changed(rollouts.old_logprobs_NC, -9.0),
+                changed(rollouts.reference_NCV, reference),
+                changed(rollouts.old_logprobs_NC, old),
                 rollouts.old_kl_N,
             ),
             s,
@@ -352,15 +365,30 @@ def test_clipping_stops_the_gradient_only_where_the_policy_already_went_far_enou
     found = gradient(lambda logits: grpo_loss(logprobs_of(logits)[[0, 1]], rollouts, settings())[0])
     assert found.any() == alive
     clipped = grpo_loss(logprobs_of(random_logits(0))[[0, 1]], rollouts, settings())[1]["clipped"]
-    assert clipped == (abs(ratio - 1) > 0.2)
+    assert clipped == (not alive)
+
+
+def test_clipped_tokens_are_those_whose_gradient_is_cut():
+    """Every token of six completions at every ratio, against autograd; a token without an advantage has none to cut."""
+    rows, rollouts = rollouts_of()
+    policy_NCV = logprobs_of(random_logits(0))[rows].requires_grad_()
+    logprobs_NC = policy_NCV.detach().gather(-1, TOKENS[rows][..., None]).squeeze(-1)
+    for ratio in (0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.0):
+        moved = replace(rollouts, reference_NCV=None, old_logprobs_NC=logprobs_NC - math.log(ratio))
+        loss, statistics = grpo_loss(policy_NCV, moved, settings())
+        alive_NC = torch.autograd.grad(loss, policy_NCV)[0].any(dim=-1)
+        advantage_N1 = group_advantages(moved.rewards_PG, "mean_only")[0].view(-1, 1)
+        cut_NC = ~alive_NC & (advantage_N1 != 0) & (moved.mask_NC > 0)
+        assert statistics["clipped"] == sequence_sums(cut_NC.double(), moved.mask_NC, "sequence_mean").sum()
+        assert cut_NC.any() == (abs(ratio - 1) > 0.2)
 
 
 def test_statistics_are_sums_over_sequences():
     rows, rollouts = rollouts_of()
     policy_NCV = logprobs_of(random_logits(0))[rows]
     statistics = grpo_loss(policy_NCV, rollouts, settings())[1]
-    kl_NC = kl_to_reference(policy_NCV, REFERENCE[rows], TOKENS[rows], "exact")
-    close(statistics["kl"], (kl_NC * MASK[rows]).sum())
+    kl_NC = kl_to_reference(policy_NCV, REFERENCE[rows], TOKENS[rows], MASK[rows], "exact")
+    close(statistics["kl"], kl_NC.sum())
     entropy_NC = torch.distributions.Categorical(logits=policy_NCV).entropy()
     close(statistics["entropy"], sequence_sums(entropy_NC, MASK[rows], "sequence_mean").sum())
     assert statistics["clipped"] == 0

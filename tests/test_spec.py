@@ -161,8 +161,8 @@ def test_a_copy_with_another_value_has_another_id():
     [
         (PRETRAIN, "pretrain-91d21416da22713e"),
         (TUNED, "sft-c6c1ccfe059ab063"),
-        (REINFORCED, "grpo-b89612e5981f2072"),
-        (MEASURED, "evaluate-f3a3c71eafcded22"),
+        (REINFORCED, "grpo-ed31e0af4434106f"),
+        (MEASURED, "evaluate-2ce1aebeaa3edf69"),
     ],
 )
 def test_ids_are_pinned(stage, golden):

@@ -18,7 +18,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 from rayexp.errors import NotFiniteError
 from rayexp.learning import decoder as decoders
 from rayexp.learning.logprobs import ROW_MULTIPLE, Beginnings, completion_logprobs, group_logprobs
-from rayexp.learning.objectives import next_token_loss
+from rayexp.learning.objectives import GRPOSettings, Rollouts, grpo_loss, next_token_loss
 from rayexp.learning.policy import MismatchError, PolicyLearner, rollout_batches
 from rayexp.learning.trainer import Trainer, learning_rate
 from rayexp.presets import DECODERS
@@ -308,11 +308,36 @@ def test_several_updates_start_from_the_policy_that_sampled(model):
     once, twice = (PolicyLearner(grpo_spec(updates=n), decoders.build(MICRO, 1)) for n in (1, 2))
     batches = rollout_batches(*rollouts(model))
     one, two = (learner.update(batches, 0.02) for learner in (once, twice))
-    assert one == pytest.approx(two, abs=1e-6)
+    assert one == pytest.approx(two | {"clipped": 0.0}, abs=1e-6)
     assert (once.trainer.completed_steps, twice.trainer.completed_steps) == (1, 2)
     assert not same(weights(once.model), weights(twice.model))
     once.update(batches, math.inf)  # takes its own policy for the one that sampled
     assert not same(weights(once.model), weights(twice.model))
+
+
+def test_what_the_clip_cuts_is_counted_over_all_updates(model):
+    """The first of two starts at a ratio of 1, where nothing is cut: the mean is half of what the second one cuts."""
+    spec = grpo_spec(kl_beta=0.0, clip_ratio=0.01)
+    batches = rollout_batches(*rollouts(model))
+    once, twice = (PolicyLearner(spec.model_copy(update={"updates": n}), decoders.build(MICRO, 1)) for n in (1, 2))
+    settings = GRPOSettings(0.0, "exact", "loss", spec.advantage, spec.loss_reduction, spec.clip_ratio)
+
+    def logprobs(batch):
+        with torch.no_grad():
+            return group_logprobs(once.model, Beginnings.of(batch.prompts_PT, batch.tokens_NC))
+
+    def cut_by_the_next_update(batch, before_NCV):
+        tokens_NC = torch.tensor(batch.tokens_NC)
+        old_NC = before_NCV.gather(-1, tokens_NC[..., None]).squeeze(-1)
+        drawn = Rollouts(tokens_NC, torch.tensor(batch.mask_NC), torch.tensor(batch.rewards_PG), None, old_NC)
+        return grpo_loss(logprobs(batch), drawn, settings)[1]["clipped"].item()
+
+    before = [logprobs(batch) for batch in batches]
+    assert once.update(batches, 0.02)["clipped"] == 0
+    completions = sum(len(batch.tokens_NC) for batch in batches)
+    second = sum(map(cut_by_the_next_update, batches, before)) / completions
+    assert second > 0.05
+    assert twice.update(batches, 0.02)["clipped"] == pytest.approx(second / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -54,14 +54,23 @@ def group_advantages(rewards_PG: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     return centred_PG / scale_P[:, None], scale_P
 
 
-def kl_to_reference(policy_NCV: Tensor, reference_NCV: Tensor, tokens_NC: Tensor, estimator: str) -> Tensor:
-    """kl_NC by one of the estimators above, from log-probabilities over the vocabulary."""
+def masked(values_NC: Tensor, mask_NC: Tensor) -> Tensor:
+    """Replace what is under the mask by 0. A product would not do: at padding nothing bounds a log-ratio, so that its
+    exponential can overflow, and an infinity times 0 is NaN, in the value or in the gradient."""
+    return torch.where(mask_NC > 0, values_NC, 0.0)
+
+
+def kl_to_reference(
+    policy_NCV: Tensor, reference_NCV: Tensor, tokens_NC: Tensor, mask_NC: Tensor, estimator: str
+) -> Tensor:
+    """Return kl_NC by one of the estimators above, from log-probabilities over the vocabulary; 0 under the mask."""
     if estimator == "exact":
         # The log-ratio's own gradient is sum_v grad p(v) = 0. Left to autograd it is rounding noise instead, which Adam
         # would blow up to full steps; without it, a policy that equals its reference gets a gradient of exactly zero.
-        return (policy_NCV.exp() * (policy_NCV - reference_NCV).detach()).sum(dim=-1)
+        log_ratio_NCV = masked((policy_NCV - reference_NCV).detach(), mask_NC[..., None])
+        return (policy_NCV.exp() * log_ratio_NCV).sum(dim=-1)
     index = tokens_NC[..., None]
-    log_ratio_NC = (policy_NCV.gather(-1, index) - reference_NCV.gather(-1, index)).squeeze(-1)
+    log_ratio_NC = masked((policy_NCV.gather(-1, index) - reference_NCV.gather(-1, index)).squeeze(-1), mask_NC)
     match estimator:
         case "k1":
             return log_ratio_NC
@@ -100,7 +109,7 @@ class GRPOSettings:
 
 def sequence_sums(values_NC: Tensor, mask_NC: Tensor, reduction: str) -> Tensor:
     """Sum over the tokens of each sequence, or their mean for ``sequence_mean``: [N]."""
-    total_N = (values_NC * mask_NC).sum(dim=1)
+    total_N = masked(values_NC, mask_NC).sum(dim=1)
     return total_N / mask_NC.sum(dim=1).clamp(min=1) if reduction == "sequence_mean" else total_N
 
 
@@ -121,8 +130,8 @@ def grpo_loss(policy_NCV: Tensor, rollouts: Rollouts, settings: GRPOSettings) ->
     kl_N = torch.zeros_like(scale_N)
 
     if rollouts.reference_NCV is not None:
-        kl_NC = kl_to_reference(policy_NCV, rollouts.reference_NCV, rollouts.tokens_NC, settings.kl_estimator)
-        kl_N = (kl_NC * mask_NC).sum(dim=1).detach()
+        kl_NC = kl_to_reference(policy_NCV, rollouts.reference_NCV, rollouts.tokens_NC, mask_NC, settings.kl_estimator)
+        kl_N = kl_NC.sum(dim=1).detach()
         if settings.kl_in == "loss":
             penalty_N = settings.kl_beta * sequence_sums(kl_NC, mask_NC, reduction)
         else:
@@ -133,17 +142,20 @@ def grpo_loss(policy_NCV: Tensor, rollouts: Rollouts, settings: GRPOSettings) ->
                 kept = 1 - 1 / group_size
                 penalty_N = settings.kl_beta * kept * sequence_sums(kl_NC, mask_NC, reduction) / scale_N
 
-    ratio_NC = torch.exp(logprobs_NC - old_NC)
+    ratio_NC = torch.exp(masked(logprobs_NC - old_NC, mask_NC))
     advantages_N1 = advantages_PG.reshape(-1, 1)
     clipped_NC = ratio_NC.clamp(1 - settings.clip_ratio, 1 + settings.clip_ratio)
-    surrogate_NC = torch.minimum(ratio_NC * advantages_N1, clipped_NC * advantages_N1)
+    free_NC, bound_NC = ratio_NC * advantages_N1, clipped_NC * advantages_N1
+    surrogate_NC = torch.minimum(free_NC, bound_NC)
     loss = (penalty_N - sequence_sums(surrogate_NC, mask_NC, reduction)).sum()
 
     with torch.no_grad():
         entropy_NC = -(policy_NCV.exp() * policy_NCV).sum(dim=-1)
         statistics = {
             "entropy": sequence_sums(entropy_NC, mask_NC, "sequence_mean").sum(),
-            "clipped": sequence_sums((ratio_NC != clipped_NC).float(), mask_NC, "sequence_mean").sum(),
+            # Where the minimum is the clipped branch, which has no gradient; a ratio outside that the minimum leaves
+            # alone, or an advantage of zero, loses nothing.
+            "clipped": sequence_sums((bound_NC < free_NC).float(), mask_NC, "sequence_mean").sum(),
         }
         if rollouts.reference_NCV is not None:
             statistics["kl"] = kl_N.sum()

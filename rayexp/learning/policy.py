@@ -70,7 +70,8 @@ class PolicyLearner:
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.model.state_dict().items()}
 
     def update(self, batches: list[RolloutBatch], max_logprob_mismatch: float) -> dict[str, float]:
-        """``spec.updates`` optimiser steps on one set of rollouts; statistics of the first.
+        """Take ``spec.updates`` optimiser steps on one set of rollouts. Return statistics of the first; of ``clipped``
+        the mean over all of them, because the first starts at a ratio of 1.
 
         Raises MismatchError when the sampler's log-probability of a token differs from the learner's by more than the
         limit, in nats (not with staleness, where they are of different weights), and NotFiniteError, with the prompts
@@ -82,6 +83,7 @@ class PolicyLearner:
         parts = [self._part(batch) for batch in batches]
         sequences = sum(len(part.rollouts.tokens_NC) for part in parts)
         totals: dict[str, Tensor] = {}
+        clipped = torch.zeros((), device=self.trainer.device)
         if self._spec.updates > 1:
             parts = [self._with_old_policy(part) for part in parts]
         norm = torch.zeros(())
@@ -97,6 +99,8 @@ class PolicyLearner:
                 prompts = ", ".join(str(number) for batch in batches for number in batch.numbers_P)
                 raise NotFiniteError(f"{error} (no single prompt of {prompts} is at fault)") from error
             norm = step_norm if update == 0 else norm
+            clipped += seen["clipped"]
+        totals["clipped"] = clipped / self._spec.updates
         statistics = {name: value.item() / sequences for name, value in totals.items() if not name.startswith("_")}
         weight, square, count = (totals[name].item() for name in ("_weight", "_square", "_count"))
         return statistics | {
@@ -119,10 +123,11 @@ class PolicyLearner:
         for batch, part in zip(batches, parts, strict=True):
             with self.trainer.precision():
                 policy_NCV = group_logprobs(self.model, part.beginnings)
-            _require_finite("the policy's log-probability", policy_NCV.cpu().numpy(), batch.numbers_P)
-            if part.rollouts.reference_NCV is not None:
-                reference = part.rollouts.reference_NCV.cpu().numpy()
-                _require_finite("the reference's log-probability", reference, batch.numbers_P)
+            found = {"policy": policy_NCV, "reference": part.rollouts.reference_NCV}
+            for whose, logprobs_NCV in found.items():
+                if logprobs_NCV is not None:
+                    seen_NCV = objectives.masked(logprobs_NCV, part.rollouts.mask_NC[..., None])
+                    _require_finite(f"the {whose}'s log-probability", seen_NCV.cpu().numpy(), batch.numbers_P)
 
     def _part(self, batch: RolloutBatch) -> _Part:
         device = self.trainer.device
@@ -156,9 +161,13 @@ class PolicyLearner:
         old_kl_N = None
         if rollouts.reference_NCV is not None:
             kl_NC = objectives.kl_to_reference(
-                policy_NCV, rollouts.reference_NCV, rollouts.tokens_NC, self._settings.kl_estimator
+                policy_NCV,
+                rollouts.reference_NCV,
+                rollouts.tokens_NC,
+                rollouts.mask_NC,
+                self._settings.kl_estimator,
             )
-            old_kl_N = (kl_NC * rollouts.mask_NC).sum(dim=1)
+            old_kl_N = kl_NC.sum(dim=1)
         part.rollouts = replace(rollouts, old_logprobs_NC=old_NC, old_kl_N=old_kl_N)
         return part
 
@@ -169,7 +178,7 @@ class PolicyLearner:
         loss, statistics = objectives.grpo_loss(policy_NCV, rollouts, self._settings)
         with torch.no_grad():
             logprobs_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)
-            difference_NC = (logprobs_NC - part.sampler_logprobs_NC) * rollouts.mask_NC
+            difference_NC = objectives.masked(logprobs_NC - part.sampler_logprobs_NC, rollouts.mask_NC)
             ratio_N = difference_NC.sum(dim=1).exp()
             statistics |= {
                 "loss": loss.detach(),
