@@ -3,7 +3,6 @@
 import getpass
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayexp import metrics
+from rayexp import host, metrics
 from rayexp.spec import GRPO, SFT, Execution, Pretrain
 
 #: One row a number. metric: ``stage/split/metric``, e.g. ``pretrain/ood/loss``.
@@ -85,7 +84,7 @@ class Journal:
             "duration_s": round(time.time() - self._started, 3),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "host": platform.node(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "machine": f"{platform.machine()}, {host.cores()} cores",
             "user": getpass.getuser(),
             "python": platform.python_version(),
             "argv": sys.argv,

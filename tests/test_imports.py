@@ -11,7 +11,15 @@ ROOT = Path(__file__).parent.parent
 PURE = ("world", "learning", "sampling", "evaluation")
 #: From the bottom up; a module imports its own layer and those below. world and errors import nothing of the others.
 LAYERS = (
-    ("rayexp.world", "rayexp.errors", "rayexp.waiting", "rayexp.logs", "rayexp.metrics", "rayexp.grafana"),
+    (
+        "rayexp.world",
+        "rayexp.errors",
+        "rayexp.waiting",
+        "rayexp.logs",
+        "rayexp.metrics",
+        "rayexp.grafana",
+        "rayexp.host",
+    ),
     ("rayexp.spec", "rayexp.settings"),
     ("rayexp.sampling", "rayexp.learning", "rayexp.evaluation", "rayexp.presets", "rayexp.terminal"),
     ("rayexp.files", "rayexp.lease", "rayexp.store", "rayexp.journal", "rayexp.catalog", "rayexp.export"),

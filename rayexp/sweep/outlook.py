@@ -1,10 +1,9 @@
 """What ``--plan`` prints: every stage with its state and cost, and what the rest of the plan will take."""
 
-import os
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
+from rayexp import host
 from rayexp.catalog import Attempt, Catalog
 from rayexp.spec import Execution, Stage, one_line
 from rayexp.sweep import preflight
@@ -39,9 +38,8 @@ class Machines:
 
     @classmethod
     def here(cls) -> "Machines":
-        """This machine, as Ray would find it."""
-        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-        return cls({"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}, "this machine")
+        """Return what a local cluster would be started with."""
+        return cls({"CPU": float(host.cores()), "GPU": float(host.gpus() or 0)}, "this machine")
 
     @property
     def description(self) -> str:

@@ -16,6 +16,8 @@ from ray._private.worker import global_worker
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JOB_NAME_METADATA_KEY, JobInfoStorageClient
 from ray.job_config import JobConfig
 
+from rayexp import host
+
 log = logging.getLogger(__name__)
 
 #: For the driver and every process it starts, unless they are set already.
@@ -60,7 +62,8 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
         _set_stale_address_aside()
         context = ray.init(
             address="local",
-            num_cpus=cpus,
+            num_cpus=host.cores() if cpus is None else cpus,
+            num_gpus=host.gpus(),  # None: Ray looks for other makes
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             runtime_env=runtime_env,

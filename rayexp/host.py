@@ -1,0 +1,73 @@
+"""Cores and GPUs that this process may use. A container, a batch system or the user may allow fewer than there are.
+
+A plan without a cluster counts with them and a local cluster is started with them, so the two agree.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+
+
+def cores(root: Path = Path("/")) -> int:
+    """Return the number of whole cores, one at least. ``root`` is where /proc and /sys are found."""
+    there = os.cpu_count() or 1
+    if os.environ.get("RAY_USE_MULTIPROCESSING_CPU_COUNT"):  # Ray's own way to count what is there
+        return there
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+    return max(1, int(min([allowed, *_quotas(root)])))
+
+
+def gpus() -> int | None:
+    """Return the number of NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves; None without NVIDIA's driver."""
+    count = ctypes.c_uint()
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        failed = nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else visible(count.value, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible(count: int, devices: str | None) -> int:
+    """Return how many of ``count`` GPUs a value of CUDA_VISIBLE_DEVICES leaves. CUDA reads it up to the first name that
+    no GPU has, so -1 hides them all."""
+    if devices is None:
+        return count
+
+    def known(name: str) -> bool:
+        return name.startswith(("GPU-", "MIG-")) or (name.isdigit() and int(name) < count)
+
+    return min(count, sum(1 for _ in takewhile(known, map(str.strip, devices.split(",")))))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the CPU quota of this process's control group and of each group around it, in cores."""
+    for folder in _groups(root):
+        version_1 = (folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
+        words = _words(folder / "cpu.max") or [word for file in version_1 for word in _words(file)]
+        if len(words) == 2 and all(map(str.isdigit, words)):  # no quota is "max", or -1
+            yield int(words[0]) / int(words[1])
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """Yield the folders of control groups that limit CPUs, where they can be seen from inside."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        own = Path(path.lstrip("/"))
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        yield from (mount / group for group in (own, *own.parents))
+
+
+def _words(file: Path) -> list[str]:
+    return [word for line in _lines(file) for word in line.split()]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []
