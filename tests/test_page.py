@@ -22,7 +22,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Numbers as wide as they get: 36 stages of 5 days on 64 GPUs.
     execution = {"train_workers": 64, "train_cpus": 8.0, "train_gpus": 1.0}
     store = published(folder, stages, {**RECORD, "duration_s": 4.5e5, "execution": execution})
-    return report.write(Plan.of(HOSTILE + "a" * 80, stages, store.finished_ids()), store, folder / "out")
+    return report.write(Plan.of(HOSTILE + "a" * 80, stages, store.finished_ids()), store, folder / "out").page
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import pytest
 from matplotlib.collections import PathCollection
 from scipy.special import expit, logit
 
+from rayexp.cli import report as report_command
 from rayexp.evaluation.measure import SCHEMA
 from rayexp.evaluation.metrics import wilson
 from rayexp.evaluation.theory import tilted
@@ -23,12 +27,17 @@ from rayexp.report import figures, page, table
 from rayexp.report.arms import arms
 from rayexp.report.claims import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, claims
 from rayexp.report.drawing import Drawing
+from rayexp.report.figures.curves import reward_and_kl
+from rayexp.report.figures.mass import mass_by_ratio
+from rayexp.report.figures.pass_at_k import pass_at_k_curves
 from rayexp.report.provenance import provenance
 from rayexp.spec import GRPO, Evaluate, Pretrain, Stage
 from rayexp.store import Store
+from rayexp.studies.choice import Choice
 from rayexp.studies.grid import Grid, chains
 from rayexp.sweep.plan import Plan
 
+ROOT = Path(__file__).parent.parent
 N = 20  # test prompts a cell
 RATIOS, BETAS, SEEDS = (0.0, 0.003, 0.01, 0.05), (0.1, 1.0), (0, 1)
 SMALL = {"seeds": (0,), "kl_betas": (0.1,), "ood_ratios": (0.0, 0.01, 0.05)}
@@ -243,7 +252,13 @@ def test_arms_are_judged_on_their_cells() -> None:
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Drawing]:
-    return figures.drawings(world(), training())
+    return drawings(world(), training())
+
+
+def drawings(results: pd.DataFrame, curves: pd.DataFrame) -> list[Drawing]:
+    """Every figure that there is data for."""
+    found = [draw(results) for draw in figures.MEASURED.values()] + [draw(curves) for draw in figures.LOGGED.values()]
+    return [drawing for drawing in found if drawing]
 
 
 def test_tables_hold_what_is_drawn(drawn: list[Drawing]) -> None:
@@ -329,7 +344,7 @@ def test_pass_at_k_is_the_mean_over_prompts_and_the_range_over_seeds(drawn: list
 
 def test_pass_at_k_of_traces_ends_where_samples_do() -> None:
     traces = world(**SMALL).assign(samples="trace", sampled=16, answer_correct=4)
-    drawing = figures.pass_at_k_curves(traces)
+    drawing = pass_at_k_curves(traces)
     assert drawing
     assert drawing.data["k"].max() == 16
     assert drawing.data[drawing.data["k"] == 1]["mean"].to_numpy() == pytest.approx(0.25)
@@ -340,7 +355,7 @@ def test_a_gain_that_seeds_disagree_on_is_hollow() -> None:
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
         return q + (0.1 if stage.root.ood_ratio == 0.003 else 0.1 * (stage.root.seed == 0)) * (q < 0.9)
 
-    drawing = figures.mass_by_ratio(world(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
+    drawing = mass_by_ratio(world(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
     assert drawing
     hollow = [c for c in drawing.figure.axes[1].collections if isinstance(c, PathCollection)]
     shown = np.concatenate([np.asarray(c.get_offsets())[:, 1] for c in hollow])
@@ -351,7 +366,7 @@ def test_a_gain_that_seeds_disagree_on_is_hollow() -> None:
 
 def test_every_arm_and_depth_has_its_panels() -> None:
     mixed = pd.concat([world(arms=("id", "ood"), **SMALL), world(**SMALL).assign(layers=16)])
-    before_after, stages, scatter, shift, gain, pass_at_k = figures.drawings(mixed, training().iloc[:0])
+    before_after, stages, scatter, shift, gain, pass_at_k = drawings(mixed, training().iloc[:0])
     assert len(before_after.figure.axes) == 2 * 4  # id arm: OOD and ID cells; OOD arm; OOD arm of 16 layers
     assert len(stages.figure.axes) == 2 * 3 * 2  # ID and OOD cells of each arm
     assert len(scatter.figure.axes) == len(shift.figure.axes) == len(gain.figure.axes) == 4
@@ -359,13 +374,13 @@ def test_every_arm_and_depth_has_its_panels() -> None:
 
 
 def test_traces_are_called_a_lower_bound() -> None:
-    drawing = figures.mass_by_ratio(world(**SMALL).assign(samples="trace"))
+    drawing = mass_by_ratio(world(**SMALL).assign(samples="trace"))
     assert drawing
     assert "≤ Q" in drawing.figure.axes[0].get_ylabel()
 
 
 def test_kl_is_not_drawn_where_there_was_none() -> None:
-    drawing = figures.reward_and_kl(training(kl_betas=(0.0,)))
+    drawing = reward_and_kl(training(kl_betas=(0.0,)))
     assert drawing
     assert set(drawing.data["metric"]) == {"rollout/reward"}
 
@@ -405,8 +420,8 @@ def published(folder: Path, stages: Collection[Stage], record: object = RECORD) 
 
 def written(folder: Path, stages: list[Stage], store: Store, study: str = "demo") -> str:
     found = page.write(Plan.of(study, stages, store.finished_ids()), store, folder / "out")
-    assert found == folder / "out" / "report" / "index.html"
-    return found.read_text()
+    assert found == page.Report(folder / "out" / "report" / "index.html", [])
+    return found.page.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -423,7 +438,7 @@ def test_the_folder_is_complete(whole: tuple[Path, str]) -> None:
     assert names == {"results.parquet", "summary.csv", "claims.csv", "report/index.html"} | drawn
     results = pq.read_table(folder / "results.parquet")
     assert results.schema.equals(table.RESULTS)
-    drawing = figures.mass_by_ratio(results.to_pandas())
+    drawing = mass_by_ratio(results.to_pandas())
     assert drawing is not None
     pd.testing.assert_frame_equal(
         pd.read_csv(folder / "report" / "figure-1.csv"), drawing.data, check_dtype=False, rtol=1e-12
@@ -472,6 +487,81 @@ def test_a_page_of_what_is_finished(tmp_path: Path, finished: int, drawings: int
     assert html.count("<img ") == drawings
     assert f"{finished} of {len(stages)} stages" in html
     assert "not measured" in html
+
+
+#: What users have in a matplotlibrc, and what breaks more than pictures.
+RC = "text.usetex: True\nlines.linewidth: 9\nfont.family: Nonexistent\nsavefig.facecolor: red\nbackend: Bogus\n"
+
+
+def test_the_page_is_the_same_whatever_the_users_matplotlib_is_set_to(tmp_path: Path) -> None:
+    stages = Choice("demo", "toy", (0.01, 0.05)).stages()
+    store = published(tmp_path, stages)
+    html = written(tmp_path, stages, store, study="demo")
+    (tmp_path / "matplotlibrc").write_text(RC)
+    done = subprocess.run(
+        [sys.executable, ROOT / "jobs/report.py", "--scale", "toy", "--ood-ratios", "0.01", "0.05", "--store", "store"],
+        cwd=tmp_path,
+        env=os.environ | {"MPLBACKEND": "nonsense", "MPLCONFIGDIR": "/proc/nowhere", "LC_ALL": "de_DE.UTF-8"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    report = tmp_path / "store/studies/demo-toy/report"
+    assert (report / "index.html").read_text() == html
+    for image in (tmp_path / "out/report").glob("*.png"):
+        assert image.read_bytes() == (report / image.name).read_bytes(), image.name
+
+
+def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables are there before the first figure is begun, and every other figure is drawn."""
+    there = []
+
+    def broken(results: pd.DataFrame) -> Drawing:
+        there.extend(name.name for name in Path(folder).glob("*.*"))
+        raise RuntimeError("no <ink>\nat all")
+
+    def unsavable(results: pd.DataFrame) -> Drawing:
+        drawing = mass_by_ratio(results)
+        assert drawing
+        drawing.figure.suptitle("$\\nonsense$")
+        return drawing
+
+    titles = list(figures.MEASURED)
+    monkeypatch.setitem(figures.MEASURED, titles[0], broken)
+    monkeypatch.setitem(figures.MEASURED, titles[1], unsavable)
+    stages = Choice("demo", "toy", (0.0, 0.05)).stages()
+    store = published(tmp_path, stages)
+    folder = tmp_path / "out"
+    found = page.write(Plan.of("demo", stages, store.finished_ids()), store, folder)
+    assert sorted(there) == ["claims.csv", "results.parquet", "summary.csv"]
+    first, second = found.undrawn
+    assert first == f"figure 1 ({titles[0]}) could not be drawn: RuntimeError: no <ink>"
+    assert second.startswith(f"figure 2 ({titles[1]}) could not be drawn: ValueError: ")
+    html = found.page.read_text()
+    assert "This figure could not be drawn: RuntimeError: no &lt;ink&gt;" in html
+    assert html.count("<img ") == 6
+    files = {file.name for file in (folder / "report").iterdir()}
+    assert not files & {"figure-1.png", "figure-1.csv", "figure-2.png"}
+    assert {"figure-2.csv", "figure-3.png", "figure-8.png"} <= files
+    links = re.findall(r'href="(figure[^"]+)"', html)
+    assert set(links) == files - {"index.html"}
+    arguments = ["--scale", "toy", "--ood-ratios", "0", "0.05", "--store", str(tmp_path / "store")]
+    assert report_command.main(arguments) == 1
+    assert first in capsys.readouterr().err
+
+
+def test_a_report_is_written_where_matplotlib_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rayexp.report.figures", None)
+    stages = study_stages(**SMALL)[:6]
+    store = published(tmp_path, stages)
+    found = page.write(Plan.of("demo", stages, store.finished_ids()), store, tmp_path / "out")
+    assert found.undrawn[0].startswith("figure 1 (All figures) could not be drawn: ModuleNotFoundError: ")
+    assert (tmp_path / "out/claims.csv").stat().st_size
+    assert "All figures" in found.page.read_text()
 
 
 @pytest.mark.parametrize(

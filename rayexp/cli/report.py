@@ -20,9 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
         plan = planned(sweep, store)
         if not plan.finished:
             return refuse(f"store is {store.url!r}, which has no finished stage of the study {plan.study}")
-        write_report(plan, store, sweep.name)
+        undrawn = write_report(plan, store, sweep.name)
     except ValidationError as error:
         return refuse(explain(error))
     except (ValueError, StoreError) as error:
         return refuse(str(error))
-    return 0
+    return 1 if undrawn else 0

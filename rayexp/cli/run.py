@@ -5,7 +5,8 @@
     ray job submit --working-dir . -- python jobs/sweep.py --study composition --store s3://bucket/study
 
 Run again, it does what is left; when nothing is, it ends in seconds. Several may share a store at the same time. Exit
-codes: 0 all done, 1 some stages failed, 2 refused before anything was started, 130 stopped (Ctrl-C, SIGTERM).
+codes: 0 all done, 1 some stages failed or a figure could not be drawn, 2 refused before anything was started, 130
+stopped (Ctrl-C, SIGTERM).
 """
 
 import csv
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
         store.files.require_writable()
         write_plan(plan, store, sweep.name)
         failed = run(sweep, plan, execution, store) if plan.trials else 0
-        write_report(planned(sweep, store), store, sweep.name)
+        undrawn = write_report(planned(sweep, store), store, sweep.name)
     except ValidationError as error:
         return refuse(explain(error))
     except PreflightError as error:  # may be a table
@@ -101,7 +102,7 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return 1 if failed else 0
+    return 1 if failed or undrawn else 0
 
 
 def parsed(arguments: list[str] | None, defaults: Sweep, description: str | None) -> Sweep:
@@ -183,15 +184,19 @@ def write_plan(plan: Plan, store: Store, name: str) -> None:
     store.files.write(f"studies/{name}/plan.json", json.dumps(labels, indent=1).encode())
 
 
-def write_report(plan: Plan, store: Store, name: str) -> None:
-    """Results table and report of what is finished, into the store's ``studies`` folder; claims to the terminal."""
+def write_report(plan: Plan, store: Store, name: str) -> int:
+    """Write results table and report of what is finished into the store's ``studies`` folder, and claims to the
+    terminal. Return the number of figures that could not be drawn."""
     from rayexp.report import page
 
     write_plan(plan, store, name)
     with TemporaryDirectory() as folder:
-        page.write(plan, store, Path(folder))
+        report = page.write(plan, store, Path(folder))
         store.put_folder(Path(folder), f"studies/{name}")
-        with (Path(folder) / "claims.csv").open(newline="") as claims:
+        with (Path(folder) / "claims.csv").open(newline="", encoding="utf-8") as claims:
             for row in csv.DictReader(claims):
                 print(f"{row['claim']} {row['title']} | {row['setting']} | {row['measured']} | {row['verdict']}")
     print(f"results: {store.url}/studies/{name}/results.parquet\nreport:  {store.url}/studies/{name}/report/index.html")
+    for why in report.undrawn:
+        print(why, file=sys.stderr)
+    return len(report.undrawn)

@@ -5,12 +5,14 @@ All are laid out in two columns of small panels, so that they can be read on a p
 through viridis.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps, rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -36,9 +38,8 @@ STYLE: dict[Any, Any] = {
     "legend.handlelength": 1.7,
     "lines.linewidth": 1.3,
     "lines.markersize": 4,
+    "svg.hashsalt": "rayexp",
 }
-#: Decorator of what draws: the style holds there and nowhere else.
-styled = rc_context(STYLE)
 
 BOOTSTRAP = (
     "Bars are 95 % bootstrap intervals over seeds, then prompts; with few seeds they hardly leave the seeds' range."
@@ -57,11 +58,19 @@ LOOKS: list[Look] = [
 ]
 
 
+@contextmanager
+def plain() -> Iterator[None]:
+    """Draw with matplotlib's own defaults and ``STYLE``, whatever the user's matplotlibrc says."""
+    with rc_context():
+        rcdefaults()
+        rcParams.update(STYLE)
+        yield
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A figure, its words, and the data it shows: one row for each point."""
 
-    title: str
     caption: str
     alt: str
     figure: Figure

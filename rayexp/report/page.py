@@ -9,8 +9,7 @@
     report/figure-N.png .csv   each figure, and exactly the data it shows
 """
 
-import base64
-import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib import rc_context
 
 from rayexp.evaluation.metrics import Interval, wilson
-from rayexp.report import claims, figures, table
+from rayexp.report import claims, table
 from rayexp.report.arms import mass_name
-from rayexp.report.drawing import DPI, Drawing
 from rayexp.report.examples import RULE, examples
 from rayexp.report.inference import interval
+from rayexp.report.pictures import Picture, pictures
 from rayexp.report.provenance import design, provenance, settings, stage_counts
 from rayexp.store import Store
 from rayexp.sweep.plan import Plan
@@ -39,10 +37,17 @@ SUMMARY_VALUES = [
 ]
 
 
-def write(plan: Plan, store: Store, folder: Path) -> Path:
-    """Write the report of what is finished of a plan into a local folder. Returns the path of the page."""
+@dataclass(frozen=True)
+class Report:
+    """The page, and a sentence about each figure that could not be drawn."""
+
+    page: Path
+    undrawn: list[str]
+
+
+def write(plan: Plan, store: Store, folder: Path) -> Report:
+    """Write the report of what is finished of a plan into a local folder: tables first, then figures and the page."""
     results, curves = table.results(plan, store), table.curves(plan, store)
-    drawn = figures.drawings(results, curves)
     findings = claims.claims(results)
 
     report = folder / "report"
@@ -50,9 +55,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Path:
     pq.write_table(pa.Table.from_pandas(results, table.RESULTS, preserve_index=False), folder / "results.parquet")
     summary(results).to_csv(folder / "summary.csv", index=False)
     findings.to_csv(folder / "claims.csv", index=False)
-    for number, drawing in enumerate(drawn, start=1):
-        drawing.figure.savefig(report / f"figure-{number}.png", dpi=DPI)
-        drawing.data.to_csv(report / f"figure-{number}.csv", index=False)
+    drawn = pictures(results, curves, report)
     page = report / "index.html"
     page.write_text(
         _template().render(
@@ -64,7 +67,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Path:
             planned=len(plan.stages),
             claims=_by_claim(findings),
             tests=int(findings["p"].notna().sum()),
-            figures=[_figure(drawing) for drawing in drawn],
+            figures=drawn,
             rule=RULE,
             examples=examples(results),
             design=design(plan.stages),
@@ -73,7 +76,11 @@ def write(plan: Plan, store: Store, folder: Path) -> Path:
         ),
         encoding="utf-8",
     )
-    return page
+    return Report(page, [_undrawn(number, one) for number, one in enumerate(drawn, start=1) if one.why])
+
+
+def _undrawn(number: int, picture: Picture) -> str:
+    return f"figure {number} ({picture.title}) could not be drawn: {picture.why}"
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
@@ -105,17 +112,6 @@ def _by_claim(findings: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for _, rows in findings.groupby("claim")
     ]
-
-
-def _figure(drawing: Drawing) -> dict[str, Any]:
-    """A drawing as the page holds it: vectors on a transparent ground, which dark mode can invert. size: in CSS pixels,
-    so that the page does not jump while it loads."""
-    buffer = io.BytesIO()
-    # The same drawing gives the same bytes: no date, and element ids from a fixed salt.
-    with rc_context({"svg.hashsalt": "rayexp"}):
-        drawing.figure.savefig(buffer, format="svg", dpi=DPI, transparent=True, metadata={"Date": None})
-    size = tuple(round(96 * inches) for inches in drawing.figure.get_size_inches())
-    return {"drawing": drawing, "svg": base64.b64encode(buffer.getvalue()).decode(), "size": size}
 
 
 def _template():

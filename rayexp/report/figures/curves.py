@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from rayexp.report.arms import ROLE_NAMES, counted, depth
-from rayexp.report.drawing import Drawing, panels, ratio_colours, ratio_legend, ratio_places, styled
+from rayexp.report.drawing import Drawing, panels, ratio_colours, ratio_legend, ratio_places
 
 SEEDS = "Lines are means over seeds, bands reach from the lowest to the highest seed."
 
@@ -27,7 +27,6 @@ ENTROPY = Curve("grpo/entropy", "entropy (nats)")
 MISMATCH = Curve("grpo/max_logprob_mismatch", "mismatch (nats)")
 
 
-@styled
 def reward_and_kl(curves: pd.DataFrame) -> Drawing | None:
     """Reward and KL to the reference over GRPO steps; a row for each arm and beta."""
     # Without a penalty there is no reference: the KL is not computed.
@@ -37,7 +36,6 @@ def reward_and_kl(curves: pd.DataFrame) -> Drawing | None:
         return None
     last = data[(data["metric"] == REWARD.metric) & (data["step"] == data["step"].max())]["mean"]
     return Drawing(
-        title="Reward and KL during GRPO",
         caption="Left: mean reward of a step's completions, 1 if correct, else 0. Right: KL divergence from the init, "
         f"in nats a completion. {SEEDS}",
         alt="Reward and KL over GRPO steps, a line for each OOD ratio. At the last step mean rewards lie between "
@@ -47,7 +45,6 @@ def reward_and_kl(curves: pd.DataFrame) -> Drawing | None:
     )
 
 
-@styled
 def entropy_and_mismatch(curves: pd.DataFrame) -> Drawing | None:
     """Entropy of the policy, and how far sampler and learner disagree, over GRPO steps; a row for each arm and beta."""
     data = _summarised(curves, (ENTROPY, MISMATCH))
@@ -55,7 +52,6 @@ def entropy_and_mismatch(curves: pd.DataFrame) -> Drawing | None:
         return None
     entropy, mismatch = (data[data["metric"] == curve.metric] for curve in (ENTROPY, MISMATCH))
     return Drawing(
-        title="Entropy and sampler mismatch during GRPO",
         caption="Left: mean entropy of the policy's next token along its completions. Right: the largest difference, "
         "among the tokens of a step, between the log-probability that the sampler gave a token and the learner's; a "
         f"step where it is above the allowed limit stops the run. {SEEDS}",

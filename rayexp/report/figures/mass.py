@@ -17,12 +17,10 @@ from rayexp.report.drawing import (
     ratio_axes,
     ratio_places,
     series_legend,
-    styled,
 )
 from rayexp.report.inference import ALPHA, holm, p_of_mean, summarised
 
 
-@styled
 def mass_by_ratio(results: pd.DataFrame) -> Drawing | None:
     """Mean Q before and after GRPO, and the paired gain, against the OOD ratio; a row for each arm and role."""
     shown = [(arm, role) for arm in arms(results) for role in arm.roles if len(arm.cells(role))]
@@ -55,7 +53,6 @@ def mass_by_ratio(results: pd.DataFrame) -> Drawing | None:
         f"{tested} gains of this figure)."
     )
     return Drawing(
-        title="Correct mass before and after GRPO",
         caption=f"Left: mean {mass} of the test prompts before GRPO (its init) and after, by the share of OOD samples "
         f"in pretraining. Right: the paired gain. {BOOTSTRAP} {holm_note if tested else ''}".strip(),
         alt="Mean correct mass before and after GRPO, and the gain, against the OOD ratio. The largest mean gain is "
@@ -76,7 +73,6 @@ def _mass_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
         yield {**about, "kl_beta": beta, "ood_ratio": ratio, **found, "gain_p": p_of_mean(group, "gain", 0.0)}
 
 
-@styled
 def mass_by_stage(results: pd.DataFrame) -> Drawing | None:
     """Greedy accuracy and mean Q after each stage, against the OOD ratio; a row for each arm, and for ID and target."""
     data = pd.DataFrame(list(_stage_rows(results)))
@@ -102,7 +98,6 @@ def mass_by_stage(results: pd.DataFrame) -> Drawing | None:
     series_legend(figure, stages, data)
     ends = data[data["role"] == "id"]["greedy"]
     return Drawing(
-        title="Each stage, in and out of distribution",
         caption="Left: share of test prompts whose most likely completion is right. Right: mean "
         f"{mass}. Axes need not start at 0. {BOOTSTRAP}",
         alt="Accuracy on ID and on OOD cells after pretraining, SFT and GRPO against the OOD ratio. Greedy accuracy on "

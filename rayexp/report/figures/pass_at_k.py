@@ -8,13 +8,12 @@ import pandas as pd
 
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.report.arms import ROLE_NAMES, Arm, arms, counted, percent
-from rayexp.report.drawing import Drawing, before_and_betas, grid, series_legend, styled
+from rayexp.report.drawing import Drawing, before_and_betas, grid, series_legend
 
 #: Values of k, four a decade, up to a million.
 KS = np.unique(np.round(10 ** np.arange(0, 6.01, 0.25)).astype(int))
 
 
-@styled
 def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
     """Mean pass@k over prompts of the target cells, before GRPO and after; a panel for each arm and OOD ratio."""
     data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm, results)])
@@ -43,7 +42,6 @@ def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
     source = "Exact for every k, from Q: 1 - (1 - Q)^k." if exact else "Unbiased estimates from the sampled answers."
     last = data[data["k"] == data["k"].max()]
     return Drawing(
-        title="pass@k before and after GRPO",
         caption=f"Mean over test prompts of the chance that one of k completions is right. {source} Where a curve "
         "after GRPO runs below the one before it, GRPO gave up prompts that many samples had still reached. Lines are "
         "means over seeds, bands reach from the lowest to the highest seed.",

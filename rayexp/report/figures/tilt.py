@@ -24,7 +24,6 @@ from rayexp.report.drawing import (
     ratio_colours,
     ratio_legend,
     ratio_places,
-    styled,
 )
 from rayexp.report.inference import summarised
 
@@ -51,14 +50,7 @@ def _panels(results: pd.DataFrame) -> list[Panel]:
 
 # P against Q
 
-THEORY = [
-    Line2D([], [], color="black", label="tilted optimum"),
-    Line2D([], [], color="black", linestyle="--", label="paper's bound"),
-    Line2D([], [], color="grey", linestyle=":", label="no change"),
-]
 
-
-@styled
 def after_against_before(results: pd.DataFrame) -> Drawing | None:
     """P after GRPO against Q before it, a point a prompt, on logit axes: there the tilt is a shift by 1 / beta."""
     shown = [(title, beta, _points(rows)) for title, beta, rows in _panels(results)]
@@ -81,11 +73,15 @@ def after_against_before(results: pd.DataFrame) -> Drawing | None:
     sizes = pd.Series([len(points) for _, _, points in shown])
     seeds = pd.Series([points["seed"].nunique() for _, _, points in shown])
     note = f"{counted(sizes, 'prompt')} a panel, of {counted(seeds, 'seed')}"
-    figure.legend(handles=THEORY, loc="outside upper center", ncols=3, title=note)
+    theory = [
+        Line2D([], [], color="black", label="tilted optimum"),
+        Line2D([], [], color="black", linestyle="--", label="paper's bound"),
+        Line2D([], [], color="grey", linestyle=":", label="no change"),
+    ]
+    figure.legend(handles=theory, loc="outside upper center", ncols=3, title=note)
     ratio_legend(figure, ratios, "OOD samples in pretraining", "outside lower center", linestyle="", marker="o")
     tilt = "an upper limit of the optimum" if (results["samples"] == "trace").any() else "the optimum with a KL penalty"
     return Drawing(
-        title="Each prompt after GRPO against before",
         caption="A point is a test prompt of one seed; axes are logit-scaled. Solid: the tilted distribution, "
         f"{tilt}, a shift by 1/β on these axes. Dashed: the paper's bound exp(1/β) Q. Without a KL penalty (β = 0) "
         f"neither limits P. At most {POINTS} prompts, drawn at random, for each panel and OOD ratio.",
@@ -134,7 +130,6 @@ def _outer_labels(axes: np.ndarray, shown: int, x: str, y: str) -> None:
 # The shift of the logit
 
 
-@styled
 def logit_shift(results: pd.DataFrame) -> Drawing | None:
     """Mean of logit P - logit Q against 1 / beta, which it is at the optimum; a panel for each arm and role."""
     shown = [(arm, role) for arm in arms(results) for role in arm.roles if (arm.cells(role)["kl_beta"] > 0).any()]
@@ -160,7 +155,6 @@ def logit_shift(results: pd.DataFrame) -> Drawing | None:
     ratio_legend(figure, ratios, note, linestyle="", marker="o")
     largest = data.iloc[int(data["shift"].argmax())]
     return Drawing(
-        title="How far logits moved, against 1/β",
         caption="Mean over test prompts of logit P - logit Q, the shift that GRPO made. At the optimum with a KL "
         "penalty it is 1/β for every prompt (line). Below the line: GRPO stopped short of the optimum, or found "
         "nothing to learn from; above it: GRPO's own normalisation, or what prompts learn from one another. Points "
@@ -188,7 +182,6 @@ def _shift_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
 # The gain against Q
 
 
-@styled
 def gain_by_mass(results: pd.DataFrame) -> Drawing | None:
     """Mean gain of prompts binned by Q before GRPO, with the gain of the optimum and its peak; panels as above."""
     shown = [(title, beta, points) for title, beta, rows in _panels(results) if len(points := _binned(rows))]
@@ -217,7 +210,6 @@ def gain_by_mass(results: pd.DataFrame) -> Drawing | None:
     figure.legend(handles=handles, loc="outside upper center", ncols=2, title=title)
     best = data.iloc[int(data["gain"].argmax())]
     return Drawing(
-        title="Where the gain is: against the mass before",
         caption=f"Test prompts of all OOD ratios and seeds in bins of {mass} before GRPO ({BIN_NATS:g} nats of its "
         f"logit wide, at least {BIN_PROMPTS} prompts each), at the median of the bin. Line: the gain of the optimum, "
         "with its peak at Q = 1/(1 + exp(1/(2β))), of height tanh(1/(4β)); without a KL penalty it is 1 - Q. The data "
