@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from rayexp.catalog import Catalog, Finished
 from rayexp.files import Files
+from rayexp.probe import require_writable
 from rayexp.spec import Stage, canonical_json, one_line
 from rayexp.store import MANIFEST, StoreError
 
@@ -76,7 +77,7 @@ class Kit:
         self.files = Files(url)
         if not self.files.empty():
             raise StoreError(f"to is {url!r}, which is not empty; allowed: a folder or URL with nothing in it")
-        self.files.require_writable()
+        require_writable(self.files)
         self.sums: dict[str, str] = {}
         self.bytes = 0
 

@@ -3,7 +3,7 @@
 A name is taken as it stands: no call expands a pattern, so ``[``, ``*`` and ``?`` are letters like others. Every call
 has a time limit. What can pass by itself (a slow answer, a 500, a reset connection) is tried again with growing pauses;
 what can't (a refusal, a full disk, a missing bucket) is a StoreError with its cause at once. No name leads out of the
-root, and a reader sees a file whole or not at all.
+root, and a reader sees a file whole or not at all; ``create`` says where not.
 """
 
 import errno
@@ -35,6 +35,9 @@ PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 _HOPELESS = (PermissionError, ValueError, TypeError, AttributeError, ImportError, NotImplementedError, PermanentError)
 _HOPELESS_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EACCES, errno.EPERM}
+_HOPELESS_CODES |= {errno.ENOSYS, errno.EOPNOTSUPP}
+#: What ``link`` answers where there are no hard links: exFAT, Azure Files, gcsfuse, some network drives.
+_NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 #: Filesystems without folders: a name with slashes needs nothing else to be there.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci"}
 #: How fsspec marks a path of this machine; such a URL is the path behind it, as it stands.
@@ -70,17 +73,6 @@ class Files:
         """Whether the root is a folder of this machine's file system."""
         return isinstance(self.fs, fsspec.get_filesystem_class("file"))
 
-    def require_writable(self) -> None:
-        """Raise StoreError unless a file can be written, read back and removed."""
-        probe = f".write-probe-{secrets.token_hex(4)}"
-        try:
-            self.write(probe, b"ok")
-            if self.read(probe) != b"ok":
-                raise StoreError("a file came back different")
-            self.remove_file(probe)
-        except (StoreError, OSError) as error:
-            raise StoreError(f"store is {self.url!r}, which cannot be written: {first_line(error)}") from error
-
     def read(self, name: str) -> bytes:
         """One file. Raises FileNotFoundError."""
         return self._answer(f"read {name}", lambda: cast(bytes, self.fs.cat_file(self._place(name))))
@@ -115,16 +107,14 @@ class Files:
         self._answer(f"write {name}", lambda: self._in_its_folder(name, put))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file that is not there yet, whole; False if it is. Of several writers at once one is told True."""
+        """Write a file that is not there yet; False if it is. Of several writers at once one is told True.
+
+        A reader sees it whole, except on a file system without hard links: there, for a moment, a part of it.
+        """
 
         def put(place: str) -> None:
             if self.local:
-                part = Path(f"{place}.{secrets.token_hex(4)}.part")
-                try:
-                    part.write_bytes(data)
-                    os.link(part, place)  # unlike a rename, refused when the name is taken
-                finally:
-                    part.unlink(missing_ok=True)
+                _create(Path(place), data)
             else:
                 self.fs.pipe_file(place, data, mode="create")
 
@@ -286,6 +276,30 @@ def inside(name: str) -> str:
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise StoreError(f"{name!r} is not a name inside a store")
     return name
+
+
+def _create(path: Path, data: bytes) -> None:
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.write_bytes(data)
+        os.link(part, path)  # unlike a rename, refused when the name is taken
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        _create_in_place(path, data)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _create_in_place(path: Path, data: bytes) -> None:
+    with path.open("xb") as stream:
+        try:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except OSError:
+            path.unlink()
+            raise
 
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:

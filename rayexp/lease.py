@@ -1,19 +1,22 @@
 """Who computes what, when several drivers share a store.
 
-A lease is a file ``leases/<work>.<number>`` whose content names its driver; a driver shows that it lives by writing
-``drivers/<driver>`` every few seconds. A lease whose driver has been silent for EXPIRY_S, or is gone, is dead: the next
-one gets the next number. Files are created exclusively, so of two drivers that want the same number one gets it, and
-ages are differences between times that the store itself wrote, so no two clocks have to agree. Whoever works under a
-lease looks, before it writes, whether the newest number is still its own: a process that outlived its driver is
-stopped there.
+A lease is a file ``leases/<work>.<number>`` whose content names its driver; a driver shows that it lives by writing its
+next beat into ``drivers/<driver>`` every few seconds. A lease is dead when its driver is gone, or when another one has
+watched for EXPIRY_S and saw no new beat: the next one gets the next number. Files are created exclusively, so of two
+drivers that want the same number one gets it. Time is that of whoever watches: no two clocks have to agree, and what a
+store shows late is only late. Whoever works under a lease looks, before it writes, whether the newest number is still
+its own: a process that outlived its driver is stopped there.
 """
 
 import json
 import logging
 import os
 import platform
+import re
 import secrets
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -24,7 +27,12 @@ from rayexp.files import Files, StoreError
 log = logging.getLogger(__name__)
 
 BEAT_S = 5.0
-EXPIRY_S = 30.0
+#: Longer than what a store may show late (a cache of file attributes or of a bucket's listing) and a few beats.
+EXPIRY_S = 60.0
+#: A driver whose last beat is so much older than one's own, by the clock of the store, need not be watched.
+LONG_GONE_S = 600.0
+#: A driver's name. A lease with another content is one that is just being written.
+_DRIVER = re.compile(r".*-\d+-[0-9a-f]{8}", re.DOTALL)
 
 
 class LeaseLostError(PermanentError):
@@ -64,7 +72,7 @@ def newest(files: Files, work: str) -> Lease | None:
         return None
     lease = Lease(work, max(numbers), "")
     content = files.read_existing([lease.name]).get(lease.name)
-    return None if content is None else Lease(work, lease.number, content.decode())
+    return None if content is None else Lease(work, lease.number, content.decode(errors="replace"))
 
 
 def _parts(files: Files) -> list[tuple[str, str, str]]:
@@ -75,17 +83,26 @@ def _parts(files: Files) -> list[tuple[str, str, str]]:
 class Leases:
     """The leases of this driver, for as long as the ``with`` block lasts."""
 
-    def __init__(self, files: Files, beat_s: float = BEAT_S, expiry_s: float = EXPIRY_S) -> None:
+    def __init__(
+        self,
+        files: Files,
+        beat_s: float = BEAT_S,
+        expiry_s: float = EXPIRY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.driver = f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._files = files
         self._beat_s = beat_s
         self._expiry_s = expiry_s
+        self._clock = clock
+        self._beats = 0
+        self._seen: dict[str, tuple[bytes, float]] = {}  # by file: its content, and since when it is that
         self._held: dict[str, Lease] = {}
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True, name="lease heartbeat")
 
     def __enter__(self) -> Self:
-        self._files.write(f"drivers/{self.driver}", b"")
+        self.beat()
         self._heart.start()
         return self
 
@@ -104,7 +121,7 @@ class Leases:
     def take(self, work: str) -> Lease | None:
         """A lease on ``work``, or None while another driver's is alive."""
         before = newest(self._files, work)
-        if before is not None and not self._dead(before.driver):
+        if before is not None and not self._dead(before):
             return None
         lease = Lease(work, before.number + 1 if before else 1, self.driver)
         if not self._files.create(lease.name, self.driver.encode()):
@@ -125,20 +142,41 @@ class Leases:
         if lease := self._held.pop(work, None):
             self._files.remove_file(lease.name)
 
-    def _dead(self, driver: str) -> bool:
-        """Whether a driver has ended or been silent too long; its heartbeat is removed then."""
-        try:
-            silent = self._files.modified(f"drivers/{self.driver}") - self._files.modified(f"drivers/{driver}")
-        except FileNotFoundError:
+    def beat(self) -> None:
+        """Show that this driver lives."""
+        self._beats += 1
+        self._files.write(f"drivers/{self.driver}", str(self._beats).encode())
+
+    def _dead(self, lease: Lease) -> bool:
+        """Whether a lease's driver has ended or been silent too long; its heartbeat is removed then."""
+        if not _DRIVER.fullmatch(lease.driver):
+            return self._unchanged(lease.name, lease.driver.encode())
+        heart = f"drivers/{lease.driver}"
+        beat = self._files.read_existing([heart]).get(heart)
+        if beat is None:
             return True
-        if silent.total_seconds() <= self._expiry_s:
+        if not self._unchanged(heart, beat) and not self._long_gone(heart):
             return False
-        self._files.remove_file(f"drivers/{driver}")
+        self._files.remove_file(heart)
         return True
+
+    def _unchanged(self, name: str, content: bytes) -> bool:
+        """Whether a file has been seen with this content for as long as a living driver leaves none."""
+        now = self._clock()
+        before, since = self._seen.get(name, (content, now))
+        self._seen[name] = (content, since if content == before else now)
+        return now - self._seen[name][1] > self._expiry_s
+
+    def _long_gone(self, heart: str) -> bool:
+        try:
+            silent = self._files.modified(f"drivers/{self.driver}") - self._files.modified(heart)
+        except FileNotFoundError:  # the next look will tell
+            return False
+        return silent.total_seconds() > LONG_GONE_S
 
     def _beat(self) -> None:
         while not self._ended.wait(self._beat_s):
             try:
-                self._files.write(f"drivers/{self.driver}", b"")
+                self.beat()
             except StoreError as error:
                 log.warning("the lease heartbeat failed: %s", error)

@@ -56,7 +56,8 @@ class S3Server:
 
     def upset(self, kind: str, seconds: float = 3600.0, count: int | None = None) -> None:
         """From now on, for a time or for ``count`` requests, answer with ``kind``: 500, 403, reset, slow (by a second
-        each) or hang. Of several kinds each request meets one."""
+        each) or hang; or take no notice of conditions, as some servers do (unconditional). Of several kinds each
+        request meets one."""
         self._tell({"kind": kind, "seconds": seconds, "count": count})
 
     def calm(self) -> int:
@@ -98,6 +99,8 @@ class Faults:
             raise ConnectionResetError("injected")
         if kind in ("slow", "hang"):
             time.sleep(1.0 if kind == "slow" else 3600.0)
+        if kind == "unconditional":
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         return self._app(environ, start_response)
 
     def _control(self, told: dict[str, Any]) -> int:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rayexp import files as module
 from rayexp.files import Files, StoreError, resolved
+from rayexp.probe import require_shareable, require_writable
 from rayexp.store import Store
 from rayexp.waiting import within
 from rayexp.world import World
@@ -47,6 +48,24 @@ class Faulty:
         return getattr(self._fs, name)
 
 
+def failing(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def without_hard_links(patch, code=errno.EPERM):
+    patch.setattr(os, "link", failing(OSError(code, os.strerror(code))))
+
+
+@pytest.fixture(params=["with hard links", "without"])
+def hard_links(request, monkeypatch):
+    if request.param == "without":
+        without_hard_links(monkeypatch)
+
+
+@pytest.mark.usefixtures("hard_links")
 def test_of_many_that_create_a_file_one_does_and_it_is_whole(tmp_path):
     """Only a local disk promises this here; of an S3 server, test_s3 shows it."""
     files = Files(str(tmp_path))
@@ -57,6 +76,93 @@ def test_of_many_that_create_a_file_one_does_and_it_is_whole(tmp_path):
             assert sum(won) == 1
             assert files.read(name) == b"%d" % won.index(True) * 1000
     assert len(files.names("leases")) == 20  # and no part of a file
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EMLINK])
+def test_where_there_are_no_hard_links_a_file_is_created_in_place(tmp_path, monkeypatch, code):
+    without_hard_links(monkeypatch, code)
+    files = Files(str(tmp_path))
+    assert files.create("a/x", b"1")
+    assert not files.create("a/x", b"2")
+    assert (files.names("a"), files.read("a/x")) == (["x"], b"1")
+
+
+def test_a_link_that_fails_for_another_reason_is_no_lack_of_links(tmp_path, monkeypatch):
+    without_hard_links(monkeypatch, errno.ENOSPC)
+    with pytest.raises(StoreError, match="No space left"):
+        Files(str(tmp_path)).create("a/x", b"1")
+    assert Files(str(tmp_path)).names("a") == []
+
+
+def test_what_could_not_be_created_whole_in_place_is_taken_back(tmp_path, monkeypatch):
+    without_hard_links(monkeypatch)
+    monkeypatch.setattr(os, "fsync", failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    with pytest.raises(StoreError, match="No space left"):
+        Files(str(tmp_path)).create("a/x", b"1")
+    assert Files(str(tmp_path)).names("a") == []
+
+
+# What a store lacks is found out before anything starts
+
+
+@pytest.mark.usefixtures("hard_links")
+def test_a_store_that_has_all_passes_and_nothing_stays(files):
+    files.write("x", b"")
+    require_writable(files)
+    require_shareable(files)
+    assert [Path(place).name for place in files.fs.ls(files.root, detail=False)] == ["x"]
+
+
+def fixed(files, monkeypatch):
+    monkeypatch.setattr(os, "rename", failing(OSError(errno.ENOSYS, "not implemented")))
+
+
+def stale(files, monkeypatch):
+    """A file is shown as it was first."""
+    first: dict[str, bytes] = {}
+    cat_file = files.fs.cat_file
+    monkeypatch.setattr(files.fs, "cat_file", lambda place: first.setdefault(place, cat_file(place)))
+
+
+def late_listing(files, monkeypatch):
+    monkeypatch.setattr(files.fs, "ls", lambda place, detail: [])
+
+
+def everything_listed(files, monkeypatch):
+    """A file that was removed is still listed."""
+    listed: set[str] = set()
+    ls = files.fs.ls
+    monkeypatch.setattr(files.fs, "ls", lambda place, detail: listed.update(ls(place, detail=detail)) or list(listed))
+
+
+def overwriting(files, monkeypatch):
+    """Like a bucket that ignores conditions."""
+    monkeypatch.setattr(module, "_create", lambda path, data: path.write_bytes(data))
+
+
+def timeless(files, monkeypatch):
+    monkeypatch.setattr(files.fs, "modified", failing(NotImplementedError()))
+
+
+LACKS = {
+    stale: "does not replace a file",
+    late_listing: "does not list a file as soon as it is written",
+    everything_listed: "does not remove a file",
+    overwriting: "cannot create a file only where there is none",
+    timeless: "does not tell when a file was written: .*NotImplementedError",
+    fixed: "does not rename a folder: .*not implemented",
+}
+
+
+@pytest.mark.parametrize("lack", LACKS)
+def test_what_a_store_lacks_is_named_in_one_sentence(tmp_path, monkeypatch, lack):
+    files = Files(str(tmp_path / "store"))
+    monkeypatch.setattr(files, "fs", type(files.fs)(skip_instance_cache=True))
+    lack(files, monkeypatch)
+    with pytest.raises(StoreError, match=LACKS[lack]) as refusal:
+        require_shareable(files)
+    assert "\n" not in str(refusal.value)
+    assert str(refusal.value).startswith(f"store is {files.url!r}, which ")
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one(files):
@@ -378,12 +484,20 @@ def test_a_pattern_in_a_key_is_no_pattern(remote, tmp_path, name):
     use_all_of(Files(f"{remote.url}/{name}/store", timeout_s=30), name, name, tmp_path / "copy")
 
 
+def test_a_bucket_that_ignores_conditions_is_refused(server, remote):
+    require_shareable(remote)
+    server.upset("unconditional")
+    require_writable(remote)  # a kit needs no more
+    with pytest.raises(StoreError, match=r"cannot create a file only where there is none .*If-None-Match"):
+        require_shareable(remote)
+
+
 def test_a_bucket_that_is_missing_is_said(remote):
     elsewhere = Files("s3://no-such-bucket/x", timeout_s=30)
     with pytest.raises(StoreError, match=r"(?i)bucket"):
         elsewhere.write("x", b"")
     with pytest.raises(StoreError, match="which cannot be written"):
-        elsewhere.require_writable()
+        require_shareable(elsewhere)
 
 
 def test_a_server_that_hangs_is_named(server, remote):

@@ -1,15 +1,17 @@
 """Leases between drivers of one store: one at a time, taken over when their driver is silent, checked before writes."""
 
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 
 from rayexp.files import Files
-from rayexp.lease import Lease, LeaseLostError, Leases, newest
+from rayexp.lease import BEAT_S, EXPIRY_S, LONG_GONE_S, Lease, LeaseLostError, Leases, newest
 from rayexp.store import Store
 from rayexp.sweep.plan import Trial
 from rayexp.sweep.tune import PlanSearcher
@@ -30,7 +32,7 @@ def files(request, tmp_path):
 def dead(files, **settings):
     """The leases of a driver whose process is gone: nothing beats, and nothing was given back."""
     leases = Leases(files, **{**FAST, **settings})
-    files.write(f"drivers/{leases.driver}", b"")
+    leases.beat()
     return leases
 
 
@@ -83,6 +85,91 @@ def test_a_driver_that_never_beat_again_is_not_waited_for(files):
     files.remove_file(f"drivers/{gone.driver}")
     with Leases(files, **FAST) as leases:
         assert leases.take("work") is not None
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Late:
+    """A store that shows what others wrote only as it was ``lag_s`` ago, looked at no more often than that: content and
+    time stamps, like a cache of attributes."""
+
+    def __init__(self, files, clock, lag_s):
+        self._files, self._clock, self._lag_s = files, clock, lag_s
+        self._cached = {}
+
+    def __getattr__(self, name):
+        return getattr(self._files, name)
+
+    def _late(self, key, look):
+        if key not in self._cached or self._clock.now - self._cached[key][0] >= self._lag_s:
+            self._cached[key] = (self._clock.now, look())
+        return self._cached[key][1]
+
+    def read_existing(self, names):
+        return self._late(("read", *names), lambda: self._files.read_existing(names))
+
+    def modified(self, name):
+        return self._late(("modified", name), lambda: self._files.modified(name)) - timedelta(seconds=self._lag_s)
+
+
+@pytest.mark.parametrize("lag_s", [0, 45, EXPIRY_S - 2 * BEAT_S])
+def test_a_driver_that_lives_is_not_thought_dead_by_a_store_that_shows_its_beats_late(files, lag_s):
+    clock = Clock()
+    living = Leases(files, clock=clock)
+    other = Leases(Late(files, clock, lag_s), clock=clock)
+    living.beat()
+    other.beat()
+    assert living.take("work")
+    for _ in range(100):
+        assert other.take("work") is None
+        clock.now += BEAT_S
+        living.beat()
+
+
+def test_a_driver_is_dead_when_it_was_watched_for_long_and_did_not_beat(files):
+    clock = Clock()
+    gone, other = dead(files), Leases(files, clock=clock)
+    other.beat()
+    assert gone.take("work")
+    assert other.take("work") is None, "one look tells nothing"
+    clock.now += EXPIRY_S
+    assert other.take("work") is None
+    gone.beat()
+    clock.now += 1
+    assert other.take("work") is None
+    clock.now += EXPIRY_S + 1
+    assert other.take("work").number == 2
+    assert files.names("drivers") == [other.driver]
+
+
+def test_a_driver_that_is_long_gone_by_the_clock_of_the_store_is_not_watched(tmp_path):
+    files = Files(str(tmp_path))
+    gone, other = dead(files), Leases(files)
+    other.beat()
+    assert gone.take("work")
+    heart = tmp_path / "drivers" / gone.driver
+    for silent_s, taken in ((LONG_GONE_S - 60, False), (LONG_GONE_S + 60, True)):
+        then = (tmp_path / "drivers" / other.driver).stat().st_mtime - silent_s
+        os.utime(heart, (then, then))
+        assert bool(other.take("work")) == taken
+
+
+@pytest.mark.parametrize("written", [0, 1, -1])
+def test_a_lease_that_is_just_being_written_is_held_until_nothing_more_comes(files, written):
+    clock = Clock()
+    writer, other = dead(files), Leases(files, clock=clock)
+    other.beat()
+    files.write("leases/work.000001", writer.driver.encode()[:written])
+    assert other.take("work") is None
+    clock.now += EXPIRY_S + 1
+    assert other.take("work").number == 2, "the writer died in the middle"
 
 
 def test_whoever_lost_its_lease_can_write_neither_a_checkpoint_nor_an_artifact(files, tmp_path):

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayexp.journal import Journal
+from rayexp.probe import require_shareable
 from rayexp.spec import Execution
 from rayexp.store import DamagedError, Store, StoreError
 from rayexp.world import World
@@ -201,13 +202,13 @@ def test_a_manifest_cannot_place_files_elsewhere(store, artifact, name):
 
 
 def test_a_writable_store_is_left_as_it_was(store):
-    store.files.require_writable()
+    require_shareable(store.files)
     assert not store.files.fs.find(store.files.root)
 
 
 def test_an_unwritable_store_is_refused():
     with pytest.raises(StoreError, match="'/proc/x', which cannot be written"):
-        Store("/proc/x").files.require_writable()
+        require_shareable(Store("/proc/x").files)
 
 
 def test_an_unknown_protocol_is_refused():

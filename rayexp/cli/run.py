@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from rayexp import terminal
 from rayexp.catalog import Catalog
 from rayexp.files import resolved
+from rayexp.probe import require_shareable
 from rayexp.sampling.vllm_sampler import VLLMMissingError
 from rayexp.spec import Execution, explain
 from rayexp.store import Store, StoreError
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
         if sweep.plan:
             print(f"\n{outlook(plan, Catalog(store), execution, machines(), terminal.terminal_width())}")
             return 0
-        store.files.require_writable()
+        require_shareable(store.files)
         write_plan(plan, store, sweep.name)
         failed = run(sweep, plan, execution, store) if plan.trials else 0
         undrawn = write_report(planned(sweep, store), store, sweep.name)
