@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Literal, get_args
 import tyro
 
 from benchmarks.measure import Row
+from rayexp import terminal
+from rayexp.cli.command import run_command, working
 
 OnThePage = Literal[
     "world", "plan", "pretrain", "rollouts", "step", "sync", "evaluation", "staleness", "growth", "nodes", "sweep"
@@ -38,22 +41,29 @@ VERDICTS = {True: "met", False: "MISSED", None: ""}
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
 
-def main(names: tyro.conf.Positional[tuple[Name, ...]] = (), write: bool = False) -> int:
-    """Run benchmarks and print their table.
+@dataclass(frozen=True)
+class Choice:
+    """Run benchmarks and print their table."""
 
-    Args:
-        names: Which ones; all if none is given.
-        write: Replace the tables of these benchmarks in docs/performance.md.
-    """
+    names: tyro.conf.Positional[tuple[Name, ...]] = ()
+    """Which ones; all if none is given."""
+    write: bool = False
+    """Replace the tables of these benchmarks in docs/performance.md."""
+
+
+def main() -> int:
+    """Run what the command line asks for; returns the exit code."""
+    choice = terminal.parsed(Choice, None, prog="python -m benchmarks", description=__doc__)
     print_row(HEADER)
     missed = False
-    for name in names or BENCHMARKS:
-        found = rows(name)
-        for row in found:
-            print_row((name, *cells(row)))
-            missed |= row.met is False
-        if write:
-            PAGE.write_text(with_table(PAGE.read_text(), name, found))
+    for name in choice.names or BENCHMARKS:
+        with working():
+            found = rows(name)
+            for row in found:
+                print_row((name, *cells(row)))
+                missed |= row.met is False
+            if choice.write:
+                PAGE.write_text(with_table(PAGE.read_text(), name, found))
     return int(missed)
 
 
@@ -103,4 +113,4 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(run_command(main))

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rayexp.errors import first_line
+from rayexp.errors import RefusedError, first_line
 from rayexp.lease import EXPIRY_S
 from rayexp.spec import Stage, parse_stage
 from rayexp.store import Store, StoreError
@@ -22,7 +22,7 @@ from rayexp.store import Store, StoreError
 CANDIDATES_SHOWN = 12
 
 
-class AmbiguousError(ValueError):
+class AmbiguousError(RefusedError):
     """A name that fits several stages. The lines of the message after the first are the candidates."""
 
 

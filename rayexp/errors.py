@@ -18,6 +18,10 @@ class NotFiniteError(PermanentError):
     """A loss, gradient, reward or log-probability is NaN or infinite. Raised before the weights are touched."""
 
 
+class RefusedError(RuntimeError):
+    """Something that is asked for cannot begin. The message is for a person, and may have several lines."""
+
+
 class StageError(RuntimeError):
     """A stage failed. The message is one sentence: which stage, where in it, and why."""
 

@@ -12,7 +12,8 @@ are copied, so nothing that is damaged gets into a kit.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +24,7 @@ from rayexp.catalog import Catalog, Finished
 from rayexp.files import Files
 from rayexp.probe import require_writable
 from rayexp.spec import Stage, canonical_json, one_line
-from rayexp.store import MANIFEST, StoreError
+from rayexp.store import MANIFEST, Store, StoreError
 
 SUMS = "SHA256SUMS"
 #: One row a finished stage; spec and provenance are JSON texts.
@@ -106,34 +107,48 @@ class Kit:
         self.bytes += size
 
 
-def export(catalog: Catalog, name: str, url: str, version: str, say: Callable[[str], None]) -> Kit:
-    """Write the release kit of a study to ``url``. ``say`` hears of every stage.
+@dataclass(frozen=True)
+class Release:
+    """A study that is to be published, and the kit for it, which is still empty."""
 
-    Raises StoreError if there is no such study, if nothing of it is finished, if an artifact is damaged, or if
-    something is at ``url``.
-    """
-    store, planned = catalog.store, catalog.study(name)
-    finished = catalog.finished(planned)
-    if not finished:
-        raise StoreError(f"study is {name!r}, of which nothing is finished in the store {store.url}")
-    specs = catalog.specs(finished)
-    if unread := finished.keys() - specs.keys():
-        raise StoreError(f"{store.url}/stages/{min(unread)}/spec.json is none that this version can read")
-    kit = Kit(url)
-    for number, stage_id in enumerate([i for i in planned if i in finished], start=1):
-        say(one_line(f"{number}/{len(finished)}  {stage_id}  {finished[stage_id].label}"))
-        with store.fetched(f"stages/{stage_id}") as folder:
-            kit.add_folder(folder, f"stages/{stage_id}")
-        kit.add(f"stages/{stage_id}/{MANIFEST}", store.files.read(f"stages/{stage_id}/{MANIFEST}"))
-    for path in _below(store.files, f"studies/{name}"):
-        kit.add(path, store.files.read(path))
-    kit.add("records.parquet", records([(finished[i], specs[i]) for i in planned if i in finished]))
-    models = [i for i in planned if i in finished and "model/config.json" in finished[i].files]
-    about = {"finished": len(finished), "planned": len(planned), "size": f"{kit.bytes:,}", "files": len(kit.sums)}
-    example = models[-1] if models else "<id>"
-    kit.add("README.md", README.format(name=name, version=version, example=example, **about).encode())
-    kit.seal()
-    return kit
+    store: Store
+    name: str
+    planned: Collection[str]
+    finished: Mapping[str, Finished]
+    specs: Mapping[str, Stage]
+    kit: Kit
+
+    @classmethod
+    def of(cls, catalog: Catalog, name: str, url: str) -> "Release":
+        """Look at both ends. Raises StoreError if there is no such study, if nothing of it is finished or something
+        can't be read, or if something is at ``url``."""
+        store, planned = catalog.store, catalog.study(name)
+        finished = catalog.finished(planned)
+        if not finished:
+            raise StoreError(f"study is {name!r}, of which nothing is finished in the store {store.url}")
+        specs = catalog.specs(finished)
+        if unread := finished.keys() - specs.keys():
+            raise StoreError(f"{store.url}/stages/{min(unread)}/spec.json is none that this version can read")
+        return cls(store, name, planned, finished, specs, Kit(url))
+
+    def write(self, version: str, say: Callable[[str], None]) -> Kit:
+        """Fill the kit. ``say`` hears of every stage. Raises StoreError if an artifact is damaged."""
+        store, finished, kit = self.store, self.finished, self.kit
+        ids = [stage_id for stage_id in self.planned if stage_id in finished]
+        for number, stage_id in enumerate(ids, start=1):
+            say(one_line(f"{number}/{len(ids)}  {stage_id}  {finished[stage_id].label}"))
+            with store.fetched(f"stages/{stage_id}") as folder:
+                kit.add_folder(folder, f"stages/{stage_id}")
+            kit.add(f"stages/{stage_id}/{MANIFEST}", store.files.read(f"stages/{stage_id}/{MANIFEST}"))
+        for path in _below(store.files, f"studies/{self.name}"):
+            kit.add(path, store.files.read(path))
+        kit.add("records.parquet", records([(finished[stage_id], self.specs[stage_id]) for stage_id in ids]))
+        models = [stage_id for stage_id in ids if "model/config.json" in finished[stage_id].files]
+        about = {"finished": len(ids), "planned": len(self.planned), "size": f"{kit.bytes:,}", "files": len(kit.sums)}
+        example = models[-1] if models else "<id>"
+        kit.add("README.md", README.format(name=self.name, version=version, example=example, **about).encode())
+        kit.seal()
+        return kit
 
 
 def records(stages: list[tuple[Finished, Stage]]) -> bytes:

@@ -81,8 +81,8 @@ class Store:
     def publish(self, stage: Stage, folder: Path, provenance: dict[str, Any]) -> None:
         """Make ``folder`` the artifact of ``stage``, then drop the stage's checkpoints."""
         if not self.finished(stage.id):  # by a process that was thought dead
-            (folder / "spec.json").write_text(stage.model_dump_json(indent=1))
-            (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
+            (folder / "spec.json").write_text(stage.model_dump_json(indent=1), encoding="utf-8")
+            (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
             contracts = [each.contract for each in stage.lineage]
             self._put(folder, f"stages/{stage.id}", {"id": stage.id, "label": stage.label, "contracts": contracts})
         self.files.remove(f"work/{stage.id}")

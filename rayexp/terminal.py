@@ -39,8 +39,13 @@ def parsed(form: Any, arguments: list[str] | None, **about: Any) -> Any:
 
 def refuse(*why: str) -> int:
     """Say why, each part on one line whatever is in it, and return the exit code of a refusal."""
-    print("refused:", "\n".join(map(one_line, why)), file=sys.stderr)
-    return 2
+    return tell("refused", *why, code=2)
+
+
+def tell(what: str, *why: str, code: int) -> int:
+    """Print why a command ended, each part on one line, to standard error, and return its exit code."""
+    print(f"{what}:", "\n".join(map(one_line, why)), file=sys.stderr)
+    return code
 
 
 @dataclass(frozen=True)

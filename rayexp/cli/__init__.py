@@ -7,25 +7,20 @@
     rayexp export depth-tiny --to kit               checkpoints, records, checksums
 
 STAGE is an id, the beginning of one, or a label. Every command but export only reads, and none starts Ray. Exit codes:
-0 done, 1 what was looked at is damaged, 2 refused, 130 stopped.
+0 done, 1 what was looked at is damaged or output could not be written, 2 refused, 130 stopped.
 """
 
-import os
-import sys
 from typing import Annotated, Any, Union
 
 import tyro
-from pydantic import ValidationError
 
 from rayexp import terminal
-from rayexp.catalog import AmbiguousError
+from rayexp.cli.command import run_command
 from rayexp.cli.compare import Compare
 from rayexp.cli.explain import Explain
 from rayexp.cli.export import Export
 from rayexp.cli.ls import Ls
 from rayexp.cli.show import Show
-from rayexp.spec import explain
-from rayexp.store import StoreError
 
 COMMANDS = {"ls": Ls, "show": Show, "explain": Explain, "compare": Compare, "export": Export}
 Command: Any = Union[  # noqa: UP007  one member each, made from a table
@@ -35,19 +30,4 @@ Command: Any = Union[  # noqa: UP007  one member each, made from a table
 
 def main(arguments: list[str] | None = None) -> int:
     """The ``rayexp`` command; returns the exit code."""
-    try:
-        command = terminal.parsed(Command, arguments, prog="rayexp", description=__doc__)
-        code = command.run()
-        sys.stdout.flush()
-        return code
-    except ValidationError as error:
-        return terminal.refuse(explain(error))
-    except AmbiguousError as error:  # with its candidates
-        return terminal.refuse(*str(error).splitlines())
-    except (ValueError, StoreError) as error:
-        return terminal.refuse(str(error))
-    except BrokenPipeError:  # `rayexp ls | head`; nothing is left to be flushed when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda: terminal.parsed(Command, arguments, prog="rayexp", description=__doc__).run())

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from rayexp.cli.command import working
 from rayexp.cli.place import Place
 from rayexp.terminal import size
 
@@ -21,11 +22,13 @@ class Export(Place):
     """An empty or new folder, or an fsspec URL."""
 
     def run(self) -> int:
-        from rayexp.export import SUMS, export
+        from rayexp.export import SUMS, Release
 
         def say(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
-        kit = export(self.catalog(), self.study, self.to, version("rayexp"), say)
+        release = Release.of(self.catalog(), self.study, self.to)
+        with working():
+            kit = release.write(version("rayexp"), say)
         print(f"{len(kit.sums) + 1} files, {size(kit.bytes)}: {kit.files.url}, sealed with {SUMS}")
         return 0

@@ -5,24 +5,21 @@
 Takes the options of ``jobs/sweep.py``: they say which stages the study consists of.
 """
 
-from pydantic import ValidationError
-
-from rayexp.cli.run import DEFAULTS, executed, parsed, planned, refuse, write_report
-from rayexp.spec import explain
+from rayexp.cli.command import run_command, working
+from rayexp.cli.run import DEFAULTS, Sweep, executed, parsed, planned, write_report
 from rayexp.store import Store, StoreError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The whole job; returns the exit code."""
-    try:
-        sweep = parsed(arguments, DEFAULTS, __doc__)
-        store = Store.of(executed(sweep))
-        plan = planned(sweep, store)
-        if not plan.finished:
-            return refuse(f"store is {store.url!r}, which has no finished stage of the study {plan.study}")
+    return run_command(lambda: _report(parsed(arguments, DEFAULTS, __doc__)))
+
+
+def _report(sweep: Sweep) -> int:
+    store = Store.of(executed(sweep))
+    plan = planned(sweep, store)
+    if not plan.finished:
+        raise StoreError(f"store is {store.url!r}, which has no finished stage of the study {plan.study}")
+    with working():
         undrawn = write_report(plan, store, sweep.name)
-    except ValidationError as error:
-        return refuse(explain(error))
-    except (ValueError, StoreError) as error:
-        return refuse(str(error))
     return 1 if undrawn else 0

@@ -5,8 +5,7 @@
     ray job submit --working-dir . -- python jobs/sweep.py --study composition --store s3://bucket/study
 
 Run again, it does what is left; when nothing is, it ends in seconds. Several may share a store at the same time. Exit
-codes: 0 all done, 1 some stages failed or a figure could not be drawn, 2 refused before anything was started, 130
-stopped (Ctrl-C, SIGTERM).
+codes: 0 all done, 1 something failed, 2 refused before anything was started, 130 stopped (Ctrl-C, SIGTERM).
 """
 
 import csv
@@ -21,21 +20,18 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import tyro
-from pydantic import ValidationError
 
 from rayexp import terminal
 from rayexp.catalog import Catalog
+from rayexp.cli.command import run_command, working
 from rayexp.files import resolved
 from rayexp.probe import require_shareable
-from rayexp.sampling.vllm_sampler import VLLMMissingError
-from rayexp.spec import Execution, explain
-from rayexp.store import Store, StoreError
+from rayexp.spec import Execution
+from rayexp.store import Store
 from rayexp.studies.choice import Choice
 from rayexp.sweep import preflight
 from rayexp.sweep.outlook import Machines, outlook
 from rayexp.sweep.plan import Plan
-from rayexp.sweep.preflight import PreflightError
-from rayexp.terminal import refuse
 
 #: The settings of ``Execution`` as options, without its limits: those are checked, and explained, by ``Execution``.
 Options: Any = dataclasses.make_dataclass(
@@ -77,8 +73,11 @@ DEFAULTS = Sweep()
 
 def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
     """The whole job; returns the exit code."""
+    return run_command(lambda: _sweep(parsed(arguments, defaults, __doc__)))
+
+
+def _sweep(sweep: Sweep) -> int:
     try:
-        sweep = parsed(arguments, defaults, __doc__)
         execution = executed(sweep)
         require_loggers(sweep.loggers)
         store = Store.of(execution)
@@ -93,13 +92,8 @@ def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
         require_shareable(store.files)
         write_plan(plan, store, sweep.name)
         failed = run(sweep, plan, execution, store) if plan.trials else 0
-        undrawn = write_report(planned(sweep, store), store, sweep.name)
-    except ValidationError as error:
-        return refuse(explain(error))
-    except PreflightError as error:  # may be a table
-        return refuse(*str(error).splitlines())
-    except (ValueError, ConnectionError, StoreError, VLLMMissingError) as error:
-        return refuse(str(error))
+        with working():
+            undrawn = write_report(planned(sweep, store), store, sweep.name)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -153,6 +147,9 @@ def machines() -> Machines:
 def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     """Run the plan on the cluster; the number of trials that did not succeed."""
     # Ray takes seconds to import; a plan or a refusal needs none.
+    from ray.exceptions import RayError
+    from ray.tune import TuneError
+
     from rayexp.sweep import gauges, loggers, runtime, tune, views
     from rayexp.sweep.progress import Progress
     from rayexp.sweep.watch import Watch
@@ -166,6 +163,7 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C from far away
     progress = Progress(plan, at_once=preflight.concurrency(plan, execution))
     with (
+        working(RayError, TuneError),
         loggers.opened(sweep.loggers, store, sweep.name) as habits,
         views.on(views.console(), progress) as view,
     ):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rayexp.errors import RefusedError
 from rayexp.sampling.protocol import Completions, Weights, as_tensors
 from rayexp.spec import Decoder
 from rayexp.world import vocabulary
@@ -21,7 +22,7 @@ from rayexp.world import vocabulary
 INSTALL = 'uv pip install --editable ".[{}]"'
 
 
-class VLLMMissingError(RuntimeError):
+class VLLMMissingError(RefusedError):
     """vLLM is not installed; the message says how to install it."""
 
 

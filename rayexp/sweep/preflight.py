@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from rayexp.errors import RefusedError
 from rayexp.sampling.vllm_sampler import require_vllm
 from rayexp.spec import GRPO, Execution
 from rayexp.sweep.plan import Plan, Trial
 
 
-class PreflightError(RuntimeError):
+class PreflightError(RefusedError):
     """The plan needs more than there can ever be."""
 
 

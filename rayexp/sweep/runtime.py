@@ -93,7 +93,7 @@ def _set_stale_address_aside() -> None:
     """Move away the address file of a cluster that is gone: actors' State API calls would follow it, and hang."""
     file = Path(get_ray_address_file(None))
     try:
-        address = file.read_text().strip()
+        address = file.read_text(encoding="utf-8").strip()
     except OSError:
         return
     host, _, port = address.rpartition(":")

@@ -65,7 +65,7 @@ def why_failed(trial: Any) -> str:
             return last_words(pickle.loads(Path(trial.pickled_error_file).read_bytes()))
     if trial.error_file:
         with suppress(OSError):
-            return last_words(RuntimeError(Path(trial.error_file).read_text()))
+            return last_words(RuntimeError(Path(trial.error_file).read_text(encoding="utf-8")))
     return DIED
 
 

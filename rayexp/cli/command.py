@@ -1,0 +1,127 @@
+"""Run a command: its errors become exit codes, and what becomes of its output never stops its work.
+
+0 done, 1 failed after work had begun, 2 refused before, 130 stopped. What a person can mend is said in one sentence;
+any other exception is a fault of this project and keeps its traceback.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from rayexp.errors import PermanentError, RefusedError, StageError, first_line, sentence
+from rayexp.spec import explain
+from rayexp.terminal import refuse, tell
+
+#: OSError includes ConnectionError; StoreError is a PermanentError.
+MENDABLE = (RefusedError, PermanentError, StageError, ValueError, OSError)
+
+
+class FailedError(Exception):
+    """Work that had begun failed. The message is one sentence for a person."""
+
+
+@contextmanager
+def working(*more: type[Exception]) -> Iterator[None]:
+    """Errors of the block are failures of work that has begun. ``more``: kinds that a library wraps the reason in."""
+    try:
+        yield
+    except ValidationError as error:
+        raise FailedError(explain(error)) from error
+    except (*MENDABLE, *more) as error:
+        reason = error
+        while isinstance(reason, more) and (inner := reason.__cause__ or reason.__context__):
+            reason = inner
+        raise FailedError(sentence(reason)) from error
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command and return its exit code. Output that its reader did not want is lost in silence, as behind
+    ``| head``; output that could not be written for another reason makes a 1 of a 0."""
+    with _standard_streams() as output:
+        code = _exit_code(command)
+        output.flush()
+        if output.error and output.error.errno != errno.EPIPE and not code:
+            code = tell("failed", f"standard output cannot be written ({output.error.strerror})", code=1)
+    return code
+
+
+def _exit_code(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except FailedError as error:
+        return tell("failed", str(error), code=1)
+    except ValidationError as error:
+        return refuse(explain(error))
+    except RefusedError as error:
+        return refuse(*str(error).splitlines())
+    except MENDABLE as error:
+        return refuse(first_line(error) if isinstance(error, OSError) else str(error))
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as end:
+        if end.code:
+            raise
+        return 0  # after --help
+
+
+class _Output:
+    """A text stream that, once it can't be written, drops what it is given and remembers why."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def close(self) -> None:
+        """Flush; where that failed, leave nothing for Python's own flush at its end to complain about."""
+        self.flush()
+        if self.error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        if self.error:
+            return
+        try:
+            action()
+        except OSError as error:
+            self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _standard_streams() -> Iterator[_Output]:
+    """Standard output and error that never raise, whatever they lead to; yields the first."""
+    _open_closed_streams()
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if hasattr(stream, "reconfigure"):  # what an encoding lacks is spelt: \u03b2
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    output, errors = _Output(sys.stdout), _Output(sys.stderr)
+    sys.stdout, sys.stderr = output, errors  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield output
+    finally:
+        output.close()
+        errors.close()
+        sys.stdout, sys.stderr = before
+
+
+def _open_closed_streams() -> None:
+    """Put the null device where the shell closed a standard stream (``>&-``): else the next file that is opened gets
+    its number, and what Python's own print or a library writes there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  as long as the process lives
