@@ -18,7 +18,7 @@ from rayexp.presets import SCALES
 from rayexp.spec import GRPO, Evaluate, Execution
 from rayexp.store import Store
 from rayexp.studies import STUDIES, Grid
-from rayexp.sweep import preflight, runtime, tune
+from rayexp.sweep import placement, preflight, runtime, tune
 from rayexp.sweep.plan import Plan
 
 #: Parts of a stage that are what a user came for; see ``journal.Stopwatch`` where they are timed.
@@ -46,7 +46,7 @@ def run(study: str = "demo", scale: str = "tiny") -> list[Row]:
     plan = Plan.of(study, STUDIES[study](budget, Grid(budget.ood_ratios, budget.kl_betas, budget.seeds)), ())
     runtime.connect()
     with TemporaryDirectory() as folder:
-        execution = Execution(store=folder).on(gpus=preflight.capacity().get("GPU", 0.0))
+        execution = Execution(store=folder).on(gpus=placement.total(preflight.capacity())["GPU"])
         at_once = preflight.concurrency(plan, execution)
         outcome = tune.run(plan, execution, callbacks=[starts])
         if outcome.failed or outcome.blocked:

@@ -25,6 +25,7 @@ from rayexp.spec import GRPO, Evaluate, Execution, Pretrain, Stage, parse_stage
 from rayexp.store import Store
 from rayexp.studies.choice import Choice
 from rayexp.sweep.outlook import Machines, outlook
+from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan
 from tests.conftest import OPTIMISER
 from tests.test_report import N, published, study_stages
@@ -508,7 +509,8 @@ def test_what_strangers_wrote_is_shown_as_text(tmp_path, said, file, content):
         code, text = said(*arguments, "--store", store.url)
         assert code == 0
         assert "\x1b" not in text
-    state = outlook(Plan.of("demo", STAGES, ()), Catalog(store), Execution(), Machines({"CPU": 1.0}, "a test"))
+    machines = Machines(nodes_of([{"CPU": 1.0}]), "a test")
+    state = outlook(Plan.of("demo", STAGES, ()), Catalog(store), Execution(), machines)
     assert "out of luck" in state
     assert "\x1b" not in state
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from rayexp.sweep import autoscaling
 from tests import shell
 
 ROOT = Path(__file__).parent.parent
@@ -133,6 +135,21 @@ def test_a_trial_fits_a_pod(job: dict[str, Any]) -> None:
     limits = worker["containers"][0]["resources"]["limits"]
     assert max(int(asked["train"]), int(asked["learner"]) + int(asked["rollout"])) <= int(limits["cpu"])
     assert limits["nvidia.com/gpu"] == "1"
+
+
+def test_a_sweep_counts_the_pods_that_may_be_started(job: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    """Where KubeRay answers the head's pod with the cluster's resource; not where it is not to grow."""
+    cluster = {"metadata": {"name": "rayexp-x", "namespace": "jobs"}, "spec": job["spec"]["rayClusterSpec"]}
+    asked: list[str] = []
+    (tmp_path / "namespace").write_text("jobs\n")
+    monkeypatch.setattr(autoscaling, "NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "rayexp-x")
+    monkeypatch.setattr(KubernetesHttpApiClient, "get", lambda self, path: asked.append(path) or cluster)
+    ((resources, most),) = autoscaling.node_types("anywhere")
+    assert (resources["CPU"], resources["GPU"], most) == (7, 1, 4)
+    assert asked == ["rayclusters/rayexp-x"]
+    cluster["spec"] = cluster["spec"] | {"enableInTreeAutoscaling": False}
+    assert autoscaling.node_types("anywhere") == []
 
 
 # Slurm

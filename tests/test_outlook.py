@@ -14,6 +14,7 @@ from rayexp.store import Store
 from rayexp.sweep import runtime
 from rayexp.sweep.estimate import ASSUMED, Estimates, makespan
 from rayexp.sweep.outlook import Machines, outlook, states
+from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan, flops
 from rayexp.world import World
 from tests.conftest import OPTIMISER, tiny_chain
@@ -21,7 +22,7 @@ from tests.test_report import published, study_stages
 
 CPU = Execution().on(gpus=0)
 STAGES = study_stages(seeds=(0,), kl_betas=(0.1, 1.0), ood_ratios=(0.0, 0.01))
-TWO_CORES = Machines({"CPU": 2.0}, "a test")
+TWO_CORES = Machines(nodes_of([{"CPU": 2.0}]), "a test")
 CHAIN = tiny_chain(World("composition"))
 
 

@@ -29,7 +29,7 @@ from rayexp.probe import require_shareable
 from rayexp.spec import Execution
 from rayexp.store import Store
 from rayexp.studies.choice import Choice
-from rayexp.sweep import preflight
+from rayexp.sweep import placement, preflight
 from rayexp.sweep.outlook import Machines, outlook
 from rayexp.sweep.plan import Plan
 
@@ -156,12 +156,13 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
 
     counts = {"stages": str(len(plan.stages)), "stages_to_run": str(len(plan.to_run))}
     cluster = runtime.connect(metadata={"study": sweep.name, "store": store.url, **counts})
-    execution = execution.on(gpus=preflight.capacity().get("GPU", 0.0))
+    nodes = preflight.capacity()
+    execution = execution.on(gpus=placement.total(nodes)["GPU"])
     preflight.require_software(plan, execution)
-    preflight.require_resources(plan, execution)
+    preflight.require_resources(plan, execution, nodes)
     print(f"Ray dashboard: http://{cluster['dashboard']}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C from far away
-    progress = Progress(plan, at_once=preflight.concurrency(plan, execution))
+    progress = Progress(plan, at_once=preflight.concurrency(plan, execution, nodes))
     with (
         working(RayError, TuneError),
         loggers.opened(sweep.loggers, store, sweep.name) as habits,

@@ -8,6 +8,7 @@ from rayexp.catalog import Attempt, Catalog
 from rayexp.spec import Execution, Stage, one_line
 from rayexp.sweep import preflight
 from rayexp.sweep.estimate import ASSUMED, Estimates, makespan
+from rayexp.sweep.placement import Nodes, nodes_of, total
 from rayexp.sweep.plan import Plan
 from rayexp.terminal import Column, abbreviated, duration, size, table
 
@@ -33,17 +34,21 @@ FAILURES_SHOWN = 10
 class Machines:
     """What there is to run on, and its name for people."""
 
-    has: preflight.Bundle
+    nodes: Nodes
     name: str
 
     @classmethod
     def here(cls) -> "Machines":
         """Return what a local cluster would be started with."""
-        return cls({"CPU": float(host.cores()), "GPU": float(host.gpus() or 0)}, "this machine")
+        return cls(nodes_of([{"CPU": float(host.cores()), "GPU": float(host.gpus() or 0)}]), "this machine")
+
+    @property
+    def has(self) -> dict[str, float]:
+        return total(self.nodes)
 
     @property
     def description(self) -> str:
-        units = {"CPU core": self.has.get("CPU", 0.0), "GPU": self.has.get("GPU", 0.0)}
+        units = {"CPU core": self.has["CPU"], "GPU": self.has["GPU"]}
         counted = [f"{count:g} {unit}{'' if count == 1 else 's'}" for unit, count in units.items() if count]
         return f"{self.name} ({', '.join(counted) or 'nothing'})"
 
@@ -63,7 +68,7 @@ def states(plan: Plan, failed: set[str], running: set[str]) -> dict[str, str]:
 def outlook(plan: Plan, catalog: Catalog, execution: Execution, machines: Machines, width: int | None = None) -> str:
     """The table of all stages, and below it failures, time, storage and what sharing saves. ``width``: of the terminal,
     where ids are shortened; None elsewhere, where every line has everything."""
-    execution = execution.on(gpus=machines.has.get("GPU", 0.0))
+    execution = execution.on(gpus=machines.has["GPU"])
     estimates = Estimates.of(catalog, execution)
     failures = catalog.failures(trial.id for trial in plan.trials)
     state = states(plan, set(failures), catalog.running())
@@ -99,7 +104,7 @@ def _time(plan: Plan, estimates: Estimates, execution: Execution, machines: Mach
     """How long the rest takes, and where each kind's time comes from."""
     if not plan.to_run:
         return ["time: none, all is in the store"]
-    at_once = min(preflight.concurrency(plan, execution, machines.has), len(plan.trials))
+    at_once = min(preflight.concurrency(plan, execution, machines.nodes), len(plan.trials))
     costs = {stage.id: estimates.cost(stage) for stage in plan.to_run}
     span = makespan(plan, estimates.seconds, at_once)
     flop = sum(cost.flop for cost in costs.values())
@@ -131,7 +136,7 @@ def _storage(plan: Plan, estimates: Estimates, execution: Execution, machines: M
     if not plan.to_run:
         return "storage: nothing more"
     kept = sum(estimates.cost(stage).bytes for stage in plan.to_run)
-    most = estimates.checkpoint_bytes(plan, preflight.concurrency(plan, execution, machines.has))
+    most = estimates.checkpoint_bytes(plan, preflight.concurrency(plan, execution, machines.nodes))
     return f"storage: {size(kept)} to be kept, and up to {size(most)} of checkpoints while it runs"
 
 

@@ -1,11 +1,17 @@
 """Refuse a plan that the cluster can never run, before anything starts."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rayexp.errors import RefusedError
 from rayexp.sampling.vllm_sampler import require_vllm
 from rayexp.spec import GRPO, Execution
+from rayexp.sweep import autoscaling, placement
+from rayexp.sweep.placement import Node, Nodes
 from rayexp.sweep.plan import Plan, Trial
+from rayexp.terminal import Column, table
+
+NODES_SHOWN = 3
 
 
 class PreflightError(RefusedError):
@@ -16,10 +22,16 @@ Bundle = dict[str, float]
 
 
 def bundles(trial: Trial, execution: Execution) -> list[Bundle]:
-    """What the processes of a trial ask Ray for, all together."""
+    """Return what the processes of a trial ask Ray for, each on one node."""
     if trial.kind == "supervised":
         return [_bundle(execution.train_cpus, execution.train_gpus)] * execution.train_workers
-    return grpo_bundles(execution)
+    parts = grpo_bundles(execution)
+    return [total(parts)] if on_one_node(execution) else parts
+
+
+def on_one_node(execution: Execution) -> bool:
+    """Whether the actors of a GRPO stage have to share a node: memory of a GPU is handed over within a machine."""
+    return execution.weight_transfer == "cuda_ipc"
 
 
 def in_process(trial: Trial, execution: Execution) -> bool:
@@ -51,6 +63,11 @@ def require_software(plan: Plan, execution: Execution) -> None:
         raise PreflightError(f"weight_transfer is {transfer!r}; allowed without GPUs: object_store, gloo")
     if transfer == "gloo" and execution.device == "cuda":
         raise PreflightError("weight_transfer is 'gloo', which is for CPUs; allowed: object_store, nccl, cuda_ipc")
+    together = (execution.learner_gpus or 0.0) + execution.rollout_workers * (execution.rollout_gpus or 0.0)
+    if transfer == "cuda_ipc" and together > 1:
+        raise PreflightError(
+            f"weight_transfer is 'cuda_ipc', whose learner and rollout workers share one GPU; they ask for {together:g}"
+        )
     with_vllm = any(isinstance(stage, GRPO) and stage.sampler == "vllm" for stage in plan.to_run)
     if transfer == "gloo" and with_vllm:  # each wants to be the only one that sets up torch.distributed
         raise PreflightError("weight_transfer is 'gloo'; allowed where vLLM samples: object_store, nccl, cuda_ipc")
@@ -58,41 +75,63 @@ def require_software(plan: Plan, execution: Execution) -> None:
         require_vllm("cuda" if execution.device == "cuda" else "cpu")
 
 
-def require_resources(plan: Plan, execution: Execution) -> None:
-    """Raise PreflightError, with needs and has side by side, if some trial does not fit the cluster as it may grow."""
-    has = capacity()
-    needs = {trial.kind: total(bundles(trial, execution)) for trial in plan.trials}
-    names = sorted({name for need in needs.values() for name in need})
-    if all(need.get(name, 0.0) <= has.get(name, 0.0) + 1e-9 for need in needs.values() for name in names):
+def require_resources(plan: Plan, execution: Execution, nodes: Nodes | None = None) -> None:
+    """Raise PreflightError, with needs and has side by side, if some trial does not fit the nodes that there are or may
+    be (``capacity``)."""
+    for field in ("train_gpus", "learner_gpus", "rollout_gpus"):
+        share = getattr(execution, field) or 0.0
+        if share > 1 and share != int(share):
+            raise PreflightError(f"{field} is {share:g}; allowed: up to 1, or a whole number, as Ray deals GPUs")
+    nodes = capacity() if nodes is None else nodes
+    trials = {trial.kind: trial for trial in plan.trials}.values()
+    crowded = [trial for trial in trials if not placement.fit_together(bundles(trial, execution), nodes)]
+    if not crowded:
         return
-    header = f"{'resource':<10}" + "".join(f"{kind + ' trial needs':>24}" for kind in needs) + f"{'cluster has':>14}"
-    rows = [
-        f"{name:<10}" + "".join(f"{need.get(name, 0.0):>24g}" for need in needs.values()) + f"{has.get(name, 0.0):>14g}"
-        for name in names
-    ]
-    raise PreflightError("the plan needs more than the cluster can ever have:\n" + "\n".join([header, *rows]))
+    parts = {name: part for trial in crowded for name, part in _parts(trial, execution).items()}
+    alone = [f"a {name}" for name, part in parts.items() if not placement.fits(part, nodes)]
+    room = f"no node has room for {' or '.join(alone)}" if alone else f"no room for a whole {crowded[0].kind} trial"
+    rows = [row for trial in trials for row in _needs(trial, execution)] + _has(nodes)
+    columns = (Column(""), Column("CPU", right=True), Column("GPU", right=True))
+    cells = [(name, f"{part.get('CPU', 0.0):g}", f"{part.get('GPU', 0.0):g}") for name, part in rows]
+    raise PreflightError(f"the plan needs more than the cluster can ever have: {room}\n{table(columns, cells)}")
 
 
-def concurrency(plan: Plan, execution: Execution, has: Bundle | None = None) -> int:
-    """Trials at once: the setting, or as many of the largest kind as there is room for in ``has``, by default in what
-    the cluster has or may grow to."""
+def _parts(trial: Trial, execution: Execution) -> dict[str, Bundle]:
+    """Name what is placed as one; one of those that are alike."""
+    alike = {"supervised": ("training rank",), "grpo": ("learner", "rollout worker")}[trial.kind]
+    names = ("learner with its rollout workers",) if on_one_node(execution) and trial.kind == "grpo" else alike
+    return dict(zip(names, bundles(trial, execution), strict=False))
+
+
+def _needs(trial: Trial, execution: Execution) -> list[tuple[str, Bundle]]:
+    parts = [(f"  a {name}", part) for name, part in _parts(trial, execution).items()]
+    return [(f"{trial.kind} trial needs", total(bundles(trial, execution))), *parts]
+
+
+def _has(nodes: Nodes) -> list[tuple[str, Bundle]]:
+    """All of the cluster, and its largest nodes."""
+    largest = sorted(nodes, key=lambda node: node.size, reverse=True)[:NODES_SHOWN]
+    each = [("  a node" if nodes[node] == 1 else f"  each of {nodes[node]} nodes", node.has) for node in largest]
+    return [("cluster has", placement.total(nodes)), *each]
+
+
+def concurrency(plan: Plan, execution: Execution, nodes: Nodes | None = None) -> int:
+    """Return how many trials run at once: the setting, or as many of the largest kind as there is room for, but no more
+    than the plan has."""
     if execution.max_concurrent:
         return execution.max_concurrent
-    has = capacity() if has is None else has
-    fits = [
-        int((has.get(name, 0.0) + 1e-9) // amount)
-        for trial in {trial.kind: trial for trial in plan.trials}.values()
-        for name, amount in total(bundles(trial, execution)).items()
-        if amount
-    ]
+    nodes = capacity() if nodes is None else nodes
+    kinds = {trial.kind: bundles(trial, execution) for trial in plan.trials}
+    fits = [placement.how_many(parts, nodes, len(plan.trials)) for parts in kinds.values()]
     return max(1, min(fits, default=1))
 
 
-def capacity() -> Bundle:
-    """What the cluster has, or may grow to if an autoscaler said how far."""
+def capacity() -> Nodes:
+    """Return the nodes of the cluster, and those that its autoscaler may start."""
     import ray  # seconds, which a mere plan does not have to wait
-    from ray._private.state import state as cluster_state
 
-    has = dict(ray.cluster_resources())
-    limits = cluster_state.get_max_resources_from_cluster_config() or {}
-    return {name: max(has.get(name, 0.0), float(limits.get(name, 0.0))) for name in {*has, *limits}}
+    there = placement.nodes_of(node["Resources"] for node in ray.nodes() if node["Alive"])
+    may_be: Nodes = Counter()
+    for resources, most in autoscaling.node_types(ray.get_runtime_context().gcs_address):
+        may_be[Node.of(resources)] += most
+    return there | may_be

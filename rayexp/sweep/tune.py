@@ -158,12 +158,13 @@ class GRPOGroup(NamedGroup):
 def _resources(config: dict[str, Any], execution: Execution) -> PlacementGroupFactory:
     """A small supervised trial is one process. A larger one holds nothing but a place on the head: Ray Train makes its
     own placement group, and a trial that held CPUs would wait for itself. A GRPO trial is one group, so it starts whole
-    or not at all."""
+    or not at all, and on one node where its actors have to share one."""
     if config["in_process"]:
         return SupervisedGroup([{"CPU": execution.train_cpus}])
     if config["kind"] == "supervised":
         return SupervisedGroup([{"node:__internal_head__": 0.001}])
-    return GRPOGroup([{}, *preflight.grpo_bundles(execution)])
+    strategy = "STRICT_PACK" if preflight.on_one_node(execution) else "PACK"
+    return GRPOGroup([{}, *preflight.grpo_bundles(execution)], strategy)
 
 
 class PlanSearcher(Searcher):

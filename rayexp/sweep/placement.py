@@ -1,0 +1,111 @@
+"""Whether the parts of a trial fit the nodes of a cluster together, and how many trials fit at once.
+
+Ray places a part on one node, and a share of a GPU on one GPU: what fits the sum of all nodes may fit none of them.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+Bundle = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Node:
+    """CPUs that are left of a node, and of each of its GPUs the share, smallest first."""
+
+    cpus: float
+    gpus: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, resources: Bundle) -> "Node":
+        """Return a node with nothing placed on it."""
+        return cls(resources.get("CPU", 0.0), (1.0,) * int(resources.get("GPU", 0.0)))
+
+    @property
+    def has(self) -> dict[str, float]:
+        return {"CPU": self.cpus, "GPU": sum(self.gpus)}
+
+    @property
+    def size(self) -> tuple[float, float]:
+        return sum(self.gpus), self.cpus
+
+    def without(self, part: Bundle) -> "Node | None":
+        """Return what is left when a part is placed here; None where it has no room."""
+        cpus = round(self.cpus - part.get("CPU", 0.0), 4)  # as finely as Ray counts
+        gpus = _taken(self.gpus, part.get("GPU", 0.0))
+        return None if cpus < 0 or gpus is None else Node(cpus, gpus)
+
+
+Nodes = Counter[Node]
+
+
+def nodes_of(resources: Iterable[Bundle]) -> Nodes:
+    """Return nodes that have nothing placed on them, by how many are alike."""
+    return Counter(map(Node.of, resources))
+
+
+def total(nodes: Nodes) -> dict[str, float]:
+    """Return the CPUs and GPUs of all nodes together."""
+    cpus = math.fsum(node.cpus * count for node, count in nodes.items())
+    return {"CPU": cpus, "GPU": math.fsum(sum(node.gpus) * count for node, count in nodes.items())}
+
+
+def fits(part: Bundle, nodes: Nodes) -> bool:
+    """Whether some node has room for a part."""
+    return any(node.without(part) for node in nodes)
+
+
+def fit_together(parts: Sequence[Bundle], nodes: Nodes) -> bool:
+    """Whether all parts have room at once. Exact where all but the first are alike, as the parts of a trial are."""
+    first, others = parts[0], parts[1:]
+    lefts = ((node, left) for node in nodes if (left := node.without(first)))
+    return any(not others or _room(others[0], _moved(nodes, node, left), len(others)) for node, left in lefts)
+
+
+def how_many(parts: Sequence[Bundle], nodes: Nodes, at_most: int) -> int:
+    """Return how many trials with these parts have room at once, each placed where the least is left."""
+    for placed in range(at_most):
+        for part in parts:
+            lefts = [(left.size, node, left) for node in nodes if (left := node.without(part))]
+            if not lefts:
+                return placed
+            _, node, left = min(lefts, key=lambda found: found[0])
+            nodes = _moved(nodes, node, left)
+    return at_most
+
+
+def _room(part: Bundle, nodes: Nodes, needed: int) -> bool:
+    """Whether as many copies of one part as are needed have room."""
+    for node, count in nodes.items():
+        copies, left = 0, node.without(part)
+        while left and copies < needed:
+            copies, left = copies + 1, left.without(part)
+        needed -= copies * count
+        if needed <= 0:
+            return True
+    return False
+
+
+def _moved(nodes: Nodes, node: Node, left: Node) -> Nodes:
+    """Return the nodes with one of them replaced by what is left of it."""
+    changed = Counter(nodes)
+    changed[node] -= 1
+    changed[left] += 1
+    return +changed
+
+
+def _taken(gpus: tuple[float, ...], share: float) -> tuple[float, ...] | None:
+    """Return what is left of GPUs: whole ones are taken, or a share of the GPU that has the least left."""
+    if share > 1:  # Ray gives more than one only whole
+        whole = gpus.count(1.0) - math.ceil(share)
+        return None if whole < 0 else (*(gpu for gpu in gpus if gpu < 1), *[1.0] * whole)
+    if not share:
+        return gpus
+    enough = [gpu for gpu in gpus if gpu >= share]
+    if not enough:
+        return None
+    rest = list(gpus)
+    rest.remove(enough[0])
+    return tuple(sorted([*rest, round(enough[0] - share, 4)]))
