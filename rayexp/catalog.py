@@ -162,9 +162,10 @@ class Catalog:
                 attempts.append(Attempt(stage_id, state, step, about.time, label, about.why))
         return attempts
 
-    def studies(self) -> list[str]:
-        """Names of the studies that were planned with this store."""
-        return self.store.files.names("studies")
+    def studies(self, having: str = "plan.json") -> list[str]:
+        """Names of the studies of this store that have a file."""
+        names = self.store.files.names
+        return [name for name in names("studies") if having in names(f"studies/{name}")]
 
     def study(self, name: str) -> dict[str, str]:
         """Labels, by id and in order, of the stages that a study consists of. Raises StoreError if there is none."""
@@ -216,9 +217,9 @@ def file_bytes(about: Mapping[str, Any]) -> int:
     return count if isinstance(count, int) and 0 <= count < 2**63 else 0
 
 
-def find(text: str, labels: Mapping[str, str]) -> str:
-    """The id among ``labels`` that is meant: an id, the beginning of one, or a label. Raises ValueError where it is
-    none of these, and AmbiguousError where it is several."""
+def find(text: str, labels: Mapping[str, str], of: str = "a finished stage, as `rayexp ls` lists them") -> str:
+    """Return the id among ``labels`` that is meant: an id, the beginning of one, or a label. Raises ValueError where it
+    is none of these, and AmbiguousError where it is several. of: what the labels are, for the message."""
     if text in labels:
         return text
     matches = [stage_id for stage_id, label in labels.items() if label == text]
@@ -226,7 +227,7 @@ def find(text: str, labels: Mapping[str, str]) -> str:
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        raise ValueError(f"stage is {text!r}; allowed: an id, the beginning of one, or a label that `rayexp ls` lists")
+        raise ValueError(f"stage is {text!r}; allowed: an id, the beginning of one, or a label, of {of}")
     shown = [f"  {stage_id}  {labels[stage_id]}" for stage_id in sorted(matches)[:CANDIDATES_SHOWN]]
     more = [f"  and {len(matches) - len(shown)} more"] if len(matches) > len(shown) else []
     raise AmbiguousError("\n".join([f"stage is {text!r}, which fits {len(matches)} stages:", *shown, *more]))

@@ -230,6 +230,18 @@ def test_a_stage_of_a_plan_is_compared_with_the_nearest_finished_one(tmp_path, s
     assert "No grpo stage is finished there" in said("explain", wanted[4].label, *grid)[1]
 
 
+def test_a_stage_outside_of_the_plan_is_said_to_be_outside(whole, said):
+    grid = ["--study", "demo", "--scale", "toy", "--store", whole.url]
+    code, text = said("explain", STAGES[0].id, *grid)
+    assert (code, text.count("\n")) == (2, 1)
+    assert "a stage that the study demo plans with these options" in text
+    assert f"without --study, {STAGES[0].id} is found in the store" in text
+    code, text = said("explain", "nothing", *grid)
+    assert code == 2
+    assert "found in the store" not in text
+    assert "`rayexp ls` lists" not in text
+
+
 def test_a_raised_contract_is_what_differs_where_no_setting_does(tmp_path, said, monkeypatch):
     store = published(tmp_path, STAGES[:3], RECORD)
     monkeypatch.setattr(Pretrain, "contract", 3)
@@ -351,6 +363,18 @@ def test_compare_prints_and_writes_csv(whole, tmp_path, said):
 def test_a_study_that_is_not_there_is_refused(whole, said, reference):
     code, text = said("compare", "demo-tiny", reference, "--store", whole.url)
     assert (code, text.count("\n")) == (2, 1)
+
+
+def test_a_study_that_compare_would_refuse_is_not_offered(tmp_path, said):
+    store = study(tmp_path)
+    write_plan(Plan.of("demo", STAGES, ()), store, "planned-only")
+    store.files.write("studies/stray/note.txt", b"")
+    code, text = said("compare", "planned-only", "demo-tiny", "--store", store.url)
+    assert (code, text.count("\n")) == (2, 1)
+    assert text.endswith("allowed there: demo-tiny\n")
+    code, text = said("ls", "--study", "stray", "--store", store.url)
+    assert code == 2
+    assert text.endswith("demo-tiny, planned-only\n")
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 PAR1", "columns"])

@@ -1,6 +1,7 @@
 """``rayexp explain``: why a stage would run, or would not: how it differs from the nearest finished ones."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -43,12 +44,20 @@ class Explain(Choice, Place):
         """The stage that is asked for, and the id that it was asked for by, which may be of an earlier version."""
         if self.study:
             stages = Plan.of(self.study, self.stages(), ()).stages
-            stage_id = find(self.stage, {stage.id: stage.label for stage in stages})
+            planned = {stage.id: stage.label for stage in stages}
+            stage_id = find(self.stage, planned, self._planned(catalog))
             return stage_id, next(stage for stage in stages if stage.id == stage_id)
         stage_id = find(self.stage, catalog.labels())
         if stage := catalog.specs([stage_id]).get(stage_id):
             return stage_id, stage
         raise ValueError(f"stage is {stage_id!r}, whose spec.json is not there or is none that this version can read")
+
+    def _planned(self, catalog: Catalog) -> str:
+        """Say what the stage may be, and where it is if it is in the store and not in the plan."""
+        of = f"a stage that the study {self.study} plans with these options"
+        with suppress(ValueError):
+            of += f"; without --study, {find(self.stage, catalog.labels())} is found in the store"
+        return of
 
 
 def _finished(catalog: Catalog, finished: Finished, stage: Stage) -> str:
