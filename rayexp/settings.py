@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rayexp.spec import Stage
+from rayexp.spec import Stage, number
 
 #: Where one of two stages has no such setting.
 ABSENT = "-"
@@ -43,7 +43,7 @@ def kind_at(name: str, stage: Stage) -> str:
 
 def shown(value: Any) -> str:
     """A value for people."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def listed(values: Sequence[Any]) -> str:

@@ -127,7 +127,7 @@ class Stage(Value):
         """For people: ``composition-r0.01-s0/pretrain/sft/grpo-ood-b0.1``. Not unique; the id is."""
         world, root = self.root.world, self.root
         variant = [part for part in (world.graph, world.traversal, world.samples) if part not in _DEFAULT_WORLD]
-        name = "-".join([world.axis, *variant, f"r{root.ood_ratio:g}", f"s{root.seed}"])
+        name = "-".join([world.axis, *variant, f"r{number(root.ood_ratio)}", f"s{root.seed}"])
         return "/".join([name, *(stage.short_label for stage in self.lineage)])
 
     @property
@@ -223,7 +223,7 @@ class GRPO(Stage):
 
     @property
     def short_label(self) -> str:
-        return f"grpo-{self.prompts}-b{self.kl_beta:g}" + ("-stale" if self.staleness else "")
+        return f"grpo-{self.prompts}-b{number(self.kl_beta)}" + ("-stale" if self.staleness else "")
 
 
 class Evaluate(Stage):
@@ -331,6 +331,11 @@ class Execution(Value):
 def explain(error: ValidationError) -> str:
     """The first refusal of a ValidationError as one sentence: field, value, what is allowed."""
     return one_line(_explained(error.errors(include_url=False)[0]))
+
+
+def number(value: float) -> str:
+    """A setting for people: the shortest text that no other number has, so that two settings never look like one."""
+    return str(value) if isinstance(value, int) else repr(float(value) + 0.0).removesuffix(".0")
 
 
 def one_line(text: str, limit: int = 300) -> str:

@@ -24,13 +24,14 @@ from rayexp.evaluation.metrics import wilson
 from rayexp.evaluation.theory import tilted
 from rayexp.presets import SCALES
 from rayexp.report import figures, page, table
-from rayexp.report.arms import arms
+from rayexp.report.arms import arms, percent
 from rayexp.report.claims import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, claims
 from rayexp.report.drawing import Drawing
+from rayexp.report.examples import examples
 from rayexp.report.figures.curves import reward_and_kl
-from rayexp.report.figures.mass import mass_by_ratio
+from rayexp.report.figures.mass import mass_by_ratio, mass_by_stage
 from rayexp.report.figures.pass_at_k import pass_at_k_curves
-from rayexp.report.provenance import provenance
+from rayexp.report.provenance import design, provenance
 from rayexp.spec import GRPO, Evaluate, Pretrain, Stage
 from rayexp.store import Store
 from rayexp.studies.choice import Choice
@@ -362,6 +363,60 @@ def test_a_gain_that_seeds_disagree_on_is_hollow() -> None:
     gains = drawing.data.dropna(subset=["gain"]).set_index("ood_ratio")
     assert gains["gain_p_holm"].le(0.05).to_dict() == {0.0: False, 0.003: True, 0.01: False, 0.05: False}
     assert sorted(shown) == pytest.approx(sorted(gains.drop(0.003)["gain"]))
+
+
+def looks(drawing: Drawing, axis: int, lines: bool) -> list[tuple[str, str]]:
+    """Colour and line style of every series of a panel, in the order of the legend."""
+    panel = drawing.figure.axes[axis]
+    drawn = panel.lines if lines else [container.lines[0] for container in panel.containers]
+    return [(str(line.get_color()), str(line.get_linestyle())) for line in drawn]
+
+
+def test_no_two_betas_look_alike_and_none_like_before_grpo() -> None:
+    betas = tuple(i / 10 for i in range(1, 19))
+    results = world(seeds=(0,), ood_ratios=(0.01,), kl_betas=betas)
+    for drawing, lines in ((mass_by_ratio(results), False), (pass_at_k_curves(results), True)):
+        assert drawing
+        found = looks(drawing, 0, lines)
+        assert len(found) == len(set(found)) == 1 + len(betas)
+        assert [colour for colour, _ in found].count(found[0][0]) == 1
+        assert [line for _, line in found].count("--") == lines
+        (legend,) = drawing.figure.legends
+        assert len({text.get_text() for text in legend.get_texts()}) == 1 + len(betas)
+
+
+def test_betas_that_cannot_be_told_apart_are_left_out_in_words() -> None:
+    results = world(seeds=(0,), ood_ratios=(0.01,), kl_betas=tuple(i / 10 for i in range(1, 21)))
+    for drawing in (mass_by_ratio(results), pass_at_k_curves(results), mass_by_stage(results)):
+        assert drawing
+        assert "Of 20 β the smallest 18 are drawn" in drawing.caption
+        assert drawing.data["kl_beta"].nunique() == 20
+
+
+def test_numbers_that_differ_late_are_told_apart_everywhere() -> None:
+    """In the seventh digit of a ratio or a beta."""
+    results = world(seeds=(0,), kl_betas=(0.1,))
+    finer = results.assign(kl_beta=0.10000001).query("kind == 'grpo'")
+    both = pd.concat([results, finer.assign(stage_id=finer["stage_id"] + "x")])
+    settings = claims(both)["setting"]
+    assert settings.str.contains("β = 0.1", regex=False).all()
+    assert settings.str.contains("β = 0.10000001", regex=False).sum() == len(settings) / 2
+    assert [percent(x) for x in (0.0, 0.003, 0.07, 0.29, 0.3, 0.30000001, 0.5)] == [
+        *("0", "0.3", "7", "29", "30", "30.000001", "50")
+    ]
+    for drawing in drawings(both, training().iloc[:0]):
+        for axis in drawing.figure.axes:
+            labels = [text.get_text() for text in axis.get_xticklabels()]
+            assert len(labels) == len(set(labels))
+    titles = [group.title for group in examples(both.query("kl_beta != 0.1"))]
+    assert titles
+    assert all(title.endswith("β = 0.10000001") for title in titles)
+
+
+def test_seeds_of_seven_digits_are_seeds_of_their_own() -> None:
+    seeds = (2_024_010, 2_024_011)
+    assert design(study_stages(seeds=seeds))["seed"] == ["2024010", "2024011"]
+    assert design(study_stages(seeds=(0,), ood_ratios=(0.05, 0.0500000001)))["OOD ratio"] == ["0.05", "0.0500000001"]
 
 
 def test_every_arm_and_depth_has_its_panels() -> None:

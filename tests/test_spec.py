@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from rayexp.presets import SCALES
-from rayexp.spec import GRPO, SFT, AdamW, Decoder, Evaluate, Execution, Pretrain, canonical_json, explain, parse_stage
+from rayexp.spec import (
+    GRPO,
+    SFT,
+    AdamW,
+    Decoder,
+    Evaluate,
+    Execution,
+    Pretrain,
+    canonical_json,
+    explain,
+    number,
+    parse_stage,
+)
 from rayexp.studies import STUDIES, Grid
 from rayexp.world import AXES, World
 
@@ -177,6 +189,16 @@ def test_every_stage_of_every_study_survives_json():
             twin = parse_stage(stage.model_dump_json())
             assert twin == stage
             assert twin.id == stage.id
+
+
+def test_numbers_of_a_label_are_without_loss():
+    assert [number(x) for x in (0.1, 1.0, -0.0, 1e-05, 2024010, 0.3, 0.30000001)] == [
+        *("0.1", "1", "0", "1e-05", "2024010", "0.3", "0.30000001")
+    ]
+    finer = REINFORCED.model_copy(update={"kl_beta": 0.10000001})
+    assert finer.label == "composition-r0.01-s0/pretrain/sft/grpo-ood-b0.10000001"
+    base = REINFORCED.root.model_copy(update={"ood_ratio": 0.30000001, "seed": 2024010})
+    assert base.label == "composition-r0.30000001-s2024010/pretrain"
 
 
 def test_lineage_and_label():

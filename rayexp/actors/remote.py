@@ -9,7 +9,7 @@ from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayexp.errors import PermanentError, StageError, sentence
-from rayexp.spec import Stage
+from rayexp.spec import Stage, number
 
 
 class RemoteTimeoutError(StageError):
@@ -57,7 +57,7 @@ def answer(reference: Any, who: str, timeout_s: float) -> Any:
     try:
         return ray.get(reference, timeout=timeout_s)
     except GetTimeoutError as error:
-        raise RemoteTimeoutError(f"no answer from {who} within {timeout_s:g} s") from error
+        raise RemoteTimeoutError(f"no answer from {who} within {number(timeout_s)} s") from error
     except RayTaskError as error:
         cause = error.cause
         kind = type(cause) if isinstance(cause, PermanentError) else StageError

@@ -18,7 +18,7 @@ from rayexp.learning import decoder
 from rayexp.sampling.protocol import Completions, Sampler, Weights
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
-from rayexp.spec import GRPO, Decoder, Execution
+from rayexp.spec import GRPO, Decoder, Execution, number
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3
@@ -123,7 +123,7 @@ class RolloutFleet:
         if not worst <= self._execution.max_logprob_mismatch:
             raise ParityError(
                 f"sampler and learner differ by {worst:.3g} nats on fixed tokens after a weight sync of "
-                f"{self._spec.label}; allowed: max_logprob_mismatch = {self._execution.max_logprob_mismatch:g}"
+                f"{self._spec.label}; allowed: max_logprob_mismatch = {number(self._execution.max_logprob_mismatch)}"
             )
         return worst
 

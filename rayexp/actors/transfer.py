@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from rayexp.actors.remote import RemoteTimeoutError
 from rayexp.errors import StageError, sentence
-from rayexp.spec import Execution
+from rayexp.spec import Execution, number
 from rayexp.waiting import LateError, within
 
 #: Backends of the transports that need a group of actors.
@@ -59,7 +59,7 @@ class Group:
                 self._timeout_s, lambda: create_collective_group(self._actors, self._backend or ""), "join a group"
             )
         except LateError:
-            raise RemoteTimeoutError(f"no answer from {who} within {self._timeout_s:g} s") from None
+            raise RemoteTimeoutError(f"no answer from {who} within {number(self._timeout_s)} s") from None
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             raise StageError(f"{who}: {sentence(cause)}") from error

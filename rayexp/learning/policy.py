@@ -19,7 +19,7 @@ from rayexp.learning.logprobs import Beginnings, group_logprobs
 from rayexp.learning.objectives import GRPOSettings, Rollouts
 from rayexp.learning.trainer import Trainer
 from rayexp.sampling.protocol import Completions
-from rayexp.spec import GRPO
+from rayexp.spec import GRPO, number
 
 
 class MismatchError(PermanentError):
@@ -114,7 +114,7 @@ class PolicyLearner:
         if not self._spec.staleness and not mismatch <= limit:
             raise MismatchError(
                 f"sampler and learner differ by {mismatch:.3g} nats on a sampled token; "
-                f"allowed: max_logprob_mismatch = {limit:g}"
+                f"allowed: max_logprob_mismatch = {number(limit)}"
             )
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ An arm is GRPO on the prompts of one role, by decoders of one depth. Its rows ar
 """
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 import pandas as pd
 
@@ -67,8 +68,8 @@ def before(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def percent(ratio: float) -> str:
-    """An OOD ratio for people, without its unit: 0.003 is ``0.3``."""
-    return f"{100 * ratio:g}"
+    """An OOD ratio for people, without its unit and without loss: 0.003 is ``0.3``."""
+    return f"{Decimal(repr(float(ratio))).scaleb(2).normalize() + 0:f}"
 
 
 def mass_name(results: pd.DataFrame) -> str:

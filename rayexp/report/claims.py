@@ -16,6 +16,7 @@ from rayexp.evaluation.metrics import Interval
 from rayexp.evaluation.theory import paper_bound, tilted
 from rayexp.report.arms import ROLE_NAMES, Arm, arms, before, percent
 from rayexp.report.inference import ALPHA, cautious, holm, p_of_mean, p_of_proportion, proportion
+from rayexp.spec import number
 
 HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "does not hold", "undecided", "not measured"
 
@@ -86,7 +87,7 @@ def _row(claim: Claim, finding: Finding, arm: Arm | None, beta: float) -> dict[s
     setting, value = "", finding.value
     if arm:
         cells = f", {ROLE_NAMES[finding.role]} cells" if finding.role else ""
-        setting = f"{arm.name}, β = {beta:g}{cells}"
+        setting = f"{arm.name}, β = {number(beta)}{cells}"
     return {
         "claim": claim.id,
         "title": claim.title,

@@ -20,7 +20,7 @@ from rayexp import settings
 from rayexp.catalog import Catalog
 from rayexp.errors import first_line
 from rayexp.report.inference import interval
-from rayexp.spec import Stage
+from rayexp.spec import Stage, number
 from rayexp.store import Store, StoreError
 
 KEY = ["role", "cell", "prompt_index"]
@@ -51,7 +51,7 @@ class Study:
         try:
             data = store.files.read(path)
         except FileNotFoundError:
-            known = ", ".join(catalog.studies()) or "there are none"
+            known = ", ".join(catalog.studies(having="results.parquet")) or "there are none"
             raise StoreError(f"study is {name!r}, without results in the store {url}; allowed there: {known}") from None
         try:
             rows = pq.read_table(io.BytesIO(data), columns=COLUMNS).to_pandas()
@@ -154,7 +154,7 @@ def _joined(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
         frames.append(
             frame.assign(
                 stage=_chains(one, other),
-                ood_ratio=_both(f"{one.root.ood_ratio:g}", f"{other.root.ood_ratio:g}"),
+                ood_ratio=_both(number(one.root.ood_ratio), number(other.root.ood_ratio)),
                 seed=one.root.seed,
                 difference=frame["q_b"] - frame["q_a"],
             )

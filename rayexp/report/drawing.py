@@ -8,7 +8,7 @@ through viridis.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rayexp.report.arms import counted, percent
+from rayexp.spec import number
 
 WIDTH_INCHES = 4.4
 DPI = 220
@@ -45,16 +46,25 @@ BOOTSTRAP = (
     "Bars are 95 % bootstrap intervals over seeds, then prompts; with few seeds they hardly leave the seeds' range."
 )
 
-Look = tuple[str, str]  # colour, marker
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+class Look(NamedTuple):
+    """What a series can be told by; only what is before GRPO is black, and no two have both colour and line."""
+
+    colour: Any
+    marker: str
+    line: Any
+
+
 #: Before GRPO, then the betas in ascending order.
 LOOKS: list[Look] = [
-    ("#000000", "o"),
-    ("#0072B2", "s"),
-    ("#D55E00", "^"),
-    ("#009E73", "D"),
-    ("#CC79A7", "v"),
-    ("#E69F00", "P"),
-    ("#56B4E9", "X"),
+    Look("#000000", "o", "-"),
+    *(
+        Look(colour, marker, line)
+        for line, markers in (("-", "s^DvPX"), (":", "<>p*dH"), ("-.", "^DvPXs"))
+        for colour, marker in zip(COLOURS, markers, strict=True)
+    ),
 ]
 
 
@@ -85,6 +95,11 @@ class Series:
     name: str
     look: Look
 
+    @property
+    def line(self) -> Any:
+        """Line style where there are no markers: what is before GRPO is dashed."""
+        return "--" if self.key is None else self.look.line
+
 
 def panels(rows: int, height: float, around: float = 0.8, columns: int = 2) -> tuple[Figure, np.ndarray]:
     """Figure and axes [rows, columns]; height of a row, and around them for legends, in inches."""
@@ -113,25 +128,40 @@ def ratio_colours(count: int) -> list[Any]:
 
 def ratio_axes(figure: Figure, axes: np.ndarray, ratios: dict[Any, int]) -> None:
     """OOD ratios along x, in percent."""
-    size = 7 if len(ratios) > 6 else FONT_SIZE
+    labels = [percent(ratio) for ratio in ratios]
+    size, turned = 7 if len(ratios) > 6 else FONT_SIZE, 90 if sum(map(len, labels)) > 30 else 0
     for axis in axes.flat:
         axis.set_xlim(-0.5, len(ratios) - 0.5)
-        axis.set_xticks(list(ratios.values()), labels=[percent(ratio) for ratio in ratios], fontsize=size)
+        axis.set_xticks(list(ratios.values()), labels=labels, fontsize=size, rotation=turned)
     figure.supxlabel("OOD samples in pretraining (%)", fontsize=FONT_SIZE)
 
 
 def before_and_betas(betas: pd.Series) -> list[Series]:
-    """Series for before GRPO and after it with each beta."""
-    names = {None: "before GRPO"} | {beta: f"after, β = {beta:g}" for beta in sorted(betas.dropna().unique())}
-    return [Series(key, name, LOOKS[i % len(LOOKS)]) for i, (key, name) in enumerate(names.items())]
+    """Series for before GRPO and after it with each beta, as far as there are looks that can be told apart."""
+    names = {None: "before GRPO"} | {beta: f"after, β = {number(beta)}" for beta in sorted(betas.dropna().unique())}
+    return [Series(key, name, look) for (key, name), look in zip(names.items(), LOOKS, strict=False)]
 
 
-def bars(axis: Axes, x: Any, points: pd.DataFrame, column: str, colour: Any, marker: str, **look: Any) -> None:
+def legend_rows(series: list[Series]) -> float:
+    """Height of the rows of ``series_legend`` beyond two, in inches."""
+    return 0.18 * max(0, -(-len(series) // 3) - 2)
+
+
+def left_out(betas: pd.Series) -> str:
+    """A sentence where there are more betas than ``before_and_betas`` can show."""
+    count, shown = betas.dropna().nunique(), len(LOOKS) - 1
+    if count <= shown:
+        return ""
+    return f"Of {count} β the smallest {shown} are drawn, because no more can be told apart; the data have all."
+
+
+def bars(axis: Axes, x: Any, points: pd.DataFrame, column: str, look: tuple[Any, str, str]) -> None:
     """Points at ``x`` with vertical intervals, from the columns ``column``, ``column_low`` and ``column_high``."""
     mean, low, high = (points[name].to_numpy(dtype=float) for name in (column, f"{column}_low", f"{column}_high"))
     # Rounding may leave an end on the wrong side of its mean by 1e-17, which errorbar refuses.
     ends = np.maximum(0, [mean - low, high - mean])
-    axis.errorbar(x, mean, yerr=ends, color=colour, marker=marker, elinewidth=1, **look)
+    colour, marker, line = look
+    axis.errorbar(x, mean, yerr=ends, color=colour, marker=marker, linestyle=line, elinewidth=1)
 
 
 def intervals(
@@ -147,13 +177,13 @@ def intervals(
 
     hollow: which of the points have a hollow marker.
     """
-    colour, marker = series.look
-    x = points["ood_ratio"].map(ratios) + 0.09 * (all_series.index(series) - (len(all_series) - 1) / 2)
+    aside = min(0.09, 0.7 / len(all_series))
+    x = points["ood_ratio"].map(ratios) + aside * (all_series.index(series) - (len(all_series) - 1) / 2)
     order = x.argsort()
-    bars(axis, x.iloc[order], points.iloc[order], column, colour, marker)
+    bars(axis, x.iloc[order], points.iloc[order], column, series.look)
     if hollow is not None and hollow.any():
-        look: dict[str, Any] = {"marker": marker, "facecolor": "white", "edgecolor": colour, "s": 18, "zorder": 3}
-        axis.scatter(x[hollow], points[column][hollow], **look)
+        look: dict[str, Any] = {"facecolor": "white", "edgecolor": series.look.colour, "s": 18, "zorder": 3}
+        axis.scatter(x[hollow], points[column][hollow], marker=series.look.marker, **look)
 
 
 def series_legend(
@@ -170,11 +200,8 @@ def series_legend(
     counts = f"{counted(data['n_seeds'], 'seed')}, {counted(data['n'] // data['n_seeds'], 'prompt')} a seed"
     handles = []
     for one in series:
-        colour, marker = one.look
-        look: dict[str, Any] = {"marker": marker}
-        if lines_only:
-            look = {"linestyle": "--" if one.key is None else "-"}
-        handles.append(Line2D([], [], color=colour, label=one.name, **look))
+        line, marker = (one.line, "") if lines_only else (one.look.line, one.look.marker)
+        handles.append(Line2D([], [], color=one.look.colour, label=one.name, linestyle=line, marker=marker))
     columns = 2 if len(handles) == 4 else min(3, len(handles))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=f"{counts}; {spread}")
 

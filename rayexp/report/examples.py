@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from rayexp.report.arms import ROLE_NAMES, arms, percent
+from rayexp.spec import number
 
 PERCENTILES = (10, 50, 90)
 #: The rule as the page states it.
@@ -60,7 +61,8 @@ def examples(results: pd.DataFrame) -> list[Group]:
         target = arm.cells(arm.target)
         beta = target["kl_beta"].min()
         for ratio, rows in target[target["kl_beta"] == beta].groupby("ood_ratio"):
-            title = f"{arm.name}, {ROLE_NAMES[arm.target]} cells, {percent(float(ratio))} % OOD, β = {beta:g}"
+            where = f"{ROLE_NAMES[arm.target]} cells, {percent(float(ratio))} % OOD"
+            title = f"{arm.name}, {where}, β = {number(beta)}"
             ordered = rows.sort_values("gain", kind="stable")
             picked = [(p, ordered.iloc[round(p / 100 * (len(ordered) - 1))]) for p in PERCENTILES]
             groups.append(Group(title, [_example(p, row, results) for p, row in picked]))

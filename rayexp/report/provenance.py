@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rayexp.spec import Evaluate, Execution, Pretrain, Stage, one_line
+from rayexp.spec import Evaluate, Execution, Pretrain, Stage, number, one_line
 from rayexp.store import DamagedError, Store, StoreError
 from rayexp.sweep.plan import Plan
 from rayexp.world import vocabulary
@@ -107,7 +107,7 @@ def design(stages: Sequence[Stage]) -> dict[str, list[str]]:
         + ")"
         for root in roots
     ]
-    seeds, ratios = ([f"{getattr(root, name):g}" for root in roots] for name in ("seed", "ood_ratio"))
+    seeds, ratios = ([number(getattr(root, name)) for root in roots] for name in ("seed", "ood_ratio"))
     distinct = {"seed": seeds, "OOD ratio": ratios, "decoder": decoders}
     return {name: list(dict.fromkeys(values)) for name, values in distinct.items()}
 

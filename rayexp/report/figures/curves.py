@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from rayexp.report.arms import ROLE_NAMES, counted, depth
 from rayexp.report.drawing import Drawing, panels, ratio_colours, ratio_legend, ratio_places
+from rayexp.spec import number
 
 SEEDS = "Lines are means over seeds, bands reach from the lowest to the highest seed."
 
@@ -77,12 +78,12 @@ def _drawn(data: pd.DataFrame, *sides: Curve):
     figure, axes = panels(len(rows), 1.7)
     for (layers, prompts, beta), row in zip(rows.itertuples(index=False), axes, strict=True):
         here = data[(data["layers"] == layers) & (data["prompts"] == prompts) & (data["kl_beta"] == beta)]
-        row[0].set_title(f"GRPO on {ROLE_NAMES[prompts]} prompts{depth(data, layers)}, β = {beta:g}", loc="left")
+        row[0].set_title(f"GRPO on {ROLE_NAMES[prompts]} prompts{depth(data, layers)}, β = {number(beta)}", loc="left")
         for axis, curve in zip(row, sides, strict=True):
             lines = here[here["metric"] == curve.metric]
             if lines.empty:
                 axis.set_axis_off()
-                why = f"{curve.label.split(' (')[0]} is not computed\nat β = {beta:g}"
+                why = f"{curve.label.split(' (')[0]} is not computed\nat β = {number(beta)}"
                 axis.text(0.5, 0.5, why, ha="center", va="center", transform=axis.transAxes)
                 continue
             _bands(axis, lines, ratios)

@@ -10,15 +10,19 @@ from rayexp.report.arms import ROLE_NAMES, TARGET_OF, Arm, arms, before, depth, 
 from rayexp.report.drawing import (
     BOOTSTRAP,
     Drawing,
+    Look,
     Series,
     before_and_betas,
     intervals,
+    left_out,
+    legend_rows,
     panels,
     ratio_axes,
     ratio_places,
     series_legend,
 )
 from rayexp.report.inference import ALPHA, holm, p_of_mean, summarised
+from rayexp.spec import number
 
 
 def mass_by_ratio(results: pd.DataFrame) -> Drawing | None:
@@ -30,7 +34,7 @@ def mass_by_ratio(results: pd.DataFrame) -> Drawing | None:
     data["gain_p"] = data["gain_p"].astype(float)
     data["gain_p_holm"] = pd.Series(holm(data["gain_p"].tolist()), dtype=float)
     mass, ratios, series = mass_name(results), ratio_places(data), before_and_betas(data["kl_beta"])
-    figure, axes = panels(len(shown), 2.0)
+    figure, axes = panels(len(shown), 2.0, 0.8 + legend_rows(series))
     for (arm, role), (left, right) in zip(shown, axes, strict=True):
         here = data[(data["layers"] == arm.layers) & (data["prompts"] == arm.prompts) & (data["role"] == role)]
         for one in series:
@@ -54,9 +58,10 @@ def mass_by_ratio(results: pd.DataFrame) -> Drawing | None:
     )
     return Drawing(
         caption=f"Left: mean {mass} of the test prompts before GRPO (its init) and after, by the share of OOD samples "
-        f"in pretraining. Right: the paired gain. {BOOTSTRAP} {holm_note if tested else ''}".strip(),
+        "in pretraining. Right: the paired gain. "
+        + " ".join(filter(None, [BOOTSTRAP, holm_note if tested else "", left_out(data["kl_beta"])])),
         alt="Mean correct mass before and after GRPO, and the gain, against the OOD ratio. The largest mean gain is "
-        f"{best['gain']:.2g}, at {percent(best['ood_ratio'])} % OOD and a KL beta of {best['kl_beta']:g}.",
+        f"{best['gain']:.2g}, at {percent(best['ood_ratio'])} % OOD and a KL beta of {number(best['kl_beta'])}.",
         figure=figure,
         data=data,
     )
@@ -80,7 +85,7 @@ def mass_by_stage(results: pd.DataFrame) -> Drawing | None:
         return None
     mass, ratios, stages = mass_name(results), ratio_places(data), _stage_series(data)
     rows = data[["layers", "prompts", "role"]].drop_duplicates()
-    figure, axes = panels(len(rows), 1.9)
+    figure, axes = panels(len(rows), 1.9, 0.8 + legend_rows(stages))
     for (layers, prompts, role), (left, right) in zip(rows.itertuples(index=False), axes, strict=True):
         here = data[(data["layers"] == layers) & (data["prompts"] == prompts) & (data["role"] == role)]
         for one in stages:
@@ -99,7 +104,7 @@ def mass_by_stage(results: pd.DataFrame) -> Drawing | None:
     ends = data[data["role"] == "id"]["greedy"]
     return Drawing(
         caption="Left: share of test prompts whose most likely completion is right. Right: mean "
-        f"{mass}. Axes need not start at 0. {BOOTSTRAP}",
+        f"{mass}. Axes need not start at 0. {BOOTSTRAP} {left_out(data['kl_beta'])}".strip(),
         alt="Accuracy on ID and on OOD cells after pretraining, SFT and GRPO against the OOD ratio. Greedy accuracy on "
         f"ID cells lies between {ends.min():.3g} and {ends.max():.3g}.",
         figure=figure,
@@ -111,7 +116,7 @@ def _stage_rows(measured: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """A row for each depth, arm, role, stage and ratio. What was before GRPO is repeated for every arm, to compare."""
     betas = measured["kl_beta"].astype(float)
     names = {"pretrain": "pretraining", "sft": "SFT"}
-    stages = [names.get(kind, f"GRPO, β = {beta:g}") for kind, beta in zip(measured["kind"], betas, strict=True)]
+    stages = [names.get(kind, f"GRPO, β = {number(beta)}") for kind, beta in zip(measured["kind"], betas, strict=True)]
     measured = measured.assign(stage=stages, kl_beta=betas)
     for layers in sorted(measured["layers"].unique()):
         of_depth = measured[measured["layers"] == layers]
@@ -129,5 +134,6 @@ def _stage_rows(measured: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _stage_series(data: pd.DataFrame) -> list[Series]:
     """Pretraining in grey, SFT as what is before GRPO, GRPO by beta as in the figure above."""
     sft, *betas = before_and_betas(data["kl_beta"])
-    names = {"pretraining": ("#808080", "h"), "SFT": sft.look} | {f"GRPO, β = {b.key:g}": b.look for b in betas}
+    names = {"pretraining": Look("#808080", "h", "-"), "SFT": sft.look}
+    names |= {f"GRPO, β = {number(one.key)}": one.look for one in betas}
     return [Series(name, name, look) for name, look in names.items() if (data["stage"] == name).any()]

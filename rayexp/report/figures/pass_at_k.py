@@ -8,7 +8,7 @@ import pandas as pd
 
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.report.arms import ROLE_NAMES, Arm, arms, counted, percent
-from rayexp.report.drawing import Drawing, before_and_betas, grid, series_legend
+from rayexp.report.drawing import Drawing, before_and_betas, grid, left_out, legend_rows, series_legend
 
 #: Values of k, four a decade, up to a million.
 KS = np.unique(np.round(10 ** np.arange(0, 6.01, 0.25)).astype(int))
@@ -22,14 +22,13 @@ def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
     series = before_and_betas(data["kl_beta"])
     shown = data[["layers", "prompts", "ood_ratio"]].drop_duplicates()
     names = {(arm.layers, arm.prompts): (arm.short_name, ROLE_NAMES[arm.target]) for arm in arms(results)}
-    figure, axes = grid(len(shown), 1.8, around=0.9)
+    figure, axes = grid(len(shown), 1.8, around=0.9 + legend_rows(series))
     for axis, (layers, prompts, ratio) in zip(axes.flat, shown.itertuples(index=False), strict=False):
         here = data[(data["layers"] == layers) & (data["prompts"] == prompts) & (data["ood_ratio"] == ratio)]
         for one in series:
             line = here[here["kl_beta"].isna() if one.key is None else here["kl_beta"] == one.key]
-            colour = one.look[0]
-            axis.plot(line["k"], line["mean"], color=colour, linestyle="--" if one.key is None else "-")
-            axis.fill_between(line["k"], line["lowest"], line["highest"], color=colour, alpha=0.15, lw=0)
+            axis.plot(line["k"], line["mean"], color=one.look.colour, linestyle=one.line)
+            axis.fill_between(line["k"], line["lowest"], line["highest"], color=one.look.colour, alpha=0.15, lw=0)
         name, role = names[layers, prompts]
         axis.set_title(f"{name}:\n{role} cells, {percent(ratio)} % OOD")
         axis.set(xscale="log", ylim=(-0.03, 1.03), xlim=(1, data["k"].max()))
@@ -44,7 +43,7 @@ def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
     return Drawing(
         caption=f"Mean over test prompts of the chance that one of k completions is right. {source} Where a curve "
         "after GRPO runs below the one before it, GRPO gave up prompts that many samples had still reached. Lines are "
-        "means over seeds, bands reach from the lowest to the highest seed.",
+        f"means over seeds, bands reach from the lowest to the highest seed. {left_out(data['kl_beta'])}".strip(),
         alt=f"Mean pass@k against k from 1 to {data['k'].max():,}, before GRPO and after, for "
         f"{counted(pd.Series(shown['ood_ratio'].nunique()), 'OOD ratio')}. At the largest k, means lie between "
         f"{last['mean'].min():.2g} and {last['mean'].max():.2g}.",

@@ -26,6 +26,7 @@ from rayexp.report.drawing import (
     ratio_places,
 )
 from rayexp.report.inference import summarised
+from rayexp.spec import number
 
 #: What the scatter plots draw at most, for each panel and ratio: more points would hide one another.
 POINTS = 300
@@ -40,7 +41,7 @@ Panel = tuple[str, float, pd.DataFrame]  # title, beta, rows of the arm
 def _panels(results: pd.DataFrame) -> list[Panel]:
     """A panel for each arm, role of its cells, and beta."""
     return [
-        (f"{arm.short_name}:\n{ROLE_NAMES[role]} cells, β = {beta:g}", beta, rows[rows["kl_beta"] == beta])
+        (f"{arm.short_name}:\n{ROLE_NAMES[role]} cells, β = {number(beta)}", beta, rows[rows["kl_beta"] == beta])
         for arm in arms(results)
         for role in arm.roles
         if len(rows := arm.cells(role))
@@ -138,18 +139,17 @@ def logit_shift(results: pd.DataFrame) -> Drawing | None:
     data = pd.DataFrame([row for arm, role in shown for row in _shift_rows(arm, role)])
     ratios = ratio_places(data)
     colours = ratio_colours(len(ratios))
-    ticks = sorted(data["inverse_beta"].unique())
+    largest_tilt = data["inverse_beta"].max()
     figure, axes = grid(len(shown), 2.2, around=1.0)
     for axis, (arm, role) in zip(axes.flat, shown, strict=False):
         here = data[(data["layers"] == arm.layers) & (data["prompts"] == arm.prompts) & (data["role"] == role)]
-        axis.plot([0, 1.12 * ticks[-1]], [0, 1.12 * ticks[-1]], color="black")
+        axis.plot([0, 1.12 * largest_tilt], [0, 1.12 * largest_tilt], color="black")
         axis.axhline(0, color="grey", linestyle=":")
         for ratio, points in here.groupby("ood_ratio"):
             place = ratios[ratio]
-            aside = 0.02 * ticks[-1] * (place - (len(ratios) - 1) / 2)
-            bars(axis, points["inverse_beta"] + aside, points, "shift", colours[place], "o", linestyle="")
+            aside = 0.02 * largest_tilt * (place - (len(ratios) - 1) / 2)
+            bars(axis, points["inverse_beta"] + aside, points, "shift", (colours[place], "o", ""))
         axis.set_title(f"{arm.short_name}:\n{ROLE_NAMES[role]} cells")
-        axis.set_xticks([0, *ticks], labels=[f"{tick:g}" for tick in (0, *ticks)])
     _outer_labels(axes, len(shown), "1/β", "mean logit P - logit Q (nats)")
     note = f"OOD samples in pretraining; {counted(data['n_seeds'], 'seed')}, bars: 95 % interval"
     ratio_legend(figure, ratios, note, linestyle="", marker="o")
@@ -161,7 +161,7 @@ def logit_shift(results: pd.DataFrame) -> Drawing | None:
         f"of one β are moved apart sideways. Above {LARGEST} float32 can't tell probabilities apart and they count as "
         f"that, so shifts that end there are larger than they look. {BOOTSTRAP}",
         alt="Mean shift of the logit of the correct mass against 1/β, with the line of the optimum. The largest is "
-        f"{largest['shift']:.2g} nats, at 1/β = {largest['inverse_beta']:g} and {percent(largest['ood_ratio'])} % OOD.",
+        f"{largest['shift']:.2g} nats, at β = {number(largest['kl_beta'])} and {percent(largest['ood_ratio'])} % OOD.",
         figure=figure,
         data=data,
     )
@@ -197,11 +197,11 @@ def gain_by_mass(results: pd.DataFrame) -> Drawing | None:
         where, height = peak(beta)
         axis.plot(max(where, lowest), height, color="black", marker="*", markersize=9)
         axis.axhline(0, color="grey", linestyle=":")
-        bars(axis, points["q"], points, "gain", *LOOKS[1])
+        bars(axis, points["q"], points, "gain", LOOKS[1])
         axis.set_title(title)
         _logit_scale(axis, "x", lowest)
     _outer_labels(axes, len(shown), f"{mass} before", "gain: mean P - Q")
-    colour, marker = LOOKS[1]
+    colour, marker, _ = LOOKS[1]
     handles = [
         Line2D([], [], color="black", marker="*", markersize=9, label="tilted optimum and its peak"),
         Line2D([], [], color=colour, marker=marker, label="measured"),
@@ -216,7 +216,7 @@ def gain_by_mass(results: pd.DataFrame) -> Drawing | None:
         f"hold the predicted mean gain of each bin's own prompts too. {BOOTSTRAP}",
         alt="Mean gain of prompts binned by correct mass before GRPO, with the curve of the tilted optimum. The "
         f"largest mean gain, {best['gain']:.2g}, is in the bin around Q = {best['q']:.2g} at a KL beta of "
-        f"{best['kl_beta']:g}.",
+        f"{number(best['kl_beta'])}.",
         figure=figure,
         data=data,
     )
