@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rayexp.errors import RefusedError, first_line
+from rayexp.errors import RefusedError, did_you_mean, first_line
 from rayexp.lease import EXPIRY_S
 from rayexp.spec import Stage, parse_stage
 from rayexp.store import Store, StoreError
@@ -173,8 +173,9 @@ class Catalog:
         try:
             labels = json.loads(self.store.files.read(path))
         except FileNotFoundError:
-            known = ", ".join(self.studies()) or "there are none"
-            raise StoreError(f"study is {name!r}; allowed, in the store {self.store.url}: {known}") from None
+            known = self.studies()
+            allowed = f"allowed, in the store {self.store.url}: {', '.join(known) or 'there are none'}"
+            raise StoreError(f"study is {name!r}; {did_you_mean(name, known)}{allowed}") from None
         except (ValueError, RecursionError) as error:
             raise StoreError(f"{self.store.url}/{path} is no JSON ({first_line(error)})") from error
         if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
@@ -227,7 +228,8 @@ def find(text: str, labels: Mapping[str, str], of: str = "a finished stage, as `
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        raise ValueError(f"stage is {text!r}; allowed: an id, the beginning of one, or a label, of {of}")
+        meant = did_you_mean(text, [*labels, *labels.values()])
+        raise ValueError(f"stage is {text!r}; {meant}allowed: an id, the beginning of one, or a label, of {of}")
     shown = [f"  {stage_id}  {labels[stage_id]}" for stage_id in sorted(matches)[:CANDIDATES_SHOWN]]
     more = [f"  and {len(matches) - len(shown)} more"] if len(matches) > len(shown) else []
     raise AmbiguousError("\n".join([f"stage is {text!r}, which fits {len(matches)} stages:", *shown, *more]))

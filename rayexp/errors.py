@@ -4,8 +4,9 @@ A failure is tried again, within limits, because machines die and networks drop.
 however often it is tried: it ends its stage at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 from rayexp import logs
 
@@ -24,6 +25,19 @@ class RefusedError(RuntimeError):
 
 class StageError(RuntimeError):
     """A stage failed. The message is one sentence: which stage, where in it, and why."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question that goes into a refusal of ``name`` where a known name is like it, and a space; else nothing."""
+    names = {each.lower(): each for each in known}
+    near = get_close_matches(name.lower(), names, n=1)
+    return f"did you mean {names[near[0]]!r}? " if near else ""
+
+
+def not_among(field: str, name: str, known: Iterable[str]) -> str:
+    """The refusal of a name that is none of those a field may have."""
+    names = list(known)
+    return f"{field} is {name!r}; {did_you_mean(name, names)}allowed: {', '.join(names)}"
 
 
 def first_line(error: BaseException) -> str:

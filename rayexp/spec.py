@@ -8,12 +8,14 @@ paths, workers) is an ``Execution``, which no stage contains and which therefore
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from rayexp.errors import not_among
 from rayexp.world import World
 
 #: What vLLM's attention kernels serve on CPU and GPU alike.
@@ -359,6 +361,8 @@ def _explained(first: Any) -> str:
         case "union_tag_invalid":
             context = first.get("ctx", {})
             return f"{field}.kind is {context.get('tag')!r}; allowed: {context.get('expected_tags')}"
+        case "literal_error":
+            return not_among(field, first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     allowed = first["msg"].removeprefix("Input should be ")
     return f"{field} is {_shortened(first['input'])}; allowed: {allowed[:1].lower() + allowed[1:]}"
 

@@ -1,17 +1,19 @@
 """What a command and a person say to each other: a command line, a refusal, a table, a quantity."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
+from rayexp.errors import did_you_mean
 from rayexp.spec import one_line
 
 T = TypeVar("T")
@@ -23,18 +25,61 @@ NARROWEST = 16
 
 
 def parsed(form: Any, arguments: list[str] | None, **about: Any) -> Any:
-    """The command line as a ``form``. Raises ValueError with one sentence where tyro draws a box of several lines."""
+    """The command line as a ``form``. An option that takes several values may be repeated, and they may be separated by
+    commas. Raises ValueError with one sentence where tyro draws a box of several lines."""
+    words = joined(sys.argv[1:] if arguments is None else arguments, _lists(form))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(form, args=arguments, config=(FLAGS,), **about)
+            return tyro.cli(form, args=words, config=(FLAGS,), **about)
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        # A title, the sentence, a rule, advice: in colour on a terminal, and in ASCII where there is no UTF-8.
-        box = [line.strip("│| ") for line in re.sub(r"\x1b\[[\d;]*m", "", said.getvalue()).splitlines()[1:]]
-        lines = itertools.takewhile(lambda line: not _RULE(line), itertools.dropwhile(_RULE, box))
-        raise ValueError(f"{' '.join(lines).rstrip('.')}; --help lists what is allowed") from None
+        raise ValueError(_sentence(said.getvalue())) from None
+
+
+def _sentence(box: str) -> str:
+    """What a box says: a title, the sentence, a rule, advice; in colour on a terminal, in ASCII without UTF-8."""
+    lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:]]
+    lines = list(itertools.dropwhile(_RULE, lines))
+    sentence = " ".join(itertools.takewhile(lambda line: not _RULE(line), lines)).rstrip(".")
+    meant = ""
+    if choice := re.match(r"invalid choice '(.*?)' .* Expected one of \((.*)\)", sentence):
+        meant = did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2]))
+    option = re.search(r"Perhaps you meant:\s+(--[\w-]+)", "\n".join(lines))
+    if option and option[1] not in sentence.split():  # as it is where it stands before its command
+        meant = f"did you mean {option[1]}? "
+    return f"{sentence}; {meant}--help lists what is allowed"
+
+
+def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
+    """A command line with every option of ``lists`` once, at its end, with all values that it was given anywhere.
+    Raises ValueError for one without any."""
+    others: list[str] = []
+    values: dict[str, list[str]] = {}
+    found: list[str] | None = None
+    for word in words:
+        if word.startswith("--") or word == "-h":
+            option, _, value = word.partition("=")
+            name = option.replace("_", "-")
+            found = values.setdefault(name, []) if name in lists else None
+            word = word if found is None else value
+        if found is None:
+            others.append(word)
+        else:
+            found += [part for part in word.replace(",", " ").split() if part]
+    if empty := [name for name, parts in values.items() if not parts]:
+        raise ValueError(f"{empty[0]} has no value; allowed: one or more, separated by blanks or commas")
+    return [*others, *itertools.chain.from_iterable([name, *parts] for name, parts in values.items())]
+
+
+def _lists(form: Any) -> set[str]:
+    """The options of a form, or of the forms of a union, that take any number of values."""
+    if not (isinstance(form, type) and dataclasses.is_dataclass(form)):
+        return set().union(*map(_lists, get_args(form)))
+    hints = get_type_hints(form)
+    own = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if get_origin(hint) is tuple}
+    return own.union(*map(_lists, hints.values()))
 
 
 def refuse(*why: str) -> int:

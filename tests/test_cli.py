@@ -494,6 +494,26 @@ def test_refused_in_one_sentence(said, arguments):
     assert (code, text.count("\n")) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["lss"], "'ls'"),
+        (["ls", "--kind", "grp"], "'grpo'"),
+        (["ls", "--study", "demo-tinny"], "'demo-tiny'"),
+        (["export", "demo-tinny", "--to", "kit"], "'demo-tiny'"),
+        (["compare", "demo-tiny", "demo-tinny"], "'demo-tiny'"),
+        (["show", STAGES[0].label[:-1]], repr(STAGES[0].label)),
+        (["explain", STAGES[0].label[:-1]], repr(STAGES[0].label)),
+        (["explain", "x", "--study", "dmeo"], "'demo'"),
+        (["show", "x", "--verfy"], "--verify"),
+    ],
+)
+def test_the_nearest_name_is_offered_for_one_that_is_misspelt(whole, said, arguments, meant):
+    code, text = said(*arguments, "--store", whole.url)
+    assert (code, text.count("\n")) == (2, 1)
+    assert f"; did you mean {meant}? " in text
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "..", "", "/", "a\nb\x1b[31m", "x" * 5000, "💥", "\udcff"])
 def test_names_that_lead_nowhere(whole, said, name):
     for arguments in (

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PURE = ("world", "learning", "sampling", "evaluation")
-#: From the bottom up; a module imports its own layer and those below. world and errors import nothing of the others.
+#: From the bottom up; a module imports its own layer and those below. world imports of the others only errors.
 LAYERS = (
     (
         "rayexp.world",

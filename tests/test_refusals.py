@@ -75,6 +75,38 @@ def test_what_is_not_an_option_is_refused(refusal, arguments):
     assert arguments[0].strip("-") in text or arguments[-1] in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["--study", "dpeth"], "'depth'"),
+        (["--scale", "TOY"], "'toy'"),
+        (["--graph", "hiden"], "'hidden'"),
+        (["--loggers", "tensorbord"], "'tensorboard'"),
+        (["--device", "cpuu"], "'cpu'"),
+        (["--kl-bets", "1"], "--kl-betas"),
+    ],
+)
+def test_the_nearest_name_is_offered_for_one_that_is_misspelt(refusal, arguments, meant):
+    assert f"; did you mean {meant}? " in refusal(*arguments)
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--ood-ratios", "--kl-betas", "--loggers"])
+@pytest.mark.parametrize("values", [[], ["--scale", "toy"], [","], [""]])
+def test_an_option_for_several_values_needs_one(refusal, option, values):
+    assert f"{option} has no value" in refusal(option, *values)
+    assert f"{option} has no value" in refusal(f"{option}=", *values)
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [["--seeds", "0,1,2"], ["--seeds", "0,", "1", "2"], ["--seeds=0", "--seeds", "1", "2"], ["--seeds", "0 1,2"]],
+)
+def test_values_are_joined_whether_repeated_or_separated_by_blanks_or_commas(seeds):
+    betas = ["--kl_betas=0.1", "--scale", "toy", "--kl-betas", "1"]
+    asked = sweep.parsed([*seeds, *betas, "--plan"], sweep.DEFAULTS, None)
+    assert (asked.seeds, asked.kl_betas, asked.scale, asked.plan) == ((0, 1, 2), (0.1, 1.0), "toy", True)
+
+
 def test_going_on_and_stopping_after_a_failure_exclude_each_other(refusal):
     assert "keep_going and fail_fast are both set" in refusal("--keep-going", "--fail-fast")
 

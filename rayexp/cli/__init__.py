@@ -10,6 +10,7 @@ STAGE is an id, the beginning of one, or a label. Every command but export only 
 0 done, 1 what was looked at is damaged or output could not be written, 2 refused, 130 stopped.
 """
 
+import sys
 from typing import Annotated, Any, Union
 
 import tyro
@@ -21,6 +22,7 @@ from rayexp.cli.explain import Explain
 from rayexp.cli.export import Export
 from rayexp.cli.ls import Ls
 from rayexp.cli.show import Show
+from rayexp.errors import not_among
 
 COMMANDS = {"ls": Ls, "show": Show, "explain": Explain, "compare": Compare, "export": Export}
 Command: Any = Union[  # noqa: UP007  one member each, made from a table
@@ -30,4 +32,11 @@ Command: Any = Union[  # noqa: UP007  one member each, made from a table
 
 def main(arguments: list[str] | None = None) -> int:
     """The ``rayexp`` command; returns the exit code."""
-    return run_command(lambda: terminal.parsed(Command, arguments, prog="rayexp", description=__doc__).run())
+    words = sys.argv[1:] if arguments is None else arguments
+    return run_command(lambda: _command(words).run())
+
+
+def _command(words: list[str]) -> Any:
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise ValueError(not_among("command", words[0], COMMANDS))
+    return terminal.parsed(Command, words, prog="rayexp", description=__doc__)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from rayexp import settings
 from rayexp.catalog import Catalog
-from rayexp.errors import first_line
+from rayexp.errors import did_you_mean, first_line
 from rayexp.report.inference import interval
 from rayexp.spec import Stage, number
 from rayexp.store import Store, StoreError
@@ -51,8 +51,9 @@ class Study:
         try:
             data = store.files.read(path)
         except FileNotFoundError:
-            known = ", ".join(catalog.studies(having="results.parquet")) or "there are none"
-            raise StoreError(f"study is {name!r}, without results in the store {url}; allowed there: {known}") from None
+            known = catalog.studies(having="results.parquet")
+            allowed = f"{did_you_mean(name, known)}allowed there: {', '.join(known) or 'there are none'}"
+            raise StoreError(f"study is {name!r}, without results in the store {url}; {allowed}") from None
         try:
             rows = pq.read_table(io.BytesIO(data), columns=COLUMNS).to_pandas()
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from rayexp.errors import not_among
 from rayexp.presets import SCALES
 from rayexp.spec import Stage
 from rayexp.studies import STUDIES
@@ -21,7 +22,7 @@ class Choice:
     scale: str = "tiny"
     """Decoder and budgets: toy, tiny, small, paper."""
     ood_ratios: tuple[float, ...] = ()
-    """Shares of OOD samples in pretraining; the scale's own if not given."""
+    """Shares of OOD samples in pretraining, separated by blanks or commas; the scale's own if not given."""
     kl_betas: tuple[float, ...] = ()
     """Weights of the KL to the reference; the scale's own if not given."""
     seeds: tuple[int, ...] = ()
@@ -54,5 +55,5 @@ class Choice:
 
 def _entry(field: str, value: str, allowed: Mapping[str, T]) -> T:
     if value not in allowed:
-        raise ValueError(f"{field} is {value!r}; allowed: {', '.join(allowed)}")
+        raise ValueError(not_among(field, value, allowed))
     return allowed[value]

@@ -17,6 +17,7 @@ from typing import Any
 from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 
+from rayexp.errors import not_among
 from rayexp.store import Store
 
 #: Of a trial's settings, those that are whole documents; the store has them in its spec.json.
@@ -49,7 +50,7 @@ def require(names: Sequence[str]) -> None:
     """Raise ValueError, in one sentence, if one of the loggers does not exist, lacks its package or can't log in."""
     for name in names:
         if name not in LOGGERS:
-            raise ValueError(f"loggers is {name!r}; allowed: {', '.join(LOGGERS)}")
+            raise ValueError(not_among("loggers", name, LOGGERS))
     if "wandb" in names:
         if find_spec("wandb") is None:
             raise ValueError("loggers is 'wandb', which needs a package: pip install 'rayexp[wandb]'")

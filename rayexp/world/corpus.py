@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from rayexp.errors import not_among
 from rayexp.world import counter, operations, vocabulary
 from rayexp.world.axes import AXES, Axis, Cell
 
@@ -46,7 +47,7 @@ class World:
         for name, choices in allowed.items():
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"world.{name} is {value!r}; allowed: {', '.join(choices)}")
+                raise ValueError(not_among(f"world.{name}", value, choices))
         if type(self.seed) is not int or self.seed < 0:
             raise ValueError(f"world.seed is {self.seed!r}; allowed: integers >= 0")
 
@@ -139,7 +140,7 @@ class Corpus:
 
     def _rectangles(self, split: str, assigned: Sequence[tuple[Cell, np.ndarray]]) -> list[Rectangle]:
         if split not in SPLITS:
-            raise ValueError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
+            raise ValueError(not_among("split", split, SPLITS))
         by_shape: dict[tuple[int, int], list[tuple[Cell, np.ndarray]]] = {}
         for cell, rows in assigned:
             shape = (self.world.prompt_tokens(cell), self.world.completion_tokens(cell))
