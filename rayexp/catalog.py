@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from rayexp.errors import RefusedError, did_you_mean, first_line
 from rayexp.lease import EXPIRY_S
+from rayexp.provenance import other_code
 from rayexp.spec import Stage, parse_stage
 from rayexp.store import Store, StoreError
 
@@ -56,6 +57,11 @@ class Finished:
         """Seconds that its last attempt took."""
         took = self.provenance.get("duration_s")
         return float(took) if isinstance(took, int | float) and 0 <= took < 1e12 else None
+
+    @property
+    def other_code(self) -> str:
+        """By which code it was made, if that is not the code at hand or is unknown; else empty."""
+        return other_code(self.provenance)
 
 
 @dataclass(frozen=True)

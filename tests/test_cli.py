@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from rayexp.catalog import AmbiguousError, Catalog, find
 from rayexp.cli import run
 from rayexp.cli.run import write_plan
 from rayexp.evaluation.metrics import cluster_bootstrap
+from rayexp.provenance import source
 from rayexp.report import table
 from rayexp.report.compare import Study, compare
 from rayexp.spec import GRPO, Evaluate, Execution, Pretrain, Stage, parse_stage
@@ -33,6 +36,7 @@ from tests.test_report import N, published, study_stages
 GRID: dict[str, Any] = {"seeds": (0, 1), "kl_betas": (0.1,), "ood_ratios": (0.0, 0.01)}
 STAGES = study_stages(**GRID)
 RECORD = {
+    "source": source(),
     "started": "2026-01-02T03:04:05+00:00",
     "duration_s": 90.0,
     "host": "somewhere",
@@ -203,6 +207,13 @@ def test_a_stage_whose_spec_is_gone_is_shown_all_the_same(tmp_path, said, damage
     assert (code, text.count("\n")) == (2, 1)
 
 
+def test_show_says_by_which_code_a_stage_was_made(whole, tmp_path, said):
+    assert re.search(r"^  code +the code here$", said("show", STAGES[0].id, "--store", whole.url)[1], re.MULTILINE)
+    store = published(tmp_path, STAGES[:1], {**RECORD, "source": "0f0f"})
+    text = said("show", STAGES[0].id, "--store", store.url)[1]
+    assert f"other code (source 0f0f, commit abc); here is source {source()}" in text
+
+
 # explain
 
 
@@ -210,6 +221,18 @@ def test_a_finished_stage_would_not_run(whole, said):
     code, text = said("explain", STAGES[0].label, "--store", whole.url)
     assert code == 0
     assert "It is finished, 2026-01-02T03:04:05+00:00, in 1.5 min, and would not run." in text
+
+
+@pytest.mark.parametrize(("made_by", "said_of_it"), [("0f0f", "other code (source 0f0f"), (None, "unknown code")])
+def test_explain_says_that_other_code_made_a_stage_or_what_it_is_built_on(tmp_path, said, made_by, said_of_it):
+    same = published(tmp_path, STAGES[:3], RECORD)
+    assert "here is" not in said("explain", STAGES[2].id, "--store", same.url)[1]
+    store = published(tmp_path / "other", STAGES[:1], {**RECORD, "source": made_by})
+    shutil.copytree(f"{same.url}/stages/{STAGES[2].id}", f"{store.url}/stages/{STAGES[2].id}")
+    assert f"It was made by {said_of_it}" in said("explain", STAGES[0].id, "--store", store.url)[1]
+    text = said("explain", STAGES[2].id, "--store", store.url)[1]
+    assert f"{STAGES[0].id}, which it is built on, was made by {said_of_it}" in text
+    assert f"--force {STAGES[0].id}" in text
 
 
 def test_a_stage_of_a_plan_is_compared_with_the_nearest_finished_one(tmp_path, said):

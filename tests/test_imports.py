@@ -20,7 +20,7 @@ LAYERS = (
         "rayexp.grafana",
         "rayexp.host",
     ),
-    ("rayexp.spec", "rayexp.settings"),
+    ("rayexp.spec", "rayexp.settings", "rayexp.provenance"),
     ("rayexp.sampling", "rayexp.learning", "rayexp.evaluation", "rayexp.presets", "rayexp.terminal"),
     (
         "rayexp.files",

@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import pytest
 
 from rayexp.catalog import Catalog
 from rayexp.cli import run as sweep
 from rayexp.lease import EXPIRY_S, Leases
+from rayexp.provenance import source
 from rayexp.spec import GRPO, SFT, Evaluate, Execution, Pretrain
 from rayexp.store import Store
 from rayexp.sweep import runtime
 from rayexp.sweep.estimate import ASSUMED, Estimates, makespan
-from rayexp.sweep.outlook import Machines, outlook, states
+from rayexp.sweep.outlook import Machines, other_code, outlook, states
 from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan, flops
 from rayexp.world import World
@@ -230,3 +232,18 @@ def test_the_job_prints_it_without_ray(tmp_path, capsys, monkeypatch):
         assert f"{stage.id} " in printed
     assert "on this machine (" in printed
     assert not (tmp_path / "store").exists()
+
+
+def test_a_run_and_a_plan_say_how_many_cached_stages_are_of_other_code(tmp_path):
+    made_by = [{"source": source()}, {"source": "0f0f"}, {"source": "0f0f"}, {}]
+    for stage, record in zip(STAGES[:4], made_by, strict=True):
+        store = published(tmp_path / stage.id, [stage], record)
+        shutil.copytree(f"{store.url}/stages", tmp_path / "store" / "stages", dirs_exist_ok=True)
+    store = Store(str(tmp_path / "store"))
+    lines = other_code(Plan.of("demo", STAGES, store.finished_ids()), Catalog(store))
+    assert lines[:2] == [
+        "code: 2 of 4 cached stages were made by other code (source 0f0f)",
+        "code: 1 of 4 cached stages were made by unknown code",
+    ]
+    assert "--force STAGE" in lines[2]
+    assert other_code(Plan.of("demo", STAGES, [STAGES[0].id]), Catalog(store)) == []

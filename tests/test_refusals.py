@@ -111,6 +111,11 @@ def test_going_on_and_stopping_after_a_failure_exclude_each_other(refusal):
     assert "keep_going and fail_fast are both set" in refusal("--keep-going", "--fail-fast")
 
 
+def test_a_user_without_a_home_is_told_to_set_one(refusal, monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert "HOME is not set" in refusal()
+
+
 def test_missing_vllm_is_answered_with_the_command_that_brings_it(monkeypatch):
     monkeypatch.setattr(vllm_sampler, "find_spec", lambda name: None)
     for device in ("cpu", "cuda"):

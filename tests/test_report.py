@@ -23,6 +23,7 @@ from rayexp.evaluation.measure import SCHEMA
 from rayexp.evaluation.metrics import wilson
 from rayexp.evaluation.theory import tilted
 from rayexp.presets import SCALES
+from rayexp.provenance import source
 from rayexp.report import figures, page, table
 from rayexp.report.arms import arms, percent
 from rayexp.report.claims import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, claims
@@ -444,6 +445,7 @@ def test_kl_is_not_drawn_where_there_was_none() -> None:
 
 HOSTILE = "<script>alert(1)</script> & \"x\" 'y'"
 RECORD = {
+    "source": source(),
     "started": "2026-01-01T00:00:00+00:00",
     "duration_s": 1.5,
     "host": HOSTILE,
@@ -617,6 +619,23 @@ def test_a_report_is_written_where_matplotlib_cannot_be_imported(
     assert found.undrawn[0].startswith("figure 1 (All figures) could not be drawn: ModuleNotFoundError: ")
     assert (tmp_path / "out/claims.csv").stat().st_size
     assert "All figures" in found.page.read_text()
+
+
+def test_the_page_counts_stages_of_other_code(tmp_path: Path) -> None:
+    stages = study_stages(**SMALL)
+    assert "other code" not in written(tmp_path / "same", stages, published(tmp_path / "same", stages[:2], RECORD))
+    store = published(tmp_path, stages[:2], {**RECORD, "source": "0f0f"})
+    html = written(tmp_path, stages, store)
+    assert "<strong>2 of 2 finished stages</strong> were made by other code (source 0f0f, commit abc" in html
+
+
+def test_what_a_machine_could_not_tell_is_left_out_of_the_page(tmp_path: Path) -> None:
+    stages = study_stages(**SMALL)
+    store = published(tmp_path, stages[:1], {**RECORD, "host": None, "user": None, "git": None})
+    found = provenance(Plan.of("demo", stages, store.finished_ids()), store)
+    assert "host" not in found["facts"]
+    assert found["facts"]["commit"] == ["not from a checkout"]
+    assert len(found["runs"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
@@ -11,7 +10,6 @@ import pytest
 
 from rayexp.journal import Journal
 from rayexp.probe import require_shareable
-from rayexp.spec import Execution
 from rayexp.store import DamagedError, Store, StoreError
 from rayexp.world import World
 from tests.conftest import tiny_chain
@@ -240,11 +238,3 @@ def test_an_empty_journal_can_be_saved_and_loaded(tmp_path):
     Journal().save(tmp_path)
     Journal().load(tmp_path)
     assert pq.read_table(tmp_path / "metrics.parquet").num_rows == 0
-
-
-def test_provenance_is_json_and_says_how_it_was_run():
-    execution = Execution(store="somewhere", rollout_workers=3)
-    said = json.loads(json.dumps(Journal().provenance(execution)))
-    assert Execution.model_validate(said["execution"]) == execution
-    assert said["packages"]["torch"]
-    assert Path(said["argv"][0]).name

@@ -10,6 +10,7 @@ import tyro
 from rayexp import settings
 from rayexp.catalog import Catalog, Finished, find
 from rayexp.cli.place import Place
+from rayexp.provenance import code_here
 from rayexp.spec import Evaluate, Stage, one_line
 from rayexp.studies.choice import Choice
 from rayexp.sweep.plan import Plan
@@ -68,6 +69,11 @@ def _finished(catalog: Catalog, finished: Finished, stage: Stage) -> str:
         f"The store {catalog.store.url} has its artifact, with a manifest, under exactly this id, which is a hash of",
         "every setting of the stage and of what it is built on.",
     ]
+    for each in catalog.finished([each.id for each in stage.lineage]).values():
+        if each.other_code:
+            which = "It" if each.id == stage.id else f"{each.id}, which it is built on,"
+            lines.append(f"{which} was made by {one_line(each.other_code)}; here is {code_here()}.")
+            lines.append(f"Code is no part of an id; `--force {each.id}` makes it again, and all that is built on it.")
     there = catalog.store.finished_ids([each.id for each in stage.lineage])
     absent = [each for each in stage.lineage if each.id not in there]
     lines += [f"What it is built on is not all there: {each.id} ({each.label}) would run." for each in absent]

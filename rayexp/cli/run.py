@@ -26,11 +26,12 @@ from rayexp.catalog import Catalog
 from rayexp.cli.command import run_command, working
 from rayexp.files import resolved
 from rayexp.probe import require_shareable
+from rayexp.provenance import command_line, without_secrets
 from rayexp.spec import Execution
 from rayexp.store import Store
 from rayexp.studies.choice import Choice
 from rayexp.sweep import placement, preflight
-from rayexp.sweep.outlook import Machines, outlook
+from rayexp.sweep.outlook import Machines, other_code, outlook
 from rayexp.sweep.plan import Plan
 
 #: The settings of ``Execution`` as options, without its limits: those are checked, and explained, by ``Execution``.
@@ -43,7 +44,7 @@ Options: Any = dataclasses.make_dataclass(
             dataclasses.field(default=info.default),
         )
         for name, info in Execution.model_fields.items()
-        if name != "lease"
+        if name not in ("lease", "argv")
     ],
 )
 
@@ -73,19 +74,20 @@ DEFAULTS = Sweep()
 
 def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
     """The whole job; returns the exit code."""
-    return run_command(lambda: _sweep(parsed(arguments, defaults, __doc__)))
+    return run_command(lambda: _sweep(parsed(arguments, defaults, __doc__), command_line(arguments)))
 
 
-def _sweep(sweep: Sweep) -> int:
+def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
     try:
-        execution = executed(sweep)
+        require_home()
+        execution = executed(sweep).model_copy(update={"argv": argv})
         require_loggers(sweep.loggers)
         store = Store.of(execution)
         plan = planned(sweep, store)
         if sweep.repair and not sweep.plan:
             unpublish_damaged(plan, store)
             plan = planned(sweep, store)
-        print(plan.summary(), flush=True)
+        print("\n".join([plan.summary(), *other_code(plan, Catalog(store))]), flush=True)
         if sweep.plan:
             print(f"\n{outlook(plan, Catalog(store), execution, machines(), terminal.terminal_width())}")
             return 0
@@ -111,6 +113,14 @@ def parsed(arguments: list[str] | None, defaults: Sweep, description: str | None
 def executed(sweep: Sweep) -> Execution:
     """How the stages are to be run. Raises ValidationError or ValueError on a setting it can't have."""
     return Execution.model_validate(dataclasses.asdict(sweep.options) | {"store": resolved(sweep.options.store)})
+
+
+def require_home() -> None:
+    """Raise ValueError where there is no home folder: Ray, which notes it when it is imported, would fail then."""
+    if os.path.expanduser("~") == "~":
+        raise ValueError(
+            "HOME is not set, and this user has no entry in /etc/passwd; set HOME to a folder that can be written"
+        )
 
 
 def require_loggers(names: Sequence[str]) -> None:
@@ -155,7 +165,7 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     from rayexp.sweep.watch import Watch
 
     counts = {"stages": str(len(plan.stages)), "stages_to_run": str(len(plan.to_run))}
-    cluster = runtime.connect(metadata={"study": sweep.name, "store": store.url, **counts})
+    cluster = runtime.connect(metadata={"study": sweep.name, "store": without_secrets([store.url])[0], **counts})
     nodes = preflight.capacity()
     execution = execution.on(gpus=placement.total(nodes)["GPU"])
     preflight.require_software(plan, execution)

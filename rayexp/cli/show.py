@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,12 +13,13 @@ from rayexp import settings
 from rayexp.catalog import Catalog, Finished, file_bytes, find
 from rayexp.cli.place import Place
 from rayexp.errors import first_line
+from rayexp.provenance import code_here
 from rayexp.spec import Stage, one_line
 from rayexp.store import StoreError
 from rayexp.terminal import Column, duration, size, table, terminal_width
 
 #: Of provenance, in this order; the rest is in provenance.json.
-FACTS = ("started", "duration_s", "seconds", "host", "machine", "user", "python", "git", "packages")
+FACTS = ("started", "duration_s", "seconds", "host", "machine", "user", "python", "argv", "source", "git", "packages")
 #: What a summary of results reads.
 RESULTS = ["role", "cell", "log_mass", "greedy_correct"]
 
@@ -92,9 +94,12 @@ def _provenance(finished: Finished) -> str:
         value = record.get(name)
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
+        elif name == "argv" and isinstance(value, list):
+            value = shlex.join(map(str, value)) or None
         elif name == "duration_s":
             name, value = "took", None if finished.duration_s is None else duration(finished.duration_s)
         rows.append((name, "-" if value is None else str(value)))
+    rows.append(("code", f"{finished.other_code}; here is {code_here()}" if finished.other_code else "the code here"))
     execution = record.get("execution")
     if isinstance(execution, Mapping):
         shown = ("device", "train_workers", "rollout_workers", "store")

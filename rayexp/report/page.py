@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rayexp.evaluation.metrics import Interval, wilson
+from rayexp.provenance import code_here
 from rayexp.report import claims, table
 from rayexp.report.arms import mass_name
 from rayexp.report.examples import RULE, examples
@@ -72,6 +73,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
             examples=examples(results),
             design=design(plan.stages),
             provenance=provenance(plan, store),
+            code_here=code_here(),
             settings=settings(plan.stages),
         ),
         encoding="utf-8",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from rayexp.provenance import commit, other_code
 from rayexp.spec import Evaluate, Execution, Pretrain, Stage, number, one_line
 from rayexp.store import DamagedError, Store, StoreError
 from rayexp.sweep.plan import Plan
@@ -17,10 +18,11 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
     """What the finished stages wrote about where, when and with what they were run.
 
     facts: the distinct values of each name. spent: by kind of stage and in all, see ``_spent``. runs: one a stage.
-    unread: number of stages whose record is missing or is not one.
+    unread: number of stages whose record is missing or is not one. other_code: number of stages by code that is not the
+    one at hand.
     """
     facts: dict[str, dict[str, None]] = {}
-    runs, unread = [], 0
+    runs, unread, others = [], 0, dict[str, int]()
     for stage in plan.stages:
         if stage.id not in plan.finished:
             continue
@@ -35,10 +37,12 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
             continue
         for name, value in found.items():
             facts.setdefault(name, {})[value] = None
-        about = {"id": stage.id, "label": stage.label, "host": found["host"], "started": one_line(started)}
+        if other := other_code(record):
+            others[other] = others.get(other, 0) + 1
+        about = {"id": stage.id, "label": stage.label, "host": found.get("host", ""), "started": one_line(started)}
         runs.append({**about, "duration_s": duration_s, "core_s": cores * duration_s, "gpu_s": gpus * duration_s})
     distinct = {name: list(values) for name, values in facts.items()}
-    return {"facts": distinct, "spent": _spent(runs), "runs": runs, "unread": unread}
+    return {"facts": distinct, "spent": _spent(runs), "runs": runs, "unread": unread, "other_code": others}
 
 
 def reserved(stage: Stage, execution: Execution) -> tuple[float, float]:
@@ -54,12 +58,11 @@ def reserved(stage: Stage, execution: Execution) -> tuple[float, float]:
 
 
 def _facts(record: dict[str, Any]) -> dict[str, str]:
-    """What a stage was run with. Raises KeyError, TypeError or ValueError on what is not a record."""
-    git, commit = record["git"], "not from a checkout"
-    if git:
-        commit = git["commit"] + (" and uncommitted changes" if git["changed"] else "")
-    about = {"host": record["host"], "machine": record["machine"], "commit": commit, "python": record["python"]}
-    return {one_line(str(name)): one_line(str(value)) for name, value in {**about, **record["packages"]}.items()}
+    """What a stage was run with, as far as its machine could tell. Raises KeyError, TypeError or ValueError on what is
+    not a record."""
+    about = {name: record[name] for name in ("host", "machine", "python")} | {"commit": commit(record["git"])}
+    found = {**about, "source": record.get("source"), **record["packages"]}
+    return {one_line(str(name)): one_line(str(value)) for name, value in found.items() if value is not None}
 
 
 def _spent(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

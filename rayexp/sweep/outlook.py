@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rayexp import host
 from rayexp.catalog import Attempt, Catalog
+from rayexp.provenance import code_here
 from rayexp.spec import Execution, Stage, one_line
 from rayexp.sweep import preflight
 from rayexp.sweep.estimate import ASSUMED, Estimates, makespan
@@ -92,6 +93,17 @@ def outlook(plan: Plan, catalog: Catalog, execution: Execution, machines: Machin
         _saved(plan, estimates),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def other_code(plan: Plan, catalog: Catalog) -> list[str]:
+    """Say how many cached stages of the plan were made by code that is not the code at hand; nothing if all were."""
+    counts = Counter(found.other_code for found in catalog.finished(plan.finished).values())
+    lines = [
+        f"code: {count} of {len(plan.finished)} cached stages were made by {one_line(code)}"
+        for code, count in counts.most_common()
+        if code
+    ]
+    return lines and [*lines, f"  here is {code_here()}; --force STAGE makes a stage, and what is built on it, again"]
 
 
 def _failed(failures: dict[str, Attempt]) -> list[str]:
