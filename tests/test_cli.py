@@ -30,6 +30,7 @@ from rayexp.studies.choice import Choice
 from rayexp.sweep.outlook import Machines, outlook
 from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan
+from rayexp.sweep.tune import Outcome
 from tests.conftest import OPTIMISER
 from tests.test_report import N, published, study_stages
 
@@ -471,6 +472,21 @@ def test_a_kit_goes_to_other_filesystems(whole, said):
     copy = Store("memory://kit-of-a-test")
     assert copy.damaged(copy.finished_ids()) == {}
     assert len(copy.finished_ids()) == len(STAGES)
+
+
+# What failed
+
+
+def test_only_a_record_that_is_there_is_named(tmp_path):
+    store, plan = Store(str(tmp_path)), Plan.of("demo", STAGES, ())
+    first, second, third = plan.trials[:3]
+    store.files.write(f"work/{first.id}/failure.json", b"{}")
+    outcome = Outcome({first.id: "it broke", second.id: "it never started"}, {third.id})
+    assert run._unsuccessful(outcome, plan, store) == [
+        f"failed: it broke (details: {tmp_path}/work/{first.id}/failure.json)",
+        "failed: it never started",
+        f"not run because of a failure: {third.label} ({third.id})",
+    ]
 
 
 # Places

@@ -1,7 +1,9 @@
 """The searcher hands out the trials of a plan so that the DAG is obeyed, whatever finishes or fails, in any order."""
 
+import json
 import pickle
 import random
+import sys
 from uuid import uuid4
 
 import pytest
@@ -9,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
+import rayexp.stages
+from rayexp.errors import StageError
 from rayexp.lease import Lease, Leases
 from rayexp.spec import Execution, parse_stage
 from rayexp.store import Store
 from rayexp.sweep.plan import Plan, Trial
-from rayexp.sweep.tune import GRPOGroup, PlanSearcher
+from rayexp.sweep.tune import GRPOGroup, PlanSearcher, run_trial
 from rayexp.world import World
 from tests.conftest import tiny_chain
 
@@ -132,3 +136,16 @@ def test_a_placement_group_has_a_name_that_is_not_compared():
     assert one == other == pickle.loads(pickle.dumps(one))
     assert hash(one) == hash(other)
     assert one != GRPOGroup([{}, {"CPU": 0.5}])
+
+
+def test_what_cannot_be_imported_on_a_worker_is_recorded_like_every_failure(tmp_path, monkeypatch):
+    searcher = searcher_of([Trial(STAGE.id, "supervised", (STAGE,), ())])
+    store = Store(str(tmp_path))
+    execution = EXECUTION.model_copy(update={"store": store.url}).model_dump_json()
+    monkeypatch.setitem(sys.modules, "rayexp.stages.supervised", None)
+    monkeypatch.delattr(rayexp.stages, "supervised", raising=False)
+    with pytest.raises(StageError, match=r"ModuleNotFoundError: .*rayexp\.stages\.supervised"):
+        run_trial({**searcher.suggest("one"), "execution": execution})
+    record = json.loads(store.files.read(f"work/{STAGE.id}/failure.json"))
+    assert record["label"] == STAGE.label
+    assert "supervised" in record["error"]

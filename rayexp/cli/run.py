@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -28,11 +28,14 @@ from rayexp.files import resolved
 from rayexp.probe import require_shareable
 from rayexp.provenance import command_line, without_secrets
 from rayexp.spec import Execution
-from rayexp.store import Store
+from rayexp.store import FAILURE, Store
 from rayexp.studies.choice import Choice
 from rayexp.sweep import placement, preflight
 from rayexp.sweep.outlook import Machines, other_code, outlook
 from rayexp.sweep.plan import Plan
+
+if TYPE_CHECKING:
+    from rayexp.sweep.tune import Outcome  # imports Ray
 
 #: The settings of ``Execution`` as options, without its limits: those are checked, and explained, by ``Execution``.
 Options: Any = dataclasses.make_dataclass(
@@ -146,7 +149,7 @@ def planned(sweep: Sweep, store: Store) -> Plan:
 
 def machines() -> Machines:
     """Those of the cluster that RAY_ADDRESS names, if it names one; else this machine, without a start of Ray."""
-    if not (address := os.environ.get("RAY_ADDRESS")):
+    if (address := os.environ.get("RAY_ADDRESS", "")) in ("", "local"):
         return Machines.here()
     from rayexp.sweep import runtime
 
@@ -180,12 +183,19 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     ):
         watch = Watch(progress, [view, gauges.Gauges(progress, sweep.name)])
         outcome = tune.run(plan, execution, [watch, *habits], sweep.fail_fast, progress.note)
-    for trial, why in outcome.failed.items():
-        print(f"failed: {why} (details: {execution.store}/work/{trial}/failure.json)", file=sys.stderr)
-    labels = {trial.id: trial.label for trial in plan.trials}
-    for trial in sorted(outcome.blocked):
-        print(f"not run because of a failure: {labels[trial]} ({trial})", file=sys.stderr)
+    for line in _unsuccessful(outcome, plan, store):
+        print(line, file=sys.stderr)
     return len(outcome.failed) + len(outcome.blocked)
+
+
+def _unsuccessful(outcome: "Outcome", plan: Plan, store: Store) -> list[str]:
+    """One line for each trial that failed or was not run."""
+    records = {trial: f"work/{trial}/{FAILURE}" for trial in outcome.failed}
+    there = store.files.read_existing(list(records.values()))  # a process that never started leaves none
+    details = {trial: f" (details: {store.url}/{path})" for trial, path in records.items() if path in there}
+    labels = {trial.id: trial.label for trial in plan.trials}
+    failed = [f"failed: {why}{details.get(trial, '')}" for trial, why in outcome.failed.items()]
+    return failed + [f"not run because of a failure: {labels[trial]} ({trial})" for trial in sorted(outcome.blocked)]
 
 
 def write_plan(plan: Plan, store: Store, name: str) -> None:

@@ -14,9 +14,13 @@ from ray._common.utils import get_ray_address_file
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.worker import global_worker
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JOB_NAME_METADATA_KEY, JobInfoStorageClient
+from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 from rayexp import host
+from rayexp.errors import RefusedError
+from rayexp.spec import one_line
+from rayexp.sweep import surroundings
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C and SIGTERM end a sweep in one way, the job's
+    "RAY_TRAIN_V2_ENABLED": "1",  # on nodes that have it switched off, too
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other reporter is silent when it is told to be
     "PYTHONWARNINGS": "ignore::FutureWarning",
     "HF_HUB_OFFLINE": "1",
@@ -42,23 +47,27 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
     that makes every later ``ray job submit`` from a plain shell fail. ``cpus`` is for a local cluster only.
     ``metadata`` is shown with the job, in the dashboard and by ``/api/jobs/``; its ``study`` becomes the job's name.
     """
+    surroundings.require_train()
     about = {JOB_NAME_METADATA_KEY: metadata["study"], **metadata} if metadata else {}
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Tune looks for its own result files, which are switched off, and warns that there are none.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     runtime_env = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
-    if address := os.environ.get("RAY_ADDRESS"):
+    if (address := os.environ.get("RAY_ADDRESS", "local") or "local") != "local":
+        surroundings.require_cluster(address)
         try:
             context = ray.init(
                 runtime_env=runtime_env, job_config=JobConfig(metadata=dict(about)), logging_level=logging.WARNING
             )
-        except ConnectionError as error:
-            raise ConnectionError(f"RAY_ADDRESS is {address!r}, where no Ray cluster answers") from error
+        except (RuntimeError, OSError, RayError) as error:  # it has other versions, or wants another token
+            why = one_line(" ".join(str(error).split()), 400)
+            raise RefusedError(f"RAY_ADDRESS is {address!r}, a cluster that can't be used from here: {why}") from error
         _add_to_submission(about)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        surroundings.require_folder()
         _set_stale_address_aside()
         context = ray.init(
             address="local",

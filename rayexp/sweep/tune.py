@@ -85,12 +85,12 @@ def run(
 
 def run_trial(config: dict[str, Any]) -> None:
     """What a trial's process does. What would fail again is its result; what may pass by itself is its exception."""
-    from rayexp.stages import grpo, supervised  # torch and transformers, which the driver does not need
-
     logs.speak()
     execution = Execution.model_validate_json(config["execution"])
     stages = [parse_stage(text) for text in config["stages"]]
     try:
+        from rayexp.stages import grpo, supervised  # torch and transformers, which the driver does not need
+
         if config["in_process"]:
             supervised.run_in_process(stages, execution, _reporter())
         elif config["kind"] == "supervised":
