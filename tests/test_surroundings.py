@@ -13,6 +13,9 @@ import pytest
 import ray
 from ray._private import services
 from ray._private.utils import check_version_info, validate_socket_filepath
+from ray.dashboard.subprocesses.module import SubprocessModule
+from ray.dashboard.subprocesses.utils import get_socket_path
+from ray.dashboard.utils import get_all_modules
 
 from rayexp.cli import run as sweep
 from rayexp.errors import RefusedError
@@ -133,6 +136,12 @@ def test_the_longest_folder_that_is_allowed_is_the_longest_that_ray_can_use(tmp_
     with pytest.raises(OSError, match="AF_UNIX"):
         validate_socket_filepath(surroundings._socket(f"{os.environ['RAY_TMPDIR']}/ray"))
     assert not root.exists()
+
+
+def test_the_longest_socket_is_one_of_the_dashboards(tmp_path):
+    modules = get_all_modules(SubprocessModule)
+    longest = max((get_socket_path(".", module.__name__) for module in modules), key=len)
+    assert surroundings._socket("/x").rpartition("/")[2] == longest.removeprefix("./")
 
 
 @pytest.fixture

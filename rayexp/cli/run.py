@@ -164,6 +164,7 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     from ray.tune import TuneError
 
     from rayexp.sweep import gauges, loggers, runtime, tune, views
+    from rayexp.sweep.estimate import Estimates
     from rayexp.sweep.progress import Progress
     from rayexp.sweep.watch import Watch
 
@@ -175,7 +176,9 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     preflight.require_resources(plan, execution, nodes)
     print(f"Ray dashboard: http://{cluster['dashboard']}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C from far away
-    progress = Progress(plan, at_once=preflight.concurrency(plan, execution, nodes))
+    estimates = Estimates.of(Catalog(store), execution)
+    at_once = preflight.concurrency(plan, execution, nodes)
+    progress = Progress(plan, lambda stage: estimates.cost(stage).seconds, at_once)
     with (
         working(RayError, TuneError),
         loggers.opened(sweep.loggers, store, sweep.name) as habits,

@@ -39,9 +39,7 @@ class Gauges:
         self._updated = time.monotonic()
         for state, count in self._progress.counts.items():
             self._gauges["sweep/trials"].set(count, self._study | {"state": state})
-        remaining, complete = self._progress.remaining_s
-        if complete:
-            self._gauges["sweep/remaining_s"].set(remaining, self._study)
+        self._gauges["sweep/remaining_s"].set(self._progress.remaining_s, self._study)
         for run in self._progress.running.values():
             if run.steps:
                 self._set(run, self._study | {"stage": run.stage.label})

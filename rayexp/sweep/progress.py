@@ -5,30 +5,34 @@ Tune's events come in through ``rayexp.sweep.watch``; a view reads a ``Progress`
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rayexp.metrics import METRICS
 from rayexp.spec import Stage
-from rayexp.sweep.plan import Plan, Trial, flops
+from rayexp.sweep.plan import Plan, Trial
 
+#: A kind of trial that has not been at work is taken to be wrongly estimated like the others, by this factor at most.
+BORROWED_AT_MOST = 4.0
 STATES = ("done", "running", "waiting", "elsewhere", "failed", "blocked")
 
 
 @dataclass
 class Running:
-    """A trial that runs. ``stage`` is its first one until it reports; ``steps`` is 0 until then."""
+    """A trial that runs. ``stage`` is its first one until it reports; ``steps`` is 0 until then. ``estimates``: seconds
+    of each of its stages, by id."""
 
     trial: Trial
     since: float
     stage: Stage
+    estimates: Mapping[str, float]
     step: int = 0
     steps: int = 0
     numbers: dict[str, float] = field(default_factory=dict)
     heard: float = 0.0
     _first: tuple[float, int] = (0.0, 0)  # of the stage's reports: when, and of which step
-    _begun: tuple[float, float] = (0.0, 0.0)  # the trial's first report: when, and how many operations were done
+    _begun: tuple[float, float] = (0.0, 0.0)  # the trial's first report: when, and ``done_s`` then
 
     def report(self, stage: Stage, step: int, steps: int, numbers: dict[str, float], now: float) -> None:
         """Take in what the stage says of itself."""
@@ -37,19 +41,20 @@ class Running:
             self._first = (now, step)
         self.stage, self.step, self.steps, self.numbers, self.heard = stage, step, steps, numbers, now
         if first_report:
-            self._begun = (now, self.flops)
+            self._begun = (now, self.done_s)
 
     @property
-    def flops(self) -> float:
-        """Of its trial's estimated operations, those that are done."""
+    def done_s(self) -> float:
+        """Of its trial's estimated seconds, those whose work is done."""
         before = self.trial.stages[: self.trial.stages.index(self.stage)]
-        return sum(map(flops, before)) + (flops(self.stage) * self.step / self.steps if self.steps else 0.0)
+        share = self.step / self.steps if self.steps else 0.0
+        return sum(self.estimates[stage.id] for stage in before) + self.estimates[self.stage.id] * share
 
     @property
     def work(self) -> tuple[float, float]:
-        """Operations between its first report and its last, and the seconds: how long its start took says nothing."""
-        when, done = self._begun
-        return (self.flops - done, self.heard - when) if self.steps else (0.0, 0.0)
+        """Estimated seconds between its first report and its last, and true ones; its start tells nothing."""
+        when, done_s = self._begun
+        return (self.done_s - done_s, self.heard - when) if self.steps else (0.0, 0.0)
 
     def remaining_s(self, now: float) -> float | None:
         """Seconds to the last step of the stage, at the pace of its reports; None before there are two."""
@@ -70,9 +75,16 @@ class Ended:
 
 
 class Progress:
-    """Of one run of a plan, by this driver. ``at_once``: how many trials run at the same time."""
+    """Of one run of a plan, by this driver. ``estimate``: seconds of a stage, before anything of it was seen.
+    ``at_once``: how many trials run at the same time."""
 
-    def __init__(self, plan: Plan, at_once: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        estimate: Callable[[Stage], float],
+        at_once: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.plan = plan
         self.at_once = at_once
         self.running: dict[str, Running] = {}
@@ -81,9 +93,12 @@ class Progress:
         self._started = clock()
         self._trials = {trial.id: trial for trial in plan.trials}
         self._stages = {stage.id: stage for trial in plan.trials for stage in trial.stages}
-        self._flops = {trial.id: trial.flops for trial in plan.trials}
+        self._estimates = {stage_id: estimate(stage) for stage_id, stage in self._stages.items()}
+        self._totals = {trial.id: sum(self._estimates[stage.id] for stage in trial.stages) for trial in plan.trials}
         self._states = dict.fromkeys(self._trials, "waiting")
-        self._paces: dict[str, list[float]] = {}  # by kind of trial, of those that are done: operations, seconds
+        self._done: dict[
+            str, list[float]
+        ] = {}  # by kind of trial, of those that are done: estimated seconds, true ones
 
     # What happens
 
@@ -91,7 +106,7 @@ class Progress:
         """A trial was started, perhaps once more."""
         trial = self._trials[trial_id]
         self._states[trial_id] = "running"
-        self.running[trial_id] = Running(trial, self._clock(), trial.stages[0])
+        self.running[trial_id] = Running(trial, self._clock(), trial.stages[0], self._estimates)
 
     def report(self, trial_id: str, result: dict[str, Any]) -> None:
         """Take in what a stage of a running trial reported (``journal.report``); what comes after the end is late."""
@@ -106,9 +121,9 @@ class Progress:
         self.ended.append(Ended(self._trials[trial_id], state, took, why))
         self._states[trial_id] = state
         if run and state == "done":
-            pace = self._paces.setdefault(run.trial.kind, [0.0, 0.0])
-            pace[0] += self._flops[trial_id]
-            pace[1] += took
+            done = self._done.setdefault(run.trial.kind, [0.0, 0.0])
+            done[0] += self._totals[trial_id]
+            done[1] += took
         for blocked in self.plan.descendants({trial_id}) if state == "failed" else ():
             self._states[blocked] = "blocked"
 
@@ -133,34 +148,33 @@ class Progress:
         return run.remaining_s(self._clock())
 
     @property
-    def remaining_s(self) -> tuple[float, bool]:
-        """Seconds to the end of the sweep, and whether that is all; if not, some kind of trial that is still to run was
-        never seen at work, and it takes longer.
-
-        What is left is measured in estimated operations and the pace of each kind of trial, in those for a second of
-        one trial. It takes as long as the longest chain of trials, and no less than all of them ``at_once``.
-        """
-        paces = self._pace_by_kind()
-        total, complete = 0.0, True
+    def remaining_s(self) -> float:
+        """Seconds to the end of the sweep: estimates, corrected by what was seen of each kind of trial. It takes as
+        long as the longest chain of trials, and no less than all of them ``at_once``."""
+        correction = self._corrections()
+        total = 0.0
         finish: dict[str, float] = {}
         for trial in self.plan.trials:  # parents first
             if self._states[trial.id] in ("done", "failed", "blocked"):
                 continue
-            if not paces.get(trial.kind):
-                complete = False
-                continue
-            done = self.running[trial.id].flops if trial.id in self.running else 0.0
-            own = (self._flops[trial.id] - done) / paces[trial.kind]
+            done_s = self.running[trial.id].done_s if trial.id in self.running else 0.0
+            own = (self._totals[trial.id] - done_s) * correction[trial.kind]
             finish[trial.id] = own + max((finish.get(parent, 0.0) for parent in trial.parents), default=0.0)
             total += own
-        return max(total / self.at_once, max(finish.values(), default=0.0)), complete
+        return max(total / self.at_once, max(finish.values(), default=0.0))
 
-    def _pace_by_kind(self) -> dict[str, float]:
-        """Operations a second of one trial: of those that are done, or while there are none, of those that run."""
-        running: dict[str, list[float]] = {}
+    def _corrections(self) -> dict[str, float]:
+        """True seconds of an estimated one, by kind of trial: of those that are done, or while there are none, of those
+        that run. A kind that was not seen at work borrows from the others, within limits: a short trial is mostly
+        start."""
+        seen: dict[str, list[float]] = {}
         for run in self.running.values():
-            pace = running.setdefault(run.trial.kind, [0.0, 0.0])
-            work, seconds = run.work
-            pace[0] += work
-            pace[1] += seconds
-        return {kind: work / seconds for kind, (work, seconds) in (running | self._paces).items() if seconds}
+            work = seen.setdefault(run.trial.kind, [0.0, 0.0])
+            estimated, true = run.work
+            work[0] += estimated
+            work[1] += true
+        seen = {kind: work for kind, work in (seen | self._done).items() if all(work)}
+        estimated, true = (sum(work[i] for work in seen.values()) for i in (0, 1))
+        borrowed = min(max(true / estimated, 1 / BORROWED_AT_MOST), BORROWED_AT_MOST) if seen else 1.0
+        own = {kind: true / estimated for kind, (estimated, true) in seen.items()}
+        return {trial.kind: own.get(trial.kind, borrowed) for trial in self.plan.trials}

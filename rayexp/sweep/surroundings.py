@@ -84,7 +84,7 @@ def require_folder() -> None:
 def _socket(folder: str) -> str:
     """Return the longest path that Ray gives a socket; its session is named after the time and this process."""
     session = f"session_{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{os.getpid()}"
-    return f"{folder}/{session}/sockets/plasma_store"
+    return f"{folder}/{session}/sockets/dash_TaskEventsHead"  # of a process of the dashboard
 
 
 def _owner(folder: str) -> str:

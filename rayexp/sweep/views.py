@@ -66,14 +66,14 @@ class Lines:
 
     def _end(self, ended: Ended) -> str:
         counts = self._progress.counts
-        so_far = f"{counts['done']} of {sum(counts.values())} trials, {left(*self._progress.remaining_s)}"
+        so_far = f"{counts['done']} of {sum(counts.values())} trials, about {left(self._progress.remaining_s)}"
         why = f": {one_line(ended.why)}" if ended.why else ""
         return f"{WORDS[ended.state]:<9} {ended.trial.label} in {ended.took_s:.0f} s ({so_far}){why}"
 
     def _stage(self, run: Running) -> str:
         numbers = "  ".join(f"{name} {value}" for name, value in shown(run).items())
         remaining = self._progress.stage_remaining_s(run)
-        eta = "" if remaining is None else f"  {left(remaining, complete=True)}"
+        eta = "" if remaining is None else f"  {left(remaining)}"
         return f"{run.stage.label}  step {run.step}/{run.steps}  {numbers}{eta}"
 
     def _say(self, text: str) -> None:
@@ -130,7 +130,7 @@ def _head(progress: Progress, columns: int) -> list[Text | Table]:
     counts = progress.counts
     total = sum(counts.values())
     name = Text.assemble((progress.plan.study, "bold"), f"  {counts['done']} of {total} trials")
-    name.append(f", {left(*progress.remaining_s)} ({clock(progress.elapsed_s)} so far)")
+    name.append(f", about {left(progress.remaining_s)} ({clock(progress.elapsed_s)} so far)")
     bar = Table.grid()  # a bar by itself ends no line
     bar.add_row(ProgressBar(total=max(1, total), completed=counts["done"], width=min(columns, 60)))
     states = Text("  ").join(
@@ -196,11 +196,9 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def left(seconds: float, complete: bool) -> str:
-    """How long something will still take, in words; if ``complete``, no longer."""
-    if complete:
-        return f"{clock(seconds)} left"
-    return f"more than {clock(seconds)} left" if seconds else "estimating what is left"
+def left(seconds: float) -> str:
+    """How long something will still take, in words."""
+    return f"{clock(seconds)} left"
 
 
 def console() -> Console:

@@ -15,7 +15,7 @@ from rayexp.metrics import METRICS
 from rayexp.spec import Execution
 from rayexp.store import Store
 from rayexp.sweep import gauges, loggers, tune
-from rayexp.sweep.plan import Plan
+from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
 from rayexp.sweep.watch import Watch
 from tests.integration.chains import evaluate, grpo, pretrain, sft
@@ -70,7 +70,7 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
     store = Store(str(tmp_path))
     reinforced = grpo(sft(pretrain()), steps=60, sampler="torch")
     plan = Plan.of("test", [reinforced, evaluate(reinforced)], ())
-    progress = Progress(plan)
+    progress = Progress(plan, flops)
     witness = Witness(progress, cluster["dashboard"])
     with loggers.opened(habits, store, "seen") as callbacks:
         outcome = tune.run(

@@ -26,7 +26,7 @@ from rayexp.stages import grpo as grpo_stage
 from rayexp.stages import supervised
 from rayexp.store import Store
 from rayexp.sweep import tune
-from rayexp.sweep.plan import Plan
+from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
 from rayexp.sweep.tune import run_trial
 from rayexp.sweep.watch import Watch
@@ -305,7 +305,7 @@ def test_trials_whose_process_can_not_start_fail_in_one_sentence_each_and_end_no
     monkeypatch.setattr(tune, "run_trial", importlib.import_module("only_on_the_head").run_trial)
     one, other = grpo(sft(BASE), seed=1, sampler="torch"), grpo(sft(BASE), seed=2, sampler="torch")
     plan = Plan.of("test", [one, other], Store(execution.store).finished_ids())
-    progress = Progress(plan)
+    progress = Progress(plan, flops)
     outcome = tune.run(plan, execution.model_copy(update={"worker_failures": 0}), [Watch(progress)])
     assert outcome.failed.keys() == {one.id, other.id}
     for trial, why in outcome.failed.items():
