@@ -383,6 +383,18 @@ def test_compare_prints_and_writes_csv(whole, tmp_path, said):
     assert said("compare", "demo-tiny", "demo-tiny", "--store", whole.url, "--csv", "/proc/x.csv")[0] == 2
 
 
+def test_a_difference_that_may_be_anything_is_undecided(tmp_path, said):
+    """One seed loses all that the other gains."""
+    for name, masses in (("a", {0: 0.0, 1: 1.0}), ("b", {0: 1.0, 1: 0.0})):
+        store = study(tmp_path / name)
+        path = Path(store.url, "studies/demo-tiny/results.parquet")
+        rows = pd.read_parquet(path)
+        rows.assign(q=rows["seed"].map(masses)).to_parquet(path, index=False)
+    code, text = said("compare", f"{tmp_path}/a/store::demo-tiny", f"{tmp_path}/b/store::demo-tiny")
+    assert code == 0
+    assert text.count("+0 (undecided with 2 seeds)") == 18
+
+
 @pytest.mark.parametrize("reference", ["demo-big", "nowhere::demo-tiny", "some/where", "::", "../..::x", "a::../x"])
 def test_a_study_that_is_not_there_is_refused(whole, said, reference):
     code, text = said("compare", "demo-tiny", reference, "--store", whole.url)

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from rayexp.evaluation.metrics import wilson
-from rayexp.report.inference import cautious, holm, interval, p_of_mean, p_of_proportion, proportion
+from rayexp.report.inference import cautious, holm, interval, p_of_mean, p_of_proportion, possible_change, proportion
 
 
 @pytest.fixture
@@ -23,6 +23,23 @@ def test_a_verdict_takes_the_wider_interval(rows: pd.DataFrame) -> None:
     assert found.low < interval(rows, "x").low < interval(rows, "x").high < found.high
     one = rows[rows["seed"] == 0]
     assert cautious(one, "x") == interval(one, "x")
+
+
+def test_an_interval_stays_within_what_is_possible_and_says_nothing_where_it_covers_all_of_it() -> None:
+    """A gain from a mean Q of 0.25 is between -0.25 and 0.75; Student's t over three seeds goes from -1.1 to 1.8."""
+    after = np.repeat([0.2, 0.4, 1.0], 20)
+    rows = pd.DataFrame({"seed": np.repeat([0, 1, 2], 20), "init_q": 0.25}).assign(gain=after - 0.25)
+    wide = cautious(rows, "gain")
+    assert wide.low < -0.25
+    assert wide.high > 0.75
+    found = cautious(rows, "gain", possible_change(rows["init_q"]))
+    assert (found.low, found.high) == (-0.25, 0.75)
+    assert str(found) == "0.283 (undecided with 3 seeds)"
+    assert f"{found:+.2g}" == "+0.28 (undecided with 3 seeds)"
+    narrow = rows[rows["seed"] > 0].assign(gain=lambda r: r["gain"] / 10)
+    told = cautious(narrow, "gain", possible_change(rows["init_q"]))
+    assert not told.undecided
+    assert str(told) == f"{told.mean:.3g} [{told.low:.3g}, {told.high:.3g}]"
 
 
 def test_the_p_value_of_a_mean_is_students_over_seeds(rows: pd.DataFrame) -> None:

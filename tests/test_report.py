@@ -26,7 +26,7 @@ from rayexp.presets import SCALES
 from rayexp.provenance import source
 from rayexp.report import figures, page, table
 from rayexp.report.arms import arms, percent
-from rayexp.report.claims import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, claims
+from rayexp.report.claims import FAILS, HOLDS, NOT_MEASURED, NOT_TESTED, UNDECIDED, claims
 from rayexp.report.drawing import Drawing
 from rayexp.report.examples import examples
 from rayexp.report.figures.curves import reward_and_kl
@@ -201,16 +201,79 @@ def test_a_grid_that_ends_before_saturation_does_not_refute_the_peak() -> None:
 
 
 def test_no_gain_at_all_is_pointed_out() -> None:
-    found = claims(world(lambda q, stage, role: q, kl_betas=(0.1,))).set_index("claim")
+    found = claims(world(lambda q, stage, role: q + 0.5 * (role == "id") * (1 - q), kl_betas=(0.1,))).set_index("claim")
     assert found.loc["C1", "verdict"] == HOLDS
     assert "too short" in found.loc["C1", "note"]
     assert found.loc["C2", "verdict"] == UNDECIDED
+
+
+@pytest.mark.parametrize("law", [lambda q, stage, role: q, lambda q, stage, role: q + 0.005 * (1 - q) * q])
+def test_no_claim_holds_where_grpo_changed_nothing(law: Law) -> None:
+    found = claims(world(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
+    assert set(found["verdict"]) == {NOT_TESTED}
+    assert set(found["verdict_holm"]) == {NOT_TESTED}
+    assert found["p"].isna().all()
+    assert found["note"].str.contains("too short").all()
+
+
+def test_grpo_that_changed_nothing_elsewhere_does_not_spoil_a_test() -> None:
+    """At one beta it works, at the other the penalty holds it where it is."""
+    found = claims(world(lambda q, stage, role: q if stage.kl_beta == 1.0 else as_the_paper_says(q, stage, role)))
+    assert set(found[found["kl_beta"] == 1.0]["verdict"]) == {NOT_TESTED}
+    assert set(found[found["kl_beta"] == 0.1]["verdict"]) == {HOLDS}
+
+
+def test_a_saturated_study_was_tested_however_little_there_was_to_add() -> None:
+    found = claims(world(lambda q, stage, role: q + (1 - q) / 4, kl_betas=(0.1,), ood_ratios=(0.05,)))
+    assert set(found[found["claim"] == "C3"]["verdict"]) == {HOLDS}
+
+
+def test_grpo_that_changed_nothing_can_refute_a_claim_all_the_same() -> None:
+    """Above the bound by a thousand times, and next to nothing at that."""
+    law = only("ood", 0.0, 1e-3)
+    few = claims(world(law, kl_betas=(1.0,), ood_ratios=(0.0,))).set_index("claim")
+    assert few.loc["C4", "verdict"] == FAILS
+    assert few.loc["C1", "verdict"] == NOT_TESTED
+
+
+@pytest.mark.parametrize(("reward", "said"), [(0.0, "GRPO earned no reward"), (0.25, "a mean reward of 0.25 at most")])
+def test_it_is_said_what_grpo_earned_that_changed_nothing(reward: float, said: str) -> None:
+    curves = training(kl_betas=(0.1,)).assign(value=reward)
+    found = claims(world(lambda q, stage, role: q, kl_betas=(0.1,)), curves)
+    assert found["measured"].str.endswith(said).all()
+    assert not claims(world(), training().assign(value=0.0))["measured"].str.contains("reward").any()
 
 
 def test_the_gain_at_saturation_is_given_as_a_share_of_the_possible() -> None:
     found = claims(world(lambda q, stage, role: q + (1 - q) / 4, kl_betas=(0.1,)))
     saturated = found[(found["claim"] == "C3") & (found["role"] == "id")]
     assert saturated["measured"].str.contains(re.escape("a share of 0.25 [0.25, 0.25]")).all()
+
+
+def test_no_interval_leaves_what_is_possible() -> None:
+    """Three seeds of which one gains nearly everything: by Student's t, any mean is possible, and some impossible."""
+
+    def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+        return q + (1 - q) * (0.02, 0.98, 0.5)[stage.root.seed] * (stage.root.ood_ratio != 0.003)
+
+    results = world(law, seeds=(0, 1, 2), kl_betas=(0.1,))
+    found = claims(results).set_index(["claim", "role"])
+    q = results.query("kind == 'grpo' and role == 'ood'").groupby("ood_ratio")["init_q"].mean()
+    nothing, peak = found.loc[("C1", "ood")], found.loc[("C2", "ood")]
+    assert (nothing["low"], nothing["high"]) == pytest.approx((-q[0.0], 1 - q[0.0]))
+    assert nothing["measured"].startswith("gain 0.5 (undecided with 3 seeds)")
+    # Between a gain at 1 %, the best ratio, and one without OOD samples.
+    low, high = (q[0.0] - q[0.01] + side for side in (-1, 1))
+    assert low <= peak["low"] <= peak["high"] <= high
+    for role in ("id", "ood"):
+        assert re.search(r"a share of 0\.\d+ \(undecided with 3 seeds\)$", found.loc[("C3", role), "measured"])
+    assert set(found.loc[["C1", "C3"], "verdict"]) == {UNDECIDED, HOLDS}
+
+
+def test_the_gain_at_saturation_is_a_share_where_mass_was_lost() -> None:
+    found = claims(world(lambda q, stage, role: 0.5 * q, kl_betas=(0.1,)))
+    saturated = found[(found["claim"] == "C3") & (found["role"] == "id")]
+    assert saturated["measured"].str.endswith("a share of 0 [0, 0]").all()
     assert saturated["note"].str.contains("So little was left").all()
 
 
@@ -224,7 +287,7 @@ def test_holm_takes_back_what_one_of_many_tests_found() -> None:
     """Seeds that differ: a verdict that stands by itself, with a p-value that the number of tests outweighs."""
 
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
-        return q + (0.0, 0.003, 0.005)[stage.root.seed] * (q < 0.5)
+        return q + (0.0, 0.003, 0.005)[stage.root.seed] * (q < 0.5) + 0.02 * (role == "probe")
 
     found = claims(world(law, seeds=(0, 1, 2))).set_index(["claim", "kl_beta", "role"])
     tested = found[found["p"].notna()]

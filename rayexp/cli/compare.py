@@ -61,7 +61,10 @@ class Compare(Place):
 
 
 def _row(row: Mapping[Hashable, Any]) -> list[str]:
+    from rayexp.evaluation.metrics import Interval
+
     means = [f"{row[name]:.3g}" for name in ("mean_q_a", "mean_q_b")]
     counts = [str(row[name]) for name in ("seeds", "pairs")]
-    difference = f"{row['difference']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]"
-    return [row["stage"], row["ood_ratio"], row["role"], *means, *counts, difference]
+    possible = (-row["mean_q_a"], 1 - row["mean_q_a"])
+    difference = Interval(row["difference"], row["low"], row["high"], row["seeds"], row["pairs"], possible)
+    return [row["stage"], row["ood_ratio"], row["role"], *means, *counts, f"{difference:+.3g}"]

@@ -4,7 +4,8 @@ Prompts of one run share its weights, so runs (seeds) are the clusters: interval
 prompts within each.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import gammaln
@@ -36,16 +37,34 @@ def pass_at_k_sampled(sampled: int, correct: np.ndarray, k: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with a 95 % interval, over ``seeds`` runs of ``prompts`` prompts in all."""
+    """A mean with a 95 % interval, over ``seeds`` runs of ``prompts`` prompts in all. possible: limits of the mean."""
 
     mean: float
     low: float
     high: float
     seeds: int
     prompts: int
+    possible: tuple[float, float] = (-math.inf, math.inf)
+
+    def within(self, possible: tuple[float, float]) -> "Interval":
+        """Return the part of the interval that is possible."""
+        low, high = max(self.low, possible[0]), min(self.high, possible[1])
+        return replace(self, low=float(min(low, self.mean)), high=float(max(high, self.mean)), possible=possible)
+
+    @property
+    def undecided(self) -> bool:
+        """It covers all that is possible, so nothing is known."""
+        return self.low <= self.possible[0] < self.possible[1] <= self.high
+
+    def __format__(self, spec: str) -> str:
+        """Text for people; spec: of each number. An interval that covers all that is possible is none."""
+        spec = spec or ".3g"
+        if self.undecided:
+            return f"{self.mean:{spec}} (undecided with {self.seeds} seed{'' if self.seeds == 1 else 's'})"
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
     def __str__(self) -> str:
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return format(self)
 
 
 def cluster_bootstrap(clusters: list[np.ndarray], resamples: int = 2000, level: float = 0.95) -> Interval:

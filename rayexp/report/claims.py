@@ -15,13 +15,17 @@ import pandas as pd
 from rayexp.evaluation.metrics import Interval
 from rayexp.evaluation.theory import paper_bound, tilted
 from rayexp.report.arms import ROLE_NAMES, Arm, arms, before, percent
-from rayexp.report.inference import ALPHA, cautious, holm, p_of_mean, p_of_proportion, proportion
+from rayexp.report.inference import ALPHA, cautious, holm, p_of_mean, p_of_proportion, possible_change, proportion
 from rayexp.spec import number
 
 HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "does not hold", "undecided", "not measured"
+#: Where GRPO did nothing, whatever is said of its limits is true and worth nothing.
+NOT_TESTED = "not tested: GRPO changed nothing"
 
 #: A gain of less correct mass than this is no gain.
 SMALL_GAIN = 0.01
+#: GRPO that moves less than this share of what could be added has changed nothing.
+SMALL_CHANGE = 0.01
 #: Mean Q above which a stage is saturated, and what GRPO may then still add.
 SATURATED_Q, SATURATED_GAIN = 0.9, 0.05
 #: Share of prompts that may lie above the bound. The theorem allows none, but for the optimum, not for a network.
@@ -56,27 +60,25 @@ class Claim:
     check: Callable[[Arm, pd.DataFrame], list[Finding]]
 
 
-def claims(results: pd.DataFrame) -> pd.DataFrame:
-    """One row for each claim, arm and beta.
+def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row for each claim, arm and beta. curves: where they are given, it is said where GRPO earned no reward.
 
     Columns: claim, title, prediction, setting, layers, prompts (GRPO's arm), kl_beta, role (of the cells judged);
     value, low, high (of what the verdict compares), seeds, n (pairs of a seed and a prompt); measured, verdict, note;
     p, p_holm (adjusted over all rows that have one), verdict_holm.
     """
-    found = pd.DataFrame(
-        [_row(claim, finding, arm, beta) for claim in CLAIMS for arm, beta, finding in _findings(claim, arms(results))]
-    )
+    found = pd.DataFrame([_row(claim, *found) for claim in CLAIMS for found in _findings(claim, arms(results), curves)])
     found["p_holm"] = pd.Series(holm(found["p"].tolist()), dtype=float)
     kept = found["p_holm"] < ALPHA
     found["verdict_holm"] = found["verdict"].where(kept | ~found["verdict"].isin([HOLDS, FAILS]), UNDECIDED)
     return found
 
 
-def _findings(claim: Claim, found: list[Arm]) -> list[tuple[Arm | None, float, Finding]]:
+def _findings(claim: Claim, found: list[Arm], curves: pd.DataFrame | None) -> list[tuple[Finding, Arm | None, float]]:
     if not found:
-        return [(None, float("nan"), _missing("no GRPO stage has been measured together with its init"))]
+        return [(_missing("no GRPO stage has been measured together with its init"), None, float("nan"))]
     return [
-        (arm, rows["kl_beta"].iloc[0], finding)
+        (finding if _changed(rows) else _untested(finding, rows, curves), arm, rows["kl_beta"].iloc[0])
         for arm in found
         for _, rows in arm.rows.groupby("kl_beta")
         for finding in claim.check(arm, rows)
@@ -109,6 +111,34 @@ def _row(claim: Claim, finding: Finding, arm: Arm | None, beta: float) -> dict[s
     }
 
 
+def _changed(rows: pd.DataFrame) -> bool:
+    """Whether GRPO moved the masses of any cells, up or down, at any OOD ratio."""
+    moved = rows.assign(moved=rows["gain"].abs(), room=1 - rows["init_q"]).groupby(["role", "ood_ratio"])
+    means = moved[["moved", "room"]].mean()
+    return bool((means["moved"] >= SMALL_CHANGE * means["room"]).where(means["moved"] > 0, False).any())
+
+
+def _untested(finding: Finding, rows: pd.DataFrame, curves: pd.DataFrame | None) -> Finding:
+    """A finding about GRPO that changed nothing. It may refute a claim all the same, and can't support one."""
+    measured = "; ".join(filter(None, [finding.measured, _reward(rows, curves)]))
+    if finding.verdict not in (HOLDS, UNDECIDED):
+        return replace(finding, measured=measured)
+    moved = f"In the mean over prompts, GRPO moved no mass by {100 * SMALL_CHANGE:g} % of what could be added"
+    why = f"{moved}: it may have been too short."
+    return replace(finding, verdict=NOT_TESTED, measured=measured, p=None, note=why)
+
+
+def _reward(rows: pd.DataFrame, curves: pd.DataFrame | None) -> str:
+    """What GRPO earned, as far as it was logged."""
+    if curves is None:
+        return ""
+    logged = curves[(curves["metric"] == "rollout/reward") & curves["stage_id"].isin(rows["stage_id"])]["value"]
+    if logged.empty:
+        return ""
+    best = logged.max()
+    return f"GRPO earned a mean reward of {best:.2g} at most" if best > 0 else "GRPO earned no reward"
+
+
 def _with_scope(finding: Finding) -> str:
     one_seed = "One seed: the interval covers prompts only and says nothing about another run."
     return " ".join(filter(None, [finding.note, one_seed if finding.value and finding.value.seeds == 1 else ""]))
@@ -123,7 +153,7 @@ def no_mass_no_gain(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     without = target[target["ood_ratio"] == 0]
     if without.empty:
         return [_missing("the study has no finished chain with an OOD ratio of 0", arm.target)]
-    gain = cautious(without, "gain")
+    gain = cautious(without, "gain", possible_change(without["init_q"]))
     measured = f"gain {gain}, from a mean Q of {before(without)['init_q'].mean():.2g}"
     p = p_of_mean(without, "gain", SMALL_GAIN)
     return [Finding(_below(gain, SMALL_GAIN), measured, gain, p, arm.target, _idle(target))]
@@ -135,18 +165,22 @@ def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     The best ratio is chosen by its gain, which flatters it; that it must beat both ends at once makes up for that.
     """
     target = rows[rows["role"] == arm.target]
-    gains = target.pivot_table(index=["seed", "cell", "prompt_index"], columns="ood_ratio", values="gain")
+    each = ["seed", "cell", "prompt_index"]
+    gains, masses = (target.pivot_table(index=each, columns="ood_ratio", values=of) for of in ("gain", "init_q"))
     means, q = gains.mean(), target.groupby("ood_ratio")["init_q"].mean()
     ratios = means.index.tolist()
     between = [ratio for ratio in ratios[1:-1] if q[ratio] <= SATURATED_Q]
     if not between:
         return [_missing("no OOD ratio is finished that has one on either side and is not saturated", arm.target)]
     low_end, high_end, best = ratios[0], ratios[-1], max(between, key=lambda ratio: means[ratio])
-    pairs = gains[[low_end, best, high_end]].dropna().reset_index()
+    pairs = gains[[low_end, best, high_end]].dropna()
     if pairs.empty:
         return [_missing("no seed is finished at all three of the ratios to compare", arm.target)]
-    compared = [pairs.assign(margin=pairs[best] - pairs[end]) for end in (low_end, high_end)]
-    margins = [cautious(rows, "margin", (-2.0, 2.0)) for rows in compared]
+    before_best, *before_ends = (masses.loc[pairs.index, ratio].mean() for ratio in (best, low_end, high_end))
+    compared = [pairs.assign(margin=pairs[best] - pairs[end]).reset_index() for end in (low_end, high_end)]
+    # What is there at one ratio may be lost, what is missing at the other gained, and the other way round.
+    limits = [(end - before_best - 1, end - before_best + 1) for end in before_ends]
+    margins = [cautious(rows, "margin", possible) for rows, possible in zip(compared, limits, strict=True)]
     verdict, note = _in_between(margins, means, q[high_end])
     measured = (
         f"gain {means[best]:.3g} at {percent(best)} % OOD; more than at {percent(low_end)} % by {margins[0]}, "
@@ -187,13 +221,13 @@ def _saturation(role: str, rows: pd.DataFrame) -> Finding:
     full = rows[rows.groupby("ood_ratio")["init_q"].transform("mean") > SATURATED_Q]
     if full.empty:
         return _missing(f"mean Q before GRPO is at most {SATURATED_Q:g} at every finished OOD ratio", role)
-    gain, possible = cautious(full, "gain"), 1 - full["init_q"]
+    gain, possible = cautious(full, "gain", possible_change(full["init_q"])), 1 - full["init_q"]
     measured = f"gain {gain} of a possible {possible.mean():.3g}"
     if possible.mean() > 0:
         # A ratio of means, linearised (delta method) so that it has an interval like any mean.
         share = full["gain"].mean() / possible.mean()
         linear = full.assign(share=share + (full["gain"] - share * possible) / possible.mean())
-        measured += f": a share of {cautious(linear, 'share', (-np.inf, 1.0))}"
+        measured += f": a share of {_share(cautious(linear, 'share'))}"
     note = f"At {', '.join(map(percent, sorted(full['ood_ratio'].unique())))} % OOD."
     if possible.mean() < SATURATED_GAIN:
         note += " So little was left that the limit can hardly be passed; the share says what GRPO made of it."
@@ -267,11 +301,20 @@ def _idle(rows: pd.DataFrame) -> str:
     return f"No OOD ratio gained {SMALL_GAIN:g} here, so this says little: GRPO may have been too short."
 
 
+def _share(found: Interval) -> Interval:
+    """The share of what could be added: what was lost is a share of nothing."""
+    return replace(found, mean=min(max(found.mean, 0.0), 1.0)).within((0.0, 1.0))
+
+
 def _below(value: Interval, limit: float) -> str:
+    if value.undecided:
+        return UNDECIDED
     return HOLDS if value.high < limit else FAILS if value.low > limit else UNDECIDED
 
 
 def _above(value: Interval, limit: float) -> str:
+    if value.undecided:
+        return UNDECIDED
     return HOLDS if value.low > limit else FAILS if value.high < limit else UNDECIDED
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rayexp import settings
 from rayexp.catalog import Catalog
 from rayexp.errors import did_you_mean, first_line
-from rayexp.report.inference import interval
+from rayexp.report.inference import interval, possible_change
 from rayexp.spec import Stage, number
 from rayexp.store import Store, StoreError
 
@@ -88,7 +88,7 @@ def compare(a: Study, b: Study) -> Comparison:
     keys = ["stage", "ood_ratio", "role"]
     rows = []
     for names, group in joined.groupby(keys, sort=False):
-        gain = interval(group, "difference")
+        gain = interval(group, "difference", possible_change(group["q_a"]))
         rows.append(
             dict(zip(keys, names, strict=True))
             | {"mean_q_a": group["q_a"].mean(), "mean_q_b": group["q_b"].mean()}

@@ -22,33 +22,47 @@ from rayexp.evaluation.metrics import Interval, cluster_bootstrap, wilson
 ALPHA = 0.05
 
 
-def interval(rows: pd.DataFrame, column: str) -> Interval:
-    """Mean of a column over prompts and seeds, with its 95 % bootstrap interval; clusters are seeds."""
-    return cluster_bootstrap([cluster[column].to_numpy(dtype=float) for _, cluster in rows.groupby("seed")])
+Limits = tuple[float, float]
+UNLIMITED: Limits = (-np.inf, np.inf)
+
+
+def possible_change(before: pd.Series) -> Limits:
+    """Return how much a mean mass can change at most: all that there is may be lost, all that is missing be gained."""
+    mean = float(before.mean())
+    return -mean, 1 - mean
+
+
+def interval(rows: pd.DataFrame, column: str, possible: Limits = UNLIMITED) -> Interval:
+    """Mean of a column over prompts and seeds, with its 95 % bootstrap interval; clusters are seeds.
+
+    possible: smallest and largest possible mean; no interval leaves them.
+    """
+    clusters = [cluster[column].to_numpy(dtype=float) for _, cluster in rows.groupby("seed")]
+    return cluster_bootstrap(clusters).within(possible)
 
 
 def summarised(rows: pd.DataFrame, **columns: str) -> dict[str, Any]:
     """Mean and interval of each column under a new name, and what they rest on: n is seeds times prompts."""
     out: dict[str, Any] = {}
     for name, column in columns.items():
-        found = interval(rows, column)
+        found = interval(rows, column, possible_change(rows["init_q"]) if column == "gain" else UNLIMITED)
         out |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
         out |= {"n_seeds": found.seeds, "n": found.prompts}
     return out
 
 
-def cautious(rows: pd.DataFrame, column: str, possible: tuple[float, float] = (-1.0, 1.0)) -> Interval:
+def cautious(rows: pd.DataFrame, column: str, possible: Limits = UNLIMITED) -> Interval:
     """Mean with the wider of two 95 % intervals: bootstrap over seeds and prompts, Student's t over means of seeds.
 
-    possible: smallest and largest possible value; no interval leaves them.
+    possible: as of ``interval``. Student's t knows of no limits, and with few seeds it may cover all between them.
     """
-    boot = interval(rows, column)
+    boot = interval(rows, column, possible)
     if boot.seeds == 1:
         return boot
     means = rows.groupby("seed")[column].mean()
     half = stats.t.ppf(1 - ALPHA / 2, boot.seeds - 1) * stats.sem(means)
     low, high = min(boot.low, means.mean() - half), max(boot.high, means.mean() + half)
-    return replace(boot, low=float(max(low, possible[0])), high=float(min(high, possible[1])))
+    return replace(boot, low=float(low), high=float(high)).within(possible)
 
 
 def proportion(rows: pd.DataFrame, column: str) -> Interval:

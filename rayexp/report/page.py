@@ -49,7 +49,7 @@ class Report:
 def write(plan: Plan, store: Store, folder: Path) -> Report:
     """Write the report of what is finished of a plan into a local folder: tables first, then figures and the page."""
     results, curves = table.results(plan, store), table.curves(plan, store)
-    findings = claims.claims(results)
+    findings = claims.claims(results, curves)
 
     report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)
