@@ -14,7 +14,7 @@ from rayexp.spec import Stage
 from rayexp.sweep.plan import Plan, Trial
 
 #: A kind of trial that has not been at work is taken to be wrongly estimated like the others, by this factor at most.
-BORROWED_AT_MOST = 4.0
+BORROWED_AT_MOST = 2.0
 STATES = ("done", "running", "waiting", "elsewhere", "failed", "blocked")
 
 
@@ -55,6 +55,12 @@ class Running:
         """Estimated seconds between its first report and its last, and true ones; its start tells nothing."""
         when, done_s = self._begun
         return (self.done_s - done_s, self.heard - when) if self.steps else (0.0, 0.0)
+
+    def whole_work(self, now: float) -> tuple[float, float]:
+        """The same to its end, which is now; of one that first reported in its second half, with its start."""
+        total_s = sum(self.estimates[stage.id] for stage in self.trial.stages)
+        when, done_s = self._begun if self.steps and self._begun[1] <= total_s / 2 else (self.since, 0.0)
+        return total_s - done_s, now - when
 
     def remaining_s(self, now: float) -> float | None:
         """Seconds to the last step of the stage, at the pace of its reports; None before there are two."""
@@ -122,8 +128,9 @@ class Progress:
         self._states[trial_id] = state
         if run and state == "done":
             done = self._done.setdefault(run.trial.kind, [0.0, 0.0])
-            done[0] += self._totals[trial_id]
-            done[1] += took
+            estimated, true = run.whole_work(self._clock())
+            done[0] += estimated
+            done[1] += true
         for blocked in self.plan.descendants({trial_id}) if state == "failed" else ():
             self._states[blocked] = "blocked"
 
