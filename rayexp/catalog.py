@@ -19,6 +19,8 @@ from rayexp.provenance import other_code
 from rayexp.spec import Stage, parse_stage
 from rayexp.store import Store, StoreError
 
+#: How the name of a lease on a whole study begins; all others are on trials. No id has a dot.
+STUDY_LEASE = "study."
 #: Candidates that an ambiguous name is answered with.
 CANDIDATES_SHOWN = 12
 
@@ -147,7 +149,7 @@ class Catalog:
         return {
             path.removeprefix("leases/").rpartition(".")[0]
             for path, data in holders.items()
-            if alive[data.decode(errors="replace")]
+            if alive[data.decode(errors="replace")] and not path.startswith(f"leases/{STUDY_LEASE}")
         }
 
     def attempts(self) -> list[Attempt]:
@@ -175,18 +177,27 @@ class Catalog:
 
     def study(self, name: str) -> dict[str, str]:
         """Labels, by id and in order, of the stages that a study consists of. Raises StoreError if there is none."""
+        about = self.about(name)
+        labels = about["stages"]
+        if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+            path = f"studies/{name}/plan.json"
+            where = f"{self.store.url}/{path}"
+            raise StoreError(f"{where} is no table of labels; remove it, and jobs/report.py makes one")
+        return labels
+
+    def about(self, name: str) -> dict[str, Any]:
+        """What a study's plan.json holds: labels of its stages, and what makes it one study (``rayexp.sweep.study``).
+        One of an earlier version holds labels only. Raises StoreError if there is none."""
         path = f"studies/{name}/plan.json"
         try:
-            labels = json.loads(self.store.files.read(path))
+            about = json.loads(self.store.files.read(path))
         except FileNotFoundError:
             known = self.studies()
             allowed = f"allowed, in the store {self.store.url}: {', '.join(known) or 'there are none'}"
             raise StoreError(f"study is {name!r}; {did_you_mean(name, known)}{allowed}") from None
         except (ValueError, RecursionError) as error:
             raise StoreError(f"{self.store.url}/{path} is no JSON ({first_line(error)})") from error
-        if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
-            raise StoreError(f"{self.store.url}/{path} is no table of labels; jobs/report.py writes one")
-        return labels
+        return about if isinstance(about, dict) and isinstance(about.get("stages"), dict) else {"stages": about}
 
     def _planned(self) -> dict[str, str]:
         """Labels of all stages that any study consists of."""

@@ -24,7 +24,7 @@ from rayexp.catalog import Catalog, Finished
 from rayexp.files import Files
 from rayexp.probe import require_writable
 from rayexp.spec import Stage, canonical_json, one_line
-from rayexp.store import MANIFEST, Store, StoreError
+from rayexp.store import MANIFEST, STAGED, Store, StoreError
 
 SUMS = "SHA256SUMS"
 #: One row a finished stage; spec and provenance are JSON texts.
@@ -174,6 +174,8 @@ def _below(files: Files, folder: str) -> list[str]:
     """Names of all files in a folder and its folders."""
     found: list[str] = []
     for name in files.names(folder):
+        if name.startswith(STAGED):  # of a page that is being written
+            continue
         path = f"{folder}/{name}"
         found += _below(files, path) if files.is_folder(path) else [path]
     return found

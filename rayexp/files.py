@@ -95,12 +95,7 @@ class Files:
 
         def put(place: str) -> None:
             if self.local:
-                part = Path(f"{place}.{secrets.token_hex(4)}.part")
-                try:
-                    part.write_bytes(data)
-                    part.replace(place)
-                finally:
-                    part.unlink(missing_ok=True)
+                _put_whole(place, lambda part: part.write_bytes(data))
             else:  # object stores show an object when its upload is complete
                 self.fs.pipe_file(place, data)
 
@@ -126,10 +121,15 @@ class Files:
         return True
 
     def upload(self, local: Path, name: str) -> None:
-        """Copy a local file, of any size, to ``name``."""
-        self._answer(
-            f"write {name}", lambda: self._in_its_folder(name, lambda place: self.fs.put_file(str(local), place))
-        )
+        """Copy a local file, of any size, to ``name``, so that a reader sees either the old one or the new one."""
+
+        def put(place: str) -> None:
+            if self.local:
+                _put_whole(place, lambda part: shutil.copyfile(local, part))
+            else:
+                self.fs.put_file(str(local), place)
+
+        self._answer(f"write {name}", lambda: self._in_its_folder(name, put))
 
     def download(self, name: str, local: Path) -> None:
         """Copy the file ``name`` to a local one. Raises FileNotFoundError."""
@@ -164,12 +164,19 @@ class Files:
         return stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
 
     def move_folder(self, source: str, target: str) -> None:
-        """Give a local folder another name, at once; what is at the new name is removed first. Local roots only."""
+        """Give a local folder another name, at once; what was at the new name is removed. Local roots only.
+
+        A reader of the new name finds the old folder whole, for a moment none, or the new one whole.
+        """
 
         def move() -> None:
-            shutil.rmtree(self._place(target), ignore_errors=True)
+            old = f"{self._place(source)}.old"
+            shutil.rmtree(old, ignore_errors=True)
             Path(self._place(target)).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                os.rename(self._place(target), old)
             os.rename(self._place(source), self._place(target))
+            shutil.rmtree(old, ignore_errors=True)
 
         self._answer(f"write {target}", move)
 
@@ -276,6 +283,16 @@ def inside(name: str) -> str:
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise StoreError(f"{name!r} is not a name inside a store")
     return name
+
+
+def _put_whole(place: str, fill: Callable[[Path], object]) -> None:
+    """Fill a file beside ``place``, and give it that name when it is whole."""
+    part = Path(f"{place}.{secrets.token_hex(4)}.part")
+    try:
+        fill(part)
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _create(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ written over. Nothing read from a store can run code: JSON, Parquet, safetensors
     work/<id>/step-N/   checkpoints of a running stage, the last two; removed when the stage is finished
     work/<id>/failure.json  why the last attempt failed
     leases/ drivers/    who computes what (rayexp.lease)
-    studies/<name>/     plan.json (labels of its stages by id), results.parquet, report/
+    studies/<name>/     plan.json (labels of its stages by id, and what makes it one study), results.parquet, report/
 """
 
 import hashlib
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FAILURE = "failure.json"
 CHECKPOINTS_KEPT = 2
+#: A study's report while it is written, before it takes the place of the old one.
+STAGED = "report.part"
 _STEP = re.compile(r"step-(\d{9})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -213,6 +215,39 @@ class Store:
         for file in sorted(local.rglob("*")):
             if file.is_file():
                 self.files.upload(file, f"{path}/{file.relative_to(local).as_posix()}")
+
+    def write_study(self, name: str, file: str, data: bytes) -> None:
+        """Write one file of a study, if the lease on it is still held."""
+        self._require_lease()
+        self.files.write(f"studies/{name}/{file}", data)
+
+    def replace_study(self, local: Path, name: str) -> None:
+        """Put the tables and the ``report`` of a local folder in place of a study's, if the lease on it is still held.
+
+        The report is replaced as a whole: nobody sees figures of two pages, and none of the old one stays. For a moment
+        it may not be there.
+        """
+        path = f"studies/{name}"
+        self._require_lease()
+        for file in sorted(local.iterdir()):
+            if file.is_file():
+                self.files.upload(file, f"{path}/{file.name}")
+        if self.files.local:
+            self.files.remove(f"{path}/{STAGED}")
+            self.put_folder(local / "report", f"{path}/{STAGED}")
+            self._require_lease()
+            self.files.move_folder(f"{path}/{STAGED}", f"{path}/report")
+        else:
+            self._replace_objects(local / "report", f"{path}/report", last="index.html")
+
+    def _replace_objects(self, local: Path, path: str, last: str) -> None:
+        """Replace a folder where none can be moved: the file that leads to all others goes first and comes last."""
+        self.files.remove_file(f"{path}/{last}")
+        files = sorted(local.iterdir(), key=lambda file: (file.name == last, file.name))
+        for name in set(self.files.names(path)) - {file.name for file in files}:
+            self.files.remove_file(f"{path}/{name}")
+        for file in files:
+            self.files.upload(file, f"{path}/{file.name}")
 
     def _put(self, folder: Path, path: str, about: dict[str, Any]) -> None:
         """Publish a folder: its manifest appears last."""

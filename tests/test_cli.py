@@ -19,7 +19,6 @@ import pytest
 from rayexp import cli, settings
 from rayexp.catalog import AmbiguousError, Catalog, find
 from rayexp.cli import run
-from rayexp.cli.run import write_plan
 from rayexp.evaluation.metrics import cluster_bootstrap
 from rayexp.provenance import source
 from rayexp.report import table
@@ -30,6 +29,7 @@ from rayexp.studies.choice import Choice
 from rayexp.sweep.outlook import Machines, outlook
 from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan
+from rayexp.sweep.study import Study as InStore
 from rayexp.sweep.tune import Outcome
 from tests.conftest import OPTIMISER
 from tests.test_report import N, published, study_stages
@@ -55,7 +55,7 @@ def study(folder: Path, stages: list[Stage] = STAGES, finished: int | None = Non
     pq.write_table(rows, folder / "results.parquet")
     store.files.upload(folder / "results.parquet", f"studies/{name}/results.parquet")
     store.files.write(f"studies/{name}/report/index.html", b"<!doctype html>")
-    write_plan(plan, store, name)
+    InStore(store, name, "demo", "tiny").add(plan)
     return store
 
 
@@ -403,7 +403,7 @@ def test_a_study_that_is_not_there_is_refused(whole, said, reference):
 
 def test_a_study_that_compare_would_refuse_is_not_offered(tmp_path, said):
     store = study(tmp_path)
-    write_plan(Plan.of("demo", STAGES, ()), store, "planned-only")
+    InStore(store, "planned-only", "demo", "tiny").add(Plan.of("demo", STAGES, ()))
     store.files.write("studies/stray/note.txt", b"")
     code, text = said("compare", "planned-only", "demo-tiny", "--store", store.url)
     assert (code, text.count("\n")) == (2, 1)
@@ -627,5 +627,5 @@ def test_it_starts_fast_and_loads_neither_ray_nor_torch(whole):
 
 
 def test_the_plan_says_what_is_finished_of_it(whole):
-    assert dataclasses.replace(Choice(), scale="toy").name == "demo-toy"
+    assert dataclasses.replace(Choice(), scale="toy").own_name == "demo-toy"
     assert Catalog(whole).study("demo-tiny") == {stage.id: stage.label for stage in STAGES}

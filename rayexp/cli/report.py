@@ -2,12 +2,14 @@
 
     python jobs/report.py --study demo --store runs
 
-Takes the options of ``jobs/sweep.py``: they say which stages the study consists of.
+Takes the options of ``jobs/sweep.py``: they name the study. It has all stages that sweeps asked for under that name,
+and those of a grid that is given here.
 """
 
 from rayexp.cli.command import run_command, working
 from rayexp.cli.run import DEFAULTS, Sweep, executed, parsed, planned, write_report
 from rayexp.store import Store, StoreError
+from rayexp.sweep.plan import Plan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,9 +19,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(sweep: Sweep) -> int:
     store = Store.of(executed(sweep))
-    plan = planned(sweep, store)
-    if not plan.finished:
+    study, plan = sweep.within(store), planned(sweep, store)
+    labels = study.labels()
+    if labels and not (sweep.seeds or sweep.ood_ratios or sweep.kl_betas):  # the scale's own grid was not asked for
+        plan = Plan.of(plan.study, [stage for stage in plan.stages if stage.id in labels], plan.finished)
+    if not study.whole(plan, labels or {stage.id: stage.label for stage in plan.stages}).finished:
         raise StoreError(f"store is {store.url!r}, which has no finished stage of the study {plan.study}")
+    study.require_one(plan)
     with working():
-        undrawn = write_report(plan, store, sweep.name)
+        undrawn = write_report(plan, study)
     return 1 if undrawn else 0

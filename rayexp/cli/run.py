@@ -10,13 +10,12 @@ codes: 0 all done, 1 something failed, 2 refused before anything was started, 13
 
 import csv
 import dataclasses
-import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -33,6 +32,7 @@ from rayexp.studies.choice import Choice
 from rayexp.sweep import placement, preflight
 from rayexp.sweep.outlook import Machines, other_code, outlook
 from rayexp.sweep.plan import Plan
+from rayexp.sweep.study import Study
 
 if TYPE_CHECKING:
     from rayexp.sweep.tune import Outcome  # imports Ray
@@ -56,6 +56,9 @@ Options: Any = dataclasses.make_dataclass(
 class Sweep(Choice):
     """Plan a study, run what is missing of it on Ray, write its results and its report."""
 
+    name: str | None = None
+    """Folder of its results in the store, below studies; by default study, scale, and what of the world is not usual.
+    Asked for again under the same name with other seeds, ratios or betas, a study grows."""
     plan: bool = False
     """Print every stage with its state, its cost and what it is built on, and stop."""
     repair: bool = False
@@ -70,6 +73,14 @@ class Sweep(Choice):
         dataclasses.field(default_factory=Options)
     )
     """How it is run; nothing of this can change a result."""
+
+    @property
+    def study_name(self) -> str:
+        return self.own_name if self.name is None else self.name
+
+    def within(self, store: Store) -> Study:
+        """The study as a store has it."""
+        return Study(store, self.study_name, self.study, self.scale)
 
 
 DEFAULTS = Sweep()
@@ -86,19 +97,21 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         execution = executed(sweep).model_copy(update={"argv": argv})
         require_loggers(sweep.loggers)
         store = Store.of(execution)
-        plan = planned(sweep, store)
+        study, plan = sweep.within(store), planned(sweep, store)
+        study.require_one(plan)
         if sweep.repair and not sweep.plan:
             unpublish_damaged(plan, store)
             plan = planned(sweep, store)
-        print("\n".join([plan.summary(), *other_code(plan, Catalog(store))]), flush=True)
+        said = [plan.summary(), study.said(plan), *other_code(plan, Catalog(store))]
+        print("\n".join(filter(None, said)), flush=True)
         if sweep.plan:
             print(f"\n{outlook(plan, Catalog(store), execution, machines(), terminal.terminal_width())}")
             return 0
         require_shareable(store.files)
-        write_plan(plan, store, sweep.name)
+        study.add(plan)
         failed = run(sweep, plan, execution, store) if plan.trials else 0
         with working():
-            undrawn = write_report(planned(sweep, store), store, sweep.name)
+            undrawn = write_report(plan, study)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -110,6 +123,8 @@ def parsed(arguments: list[str] | None, defaults: Sweep, description: str | None
     sweep = terminal.parsed(Sweep, arguments, default=defaults, description=description)
     if sweep.keep_going and sweep.fail_fast:
         raise ValueError("keep_going and fail_fast are both set; allowed: one of them")
+    if sweep.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", sweep.name):
+        raise ValueError(f"name is {sweep.name!r}; allowed: up to 100 letters, digits, and _ . - after the first")
     return sweep
 
 
@@ -169,7 +184,7 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     from rayexp.sweep.watch import Watch
 
     counts = {"stages": str(len(plan.stages)), "stages_to_run": str(len(plan.to_run))}
-    cluster = runtime.connect(metadata={"study": sweep.name, "store": without_secrets([store.url])[0], **counts})
+    cluster = runtime.connect(metadata={"study": sweep.study_name, "store": without_secrets([store.url])[0], **counts})
     nodes = preflight.capacity()
     execution = execution.on(gpus=placement.total(nodes)["GPU"])
     preflight.require_software(plan, execution)
@@ -181,10 +196,10 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     progress = Progress(plan, lambda stage: estimates.cost(stage).seconds, at_once)
     with (
         working(RayError, TuneError),
-        loggers.opened(sweep.loggers, store, sweep.name) as habits,
+        loggers.opened(sweep.loggers, store, sweep.study_name) as habits,
         views.on(views.console(), progress) as view,
     ):
-        watch = Watch(progress, [view, gauges.Gauges(progress, sweep.name)])
+        watch = Watch(progress, [view, gauges.Gauges(progress, sweep.study_name)])
         outcome = tune.run(plan, execution, [watch, *habits], sweep.fail_fast, progress.note)
     for line in _unsuccessful(outcome, plan, store):
         print(line, file=sys.stderr)
@@ -201,25 +216,21 @@ def _unsuccessful(outcome: "Outcome", plan: Plan, store: Store) -> list[str]:
     return failed + [f"not run because of a failure: {labels[trial]} ({trial})" for trial in sorted(outcome.blocked)]
 
 
-def write_plan(plan: Plan, store: Store, name: str) -> None:
-    """Which stages the study consists of, id and label, for those who look into the store while it runs and later."""
-    labels = {stage.id: stage.label for stage in plan.stages}
-    store.files.write(f"studies/{name}/plan.json", json.dumps(labels, indent=1).encode())
-
-
-def write_report(plan: Plan, store: Store, name: str) -> int:
-    """Write results table and report of what is finished into the store's ``studies`` folder, and claims to the
-    terminal. Return the number of figures that could not be drawn."""
+def write_report(plan: Plan, study: Study) -> int:
+    """Write results table and report of what is finished of a study, and of what else was ever asked for under its
+    name, into the store; claims to the terminal. Return the number of figures that could not be drawn."""
     from rayexp.report import page
 
-    write_plan(plan, store, name)
-    with TemporaryDirectory() as folder:
-        report = page.write(plan, store, Path(folder))
-        store.put_folder(Path(folder), f"studies/{name}")
-        with (Path(folder) / "claims.csv").open(newline="", encoding="utf-8") as claims:
-            for row in csv.DictReader(claims):
-                print(f"{row['claim']} {row['title']} | {row['setting']} | {row['measured']} | {row['verdict']}")
-    print(f"results: {store.url}/studies/{name}/results.parquet\nreport:  {store.url}/studies/{name}/report/index.html")
+    def make(whole: Plan, folder: Path) -> tuple[Any, list[dict[str, str]]]:
+        report = page.write(whole, study.store, folder)
+        with (folder / "claims.csv").open(newline="", encoding="utf-8") as claims:
+            return report, list(csv.DictReader(claims))
+
+    report, claims = study.write(plan, make)
+    for row in claims:
+        print(f"{row['claim']} {row['title']} | {row['setting']} | {row['measured']} | {row['verdict']}")
+    place = f"{study.store.url}/studies/{study.name}"
+    print(f"results: {place}/results.parquet\nreport:  {place}/report/index.html")
     for why in report.undrawn:
         print(why, file=sys.stderr)
     return len(report.undrawn)

@@ -65,7 +65,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
             mass=mass_name(results),
             stages=stage_counts(plan),
             finished=len(plan.finished),
-            planned=len(plan.stages),
+            planned=len(plan.stages) + len(plan.unread),
             claims=_by_claim(findings),
             tests=int(findings["p"].notna().sum()),
             figures=drawn,

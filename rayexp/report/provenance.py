@@ -119,7 +119,7 @@ def stage_counts(plan: Plan) -> list[dict[str, Any]]:
     """Planned and finished stages by kind."""
     counts = []
     for kind in KINDS:
-        ids = {stage.id for stage in plan.stages if stage.id.startswith(f"{kind}-")}
+        ids = {i for i in [*(stage.id for stage in plan.stages), *plan.unread] if i.startswith(f"{kind}-")}
         if ids:
             counts.append({"kind": kind, "planned": len(ids), "finished": len(ids & plan.finished)})
     return counts

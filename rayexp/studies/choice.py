@@ -35,9 +35,11 @@ class Choice:
     """answer: only the final string. trace: the string after every operation."""
 
     @property
-    def name(self) -> str:
-        """The folder of its results below ``studies`` in a store."""
-        return f"{self.study}-{self.scale}"
+    def own_name(self) -> str:
+        """The folder of its results below ``studies`` in a store: study, scale, and what of the world is not usual."""
+        world = ("graph", "traversal", "samples")
+        variant = [getattr(self, name) for name in world if getattr(self, name) != getattr(Choice, name)]
+        return "-".join([self.study, self.scale, *variant])
 
     def stages(self) -> list[Stage]:
         """What the study wants. Raises ValueError or ValidationError on a setting it can't have."""

@@ -39,20 +39,23 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """Unique stages, parents before children, and which of them are finished."""
+    """Unique stages, parents before children, and which of them are finished. ``unread``: ids of unfinished stages that
+    the study has besides, whose values are not known here."""
 
     study: str
     stages: tuple[Stage, ...]
     finished: frozenset[str]
+    unread: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, study: str, wanted: Iterable[Stage], finished: Collection[str]) -> "Plan":
+    def of(cls, study: str, wanted: Iterable[Stage], finished: Collection[str], unread: Collection[str] = ()) -> "Plan":
         """The plan of a study: what it wants with all that this is built on, each stage once."""
         unique: dict[str, Stage] = {}
         for stage in wanted:
             for ancestor in stage.lineage:
                 unique.setdefault(ancestor.id, ancestor)
-        return cls(study, tuple(unique.values()), frozenset(finished) & unique.keys())
+        known = unique.keys()
+        return cls(study, tuple(unique.values()), frozenset(finished) & known, frozenset(unread) - known)
 
     @property
     def to_run(self) -> tuple[Stage, ...]:

@@ -1,0 +1,146 @@
+"""A study in a store: all that was ever asked for under its name, by however many drivers.
+
+``studies/<name>/plan.json`` has the labels of all its stages by id, and what makes it one study: ``study``, ``scale``,
+and ``settings``, the values of all settings that a grid does not run through. Whoever asks for more adds to it, and
+whoever ends writes the page of the whole, each while no other driver writes (a lease). So the last one to end writes
+the rows of all.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from rayexp import settings
+from rayexp.catalog import STUDY_LEASE, Catalog
+from rayexp.errors import RefusedError
+from rayexp.lease import Leases
+from rayexp.spec import Stage
+from rayexp.store import Store
+from rayexp.sweep.plan import Plan
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_LOOKS = 0.2
+#: What the stages of one study are meant to differ in.
+GRID = ("kind", "kl_beta", "ood_ratio", "seed")
+ANOTHER = "--name gives this one a name of its own"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A name in a store, and the study and scale that it is asked to stand for."""
+
+    store: Store
+    name: str
+    study: str
+    scale: str
+
+    def labels(self) -> dict[str, str]:
+        """Return the labels, by id, of all stages that were ever asked for; none if it is new."""
+        catalog = Catalog(self.store)
+        return catalog.study(self.name) if "plan.json" in self.store.files.names(f"studies/{self.name}") else {}
+
+    def require_one(self, plan: Plan) -> None:
+        """Raise RefusedError if the name is taken by another study, scale, or set of settings than the plan's."""
+        labels = self.labels()
+        if not labels:
+            return
+        about = Catalog(self.store).about(self.name)
+        study, scale = about.get("study", self.study), about.get("scale", self.scale)
+        if (study, scale) != (self.study, self.scale):
+            raise RefusedError(f"study name {self.name!r} is taken, by the study {study} at scale {scale}; {ANOTHER}")
+        for setting, values in varied(plan.stages).items():
+            before = self._settings(about).get(setting, values)
+            if before != values if "settings" in about else any(value not in values for value in before):
+                raise RefusedError(
+                    f"study name {self.name!r} is taken, by stages with {setting} {settings.listed(before)}, and this "
+                    f"asks for {settings.listed(values)}; {ANOTHER}"
+                )
+
+    def add(self, plan: Plan) -> None:
+        """Make the stages of a plan part of the study."""
+        with self._alone() as store:
+            self._merge(plan, store)
+
+    def write(self, plan: Plan, make: Callable[[Plan, Path], T]) -> T:
+        """Make the stages of a plan part of the study, and write what ``make`` makes of the whole into a local folder
+        to the store, in place of what was there. Return what ``make`` returns."""
+        with self._alone() as store, TemporaryDirectory() as folder:
+            labels = self._merge(plan, store)
+            made = make(self.whole(plan, labels), Path(folder))
+            store.replace_study(Path(folder), self.name)
+        return made
+
+    def whole(self, plan: Plan, labels: Mapping[str, str]) -> Plan:
+        """Return the plan of all stages that were ever asked for, with what is finished now.
+
+        Values of stages that this plan lacks are those that the store has beside their artifacts. Stages that were made
+        under an earlier contract have other ids today, and no part in it.
+        """
+        here = {stage.id: stage for stage in plan.stages}
+        finished = self.store.finished_ids(labels)
+        earlier = self._earlier(labels, here, finished)
+        stages = [stage for stage_id in labels if (stage := here.get(stage_id) or earlier.get(stage_id))]
+        return Plan.of(plan.study, stages, finished, unread=[i for i in labels if i not in finished | here.keys()])
+
+    def said(self, plan: Plan) -> str:
+        """Say what the store has of the study, and how a plan adds to it; nothing if it is new, or is as planned."""
+        labels, planned = self.labels(), {stage.id for stage in plan.stages}
+        if not labels or labels.keys() == planned:
+            return ""
+        finished = self.store.finished_ids(labels)
+        return (
+            f"study {self.name} has {len(labels)} stages already, {len(finished)} of them finished; this plan adds "
+            f"{len(planned - labels.keys())}, and lacks {len(labels.keys() - planned)} that its page shows as well"
+        )
+
+    def _settings(self, about: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Return the settings of the study; where an earlier version recorded none, those of what is finished."""
+        found = about.get("settings")
+        return found if isinstance(found, dict) else varied(self._earlier(about["stages"], ()).values())
+
+    def _earlier(
+        self, labels: Mapping[str, str], here: Iterable[str], finished: Iterable[str] | None = None
+    ) -> dict[str, Stage]:
+        finished = self.store.finished_ids(labels) if finished is None else finished
+        ids = [stage_id for stage_id in labels if stage_id in set(finished) - set(here)]
+        return {stage_id: stage for stage_id, stage in Catalog(self.store).specs(ids).items() if stage.id == stage_id}
+
+    def _merge(self, plan: Plan, store: Store) -> dict[str, str]:
+        self.require_one(plan)  # the name may have been taken since it was last looked at
+        labels = self.labels() | {stage.id: stage.label for stage in plan.stages}
+        known = self._settings(Catalog(store).about(self.name)) if self.labels() else {}
+        about = {"study": self.study, "scale": self.scale, "settings": known | varied(plan.stages), "stages": labels}
+        store.write_study(self.name, "plan.json", json.dumps(about, indent=1).encode())
+        return labels
+
+    @contextmanager
+    def _alone(self) -> Iterator[Store]:
+        """Give the store, with a lease on the study for the time of the block, when no other driver writes it."""
+        work = f"{STUDY_LEASE}{self.name}"
+        with Leases(self.store.files) as leases:
+            waiting = False
+            while (lease := leases.take(work)) is None:
+                if not waiting:
+                    print(
+                        f"waiting for {leases.holder(work)}, which writes the same study", file=sys.stderr, flush=True
+                    )
+                waiting = True
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            yield Store(self.store.url, str(lease), self.store.files.timeout_s)
+
+
+def varied(stages: Iterable[Stage]) -> dict[str, list[Any]]:
+    """Return the distinct values of every setting of stages by kind and name, without what a grid runs through."""
+    found: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        for name, value in settings.own(stage).items():
+            if name not in GRID:
+                found.setdefault(f"{stage.id.partition('-')[0]}.{name}", {})[json.dumps(value)] = value
+    return {name: [values[text] for text in sorted(values)] for name, values in found.items()}
