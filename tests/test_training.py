@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaForCausalLM
 
+from rayexp.actors.rollout import RolloutWorker
 from rayexp.errors import NotFiniteError
 from rayexp.learning import decoder as decoders
 from rayexp.learning.logprobs import ROW_MULTIPLE, Beginnings, completion_logprobs, group_logprobs
@@ -25,7 +26,7 @@ from rayexp.presets import DECODERS
 from rayexp.sampling.captured_step import StaticStep
 from rayexp.sampling.protocol import Completions, prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.spec import AdamW
+from rayexp.spec import AdamW, Execution
 from rayexp.world import Corpus, World, vocabulary
 from tests.conftest import MICRO, OPTIMISER, tiny_chain
 
@@ -390,6 +391,23 @@ def test_weights_that_were_handed_out_do_not_follow_the_learner(model):
     learner.update(rollout_batches(*rollouts(model)), 0.02)
     assert all((handed_out[name] == before[name]).all() for name in before)
     assert any((handed_out[name] != array).any() for name, array in learner.weights().items())
+
+
+def test_a_rollout_worker_computes_in_the_threads_it_was_given_cores_for():
+    """And not in those that OMP_NUM_THREADS or the machine says, which round differently."""
+    torch.set_num_threads(3)
+    try:
+        RolloutWorker(MICRO.model_dump_json(), "torch", "cpu", "fp32", cpus=0.5)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("stated", "precision", "limit"), [(None, "fp32", 0.02), (None, "bf16", 1.0), (0.1, "bf16", 0.1)]
+)
+def test_the_limit_on_mismatch_is_that_of_the_precision_unless_stated(stated, precision, limit):
+    assert Execution(max_logprob_mismatch=stated).mismatch_limit(precision) == limit
 
 
 def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):

@@ -35,6 +35,7 @@ class Learner:
         self._store = Store.of(self._execution)
         self._journal = Journal()
         self._drawn: Completions | None = None
+        decoder.use_cores(self._execution.learner_cpus)
         device = decoder.resolve_device(self._execution.device)
         with self._store.model(spec.init.id) as folder:
             self._policy = PolicyLearner(spec, decoder.load(folder, device))
@@ -66,7 +67,7 @@ class Learner:
     def update(self, batches: list[RolloutBatch], rollout_statistics: dict[str, float]) -> dict[str, float]:
         """One GRPO step on these rollouts; see ``PolicyLearner.update`` for what it raises."""
         with logs.at(lambda: f"{self._spec.label}, step {self.completed() + 1}"):
-            statistics = self._policy.update(batches, self._execution.max_logprob_mismatch)
+            statistics = self._policy.update(batches, self._execution.mismatch_limit(self._spec.optimiser.precision))
         self._journal.log(self.completed(), grpo=statistics, rollout=rollout_statistics)
         return statistics
 

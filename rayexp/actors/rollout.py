@@ -33,7 +33,7 @@ class ParityError(PermanentError):
 class RolloutWorker:
     """One sampler in one process. Forgets its weights when it is restarted; the fleet sends them again."""
 
-    def __init__(self, decoder_json: str, sampler: str, device: str, precision: str) -> None:
+    def __init__(self, decoder_json: str, sampler: str, device: str, precision: str, cpus: float) -> None:
         logs.speak(this_call)
         shape = Decoder.model_validate_json(decoder_json)
         where = decoder.resolve_device(device)
@@ -42,6 +42,7 @@ class RolloutWorker:
             self._sampler = VLLMSampler(shape, dtype=DTYPES[precision], device=where.type)
         else:
             self._sampler = TorchSampler(decoder.build(shape, seed=0, device=where), precision=precision)
+        decoder.use_cores(cpus)  # here, because vLLM sets another number
 
     def sync(self, weights: Weights, version: int) -> None:
         self._sampler.sync(weights, version)
@@ -74,7 +75,11 @@ class RolloutFleet:
         self.begin(spec, execution)
         self.workers = [
             kind.options(name=unique(f"rollout-{i}"), **placed(first_bundle + i), **options).remote(
-                spec.root.decoder.model_dump_json(), spec.sampler, execution.device, spec.optimiser.precision
+                spec.root.decoder.model_dump_json(),
+                spec.sampler,
+                execution.device,
+                spec.optimiser.precision,
+                execution.rollout_cpus,
             )
             for i in range(execution.rollout_workers)
         ]
@@ -120,10 +125,11 @@ class RolloutFleet:
         """
         scores = self._asked(lambda score, _: score.remote(sequences), "score")()
         worst = max(float(np.abs(a - b).max()) for rows in scores for a, b in zip(rows, expected, strict=True))
-        if not worst <= self._execution.max_logprob_mismatch:
+        limit = self._execution.mismatch_limit(self._spec.optimiser.precision)
+        if not worst <= limit:
             raise ParityError(
                 f"sampler and learner differ by {worst:.3g} nats on fixed tokens after a weight sync of "
-                f"{self._spec.label}; allowed: max_logprob_mismatch = {number(self._execution.max_logprob_mismatch)}"
+                f"{self._spec.label}; allowed: max_logprob_mismatch = {number(limit)}"
             )
         return worst
 

@@ -24,6 +24,15 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
+def use_cores(cores: float) -> None:
+    """Let torch compute in as many threads as this process was given cores, at least one.
+
+    Left to OMP_NUM_THREADS, a variable of the shell could change results: another number of threads adds in another
+    order.
+    """
+    torch.set_num_threads(max(1, int(cores)))
+
+
 def config(decoder: Decoder) -> LlamaConfig:
     """The transformers configuration of a decoder.
 

@@ -11,6 +11,7 @@ from rayexp.actors.crew import Crew, LearnerDiedError, crew_for
 from rayexp.actors.transfer import direct
 from rayexp.errors import first_line, naming
 from rayexp.journal import Journal, Stopwatch, report
+from rayexp.learning import decoder
 from rayexp.learning.policy import rollout_batches
 from rayexp.sampling.protocol import Completions, prompt_seed
 from rayexp.spec import GRPO, Evaluate, Execution
@@ -45,6 +46,7 @@ def run(spec: GRPO, evaluations: Sequence[Evaluate], execution: Execution, progr
                 journal = Journal()
                 rows = crew.learner.call("measure", evaluation.model_dump_json())
                 evaluate.publish(evaluation, rows, journal, store, execution)
+    decoder.use_cores(execution.learner_cpus)
     for evaluation in evaluations:
         if not store.finished(evaluation.id):  # an earlier attempt died in between
             evaluate.run(evaluation, store, execution)

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import torch
 from ray.experimental import collective
 
 from rayexp.actors import crew as crews
@@ -195,6 +196,22 @@ def test_storage_that_hangs_ends_the_stage_with_its_name(alone, execution, monke
     short = execution.model_copy(update={"timeout_s": 2.0})
     with pytest.raises(StoreError, match=r"step 1: no answer from the store .* \(write work/\S+\) within 2 s"):
         grpo_stage.run(STAGE, [], short, lambda report: None)
+
+
+def test_a_learner_computes_in_the_threads_it_was_given_cores_for(alone, execution):
+    """As does the measurement of an attempt before it."""
+    torch.set_num_threads(3)
+    try:
+        grpo_stage.run(STAGE, [], execution, lambda report: assert_threads(1))
+        torch.set_num_threads(3)
+        grpo_stage.run(STAGE, [evaluate(STAGE)], execution, lambda report: None)
+        assert_threads(1)
+    finally:
+        torch.set_num_threads(1)
+
+
+def assert_threads(count):
+    assert torch.get_num_threads() == count
 
 
 def test_stale_rollouts_survive_an_interruption(alone, execution, tmp_path, monkeypatch):

@@ -123,6 +123,22 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(one_rank, tmp_pat
     assert losses(Store(execution.store), base) == losses(store, base)
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(0.5, 1), (1.0, 1), (2.0, 2)])
+def test_training_computes_in_the_threads_it_was_given_cores_for(tmp_path, monkeypatch, cores, threads):
+    """And not in those that OMP_NUM_THREADS or the machine says, which round differently."""
+    base, seen = pretrain(samples=1), []
+    batch = pretrain_stage.batch
+    monkeypatch.setattr(
+        pretrain_stage, "batch", lambda spec, step: seen.append(torch.get_num_threads()) or batch(spec, step)
+    )
+    torch.set_num_threads(3)
+    try:
+        supervised.run_in_process([base], Execution(store=str(tmp_path), train_cpus=cores), lambda report: None)
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [threads]
+
+
 def test_a_model_folder_loads_in_stock_transformers(one_rank):
     store, _, tuned, _ = one_rank
     with store.model(tuned.id) as folder:

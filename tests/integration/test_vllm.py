@@ -8,10 +8,13 @@ import ray
 
 from rayexp.actors.rollout import ParityError, RolloutFleet
 from rayexp.learning import decoder
+from rayexp.learning.policy import MismatchError, PolicyLearner, rollout_batches
+from rayexp.presets import DECODERS
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import Execution
+from rayexp.stages.grpo import Task
 from rayexp.world import Corpus
-from tests.integration.chains import grpo, pretrain, sft
+from tests.integration.chains import TOY, grpo, pretrain, sft
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,7 @@ def test_equal_seeds_give_equal_completions_over_one_worker_and_two(fleets, case
     seeds = [1024 * i for i in range(len(prompts))]
     one, two, again = (drawn(fleet, prompts, seeds) for fleet in (*fleets, fleets[0]))
     assert one.rows == two.rows == again.rows
+    assert np.array_equal(one.logprobs_NC, two.logprobs_NC), "the batch that a completion was drawn in shows"
     backwards = drawn(fleets[1], prompts[::-1], seeds[::-1])
     assert [backwards.rows[i : i + 4] for i in range(0, len(backwards.rows), 4)][::-1] == [
         one.rows[i : i + 4] for i in range(0, len(one.rows), 4)
@@ -90,6 +94,25 @@ def test_a_worker_that_dies_is_replaced_with_the_same_answer(fleets, case):
     before = drawn(fleets[1], prompts, seeds)
     ray.kill(fleets[1].workers[0], no_restart=False)
     assert drawn(fleets[1], prompts, seeds).rows == before.rows
+
+
+def test_bf16_passes_the_default_limit_on_mismatch_and_not_that_of_fp32(cluster):
+    base = pretrain(decoder=DECODERS["tiny"])
+    spec = grpo(sft(base), optimiser=TOY.grpo.model_copy(update={"precision": "bf16"}))
+    model, execution = decoder.build(base.decoder, seed=3), Execution(store="unused")
+    fleet, learner, task = RolloutFleet(spec, execution), PolicyLearner(spec, model), Task(spec)
+    try:
+        fleet.sync(ray.put(learner.weights()), version=0)
+        completions = fleet.generate(*task.request(0))
+        expected = TorchSampler(model, precision="bf16").score(task.probe)
+        assert fleet.require_parity(task.probe, expected) > 1e-3
+    finally:
+        fleet.stop()
+    rewards_PG = task.rewards(task.prompts(0), completions)
+    batches = rollout_batches(task.numbers(0), task.prompts(0), completions, rewards_PG)
+    with pytest.raises(MismatchError):
+        learner.update(batches, execution.mismatch_limit("fp32"))
+    assert learner.update(batches, execution.mismatch_limit("bf16"))["max_logprob_mismatch"] > 0.02
 
 
 def test_a_model_folder_loads_in_stock_vllm(cluster, case, tmp_path):
