@@ -5,6 +5,7 @@ The only module that imports vLLM. What has to be known about it is here: weight
 and the recorded log-probabilities must be those of the distribution sampled from.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -49,6 +50,8 @@ class VLLMSampler:
         # vLLM reads these when it is imported. In-process, so that an engine's exception is this call's exception.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        # It speaks before it has set up its own logging, which then takes the same level.
+        logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         if device == "cpu":
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # a compile of 10 s for a decoder of milliseconds

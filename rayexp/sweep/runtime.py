@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore::FutureWarning",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # its warnings, such as of how vLLM binds memory, are for those who build torch
 }
 
 
@@ -51,6 +53,8 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
     about = {JOB_NAME_METADATA_KEY: metadata["study"], **metadata} if metadata else {}
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "NO_COLOR" in os.environ or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray colours the names of workers in a file as well
     # Tune looks for its own result files, which are switched off, and warns that there are none.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     runtime_env = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}

@@ -82,7 +82,10 @@ def test_both_ways_to_submit(head, tmp_path):
     done = submit(head, "--working-dir", ".", "--metadata-json", metadata, "--", *TOY, "--store", str(store))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED" not in done.stdout
-    assert len(done.stdout.partition("Running entrypoint")[2].splitlines()) < 45, "a log is to be read by people"
+    log = done.stdout.partition("Running entrypoint")[2].partition("\n")[2].rpartition("report:")[0]  # the driver's
+    assert len(log.splitlines()) < 45, "a log is to be read by people"
+    assert "\x1b" not in log, "colours are for terminals"
+    assert "pid=" not in log, f"what a worker has to say is for those who built it:\n{log}"
     (job,) = json.load(urllib.request.urlopen(f"{head}/api/jobs/", timeout=30))
     told = {name: job["metadata"][name] for name in ("job_name", "store", "stages", "stages_to_run", "whose")}
     assert told == {"job_name": "demo-toy", "store": str(store), "stages": "6", "stages_to_run": "6", "whose": "ours"}
