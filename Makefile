@@ -6,43 +6,57 @@ PYTHON ?= python3
 EXTRA := $(if $(shell command -v nvidia-smi),cuda,cpu)
 # uv does not read PIP_FIND_LINKS, which is how a machine with a local torch wheel offers it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend=auto)
-BIN := $(CURDIR)/.venv/bin
+# Relative, and every program as a module of Python: so a blank in the folder's name, or most anything else, does no harm.
+PYTHON_IN_VENV := .venv/bin/python
+MODULE := $(PYTHON_IN_VENV) -m
 INSTALLED := .venv/installed-$(EXTRA)
 
-.PHONY: demo test docs hooks head clean
+# The first of these ends a name in PATH, a venv's activate reads the next three, Ray's command line of a worker the rest.
+UNBEARABLE := : $$ ` " \ '
+ifneq (,$(strip $(foreach letter,$(UNBEARABLE),$(findstring $(letter),$(CURDIR)))))
+$(error $(CURDIR) has one of the characters $(UNBEARABLE) in its name, which Python's venv or Ray can't bear: rename it)
+endif
+
+.PHONY: demo test chromium docs hooks head clean
+.NOTPARALLEL:
 
 demo: $(INSTALLED)
-	$(BIN)/python jobs/sweep.py --study demo --store runs
+	$(PYTHON_IN_VENV) jobs/sweep.py --study demo --store runs
 
-test: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+test: chromium $(INSTALLED)
+	$(MODULE) ruff check .
+	$(MODULE) ruff format --check .
+	$(MODULE) pyright
 	$(MAKE) docs
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --ignore tests/integration
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest tests/integration
+	PYTHONDONTWRITEBYTECODE= $(MODULE) pytest --numprocesses 2 --dist worksteal --ignore tests/integration
+	PYTHONDONTWRITEBYTECODE= $(MODULE) pytest tests/integration
+	$(MODULE) benchmarks regression
+
+# Before anything else, so that who has to install it by hand is told at once.
+chromium:
+	$(PYTHON) tests/chromium.py
 
 # The API from its docstrings, for a browser: build/api/rayexp.html. What pdoc warns of is an error. It leaves the modules
 # out of packages that say what they offer by __all__, so those are named.
 API := rayexp jobs $(subst /,.,$(basename $(wildcard rayexp/world/[a-z]*.py rayexp/studies/[a-z]*.py)))
 docs: $(INSTALLED)
 	PYTHONWARNINGS=error::UserWarning,error::RuntimeWarning \
-	  $(BIN)/pdoc --template-directory docs/api --output-directory build/api $(API)
+	  $(MODULE) pdoc --template-directory docs/api --output-directory build/api $(API)
 
 # ruff and pyright before every commit.
 hooks: $(INSTALLED)
-	$(BIN)/pre-commit install
+	$(MODULE) pre_commit install
 
 # In the foreground; Ctrl-C ends it, and nothing else. It listens on loopback only, so it needs no tokens.
 head: $(INSTALLED)
-	PATH="$(BIN):$$PATH" RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 \
-	  $(BIN)/ray start --head --block --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 $(HEAD_ARGS)
+	PATH="$$PWD/.venv/bin:$$PATH" RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 \
+	  $(MODULE) ray.scripts.scripts start --head --block --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 --dashboard-agent-listen-port=0 $(HEAD_ARGS)
 
 # Bytecode is compiled once here; without it every Ray worker compiles torch, Ray and vLLM again when it starts.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode $(TORCH) --editable ".[$(EXTRA),dev]"
+	$(MODULE) pip install --quiet uv
+	$(MODULE) uv pip install --quiet --compile-bytecode $(TORCH) --editable ".[$(EXTRA),dev]"
 	touch $@
 
 clean:

@@ -1,6 +1,5 @@
 """The page in a real browser: nothing missing, nothing that overflows, and readable in the dark and on paper."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +8,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from rayexp.report import page as report
 from rayexp.sweep.plan import Plan
+from tests import chromium
 from tests.test_report import HOSTILE, RECORD, published, study_stages
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +25,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.fail("no Chromium was found, which this test opens the page in; on Debian: apt-get install chromium")
+    if (executable := chromium.path()) is None:
+        pytest.fail("no Chromium was found, which this test opens the page in; `make test` installs it")
     with sync_playwright() as playwright:
         # Containers run tests as root, under which Chromium has no sandbox. It reads this project's own page.
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(params=[(375, "light"), (375, "dark"), (1440, "light"), (1440, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")

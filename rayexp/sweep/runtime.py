@@ -21,7 +21,7 @@ from ray.job_config import JobConfig
 from rayexp import host
 from rayexp.errors import RefusedError
 from rayexp.spec import one_line
-from rayexp.sweep import surroundings
+from rayexp.sweep import interpreter, surroundings
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         surroundings.require_folder()
+        interpreter.use_plain_path()
         _set_stale_address_aside()
         context = ray.init(
             address="local",
