@@ -6,6 +6,7 @@ written over. Nothing read from a store can run code: JSON, Parquet, safetensors
 
     stages/<id>/        spec.json provenance.json manifest.json, metrics.parquet or results.parquet, model/
     work/<id>/step-N/   checkpoints of a running stage, the last two; removed when the stage is finished
+    replaced/<id>/      artifacts that ``--force`` had made again, by when
     work/<id>/failure.json  why the last attempt failed
     leases/ drivers/    who computes what (rayexp.lease)
     studies/<name>/     plan.json (labels of its stages by id, and what makes it one study), results.parquet, report/
@@ -18,6 +19,7 @@ import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -137,6 +139,23 @@ class Store:
         """Remove an artifact; its manifest goes first."""
         self.files.remove_file(f"stages/{stage_id}/{MANIFEST}")
         self.files.remove(f"stages/{stage_id}")
+
+    def set_aside(self, stage_id: str) -> str | None:
+        """Move an artifact out of the way and drop the stage's checkpoints. Return where it is now, if there was one.
+
+        Raises DamagedError if it can't be copied whole, where folders can't be moved.
+        """
+        place = f"replaced/{stage_id}/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
+        path, finished = f"stages/{stage_id}", self.finished(stage_id)
+        if finished and self.files.local:
+            self.files.move_folder(path, place)
+        elif finished:
+            with self.fetched(path) as folder:
+                self.put_folder(folder, place)
+            self.files.write(f"{place}/{MANIFEST}", self.files.read(f"{path}/{MANIFEST}"))
+            self.unpublish(stage_id)
+        self.files.remove(f"work/{stage_id}")
+        return f"{self.url}/{place}" if finished else None
 
     def table(self, stage_id: str, name: str) -> pa.Table:
         """A Parquet file of an artifact, verified against its manifest."""

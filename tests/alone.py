@@ -7,6 +7,8 @@ import torch
 from rayexp.cli import run as sweep
 from rayexp.spec import Execution
 from rayexp.stages import grpo, supervised
+from rayexp.store import Store
+from rayexp.sweep import force
 from rayexp.sweep.plan import Plan
 from tests.integration.lives import local_crew
 
@@ -18,10 +20,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(*given: object) -> int:
-    """In place of ``sweep.run``. Of what that is given, only the plan and the execution matter here."""
+    """In place of ``sweep.run``. Of what that is given, all but the store matters here."""
     (plan,) = (value for value in given if isinstance(value, Plan))
     (execution,) = (value for value in given if isinstance(value, Execution))
+    (asked,) = (value for value in given if isinstance(value, sweep.Sweep))
     torch.set_num_threads(1)
+    print(*force.set_aside(force.named(asked.force, plan), plan, Store.of(execution)), sep="\n")
     execution = execution.on(gpus=0)
     for trial in plan.trials:
         if trial.kind == "supervised":

@@ -29,7 +29,7 @@ from rayexp.provenance import command_line, without_secrets
 from rayexp.spec import Execution
 from rayexp.store import FAILURE, Store
 from rayexp.studies.choice import Choice
-from rayexp.sweep import placement, preflight
+from rayexp.sweep import force, placement, preflight
 from rayexp.sweep.outlook import Machines, other_code, outlook
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.study import Study
@@ -63,6 +63,9 @@ class Sweep(Choice):
     """Print every stage with its state, its cost and what it is built on, and stop."""
     repair: bool = False
     """Read every finished artifact of the plan first, and make those again that are damaged."""
+    force: tuple[str, ...] = ()
+    """Make these stages again (id, beginning of one, or label), and all of the plan that is built on them. What the
+    store has of them is moved to its folder replaced/."""
     keep_going: bool = False
     """After a failure, run everything that does not depend on it; the default."""
     fail_fast: bool = False
@@ -102,7 +105,8 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         if sweep.repair and not sweep.plan:
             unpublish_damaged(plan, store)
             plan = planned(sweep, store)
-        said = [plan.summary(), study.said(plan), *other_code(plan, Catalog(store))]
+        left = force.beyond(force.named(sweep.force, plan), plan, Catalog(store))
+        said = [plan.summary(), study.said(plan), *other_code(plan, Catalog(store)), *left]
         print("\n".join(filter(None, said)), flush=True)
         if sweep.plan:
             print(f"\n{outlook(plan, Catalog(store), execution, machines(), terminal.terminal_width())}")
@@ -113,7 +117,8 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         with working():
             undrawn = write_report(plan, study)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        begun = "; with --force it makes everything again that is named" if sweep.force else ""
+        print(f"stopped; the same command goes on from here{begun}", file=sys.stderr)
         return 130
     return 1 if failed or undrawn else 0
 
@@ -159,7 +164,9 @@ def unpublish_damaged(plan: Plan, store: Store) -> None:
 
 def planned(sweep: Sweep, store: Store) -> Plan:
     """The plan of the study against what the store has finished. Raises ValueError on a setting it can't have."""
-    return Plan.of(sweep.study, sweep.stages(), store.finished_ids())
+    plan = Plan.of(sweep.study, sweep.stages(), store.finished_ids())
+    again = {stage.id for stage in force.named(sweep.force, plan)}
+    return dataclasses.replace(plan, finished=plan.finished - again)
 
 
 def machines() -> Machines:
@@ -189,6 +196,8 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     execution = execution.on(gpus=placement.total(nodes)["GPU"])
     preflight.require_software(plan, execution)
     preflight.require_resources(plan, execution, nodes)
+    aside = force.set_aside(force.named(sweep.force, plan), plan, store)
+    print(*aside, sep="\n", end="\n" * bool(aside), flush=True)
     print(f"Ray dashboard: http://{cluster['dashboard']}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C from far away
     estimates = Estimates.of(Catalog(store), execution)

@@ -78,7 +78,7 @@ class Plan:
         """The unfinished stages, grouped; in an order in which parents come first."""
         groups: dict[str, list[Stage]] = {}
         for stage in self.to_run:
-            groups.setdefault(self._group(stage), []).append(stage)
+            groups.setdefault(self.trial_of(stage), []).append(stage)
         home = {stage.id: group for group, members in groups.items() for stage in members}
         return tuple(
             Trial(
@@ -96,8 +96,8 @@ class Plan:
             for group, members in groups.items()
         )
 
-    def _group(self, stage: Stage) -> str:
-        """Which trial a stage belongs to: the same one in every plan, finished or not, for leases go by it."""
+    def trial_of(self, stage: Stage) -> str:
+        """The id of the trial of a stage: the same one in every plan, finished or not, because leases go by it."""
         subject = stage.parent if isinstance(stage, Evaluate) and stage.parent else stage
         return subject.id if isinstance(subject, GRPO) else subject.root.id
 

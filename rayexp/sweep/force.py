@@ -1,0 +1,50 @@
+"""Make finished stages again, because their code has changed: code is no part of an id, so nothing else runs them.
+
+What is replaced is not lost: it is moved to ``replaced/`` in the store just before the first stage runs, when nothing
+can be refused any more.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from rayexp.catalog import Catalog, find
+from rayexp.errors import RefusedError
+from rayexp.lease import Leases
+from rayexp.spec import Stage, one_line
+from rayexp.store import Store
+from rayexp.sweep.plan import Plan
+
+
+def named(names: Iterable[str], plan: Plan) -> tuple[Stage, ...]:
+    """Return the stages of a plan that are named (id, beginning of one, or label) and those that are built on them.
+
+    Raises ValueError or AmbiguousError as ``catalog.find`` does.
+    """
+    labels = {stage.id: stage.label for stage in plan.stages}
+    meant = {find(name, labels, of="a stage of this plan") for name in names}
+    return tuple(stage for stage in plan.stages if meant & {each.id for each in stage.lineage})
+
+
+def beyond(again: Sequence[Stage], plan: Plan, catalog: Catalog) -> list[str]:
+    """Say which finished stages are built on what is made again and, not being of this plan, stay as they are."""
+    made = {stage.id for stage in again}
+    above = tuple(f"{stage.label}/" for stage in again)
+    planned = {stage.id for stage in plan.stages}
+    some = [i for i, label in catalog.labels().items() if i not in planned and label.startswith(above)] if again else []
+    return [
+        one_line(f"not of this plan, and left as it is: {spec.label} ({stage_id}), built on what is made again")
+        for stage_id, spec in catalog.specs(some).items()
+        if made & {each.id for each in spec.lineage}
+    ]
+
+
+def set_aside(again: Sequence[Stage], plan: Plan, store: Store) -> list[str]:
+    """Move what the store has of these stages to ``replaced/``, and drop their checkpoints. Say what went where.
+
+    Raises RefusedError, before anything is moved, if another driver is running one of them.
+    """
+    with Leases(store.files) as leases:
+        for trial in dict.fromkeys(map(plan.trial_of, again)):
+            if not leases.take(trial):
+                raise RefusedError(f"force: {trial} is being run by {leases.holder(trial)}; stop it, or wait for it")
+        moved = [(stage, store.set_aside(stage.id)) for stage in reversed(again)]  # nothing stays without its parents
+    return [f"made again: {stage.label} ({stage.id}); the old one is {place}" for stage, place in moved if place]
