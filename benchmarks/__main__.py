@@ -48,7 +48,7 @@ class Choice:
     names: tyro.conf.Positional[tuple[Name, ...]] = ()
     """Which ones; all if none is given."""
     write: bool = False
-    """Replace the tables of these benchmarks in docs/performance.md."""
+    """Put the tables of these benchmarks into docs/performance.md, in place of those of the same kind of machine."""
 
 
 def main() -> int:
@@ -87,19 +87,26 @@ def print_row(texts: tuple[str, ...]) -> None:
 
 
 def with_table(page: str, name: str, found: list[Row]) -> str:
-    """The page with the table of one benchmark between its two marks replaced. Raises ValueError without the marks."""
+    """Return the page with the table of one benchmark on this kind of machine replaced; those of others stay.
+
+    Raises ValueError without the marks that the tables stand between.
+    """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if begin not in page or end not in page:
         raise ValueError(f"{PAGE} has no place for the benchmark {name}; allowed: a line {begin} and a line {end}")
+    head, _, rest = page.partition(begin)
+    between, _, tail = rest.partition(end)
+    others = [text.strip() for text in re.split(r"(?=^Run on )", between, flags=re.MULTILINE) if text.strip()]
+    machine = f"{os.cpu_count()} cores of {processor()}"
     lines = [
-        f"Run on {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores of {processor()}, torch {version('torch')}.",
+        f"Run on {datetime.now(UTC):%Y-%m-%d}, {machine}, torch {version('torch')}.",
         "",
         "| " + " | ".join(HEADER[1:]) + " |",
         "|---|---|---|---:|---|---|",
         *("| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in found),
     ]
-    table = "\n".join([begin, *lines, end])
-    return re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: table, page, flags=re.DOTALL)
+    tables = [text for text in others if f", {machine}, torch" not in text.splitlines()[0]] + ["\n".join(lines)]
+    return "".join([head, begin, "\n", "\n\n".join(tables), "\n", end, tail])
 
 
 def processor() -> str:
