@@ -17,12 +17,14 @@ set -euo pipefail
 # nodes share.
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 source .venv/bin/activate
-[ -f ~/.ray/auth_token ] || ray get-auth-token --generate > /dev/null
+[ -f ~/.ray/auth_token ] || (umask 077 && ray get-auth-token --generate > /dev/null)
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(getent ahostsv4 "$head" | awk 'NR == 1 {print $1}'):6379
 
 # One head and its workers, the sweep on the head, and an end to all of it. RAY_ADDRESS tells the sweep to use this
-# cluster: without it, it starts one of its own on one node.
-srun ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" -- \
+# cluster: without it, it starts one of its own on one node. All cores of a node are Ray's, also where Slurm would bind
+# a task to one of them.
+srun --cpu-bind=none --cpus-per-task="$SLURM_CPUS_ON_NODE" \
+  ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" -- \
   env RAY_ADDRESS="$address" python jobs/sweep.py "$@"

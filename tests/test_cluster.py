@@ -159,7 +159,41 @@ def test_the_script_for_slurm_uses_options_that_there_are() -> None:
     script = ROOT / "docs/slurm.sh"
     subprocess.run(["bash", "-n", script], check=True)
     text = script.read_text().replace("\\\n", " ")
-    (command,) = re.findall(r"^srun (ray symmetric-run .*)$", text, re.MULTILINE)
+    (command,) = re.findall(r"^srun --.* (ray symmetric-run .*)$", text, re.MULTILINE)
     shell.prove(shlex.split(command))
     assert "RAY_AUTH_MODE=token" in text
     assert '-- env RAY_ADDRESS="$address" python jobs/sweep.py "$@"' in re.sub(r" +", " ", command)
+
+
+def test_the_script_for_slurm_gives_ray_all_cores_and_nobody_else_the_token(tmp_path: Path) -> None:
+    """Run with commands that stand for those of Slurm and Ray."""
+    stubs = {
+        "scontrol": "echo n1",
+        "getent": "echo 10.0.0.1 STREAM n1",
+        "ray": "mkdir -p ~/.ray && echo secret > ~/.ray/auth_token",
+        "srun": 'printf "%s\\n" "$@"',
+    }
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    for name, text in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        **{"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "64"},
+    }
+    done = subprocess.run(
+        ["bash", ROOT / "docs/slurm.sh", "--store", "/shared/a place"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        umask=0o022,
+    )
+    words = done.stdout.splitlines()
+    job = ["env", "RAY_ADDRESS=10.0.0.1:6379", "python", "jobs/sweep.py", "--store", "/shared/a place"]
+    assert words[: words.index("ray")] == ["--cpu-bind=none", "--cpus-per-task=64"]
+    assert words[words.index("--") + 1 :] == job
+    assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
