@@ -57,7 +57,9 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray colours the names of workers in a file as well
     # Tune looks for its own result files, which are switched off, and warns that there are none.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    runtime_env = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
+    # Ray refuses a variable that the job has set as well, even to the same value; the job's holds for all workers.
+    of_the_job = _submission().get("runtime_env", {}).get("env_vars", {})
+    runtime_env = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT if name not in of_the_job}}
     if (address := os.environ.get("RAY_ADDRESS", "local") or "local") != "local":
         surroundings.require_cluster(address)
         try:
@@ -87,10 +89,15 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
     return {"dashboard": context.dashboard_url, "resources": ray.cluster_resources()}
 
 
+def _submission() -> dict[str, Any]:
+    """Return what ``ray job submit`` was told about the job that this process is the driver of, if it is one's."""
+    return json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+
+
 def _add_to_submission(metadata: Mapping[str, str]) -> None:
     """The same for a job that was submitted, whose metadata Ray takes from the submission and nowhere else; what was
     said there stands."""
-    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")).get("metadata", {})
+    submitted = _submission().get("metadata", {})
     if not (metadata and (name := submitted.get(JOB_ID_METADATA_KEY))):
         return
     jobs = JobInfoStorageClient(global_worker.gcs_client)  # pyright: ignore[reportAttributeAccessIssue]
