@@ -47,10 +47,10 @@ docs: $(INSTALLED)
 hooks: $(INSTALLED)
 	$(MODULE) pre_commit install
 
-# In the foreground; Ctrl-C ends it, and nothing else. It listens on loopback only, so it needs no tokens.
+# In the foreground; Ctrl-C ends it, and nothing else. Only this account can use it, with the token in ~/.ray.
 head: $(INSTALLED)
-	PATH="$$PWD/.venv/bin:$$PATH" RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 \
-	  $(MODULE) ray.scripts.scripts start --head --block --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 --dashboard-agent-listen-port=0 $(HEAD_ARGS)
+	PATH="$$PWD/.venv/bin:$$PATH" RAY_START_HOOK=rayexp.sweep.access.prepare_head RAY_USAGE_STATS_ENABLED=0 \
+	  $(MODULE) ray.scripts.scripts start --head --block --dashboard-host=127.0.0.1 --dashboard-agent-listen-port=0 $(HEAD_ARGS)
 
 # Bytecode is compiled once here; without it every Ray worker compiles torch, Ray and vLLM again when it starts.
 $(INSTALLED): pyproject.toml

@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.measure import Row, publish
 from rayexp.presets import SCALES
 from rayexp.spec import Execution, Pretrain
-from rayexp.sweep import runtime, tune
+from rayexp.sweep import access, runtime, tune
 from rayexp.sweep.plan import Plan
 from rayexp.world import World
 
@@ -61,7 +61,7 @@ def waiting_trial(config: dict[str, Any]) -> None:
 
 def run() -> list[Row]:
     places = NODES * PLACES_PER_NODE
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    access.restrict()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(NODES):
         cluster.add_node(num_cpus=PLACES_PER_NODE)

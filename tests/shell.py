@@ -161,6 +161,8 @@ PROOFS: dict[str, Callable[[list[str]], None]] = {
     "helm": _files,
     "sbatch": _files,
     ".": _nothing,
+    "cat": _nothing,
+    "chmod": _nothing,
     "export": _nothing,
 }
 

@@ -4,6 +4,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from ray._private import ray_constants
 
 from rayexp.sweep import runtime
 
@@ -19,6 +20,14 @@ def connected(monkeypatch):
     monkeypatch.setattr(runtime.ray, "init", lambda **told: given.update(told) or SimpleNamespace(dashboard_url=""))
     monkeypatch.setattr(runtime.ray, "cluster_resources", dict)
     return given
+
+
+def test_nothing_is_changed_for_a_cluster_that_ray_address_names(connected):
+    assert runtime.connect()["token"] == ""
+    assert {name for name in os.environ if name.startswith("RAY_AUTH")} == set()
+    assert "RAY_TMPDIR" not in os.environ
+    assert ray_constants.ENABLE_RAY_CLUSTER
+    assert "address" not in connected
 
 
 def test_variables_that_the_job_has_set_stand(monkeypatch, connected):

@@ -125,16 +125,17 @@ def test_no_address_is_a_cluster_of_ones_own(monkeypatch, address):
 
 def test_the_longest_folder_that_is_allowed_is_the_longest_that_ray_can_use(tmp_path_factory, monkeypatch):
     root = tmp_path_factory.getbasetemp().parent / "r"
-    room = surroundings.SOCKET_PATH_BYTES - len(os.fsencode(surroundings._socket(f"{root}/ray")))
+    within = f"ray-{os.getuid()}/ray"
+    room = surroundings.SOCKET_PATH_BYTES - len(os.fsencode(surroundings._socket(f"{root}/{within}")))
     monkeypatch.setenv("RAY_TMPDIR", f"{root}/" + "x" * (room - 1))
     surroundings.require_folder()
     shutil.rmtree(root)
-    validate_socket_filepath(surroundings._socket(f"{os.environ['RAY_TMPDIR']}/ray"))
+    validate_socket_filepath(surroundings._socket(f"{os.environ['RAY_TMPDIR']}/{within}"))
     monkeypatch.setenv("RAY_TMPDIR", f"{root}/" + "x" * room)
     with pytest.raises(RefusedError, match="is 1 bytes too long"):
         surroundings.require_folder()
     with pytest.raises(OSError, match="AF_UNIX"):
-        validate_socket_filepath(surroundings._socket(f"{os.environ['RAY_TMPDIR']}/ray"))
+        validate_socket_filepath(surroundings._socket(f"{os.environ['RAY_TMPDIR']}/{within}"))
     assert not root.exists()
 
 

@@ -198,7 +198,8 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     preflight.require_resources(plan, execution, nodes)
     aside = force.set_aside(force.named(sweep.force, plan), plan, store)
     print(*aside, sep="\n", end="\n" * bool(aside), flush=True)
-    print(f"Ray dashboard: http://{cluster['dashboard']}", flush=True)
+    asks = f", asks for the token in {cluster['token']}" if cluster["token"] else ""
+    print(f"Ray dashboard: http://{cluster['dashboard']}{asks}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C from far away
     estimates = Estimates.of(Catalog(store), execution)
     at_once = preflight.concurrency(plan, execution, nodes)

@@ -21,7 +21,7 @@ from ray.job_config import JobConfig
 from rayexp import host
 from rayexp.errors import RefusedError
 from rayexp.spec import one_line
-from rayexp.sweep import interpreter, surroundings
+from rayexp.sweep import access, interpreter, surroundings
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,9 @@ ENVIRONMENT = {
 def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Connect to the cluster of the job or of RAY_ADDRESS, else start a local one with its dashboard on loopback.
 
-    Inside a job Ray has set the authentication up already. A local cluster is this user's alone and listens on
-    loopback, so it runs without tokens unless RAY_AUTH_MODE says otherwise: Ray's own default would write a token file
-    that makes every later ``ray job submit`` from a plain shell fail. ``cpus`` is for a local cluster only.
-    ``metadata`` is shown with the job, in the dashboard and by ``/api/jobs/``; its ``study`` becomes the job's name.
+    Inside a job Ray has set the authentication up already. A local cluster is this account's alone, and ``token`` of
+    what is returned says where its token is. ``cpus`` is for a local cluster only. ``metadata`` is shown with the job,
+    in the dashboard and by ``/api/jobs/``; its ``study`` becomes the job's name.
     """
     surroundings.require_train()
     about = {JOB_NAME_METADATA_KEY: metadata["study"], **metadata} if metadata else {}
@@ -70,11 +69,12 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
             why = one_line(" ".join(str(error).split()), 400)
             raise RefusedError(f"RAY_ADDRESS is {address!r}, a cluster that can't be used from here: {why}") from error
         _add_to_submission(about)
+        token = ""
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         surroundings.require_folder()
         interpreter.use_plain_path()
+        token = access.restrict()
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         _set_stale_address_aside()
         context = ray.init(
             address="local",
@@ -86,7 +86,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
             job_config=JobConfig(metadata=dict(about)),
             logging_level=logging.WARNING,
         )
-    return {"dashboard": context.dashboard_url, "resources": ray.cluster_resources()}
+    return {"dashboard": context.dashboard_url, "token": token, "resources": ray.cluster_resources()}
 
 
 def _submission() -> dict[str, Any]:

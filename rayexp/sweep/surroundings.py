@@ -8,11 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import grpc
-from ray._common.utils import get_default_ray_temp_dir
 from ray._private.services import canonicalize_bootstrap_address
 from ray.train.v2._internal.constants import V2_ENABLED_ENV_VAR, is_v2_enabled
 
 from rayexp.errors import RefusedError, first_line
+from rayexp.sweep import access
 
 #: Bytes of a Unix socket's path, its final zero not counted.
 SOCKET_PATH_BYTES = 107
@@ -61,7 +61,7 @@ def _refused_address(address: str, why: str) -> RefusedError:
 def require_folder() -> None:
     """Raise RefusedError unless a cluster on this machine can have its logs and sockets where Ray would put them."""
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
-    folder = get_default_ray_temp_dir()
+    folder = str(access.folder() / "ray")
 
     def refusal(why: str) -> RefusedError:
         where = f"{name} is {os.environ[name]!r}, where Ray's folder {folder!r}" if name else f"Ray's folder {folder!r}"

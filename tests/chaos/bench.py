@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from rayexp.store import Store
+from rayexp.sweep import access
 
 ROOT = Path(__file__).parents[2]
 #: One chain at each OOD ratio: a supervised trial, then one of GRPO.
@@ -40,7 +41,7 @@ class Bench:
         self.trials = TRIALS_OF_A_CHAIN * len(self._ratios)
 
     def __enter__(self) -> "Bench":
-        os.environ["RAY_AUTH_MODE"] = "disabled"
+        access.restrict()
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         self._cluster = Cluster(
             initialize_head=True,

@@ -8,6 +8,7 @@ import urllib.request
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
+from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from tensorboardX.proto.event_pb2 import Event
 
 from rayexp.grafana import exposed
@@ -48,7 +49,9 @@ class Witness:
             self._scrape()
             time.sleep(1)
         for what, found in self.listed.items():
-            answer = json.load(urllib.request.urlopen(f"http://{self._dashboard}/api/v0/{what}?limit=10000&detail=1"))
+            url = f"http://{self._dashboard}/api/v0/{what}?limit=10000&detail=1"
+            request = urllib.request.Request(url, headers=get_auth_headers_if_auth_enabled({}))
+            answer = json.load(urllib.request.urlopen(request))
             found |= {entry["name"] for entry in answer["data"]["result"]["result"] if entry["name"]}
 
     def _scrape(self):

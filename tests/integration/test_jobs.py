@@ -1,4 +1,4 @@
-"""The job as a person submits it, on a head started by ``make head``, from a shell that sets nothing about Ray."""
+"""The job as a person submits it, on a head started by ``make head``, from a shell that has only what that says."""
 
 import json
 import os
@@ -8,10 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
+
+from tests.integration import strangers
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -31,25 +35,52 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+@dataclass(frozen=True)
+class Head:
+    """A head started by ``make head``, and the home of the account whose token it asks for."""
+
+    address: str
+    home: Path
+    process: psutil.Process
+
+    def shell(self, **extra: str) -> dict[str, str]:
+        """The environment of another shell of the account, after the line that ``make head`` prints."""
+        settings = {"RAY_AUTH_MODE": "token", "RAY_API_SERVER_ADDRESS": self.address}
+        return plain_shell(**account(self.home), **settings, **extra)
+
+    def get(self, path: str):
+        """What the dashboard answers to the account."""
+        token = (self.home / ".ray/auth_token").read_text()
+        request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {token}"})
+        return json.load(urllib.request.urlopen(request, timeout=30))
+
+
+def account(home: Path) -> dict[str, str]:
+    """Another home, so that no token is written into that of whoever runs the tests; its caches are used."""
+    caches = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    return {"HOME": str(home), "XDG_CACHE_HOME": caches}
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """Address of the dashboard of a head started by ``make head``."""
-    gcs, dashboard, agent, client = free_ports(4)
+    """A head of an account that never had a token."""
+    gcs, dashboard, agent = free_ports(3)
     ports = f"--port={gcs} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent} --num-cpus=2"
-    log = (tmp_path_factory.mktemp("head") / "log").open("w+")
+    home = tmp_path_factory.mktemp("home")
+    log = (home / "log").open("w+")
     process = subprocess.Popen(
-        ["make", "head", f"HEAD_ARGS={ports} --ray-client-server-port={client}"],
+        ["make", "head", f"HEAD_ARGS={ports}"],
         cwd=ROOT,
-        env=plain_shell(),
+        env=plain_shell(**account(home)),
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    address = f"http://127.0.0.1:{dashboard}"
+    started = Head(f"http://127.0.0.1:{dashboard}", home, psutil.Process(process.pid))
     deadline = time.monotonic() + 90
     while True:
         try:
-            version = json.load(urllib.request.urlopen(f"{address}/api/version", timeout=5))
+            version = started.get("/api/version")
             break
         except OSError:
             log.seek(0)
@@ -57,20 +88,28 @@ def head(tmp_path_factory):
             assert time.monotonic() < deadline, f"no dashboard within 90 s: {log.read()}"
             time.sleep(1)
     assert version["ray_version"]
-    yield address
+    yield started
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(timeout=60)
 
 
-def submit(head: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [BIN / "ray", "job", "submit", *arguments],
         cwd=ROOT,
-        env=plain_shell(RAY_API_SERVER_ADDRESS=head),
+        env=head.shell(),
         capture_output=True,
         text=True,
         timeout=280,
     )
+
+
+def test_a_head_answers_no_stranger(head):
+    """Its token is Ray's own, which nobody else can read."""
+    assert strangers.answers(head.process) == []
+    assert strangers.sockets_for_others(head.process) == []
+    assert (head.home / ".ray/auth_token").stat().st_mode & 0o077 == 0
+    strangers.require_refusal(head.address)
 
 
 @pytest.mark.timeout(600)
@@ -79,14 +118,16 @@ def test_both_ways_to_submit(head, tmp_path):
     beta runs on top of what is there, and then nothing is left to do."""
     store = tmp_path / "store"
     metadata = json.dumps({"whose": "ours"})
-    done = submit(head, "--working-dir", ".", "--metadata-json", metadata, "--", *TOY, "--store", str(store))
+    environment = json.dumps({"env_vars": {"TOKENIZERS_PARALLELISM": "false"}})  # which the driver sets as well
+    told = ["--working-dir", ".", "--metadata-json", metadata, "--runtime-env-json", environment]
+    done = submit(head, *told, "--", *TOY, "--store", str(store))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED" not in done.stdout
     log = done.stdout.partition("Running entrypoint")[2].partition("\n")[2].rpartition("report:")[0]  # the driver's
     assert len(log.splitlines()) < 45, "a log is to be read by people"
     assert "\x1b" not in log, "colours are for terminals"
     assert "pid=" not in log, f"what a worker has to say is for those who built it:\n{log}"
-    (job,) = json.load(urllib.request.urlopen(f"{head}/api/jobs/", timeout=30))
+    (job,) = head.get("/api/jobs/")
     told = {name: job["metadata"][name] for name in ("job_name", "store", "stages", "stages_to_run", "whose")}
     assert told == {"job_name": "demo-toy", "store": str(store), "stages": "6", "stages_to_run": "6", "whose": "ours"}
     assert job["status"] == "SUCCEEDED"
@@ -113,13 +154,13 @@ def test_a_relative_store_in_an_uploaded_directory_is_refused(head):
     assert "store is 'runs', relative to Ray's temporary copy" in done.stdout + done.stderr
 
 
-def state(head: str, what: str) -> list[dict]:
+def state(head: Head, what: str) -> list[dict]:
     """What the State API lists."""
-    answer = json.load(urllib.request.urlopen(f"{head}/api/v0/{what}?limit=10000&detail=1", timeout=30))
+    answer = head.get(f"/api/v0/{what}?limit=10000&detail=1")
     return answer["data"]["result"]["result"]
 
 
-def at_work(head: str) -> dict[str, list[str]]:
+def at_work(head: Head) -> dict[str, list[str]]:
     """Actors and placement groups that there are, the job's own supervisor left out."""
     actors = [actor["class_name"] for actor in state(head, "actors") if actor["state"] != "DEAD"]
     groups = [group["placement_group_id"] for group in state(head, "placement_groups") if group["state"] != "REMOVED"]
@@ -129,7 +170,7 @@ def at_work(head: str) -> dict[str, list[str]]:
 @pytest.mark.timeout(600)
 def test_a_stopped_job_leaves_nothing_behind_and_is_finished_by_the_next(head, tmp_path):
     """`ray job stop` in the middle of a stage; then the same command."""
-    store, shell = tmp_path / "store", plain_shell(RAY_API_SERVER_ADDRESS=head)
+    store, shell = tmp_path / "store", head.shell()
     name = "to-be-stopped"
     started = submit(head, "--no-wait", "--submission-id", name, "--", *TOY, "--store", str(store))
     assert started.returncode == 0, started.stdout + started.stderr
