@@ -4,10 +4,10 @@ The names are those of ``spec.json``: ``kl_beta`` is the stage's own, ``init.opt
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from rayexp.spec import Stage, number
+from rayexp.spec import Evaluate, Stage, number
 
 #: Where one of two stages has no such setting.
 ABSENT = "-"
@@ -26,6 +26,64 @@ def along(stage: Stage) -> dict[str, Any]:
         for level, each in reversed(list(enumerate(stage.lineage)))
         for name, value in own(each).items()
     }
+
+
+#: A stage of a lineage, such as ``grpo`` or, where it is the second of its kind, ``grpo 2``; a dotted name.
+Setting = tuple[str, str]
+
+
+def varying(stages: Iterable[Stage]) -> dict[Setting, str]:
+    """Return the settings, with names for people, by which chains of a study differ besides what its results are
+    grouped by anyway: OOD ratio, seed, and the prompts and beta of a GRPO stage.
+
+    Seeds of later stages count only where one seed of pretraining has several of them.
+    """
+    values: dict[tuple[Setting, int | None], set[str]] = {}
+    for stage in stages:
+        for setting, value in _conditions(stage).items():
+            of = stage.root.seed if setting[1] == "seed" else None
+            values.setdefault((setting, of), set()).add(value)
+    every = {setting for setting, _ in values}
+    return {setting: _titled(setting, every) for (setting, _), found in values.items() if len(found) > 1}
+
+
+def condition(stage: Stage, among: Mapping[Setting, str]) -> str:
+    """Return the values of ``varying`` settings that a stage and what it is built on have, for people."""
+    return ", ".join(f"{among[name]} = {value}" for name, value in _conditions(stage).items() if name in among)
+
+
+def labelled(stage: Stage, among: Mapping[Setting, str]) -> str:
+    """Return the label of a stage with its condition, so that no two stages of a study have the same."""
+    subject = stage.parent if isinstance(stage, Evaluate) and stage.parent else stage
+    return ", ".join(filter(None, [stage.label, condition(subject, among)]))
+
+
+def within(part: str, whole: str) -> bool:
+    """Whether a condition is that of a stage which one with the condition ``whole`` may be built on."""
+    return not part or set(part.split(", ")) <= set(whole.split(", "))
+
+
+def _conditions(stage: Stage) -> dict[Setting, str]:
+    """The settings along the lineage, as text, without those that results are grouped by; and the kinds in it."""
+    kinds = [each.id.partition("-")[0] for each in stage.lineage]
+    found: dict[Setting, str] = {}
+    for level, each in enumerate(stage.lineage):
+        nth = kinds[: level + 1].count(kinds[level])
+        grouped = {"ood_ratio", "seed"} if each is stage.root else {"prompts", "kl_beta"} if each is stage else set()
+        for name, value in own(each).items():
+            if name not in grouped | {"kind"}:
+                found[kinds[level] if nth == 1 else f"{kinds[level]} {nth}", name] = shown(value)
+    return {**found, (kinds[-1], "chain"): "/".join(kinds)}
+
+
+def _titled(setting: Setting, among: Collection[Setting]) -> str:
+    """The shortest name that only this setting has."""
+    stage, name = setting
+    last = name.rpartition(".")[2]
+    same = [place for place, other in among if other.rpartition(".")[2] == last]
+    if len(same) == 1 and last not in ("seed", "chain"):
+        return last
+    return f"{stage} {last if same.count(stage) == 1 else name}"
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

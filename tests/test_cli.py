@@ -383,6 +383,27 @@ def test_compare_prints_and_writes_csv(whole, tmp_path, said):
     assert said("compare", "demo-tiny", "demo-tiny", "--store", whole.url, "--csv", "/proc/x.csv")[0] == 2
 
 
+def test_settings_that_differ_within_a_study_are_compared_apart(tmp_path, said):
+    """Both studies have two group sizes, and each stage its partner of the same size."""
+    sizes = [GRPO.model_fields["group_size"].default, 4]
+    stores = []
+    for name in ("a", "b"):
+        stages = [
+            stage.model_copy(update={"init": subject}) if isinstance(stage, Evaluate) else subject
+            for size in sizes
+            for stage in STAGES
+            for subject in [stage.init if isinstance(stage, Evaluate) else stage]
+            for subject in [subject.model_copy(update={"group_size": size}) if isinstance(subject, GRPO) else subject]
+        ]
+        (tmp_path / name).mkdir()
+        stores.append(study(tmp_path / name, list({stage.id: stage for stage in stages}.values())).url)
+    found = compare(Study.read("demo-tiny", stores[0]), Study.read("demo-tiny", stores[1])).table
+    grpo = found[found["stage"].str.contains("grpo")]
+    assert set(grpo["stage"]) == {f"pretrain/sft/grpo-ood-b0.1, group_size = {size}" for size in sizes}
+    assert (grpo["pairs"] <= 2 * 2 * 2 * N).all()
+    assert grpo.groupby(["stage", "ood_ratio", "role"]).size().eq(1).all()
+
+
 def test_a_difference_that_may_be_anything_is_undecided(tmp_path, said):
     """One seed loses all that the other gains."""
     for name, masses in (("a", {0: 0.0, 1: 1.0}), ("b", {0: 1.0, 1: 0.0})):

@@ -18,6 +18,7 @@ import pytest
 from matplotlib.collections import PathCollection
 from scipy.special import expit, logit
 
+from rayexp import settings
 from rayexp.cli import report as report_command
 from rayexp.evaluation.measure import SCHEMA
 from rayexp.evaluation.metrics import wilson
@@ -33,8 +34,10 @@ from rayexp.report.figures.curves import reward_and_kl
 from rayexp.report.figures.mass import mass_by_ratio, mass_by_stage
 from rayexp.report.figures.pass_at_k import pass_at_k_curves
 from rayexp.report.provenance import design, provenance
+from rayexp.settings import varying
 from rayexp.spec import GRPO, Evaluate, Pretrain, Stage
 from rayexp.store import Store
+from rayexp.studies import STUDIES
 from rayexp.studies.choice import Choice
 from rayexp.studies.grid import Grid, chains
 from rayexp.sweep.plan import Plan
@@ -96,7 +99,7 @@ def world(law: Law = as_the_paper_says, id_logit: float = ID_LOGIT, **study) -> 
     frames = []
     for stage in study_stages(**study):
         if not isinstance(stage, Evaluate):
-            frame = measured(stage, law, id_logit).assign(**table.settings(stage))
+            frame = measured(stage, law, id_logit).assign(**table.settings(stage, {}))
             frame["q"] = np.exp(frame["log_mass"])
             frame["init_q"] = np.exp(measured(stage.parent, law, id_logit)["log_mass"]) if stage.parent else np.nan
             frames.append(frame)
@@ -106,7 +109,7 @@ def world(law: Law = as_the_paper_says, id_logit: float = ID_LOGIT, **study) -> 
 def training(**study) -> pd.DataFrame:
     """``table.curves`` of a study: rewards that rise from step to step."""
     rows = [
-        {**table.settings(stage), "step": step, "metric": metric, "value": step / 10 + 0.01 * stage.root.seed}
+        {**table.settings(stage, {}), "step": step, "metric": metric, "value": step / 10 + 0.01 * stage.root.seed}
         for stage in study_stages(**study)
         if isinstance(stage, GRPO)
         for metric in GRPO_METRICS
@@ -483,8 +486,94 @@ def test_seeds_of_seven_digits_are_seeds_of_their_own() -> None:
     assert design(study_stages(seeds=(0,), ood_ratios=(0.05, 0.0500000001)))["OOD ratio"] == ["0.05", "0.0500000001"]
 
 
+def mixed_stages() -> list[Stage]:
+    """One study with two group sizes and two learning rates of GRPO, and two lengths of SFT."""
+    budget = dataclasses.replace(SCALES["tiny"], prompts_per_cell=N)
+    grid = Grid((0.0, 0.01, 0.05), (0.1,), (0, 1))
+    return [
+        stage
+        for sft_samples, group, rate in ((2_000, 4, 1e-4), (2_000, 8, 1e-4), (2_000, 4, 2e-4), (1_000, 4, 1e-4))
+        for stage in chains(
+            grid.world("composition"),
+            dataclasses.replace(
+                budget, sft_samples=sft_samples, grpo=budget.grpo.model_copy(update={"learning_rate": rate})
+            ),
+            grid,
+            prompts=("ood",),
+            group_size=group,
+        )
+    ]
+
+
+CONDITIONS = [
+    "sft samples = 2000, group_size = 4, grpo learning_rate = 0.0001",
+    "sft samples = 2000, group_size = 8, grpo learning_rate = 0.0001",
+    "sft samples = 2000, group_size = 4, grpo learning_rate = 0.0002",
+    "sft samples = 1000, group_size = 4, grpo learning_rate = 0.0001",
+]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("mixed")
+    stages = list(Plan.of("demo", mixed_stages(), ()).stages)
+    return folder / "out", written(folder, stages, published(folder, stages))
+
+
+def test_settings_that_differ_within_a_study_are_never_taken_together(mixed: tuple[Path, str]) -> None:
+    folder, html = mixed
+    results = pd.read_parquet(folder / "results.parquet")
+    assert [arm.condition for arm in arms(results)] == CONDITIONS
+    assert results.groupby(["stage_id", "cell", "prompt_index"]).size().eq(1).all()
+    # Labels tell stages apart that have the same name by themselves.
+    assert results.groupby("label")["stage_id"].nunique().eq(1).all()
+    assert set(results.query("kind == 'pretrain'")["condition"]) == {""}
+    assert set(results.query("kind == 'sft'")["condition"]) == {"sft samples = 1000", "sft samples = 2000"}
+    found = pd.read_csv(folder / "claims.csv")
+    assert list(found["condition"].unique()) == CONDITIONS
+    assert all(condition in setting for condition, setting in zip(found["condition"], found["setting"], strict=True))
+    single = pd.read_csv(folder / "claims.csv").query("claim == 'C1'")
+    assert (single["n"] == 2 * 2 * N).all()  # seeds, cells: as in a study of one setting
+    for number in range(1, 9):
+        data = pd.read_csv(folder / f"report/figure-{number}.csv", keep_default_na=False)
+        assert list(data["condition"].unique()) == CONDITIONS, number
+        if "n_seeds" in data:
+            assert (data["n_seeds"] <= 2).all()
+    summary = pd.read_csv(folder / "summary.csv", keep_default_na=False)
+    assert set(summary[summary["kind"] == "grpo"]["condition"]) == set(CONDITIONS)
+    for condition in CONDITIONS:
+        shown = f"GRPO on OOD prompts, {condition}, β = 0.1".replace(" = ", "\u00a0=\u00a0")
+        assert shown in html
+    assert "<td>grpo learning_rate</td><td>0.0001; 0.0002</td>" in html
+    assert "<td>group_size</td><td>4; 8</td>" in html
+
+
+def test_a_study_of_one_setting_has_no_conditions() -> None:
+    stages = [stage for stage in study_stages(arms=("id", "ood")) if not isinstance(stage, Evaluate)]
+    assert varying(stages) == {}
+    assert {settings.condition(stage, {}) for stage in stages} == {""}
+
+
+def test_depths_and_chains_and_seeds_within_a_seed_are_conditions() -> None:
+    def conditions(stages: list[Stage]) -> list[str]:
+        return list(dict.fromkeys(settings.condition(stage, varying(stages)) for stage in stages))
+
+    budget, grid = SCALES["tiny"], Grid((0.0,), (0.1, 1.0), (0, 1))
+    trained = [stage for stage in STUDIES["scaling"](budget, grid) if not isinstance(stage, Evaluate)]
+    assert conditions(trained) == ["layers = 4", "layers = 8"]
+    grpo = next(stage for stage in trained if isinstance(stage, GRPO))
+    again = [grpo.model_copy(update={"seed": seed}) for seed in (5, 6)]
+    assert conditions([grpo, *again]) == ["grpo seed = 0", "grpo seed = 5", "grpo seed = 6"]
+    direct = grpo.model_copy(update={"init": grpo.root})
+    assert conditions([grpo, direct]) == ["grpo chain = pretrain/sft/grpo", "grpo chain = pretrain/grpo"]
+    first = [grpo.model_copy(update={"kl_beta": beta}) for beta in (0.1, 1.0)]
+    above = [GRPO(init=init, prompts="id", kl_beta=0.5, optimiser=grpo.optimiser, seed=0) for init in first]
+    assert conditions(above) == ["kl_beta = 0.1", "kl_beta = 1"]
+
+
 def test_every_arm_and_depth_has_its_panels() -> None:
-    mixed = pd.concat([world(arms=("id", "ood"), **SMALL), world(**SMALL).assign(layers=16)])
+    depths = (world(arms=("id", "ood"), **SMALL).assign(condition="layers = 4"), world(**SMALL))
+    mixed = pd.concat([depths[0], depths[1].assign(condition="layers = 16")])
     before_after, stages, scatter, shift, gain, pass_at_k = drawings(mixed, training().iloc[:0])
     assert len(before_after.figure.axes) == 2 * 4  # id arm: OOD and ID cells; OOD arm; OOD arm of 16 layers
     assert len(stages.figure.axes) == 2 * 3 * 2  # ID and OOD cells of each arm
@@ -561,7 +650,10 @@ def test_the_folder_is_complete(whole: tuple[Path, str]) -> None:
     drawing = mass_by_ratio(results.to_pandas())
     assert drawing is not None
     pd.testing.assert_frame_equal(
-        pd.read_csv(folder / "report" / "figure-1.csv"), drawing.data, check_dtype=False, rtol=1e-12
+        pd.read_csv(folder / "report" / "figure-1.csv").fillna({"condition": ""}),
+        drawing.data,
+        check_dtype=False,
+        rtol=1e-12,
     )
     summary = pd.read_csv(folder / "summary.csv")
     assert len(summary) == 3 * 3 * 8  # ratios, stages, cells

@@ -1,11 +1,13 @@
 """What a report compares: the arms of a study, each with the cells that it is judged on.
 
-An arm is GRPO on the prompts of one role, by decoders of one depth. Its rows are the measured GRPO prompts of
+An arm is GRPO on the prompts of one role, in one condition: rows of chains that differ in a setting other than OOD
+ratio, beta and seed are never taken together. Its rows are the measured GRPO prompts of
 ``table.results`` whose init was measured too, so that every row holds a pair: ``init_q`` before GRPO and ``q`` after.
 """
 
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import pandas as pd
 
@@ -16,15 +18,27 @@ TARGET_OF = {"id": "ood", "ood": "ood", "probe": "probe"}
 
 @dataclass(frozen=True)
 class Arm:
-    """GRPO on ``prompts`` (id, ood, probe) by decoders of ``layers`` layers.
+    """GRPO on ``prompts`` (id, ood, probe) in one condition.
 
     rows: those of ``table.results``, and ``gain``, which is q - init_q.
     """
 
-    layers: int
+    condition: str
     prompts: str
     rows: pd.DataFrame
-    one_depth: bool
+
+    @property
+    def layers(self) -> int:
+        return int(self.rows["layers"].iloc[0])
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Columns that tell its rows from those of other arms."""
+        return {"condition": self.condition, "layers": self.layers, "prompts": self.prompts}
+
+    def of(self, data: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a table that are about this arm."""
+        return data[(data["condition"] == self.condition) & (data["prompts"] == self.prompts)]
 
     @property
     def target(self) -> str:
@@ -37,9 +51,8 @@ class Arm:
 
     @property
     def short_name(self) -> str:
-        """For people, e.g. ``OOD prompts``; with the depth where a study has several."""
-        depth = "" if self.one_depth else f", {self.layers} layers"
-        return f"{ROLE_NAMES[self.prompts]} prompts{depth}"
+        """For people, e.g. ``OOD prompts``; with the condition where a study has several."""
+        return f"{ROLE_NAMES[self.prompts]} prompts{told(self.condition)}"
 
     @property
     def name(self) -> str:
@@ -50,15 +63,14 @@ class Arm:
 
 
 def arms(results: pd.DataFrame) -> list[Arm]:
-    """The arms with at least one measured pair, by depth and then by role."""
+    """The arms with at least one measured pair, by condition and then by role."""
     pairs = results[(results["kind"] == "grpo") & results["init_q"].notna()]
     pairs = pairs.assign(gain=pairs["q"] - pairs["init_q"], kl_beta=pairs["kl_beta"].astype(float))
-    one_depth = results["layers"].nunique() == 1
     return [
-        Arm(layers, prompts, rows, one_depth)
-        for layers in sorted(pairs["layers"].unique().tolist())
+        Arm(condition, prompts, rows)
+        for condition in pairs["condition"].unique().tolist()
         for prompts in ROLE_NAMES
-        if len(rows := pairs[(pairs["layers"] == layers) & (pairs["prompts"] == prompts)])
+        if len(rows := pairs[(pairs["condition"] == condition) & (pairs["prompts"] == prompts)])
     ]
 
 
@@ -84,6 +96,6 @@ def counted(counts: pd.Series, noun: str) -> str:
     return f"{low if low == high else f'{low} to {high}'} {noun}{'' if high == 1 else 's'}"
 
 
-def depth(data: pd.DataFrame, layers: int) -> str:
-    """The depth as part of a title, in a study of several."""
-    return f", {layers} layers" if data["layers"].nunique() > 1 else ""
+def told(condition: str) -> str:
+    """A condition as the end of a title."""
+    return f", {condition}" if condition else ""

@@ -63,7 +63,7 @@ class Claim:
 def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row for each claim, arm and beta. curves: where they are given, it is said where GRPO earned no reward.
 
-    Columns: claim, title, prediction, setting, layers, prompts (GRPO's arm), kl_beta, role (of the cells judged);
+    Columns: claim, title, prediction, setting, layers, condition, prompts (GRPO's arm), kl_beta, role (of the cells);
     value, low, high (of what the verdict compares), seeds, n (pairs of a seed and a prompt); measured, verdict, note;
     p, p_holm (adjusted over all rows that have one), verdict_holm.
     """
@@ -96,6 +96,7 @@ def _row(claim: Claim, finding: Finding, arm: Arm | None, beta: float) -> dict[s
         "prediction": claim.prediction,
         "setting": setting,
         "layers": arm.layers if arm else None,
+        "condition": arm.condition if arm else None,
         "prompts": arm.prompts if arm else None,
         "kl_beta": beta,
         "role": finding.role,

@@ -78,7 +78,8 @@ class Comparison:
 def compare(a: Study, b: Study) -> Comparison:
     """Mean Q in both and the paired difference B - A, with 95 % intervals over seeds, then prompts.
 
-    Columns of the table: stage (short labels of the chain; A's | B's where they differ), ood_ratio, role; mean_q_a and
+    Columns of the table: stage (short labels of the chain, and what else varies within a study; A's | B's where they
+    differ), ood_ratio, role; mean_q_a and
     mean_q_b over the pairs; difference, low, high; seeds, pairs.
     """
     bearing = _bearing(a, b)
@@ -147,14 +148,18 @@ def _joined(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
     """One row a pair of prompts: stage, ood_ratio, seed, KEY, q and prompt of both, difference."""
     frames = []
     rows = {study.title: dict(list(study.rows.groupby("stage_id", sort=False))) for study in (a, b)}
-    order = {i: (len(a.stages[i].lineage), _chain(a.stages[i]), a.stages[i].root.ood_ratio) for i in pairs}
+    varies = settings.varying(a.stages.values()) | settings.varying(b.stages.values())
+    told = {
+        i: _both(*(settings.condition(stage, varies) for stage in (a.stages[i], b.stages[pairs[i]]))) for i in pairs
+    }
+    order = {i: (len(a.stages[i].lineage), _chain(a.stages[i]), told[i], a.stages[i].root.ood_ratio) for i in pairs}
     for mine in sorted(pairs, key=lambda stage_id: order[stage_id]):
         one, other = a.stages[mine], b.stages[theirs := pairs[mine]]
         left, right = rows[a.title][mine], rows[b.title][theirs]
         frame = left.merge(right, on=KEY, suffixes=("_a", "_b"))
         frames.append(
             frame.assign(
-                stage=_chains(one, other),
+                stage=", ".join(filter(None, [_chains(one, other), told[mine]])),
                 ood_ratio=_both(number(one.root.ood_ratio), number(other.root.ood_ratio)),
                 seed=one.root.seed,
                 difference=frame["q_b"] - frame["q_a"],

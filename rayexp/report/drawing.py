@@ -8,6 +8,7 @@ through viridis.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,11 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rayexp.report.arms import counted, percent
+from rayexp.report.arms import counted, percent, told
 from rayexp.spec import number
 
 WIDTH_INCHES = 4.4
 DPI = 220
+#: Characters of a title that spans both columns.
+WIDE = 58
 FONT_SIZE = 8.5
 STYLE: dict[Any, Any] = {
     "font.size": FONT_SIZE,
@@ -114,6 +117,16 @@ def grid(count: int, height: float, around: float = 0.8) -> tuple[Figure, np.nda
     for axis in axes.flat[count:]:
         axis.set_axis_off()
     return figure, axes
+
+
+def lines(title: str, width: int = 28) -> str:
+    """A title in as many lines as it needs."""
+    return fill(title.replace(" = ", "\u00a0=\u00a0"), width, break_long_words=False)
+
+
+def taller(conditions: pd.Series, width: int = 28) -> float:
+    """Height that ``lines`` of conditions add to a row of panels, in inches."""
+    return 0.15 * max(lines(told(condition), width).count("\n") + bool(condition) for condition in conditions)
 
 
 def ratio_places(data: pd.DataFrame) -> dict[Any, int]:

@@ -31,7 +31,7 @@ from rayexp.store import Store
 from rayexp.sweep.plan import Plan
 
 #: Columns of ``table.STAGE_COLUMNS`` that summary.csv repeats for each cell.
-SUMMARY_STAGE = ["stage_id", "label", "kind", "axis", "layers", "ood_ratio", "seed", "prompts", "kl_beta"]
+SUMMARY_STAGE = ["stage_id", "label", "kind", "axis", "layers", "ood_ratio", "seed", "prompts", "kl_beta", "condition"]
 SUMMARY_VALUES = [
     *("mean_q", "q_low", "q_high", "greedy_accuracy"),
     *("sampled_accuracy", "sampled_low", "sampled_high", "n_prompts"),
@@ -61,7 +61,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
     page.write_text(
         _template().render(
             study=plan.study,
-            axis=plan.stages[0].root.world.axis if plan.stages else "",
+            axis="” and “".join(dict.fromkeys(stage.root.world.axis for stage in plan.stages)),
             mass=mass_name(results),
             stages=stage_counts(plan),
             finished=len(plan.finished),

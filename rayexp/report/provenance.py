@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from rayexp.provenance import commit, other_code
-from rayexp.spec import Evaluate, Execution, Pretrain, Stage, number, one_line
+from rayexp.settings import condition, labelled, varying
+from rayexp.spec import GRPO, Evaluate, Execution, Pretrain, Stage, number, one_line
 from rayexp.store import DamagedError, Store, StoreError
 from rayexp.sweep.plan import Plan
 from rayexp.world import vocabulary
@@ -23,6 +24,7 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
     """
     facts: dict[str, dict[str, None]] = {}
     runs, unread, others = [], 0, dict[str, int]()
+    varies = varying(plan.trained)
     for stage in plan.stages:
         if stage.id not in plan.finished:
             continue
@@ -39,7 +41,8 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
             facts.setdefault(name, {})[value] = None
         if other := other_code(record):
             others[other] = others.get(other, 0) + 1
-        about = {"id": stage.id, "label": stage.label, "host": found.get("host", ""), "started": one_line(started)}
+        about = {"id": stage.id, "label": labelled(stage, varies), "host": found.get("host", "")}
+        about |= {"started": one_line(started)}
         runs.append({**about, "duration_s": duration_s, "core_s": cores * duration_s, "gpu_s": gpus * duration_s})
     distinct = {name: list(values) for name, values in facts.items()}
     return {"facts": distinct, "spent": _spent(runs), "runs": runs, "unread": unread, "other_code": others}
@@ -102,8 +105,9 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def design(stages: Sequence[Stage]) -> dict[str, list[str]]:
-    """The distinct seeds, OOD ratios and decoders of a plan, for people."""
-    roots = [stage for stage in stages if isinstance(stage, Pretrain)]
+    """The distinct values of what varies in a plan, and its decoders, for people."""
+    trained = [stage for stage in stages if not isinstance(stage, Evaluate)]
+    roots = [stage for stage in trained if isinstance(stage, Pretrain)]
     decoders = [
         f"{root.decoder.parameters(vocabulary.SIZE):,} parameters ("
         + ", ".join(f"{name} {value}" for name, value in root.decoder.model_dump().items())
@@ -112,7 +116,14 @@ def design(stages: Sequence[Stage]) -> dict[str, list[str]]:
     ]
     seeds, ratios = ([number(getattr(root, name)) for root in roots] for name in ("seed", "ood_ratio"))
     distinct = {"seed": seeds, "OOD ratio": ratios, "decoder": decoders}
-    return {name: list(dict.fromkeys(values)) for name, values in distinct.items()}
+    distinct |= {"GRPO prompts": [], "β": []}
+    for stage in trained:
+        if isinstance(stage, GRPO):
+            distinct["GRPO prompts"].append(stage.prompts)
+            distinct["β"].append(number(stage.kl_beta))
+    for setting, title in varying(trained).items():
+        distinct[title] = [condition(stage, {setting: title}).partition(" = ")[2] for stage in trained]
+    return {name: list(filter(None, dict.fromkeys(values))) for name, values in distinct.items() if any(values)}
 
 
 def stage_counts(plan: Plan) -> list[dict[str, Any]]:

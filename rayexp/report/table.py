@@ -3,7 +3,7 @@
 Both carry the settings of the stage in plain columns, so that pandas, polars or duckdb can group by them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
+from rayexp.settings import Setting, condition, labelled, varying
 from rayexp.spec import GRPO, Evaluate, Stage
 from rayexp.store import Store, StoreError
 from rayexp.sweep.plan import Plan
@@ -34,6 +35,7 @@ STAGE_COLUMNS: dict[str, pa.DataType] = {
     "kl_beta": pa.float64(),
     "group_size": pa.int64(),
     "grpo_steps": pa.int64(),
+    "condition": pa.string(),  # what else differs within the study, along the chain; empty where nothing does
 }
 #: Values of k for which pass@k is written down; for answer-only samples any other follows from q.
 PASS_AT = (8, 64, 1024)
@@ -68,13 +70,13 @@ MEASURED, LOGGED = (pa.schema([column for column in whole if column.name not in 
 ROUNDING = 1e-3
 
 
-def settings(stage: Stage) -> dict[str, Any]:
-    """The stage's values of ``STAGE_COLUMNS``."""
+def settings(stage: Stage, varies: Mapping[Setting, str]) -> dict[str, Any]:
+    """The stage's values of ``STAGE_COLUMNS``. varies: what differs within its study (``settings.varying``)."""
     root, grpo = stage.root, stage if isinstance(stage, GRPO) else None
     return {
         "stage_id": stage.id,
         "kind": stage.id.partition("-")[0],
-        "label": stage.label,
+        "label": labelled(stage, varies),
         "init_id": stage.parent.id if stage.parent else None,
         "axis": root.world.axis,
         "graph": root.world.graph,
@@ -88,17 +90,19 @@ def settings(stage: Stage) -> dict[str, Any]:
         "kl_beta": grpo.kl_beta if grpo else None,
         "group_size": grpo.group_size if grpo else None,
         "grpo_steps": grpo.steps if grpo else None,
+        "condition": condition(stage, varies),
     }
 
 
 def results(plan: Plan, store: Store) -> pd.DataFrame:
     """Rows of ``RESULTS`` for every finished measurement of the plan, in the plan's order."""
     frames: dict[str, pd.DataFrame] = {}
+    varies = varying(plan.trained)
     for stage in plan.stages:
         if isinstance(stage, Evaluate) and stage.id in plan.finished:
             frame = _read(store, stage.id, "results.parquet", MEASURED)
             frame["q"] = np.exp(frame["log_mass"].clip(upper=0))
-            frames[stage.init.id] = with_pass_at_k(frame.assign(**settings(stage.init)))
+            frames[stage.init.id] = with_pass_at_k(frame.assign(**settings(stage.init, varies)))
     for frame in frames.values():
         init = frames.get(str(frame["init_id"].iloc[0]))
         keys = ["cell", "prompt_index"]
@@ -125,11 +129,11 @@ def with_pass_at_k(frame: pd.DataFrame) -> pd.DataFrame:
 
 def curves(plan: Plan, store: Store) -> pd.DataFrame:
     """Rows of ``CURVES`` for every finished training stage of the plan."""
-    frames = []
-    for stage in plan.stages:
-        if not isinstance(stage, Evaluate) and stage.id in plan.finished:
+    frames, varies = [], varying(plan.trained)
+    for stage in plan.trained:
+        if stage.id in plan.finished:
             frame = _read(store, stage.id, "metrics.parquet", LOGGED)
-            frames.append(frame.assign(**settings(stage)))
+            frames.append(frame.assign(**settings(stage, varies)))
     return _framed(frames, CURVES)
 
 

@@ -58,6 +58,11 @@ class Plan:
         return cls(study, tuple(unique.values()), frozenset(finished) & known, frozenset(unread) - known)
 
     @property
+    def trained(self) -> tuple[Stage, ...]:
+        """Without the measurements."""
+        return tuple(stage for stage in self.stages if not isinstance(stage, Evaluate))
+
+    @property
     def to_run(self) -> tuple[Stage, ...]:
         return tuple(stage for stage in self.stages if stage.id not in self.finished)
 

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from rayexp.report.arms import ROLE_NAMES, counted, depth
-from rayexp.report.drawing import Drawing, panels, ratio_colours, ratio_legend, ratio_places
+from rayexp.report.arms import ROLE_NAMES, counted, told
+from rayexp.report.drawing import WIDE, Drawing, lines, panels, ratio_colours, ratio_legend, ratio_places, taller
 from rayexp.spec import number
 
 SEEDS = "Lines are means over seeds, bands reach from the lowest to the highest seed."
@@ -66,35 +66,39 @@ def entropy_and_mismatch(curves: pd.DataFrame) -> Drawing | None:
 
 def _summarised(curves: pd.DataFrame, wanted: tuple[Curve, Curve]) -> pd.DataFrame:
     logged = curves[(curves["kind"] == "grpo") & curves["metric"].isin([curve.metric for curve in wanted])]
-    keys = ["layers", "prompts", "kl_beta", "metric", "ood_ratio", "step"]
-    data = logged.groupby(keys)["value"].agg(["mean", "min", "max", "size"]).reset_index()
+    keys = ["condition", "layers", "prompts", "kl_beta", "metric", "ood_ratio", "step"]
+    # In the order of the plan, where 4 layers come before 16.
+    order = pd.Categorical(logged["condition"], logged["condition"].unique())
+    grouped = logged.assign(condition=order).groupby(keys, observed=True)["value"]
+    data = grouped.agg(["mean", "min", "max", "size"]).reset_index().astype({"condition": str})
     return data.set_axis([*keys, "mean", "lowest", "highest", "n_seeds"], axis=1)
 
 
 def _drawn(data: pd.DataFrame, *sides: Curve):
     """A row of panels for each arm and beta, a column for each of two curves."""
     ratios = ratio_places(data)
-    rows = data[["layers", "prompts", "kl_beta"]].drop_duplicates()
-    figure, axes = panels(len(rows), 1.7)
-    for (layers, prompts, beta), row in zip(rows.itertuples(index=False), axes, strict=True):
-        here = data[(data["layers"] == layers) & (data["prompts"] == prompts) & (data["kl_beta"] == beta)]
-        row[0].set_title(f"GRPO on {ROLE_NAMES[prompts]} prompts{depth(data, layers)}, β = {number(beta)}", loc="left")
+    rows = data[["condition", "prompts", "kl_beta"]].drop_duplicates()
+    figure, axes = panels(len(rows), 1.7 + taller(data["condition"], WIDE))
+    for (condition, prompts, beta), row in zip(rows.itertuples(index=False), axes, strict=True):
+        here = data[(data["condition"] == condition) & (data["prompts"] == prompts) & (data["kl_beta"] == beta)]
+        title = f"GRPO on {ROLE_NAMES[prompts]} prompts{told(condition)}, β = {number(beta)}"
+        row[0].set_title(lines(title, WIDE), loc="left")
         for axis, curve in zip(row, sides, strict=True):
-            lines = here[here["metric"] == curve.metric]
-            if lines.empty:
+            logged = here[here["metric"] == curve.metric]
+            if logged.empty:
                 axis.set_axis_off()
                 why = f"{curve.label.split(' (')[0]} is not computed\nat β = {number(beta)}"
                 axis.text(0.5, 0.5, why, ha="center", va="center", transform=axis.transAxes)
                 continue
-            _bands(axis, lines, ratios)
+            _bands(axis, logged, ratios)
             axis.set(ylabel=curve.label, ylim=curve.limits)
     figure.supxlabel("GRPO step", fontsize="medium")
     ratio_legend(figure, ratios, f"OOD samples in pretraining; band: all of {counted(data['n_seeds'], 'seed')}")
     return figure
 
 
-def _bands(axis: Axes, lines: pd.DataFrame, ratios: dict[Any, int]) -> None:
+def _bands(axis: Axes, logged: pd.DataFrame, ratios: dict[Any, int]) -> None:
     colours = ratio_colours(len(ratios))
-    for ratio, line in lines.groupby("ood_ratio"):
+    for ratio, line in logged.groupby("ood_ratio"):
         axis.plot(line["step"], line["mean"], color=colours[ratios[ratio]])
         axis.fill_between(line["step"], line["lowest"], line["highest"], color=colours[ratios[ratio]], alpha=0.2, lw=0)

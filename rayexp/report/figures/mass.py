@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from rayexp.report.arms import ROLE_NAMES, TARGET_OF, Arm, arms, before, depth, mass_name, percent
+from rayexp.report.arms import ROLE_NAMES, TARGET_OF, Arm, arms, before, mass_name, percent, told
 from rayexp.report.drawing import (
     BOOTSTRAP,
+    WIDE,
     Drawing,
     Look,
     Series,
@@ -16,12 +17,15 @@ from rayexp.report.drawing import (
     intervals,
     left_out,
     legend_rows,
+    lines,
     panels,
     ratio_axes,
     ratio_places,
     series_legend,
+    taller,
 )
 from rayexp.report.inference import ALPHA, holm, p_of_mean, summarised
+from rayexp.settings import within
 from rayexp.spec import number
 
 
@@ -34,15 +38,15 @@ def mass_by_ratio(results: pd.DataFrame) -> Drawing | None:
     data["gain_p"] = data["gain_p"].astype(float)
     data["gain_p_holm"] = pd.Series(holm(data["gain_p"].tolist()), dtype=float)
     mass, ratios, series = mass_name(results), ratio_places(data), before_and_betas(data["kl_beta"])
-    figure, axes = panels(len(shown), 2.0, 0.8 + legend_rows(series))
+    figure, axes = panels(len(shown), 2.0 + taller(data["condition"], WIDE), 0.8 + legend_rows(series))
     for (arm, role), (left, right) in zip(shown, axes, strict=True):
-        here = data[(data["layers"] == arm.layers) & (data["prompts"] == arm.prompts) & (data["role"] == role)]
+        here = arm.of(data[data["role"] == role])
         for one in series:
             points = here[here["kl_beta"].isna() if one.key is None else here["kl_beta"] == one.key]
             intervals(left, points, "q", ratios, one, series)
             if one.key is not None:
                 intervals(right, points, "gain", ratios, one, series, hollow=points["gain_p_holm"] >= ALPHA)
-        left.set_title(f"{arm.name}: {ROLE_NAMES[role]} cells", loc="left")
+        left.set_title(lines(f"{arm.name}: {ROLE_NAMES[role]} cells", WIDE), loc="left")
         left.set(ylabel=fill(f"mean {mass}", 20), ylim=(-0.03, 1.03))
         right.set(ylabel="gain: mean after - before")
         right.axhline(0, color="black", linewidth=0.8)
@@ -69,7 +73,7 @@ def mass_by_ratio(results: pd.DataFrame) -> Drawing | None:
 
 def _mass_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
     rows = arm.cells(role)
-    about = {"layers": arm.layers, "prompts": arm.prompts, "role": role}
+    about = {**arm.about, "role": role}
     for ratio, group in before(rows).groupby("ood_ratio"):
         yield {**about, "kl_beta": None, "ood_ratio": ratio, **summarised(group, q="init_q"), "gain_p": None}
     for beta, ratio in rows[["kl_beta", "ood_ratio"]].drop_duplicates().itertuples(index=False):
@@ -84,16 +88,16 @@ def mass_by_stage(results: pd.DataFrame) -> Drawing | None:
     if data.empty:
         return None
     mass, ratios, stages = mass_name(results), ratio_places(data), _stage_series(data)
-    rows = data[["layers", "prompts", "role"]].drop_duplicates()
-    figure, axes = panels(len(rows), 1.9, 0.8 + legend_rows(stages))
-    for (layers, prompts, role), (left, right) in zip(rows.itertuples(index=False), axes, strict=True):
-        here = data[(data["layers"] == layers) & (data["prompts"] == prompts) & (data["role"] == role)]
+    rows = data[["condition", "prompts", "role"]].drop_duplicates()
+    figure, axes = panels(len(rows), 1.9 + taller(data["condition"], WIDE), 0.8 + legend_rows(stages))
+    for (condition, prompts, role), (left, right) in zip(rows.itertuples(index=False), axes, strict=True):
+        here = data[(data["condition"] == condition) & (data["prompts"] == prompts) & (data["role"] == role)]
         for one in stages:
             points = here[here["stage"] == one.key]
             intervals(left, points, "greedy", ratios, one, stages)
             intervals(right, points, "q", ratios, one, stages)
         arm = f"GRPO on {ROLE_NAMES[prompts]} prompts" if prompts else "Before GRPO"
-        left.set_title(f"{arm}{depth(data, layers)}: {ROLE_NAMES[role]} cells", loc="left")
+        left.set_title(lines(f"{arm}{told(condition)}: {ROLE_NAMES[role]} cells", WIDE), loc="left")
         left.set(ylabel="greedy accuracy")
         right.set(ylabel=fill(f"mean {mass}", 20))
         for axis in (left, right):
@@ -113,22 +117,29 @@ def mass_by_stage(results: pd.DataFrame) -> Drawing | None:
 
 
 def _stage_rows(measured: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """A row for each depth, arm, role, stage and ratio. What was before GRPO is repeated for every arm, to compare."""
+    """A row for each condition, arm, role, stage and ratio. What was before GRPO is repeated for every arm."""
     betas = measured["kl_beta"].astype(float)
     names = {"pretrain": "pretraining", "sft": "SFT"}
     stages = [names.get(kind, f"GRPO, β = {number(beta)}") for kind, beta in zip(measured["kind"], betas, strict=True)]
     measured = measured.assign(stage=stages, kl_beta=betas)
-    for layers in sorted(measured["layers"].unique()):
-        of_depth = measured[measured["layers"] == layers]
-        for arm in [role for role in ROLE_NAMES if (of_depth["prompts"] == role).any()] or [""]:
-            of_arm = of_depth[of_depth["prompts"].isna() | (of_depth["prompts"] == arm)]
+    conditions = measured["condition"].unique().tolist()
+    for condition in _longest(conditions):
+        chains = measured[measured["condition"].isin([each for each in conditions if within(each, condition)])]
+        layers = chains["layers"].iloc[-1]
+        for arm in [role for role in ROLE_NAMES if (chains["prompts"] == role).any()] or [""]:
+            of_arm = chains[chains["prompts"].isna() | (chains["prompts"] == arm)]
             for role in dict.fromkeys(("id", TARGET_OF.get(arm, "ood"))):
                 rows = of_arm[of_arm["role"] == role]
                 for stage, ratio in rows[["stage", "ood_ratio"]].drop_duplicates().itertuples(index=False):
                     group = rows[(rows["stage"] == stage) & (rows["ood_ratio"] == ratio)]
-                    about = {"layers": layers, "prompts": arm, "role": role, "stage": stage}
+                    about = {"condition": condition, "layers": layers, "prompts": arm, "role": role, "stage": stage}
                     about |= {"kl_beta": group["kl_beta"].iloc[0], "ood_ratio": ratio}
                     yield {**about, **summarised(group, greedy="greedy_correct", q="q")}
+
+
+def _longest(conditions: list[str]) -> list[str]:
+    """The conditions of whole chains: without those that what a chain is built on has by itself."""
+    return [one for one in conditions if not any(one != other and within(one, other) for other in conditions)]
 
 
 def _stage_series(data: pd.DataFrame) -> list[Series]:

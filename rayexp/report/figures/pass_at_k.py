@@ -8,7 +8,7 @@ import pandas as pd
 
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.report.arms import ROLE_NAMES, Arm, arms, counted, percent
-from rayexp.report.drawing import Drawing, before_and_betas, grid, left_out, legend_rows, series_legend
+from rayexp.report.drawing import Drawing, before_and_betas, grid, left_out, legend_rows, lines, series_legend, taller
 
 #: Values of k, four a decade, up to a million.
 KS = np.unique(np.round(10 ** np.arange(0, 6.01, 0.25)).astype(int))
@@ -20,17 +20,16 @@ def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
     if data.empty:
         return None
     series = before_and_betas(data["kl_beta"])
-    shown = data[["layers", "prompts", "ood_ratio"]].drop_duplicates()
-    names = {(arm.layers, arm.prompts): (arm.short_name, ROLE_NAMES[arm.target]) for arm in arms(results)}
-    figure, axes = grid(len(shown), 1.8, around=0.9 + legend_rows(series))
-    for axis, (layers, prompts, ratio) in zip(axes.flat, shown.itertuples(index=False), strict=False):
-        here = data[(data["layers"] == layers) & (data["prompts"] == prompts) & (data["ood_ratio"] == ratio)]
+    found = [(arm, ratio) for arm in arms(results) for ratio in arm.of(data)["ood_ratio"].unique().tolist()]
+    figure, axes = grid(len(found), 1.8 + taller(data["condition"]), around=0.9 + legend_rows(series))
+    for axis, (arm, ratio) in zip(axes.flat, found, strict=False):
+        here = arm.of(data[data["ood_ratio"] == ratio])
         for one in series:
             line = here[here["kl_beta"].isna() if one.key is None else here["kl_beta"] == one.key]
             axis.plot(line["k"], line["mean"], color=one.look.colour, linestyle=one.line)
             axis.fill_between(line["k"], line["lowest"], line["highest"], color=one.look.colour, alpha=0.15, lw=0)
-        name, role = names[layers, prompts]
-        axis.set_title(f"{name}:\n{role} cells, {percent(ratio)} % OOD")
+        cells = f"{ROLE_NAMES[arm.target]} cells, {percent(ratio)} % OOD"
+        axis.set_title(f"{lines(arm.short_name)}:\n{cells}")
         axis.set(xscale="log", ylim=(-0.03, 1.03), xlim=(1, data["k"].max()))
         axis.minorticks_off()
     for axis in axes[:, 0]:
@@ -45,7 +44,7 @@ def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
         "after GRPO runs below the one before it, GRPO gave up prompts that many samples had still reached. Lines are "
         f"means over seeds, bands reach from the lowest to the highest seed. {left_out(data['kl_beta'])}".strip(),
         alt=f"Mean pass@k against k from 1 to {data['k'].max():,}, before GRPO and after, for "
-        f"{counted(pd.Series(shown['ood_ratio'].nunique()), 'OOD ratio')}. At the largest k, means lie between "
+        f"{counted(pd.Series(data['ood_ratio'].nunique()), 'OOD ratio')}. At the largest k, means lie between "
         f"{last['mean'].min():.2g} and {last['mean'].max():.2g}.",
         figure=figure,
         data=data,
@@ -62,7 +61,7 @@ def _rows(arm: Arm, results: pd.DataFrame) -> Iterator[dict[str, Any]]:
             rows = inits if beta is None else after[after["kl_beta"] == beta]
             rows = rows[rows["ood_ratio"] == ratio]
             ks, means = zip(*[_means(group) for _, group in rows.groupby("seed")], strict=True)
-            about = {"layers": arm.layers, "prompts": arm.prompts, "role": arm.target}
+            about = {**arm.about, "role": arm.target}
             about |= {"ood_ratio": ratio, "kl_beta": beta, "n_seeds": len(means), "n": len(rows)}
             for k, column in zip(ks[0], zip(*means, strict=True), strict=True):
                 found = {"mean": np.mean(column), "lowest": min(column), "highest": max(column)}

@@ -21,9 +21,11 @@ from rayexp.report.drawing import (
     Drawing,
     bars,
     grid,
+    lines,
     ratio_colours,
     ratio_legend,
     ratio_places,
+    taller,
 )
 from rayexp.report.inference import summarised
 from rayexp.spec import number
@@ -41,7 +43,7 @@ Panel = tuple[str, float, pd.DataFrame]  # title, beta, rows of the arm
 def _panels(results: pd.DataFrame) -> list[Panel]:
     """A panel for each arm, role of its cells, and beta."""
     return [
-        (f"{arm.short_name}:\n{ROLE_NAMES[role]} cells, β = {number(beta)}", beta, rows[rows["kl_beta"] == beta])
+        (f"{lines(arm.short_name)}:\n{ROLE_NAMES[role]} cells, β = {number(beta)}", beta, rows[rows["kl_beta"] == beta])
         for arm in arms(results)
         for role in arm.roles
         if len(rows := arm.cells(role))
@@ -61,7 +63,7 @@ def after_against_before(results: pd.DataFrame) -> Drawing | None:
     mass, ratios = mass_name(results), ratio_places(data)
     lowest = 10.0 ** np.floor(np.log10(data[["q", "p"]].to_numpy().min()))
     colours = {"cmap": ListedColormap(ratio_colours(len(ratios))), "vmin": -0.5, "vmax": len(ratios) - 0.5}
-    figure, axes = grid(len(shown), 2.3, around=1.3)
+    figure, axes = grid(len(shown), 2.3 + taller(data["condition"]), around=1.3)
     for axis, (title, beta, points) in zip(axes.flat, shown, strict=False):
         places = points["ood_ratio"].map(ratios)
         axis.scatter(points["q"], points["p"], c=places, s=5, lw=0, alpha=0.6, rasterized=True, **colours)
@@ -98,7 +100,7 @@ def _points(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.sample(frac=1, random_state=0).groupby("ood_ratio").head(POINTS)
     q, p = (rows[column].clip(SMALLEST, LARGEST).to_numpy(dtype=float) for column in ("init_q", "q"))
     beta = float(rows["kl_beta"].iloc[0])
-    about = rows[["layers", "prompts", "role", "kl_beta", "ood_ratio", "seed", "cell", "prompt_index"]]
+    about = rows[["condition", "layers", "prompts", "role", "kl_beta", "ood_ratio", "seed", "cell", "prompt_index"]]
     return about.assign(q=q, p=p, tilted_optimum=tilted(q, beta), paper_bound=paper_bound(q, beta))
 
 
@@ -140,16 +142,16 @@ def logit_shift(results: pd.DataFrame) -> Drawing | None:
     ratios = ratio_places(data)
     colours = ratio_colours(len(ratios))
     largest_tilt = data["inverse_beta"].max()
-    figure, axes = grid(len(shown), 2.2, around=1.0)
+    figure, axes = grid(len(shown), 2.2 + taller(data["condition"]), around=1.0)
     for axis, (arm, role) in zip(axes.flat, shown, strict=False):
-        here = data[(data["layers"] == arm.layers) & (data["prompts"] == arm.prompts) & (data["role"] == role)]
+        here = arm.of(data[data["role"] == role])
         axis.plot([0, 1.12 * largest_tilt], [0, 1.12 * largest_tilt], color="black")
         axis.axhline(0, color="grey", linestyle=":")
         for ratio, points in here.groupby("ood_ratio"):
             place = ratios[ratio]
             aside = 0.02 * largest_tilt * (place - (len(ratios) - 1) / 2)
             bars(axis, points["inverse_beta"] + aside, points, "shift", (colours[place], "o", ""))
-        axis.set_title(f"{arm.short_name}:\n{ROLE_NAMES[role]} cells")
+        axis.set_title(f"{lines(arm.short_name)}:\n{ROLE_NAMES[role]} cells")
     _outer_labels(axes, len(shown), "1/β", "mean logit P - logit Q (nats)")
     note = f"OOD samples in pretraining; {counted(data['n_seeds'], 'seed')}, bars: 95 % interval"
     ratio_legend(figure, ratios, note, linestyle="", marker="o")
@@ -175,7 +177,7 @@ def _shift_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
     rows = rows.assign(shift=logit(p) - logit(q))
     for beta, ratio in rows[["kl_beta", "ood_ratio"]].drop_duplicates().itertuples(index=False):
         group = rows[(rows["kl_beta"] == beta) & (rows["ood_ratio"] == ratio)]
-        about = {"layers": arm.layers, "prompts": arm.prompts, "role": role, "kl_beta": beta, "inverse_beta": 1 / beta}
+        about = {**arm.about, "role": role, "kl_beta": beta, "inverse_beta": 1 / beta}
         yield {**about, "ood_ratio": ratio, **summarised(group, shift="shift")}
 
 
@@ -191,7 +193,7 @@ def gain_by_mass(results: pd.DataFrame) -> Drawing | None:
     mass = mass_name(results)
     lowest = 10.0 ** np.floor(np.log10(data["q"].min()))
     q = expit(np.linspace(logit(lowest), logit(LARGEST), 400))
-    figure, axes = grid(len(shown), 1.9, around=0.9)
+    figure, axes = grid(len(shown), 1.9 + taller(data["condition"]), around=0.9)
     for axis, (title, beta, points) in zip(axes.flat, shown, strict=False):
         axis.plot(q, gain(q, beta), color="black")
         where, height = peak(beta)
@@ -228,7 +230,7 @@ def _binned(rows: pd.DataFrame) -> pd.DataFrame:
     q = rows["init_q"].clip(SMALLEST, LARGEST).to_numpy(dtype=float)
     number = np.floor(logit(q) / BIN_NATS)
     rows = rows.assign(cut=q, predicted=gain(q, beta))
-    about = rows[["layers", "prompts", "role", "kl_beta"]].iloc[0].to_dict()
+    about = rows[["condition", "layers", "prompts", "role", "kl_beta"]].iloc[0].to_dict()
     return pd.DataFrame(
         [
             {**about, "q_from": expit(BIN_NATS * this), "q_to": expit(BIN_NATS * (this + 1))}
