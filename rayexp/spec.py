@@ -374,7 +374,7 @@ def _explained(first: Any) -> str:
         case "union_tag_invalid":
             context = first.get("ctx", {})
             return f"{field}.kind is {context.get('tag')!r}; allowed: {context.get('expected_tags')}"
-        case "literal_error":
+        case "literal_error" if isinstance(first["input"], str):
             return not_among(field, first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     allowed = first["msg"].removeprefix("Input should be ")
     return f"{field} is {_shortened(first['input'])}; allowed: {allowed[:1].lower() + allowed[1:]}"

@@ -224,7 +224,7 @@ PAGE = "studies/demo-toy/report/index.html"
 
 @pytest.fixture
 def reported(tmp_path, monkeypatch, capsys):
-    """Write the report of CHAIN from the store in tmp_path; the code, and the sentence of a refusal."""
+    """Write the report of CHAIN from the store in tmp_path; the code, and the sentence where there is no report."""
     options = dataclasses.replace(CHAIN.options, store=str(tmp_path / "store"))
     monkeypatch.setattr(report, "parsed", lambda *_: dataclasses.replace(CHAIN, options=options))
     monkeypatch.setattr(page, "_template", functools.cache(page._template))
@@ -239,8 +239,9 @@ def reported(tmp_path, monkeypatch, capsys):
         if code == 0:
             assert not said.err
             return 0, ""
-        assert said.err.startswith("refused: ")
-        assert is_a_sentence(said.err[9:-1], longest=300)
+        kind, _, sentence = said.err.partition(": ")
+        assert kind == {1: "failed", 2: "refused"}[code]
+        assert is_a_sentence(sentence[:-1], longest=300)
         return code, said.err
 
     return run
@@ -281,11 +282,14 @@ def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
         return error if is_a_sentence(str(error)) else pytest.fail(f"{error} is no sentence")
 
 
-def read_only(plan: Plan, store: Store, folder: Path) -> None:
+def read_only(plan: Plan, store: Store, folder: Path) -> page.Report:
     """Of a report, what depends on the store; most of its time goes into figures and claims."""
     assert len(table.curves(plan, store)) + len(table.results(plan, store)) > 0
     page.provenance(plan, store)
     (folder / "claims.csv").write_text("")
+    (folder / "report").mkdir()
+    (folder / "report" / "index.html").write_text("")
+    return page.Report(folder / "report" / "index.html", [])
 
 
 def test_a_hostile_manifest_is_refused_or_means_unfinished(tmp_path, monkeypatch, reported):
@@ -335,14 +339,14 @@ def test_a_hostile_manifest_is_refused_or_means_unfinished(tmp_path, monkeypatch
         code, line = reported()
         assert snapshot(outside).items() <= before.items()
         if isinstance(ids, StoreError):
-            assert code == 2
+            assert code
         else:
             assert ids == {TUNED.id} | ({stage_id} if finished else set())
         if finished is not True:
             assert isinstance(found, StoreError)
             assert code == 0 or isinstance(finished, StoreError)
         if isinstance(found, StoreError) and finished is True:
-            assert code == 2
+            assert code
         assert code == 0 or stage_id in line or "in a store" in line or "inside a store" in line
         return [how]
 
@@ -441,8 +445,8 @@ def test_a_hostile_table_is_refused_in_one_line(tmp_path, monkeypatch, reported)
         assert snapshot(Path(store.url, "stages")) == before
         assert code == 0 or f"{stage_id}/{name}" in line
         if how in ("no table", "drop", "twice", "type", "empty cell", "nested", "names"):
-            assert code == 2, how
-        refused[how] += code == 2
+            assert code, how
+        refused[how] += code != 0
         put(store, stage_id, name, as_parquet(good[stage_id]))
         return [how]
 
@@ -459,6 +463,5 @@ def test_a_table_with_hostile_texts_makes_a_harmless_page(tmp_path, reported):
         cells = [f"{text}{value}" for value in rows.column("cell").to_pylist()]
         put(store, MEASURED.id, "results.parquet", as_parquet(rows.set_column(at, "cell", pa.array(cells))))
         code, _ = reported()
-        assert code in (0, 2)
         written = Path(store.url, PAGE)
-        assert code == 2 or HOSTILE not in written.read_text()
+        assert code or HOSTILE not in written.read_text()

@@ -286,7 +286,7 @@ def from_json(**changes):
         (lambda: changed(REINFORCED, kl_beta=float("nan")), ["kl_beta is nan", "finite"]),
         (lambda: changed(REINFORCED, kl_beta="0.1"), ["kl_beta is '0.1'", "number"]),
         (lambda: changed(REINFORCED, group_size=1), ["group_size is 1", "greater than or equal to 2"]),
-        (lambda: changed(REINFORCED, prompts="all"), ["prompts is 'all'", "'id', 'ood' or 'probe'"]),
+        (lambda: changed(REINFORCED, prompts="all"), ["prompts is 'all'", "id, ood, probe"]),
         (lambda: changed(PRETRAIN, samples=0), ["samples is 0", "greater than or equal to 1"]),
         (lambda: changed(PRETRAIN, seed=2**31), [f"seed is {2**31}", "less than"]),
         (lambda: Decoder(layers=1, width=64, ff_width=64, heads=4, kv_heads=4), ["64 / 4 = 16", "32, 64, 128"]),
