@@ -90,13 +90,15 @@ def grpo_step(prompts: int = 32, group: int = 8, **decoder: int) -> float:
 
     from benchmarks.step import Case, Parts, our_steps, reinforcement
     from rayexp.learning.decoder import build
+    from rayexp.sampling.torch_sampler import TorchSampler
 
     torch.set_num_threads(1)
     spec = reinforcement(Case("tiny", ROUNDS), "fp32")
     root = spec.root.model_copy(update={"decoder": spec.root.decoder.model_copy(update=decoder)})
     init = spec.init.model_copy(update={"init": root})
     spec = spec.model_copy(update={"init": init, "prompts_per_step": prompts, "group_size": group})
-    return best(our_steps(spec, build(spec.root.decoder, seed=0), Parts()))
+    model = build(spec.root.decoder, seed=0)
+    return best(our_steps(spec, model, TorchSampler(build(spec.root.decoder, seed=0)), Parts()))
 
 
 def planned(stages: int) -> float:
