@@ -310,7 +310,8 @@ class Execution(Value):
     max_concurrent: int = Field(default=0, ge=0)
     """Trials at once; 0: as many as the cluster holds."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
-    """Seconds between two checkpoints of a stage, rounded up to the next point of its curves."""
+    """Longest time between two checkpoints of a stage in seconds, rounded up to the next point of its curves; the first
+    comes after 5 seconds, each further one after twice as long."""
     weight_transfer: Literal["object_store", "nccl", "cuda_ipc", "gloo"] = "object_store"
     """How weights get to sampling actors. For decoders above a gigabyte: cuda_ipc where they share the learner's GPU,
     nccl where they have others (both untried: no GPU was at hand). gloo is for CPUs and the sampler torch."""

@@ -17,6 +17,7 @@ from rayexp.sampling.protocol import Completions, prompt_seed
 from rayexp.spec import GRPO, Evaluate, Execution
 from rayexp.stages import evaluate
 from rayexp.stages.rollout_log import RolloutLog
+from rayexp.stages.saving import Saving
 from rayexp.store import Store
 from rayexp.world import Corpus, Verifier, counter
 
@@ -55,7 +56,7 @@ def run(spec: GRPO, evaluations: Sequence[Evaluate], execution: Execution, progr
 def _train(spec: GRPO, store: Store, execution: Execution, crew: Crew, progress: Progress) -> None:
     task, timed = Task(spec), Stopwatch()
     fleet, learner = crew.fleet, crew.learner
-    checkpointed = sampled = time.monotonic()
+    saving, sampled = Saving(execution), time.monotonic()
     completed = learner.call("completed")
     rollout_log = RolloutLog(store, spec.id, enabled=execution.keep_rollouts, first_step=completed)
     drawn: Completions | None = learner.call("drawn")  # ahead of this step, with the weights before the last update
@@ -87,11 +88,11 @@ def _train(spec: GRPO, store: Store, execution: Execution, crew: Crew, progress:
             rollout_log.add(step, numbers, prompts, completions, rewards_PG)
             with timed("report"):
                 progress(report(spec, step + 1, rollout=rollouts, grpo=learning))
-            if time.monotonic() - checkpointed > execution.checkpoint_every_s:
+            if saving.due():
                 with timed("checkpoint"):
                     rollout_log.flush()
                     learner.call("checkpoint", drawn)
-                checkpointed = time.monotonic()
+                saving.done()
 
     with naming(lambda: f"{spec.label}, publishing"):
         learner.call("publish", rollout_log.table(spec.steps), timed.seconds)

@@ -34,6 +34,7 @@ from rayexp.learning import decoder, objectives
 from rayexp.learning.trainer import Trainer, learning_rate
 from rayexp.spec import SFT, Evaluate, Execution, Pretrain, Stage, parse_stage
 from rayexp.stages import evaluate, pretrain, sft
+from rayexp.stages.saving import Saving
 from rayexp.store import Store
 from rayexp.world import Rectangle, vocabulary
 
@@ -176,7 +177,7 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, group: Alone
     log_every = max(1, spec.steps // POINTS_PER_CURVE)
     report_every = max(STEPS_BETWEEN_REPORTS, log_every)
     losses = _LossMeter(device)
-    checkpointed = read = time.monotonic()
+    saving, read = Saving(execution), time.monotonic()
     reported, tokens, leaving = trainer.completed_steps, 0, False
     batches = _Ahead(partial(stage.batch, spec), spec.steps, timed)
     while (step := trainer.completed_steps) < spec.steps:
@@ -205,12 +206,12 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, group: Alone
                 reported = step + 1
                 warned, leaving = leaving, group.leaving()
                 if leaving and not warned:
-                    checkpointed = -math.inf  # a node is about to be taken away: save now
+                    saving.hasten()  # a node is about to be taken away
             # Here, where the loss meters of all ranks are empty, so that a continued run draws the same curve.
-            if rank == 0 and now - checkpointed > execution.checkpoint_every_s:
+            if rank == 0 and saving.due():
                 with timed("checkpoint"):
                     _checkpoint(trainer, journal, spec, store)
-                checkpointed = time.monotonic()
+                saving.done()
 
     if rank == 0:
         with naming(lambda: f"{spec.label}, publishing"), TemporaryDirectory() as folder:

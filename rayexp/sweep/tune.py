@@ -21,6 +21,7 @@ from rayexp.errors import PermanentError, StageError, sentence
 from rayexp.files import StoreError
 from rayexp.lease import LeaseLostError, Leases
 from rayexp.spec import GRPO, Evaluate, Execution, canonical_json, parse_stage
+from rayexp.stages.saving import ask_to_save
 from rayexp.store import FAILURE, Store
 from rayexp.sweep import preflight
 from rayexp.sweep.plan import Plan, Trial
@@ -75,7 +76,11 @@ def run(
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except KeyboardInterrupt:
+            ask_to_save(leases.driver, searcher.running)
+            raise
         store.tidy()
     finished = store.finished_ids([stage.id for stage in plan.to_run])
     missing = {trial.id for trial in plan.trials if not finished.issuperset(stage.id for stage in trial.stages)}
@@ -201,6 +206,11 @@ class PlanSearcher(Searcher):
     def stopped(self) -> bool:
         """Whether nothing more is to run, because something failed and that was to be enough."""
         return self._fail_fast and bool(self.failed)
+
+    @property
+    def running(self) -> set[str]:
+        """The trials that this driver is running."""
+        return set(self._running.values())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial that can run now; None while only others can make one ready; FINISHED when none ever will be."""

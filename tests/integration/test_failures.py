@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
@@ -21,10 +22,12 @@ from rayexp.actors import transfer
 from rayexp.actors.remote import RemoteTimeoutError
 from rayexp.errors import NotFiniteError, StageError
 from rayexp.files import Files, StoreError
+from rayexp.lease import Leases
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import Execution
 from rayexp.stages import grpo as grpo_stage
 from rayexp.stages import supervised
+from rayexp.stages.saving import ask_to_save
 from rayexp.store import Store
 from rayexp.sweep import tune
 from rayexp.sweep.plan import Plan, flops
@@ -212,6 +215,16 @@ def test_a_learner_computes_in_the_threads_it_was_given_cores_for(alone, executi
 
 def assert_threads(count):
     assert torch.get_num_threads() == count
+
+
+def test_a_grpo_stage_saves_itself_when_its_driver_asks(cluster, alone, execution):
+    with Leases(Store(execution.store).files) as leases, ThreadPoolExecutor() as pool:
+        asked = pool.submit(ask_to_save, leases.driver, {STAGE.id}, patience_s=60)
+        leased = {"lease": str(leases.take(STAGE.id)), "checkpoint_every_s": 60.0}
+        grpo_stage.run(
+            STAGE.model_copy(update={"steps": 200}), [], execution.model_copy(update=leased), lambda report: None
+        )
+        assert asked.result() == set()
 
 
 def test_stale_rollouts_survive_an_interruption(alone, execution, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Pretraining and SFT under Ray Train: worker counts, resume, what an artifact is."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from rayexp.learning.trainer import Trainer
+from rayexp.lease import Leases
 from rayexp.spec import Execution
 from rayexp.stages import pretrain as pretrain_stage
 from rayexp.stages import supervised
+from rayexp.stages.saving import ask_to_save
 from rayexp.store import Store
 from rayexp.studies.grid import fitting
 from rayexp.world import World
@@ -137,6 +140,23 @@ def test_training_computes_in_the_threads_it_was_given_cores_for(tmp_path, monke
     finally:
         torch.set_num_threads(1)
     assert seen == [threads]
+
+
+def in_process(stages, execution):
+    supervised.run_in_process(stages, execution, lambda report: None)
+
+
+@pytest.mark.parametrize("run", [in_process, supervised.run], ids=["in_process", "worker_group"])
+def test_what_trains_saves_itself_when_its_driver_asks(cluster, tmp_path, run):
+    """Long before its first checkpoint would be due, and the driver waits no longer than that takes."""
+    base = pretrain(samples=20_000)
+    store = Store(str(tmp_path))
+    with Leases(store.files) as leases, ThreadPoolExecutor() as pool:
+        lease = leases.take(base.id)
+        asked = pool.submit(ask_to_save, leases.driver, {base.id}, patience_s=120)
+        run([base], Execution(store=str(tmp_path), lease=str(lease)))
+        assert asked.result() == set()
+        assert ask_to_save(leases.driver, {base.id}, patience_s=0.1) == {base.id}, "what has ended saves nothing"
 
 
 def test_a_model_folder_loads_in_stock_transformers(one_rank):
