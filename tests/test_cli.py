@@ -650,3 +650,41 @@ def test_it_starts_fast_and_loads_neither_ray_nor_torch(whole):
 def test_the_plan_says_what_is_finished_of_it(whole):
     assert dataclasses.replace(Choice(), scale="toy").own_name == "demo-toy"
     assert Catalog(whole).study("demo-tiny") == {stage.id: stage.label for stage in STAGES}
+
+
+# Signals
+
+STOPPED_TWICE = """
+import os, signal, sys, time
+from rayexp.cli.command import run_command, stopped_once
+
+class Last:
+    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGTERM):
+        kill(me, number)
+
+last = Last()  # goes when Python does, after everything that was to be called at exit
+
+def command():
+    with stopped_once():
+        {start}
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("cleaned up")
+
+sys.exit(run_command(command))
+"""
+
+
+@pytest.mark.parametrize("start", ["pass", "sys.exit(15)", "raise KeyboardInterrupt"])
+def test_of_several_signals_the_first_stops_a_command_and_the_others_are_answered(start):
+    """Also of one that comes while Ray starts, which has a SystemExit for it."""
+    code = STOPPED_TWICE.format(start=start)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    if start == "pass":
+        assert done.stdout == "cleaned up\n"
+        assert done.stderr.splitlines() == ["already stopping, which takes a few seconds"] * 2

@@ -4,8 +4,10 @@
 any other exception is a fault of this project and keeps its traceback.
 """
 
+import atexit
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,6 +69,40 @@ def _exit_code(command: Callable[[], int]) -> int:
         if end.code:
             raise
         return 0  # after --help
+
+
+@contextmanager
+def stopped_once() -> Iterator[None]:
+    """Let the first SIGTERM (`ray job stop`) or Ctrl-C raise KeyboardInterrupt, from the end of the block on; in the
+    block Ray starts, which has a SystemExit for SIGTERM. Further signals are answered and change nothing, because what
+    they would interrupt is how Ray's processes are ended."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        _stop()
+    for number in _STOP:
+        signal.signal(number, _stop)
+
+
+_STOP = (signal.SIGINT, signal.SIGTERM)
+
+
+def _stop(*_: object) -> None:
+    for number in _STOP:
+        signal.signal(number, _answer)
+    raise KeyboardInterrupt
+
+
+def _answer(*_: object) -> None:
+    os.write(2, b"already stopping, which takes a few seconds\n")
+
+
+@atexit.register  # before Ray is imported, and so called after Ray has ended its processes
+def _ignore_signals_at_the_end() -> None:
+    """Keep the exit code: Python gives signals their deadly meaning back before it is gone."""
+    for number in _STOP:
+        if signal.getsignal(number) is _answer:
+            signal.signal(number, signal.SIG_IGN)
 
 
 class _Output:

@@ -12,7 +12,6 @@ import csv
 import dataclasses
 import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import tyro
 
 from rayexp import terminal
 from rayexp.catalog import Catalog
-from rayexp.cli.command import run_command, working
+from rayexp.cli.command import run_command, stopped_once, working
 from rayexp.files import resolved
 from rayexp.probe import require_shareable
 from rayexp.provenance import command_line, without_secrets
@@ -191,7 +190,9 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     from rayexp.sweep.watch import Watch
 
     counts = {"stages": str(len(plan.stages)), "stages_to_run": str(len(plan.to_run))}
-    cluster = runtime.connect(metadata={"study": sweep.study_name, "store": without_secrets([store.url])[0], **counts})
+    with stopped_once():
+        about = {"study": sweep.study_name, "store": without_secrets([store.url])[0], **counts}
+        cluster = runtime.connect(metadata=about)
     nodes = preflight.capacity()
     execution = execution.on(gpus=placement.total(nodes)["GPU"])
     preflight.require_software(plan, execution)
@@ -200,7 +201,6 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     print(*aside, sep="\n", end="\n" * bool(aside), flush=True)
     asks = f", asks for the token in {cluster['token']}" if cluster["token"] else ""
     print(f"Ray dashboard: http://{cluster['dashboard']}{asks}", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C from far away
     estimates = Estimates.of(Catalog(store), execution)
     at_once = preflight.concurrency(plan, execution, nodes)
     progress = Progress(plan, lambda stage: estimates.cost(stage).seconds, at_once)

@@ -154,6 +154,36 @@ def test_a_relative_store_in_an_uploaded_directory_is_refused(head):
     assert "store is 'runs', relative to Ray's temporary copy" in done.stdout + done.stderr
 
 
+def test_a_sweep_that_is_stopped_twice_ends_once_and_leaves_no_process(tmp_path):
+    """SIGTERM, and more of them and Ctrl-C while it stops: no traceback, exit code 130, nothing of Ray's behind."""
+    log = (tmp_path / "log").open("w+")
+    sweep = subprocess.Popen(
+        [sys.executable, "-u", *TOY[1:], "--store", str(tmp_path / "store")],
+        cwd=ROOT,
+        env=plain_shell(),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    while " start " not in (said := (tmp_path / "log").read_text()):
+        assert sweep.poll() is None, said
+        time.sleep(0.1)
+    started = psutil.Process(sweep.pid).children(recursive=True)
+    assert started
+    sweep.send_signal(signal.SIGTERM)
+    while "stopping" not in (tmp_path / "log").read_text() and sweep.poll() is None:
+        sweep.send_signal(signal.SIGTERM)
+        sweep.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert sweep.wait(timeout=60) == 130
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said
+    assert "already stopping, which takes a few seconds" in said
+    assert said.splitlines().count("stopped; the same command goes on from here") == 1
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
+
+
 def state(head: Head, what: str) -> list[dict]:
     """What the State API lists."""
     answer = head.get(f"/api/v0/{what}?limit=10000&detail=1")
