@@ -31,12 +31,18 @@ BEAT_S = 5.0
 EXPIRY_S = 60.0
 #: A driver whose last beat is so much older than one's own, by the clock of the store, need not be watched.
 LONG_GONE_S = 600.0
+#: What a store has to be, for sentences about one that is not.
+SHARED = "allowed: a folder or a bucket that every machine reaches"
 #: A driver's name. A lease with another content is one that is just being written.
 _DRIVER = re.compile(r".*-\d+-[0-9a-f]{8}", re.DOTALL)
 
 
 class LeaseLostError(PermanentError):
-    """Another driver has taken this work over."""
+    """Another driver has taken this work over, or its own has given it back."""
+
+
+class NotSharedError(PermanentError):
+    """This process has another store than its driver, at the same address: a folder of its own machine, say."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,30 @@ class Lease:
     def name(self) -> str:
         return f"leases/{self.work}.{self.number:06d}"
 
+    def require_shared(self, files: Files) -> None:
+        """Raise NotSharedError or LeaseLostError unless this process can read the lease that its driver wrote.
+
+        By name, without a listing: what was never looked up here is in no cache of a network drive.
+        """
+        if files.read_existing([self.name]).get(self.name) != self.driver.encode():
+            raise self._lost(files, newest(files, self.work))
+
     def require_held(self, files: Files) -> None:
-        """Raise LeaseLostError unless this is the newest lease on the work, and still there."""
-        if newest(files, self.work) != self:
-            raise LeaseLostError(f"{self.work} is no longer leased to the driver {self.driver}; another may have it")
+        """Raise LeaseLostError or NotSharedError unless this is the newest lease on the work, and still there."""
+        holder = newest(files, self.work)
+        if holder != self:
+            raise self._lost(files, holder)
+
+    def _lost(self, files: Files, holder: "Lease | None") -> PermanentError:
+        """Tell a lease that another driver has from one that none has, in a store where its driver was never seen."""
+        heart = f"drivers/{self.driver}"
+        if holder is None and not files.read_existing([heart]):
+            return NotSharedError(
+                f"store is {files.url!r}, which {platform.node()} does not share with the driver {self.driver}: no "
+                f"driver holds {self.work} there; {SHARED}"
+            )
+        why = f"the driver {holder.driver} has it" if holder else "it was given back"
+        return LeaseLostError(f"{self.work} is no longer leased to the driver {self.driver}: {why}")
 
 
 def newest(files: Files, work: str) -> Lease | None:

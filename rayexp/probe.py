@@ -3,9 +3,20 @@
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
+
+from fsspec.implementations.cached import CachingFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from rayexp.errors import first_line
 from rayexp.files import Files, StoreError
+from rayexp.lease import SHARED
+
+#: File systems that can't be shared, wherever they are in a chain of URLs.
+UNSEEN: dict[type, str] = {
+    MemoryFileSystem: "which is the memory of one process",
+    CachingFileSystem: "which keeps copies of its own and does not show what others wrote since",
+}
 
 #: A failing of a store, and the trial, on a folder of its own, that is true of a store without it.
 Trial = tuple[str, Callable[[Files, str], bool]]
@@ -19,6 +30,16 @@ def require_writable(files: Files) -> None:
 def require_shareable(files: Files) -> None:
     """Raise StoreError, with what the store lacks, unless it has all that sweeps ask of it, several at once."""
     _require(files, [*WRITING, *SHARING])
+
+
+def require_seen_by_others(files: Files) -> None:
+    """Raise StoreError if no other process sees what this one writes, or would be shown a copy from before."""
+    layer: Any = files.fs
+    while layer is not None:
+        for kind, why in UNSEEN.items():
+            if isinstance(layer, kind):
+                raise StoreError(f"store is {files.url!r}, {why}; {SHARED}")
+        layer = getattr(layer, "fs", None)  # of a chain of URLs
 
 
 def _require(files: Files, trials: Sequence[Trial]) -> None:

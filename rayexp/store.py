@@ -61,6 +61,11 @@ class Store:
         """The store that stages are run with."""
         return cls(execution.store, execution.lease, execution.timeout_s)
 
+    def require_shared(self) -> None:
+        """Raise NotSharedError, or LeaseLostError, unless this process sees what the driver of its lease wrote."""
+        if self._lease is not None:
+            self._lease.require_shared(self.files)
+
     # Artifacts
 
     def finished(self, stage_id: str) -> bool:

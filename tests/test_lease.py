@@ -10,8 +10,11 @@ from uuid import uuid4
 
 import pytest
 
+from rayexp.actors.learner import Learner
 from rayexp.files import Files
-from rayexp.lease import BEAT_S, EXPIRY_S, LONG_GONE_S, Lease, LeaseLostError, Leases, newest
+from rayexp.lease import BEAT_S, EXPIRY_S, LONG_GONE_S, Lease, LeaseLostError, Leases, NotSharedError, newest
+from rayexp.spec import Execution
+from rayexp.stages import grpo, supervised
 from rayexp.store import Store
 from rayexp.sweep.plan import Trial
 from rayexp.sweep.tune import PlanSearcher
@@ -170,6 +173,51 @@ def test_a_lease_that_is_just_being_written_is_held_until_nothing_more_comes(fil
     assert other.take("work") is None
     clock.now += EXPIRY_S + 1
     assert other.take("work").number == 2, "the writer died in the middle"
+
+
+@pytest.fixture
+def another(tmp_path):
+    """The same address on another machine, as it were."""
+    return Files(str(tmp_path / "another"), timeout_s=20)
+
+
+def test_a_process_sees_that_its_store_is_not_its_drivers(files, another):
+    with Leases(files, **FAST) as leases:
+        lease = leases.take("work")
+        lease.require_shared(files)
+        for look in (lease.require_shared, lease.require_held):
+            with pytest.raises(
+                NotSharedError, match=f"does not share with the driver {leases.driver}: no driver holds"
+            ):
+                look(another)
+
+
+def test_a_lease_that_another_driver_has_is_lost_and_not_unshared(files):
+    gone = dead(files, expiry_s=0.0)
+    old = gone.take("work")
+    new = dead(files, expiry_s=-1.0)
+    new.take("work")
+    for look in (old.require_shared, old.require_held):
+        with pytest.raises(LeaseLostError, match=f"{gone.driver}: the driver {new.driver} has it"):
+            look(files)
+    given_back = new.take("other work")
+    new.release("other work")
+    for look in (given_back.require_shared, given_back.require_held):
+        with pytest.raises(LeaseLostError, match=f"{new.driver}: it was given back"):
+            look(files)
+
+
+def test_training_does_not_begin_in_a_store_that_is_not_the_drivers(another, tmp_path):
+    """Neither by the first stage of a chain nor by a GRPO stage: nothing is written, nothing is trained."""
+    with Leases(Files(str(tmp_path / "store")), **FAST) as leases:
+        settings = {"store": another.url, "lease": str(leases.take("work"))}
+        with pytest.raises(NotSharedError):
+            supervised.run_in_process([STAGE], Execution(**settings), lambda report: pytest.fail("it trained"))
+        with pytest.raises(NotSharedError):
+            grpo.run(STAGES["grpo"], [], Execution(**settings), lambda report: pytest.fail("it trained"))
+        with pytest.raises(NotSharedError):
+            Learner().begin(STAGES["grpo"].model_dump_json(), Execution(**settings).model_dump_json())
+    assert another.empty()
 
 
 def test_whoever_lost_its_lease_can_write_neither_a_checkpoint_nor_an_artifact(files, tmp_path):

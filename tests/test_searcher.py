@@ -130,6 +130,31 @@ def test_a_trial_that_another_driver_has_is_noted():
     assert noted == [("a", "elsewhere")]
 
 
+@pytest.mark.parametrize(
+    "result", [{"not_shared": "store is 'x', which ..."}, {"lease_lost": "a is no longer leased to us"}]
+)
+def test_a_store_that_is_not_shared_ends_the_sweep_after_the_first_trial(result):
+    """Also where the trial found leases of others in a store of its own: this driver holds the one that it lost."""
+    searcher = searcher_of([a_trial("a"), a_trial("b")])
+    assert searcher.suggest("1")["trial"] == "a"
+    searcher.on_trial_complete("1", result)
+    assert searcher.stopped
+    assert next(iter(result.values())) in searcher.unshared
+    assert searcher.suggest("2") == Searcher.FINISHED
+
+
+def test_a_trial_that_another_driver_took_over_waits_for_it():
+    store = Store(f"memory://{uuid4().hex}")
+    with Leases(store.files) as ours, Leases(store.files) as theirs:
+        searcher = PlanSearcher([a_trial("a")], EXECUTION, store, ours)
+        assert searcher.suggest("1")["trial"] == "a"
+        ours.release("a")
+        assert theirs.take("a")
+        searcher.on_trial_complete("1", {"lease_lost": "the driver THEIRS has it"})
+        assert not searcher.stopped
+        assert searcher.suggest("2") is None
+
+
 def test_a_placement_group_has_a_name_that_is_not_compared():
     """A trial whose group were another one would not be given the warm processes of the one before."""
     one, other = (GRPOGroup([{}, {"CPU": 0.5}, {"CPU": 0.5}]) for _ in range(2))

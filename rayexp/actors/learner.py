@@ -33,6 +33,7 @@ class Learner:
         self._spec = spec
         self._execution = Execution.model_validate_json(execution)
         self._store = Store.of(self._execution)
+        self._store.require_shared()
         self._journal = Journal()
         self._drawn: Completions | None = None
         decoder.use_cores(self._execution.learner_cpus)

@@ -23,7 +23,7 @@ from rayexp import terminal
 from rayexp.catalog import Catalog
 from rayexp.cli.command import run_command, stopped_once, working
 from rayexp.files import resolved
-from rayexp.probe import require_shareable
+from rayexp.probe import require_seen_by_others, require_shareable
 from rayexp.provenance import command_line, without_secrets
 from rayexp.spec import Execution
 from rayexp.store import FAILURE, Store
@@ -99,6 +99,7 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         execution = executed(sweep).model_copy(update={"argv": argv})
         require_loggers(sweep.loggers)
         store = Store.of(execution)
+        require_seen_by_others(store.files)
         study, plan = sweep.within(store), planned(sweep, store)
         study.require_one(plan)
         if sweep.repair and not sweep.plan:
@@ -184,7 +185,7 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     from ray.exceptions import RayError
     from ray.tune import TuneError
 
-    from rayexp.sweep import gauges, loggers, runtime, tune, views
+    from rayexp.sweep import gauges, loggers, runtime, sharing, tune, views
     from rayexp.sweep.estimate import Estimates
     from rayexp.sweep.progress import Progress
     from rayexp.sweep.watch import Watch
@@ -197,6 +198,7 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     execution = execution.on(gpus=placement.total(nodes)["GPU"])
     preflight.require_software(plan, execution)
     preflight.require_resources(plan, execution, nodes)
+    sharing.require_shared(store.files)
     aside = force.set_aside(force.named(sweep.force, plan), plan, store)
     print(*aside, sep="\n", end="\n" * bool(aside), flush=True)
     asks = f", asks for the token in {cluster['token']}" if cluster["token"] else ""

@@ -32,6 +32,7 @@ def run(spec: GRPO, evaluations: Sequence[Evaluate], execution: Execution, progr
     where weights go directly between processes (rayexp.actors.transfer): the attempt ends then.
     """
     store = Store.of(execution)
+    store.require_shared()
     if not store.finished(spec.id):
         with crew_for(spec, execution) as crew:
             for failures in range(execution.worker_failures + 1):

@@ -144,6 +144,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 def _run(stages: Sequence[Stage], execution: Execution, group: Alone | Group) -> None:
     store = Store.of(execution)
+    store.require_shared()
     decoder.use_cores(execution.train_cpus)
     for stage in stages:
         if group.agreed(store.finished(stage.id)):

@@ -19,7 +19,7 @@ from rayexp import logs
 from rayexp.actors.remote import unique
 from rayexp.errors import PermanentError, StageError, sentence
 from rayexp.files import StoreError
-from rayexp.lease import LeaseLostError, Leases
+from rayexp.lease import LeaseLostError, Leases, NotSharedError
 from rayexp.spec import GRPO, Evaluate, Execution, canonical_json, parse_stage
 from rayexp.stages.saving import ask_to_save
 from rayexp.store import FAILURE, Store
@@ -50,7 +50,8 @@ def run(
     note: Callable[[str, str], None] = lambda trial, state: None,
 ) -> Outcome:
     """Run every unfinished stage of the plan. A trial that fails blocks its descendants and nothing else, unless
-    ``fail_fast``: then nothing else is started, and what runs is stopped. ``note`` hears of trials that Tune does not
+    ``fail_fast``: then nothing else is started, and what runs is stopped. Raises NotSharedError after the first trial
+    whose process has another store than this driver. ``note`` hears of trials that Tune does not
     see, because other drivers run them; see ``Progress.note``."""
     if not plan.trials:
         return Outcome()
@@ -81,6 +82,8 @@ def run(
         except KeyboardInterrupt:
             ask_to_save(leases.driver, searcher.running)
             raise
+        if searcher.unshared:
+            raise NotSharedError(searcher.unshared)
         store.tidy()
     finished = store.finished_ids([stage.id for stage in plan.to_run])
     missing = {trial.id for trial in plan.trials if not finished.issuperset(stage.id for stage in trial.stages)}
@@ -104,6 +107,8 @@ def run_trial(config: dict[str, Any]) -> None:
             first, *evaluations = stages
             assert isinstance(first, GRPO)
             grpo.run(first, [stage for stage in evaluations if isinstance(stage, Evaluate)], execution, _reporter())
+    except NotSharedError as error:
+        tune.report({"step": 0, "not_shared": sentence(error)})
     except LeaseLostError as error:
         tune.report({"step": 0, "lease_lost": sentence(error)})
     except PermanentError as error:
@@ -187,6 +192,7 @@ class PlanSearcher(Searcher):
     ) -> None:
         super().__init__()  # without a metric: a trial that only measures reports nothing
         self.failed: dict[str, str] = {}
+        self.unshared = ""  # the sentence of a trial whose process has another store
         self._trials = {trial.id: trial for trial in trials}
         self._execution = execution
         self._store = store
@@ -204,8 +210,8 @@ class PlanSearcher(Searcher):
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing more is to run, because something failed and that was to be enough."""
-        return self._fail_fast and bool(self.failed)
+        """Whether nothing more is to run: something failed and that was to be enough, or the store is not shared."""
+        return bool(self.unshared) or (self._fail_fast and bool(self.failed))
 
     @property
     def running(self) -> set[str]:
@@ -255,9 +261,16 @@ class PlanSearcher(Searcher):
         trial = self._running.pop(trial_id, None)
         if trial is None:
             return
+        holder = self._leases.holder(trial)
         self._leases.release(trial)
-        if result and "lease_lost" in result:
+        if result and "not_shared" in result:
+            self.unshared = result["not_shared"]
+        elif result and "lease_lost" in result:
             log.warning("%s", result["lease_lost"])
+            if holder == self._leases.driver:  # nobody took it: the trial looked into a store with leases of its own
+                self.unshared = (
+                    f"store is {self._store.url!r}, of which a trial has another one: {result['lease_lost']}"
+                )
             self._ready[trial] = None
         elif error:
             self.fail(trial, DIED)

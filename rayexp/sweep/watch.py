@@ -40,8 +40,8 @@ class Watch(tune.Callback):
         result = trial.last_result or {}
         if "lease_lost" in result:
             self._progress.end(trial.config["trial"], "waiting", result["lease_lost"])
-        elif "failed" in result:
-            self._progress.end(trial.config["trial"], "failed", result["failed"])
+        elif why := result.get("failed") or result.get("not_shared"):
+            self._progress.end(trial.config["trial"], "failed", why)
         else:
             self._progress.end(trial.config["trial"], "done")
 
