@@ -1,5 +1,6 @@
 """The documentation is true: its commands work, its worked changes apply and do what they say, its tables agree."""
 
+import json
 import os
 import re
 import shutil
@@ -41,6 +42,8 @@ def runs(tmp_path_factory):
     store = folder / "runs"
     assert alone.main(["--scale", "toy", "--store", str(store)]) == 0
     shutil.copytree(store / "studies/demo-toy", store / "studies/demo-tiny")
+    plan = store / "studies/demo-tiny/plan.json"
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"scale": "tiny", "settings": {}}))
     return folder
 
 
