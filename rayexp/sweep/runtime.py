@@ -4,14 +4,11 @@ import asyncio
 import json
 import logging
 import os
-import socket
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
-from ray._common.utils import get_ray_address_file
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.worker import global_worker
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JOB_NAME_METADATA_KEY, JobInfoStorageClient
@@ -22,8 +19,6 @@ from rayexp import host
 from rayexp.errors import RefusedError
 from rayexp.spec import one_line
 from rayexp.sweep import access, interpreter, surroundings
-
-log = logging.getLogger(__name__)
 
 #: For the driver and every process it starts, unless they are set already.
 ENVIRONMENT = {
@@ -56,9 +51,14 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray colours the names of workers in a file as well
     # Tune looks for its own result files, which are switched off, and warns that there are none.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    # Ray refuses a variable that the job has set as well, even to the same value; the job's holds for all workers.
-    of_the_job = _submission().get("runtime_env", {}).get("env_vars", {})
-    runtime_env = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT if name not in of_the_job}}
+    # Ray refuses what the job has set as well, even to the same value; the job's holds for all workers.
+    of_the_job = _submission().get("runtime_env", {})
+    set_there = of_the_job.get("env_vars", {})
+    runtime_env: dict[str, Any] = {
+        "env_vars": {name: os.environ[name] for name in ENVIRONMENT if name not in set_there}
+    }
+    if "worker_process_setup_hook" not in of_the_job:
+        runtime_env["worker_process_setup_hook"] = _worker_setup()
     if (address := os.environ.get("RAY_ADDRESS", "local") or "local") != "local":
         surroundings.require_cluster(address)
         try:
@@ -75,7 +75,6 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
         interpreter.use_plain_path()
         token = access.restrict()
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        _set_stale_address_aside()
         context = ray.init(
             address="local",
             num_cpus=host.cores() if cpus is None else cpus,
@@ -110,16 +109,18 @@ def _add_to_submission(metadata: Mapping[str, str]) -> None:
     asyncio.run(add())
 
 
-def _set_stale_address_aside() -> None:
-    """Move away the address file of a cluster that is gone: actors' State API calls would follow it, and hang."""
-    file = Path(get_ray_address_file(None))
-    try:
-        address = file.read_text(encoding="utf-8").strip()
-    except OSError:
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-    except (OSError, ValueError):
-        log.warning("the Ray cluster at %s is gone; setting its address file %s aside", address, file)
-        file.replace(file.with_name(f"{file.name}.stale"))
+def _worker_setup() -> Callable[[], None]:
+    """Return what every worker runs first: it names its own cluster to Ray's State API, which otherwise looks for one.
+
+    Ray Train asks that API for its controller, and gives up the placement group of a run whose controller it does not
+    find: in another cluster on the machine, or in one that is gone and whose address file is left.
+    """
+
+    def name_cluster() -> None:  # nested, so that Ray pickles it whole: a node may lack this package
+        import os
+
+        import ray
+
+        os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+    return name_cluster

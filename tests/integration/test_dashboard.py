@@ -4,11 +4,14 @@ import json
 import struct
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
+from ray._common.utils import get_ray_address_file
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+from ray.train.v2._internal.state.util import is_actor_alive
 from tensorboardX.proto.event_pb2 import Event
 
 from rayexp.grafana import exposed
@@ -117,3 +120,21 @@ def scalars(data: bytes) -> dict[str, list[tuple[int, float]]]:
             found.setdefault(value.tag, []).append((event.step, value.simple_value))
         data = data[16 + length :]
     return found
+
+
+@ray.remote(num_cpus=0)
+class Asking:
+    def alive(self) -> bool:
+        """Whether this actor lives, as Ray Train asks of its controller."""
+        return bool(is_actor_alive(ray.get_runtime_context().get_actor_id(), timeout=20))
+
+
+def test_a_worker_asks_its_own_cluster_whatever_others_are_on_the_machine(cluster):
+    """The address file names the cluster that was started last by ``ray start``, or one that is gone."""
+    file = Path(get_ray_address_file(None))
+    before = file.read_text() if file.exists() else None
+    file.write_text("127.0.0.1:1")
+    try:
+        assert ray.get(Asking.remote().alive.remote(), timeout=60)
+    finally:
+        file.unlink() if before is None else file.write_text(before)
