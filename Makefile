@@ -47,10 +47,12 @@ docs: $(INSTALLED)
 hooks: $(INSTALLED)
 	$(MODULE) pre_commit install
 
-# In the foreground; Ctrl-C ends it, and nothing else. Only this account can use it, with the token in ~/.ray.
+# In the foreground; Ctrl-C ends it, and nothing else. Only this account can use it, with the token in ~/.ray. Its ports are
+# free ones, because another Ray on the machine has those that are usual.
 head: $(INSTALLED)
 	PATH="$$PWD/.venv/bin:$$PATH" RAY_START_HOOK=rayexp.sweep.access.prepare_head RAY_USAGE_STATS_ENABLED=0 \
-	  $(MODULE) ray.scripts.scripts start --head --block --dashboard-host=127.0.0.1 --dashboard-agent-listen-port=0 $(HEAD_ARGS)
+	  $(MODULE) ray.scripts.scripts start --head --block --dashboard-host=127.0.0.1 \
+	  --port=0 --dashboard-agent-listen-port=0 $(HEAD_ARGS)
 
 # Bytecode is compiled once here; without it every Ray worker compiles torch, Ray and vLLM again when it starts.
 $(INSTALLED): pyproject.toml

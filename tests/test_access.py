@@ -1,6 +1,7 @@
 """Where the token of a local cluster comes from, and who can read it; integration/test_access.py tries the clusters."""
 
 import os
+import socket
 
 import pytest
 from ray._private import ray_constants
@@ -99,12 +100,16 @@ def test_a_head_asks_for_rays_own_token_which_nobody_else_can_read(shell, tmp_pa
         file.parent.mkdir(parents=True, mode=0o700)
         file.write_text("of Ray, readable by all")
         file.chmod(0o644)
-    parameters = RayParams(ray_client_server_port=10001, dashboard_port=8265)
-    access.prepare_head(parameters, head=True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # by another Ray's dashboard
+        usual = taken.getsockname()[1]
+        parameters = RayParams(ray_client_server_port=10001, dashboard_port=usual)
+        access.prepare_head(parameters, head=True)
+    port = parameters.dashboard_port
+    assert usual < port < usual + 100
     assert modes(file) == (0o600, 0o700)
     assert file.read_text() == "of Ray, readable by all" or not there
     assert parameters.ray_client_server_port is None
     assert capsys.readouterr().out == (
         "for jobs, in another shell of this account: "
-        "export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265\n"
+        f"export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:{port}\n"
     )

@@ -6,8 +6,10 @@ Nothing of this touches a cluster that RAY_ADDRESS names.
 import atexit
 import logging
 import os
+import socket
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -19,6 +21,7 @@ from ray._private.ray_constants import DEFAULT_DASHBOARD_PORT
 from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 
 from rayexp.errors import RefusedError
+from rayexp.sweep import interpreter
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +53,17 @@ def restrict() -> str:
 
 
 def prepare_head(parameters: RayParams, head: bool) -> None:
-    """Restrict the head of ``make head`` to this account; ``ray start`` calls this because RAY_START_HOOK names it.
+    """Restrict the head of ``make head`` to this account, and say where it will be found; ``ray start`` calls this
+    because RAY_START_HOOK names it.
 
     It asks for Ray's own token, which ``ray job submit`` of this account finds.
     """
     if parameters.ray_client_server_port == CLIENT_PORT:
         parameters.ray_client_server_port = None
-    settings = f"RAY_API_SERVER_ADDRESS=http://127.0.0.1:{parameters.dashboard_port or DEFAULT_DASHBOARD_PORT}"
+    interpreter.use_plain_path()
+    port = _free_port(parameters.dashboard_port or DEFAULT_DASHBOARD_PORT)
+    parameters.dashboard_port = port  # pyright: ignore[reportAttributeAccessIssue]
+    settings = f"RAY_API_SERVER_ADDRESS=http://127.0.0.1:{port}"
     if _close():
         umask = os.umask(0o077)
         ensure_token_if_auth_enabled()
@@ -65,6 +72,16 @@ def prepare_head(parameters: RayParams, head: bool) -> None:
             file.chmod(0o600)  # `ray get-auth-token --generate` lets everybody read it
         settings = f"{MODE}=token {settings}"
     print(f"for jobs, in another shell of this account: export {settings}", flush=True)
+
+
+def _free_port(first: int) -> int:
+    """Return the first port of loopback, from ``first`` on, on which nothing listens."""
+    for port in range(first, 65536):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RefusedError(
+        f"no port from {first} on is free for the dashboard; name one by HEAD_ARGS=--dashboard-port=PORT"
+    )
 
 
 def _close() -> bool:

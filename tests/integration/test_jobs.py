@@ -2,18 +2,22 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT, DEFAULT_DASHBOARD_PORT, DEFAULT_PORT
 
 from tests.integration import strangers
 
@@ -27,12 +31,14 @@ def plain_shell(**extra: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | extra
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+@contextmanager
+def usual_ports_taken() -> Iterator[None]:
+    """Something listens where Ray does unless it is told otherwise, as another Ray on the machine would."""
+    with ExitStack() as taken:
+        for port in (DEFAULT_PORT, DEFAULT_DASHBOARD_PORT, DEFAULT_DASHBOARD_AGENT_LISTEN_PORT):
+            with suppress(OSError):  # there is another Ray
+                taken.enter_context(socket.create_server(("", port)))
+        yield
 
 
 @dataclass(frozen=True)
@@ -63,34 +69,35 @@ def account(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """A head of an account that never had a token."""
-    gcs, dashboard, agent = free_ports(3)
-    ports = f"--port={gcs} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent} --num-cpus=2"
+    """A head of an account that never had a token, beside what has taken the usual ports."""
     home = tmp_path_factory.mktemp("home")
-    log = (home / "log").open("w+")
-    process = subprocess.Popen(
-        ["make", "head", f"HEAD_ARGS={ports}"],
-        cwd=ROOT,
-        env=plain_shell(**account(home)),
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    started = Head(f"http://127.0.0.1:{dashboard}", home, psutil.Process(process.pid))
+    with usual_ports_taken(), (home / "log").open("w+") as log:
+        process = subprocess.Popen(
+            ["make", "head", "HEAD_ARGS=--num-cpus=2"],
+            cwd=ROOT,
+            env=plain_shell(**account(home)),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        yield answering(home, process)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def answering(home: Path, process: subprocess.Popen[str]) -> Head:
+    """The head, once its dashboard answers where ``make head`` says that it is."""
     deadline = time.monotonic() + 90
     while True:
-        try:
-            version = started.get("/api/version")
-            break
-        except OSError:
-            log.seek(0)
-            assert process.poll() is None, log.read()
-            assert time.monotonic() < deadline, f"no dashboard within 90 s: {log.read()}"
-            time.sleep(1)
-    assert version["ray_version"]
-    yield started
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=60)
+        log = (home / "log").read_text()
+        assert process.poll() is None, log
+        assert time.monotonic() < deadline, f"no dashboard within 90 s: {log}"
+        with suppress(OSError):
+            if said := re.search(r"RAY_API_SERVER_ADDRESS=(http://127\.0\.0\.1:\d+)$", log, re.MULTILINE):
+                started = Head(said[1], home, psutil.Process(process.pid))
+                assert started.get("/api/version")["ray_version"]
+                return started
+        time.sleep(1)
 
 
 def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
