@@ -81,8 +81,10 @@ def head(tmp_path_factory):
             start_new_session=True,
         )
         yield answering(home, process)
-        os.killpg(process.pid, signal.SIGTERM)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()  # make alone: it hands the signal on, and dies of it
         process.wait(timeout=60)
+        assert psutil.wait_procs(started, timeout=60)[1] == [], "a head that is told to end leaves nothing"
 
 
 def answering(home: Path, process: subprocess.Popen[str]) -> Head:
