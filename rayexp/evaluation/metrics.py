@@ -13,6 +13,8 @@ from scipy.stats import binomtest
 
 #: Random numbers that a bootstrap holds in memory: a study of paper scale asks for a hundred times as many.
 DRAWS_AT_ONCE = 2**22
+#: An interval that covers more than this share of what is possible decides nothing.
+TELLS_LITTLE = 0.75
 
 
 def pass_at_k(q: np.ndarray, k: int) -> np.ndarray:
@@ -53,11 +55,11 @@ class Interval:
 
     @property
     def undecided(self) -> bool:
-        """It covers all that is possible, so nothing is known."""
-        return self.low <= self.possible[0] < self.possible[1] <= self.high
+        """Whether it covers so much of what is possible that a range would only look like knowledge."""
+        return self.high - self.low > TELLS_LITTLE * (self.possible[1] - self.possible[0])
 
     def __format__(self, spec: str) -> str:
-        """Text for people; spec: of each number. An interval that covers all that is possible is none."""
+        """Text for people; spec: of each number. An interval that covers nearly all that is possible is none."""
         spec = spec or ".3g"
         if self.undecided:
             return f"{self.mean:{spec}} (undecided with {self.seeds} seed{'' if self.seeds == 1 else 's'})"
