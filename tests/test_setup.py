@@ -30,10 +30,8 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     for file in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / file, folder)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
-    return subprocess.run(
-        ["make", "EXTRA=cpu", *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # this may run below it
+    return subprocess.run(["make", "EXTRA=cpu", *arguments], cwd=folder, env=plain, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", BORNE)
