@@ -1,11 +1,12 @@
 """Who computes what, when several drivers share a store.
 
 A lease is a file ``leases/<work>.<number>`` whose content names its driver; a driver shows that it lives by writing its
-next beat into ``drivers/<driver>`` every few seconds. A lease is dead when its driver is gone, or when another one has
-watched for EXPIRY_S and saw no new beat: the next one gets the next number. Files are created exclusively, so of two
-drivers that want the same number one gets it. Time is that of whoever watches: no two clocks have to agree, and what a
-store shows late is only late. Whoever works under a lease looks, before it writes, whether the newest number is still
-its own: a process that outlived its driver is stopped there.
+next beat into ``drivers/<driver>`` every few seconds. A lease is dead when its driver is gone, when this machine sees
+that the driver's process has ended, or when another one has watched for EXPIRY_S and saw no new beat: the next one gets
+the next number. Files are created exclusively, so of two drivers that want the same number one gets it. Time is that of
+whoever watches: no two clocks have to agree, and what a store shows late is only late. Whoever works under a lease
+looks, before it writes, whether the newest number is still its own: a process that outlived its driver is stopped
+there.
 """
 
 import json
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -172,7 +174,7 @@ class Leases:
     def beat(self) -> None:
         """Show that this driver lives."""
         self._beats += 1
-        self._files.write(f"drivers/{self.driver}", str(self._beats).encode())
+        self._files.write(f"drivers/{self.driver}", f"{self._beats} {process_identity(os.getpid())}".encode())
 
     def _dead(self, lease: Lease) -> bool:
         """Whether a lease's driver has ended or been silent too long; its heartbeat is removed then."""
@@ -182,7 +184,8 @@ class Leases:
         beat = self._files.read_existing([heart]).get(heart)
         if beat is None:
             return True
-        if not self._unchanged(heart, beat) and not self._long_gone(heart):
+        ended = has_ended(beat.decode(errors="replace").partition(" ")[2])
+        if not ended and not self._unchanged(heart, beat) and not self._long_gone(heart):
             return False
         self._files.remove_file(heart)
         return True
@@ -207,3 +210,33 @@ class Leases:
                 self.beat()
             except StoreError as error:
                 log.warning("the lease heartbeat failed: %s", error)
+
+
+def process_identity(pid: int) -> str:
+    """Return what tells a process from all others of all machines: boot, namespace of process ids, id, and start.
+
+    Empty for one that has ended, and where the system does not say.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+    state, *fields = stat.rpartition(")")[2].split()  # after the program's name, which may have any characters
+    return "" if state in "ZX" else f"{boot} {namespace} {pid} {fields[18]}"
+
+
+def has_ended(identity: str) -> bool:
+    """Return whether a process ran on this machine and is no more; of one on another machine nothing is known."""
+    mine, theirs = process_identity(os.getpid()).split(), identity.split()
+    if not len(mine) == len(theirs) == 4 or mine[:2] != theirs[:2]:
+        return False
+    pid = int(theirs[2])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another account's, of which /proc may tell nothing
+        return False
+    return process_identity(pid) != identity

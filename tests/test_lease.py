@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,18 @@ import pytest
 
 from rayexp.actors.learner import Learner
 from rayexp.files import Files
-from rayexp.lease import BEAT_S, EXPIRY_S, LONG_GONE_S, Lease, LeaseLostError, Leases, NotSharedError, newest
+from rayexp.lease import (
+    BEAT_S,
+    EXPIRY_S,
+    LONG_GONE_S,
+    Lease,
+    LeaseLostError,
+    Leases,
+    NotSharedError,
+    has_ended,
+    newest,
+    process_identity,
+)
 from rayexp.spec import Execution
 from rayexp.stages import grpo, supervised
 from rayexp.store import Store
@@ -88,6 +100,27 @@ def test_a_driver_that_never_beat_again_is_not_waited_for(files):
     files.remove_file(f"drivers/{gone.driver}")
     with Leases(files, **FAST) as leases:
         assert leases.take("work") is not None
+
+
+def test_a_driver_whose_process_this_machine_sees_ended_is_not_waited_for(files):
+    """The machine of another driver may have a process of the same number."""
+    gone, elsewhere, other = (dead(files, expiry_s=EXPIRY_S) for _ in range(3))
+    gone.take("work")
+    elsewhere.take("other work")
+    with subprocess.Popen(["sleep", "60"]) as process:
+        running = process_identity(process.pid)
+        files.write(f"drivers/{gone.driver}", f"1 {running}".encode())
+        files.write(f"drivers/{elsewhere.driver}", f"1 another-boot {running.partition(' ')[2]}".encode())
+        assert other.take("work") is None
+        process.kill()
+    assert other.take("work").number == 2
+    assert other.take("other work") is None
+
+
+def test_a_process_that_got_the_number_of_one_that_ended_is_another():
+    assert not has_ended(process_identity(os.getpid()))
+    assert has_ended(f"{process_identity(os.getpid())}0")
+    assert not has_ended("")
 
 
 class Clock:
