@@ -1,4 +1,4 @@
-"""One real Ray cluster for all tests of this folder."""
+"""One real Ray cluster for all tests of this folder that a process runs."""
 
 import pytest
 import ray
