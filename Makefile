@@ -29,7 +29,7 @@ test: chromium $(INSTALLED)
 	$(MODULE) pyright
 	$(MAKE) docs
 	PYTHONDONTWRITEBYTECODE= $(MODULE) pytest --numprocesses 2 --dist worksteal --ignore tests/integration
-	PYTHONDONTWRITEBYTECODE= $(MODULE) pytest --numprocesses 2 --dist loadfile tests/integration
+	PYTHONDONTWRITEBYTECODE= $(MODULE) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration
 	$(MODULE) benchmarks regression
 
 # Before anything else, so that who has to install it by hand is told at once.

@@ -45,7 +45,10 @@ def test_make_works_in_a_folder_of_almost_any_name(tmp_path, name):
     assert f"said: {python} -m venv .venv\n" in demo.stdout
     assert "said: .venv/bin/python jobs/sweep.py --study demo --store runs\n" in demo.stdout
     assert test.stdout.startswith(f"{python} tests/chromium.py\n")
-    assert "said: .venv/bin/python -m pytest --numprocesses 2 --dist loadfile tests/integration\n" in test.stdout
+    assert (
+        "said: .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration\n"
+        in test.stdout
+    )
     assert " start --head --block " in head.stdout
 
 
