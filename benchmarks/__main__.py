@@ -46,7 +46,7 @@ class Choice:
     """Run benchmarks and print their table."""
 
     names: tyro.conf.Positional[tuple[Name, ...]] = ()
-    """Which ones; all if none is given."""
+    """Names of benchmarks; all if none is given."""
     write: bool = False
     """Put the tables of these benchmarks into docs/performance.md, in place of those of the same kind of machine."""
 

@@ -186,7 +186,7 @@ class Catalog:
         return labels
 
     def about(self, name: str) -> dict[str, Any]:
-        """What a study's plan.json holds: labels of its stages, and what makes it one study (``rayexp.sweep.study``).
+        """Return what plan.json holds of a study: labels of its stages, and what makes it one (``rayexp.sweep.study``).
         One of an earlier version holds labels only. Raises StoreError if there is none."""
         path = f"studies/{name}/plan.json"
         try:

@@ -74,7 +74,7 @@ class Sweep(Choice):
     options: Annotated[Options, tyro.conf.OmitArgPrefixes] = (  # pyright: ignore[reportInvalidTypeForm]
         dataclasses.field(default_factory=Options)
     )
-    """How it is run; nothing of this can change a result."""
+    """Machines, workers and limits; nothing of this can change a result."""
 
     @property
     def study_name(self) -> str:
@@ -134,7 +134,7 @@ def parsed(arguments: list[str] | None, defaults: Sweep, description: str | None
 
 
 def executed(sweep: Sweep) -> Execution:
-    """How the stages are to be run. Raises ValidationError or ValueError on a setting it can't have."""
+    """Return how the stages are to be run. Raises ValidationError or ValueError on a setting it can't have."""
     return Execution.model_validate(dataclasses.asdict(sweep.options) | {"store": resolved(sweep.options.store)})
 
 
@@ -170,7 +170,7 @@ def planned(sweep: Sweep, store: Store) -> Plan:
 
 
 def machines() -> Machines:
-    """Those of the cluster that RAY_ADDRESS names, if it names one; else this machine, without a start of Ray."""
+    """Return the machines of the cluster that RAY_ADDRESS names, else this machine, without a start of Ray."""
     if (address := os.environ.get("RAY_ADDRESS", "")) in ("", "local"):
         return Machines.here()
     from rayexp.sweep import runtime
