@@ -177,7 +177,7 @@ class Leases:
         self._files.write(f"drivers/{self.driver}", f"{self._beats} {process_identity(os.getpid())}".encode())
 
     def _dead(self, lease: Lease) -> bool:
-        """Whether a lease's driver has ended or been silent too long; its heartbeat is removed then."""
+        """Return whether a lease's driver has ended or been silent too long; remove its heartbeat then."""
         if not _DRIVER.fullmatch(lease.driver):
             return self._unchanged(lease.name, lease.driver.encode())
         heart = f"drivers/{lease.driver}"
@@ -191,7 +191,7 @@ class Leases:
         return True
 
     def _unchanged(self, name: str, content: bytes) -> bool:
-        """Whether a file has been seen with this content for as long as a living driver leaves none."""
+        """Return whether a file has been seen with this content for as long as a living driver leaves none."""
         now = self._clock()
         before, since = self._seen.get(name, (content, now))
         self._seen[name] = (content, since if content == before else now)

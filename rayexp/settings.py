@@ -59,7 +59,7 @@ def labelled(stage: Stage, among: Mapping[Setting, str]) -> str:
 
 
 def within(part: str, whole: str) -> bool:
-    """Whether a condition is that of a stage which one with the condition ``whole`` may be built on."""
+    """Return whether a stage of the condition ``whole`` may be built on one of this condition."""
     return not part or set(part.split(", ")) <= set(whole.split(", "))
 
 

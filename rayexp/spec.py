@@ -280,7 +280,7 @@ MISMATCH_LIMITS = {"fp32": 0.02, "bf16": 1.0}
 
 
 class Execution(Value):
-    """How stages are run. Nothing here may change a result by more than rounding, and nothing here is part of an id."""
+    """The way stages are run. Nothing here may change a result by more than rounding, and nothing is part of an id."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 

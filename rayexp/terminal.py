@@ -39,7 +39,7 @@ def parsed(form: Any, arguments: list[str] | None, **about: Any) -> Any:
 
 
 def _sentence(box: str) -> str:
-    """What a box says: a title, the sentence, a rule, advice; in colour on a terminal, in ASCII without UTF-8."""
+    """Return what a box says: a title, the sentence, a rule, advice; maybe in colour, or in ASCII."""
     lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:]]
     lines = list(itertools.dropwhile(_RULE, lines))
     sentence = " ".join(itertools.takewhile(lambda line: not _RULE(line), lines)).rstrip(".")

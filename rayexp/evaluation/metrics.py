@@ -55,7 +55,7 @@ class Interval:
 
     @property
     def undecided(self) -> bool:
-        """Whether it covers so much of what is possible that a range would only look like knowledge."""
+        """Return whether it covers so much of what is possible that a range would only look like knowledge."""
         return self.high - self.low > TELLS_LITTLE * (self.possible[1] - self.possible[0])
 
     def __format__(self, spec: str) -> str:

@@ -113,7 +113,7 @@ def _row(claim: Claim, finding: Finding, arm: Arm | None, beta: float) -> dict[s
 
 
 def _changed(rows: pd.DataFrame) -> bool:
-    """Whether GRPO moved the masses of any cells, up or down, at any OOD ratio."""
+    """Return whether GRPO moved the masses of any cells, up or down, at any OOD ratio."""
     moved = rows.assign(moved=rows["gain"].abs(), room=1 - rows["init_q"]).groupby(["role", "ood_ratio"])
     means = moved[["moved", "room"]].mean()
     return bool((means["moved"] >= SMALL_CHANGE * means["room"]).where(means["moved"] > 0, False).any())
@@ -130,7 +130,7 @@ def _untested(finding: Finding, rows: pd.DataFrame, curves: pd.DataFrame | None)
 
 
 def _reward(rows: pd.DataFrame, curves: pd.DataFrame | None) -> str:
-    """What GRPO earned, as far as it was logged."""
+    """Describe what GRPO earned, as far as it was logged."""
     if curves is None:
         return ""
     logged = curves[(curves["metric"] == "rollout/reward") & curves["stage_id"].isin(rows["stage_id"])]["value"]

@@ -53,7 +53,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 class Look(NamedTuple):
-    """What a series can be told by; only what is before GRPO is black, and no two have both colour and line."""
+    """Return what a series can be told by; only what is before GRPO is black, and no two have both colour and line."""
 
     colour: Any
     marker: str

@@ -61,7 +61,7 @@ def reserved(stage: Stage, execution: Execution) -> tuple[float, float]:
 
 
 def _facts(record: dict[str, Any]) -> dict[str, str]:
-    """What a stage was run with, as far as its machine could tell. Raises KeyError, TypeError or ValueError on what is
+    """Return what a stage was run with, as far as known. Raises KeyError, TypeError or ValueError on what is
     not a record."""
     about = {name: record[name] for name in ("host", "machine", "python")} | {"commit": commit(record["git"])}
     found = {**about, "source": record.get("source"), **record["packages"]}

@@ -1,4 +1,4 @@
-"""How far a cluster may grow, as its autoscaler was told. Ray keeps no record of it that a driver could ask for.
+"""The limits to which a cluster may grow, as its autoscaler was told. Ray keeps no record of them for drivers.
 
 ``ray up`` and ``ray start --autoscaling-config`` run the autoscaler beside the head's other processes; KubeRay runs it
 in the head's pod, from the cluster's own resource. A driver elsewhere sees neither, and counts the nodes there are.

@@ -1,4 +1,4 @@
-"""Whether the parts of a trial fit the nodes of a cluster together, and how many trials fit at once.
+"""The fit of trials into nodes: all parts of one together, and the number of trials at once.
 
 Ray places a part on one node, and a share of a GPU on one GPU: what fits the sum of all nodes may fit none of them.
 """
@@ -53,12 +53,12 @@ def total(nodes: Nodes) -> dict[str, float]:
 
 
 def fits(part: Bundle, nodes: Nodes) -> bool:
-    """Whether some node has room for a part."""
+    """Return whether some node has room for a part."""
     return any(node.without(part) for node in nodes)
 
 
 def fit_together(parts: Sequence[Bundle], nodes: Nodes) -> bool:
-    """Whether all parts have room at once. Exact where all but the first are alike, as the parts of a trial are."""
+    """Return whether all parts have room at once. Exact where all but the first are alike, as a trial's parts are."""
     first, others = parts[0], parts[1:]
     lefts = ((node, left) for node in nodes if (left := node.without(first)))
     return any(not others or _room(others[0], _moved(nodes, node, left), len(others)) for node, left in lefts)
@@ -77,7 +77,7 @@ def how_many(parts: Sequence[Bundle], nodes: Nodes, at_most: int) -> int:
 
 
 def _room(part: Bundle, nodes: Nodes, needed: int) -> bool:
-    """Whether as many copies of one part as are needed have room."""
+    """Return whether as many copies of one part as are needed have room."""
     for node, count in nodes.items():
         copies, left = 0, node.without(part)
         while left and copies < needed:

@@ -30,7 +30,7 @@ def bundles(trial: Trial, execution: Execution) -> list[Bundle]:
 
 
 def on_one_node(execution: Execution) -> bool:
-    """Whether the actors of a GRPO stage have to share a node: memory of a GPU is handed over within a machine."""
+    """Return whether the actors of a GRPO stage have to share a node, because a GPU hands memory over within one."""
     return execution.weight_transfer == "cuda_ipc"
 
 

@@ -45,7 +45,7 @@ class Running:
 
     @property
     def done_s(self) -> float:
-        """Of its trial's estimated seconds, those whose work is done."""
+        """Return the part of its trial's estimated seconds whose work is done."""
         before = self.trial.stages[: self.trial.stages.index(self.stage)]
         share = self.step / self.steps if self.steps else 0.0
         return sum(self.estimates[stage.id] for stage in before) + self.estimates[self.stage.id] * share
@@ -81,8 +81,8 @@ class Ended:
 
 
 class Progress:
-    """Of one run of a plan, by this driver. ``estimate``: seconds of a stage, before anything of it was seen.
-    ``at_once``: how many trials run at the same time."""
+    """The progress of one run of a plan by this driver. ``estimate``: seconds of a stage before anything of it was
+    seen. ``at_once``: how many trials run at the same time."""
 
     def __init__(
         self,

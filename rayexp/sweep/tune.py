@@ -210,7 +210,7 @@ class PlanSearcher(Searcher):
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing more is to run: something failed and that was to be enough, or the store is not shared."""
+        """Return whether nothing more is to run: a failure with ``fail_fast``, or a store that is not shared."""
         return bool(self.unshared) or (self._fail_fast and bool(self.failed))
 
     @property

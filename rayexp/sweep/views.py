@@ -197,7 +197,7 @@ def clock(seconds: float | None) -> str:
 
 
 def left(seconds: float) -> str:
-    """How long something will still take, in words."""
+    """Say how long something will still take."""
     return f"{clock(seconds)} left"
 
 
