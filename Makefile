@@ -34,11 +34,11 @@ test: chromium $(INSTALLED)
 
 # Before anything else, so that who has to install it by hand is told at once.
 chromium:
-	$(PYTHON) tests/chromium.py
+	$(PYTHON) tests/fixtures/chromium.py
 
 # The API from its docstrings, for a browser: build/api/rayexp.html. What pdoc warns of is an error. It leaves the modules
 # out of packages that say what they offer by __all__, so those are named.
-API := rayexp jobs $(subst /,.,$(basename $(wildcard rayexp/world/[a-z]*.py rayexp/studies/[a-z]*.py)))
+API := rayexp jobs $(subst /,.,$(basename $(wildcard rayexp/tasks/strings/[a-z]*.py rayexp/studies/[a-z]*.py)))
 docs: $(INSTALLED)
 	PYTHONWARNINGS=error::UserWarning,error::RuntimeWarning \
 	  $(MODULE) pdoc --template-directory docs/api --output-directory build/api $(API)

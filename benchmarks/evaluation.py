@@ -9,11 +9,11 @@ import torch
 
 from benchmarks.measure import Row, alternate, publish
 from rayexp.evaluation.mass import gold_scores
-from rayexp.learning import decoder
-from rayexp.presets import DECODERS
-from rayexp.sampling.protocol import prompt_seed
+from rayexp.models import decoder
+from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.world import Corpus, Verifier, World
+from rayexp.studies.presets import DECODERS
+from rayexp.tasks.strings import Corpus, Verifier, World
 
 PROMPTS, COMPLETIONS, ROUNDS = 200, 64, 5
 CASES = ("tiny", "small")

@@ -16,15 +16,17 @@ import torch
 import tyro
 from torch import Tensor
 
+from rayexp import rng as counter
 from rayexp.evaluation.mass import gold_scores
-from rayexp.learning import decoder, objectives
-from rayexp.learning.policy import PolicyLearner, rollout_batches
-from rayexp.learning.trainer import Trainer
-from rayexp.presets import SCALES, Budget
-from rayexp.sampling.protocol import prompt_seed
+from rayexp.models import decoder
+from rayexp.rl import objectives
+from rayexp.rl.learner import PolicyLearner, rollout_batches
+from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import GRPO, SFT, Pretrain
-from rayexp.world import Corpus, Rectangle, Verifier, World, counter, vocabulary
+from rayexp.studies.presets import SCALES, Budget
+from rayexp.tasks.strings import Corpus, Rectangle, Verifier, World, vocabulary
+from rayexp.training.trainer import Trainer
 
 GEMM_SIZE = 8192
 
@@ -34,7 +36,7 @@ class Arguments:
     """What to measure, and for how long."""
 
     scale: str = "paper"
-    """Decoder and budgets; see rayexp/presets.py."""
+    """Decoder and budgets; see rayexp/studies/presets.py."""
     device: str = "auto"
     """auto, cpu or cuda."""
     rounds: int = 20

@@ -89,7 +89,7 @@ def grpo_step(prompts: int = 32, group: int = 8, **decoder: int) -> float:
     import torch
 
     from benchmarks.step import Case, Parts, our_steps, reinforcement
-    from rayexp.learning.decoder import build
+    from rayexp.models.decoder import build
     from rayexp.sampling.torch_sampler import TorchSampler
 
     torch.set_num_threads(1)
@@ -103,8 +103,8 @@ def grpo_step(prompts: int = 32, group: int = 8, **decoder: int) -> float:
 
 def planned(stages: int) -> float:
     """Planning some studies and asking what to run first."""
-    from rayexp.presets import SCALES
     from rayexp.studies import STUDIES, Grid
+    from rayexp.studies.presets import SCALES
     from rayexp.sweep.plan import Plan
 
     budget = SCALES["paper"]
@@ -136,7 +136,7 @@ def by_wall_clock() -> Iterator[Row]:
     """Rollout actors, ranks and trials at once; on few cores they share what there is, so there is no target."""
     import ray
 
-    from rayexp.sweep import runtime
+    from rayexp.distributed import runtime
 
     runtime.connect(cpus=8)
     cores = os.cpu_count()
@@ -159,10 +159,10 @@ def rollouts(actors: int) -> float:
     import ray
 
     from benchmarks.step import Case, reinforcement
-    from rayexp.actors.rollout import RolloutFleet
-    from rayexp.learning import decoder
+    from rayexp.distributed.rollout_manager import RolloutFleet
+    from rayexp.execution.grpo import Task
+    from rayexp.models import decoder
     from rayexp.spec import Execution
-    from rayexp.stages.grpo import Task
 
     spec = reinforcement(Case("tiny", ROUNDS), "fp32").model_copy(update={"prompts_per_step": 256})
     fleet = RolloutFleet(spec, Execution(rollout_workers=actors))
@@ -180,8 +180,8 @@ def rollouts(actors: int) -> float:
 def ranks(workers: int) -> float:
     """Seconds of a pretraining run in a worker group."""
     from benchmarks.step import Case, reinforcement
+    from rayexp.execution import supervised
     from rayexp.spec import Execution
-    from rayexp.stages import supervised
 
     root = reinforcement(Case("tiny", ROUNDS), "fp32").root.model_copy(
         update={"samples": 40 * 256, "batch_samples": 256}
@@ -196,7 +196,7 @@ def trials(at_once: int) -> float:
     """Seconds of a sweep of eight pretraining runs."""
     from benchmarks.nodes import plan
     from rayexp.spec import Execution
-    from rayexp.sweep import tune
+    from rayexp.sweep import scheduler as tune
 
     chains = [stage.model_copy(update={"samples": 10_000}) for stage in plan(8).stages]
     with TemporaryDirectory() as folder:

@@ -17,11 +17,12 @@ from ray import tune as ray_tune
 from ray.cluster_utils import Cluster
 
 from benchmarks.measure import Row, publish
-from rayexp.presets import SCALES
+from rayexp.distributed import access, runtime
 from rayexp.spec import Execution, Pretrain
-from rayexp.sweep import access, runtime, tune
+from rayexp.studies.presets import SCALES
+from rayexp.sweep import scheduler as tune
 from rayexp.sweep.plan import Plan
-from rayexp.world import World
+from rayexp.tasks.strings import World
 
 NODES, PLACES_PER_NODE = 8, 8
 WAVES = 6

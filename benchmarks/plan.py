@@ -57,10 +57,10 @@ def run() -> list[Row]:
 def plan_repeatedly() -> None:
     """In the child: number of stages, seconds of each planning and of one suggestion, peak MiB after the imports and at
     the end."""
-    import rayexp.sweep.tune  # noqa: F401  what the driver imports, for its memory
-    from rayexp.presets import SCALES
+    import rayexp.sweep.scheduler  # noqa: F401  what the driver imports, for its memory
     from rayexp.studies import STUDIES as ALL
     from rayexp.studies import Grid
+    from rayexp.studies.presets import SCALES
     from rayexp.sweep.plan import Plan
 
     imported, seconds, stages = peak_mib(), [], 0
@@ -78,7 +78,7 @@ def plan_repeatedly() -> None:
 def seconds_of_a_suggestion(plan: "Plan") -> float:
     """What the driver needs to hand out one trial of the plan and to hear of its end, without store and leases."""
     from rayexp.spec import Execution
-    from rayexp.sweep.tune import PlanSearcher
+    from rayexp.sweep.scheduler import PlanSearcher
 
     class Nobody:
         """Leases and a store that know of nobody else."""

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, alternate, publish
-from rayexp.learning import decoder
-from rayexp.learning.trainer import Trainer
-from rayexp.presets import DECODERS, SCALES
+from rayexp.execution import pretrain, supervised
+from rayexp.models import decoder
 from rayexp.spec import AdamW, Pretrain
-from rayexp.stages import pretrain, supervised
-from rayexp.world import World, vocabulary
+from rayexp.studies.presets import DECODERS, SCALES
+from rayexp.tasks.strings import World, vocabulary
+from rayexp.training.trainer import Trainer
 
 GEMM_SIZE = 1024
 

@@ -9,11 +9,11 @@ from benchmarks import evaluation, pretrain
 from benchmarks.measure import Row, Samples, alternate, publish
 from benchmarks.rollouts import GROUP, hf_generate, questions
 from benchmarks.step import Case, reinforcement
-from rayexp.learning import decoder
-from rayexp.learning.logprobs import Beginnings, completion_logprobs, group_logprobs
-from rayexp.presets import DECODERS
+from rayexp.models import decoder
+from rayexp.rl.scoring import Beginnings, completion_logprobs, group_logprobs
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.world import World
+from rayexp.studies.presets import DECODERS
+from rayexp.tasks.strings import World
 
 ROUNDS = 5
 #: What was measured when it was last looked at, by name; half of it fails.

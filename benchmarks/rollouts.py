@@ -15,15 +15,15 @@ import ray
 import torch
 
 from benchmarks.measure import Row, Samples, alternate, publish
-from rayexp.actors.rollout import RolloutFleet
-from rayexp.learning import decoder
-from rayexp.presets import DECODERS, SCALES
-from rayexp.sampling.protocol import prompt_seed
+from rayexp.distributed import runtime
+from rayexp.distributed.rollout_manager import RolloutFleet
+from rayexp.models import decoder
+from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
 from rayexp.spec import GRPO, Execution, Pretrain
-from rayexp.sweep import runtime
-from rayexp.world import Corpus, World, vocabulary
+from rayexp.studies.presets import DECODERS, SCALES
+from rayexp.tasks.strings import Corpus, World, vocabulary
 
 PROMPTS = 64
 GROUP = 8

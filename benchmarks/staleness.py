@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from benchmarks.measure import Row, publish
+from rayexp.distributed import runtime
 from rayexp.evaluation.metrics import cluster_bootstrap
-from rayexp.presets import SCALES
+from rayexp.execution import grpo, supervised
 from rayexp.spec import GRPO, Evaluate, Execution, Stage
-from rayexp.stages import grpo, supervised
-from rayexp.store import Store
+from rayexp.store.artifacts import Store
 from rayexp.studies.grid import Grid, chains
-from rayexp.sweep import runtime
+from rayexp.studies.presets import SCALES
 
 SEEDS = (0, 1, 2)
 RATIO, BETA = 0.01, 0.1

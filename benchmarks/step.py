@@ -24,18 +24,18 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks.measure import Row, Samples, alternate, publish
-from rayexp.learning import decoder
-from rayexp.learning import policy as policies
-from rayexp.learning.policy import PolicyLearner, rollout_batches
-from rayexp.presets import DECODERS, SCALES
-from rayexp.sampling.protocol import Sampler
+from rayexp.execution.grpo import Task
+from rayexp.execution.supervised import run_in_process
+from rayexp.models import decoder
+from rayexp.rl import learner as policies
+from rayexp.rl.learner import PolicyLearner, rollout_batches
+from rayexp.sampling.base import Sampler
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
 from rayexp.spec import GRPO, SFT, Execution, Pretrain
-from rayexp.stages.grpo import Task
-from rayexp.stages.supervised import run_in_process
-from rayexp.store import Store
-from rayexp.world import Verifier, World, vocabulary
+from rayexp.store.artifacts import Store
+from rayexp.studies.presets import DECODERS, SCALES
+from rayexp.tasks.strings import Verifier, World, vocabulary
 
 PROMPTS, GROUP, BETA = 64, 8, 0.04
 

@@ -14,11 +14,13 @@ from typing import Any
 from ray import tune as ray_tune
 
 from benchmarks.measure import Row, publish
-from rayexp.presets import SCALES
+from rayexp.distributed import runtime
 from rayexp.spec import GRPO, Evaluate, Execution
-from rayexp.store import Store
+from rayexp.store.artifacts import Store
 from rayexp.studies import STUDIES, Grid
-from rayexp.sweep import placement, preflight, runtime, tune
+from rayexp.studies.presets import SCALES
+from rayexp.sweep import placement, preflight
+from rayexp.sweep import scheduler as tune
 from rayexp.sweep.plan import Plan
 
 #: Parts of a stage that are what a user came for; see ``journal.Stopwatch`` where they are timed.

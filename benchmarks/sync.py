@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row, alternate, publish
-from rayexp.learning import decoder
-from rayexp.presets import DECODERS
+from rayexp.models import decoder
 from rayexp.sampling.vllm_sampler import VLLMSampler
+from rayexp.studies.presets import DECODERS
 
 TARGETS_S = {"tiny": 0.01, "paper": 0.1}
 ROUNDS = 7

@@ -3,7 +3,7 @@
 from functools import partial
 
 from benchmarks.measure import Row, alternate, publish
-from rayexp.world import Corpus, World
+from rayexp.tasks.strings import Corpus, World
 
 TARGET = 1_000_000  # samples/s, so that one core feeds any GPU
 ROUND_SAMPLES = 2**16

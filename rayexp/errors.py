@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-from rayexp import logs
+from rayexp.telemetry import logs
 
 
 class PermanentError(RuntimeError):

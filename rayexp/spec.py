@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from rayexp.errors import not_among
-from rayexp.world import World
+from rayexp.tasks.strings import World
 
 #: What vLLM's attention kernels serve on CPU and GPU alike.
 HEAD_SIZES = (32, 64, 128)
@@ -328,9 +328,9 @@ class Execution(Value):
     """How often a trial, or the learner within one, is started again after a failure that may pass."""
 
     lease: str = ""
-    """What entitles a trial to write its stages; filled in by the sweep that starts it (rayexp.lease)."""
+    """What entitles a trial to write its stages; filled in by the sweep that starts it (rayexp.store.leases)."""
     argv: tuple[str, ...] = ()
-    """The command line of the sweep that starts it, without secrets; for the record (rayexp.provenance)."""
+    """The command line of the sweep that starts it, without secrets; for the record (rayexp.store.provenance)."""
 
     def mismatch_limit(self, precision: str) -> float:
         """Return ``max_logprob_mismatch``, by default that of a precision."""

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from rayexp.learning import decoder as decoders
+from rayexp.models import decoder as decoders
 from rayexp.spec import GRPO, SFT, AdamW, Decoder, Evaluate, Pretrain, Stage
-from rayexp.world import World
+from rayexp.tasks.strings import World
 
 torch.set_num_threads(1)
 settings.register_profile(

@@ -36,7 +36,7 @@ class Compare(Place):
     """Write the table to this file as well, unrounded."""
 
     def run(self) -> int:
-        from rayexp.report.compare import Study, compare  # pandas and scipy, which only this command needs
+        from rayexp.reports.compare import Study, compare  # pandas and scipy, which only this command needs
 
         one, other = Study.read(self.a, self.store), Study.read(self.b, self.store)
         found = compare(one, other)

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import tyro
 
-from rayexp import settings
-from rayexp.catalog import Catalog, Finished, find
 from rayexp.cli.place import Place
-from rayexp.provenance import code_here
 from rayexp.spec import Evaluate, Stage, one_line
+from rayexp.stages import settings
+from rayexp.store.index import Catalog, Finished, find
+from rayexp.store.provenance import code_here
 from rayexp.studies.choice import Choice
 from rayexp.sweep.plan import Plan
 from rayexp.terminal import Column, duration, table, terminal_width

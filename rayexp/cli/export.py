@@ -22,7 +22,7 @@ class Export(Place):
     """An empty or new folder, or an fsspec URL."""
 
     def run(self) -> int:
-        from rayexp.export import SUMS, Release
+        from rayexp.store.export import SUMS, Release
 
         def say(text: str) -> None:
             print(text, file=sys.stderr, flush=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from rayexp.catalog import Attempt, Finished
 from rayexp.cli.place import Place
 from rayexp.spec import one_line
+from rayexp.store.index import Attempt, Finished
 from rayexp.terminal import Column, abbreviated, duration, size, table, terminal_width
 
 FINISHED = (

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from rayexp.catalog import Catalog
-from rayexp.store import Store
+from rayexp.store.artifacts import Store
+from rayexp.store.index import Catalog
 
 
 @dataclass(frozen=True, kw_only=True)

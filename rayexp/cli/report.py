@@ -8,7 +8,7 @@ and those of a grid that is given here.
 
 from rayexp.cli.command import run_command, working
 from rayexp.cli.run import DEFAULTS, Sweep, executed, parsed, planned, write_report
-from rayexp.store import Store, StoreError
+from rayexp.store.artifacts import Store, StoreError
 from rayexp.sweep.plan import Plan
 
 

@@ -20,21 +20,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from rayexp import terminal
-from rayexp.catalog import Catalog
 from rayexp.cli.command import run_command, stopped_once, working
-from rayexp.files import resolved
-from rayexp.probe import require_seen_by_others, require_shareable
-from rayexp.provenance import command_line, without_secrets
 from rayexp.spec import Execution
-from rayexp.store import FAILURE, Store
+from rayexp.store.artifacts import FAILURE, Store
+from rayexp.store.filesystem import resolved
+from rayexp.store.index import Catalog
+from rayexp.store.probe import require_seen_by_others, require_shareable
+from rayexp.store.provenance import command_line, without_secrets
 from rayexp.studies.choice import Choice
 from rayexp.sweep import force, placement, preflight
-from rayexp.sweep.outlook import Machines, other_code, outlook
 from rayexp.sweep.plan import Plan
+from rayexp.sweep.preview import Machines, other_code, outlook
 from rayexp.sweep.study import Study
 
 if TYPE_CHECKING:
-    from rayexp.sweep.tune import Outcome  # imports Ray
+    from rayexp.sweep.scheduler import Outcome  # imports Ray
 
 #: The settings of ``Execution`` as options, without its limits: those are checked, and explained, by ``Execution``.
 Options: Any = dataclasses.make_dataclass(
@@ -149,7 +149,7 @@ def require_home() -> None:
 def require_loggers(names: Sequence[str]) -> None:
     """Raise ValueError if one of them can't be had."""
     if names:
-        from rayexp.sweep import loggers  # imports Ray
+        from rayexp.sweep import trackers as loggers  # imports Ray
 
         loggers.require(names)
 
@@ -173,7 +173,7 @@ def machines() -> Machines:
     """Return the machines of the cluster that RAY_ADDRESS names, else this machine, without a start of Ray."""
     if (address := os.environ.get("RAY_ADDRESS", "")) in ("", "local"):
         return Machines.here()
-    from rayexp.sweep import runtime
+    from rayexp.distributed import runtime
 
     runtime.connect()
     return Machines(preflight.capacity(), f"the Ray cluster at {address}")
@@ -185,8 +185,12 @@ def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
     from ray.exceptions import RayError
     from ray.tune import TuneError
 
-    from rayexp.sweep import gauges, loggers, runtime, sharing, tune, views
-    from rayexp.sweep.estimate import Estimates
+    from rayexp.distributed import runtime, sharing
+    from rayexp.sweep import display as views
+    from rayexp.sweep import prometheus as gauges
+    from rayexp.sweep import scheduler as tune
+    from rayexp.sweep import trackers as loggers
+    from rayexp.sweep.cost import Estimates
     from rayexp.sweep.progress import Progress
     from rayexp.sweep.watch import Watch
 
@@ -231,7 +235,7 @@ def _unsuccessful(outcome: "Outcome", plan: Plan, store: Store) -> list[str]:
 def write_report(plan: Plan, study: Study) -> int:
     """Write results table and report of what is finished of a study, and of what else was ever asked for under its
     name, into the store; claims to the terminal. Return the number of figures that could not be drawn."""
-    from rayexp.report import page
+    from rayexp.reports import page
 
     def make(whole: Plan, folder: Path) -> tuple[Any, list[dict[str, str]]]:
         report = page.write(whole, study.store, folder)

@@ -9,13 +9,13 @@ from typing import Annotated
 
 import tyro
 
-from rayexp import settings
-from rayexp.catalog import Catalog, Finished, file_bytes, find
 from rayexp.cli.place import Place
 from rayexp.errors import first_line
-from rayexp.provenance import code_here
 from rayexp.spec import Stage, one_line
-from rayexp.store import StoreError
+from rayexp.stages import settings
+from rayexp.store.artifacts import StoreError
+from rayexp.store.index import Catalog, Finished, file_bytes, find
+from rayexp.store.provenance import code_here
 from rayexp.terminal import Column, duration, size, table, terminal_width
 
 #: Of provenance, in this order; the rest is in provenance.json.
@@ -176,7 +176,7 @@ def _loading(catalog: Catalog, finished: Finished) -> str:
             f'# or: vllm.LLM({place}, skip_tokenizer_init=True, dtype="float32")'
         )
     return (
-        "from rayexp.store import Store\n"
+        "from rayexp.store.artifacts import Store\n"
         "from transformers import LlamaForCausalLM\n"
         f"with Store({json.dumps(catalog.store.url)}).model({json.dumps(finished.id)}) as folder:  # verified\n"
         "    model = LlamaForCausalLM.from_pretrained(folder)"

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from rayexp.learning.logprobs import completion_logprobs
-from rayexp.world import Rectangle
+from rayexp.rl.scoring import completion_logprobs
+from rayexp.tasks.strings import Rectangle
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ import pyarrow as pa
 from transformers import LlamaForCausalLM
 
 from rayexp.evaluation.mass import gold_scores
-from rayexp.sampling.protocol import prompt_seed
+from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import Evaluate
-from rayexp.world import Cell, Corpus, Rectangle, Verifier, World, vocabulary
+from rayexp.tasks.strings import Cell, Corpus, Rectangle, Verifier, World, vocabulary
 
 #: Test prompts are those of one corpus, whatever the seeds of the stages are: results are paired across stages.
 TEST_SEED = 0

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
-from rayexp.learning import decoder
-from rayexp.learning.logprobs import in_full_rows, take_rows
-from rayexp.sampling.captured_step import CapturedStep
-from rayexp.sampling.protocol import Completions, Weights, as_tensors
-from rayexp.world import counter, vocabulary
+from rayexp import rng as counter
+from rayexp.models import decoder
+from rayexp.rl.scoring import in_full_rows, take_rows
+from rayexp.sampling.base import Completions, Weights, as_tensors
+from rayexp.sampling.cuda_graph import CapturedStep
+from rayexp.tasks.strings import vocabulary
 
 #: Captured decoding steps, each with a cache of its own, that a sampler keeps.
 SHAPES_KEPT = 8

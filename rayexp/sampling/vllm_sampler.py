@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from rayexp.errors import RefusedError
-from rayexp.sampling.protocol import Completions, Weights, as_tensors
+from rayexp.sampling.base import Completions, Weights, as_tensors
 from rayexp.spec import Decoder
-from rayexp.world import vocabulary
+from rayexp.tasks.strings import vocabulary
 
 INSTALL = 'uv pip install --editable ".[{}]"'
 
@@ -58,7 +58,7 @@ class VLLMSampler:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # Ray decides how many threads there are
         from vllm import LLM, SamplingParams
 
-        from rayexp.learning import decoder as decoders
+        from rayexp.models import decoder as decoders
 
         self._params: type[Any] = SamplingParams
         self.weight_version = -1

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from rayexp.presets import Budget
 from rayexp.spec import Stage
 from rayexp.studies import composition, demo, depth, length, mixing, scaling, tokens
 from rayexp.studies.grid import Grid
+from rayexp.studies.presets import Budget
 
 Study = Callable[[Budget, Grid], list[Stage]]
 STUDIES: dict[str, Study] = {

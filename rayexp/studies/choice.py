@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from rayexp.errors import not_among
-from rayexp.presets import SCALES
 from rayexp.spec import Stage
 from rayexp.studies import STUDIES
 from rayexp.studies.grid import Grid
+from rayexp.studies.presets import SCALES
 
 T = TypeVar("T")
 

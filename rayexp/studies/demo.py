@@ -4,9 +4,9 @@ Where pretraining gave the composition no mass, GRPO finds nothing; where it is 
 lies the gain.
 """
 
-from rayexp.presets import Budget
 from rayexp.spec import Stage
 from rayexp.studies.grid import Grid, chains
+from rayexp.studies.presets import Budget
 
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:

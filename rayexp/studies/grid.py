@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayexp.presets import Budget
 from rayexp.spec import GRPO, SFT, Decoder, Evaluate, Pretrain, Stage
-from rayexp.world import World
+from rayexp.studies.presets import Budget
+from rayexp.tasks.strings import World
 
 
 @dataclass(frozen=True)

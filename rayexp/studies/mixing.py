@@ -3,9 +3,9 @@
 No pretraining run has seen such a prompt; GRPO is run on exactly these.
 """
 
-from rayexp.presets import Budget
 from rayexp.spec import Stage
 from rayexp.studies.grid import Grid, chains
+from rayexp.studies.presets import Budget
 
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:

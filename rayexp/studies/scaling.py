@@ -1,8 +1,8 @@
 """Decoder depth: does the picture change with 4, 16 and 32 layers? Composition axis, OOD prompts."""
 
-from rayexp.presets import Budget
 from rayexp.spec import Stage
 from rayexp.studies.grid import Grid, chains, fitting
+from rayexp.studies.presets import Budget
 
 #: Layers by scale; a decoder of 16 layers does not train in a tiny budget.
 LAYERS = {"toy": (4, 8), "tiny": (4, 8), "small": (4, 16, 32), "paper": (4, 16, 32)}

@@ -3,9 +3,9 @@
 GRPO runs on ID and on OOD prompts, as two arms.
 """
 
-from rayexp.presets import Budget
 from rayexp.spec import Stage
 from rayexp.studies.grid import Grid, chains
+from rayexp.studies.presets import Budget
 
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:

@@ -6,11 +6,11 @@ can be refused any more.
 
 from collections.abc import Iterable, Sequence
 
-from rayexp.catalog import Catalog, find
 from rayexp.errors import RefusedError
-from rayexp.lease import Leases
 from rayexp.spec import Stage, one_line
-from rayexp.store import Store
+from rayexp.store.artifacts import Store
+from rayexp.store.index import Catalog, find
+from rayexp.store.leases import Leases
 from rayexp.sweep.plan import Plan
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, Stage
-from rayexp.world import vocabulary
+from rayexp.tasks.strings import vocabulary
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from rayexp.distributed import autoscaling
 from rayexp.errors import RefusedError
 from rayexp.sampling.vllm_sampler import require_vllm
 from rayexp.spec import GRPO, Execution
-from rayexp.sweep import autoscaling, placement
+from rayexp.sweep import placement
 from rayexp.sweep.placement import Node, Nodes
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.terminal import Column, table

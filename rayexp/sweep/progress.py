@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayexp.metrics import METRICS
 from rayexp.spec import Stage
 from rayexp.sweep.plan import Plan, Trial
+from rayexp.telemetry.metrics import METRICS
 
 #: A kind of trial that has not been at work is taken to be wrongly estimated like the others, by this factor at most.
 BORROWED_AT_MOST = 2.0

@@ -16,12 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from rayexp import settings
-from rayexp.catalog import STUDY_LEASE, Catalog
 from rayexp.errors import RefusedError
-from rayexp.lease import Leases
 from rayexp.spec import Stage
-from rayexp.store import Store
+from rayexp.stages import settings
+from rayexp.store.artifacts import Store
+from rayexp.store.index import STUDY_LEASE, Catalog
+from rayexp.store.leases import Leases
 from rayexp.sweep.plan import Plan
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ import tyro
 
 from tests.chaos.bench import Bench
 from tests.chaos.campaign import Campaign, schedule, table
-from tests.s3 import S3Server
+from tests.fixtures.s3 import S3Server
 
 
 @dataclass

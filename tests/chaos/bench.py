@@ -16,8 +16,8 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from rayexp.store import Store
-from rayexp.sweep import access
+from rayexp.distributed import access
+from rayexp.store.artifacts import Store
 
 ROOT = Path(__file__).parents[2]
 #: One chain at each OOD ratio: a supervised trial, then one of GRPO.

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from rayexp.store import Store
+from rayexp.store.artifacts import Store
 from tests.chaos.bench import Bench, Driver
 from tests.chaos.faults import FAULTS, NOTICE_S, Fault, Scene
-from tests.s3 import S3Server
+from tests.fixtures.s3 import S3Server
 
 #: Faults of one sweep: more, and nothing in it would ever come to an end.
 FAULTS_PER_SWEEP = 5

@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 
 from rayexp.cli import run as sweep
-from rayexp.presets import SCALES
+from rayexp.studies.presets import SCALES
 
 SCALES["chaos"] = replace(SCALES["toy"], name="chaos", pretrain_samples=60_000, sft_samples=2_000, grpo_steps=80)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayexp.store import Store
+from rayexp.store.artifacts import Store
 from tests.chaos.bench import Bench, Driver, processes
 
 TRAINING = r"RayTrainWorker(\..*)?"

@@ -3,7 +3,7 @@
 import pytest
 import ray
 
-from rayexp.sweep import runtime
+from rayexp.distributed import runtime
 
 
 @pytest.fixture(scope="session")

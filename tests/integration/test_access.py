@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration import strangers
+from tests.fixtures import strangers
 from tests.integration.test_jobs import ROOT, TOY, plain_shell
 
 

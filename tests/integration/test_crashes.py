@@ -6,18 +6,18 @@ import signal
 
 import pytest
 
-from rayexp.store import Store
-from tests.integration import lives
-from tests.integration.chains import logged
+from rayexp.store.artifacts import Store
+from tests.fixtures import crash_harness
+from tests.fixtures.factories import logged
 from tests.integration.test_supervised import files_of, losses, weights_digest
 
 FORKS = multiprocessing.get_context("forkserver")  # imports torch and Ray once for all lives
-FORKS.set_forkserver_preload(["tests.integration.lives"])
+FORKS.set_forkserver_preload(["tests.fixtures.crash_harness"])
 
 
 def exit_code(store, **death) -> int | None:
     """Live until the chain is finished (0) or death comes."""
-    process = FORKS.Process(target=lives.live, args=(str(store),), kwargs=death)
+    process = FORKS.Process(target=crash_harness.live, args=(str(store),), kwargs=death)
     process.start()
     process.join(timeout=120)
     return process.exitcode
@@ -26,14 +26,14 @@ def exit_code(store, **death) -> int | None:
 def result(folder):
     """Everything that must not depend on what happened on the way."""
     store = Store(str(folder))
-    trained = (lives.BASE, lives.TUNED)
-    tables = [store.table(stage.id, "results.parquet") for stage in lives.STAGES[1::2]]
+    trained = (crash_harness.BASE, crash_harness.TUNED)
+    tables = [store.table(stage.id, "results.parquet") for stage in crash_harness.STAGES[1::2]]
     return (
         store.finished_ids(),
-        {stage.id: weights_digest(store, stage) for stage in (*trained, lives.REINFORCED)},
+        {stage.id: weights_digest(store, stage) for stage in (*trained, crash_harness.REINFORCED)},
         [losses(store, stage) for stage in trained],
-        logged(store, lives.REINFORCED),
-        [*tables, store.table(lives.REINFORCED.id, "rollouts.parquet")],
+        logged(store, crash_harness.REINFORCED),
+        [*tables, store.table(crash_harness.REINFORCED.id, "rollouts.parquet")],
     )
 
 
@@ -45,13 +45,15 @@ def undisturbed(tmp_path_factory):
 
 
 def test_killed_at_every_step_of_every_stage(undisturbed, tmp_path):
-    assert {step.split()[0] for step in lives.STEPS} == {"pretrain", "sft", "grpo"}
-    for step in lives.STEPS:
+    assert {step.split()[0] for step in crash_harness.STEPS} == {"pretrain", "sft", "grpo"}
+    for step in crash_harness.STEPS:
         assert exit_code(tmp_path, at_step=step) == -signal.SIGKILL, step
     assert exit_code(tmp_path) == 0
     assert result(tmp_path) == undisturbed
     hashes = undisturbed[1]
-    assert hashes[lives.REINFORCED.id] != hashes[lives.TUNED.id], "GRPO learnt nothing: this proved little of it"
+    assert hashes[crash_harness.REINFORCED.id] != hashes[crash_harness.TUNED.id], (
+        "GRPO learnt nothing: this proved little of it"
+    )
 
 
 def test_killed_at_operations_of_the_store(undisturbed, tmp_path):

@@ -14,15 +14,17 @@ from ray._private.authentication.http_token_authentication import get_auth_heade
 from ray.train.v2._internal.state.util import is_actor_alive
 from tensorboardX.proto.event_pb2 import Event
 
-from rayexp.grafana import exposed
-from rayexp.metrics import METRICS
 from rayexp.spec import Execution
-from rayexp.store import Store
-from rayexp.sweep import gauges, loggers, tune
+from rayexp.store.artifacts import Store
+from rayexp.sweep import prometheus as gauges
+from rayexp.sweep import scheduler as tune
+from rayexp.sweep import trackers as loggers
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
 from rayexp.sweep.watch import Watch
-from tests.integration.chains import evaluate, grpo, pretrain, sft
+from rayexp.telemetry.grafana import exposed
+from rayexp.telemetry.metrics import METRICS
+from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
 SCRAPED_WITHIN_S = 60
 

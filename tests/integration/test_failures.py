@@ -17,25 +17,25 @@ import ray
 import torch
 from ray.experimental import collective
 
-from rayexp.actors import crew as crews
-from rayexp.actors import transfer
-from rayexp.actors.remote import RemoteTimeoutError
+from rayexp.distributed import weight_sync as transfer
+from rayexp.distributed import workers as crews
+from rayexp.distributed.rpc import RemoteTimeoutError
+from rayexp.distributed.saving import ask_to_save
 from rayexp.errors import NotFiniteError, StageError
-from rayexp.files import Files, StoreError
-from rayexp.lease import Leases
+from rayexp.execution import grpo as grpo_stage
+from rayexp.execution import supervised
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import Execution
-from rayexp.stages import grpo as grpo_stage
-from rayexp.stages import supervised
-from rayexp.stages.saving import ask_to_save
-from rayexp.store import Store
-from rayexp.sweep import tune
+from rayexp.store.artifacts import Store
+from rayexp.store.filesystem import Files, StoreError
+from rayexp.store.leases import Leases
+from rayexp.sweep import scheduler as tune
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
-from rayexp.sweep.tune import run_trial
+from rayexp.sweep.scheduler import run_trial
 from rayexp.sweep.watch import Watch
-from tests.integration import lives
-from tests.integration.chains import evaluate, grpo, logged, pretrain, sft
+from tests.fixtures import crash_harness
+from tests.fixtures.factories import evaluate, grpo, logged, pretrain, sft
 from tests.integration.test_supervised import weights_digest
 
 BASE = pretrain()
@@ -61,7 +61,7 @@ def execution(trained, tmp_path):
 @pytest.fixture
 def alone(monkeypatch):
     """The crew is in this process."""
-    monkeypatch.setattr(grpo_stage, "crew_for", lives.local_crew)
+    monkeypatch.setattr(grpo_stage, "crew_for", crash_harness.local_crew)
 
 
 def process_of(actor) -> psutil.Process:
@@ -125,7 +125,7 @@ def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_th
     who, cluster, execution, at_step, tmp_path, monkeypatch
 ):
     """Over gloo, to two workers; NCCL and CUDA IPC are the same calls between GPUs."""
-    monkeypatch.setattr(grpo_stage.Task, "rewards", lives.odd_rewards)
+    monkeypatch.setattr(grpo_stage.Task, "rewards", crash_harness.odd_rewards)
     straight = execution.model_copy(update={"weight_transfer": "gloo", "rollout_workers": 2, "timeout_s": 60.0})
     elsewhere = straight.model_copy(update={"store": str(tmp_path / "undisturbed"), "weight_transfer": "object_store"})
     shutil.copytree(execution.store, elsewhere.store)
@@ -229,7 +229,7 @@ def test_a_grpo_stage_saves_itself_when_its_driver_asks(cluster, alone, executio
 
 def test_stale_rollouts_survive_an_interruption(alone, execution, tmp_path, monkeypatch):
     """Each step but the first learns from weights before the last update, also behind a checkpoint."""
-    monkeypatch.setattr(grpo_stage.Task, "rewards", lives.odd_rewards)
+    monkeypatch.setattr(grpo_stage.Task, "rewards", crash_harness.odd_rewards)
     stage = STAGE.model_copy(update={"staleness": 1})
     elsewhere = execution.model_copy(update={"store": str(tmp_path / "undisturbed")})
     shutil.copytree(execution.store, elsewhere.store)

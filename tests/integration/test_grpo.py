@@ -3,12 +3,12 @@
 import pytest
 
 from rayexp.errors import StageError
+from rayexp.execution import grpo as grpo_stage
+from rayexp.execution import supervised
 from rayexp.spec import Execution
-from rayexp.stages import grpo as grpo_stage
-from rayexp.stages import supervised
-from rayexp.store import Store
-from tests.integration import lives
-from tests.integration.chains import evaluate, grpo, logged, pretrain, sft
+from rayexp.store.artifacts import Store
+from tests.fixtures import crash_harness
+from tests.fixtures.factories import evaluate, grpo, logged, pretrain, sft
 from tests.integration.test_supervised import weights_digest
 
 
@@ -17,7 +17,7 @@ class StopHereError(Exception):
 
 
 def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(grpo_stage.Task, "rewards", lives.odd_rewards)
+    monkeypatch.setattr(grpo_stage.Task, "rewards", crash_harness.odd_rewards)
     stage = grpo(sft(pretrain()), steps=5)
     execution = Execution(store=str(tmp_path / "a"), checkpoint_every_s=0, keep_rollouts=True)
     elsewhere = execution.model_copy(update={"store": str(tmp_path / "b")})

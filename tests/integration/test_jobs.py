@@ -19,7 +19,7 @@ import psutil
 import pytest
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT, DEFAULT_DASHBOARD_PORT, DEFAULT_PORT
 
-from tests.integration import strangers
+from tests.fixtures import strangers
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

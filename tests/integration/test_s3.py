@@ -3,11 +3,11 @@
 import pytest
 import s3fs
 
-from rayexp.store import Store, StoreError
-from tests.integration import lives
-from tests.integration.chains import logged
+from rayexp.store.artifacts import Store, StoreError
+from tests.fixtures import crash_harness
+from tests.fixtures.factories import logged
+from tests.fixtures.s3 import S3Server
 from tests.integration.test_supervised import weights_digest
-from tests.s3 import S3Server
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def server():
 def tables(store: Store):
     """Curves and results."""
     return (
-        [logged(store, stage) for stage in lives.STAGES[::2]],
-        [store.table(stage.id, "results.parquet") for stage in lives.STAGES[1::2]],
+        [logged(store, stage) for stage in crash_harness.STAGES[::2]],
+        [store.table(stage.id, "results.parquet") for stage in crash_harness.STAGES[1::2]],
     )
 
 
@@ -32,11 +32,11 @@ def test_a_chain_on_s3_under_faults_ends_as_on_the_local_disk(server, tmp_path):
     remote, local = Store("s3://study/runs"), Store(str(tmp_path))
     for kind, count in (("500", 6), ("reset", 6), ("slow", 3)):
         server.upset(kind, count=count)
-    lives.live(remote.url)
+    crash_harness.live(remote.url)
     assert server.calm() == 15
-    lives.live(local.url)
-    assert remote.finished_ids() == local.finished_ids() == {stage.id for stage in lives.STAGES}
-    for stage in (lives.BASE, lives.TUNED, lives.REINFORCED):
+    crash_harness.live(local.url)
+    assert remote.finished_ids() == local.finished_ids() == {stage.id for stage in crash_harness.STAGES}
+    for stage in (crash_harness.BASE, crash_harness.TUNED, crash_harness.REINFORCED):
         assert weights_digest(remote, stage) == weights_digest(local, stage)
     assert tables(remote) == tables(local)
     assert not remote.damaged(remote.finished_ids())
@@ -47,8 +47,8 @@ def test_a_chain_whose_access_is_taken_away_stops_with_the_cause_and_goes_on_lat
     store = Store("s3://study/refused")
     server.upset("403")
     with pytest.raises(StoreError, match="PermissionError"):
-        lives.live(store.url)
+        crash_harness.live(store.url)
     server.calm()
     assert store.finished_ids() == set()
-    lives.live(store.url)
-    assert store.finished_ids() == {stage.id for stage in lives.STAGES}
+    crash_harness.live(store.url)
+    assert store.finished_ids() == {stage.id for stage in crash_harness.STAGES}

@@ -8,16 +8,16 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from rayexp.learning.trainer import Trainer
-from rayexp.lease import Leases
+from rayexp.distributed.saving import ask_to_save
+from rayexp.execution import pretrain as pretrain_stage
+from rayexp.execution import supervised
 from rayexp.spec import Execution
-from rayexp.stages import pretrain as pretrain_stage
-from rayexp.stages import supervised
-from rayexp.stages.saving import ask_to_save
-from rayexp.store import Store
+from rayexp.store.artifacts import Store
+from rayexp.store.leases import Leases
 from rayexp.studies.grid import fitting
-from rayexp.world import World
-from tests.integration.chains import TOY, evaluate, pretrain, sft
+from rayexp.tasks.strings import World
+from rayexp.training.trainer import Trainer
+from tests.fixtures.factories import TOY, evaluate, pretrain, sft
 
 
 def weights_digest(store: Store, stage) -> str:

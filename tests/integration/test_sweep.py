@@ -2,14 +2,15 @@
 
 import pytest
 
-from rayexp.presets import SCALES
-from rayexp.report import table
+from rayexp.reports import table
 from rayexp.spec import GRPO, Evaluate, Execution
-from rayexp.store import Store
+from rayexp.store.artifacts import Store
 from rayexp.studies import STUDIES, Grid
-from rayexp.sweep import preflight, tune
+from rayexp.studies.presets import SCALES
+from rayexp.sweep import preflight
+from rayexp.sweep import scheduler as tune
 from rayexp.sweep.plan import Plan
-from tests.integration.chains import evaluate, grpo, pretrain, sft
+from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
 
 def plan_of(stages, store) -> Plan:

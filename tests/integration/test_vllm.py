@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import ray
 
-from rayexp.actors.rollout import ParityError, RolloutFleet
-from rayexp.learning import decoder
-from rayexp.learning.policy import MismatchError, PolicyLearner, rollout_batches
-from rayexp.presets import DECODERS
+from rayexp.distributed.rollout_manager import ParityError, RolloutFleet
+from rayexp.execution.grpo import Task
+from rayexp.models import decoder
+from rayexp.rl.learner import MismatchError, PolicyLearner, rollout_batches
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import Execution
-from rayexp.stages.grpo import Task
-from rayexp.world import Corpus
-from tests.integration.chains import TOY, grpo, pretrain, sft
+from rayexp.studies.presets import DECODERS
+from rayexp.tasks.strings import Corpus
+from tests.fixtures.factories import TOY, grpo, pretrain, sft
 
 
 @pytest.fixture(scope="module")

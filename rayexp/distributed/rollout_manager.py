@@ -1,0 +1,187 @@
+"""Rollout workers: samplers as Ray actors, and the fleet of them that a GRPO stage talks to."""
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayActorError
+
+from rayexp.distributed import weight_sync as transfer
+from rayexp.distributed.rpc import answer, calling, placed, this_call, unique
+from rayexp.errors import PermanentError, StageError, first_line
+from rayexp.models import decoder
+from rayexp.sampling.base import Completions, Sampler, Weights
+from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.sampling.vllm_sampler import VLLMSampler
+from rayexp.spec import GRPO, Decoder, Execution, number
+from rayexp.telemetry import logs
+
+log = logging.getLogger(__name__)
+ATTEMPTS = 3
+#: vLLM's names of precisions.
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+class ParityError(PermanentError):
+    """Sampler and learner disagree about the probability of the same tokens: the weights did not arrive."""
+
+
+class RolloutWorker:
+    """One sampler in one process. Forgets its weights when it is restarted; the fleet sends them again."""
+
+    def __init__(self, decoder_json: str, sampler: str, device: str, precision: str, cpus: float) -> None:
+        logs.speak(this_call)
+        shape = Decoder.model_validate_json(decoder_json)
+        where = decoder.resolve_device(device)
+        self._sampler: Sampler
+        if sampler == "vllm":
+            self._sampler = VLLMSampler(shape, dtype=DTYPES[precision], device=where.type)
+        else:
+            self._sampler = TorchSampler(decoder.build(shape, seed=0, device=where), precision=precision)
+        decoder.use_cores(cpus)  # here, because vLLM sets another number
+
+    def sync(self, weights: Weights, version: int) -> None:
+        self._sampler.sync(weights, version)
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # they may be the learner's own tensors, which it frees once this has returned
+
+    def generate(
+        self, prompts: list[list[int]], seeds: list[int], group_size: int, max_tokens: list[int]
+    ) -> Completions:
+        return self._sampler.generate(prompts, seeds, group_size, max_tokens)
+
+    def greedy(self, prompts: list[list[int]], max_tokens: list[int]) -> Completions:
+        return self._sampler.greedy(prompts, max_tokens)
+
+    def score(self, sequences: list[list[int]]) -> list[np.ndarray]:
+        return self._sampler.score(sequences)
+
+
+class RolloutFleet:
+    """All rollout workers of a stage as one sampler. Results do not depend on how many there are: seeds belong to
+    prompts, and completions come back in the order of the prompts."""
+
+    def __init__(self, spec: GRPO, execution: Execution, first_bundle: int = 0) -> None:
+        options: dict[str, Any] = {
+            "num_cpus": execution.rollout_cpus,
+            "num_gpus": execution.rollout_gpus or 0,
+        }
+        kind = transfer.actor(RolloutWorker, execution)
+        self._weights: tuple[Any, int] | None = None
+        self.begin(spec, execution)
+        self.workers = [
+            kind.options(name=unique(f"rollout-{i}"), **placed(first_bundle + i), **options).remote(
+                spec.root.decoder.model_dump_json(),
+                spec.sampler,
+                execution.device,
+                spec.optimiser.precision,
+                execution.rollout_cpus,
+            )
+            for i in range(execution.rollout_workers)
+        ]
+
+    def begin(self, spec: GRPO, execution: Execution) -> None:
+        """Turn to a stage. Until the next ``sync`` the workers hold the weights of the one before."""
+        self._spec = spec
+        self._execution = execution
+        self._weights = None
+
+    def sync(self, weights: Any, version: int) -> None:
+        """Give all workers the weights behind an object reference."""
+        self._weights = None if transfer.direct(self._execution) else (weights, version)
+        self._asked(lambda sync, _: sync.remote(weights, version), "sync")()
+
+    def start(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
+    ) -> Callable[[], Completions]:
+        """Begin to draw what ``generate`` returns; what is returned here waits for it, and has to be called before the
+        next ``sync``, for a worker that died draws again with the weights of the last one."""
+        return self._dealt(
+            len(prompts),
+            lambda generate, part: generate.remote(prompts[part], seeds[part], group_size, max_tokens[part]),
+            "generate",
+        )
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
+    ) -> Completions:
+        """See ``Sampler.generate``; prompts are dealt out in contiguous shares."""
+        return self.start(prompts, seeds, group_size, max_tokens)()
+
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]) -> Completions:
+        """See ``Sampler.greedy``."""
+        return self._dealt(
+            len(prompts), lambda greedy, part: greedy.remote(prompts[part], max_tokens[part]), "greedy"
+        )()
+
+    def require_parity(self, sequences: list[list[int]], expected: list[np.ndarray]) -> float:
+        """Largest difference, over all workers and tokens, to the learner's log-probabilities, in nats.
+
+        Raises ParityError above the stated limit.
+        """
+        scores = self._asked(lambda score, _: score.remote(sequences), "score")()
+        worst = max(float(np.abs(a - b).max()) for rows in scores for a, b in zip(rows, expected, strict=True))
+        limit = self._execution.mismatch_limit(self._spec.optimiser.precision)
+        if not worst <= limit:
+            raise ParityError(
+                f"sampler and learner differ by {worst:.3g} nats on fixed tokens after a weight sync of "
+                f"{self._spec.label}; allowed: max_logprob_mismatch = {number(limit)}"
+            )
+        return worst
+
+    def stop(self) -> None:
+        """End all workers."""
+        for worker in self.workers:
+            ray.kill(worker)
+
+    def _dealt(self, prompts: int, ask: Callable[[Any, slice], Any], method: str) -> Callable[[], Completions]:
+        """Completions of all prompts, once they are waited for; a worker whose share is empty is not asked."""
+        bounds = np.linspace(0, prompts, len(self.workers) + 1).astype(int)
+        shares = [slice(int(first), int(last)) for first, last in pairwise(bounds)]
+        busy = [i for i, share in enumerate(shares) if share.start < share.stop]
+        answers = self._asked(lambda call, i: ask(call, shares[i]), method, busy)
+        return lambda: _joined(answers())
+
+    def _asked(
+        self, ask: Callable[[Any, int], Any], method: str, workers: Sequence[int] | None = None
+    ) -> Callable[[], list[Any]]:
+        """Ask all workers (or these) at once; what is returned waits for their answers. ``ask`` is given the method and
+        the number of the worker. One that died is started again by Ray, given the weights, and asked again: with the
+        same seeds it answers what it would have answered."""
+        asked = range(len(self.workers)) if workers is None else workers
+        references = {i: ask(calling(self.workers[i], method, self._spec), i) for i in asked}
+        return lambda: [self._settled(i, reference, ask, method) for i, reference in references.items()]
+
+    def _settled(self, i: int, reference: Any, ask: Callable[[Any, int], Any], method: str) -> Any:
+        who = f"rollout worker {i} ({method}) of {self._spec.label}"
+        for attempt in range(ATTEMPTS):
+            try:
+                return answer(reference, who, self._execution.timeout_s)
+            except RayActorError as error:
+                if attempt == ATTEMPTS - 1:
+                    raise StageError(f"{who} died {ATTEMPTS} times: {first_line(error)}") from error
+                log.warning("%s died (%s); asking its successor", who, type(error).__name__)
+            if self._weights is not None:
+                # Unlike other calls this one waits for the actor to be back; weights come before anything else.
+                sync = calling(self.workers[i], "sync", self._spec, max_task_retries=-1)
+                revived = sync.remote(*self._weights)
+                answer(revived, f"{who}, being started again", self._execution.timeout_s)
+            reference = ask(calling(self.workers[i], method, self._spec), i)
+        raise AssertionError("unreachable")
+
+
+def _joined(parts: list[Completions]) -> Completions:
+    versions = {part.weight_version for part in parts}
+    if len(versions) != 1:
+        raise RuntimeError(f"rollout workers sampled from different weight versions: {sorted(versions)}")
+    rows = [row for part in parts for row in part.rows]
+    logprobs = [
+        values[:length].tolist()
+        for part in parts
+        for values, length in zip(part.logprobs_NC, part.length_N, strict=True)
+    ]
+    return Completions.from_rows(rows, logprobs, versions.pop())

@@ -1,0 +1,126 @@
+"""Connecting to Ray, the same way everywhere: which cluster, which authentication, which Ray settings."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.worker import global_worker
+from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JOB_NAME_METADATA_KEY, JobInfoStorageClient
+from ray.exceptions import RayError
+from ray.job_config import JobConfig
+
+from rayexp import host
+from rayexp.distributed import access, interpreter, surroundings
+from rayexp.errors import RefusedError
+from rayexp.spec import one_line
+
+#: For the driver and every process it starts, unless they are set already.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # seconds a report may wait; Ray's default of 2 holds small stages up
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C and SIGTERM end a sweep in one way, the job's
+    "RAY_TRAIN_V2_ENABLED": "1",  # on nodes that have it switched off, too
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other reporter is silent when it is told to be
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # its warnings, such as of how vLLM binds memory, are for those who build torch
+}
+
+
+def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Connect to the cluster of the job or of RAY_ADDRESS, else start a local one with its dashboard on loopback.
+
+    Inside a job Ray has set the authentication up already. A local cluster is this account's alone, and ``token`` of
+    what is returned says where its token is. ``cpus`` is for a local cluster only. ``metadata`` is shown with the job,
+    in the dashboard and by ``/api/jobs/``; its ``study`` becomes the job's name.
+    """
+    surroundings.require_train()
+    about = {JOB_NAME_METADATA_KEY: metadata["study"], **metadata} if metadata else {}
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "NO_COLOR" in os.environ or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray colours the names of workers in a file as well
+    # Tune looks for its own result files, which are switched off, and warns that there are none.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    # Ray refuses what the job has set as well, even to the same value; the job's holds for all workers.
+    of_the_job = _submission().get("runtime_env", {})
+    set_there = of_the_job.get("env_vars", {})
+    runtime_env: dict[str, Any] = {
+        "env_vars": {name: os.environ[name] for name in ENVIRONMENT if name not in set_there}
+    }
+    if "worker_process_setup_hook" not in of_the_job:
+        runtime_env["worker_process_setup_hook"] = _worker_setup()
+    if (address := os.environ.get("RAY_ADDRESS", "local") or "local") != "local":
+        surroundings.require_cluster(address)
+        try:
+            context = ray.init(
+                runtime_env=runtime_env, job_config=JobConfig(metadata=dict(about)), logging_level=logging.WARNING
+            )
+        except (RuntimeError, OSError, RayError) as error:  # it has other versions, or wants another token
+            why = one_line(" ".join(str(error).split()), 400)
+            raise RefusedError(f"RAY_ADDRESS is {address!r}, a cluster that can't be used from here: {why}") from error
+        _add_to_submission(about)
+        token = ""
+    else:
+        surroundings.require_folder()
+        interpreter.use_plain_path()
+        token = access.restrict()
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        context = ray.init(
+            address="local",
+            num_cpus=host.cores() if cpus is None else cpus,
+            num_gpus=host.gpus(),  # None: Ray looks for other makes
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            runtime_env=runtime_env,
+            job_config=JobConfig(metadata=dict(about)),
+            logging_level=logging.WARNING,
+        )
+    return {"dashboard": context.dashboard_url, "token": token, "resources": ray.cluster_resources()}
+
+
+def _submission() -> dict[str, Any]:
+    """Return what ``ray job submit`` was told about the job that this process is the driver of, if it is one's."""
+    return json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+
+
+def _add_to_submission(metadata: Mapping[str, str]) -> None:
+    """The same for a job that was submitted, whose metadata Ray takes from the submission and nowhere else; what was
+    said there stands."""
+    submitted = _submission().get("metadata", {})
+    if not (metadata and (name := submitted.get(JOB_ID_METADATA_KEY))):
+        return
+    jobs = JobInfoStorageClient(global_worker.gcs_client)  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def add() -> None:
+        if job := await jobs.get_info(name):
+            job.metadata = {**metadata, **(job.metadata or {})}
+            await jobs.put_info(name, job)
+
+    asyncio.run(add())
+
+
+def _worker_setup() -> Callable[[], None]:
+    """Return what every worker runs first: it names its own cluster to Ray's State API, which otherwise looks for one.
+
+    Ray Train asks that API for its controller, and gives up the placement group of a run whose controller it does not
+    find: in another cluster on the machine, or in one that is gone and whose address file is left.
+    """
+
+    def name_cluster() -> None:  # nested, so that Ray pickles it whole: a node may lack this package
+        import os
+
+        import ray
+
+        os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+    return name_cluster

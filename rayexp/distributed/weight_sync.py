@@ -1,0 +1,75 @@
+"""How weights get from a learner to its samplers: through Ray's object store, or straight from process to process.
+
+The object store is right for small decoders: one copy to the host, which all samplers on a machine read. With gigabytes
+its copies over PCIe begin to count; Ray Direct Transport leaves the tensors on the GPUs.
+``sync`` is the same for all. Only through the object store can an actor that died be replaced by itself: a group of
+NCCL can't be joined again, so that with the others its death ends the attempt, and the trial goes on from its last
+checkpoint with new actors.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from rayexp.distributed.rpc import RemoteTimeoutError
+from rayexp.errors import StageError, sentence
+from rayexp.spec import Execution, number
+from rayexp.timeouts import LateError, within
+
+#: Backends of the transports that need a group of actors.
+_GROUPED = {"nccl": "nccl", "gloo": "torch_gloo"}
+#: Seconds to wait for actors that have ended to say so.
+FORGET_S = 10.0
+
+
+def direct(execution: Execution) -> bool:
+    """Whether weights go past the object store."""
+    return execution.weight_transfer != "object_store"
+
+
+def actor(kind: type, execution: Execution) -> Any:
+    """An actor class that can take part in the transfer, and its restarts to go with it."""
+    if direct(execution):
+        taking_part: Any = ray.remote(enable_tensor_transport=True, max_restarts=0)  # pyright: ignore[reportCallIssue]
+        return taking_part(kind)
+    return ray.remote(max_restarts=-1)(kind)
+
+
+class Group:
+    """Actors between which weights go, the learner first. Where the transfer needs no group, there is nothing to it."""
+
+    def __init__(self, actors: Sequence[Any], execution: Execution) -> None:
+        self._actors = list(actors)
+        self._backend = _GROUPED.get(execution.weight_transfer)
+        self._timeout_s = execution.timeout_s
+        self._handle: Any = None
+
+    def join(self) -> None:
+        """Wait until all of them are in it. Raises RemoteTimeoutError, or StageError if one can't join."""
+        if self._backend is None or self._handle is not None:
+            return
+        from ray.experimental.collective import create_collective_group
+
+        who = "the actors that weights go between"
+        try:  # Ray's own functions for groups wait without a limit
+            self._handle = within(
+                self._timeout_s, lambda: create_collective_group(self._actors, self._backend or ""), "join a group"
+            )
+        except LateError:
+            raise RemoteTimeoutError(f"no answer from {who} within {number(self._timeout_s)} s") from None
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            raise StageError(f"{who}: {sentence(cause)}") from error
+
+    def forget(self) -> None:
+        """Ray keeps the names of groups, also of dead actors; call this once they have ended. Never raises, for what
+        they ended of is the news; Ray itself forgets a group in which a transfer failed (ValueError)."""
+        if self._handle is not None:
+            from ray.experimental.collective import destroy_collective_group
+
+            with suppress(LateError, RayError, ValueError):
+                within(FORGET_S, lambda: destroy_collective_group(self._handle), "forget a group")
+            self._handle = None

@@ -1,0 +1,28 @@
+"""Evaluate: (spec, finished init) -> artifact with one row a test prompt."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayexp.evaluation.measure import measure
+from rayexp.models import decoder
+from rayexp.spec import Evaluate, Execution
+from rayexp.store.artifacts import Store
+from rayexp.telemetry.metric_log import Journal
+
+
+def run(spec: Evaluate, store: Store, execution: Execution) -> None:
+    """Measure a finished stage and publish the rows."""
+    journal = Journal()
+    with store.model(spec.init.id) as folder:
+        model = decoder.load(folder, decoder.resolve_device(execution.device))
+    publish(spec, measure(model, spec.root.world, spec), journal, store, execution)
+
+
+def publish(spec: Evaluate, rows: pa.Table, journal: Journal, store: Store, execution: Execution) -> None:
+    """Make the artifact of a measurement that was taken elsewhere. journal: begun before it, for how long it took."""
+    with TemporaryDirectory() as folder:
+        pq.write_table(rows, Path(folder) / "results.parquet")
+        store.publish(spec, Path(folder), journal.provenance(execution))

@@ -1,0 +1,102 @@
+"""Every rollout of a GRPO stage as Parquet, when asked for.
+
+Rows are written to the stage's work folder just before each checkpoint, in a part named by its first step. An attempt
+starts at a checkpoint, or at step 0 where every checkpoint is lost. So the parts before its first step are its past,
+and all others belong to an attempt that was abandoned: they are removed when it starts, even if it keeps no rollouts.
+"""
+
+import io
+import logging
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayexp.sampling.base import Completions
+from rayexp.store.artifacts import Store
+from rayexp.tasks.strings import vocabulary
+
+log = logging.getLogger(__name__)
+
+_PART = re.compile(r"(\d{9})\.parquet")  # and not what a process that was killed left half written
+
+
+class RolloutLog:
+    """Collects rollouts; ``table`` is all of them, or None when disabled."""
+
+    #: One row a completion. logprobs: of its tokens under the policy that drew it, in nats.
+    SCHEMA = pa.schema(
+        [
+            ("step", pa.int64()),
+            ("prompt_number", pa.int64()),
+            ("member", pa.int64()),
+            ("prompt", pa.string()),
+            ("completion", pa.string()),
+            ("reward", pa.float32()),
+            ("logprobs", pa.list_(pa.float32())),
+            ("weight_version", pa.int64()),
+        ]
+    )
+
+    def __init__(self, store: Store, stage_id: str, enabled: bool, first_step: int = 0) -> None:
+        """``first_step``: where this attempt starts."""
+        self._store = store
+        self._stage_id = stage_id
+        self._enabled = enabled
+        self._rows: list[dict[str, object]] = []
+        self._first_step: int | None = None
+        for name in store.work_names(stage_id, "rollouts"):
+            if not ((part := _PART.fullmatch(name)) and int(part[1]) < first_step):
+                store.remove_work(stage_id, f"rollouts/{name}")
+
+    def add(
+        self,
+        step: int,
+        numbers: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        completions: Completions,
+        rewards_PG: np.ndarray,
+    ) -> None:
+        """Keep the rollouts of one step."""
+        if not self._enabled:
+            return
+        if self._first_step is None:
+            self._first_step = step
+        group = rewards_PG.shape[1]
+        for i, row in enumerate(completions.rows):
+            self._rows.append(
+                {
+                    "step": step,
+                    "prompt_number": numbers[i // group],
+                    "member": i % group,
+                    "prompt": vocabulary.decode(prompts[i // group]),
+                    "completion": vocabulary.decode(row),
+                    "reward": float(rewards_PG[i // group, i % group]),
+                    "logprobs": completions.logprobs_NC[i, : len(row)].tolist(),
+                    "weight_version": completions.weight_version,
+                }
+            )
+
+    def flush(self) -> None:
+        """Write what was collected since the last flush."""
+        if self._rows:
+            sink = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(self._rows, schema=self.SCHEMA), sink)
+            self._store.save_work(self._stage_id, f"rollouts/{self._first_step:09d}.parquet", sink.getvalue())
+            self._rows, self._first_step = [], None
+
+    def table(self, steps: int) -> pa.Table | None:
+        """All rollouts of the stage's ``steps`` steps; steps that were run without keeping them are warned of."""
+        if not self._enabled:
+            return None
+        parts = filter(_PART.fullmatch, self._store.work_names(self._stage_id, "rollouts"))
+        past = [pq.read_table(io.BytesIO(self._store.work(self._stage_id, f"rollouts/{part}"))) for part in parts]
+        whole = pa.concat_tables([*past, pa.Table.from_pylist(self._rows, schema=self.SCHEMA)])
+        if missing := sorted(set(range(steps)) - set(whole["step"].to_pylist())):
+            log.warning(
+                "rollouts.parquet lacks %d of %d steps (the first is %d), which were run without keep_rollouts",
+                *(len(missing), steps, missing[0]),
+            )
+        return whole

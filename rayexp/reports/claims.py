@@ -1,0 +1,323 @@
+"""The paper's four claims as numbers: what each predicts, what was measured, and whether the two agree.
+
+A verdict compares a 95 % interval (``inference``) with a threshold that was fixed beforehand: ``holds`` or ``does not
+hold`` where the whole interval lies on one side of it, else ``undecided``. It stands by itself; beside it stands what
+is left of it when all tests of the report are one family and Holm's procedure bounds the chance of a single wrong
+verdict among them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from rayexp.evaluation.metrics import Interval
+from rayexp.evaluation.statistics import ALPHA, cautious, holm, p_of_mean, p_of_proportion, possible_change, proportion
+from rayexp.evaluation.theory import paper_bound, tilted
+from rayexp.reports.arms import ROLE_NAMES, Arm, arms, before, percent
+from rayexp.spec import number
+
+HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "does not hold", "undecided", "not measured"
+#: Where GRPO did nothing, whatever is said of its limits is true and worth nothing.
+NOT_TESTED = "not tested: GRPO changed nothing"
+
+#: A gain of less correct mass than this is no gain.
+SMALL_GAIN = 0.01
+#: GRPO that moves less than this share of what could be added has changed nothing.
+SMALL_CHANGE = 0.01
+#: Mean Q above which a stage is saturated, and what GRPO may then still add.
+SATURATED_Q, SATURATED_GAIN = 0.9, 0.05
+#: Share of prompts that may lie above the bound. The theorem allows none, but for the optimum, not for a network.
+TOLERATED_SHARE = 0.05
+#: Q and P come from float32 log-probabilities; a relative difference below this is rounding.
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim measured in one setting.
+
+    value: what the verdict compares, None where it was not measured. p: two-sided p-value of its threshold, None also
+    with one seed.
+    """
+
+    verdict: str
+    measured: str
+    value: Interval | None = None
+    p: float | None = None
+    role: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """id, title and prediction are for people; check measures it on the rows of one arm and one beta."""
+
+    id: str
+    title: str
+    prediction: str
+    check: Callable[[Arm, pd.DataFrame], list[Finding]]
+
+
+def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row for each claim, arm and beta. curves: where they are given, it is said where GRPO earned no reward.
+
+    Columns: claim, title, prediction, setting, layers, condition, prompts (GRPO's arm), kl_beta, role (of the cells);
+    value, low, high (of what the verdict compares), seeds, n (pairs of a seed and a prompt); measured, verdict, note;
+    p, p_holm (adjusted over all rows that have one), verdict_holm.
+    """
+    found = pd.DataFrame([_row(claim, *found) for claim in CLAIMS for found in _findings(claim, arms(results), curves)])
+    found["p_holm"] = pd.Series(holm(found["p"].tolist()), dtype=float)
+    kept = found["p_holm"] < ALPHA
+    found["verdict_holm"] = found["verdict"].where(kept | ~found["verdict"].isin([HOLDS, FAILS]), UNDECIDED)
+    return found
+
+
+def _findings(claim: Claim, found: list[Arm], curves: pd.DataFrame | None) -> list[tuple[Finding, Arm | None, float]]:
+    if not found:
+        return [(_missing("no GRPO stage has been measured together with its init"), None, float("nan"))]
+    return [
+        (finding if _changed(rows) else _untested(finding, rows, curves), arm, rows["kl_beta"].iloc[0])
+        for arm in found
+        for _, rows in arm.rows.groupby("kl_beta")
+        for finding in claim.check(arm, rows)
+    ]
+
+
+def _row(claim: Claim, finding: Finding, arm: Arm | None, beta: float) -> dict[str, object]:
+    setting, value = "", finding.value
+    if arm:
+        cells = f", {ROLE_NAMES[finding.role]} cells" if finding.role else ""
+        setting = f"{arm.name}, β = {number(beta)}{cells}"
+    return {
+        "claim": claim.id,
+        "title": claim.title,
+        "prediction": claim.prediction,
+        "setting": setting,
+        "layers": arm.layers if arm else None,
+        "condition": arm.condition if arm else None,
+        "prompts": arm.prompts if arm else None,
+        "kl_beta": beta,
+        "role": finding.role,
+        "value": value.mean if value else None,
+        "low": value.low if value else None,
+        "high": value.high if value else None,
+        "seeds": value.seeds if value else 0,
+        "n": value.prompts if value else 0,
+        "measured": finding.measured,
+        "verdict": finding.verdict,
+        "p": np.nan if finding.p is None else finding.p,
+        "note": _with_scope(finding),
+    }
+
+
+def _changed(rows: pd.DataFrame) -> bool:
+    """Return whether GRPO moved the masses of any cells, up or down, at any OOD ratio."""
+    moved = rows.assign(moved=rows["gain"].abs(), room=1 - rows["init_q"]).groupby(["role", "ood_ratio"])
+    means = moved[["moved", "room"]].mean()
+    return bool((means["moved"] >= SMALL_CHANGE * means["room"]).where(means["moved"] > 0, False).any())
+
+
+def _untested(finding: Finding, rows: pd.DataFrame, curves: pd.DataFrame | None) -> Finding:
+    """A finding about GRPO that changed nothing. It may refute a claim all the same, and can't support one."""
+    measured = "; ".join(filter(None, [finding.measured, _reward(rows, curves)]))
+    if finding.verdict not in (HOLDS, UNDECIDED):
+        return replace(finding, measured=measured)
+    moved = f"In the mean over prompts, GRPO moved no mass by {100 * SMALL_CHANGE:g} % of what could be added"
+    why = f"{moved}: it may have been too short."
+    return replace(finding, verdict=NOT_TESTED, measured=measured, p=None, note=why)
+
+
+def _reward(rows: pd.DataFrame, curves: pd.DataFrame | None) -> str:
+    """Describe what GRPO earned, as far as it was logged."""
+    if curves is None:
+        return ""
+    logged = curves[(curves["metric"] == "rollout/reward") & curves["stage_id"].isin(rows["stage_id"])]["value"]
+    if logged.empty:
+        return ""
+    best = logged.max()
+    return f"GRPO earned a mean reward of {best:.2g} at most" if best > 0 else "GRPO earned no reward"
+
+
+def _with_scope(finding: Finding) -> str:
+    one_seed = "One seed: the interval covers prompts only and says nothing about another run."
+    return " ".join(filter(None, [finding.note, one_seed if finding.value and finding.value.seeds == 1 else ""]))
+
+
+# The claims
+
+
+def no_mass_no_gain(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
+    """C1. Gain on the target cells of decoders that were pretrained without any OOD sample."""
+    target = rows[rows["role"] == arm.target]
+    without = target[target["ood_ratio"] == 0]
+    if without.empty:
+        return [_missing("the study has no finished chain with an OOD ratio of 0", arm.target)]
+    gain = cautious(without, "gain", possible_change(without["init_q"]))
+    measured = f"gain {gain}, from a mean Q of {before(without)['init_q'].mean():.2g}"
+    p = p_of_mean(without, "gain", SMALL_GAIN)
+    return [Finding(_below(gain, SMALL_GAIN), measured, gain, p, arm.target, _idle(target))]
+
+
+def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
+    """C2. Gain at the best unsaturated ratio in between less the gain at the lowest and the highest ratio, paired.
+
+    The best ratio is chosen by its gain, which flatters it; that it must beat both ends at once makes up for that.
+    """
+    target = rows[rows["role"] == arm.target]
+    each = ["seed", "cell", "prompt_index"]
+    gains, masses = (target.pivot_table(index=each, columns="ood_ratio", values=of) for of in ("gain", "init_q"))
+    means, q = gains.mean(), target.groupby("ood_ratio")["init_q"].mean()
+    ratios = means.index.tolist()
+    between = [ratio for ratio in ratios[1:-1] if q[ratio] <= SATURATED_Q]
+    if not between:
+        return [_missing("no OOD ratio is finished that has one on either side and is not saturated", arm.target)]
+    low_end, high_end, best = ratios[0], ratios[-1], max(between, key=lambda ratio: means[ratio])
+    pairs = gains[[low_end, best, high_end]].dropna()
+    if pairs.empty:
+        return [_missing("no seed is finished at all three of the ratios to compare", arm.target)]
+    before_best, *before_ends = (masses.loc[pairs.index, ratio].mean() for ratio in (best, low_end, high_end))
+    compared = [pairs.assign(margin=pairs[best] - pairs[end]).reset_index() for end in (low_end, high_end)]
+    # What is there at one ratio may be lost, what is missing at the other gained, and the other way round.
+    limits = [(end - before_best - 1, end - before_best + 1) for end in before_ends]
+    margins = [cautious(rows, "margin", possible) for rows, possible in zip(compared, limits, strict=True)]
+    verdict, note = _in_between(margins, means, q[high_end])
+    measured = (
+        f"gain {means[best]:.3g} at {percent(best)} % OOD; more than at {percent(low_end)} % by {margins[0]}, "
+        f"than at {percent(high_end)} % by {margins[1]}"
+    )
+    smallest = min(margins, key=lambda margin: margin.mean)
+    return [Finding(verdict, measured, smallest, _p_of_both(compared, verdict), arm.target, note)]
+
+
+def _p_of_both(compared: list[pd.DataFrame], verdict: str) -> float | None:
+    """Both margins have to be there for the claim to hold, so the larger p-value counts. One that is not there refutes
+    it: then the smaller one does, doubled, for there were two."""
+    found = [p for rows in compared if (p := p_of_mean(rows, "margin", SMALL_GAIN)) is not None]
+    if not found:
+        return None
+    return min(1.0, 2 * min(found)) if verdict == FAILS else max(found)
+
+
+def _in_between(margins: list[Interval], means: pd.Series, highest_q: float) -> tuple[str, str]:
+    """Verdict and note from the margins over the lowest and the highest ratio, the mean gain at each ratio in ascending
+    order, and mean Q before GRPO at the highest."""
+    if means.max() < SMALL_GAIN:
+        return UNDECIDED, f"No OOD ratio gained {SMALL_GAIN:g}: there is no gain that could be largest anywhere."
+    if means.argmax() == len(means) - 1 and highest_q <= SATURATED_Q:
+        short = "The gain is largest at the highest ratio, but the grid ends before saturation"
+        return UNDECIDED, f"{short}: mean Q before GRPO there is {highest_q:.2g}."
+    found = {_above(margin, SMALL_GAIN) for margin in margins}
+    verdict = next(verdict for verdict in (FAILS, UNDECIDED, HOLDS) if verdict in found)
+    return verdict, f"Mean Q before GRPO at the highest ratio is {highest_q:.2g}."
+
+
+def saturation(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
+    """C3. Gain at the OOD ratios whose mean Q before GRPO is above ``SATURATED_Q``, for ID and for target cells."""
+    return [_saturation(role, rows[rows["role"] == role]) for role in dict.fromkeys(("id", arm.target))]
+
+
+def _saturation(role: str, rows: pd.DataFrame) -> Finding:
+    full = rows[rows.groupby("ood_ratio")["init_q"].transform("mean") > SATURATED_Q]
+    if full.empty:
+        return _missing(f"mean Q before GRPO is at most {SATURATED_Q:g} at every finished OOD ratio", role)
+    gain, possible = cautious(full, "gain", possible_change(full["init_q"])), 1 - full["init_q"]
+    measured = f"gain {gain} of a possible {possible.mean():.3g}"
+    if possible.mean() > 0:
+        # A ratio of means, linearised (delta method) so that it has an interval like any mean.
+        share = full["gain"].mean() / possible.mean()
+        linear = full.assign(share=share + (full["gain"] - share * possible) / possible.mean())
+        measured += f": a share of {_share(cautious(linear, 'share'))}"
+    note = f"At {', '.join(map(percent, sorted(full['ood_ratio'].unique())))} % OOD."
+    if possible.mean() < SATURATED_GAIN:
+        note += " So little was left that the limit can hardly be passed; the share says what GRPO made of it."
+    return Finding(_below(gain, SATURATED_GAIN), measured, gain, p_of_mean(full, "gain", SATURATED_GAIN), role, note)
+
+
+def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
+    """C4. Share of the prompts, of the role GRPO trained on, whose P lies above exp(1/beta) Q.
+
+    Only where that is below 1: elsewhere nothing could exceed it. Wilson's interval takes prompts as independent, which
+    those of one run are not, so it is widened to that over seeds.
+    """
+    trained = rows[rows["role"] == arm.prompts]
+    beta = float(rows["kl_beta"].iloc[0])
+    if beta == 0:
+        return [_missing("without a KL penalty there is no bound", arm.prompts)]
+    if trained.empty:
+        return [_missing("GRPO's own cells have not been measured", arm.prompts)]
+    q, p = trained["init_q"].to_numpy(), trained["q"].to_numpy()
+    bound, optimum = paper_bound(q, beta), tilted(q, beta)
+    trained = trained.assign(over=p > bound * (1 + ROUNDING), over_optimum=p > optimum * (1 + ROUNDING))
+    binding = trained[bound < 1]
+    beyond = f"above the tilted optimum: {proportion(trained, 'over_optimum')} of {len(trained)}"
+    if binding.empty:
+        missing = _missing(f"the bound is 1 for all {len(trained)} prompts, whose Q is above exp(-1/β)", arm.prompts)
+        return [replace(missing, note=f"Share {beyond}.")]
+    share = proportion(binding, "over")
+    measured = f"share above the bound {share} of {len(binding)}; {beyond}"
+    note = f"The bound is below 1 for {len(binding)} of {len(trained)} prompts. {_idle(trained)}".strip()
+    p = p_of_proportion(binding, "over", TOLERATED_SHARE)
+    return [Finding(_below(share, TOLERATED_SHARE), measured, share, p, arm.prompts, note)]
+
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "No mass, no gain",
+        f"Without OOD samples in pretraining, GRPO adds less than {SMALL_GAIN:g} to the mean Q.",
+        no_mass_no_gain,
+    ),
+    Claim(
+        "C2",
+        "The gain is largest in between",
+        f"Some OOD ratio, not yet saturated, gains at least {SMALL_GAIN:g} more than both the lowest and the highest.",
+        gain_in_between,
+    ),
+    Claim(
+        "C3",
+        "Nothing is added at saturation",
+        f"Where the mean Q before GRPO is above {SATURATED_Q:g}, GRPO adds less than {SATURATED_GAIN:g}. At most 1-Q "
+        "can be added, so the share of that is given too.",
+        saturation,
+    ),
+    Claim(
+        "C4",
+        "GRPO is a bounded reweighting",
+        f"P after GRPO is at most exp(1/β) Q: fewer than {100 * TOLERATED_SHARE:g} % of prompts lie above. A finding, "
+        "not a test: the theorem is about the optimum of each prompt, not about a network that shares its weights.",
+        bounded,
+    ),
+)
+
+
+# Verdicts
+
+
+def _idle(rows: pd.DataFrame) -> str:
+    """A warning where GRPO changed nothing: then a claim about its limits holds, but is not put to the test."""
+    if rows.groupby("ood_ratio")["gain"].mean().max() >= SMALL_GAIN:
+        return ""
+    return f"No OOD ratio gained {SMALL_GAIN:g} here, so this says little: GRPO may have been too short."
+
+
+def _share(found: Interval) -> Interval:
+    """The share of what could be added: what was lost is a share of nothing."""
+    return replace(found, mean=min(max(found.mean, 0.0), 1.0)).within((0.0, 1.0))
+
+
+def _below(value: Interval, limit: float) -> str:
+    if value.undecided:
+        return UNDECIDED
+    return HOLDS if value.high < limit else FAILS if value.low > limit else UNDECIDED
+
+
+def _above(value: Interval, limit: float) -> str:
+    if value.undecided:
+        return UNDECIDED
+    return HOLDS if value.low > limit else FAILS if value.high < limit else UNDECIDED
+
+
+def _missing(reason: str, role: str | None = None) -> Finding:
+    return Finding(NOT_MEASURED, reason, role=role)

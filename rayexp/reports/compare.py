@@ -1,0 +1,233 @@
+"""Two studies side by side, prompt by prompt.
+
+Stages are paired that agree in every setting of their whole lineage but those in which the studies differ: settings
+that have one value in one study and another one in the other. Of two paired stages, rows are paired that have the same
+role, cell and prompt_index. So a study with another objective is compared seed by seed, ratio by ratio, beta by beta;
+what has no partner is counted and left out.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayexp.errors import did_you_mean, first_line
+from rayexp.evaluation.statistics import interval, possible_change
+from rayexp.spec import Stage, number
+from rayexp.stages import settings
+from rayexp.store.artifacts import Store, StoreError
+from rayexp.store.index import Catalog
+
+KEY = ["role", "cell", "prompt_index"]
+COLUMNS = ["stage_id", *KEY, "prompt", "q"]
+#: How a setting that is not the same in both studies bears on the pairing.
+DROPPED, SHARED, APART = "left out of it", "paired where equal", "no value in common: nothing pairs"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that has results. rows: its results table; stages: the measured ones by id, settings along each."""
+
+    title: str
+    rows: pd.DataFrame
+    stages: dict[str, Stage]
+    flat: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, reference: str, store_url: str) -> "Study":
+        """``NAME`` in the store at ``store_url``, ``STORE::NAME``, or the path of its folder ``STORE/studies/NAME``.
+
+        Raises StoreError if there is no such study, or its results are none.
+        """
+        url, name = _located(reference, store_url)
+        catalog = Catalog(store := Store(url))
+        catalog.require_there()
+        path = f"studies/{name}/results.parquet"
+        try:
+            data = store.files.read(path)
+        except FileNotFoundError:
+            known = catalog.studies(having="results.parquet")
+            allowed = f"{did_you_mean(name, known)}allowed there: {', '.join(known) or 'there are none'}"
+            raise StoreError(f"study is {name!r}, without results in the store {url}; {allowed}") from None
+        try:
+            rows = pq.read_table(io.BytesIO(data), columns=COLUMNS).to_pandas()
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise StoreError(f"{url}/{path} is no table of results ({first_line(error)})") from error
+        if missing := [column for column in COLUMNS if column not in rows]:
+            raise StoreError(f"{url}/{path} has no column {missing[0]}")
+        stages = catalog.specs(rows["stage_id"].unique().tolist())
+        return cls(f"{name} in {url}", rows, stages, {i: settings.along(stage) for i, stage in stages.items()})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """differing: kind, setting, values in A, values in B, and how that bears on the pairing. table: one row for each
+    stage of the chain, OOD ratio and role. unpaired: sentences about what was left out. notes: about what was not."""
+
+    differing: list[tuple[str, str, str, str, str]]
+    table: pd.DataFrame
+    unpaired: list[str]
+    notes: list[str]
+
+
+def compare(a: Study, b: Study) -> Comparison:
+    """Mean Q in both and the paired difference B - A, with 95 % intervals over seeds, then prompts.
+
+    Columns of the table: stage (short labels of the chain, and what else varies within a study; A's | B's where they
+    differ), ood_ratio, role; mean_q_a and
+    mean_q_b over the pairs; difference, low, high; seeds, pairs.
+    """
+    bearing = _bearing(a, b)
+    partners = {_key(b, stage_id, bearing): stage_id for stage_id in b.stages}
+    pairs = {i: partners[key] for i in a.stages if (key := _key(a, i, bearing)) in partners}
+    joined = _joined(a, b, pairs)
+    keys = ["stage", "ood_ratio", "role"]
+    rows = []
+    for names, group in joined.groupby(keys, sort=False):
+        gain = interval(group, "difference", possible_change(group["q_a"]))
+        rows.append(
+            dict(zip(keys, names, strict=True))
+            | {"mean_q_a": group["q_a"].mean(), "mean_q_b": group["q_b"].mean()}
+            | {"difference": gain.mean, "low": gain.low, "high": gain.high, "seeds": gain.seeds, "pairs": gain.prompts}
+        )
+    columns = [*keys, "mean_q_a", "mean_q_b", "difference", "low", "high", "seeds", "pairs"]
+    return Comparison(
+        _differing(a, b, bearing), pd.DataFrame(rows, columns=columns), _unpaired(a, b, pairs, joined), _notes(joined)
+    )
+
+
+def _located(reference: str, store_url: str) -> tuple[str, str]:
+    """Store and name of a study."""
+    url, separator, name = reference.rpartition("::")
+    if separator and "/" not in name:  # else it is part of a folder's name
+        return url, name
+    path = reference.rstrip("/")
+    url, separator, name = path.rpartition("/studies/")
+    if separator:
+        return url, name
+    if "/" in path:
+        raise ValueError(f"study is {reference!r}; allowed: NAME, STORE::NAME, or STORE/studies/NAME")
+    return store_url, path
+
+
+def _bearing(a: Study, b: Study) -> dict[tuple[str, str], str]:
+    """How every setting that is not the same in both studies bears on the pairing, by (kind of stage, dotted name)."""
+    found: dict[tuple[str, str], str] = {}
+    values = {study.title: _values(study) for study in (a, b)}
+    for place in dict.fromkeys([*values[a.title], *values[b.title]]):
+        mine, theirs = (set(values[study.title].get(place, ())) for study in (a, b))
+        if mine and theirs and mine != theirs:
+            single = len(mine) == len(theirs) == 1
+            found[place] = SHARED if mine & theirs else DROPPED if single else APART
+    return found
+
+
+def _values(study: Study) -> dict[tuple[str, str], list[str]]:
+    """The values of every setting, as text, by kind of stage and dotted name."""
+    names: dict[str, dict[str, None]] = {}
+    for stage_id, flat in study.flat.items():
+        names.setdefault(_kind(stage_id), {}).update(dict.fromkeys(flat))
+    return {
+        (kind, name): [repr(flat.get(name)) for i, flat in study.flat.items() if _kind(i) == kind]
+        for kind, all_names in names.items()
+        for name in all_names
+    }
+
+
+def _key(study: Study, stage_id: str, bearing: Mapping[tuple[str, str], str]) -> tuple[Any, ...]:
+    kind, flat = _kind(stage_id), study.flat[stage_id]
+    return kind, *sorted((name, repr(flat[name])) for name in flat if bearing.get((kind, name)) != DROPPED)
+
+
+def _joined(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
+    """One row a pair of prompts: stage, ood_ratio, seed, KEY, q and prompt of both, difference."""
+    frames = []
+    rows = {study.title: dict(list(study.rows.groupby("stage_id", sort=False))) for study in (a, b)}
+    varies = settings.varying(a.stages.values()) | settings.varying(b.stages.values())
+    told = {
+        i: _both(*(settings.condition(stage, varies) for stage in (a.stages[i], b.stages[pairs[i]]))) for i in pairs
+    }
+    order = {i: (len(a.stages[i].lineage), _chain(a.stages[i]), told[i], a.stages[i].root.ood_ratio) for i in pairs}
+    for mine in sorted(pairs, key=lambda stage_id: order[stage_id]):
+        one, other = a.stages[mine], b.stages[theirs := pairs[mine]]
+        left, right = rows[a.title][mine], rows[b.title][theirs]
+        frame = left.merge(right, on=KEY, suffixes=("_a", "_b"))
+        frames.append(
+            frame.assign(
+                stage=", ".join(filter(None, [_chains(one, other), told[mine]])),
+                ood_ratio=_both(number(one.root.ood_ratio), number(other.root.ood_ratio)),
+                seed=one.root.seed,
+                difference=frame["q_b"] - frame["q_a"],
+            )
+        )
+    if not frames:
+        return pd.DataFrame(columns=["stage", "ood_ratio", "seed", *KEY, "q_a", "q_b", "difference"])
+    return pd.concat(frames, ignore_index=True)
+
+
+def _differing(a: Study, b: Study, bearing: Mapping[tuple[str, str], str]) -> list[tuple[str, str, str, str, str]]:
+    """Each setting that is not the same in both, once, though every stage below has it in its lineage too."""
+    found: dict[tuple[str, str], tuple[str, str, str, str, str]] = {}
+    for (kind, name), how in bearing.items():
+        stage = next(stage for i, stage in a.stages.items() if _kind(i) == kind)
+        of, own = settings.kind_at(name, stage), name.rpartition("init.")[2]
+        mine, theirs = (
+            settings.listed([flat.get(name, settings.ABSENT) for i, flat in study.flat.items() if _kind(i) == kind])
+            for study in (a, b)
+        )
+        found.setdefault((of, own), (of, own, mine, theirs, how))
+    return list(found.values())
+
+
+def _unpaired(a: Study, b: Study, pairs: Mapping[str, str], joined: pd.DataFrame) -> list[str]:
+    """What has no partner, counted."""
+    said = []
+    for letter, study, paired in (("A", a, set(pairs)), ("B", b, set(pairs.values()))):
+        measured = set(study.rows["stage_id"].unique())
+        if unread := measured - study.stages.keys():
+            said.append(f"{len(unread)} measured stages of {letter}, whose specs are not in its store")
+        if alone := measured & study.stages.keys() - paired:
+            kinds = Counter(_kind(stage_id) for stage_id in sorted(alone))
+            counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            said.append(f"{len(alone)} of {len(measured)} measured stages of {letter} ({counted})")
+        rows = int(study.rows["stage_id"].isin(paired).sum())
+        if rows > len(joined):
+            said.append(f"{rows - len(joined)} prompts of paired stages of {letter}")
+    return said
+
+
+def _notes(joined: pd.DataFrame) -> list[str]:
+    """What a reader of the table should know."""
+    if joined.empty:
+        return []
+    notes = []
+    if same := joined.loc[joined["stage_id_a"] == joined["stage_id_b"], "stage_id_a"].nunique():
+        notes.append(f"{same} pairs of stages are one and the same stage: their difference is 0 by construction.")
+    if texts := int((joined["prompt_a"] != joined["prompt_b"]).sum()):
+        notes.append(f"{texts} of {len(joined)} pairs of prompts differ in text, because the worlds of the studies do.")
+    if joined["seed"].nunique() == 1:
+        notes.append("One seed: the intervals cover prompts only and say nothing about another run.")
+    return notes
+
+
+def _chain(stage: Stage) -> str:
+    return "/".join(each.short_label for each in stage.lineage)
+
+
+def _chains(mine: Stage, theirs: Stage) -> str:
+    """The chain of two paired stages, which may differ in a part: ``pretrain/sft/grpo-ood-b0.1|grpo-ood-b1``."""
+    parts = zip(_chain(mine).split("/"), _chain(theirs).split("/"), strict=True)
+    return "/".join(_both(one, other) for one, other in parts)
+
+
+def _both(mine: str, theirs: str) -> str:
+    return mine if mine == theirs else f"{mine}|{theirs}"
+
+
+def _kind(stage_id: str) -> str:
+    return stage_id.partition("-")[0]

@@ -1,0 +1,232 @@
+"""How figures look: their size, colours, axes and legends.
+
+All are laid out in two columns of small panels, so that they can be read on a phone. Colours are those of Okabe and Ito
+(2008), which colour-blind readers can tell apart, and each has a marker of its own; OOD ratios, which have an order, go
+through viridis.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from textwrap import fill
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps, rc_context, rcdefaults, rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from rayexp.reports.arms import counted, percent, told
+from rayexp.spec import number
+
+WIDTH_INCHES = 4.4
+DPI = 220
+#: Characters of a title that spans both columns.
+WIDE = 58
+FONT_SIZE = 8.5
+STYLE: dict[Any, Any] = {
+    "font.size": FONT_SIZE,
+    "axes.titlesize": FONT_SIZE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "black",
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.title_fontsize": FONT_SIZE,
+    "legend.columnspacing": 1.2,
+    "legend.handlelength": 1.7,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "svg.hashsalt": "rayexp",
+}
+
+BOOTSTRAP = (
+    "Bars are 95 % bootstrap intervals over seeds, then prompts; with few seeds they hardly leave the seeds' range."
+)
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+class Look(NamedTuple):
+    """Return what a series can be told by; only what is before GRPO is black, and no two have both colour and line."""
+
+    colour: Any
+    marker: str
+    line: Any
+
+
+#: Before GRPO, then the betas in ascending order.
+LOOKS: list[Look] = [
+    Look("#000000", "o", "-"),
+    *(
+        Look(colour, marker, line)
+        for line, markers in (("-", "s^DvPX"), (":", "<>p*dH"), ("-.", "^DvPXs"))
+        for colour, marker in zip(COLOURS, markers, strict=True)
+    ),
+]
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Draw with matplotlib's own defaults and ``STYLE``, whatever the user's matplotlibrc says."""
+    with rc_context():
+        rcdefaults()
+        rcParams.update(STYLE)
+        yield
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, its words, and the data it shows: one row for each point."""
+
+    caption: str
+    alt: str
+    figure: Figure
+    data: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Series:
+    """One of the lines of a panel. key: beta, or name of a stage; None is before GRPO."""
+
+    key: Any
+    name: str
+    look: Look
+
+    @property
+    def line(self) -> Any:
+        """Line style where there are no markers: what is before GRPO is dashed."""
+        return "--" if self.key is None else self.look.line
+
+
+def panels(rows: int, height: float, around: float = 0.8, columns: int = 2) -> tuple[Figure, np.ndarray]:
+    """Figure and axes [rows, columns]; height of a row, and around them for legends, in inches."""
+    figure = Figure(figsize=(WIDTH_INCHES, rows * height + around), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def grid(count: int, height: float, around: float = 0.8) -> tuple[Figure, np.ndarray]:
+    """``panels`` for ``count`` like things, two in a row; a place that is left over is empty."""
+    columns = min(2, count)
+    figure, axes = panels(-(-count // columns), height, around, columns)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def lines(title: str, width: int = 28) -> str:
+    """A title in as many lines as it needs."""
+    return fill(title.replace(" = ", "\u00a0=\u00a0"), width, break_long_words=False)
+
+
+def taller(conditions: pd.Series, width: int = 28) -> float:
+    """Height that ``lines`` of conditions add to a row of panels, in inches."""
+    return 0.15 * max(lines(told(condition), width).count("\n") + bool(condition) for condition in conditions)
+
+
+def ratio_places(data: pd.DataFrame) -> dict[Any, int]:
+    """Place of each OOD ratio on an axis where all are evenly spaced, 0 among them."""
+    return {ratio: place for place, ratio in enumerate(sorted(data["ood_ratio"].unique()))}
+
+
+def ratio_colours(count: int) -> list[Any]:
+    """From dark to light with the ratio; the palest quarter is left out, for it fades on white."""
+    return [colormaps["viridis"](x) for x in np.linspace(0, 0.75, count)]
+
+
+def ratio_axes(figure: Figure, axes: np.ndarray, ratios: dict[Any, int]) -> None:
+    """OOD ratios along x, in percent."""
+    labels = [percent(ratio) for ratio in ratios]
+    size, turned = 7 if len(ratios) > 6 else FONT_SIZE, 90 if sum(map(len, labels)) > 30 else 0
+    for axis in axes.flat:
+        axis.set_xlim(-0.5, len(ratios) - 0.5)
+        axis.set_xticks(list(ratios.values()), labels=labels, fontsize=size, rotation=turned)
+    figure.supxlabel("OOD samples in pretraining (%)", fontsize=FONT_SIZE)
+
+
+def before_and_betas(betas: pd.Series) -> list[Series]:
+    """Series for before GRPO and after it with each beta, as far as there are looks that can be told apart."""
+    names = {None: "before GRPO"} | {beta: f"after, β = {number(beta)}" for beta in sorted(betas.dropna().unique())}
+    return [Series(key, name, look) for (key, name), look in zip(names.items(), LOOKS, strict=False)]
+
+
+def legend_rows(series: list[Series]) -> float:
+    """Height of the rows of ``series_legend`` beyond two, in inches."""
+    return 0.18 * max(0, -(-len(series) // 3) - 2)
+
+
+def left_out(betas: pd.Series) -> str:
+    """A sentence where there are more betas than ``before_and_betas`` can show."""
+    count, shown = betas.dropna().nunique(), len(LOOKS) - 1
+    if count <= shown:
+        return ""
+    return f"Of {count} β the smallest {shown} are drawn, because no more can be told apart; the data have all."
+
+
+def bars(axis: Axes, x: Any, points: pd.DataFrame, column: str, look: tuple[Any, str, str]) -> None:
+    """Points at ``x`` with vertical intervals, from the columns ``column``, ``column_low`` and ``column_high``."""
+    mean, low, high = (points[name].to_numpy(dtype=float) for name in (column, f"{column}_low", f"{column}_high"))
+    # Rounding may leave an end on the wrong side of its mean by 1e-17, which errorbar refuses.
+    ends = np.maximum(0, [mean - low, high - mean])
+    colour, marker, line = look
+    axis.errorbar(x, mean, yerr=ends, color=colour, marker=marker, linestyle=line, elinewidth=1)
+
+
+def intervals(
+    axis: Axes,
+    points: pd.DataFrame,
+    column: str,
+    ratios: dict[Any, int],
+    series: Series,
+    all_series: list[Series],
+    hollow: pd.Series | None = None,
+) -> None:
+    """A line over OOD ratios with vertical intervals, moved sideways a little so that those of one ratio keep apart.
+
+    hollow: which of the points have a hollow marker.
+    """
+    aside = min(0.09, 0.7 / len(all_series))
+    x = points["ood_ratio"].map(ratios) + aside * (all_series.index(series) - (len(all_series) - 1) / 2)
+    order = x.argsort()
+    bars(axis, x.iloc[order], points.iloc[order], column, series.look)
+    if hollow is not None and hollow.any():
+        look: dict[str, Any] = {"facecolor": "white", "edgecolor": series.look.colour, "s": 18, "zorder": 3}
+        axis.scatter(x[hollow], points[column][hollow], marker=series.look.marker, **look)
+
+
+def series_legend(
+    figure: Figure,
+    series: list[Series],
+    data: pd.DataFrame,
+    spread: str = "bars: 95 % interval",
+    lines_only: bool = False,
+) -> None:
+    """Series above the panels, and what their points and intervals rest on.
+
+    lines_only: there are no markers, and what is before GRPO is dashed.
+    """
+    counts = f"{counted(data['n_seeds'], 'seed')}, {counted(data['n'] // data['n_seeds'], 'prompt')} a seed"
+    handles = []
+    for one in series:
+        line, marker = (one.line, "") if lines_only else (one.look.line, one.look.marker)
+        handles.append(Line2D([], [], color=one.look.colour, label=one.name, linestyle=line, marker=marker))
+    columns = 2 if len(handles) == 4 else min(3, len(handles))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=f"{counts}; {spread}")
+
+
+def ratio_legend(
+    figure: Figure,
+    ratios: dict[Any, int],
+    title: str,
+    where: Literal["outside upper center", "outside lower center"] = "outside upper center",
+    **look: Any,
+) -> None:
+    """The colours of OOD ratios."""
+    colours = ratio_colours(len(ratios))
+    handles = [Line2D([], [], color=colours[i], label=f"{percent(ratio)} %", **look) for ratio, i in ratios.items()]
+    figure.legend(handles=handles, loc=where, ncols=min(4, len(handles)), title=title)

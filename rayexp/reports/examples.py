@@ -1,0 +1,95 @@
+"""Worked examples: a few prompts with what was written for them after every stage, chosen by a rule.
+
+For each arm and OOD ratio, of all pairs of a test prompt and a seed in the target cells, at the smallest beta of the
+arm (where GRPO was held back least): those at the 10th, 50th and 90th percentile of the gain. Where several have that
+gain, the first of them in the results table. Nothing else is looked at.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from rayexp.reports.arms import ROLE_NAMES, arms, percent
+from rayexp.spec import number
+
+PERCENTILES = (10, 50, 90)
+#: The rule as the page states it.
+RULE = (
+    "Not picked by hand: of all pairs of a test prompt and a seed in the cells in question, at the arm's smallest β, "
+    f"those at the {', '.join(f'{p}th' for p in PERCENTILES[:-1])} and {PERCENTILES[-1]}th percentile of the gain "
+    "P - Q; among equals the first in the results table."
+)
+STAGE_NAMES = {"pretrain": "pretraining", "sft": "SFT", "grpo": "GRPO"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What greedy decoding wrote after one stage. tokens: each with whether the gold completion has it there."""
+
+    stage: str
+    tokens: list[tuple[str, bool]]
+    correct: bool
+    q: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt, and the answers of the chain of decoders from pretraining to GRPO."""
+
+    percentile: int
+    cell: str
+    seed: int
+    prompt: str
+    gold: str
+    gain: float
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The examples of one arm and OOD ratio."""
+
+    title: str
+    examples: list[Example]
+
+
+def examples(results: pd.DataFrame) -> list[Group]:
+    """Groups of examples, by arm and then by OOD ratio, from ``table.results``."""
+    groups = []
+    for arm in arms(results):
+        target = arm.cells(arm.target)
+        beta = target["kl_beta"].min()
+        for ratio, rows in target[target["kl_beta"] == beta].groupby("ood_ratio"):
+            where = f"{ROLE_NAMES[arm.target]} cells, {percent(float(ratio))} % OOD"
+            title = f"{arm.name}, {where}, β = {number(beta)}"
+            ordered = rows.sort_values("gain", kind="stable")
+            picked = [(p, ordered.iloc[round(p / 100 * (len(ordered) - 1))]) for p in PERCENTILES]
+            groups.append(Group(title, [_example(p, row, results) for p, row in picked]))
+    return groups
+
+
+def _example(percentile: int, row: "pd.Series[Any]", results: pd.DataFrame) -> Example:
+    asked = results[(results["cell"] == row["cell"]) & (results["prompt_index"] == row["prompt_index"])]
+    by_stage = {str(one["stage_id"]): one for _, one in asked.iterrows()}
+    answers, stage_id = [], row["stage_id"]
+    while stage_id in by_stage:  # from GRPO down to pretraining, or to where nothing was measured
+        one = by_stage[stage_id]
+        answers.insert(0, _answer(one))
+        stage_id = one["init_id"]
+    return Example(
+        percentile=percentile,
+        cell=str(row["cell"]),
+        seed=int(row["seed"]),
+        prompt=str(row["prompt"]),
+        gold=str(row["gold"]),
+        gain=float(row["gain"]),
+        answers=answers,
+    )
+
+
+def _answer(row: "pd.Series[Any]") -> Answer:
+    gold, written = str(row["gold"]).split(), str(row["completion"]).split()
+    tokens = [(token, i < len(gold) and token == gold[i]) for i, token in enumerate(written)]
+    kind = str(row["kind"])
+    return Answer(STAGE_NAMES.get(kind, kind), tokens, bool(row["greedy_correct"]), float(row["q"]))

@@ -1,0 +1,242 @@
+"""Measured P beside what theory says of the optimum: the tilt by exp(1/beta), prompt by prompt.
+
+Probabilities are cut to [``SMALLEST``, ``LARGEST``] for the axes.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.lines import Line2D
+from scipy.special import expit, logit
+
+from rayexp.evaluation.statistics import summarised
+from rayexp.evaluation.theory import gain, paper_bound, peak, tilted
+from rayexp.reports.arms import ROLE_NAMES, Arm, arms, counted, mass_name, percent
+from rayexp.reports.drawing import (
+    BOOTSTRAP,
+    LOOKS,
+    Drawing,
+    bars,
+    grid,
+    lines,
+    ratio_colours,
+    ratio_legend,
+    ratio_places,
+    taller,
+)
+from rayexp.spec import number
+
+#: What the scatter plots draw at most, for each panel and ratio: more points would hide one another.
+POINTS = 300
+#: Range of probability axes. Above it, float32 log-probabilities can hardly tell values apart.
+SMALLEST, LARGEST = 1e-12, 1 - 1e-6
+#: Width of a bin of Q, in nats of its logit, and how many prompts one needs to be drawn.
+BIN_NATS, BIN_PROMPTS = 2.0, 10
+
+Panel = tuple[str, float, pd.DataFrame]  # title, beta, rows of the arm
+
+
+def _panels(results: pd.DataFrame) -> list[Panel]:
+    """A panel for each arm, role of its cells, and beta."""
+    return [
+        (f"{lines(arm.short_name)}:\n{ROLE_NAMES[role]} cells, β = {number(beta)}", beta, rows[rows["kl_beta"] == beta])
+        for arm in arms(results)
+        for role in arm.roles
+        if len(rows := arm.cells(role))
+        for beta in sorted(rows["kl_beta"].unique().tolist())
+    ]
+
+
+# P against Q
+
+
+def after_against_before(results: pd.DataFrame) -> Drawing | None:
+    """P after GRPO against Q before it, a point a prompt, on logit axes: there the tilt is a shift by 1 / beta."""
+    shown = [(title, beta, _points(rows)) for title, beta, rows in _panels(results)]
+    if not shown:
+        return None
+    data = pd.concat([points for _, _, points in shown], ignore_index=True)
+    mass, ratios = mass_name(results), ratio_places(data)
+    lowest = 10.0 ** np.floor(np.log10(data[["q", "p"]].to_numpy().min()))
+    colours = {"cmap": ListedColormap(ratio_colours(len(ratios))), "vmin": -0.5, "vmax": len(ratios) - 0.5}
+    figure, axes = grid(len(shown), 2.3 + taller(data["condition"]), around=1.3)
+    for axis, (title, beta, points) in zip(axes.flat, shown, strict=False):
+        places = points["ood_ratio"].map(ratios)
+        axis.scatter(points["q"], points["p"], c=places, s=5, lw=0, alpha=0.6, rasterized=True, **colours)
+        axis.set_title(title)
+        _theory(axis, lowest, beta)
+        _logit_scale(axis, "x", lowest)
+        _logit_scale(axis, "y", lowest)
+        axis.set_box_aspect(1)
+    _outer_labels(axes, len(shown), f"{mass} before", "the same after: P")
+    sizes = pd.Series([len(points) for _, _, points in shown])
+    seeds = pd.Series([points["seed"].nunique() for _, _, points in shown])
+    note = f"{counted(sizes, 'prompt')} a panel, of {counted(seeds, 'seed')}"
+    theory = [
+        Line2D([], [], color="black", label="tilted optimum"),
+        Line2D([], [], color="black", linestyle="--", label="paper's bound"),
+        Line2D([], [], color="grey", linestyle=":", label="no change"),
+    ]
+    figure.legend(handles=theory, loc="outside upper center", ncols=3, title=note)
+    ratio_legend(figure, ratios, "OOD samples in pretraining", "outside lower center", linestyle="", marker="o")
+    tilt = "an upper limit of the optimum" if (results["samples"] == "trace").any() else "the optimum with a KL penalty"
+    return Drawing(
+        caption="A point is a test prompt of one seed; axes are logit-scaled. Solid: the tilted distribution, "
+        f"{tilt}, a shift by 1/β on these axes. Dashed: the paper's bound exp(1/β) Q. Without a KL penalty (β = 0) "
+        f"neither limits P. At most {POINTS} prompts, drawn at random, for each panel and OOD ratio.",
+        alt=f"{counted(pd.Series(len(shown)), 'scatter plot')} of correct mass after GRPO against before, with the "
+        f"tilted optimum and the paper's bound. {(data['p'] > data['q']).mean():.0%} of the prompts shown gained mass.",
+        figure=figure,
+        data=data,
+    )
+
+
+def _points(rows: pd.DataFrame) -> pd.DataFrame:
+    """A random part of the prompts of one panel in random order, so that no ratio lies on top; theory beside them."""
+    rows = rows.sample(frac=1, random_state=0).groupby("ood_ratio").head(POINTS)
+    q, p = (rows[column].clip(SMALLEST, LARGEST).to_numpy(dtype=float) for column in ("init_q", "q"))
+    beta = float(rows["kl_beta"].iloc[0])
+    about = rows[["condition", "layers", "prompts", "role", "kl_beta", "ood_ratio", "seed", "cell", "prompt_index"]]
+    return about.assign(q=q, p=p, tilted_optimum=tilted(q, beta), paper_bound=paper_bound(q, beta))
+
+
+def _theory(axis: Axes, lowest: float, beta: float) -> None:
+    q = expit(np.linspace(logit(lowest), logit(LARGEST), 400))
+    axis.plot(q, q, color="grey", linestyle=":")
+    if beta > 0:
+        axis.plot(q, tilted(q, beta).clip(max=LARGEST), color="black")
+        axis.plot(q, paper_bound(q, beta).clip(max=LARGEST), color="black", linestyle="--")
+
+
+def _logit_scale(axis: Axes, which: str, lowest: float) -> None:
+    decades = round(-np.log10(lowest))
+    step = 4 if decades > 5 else 2
+    ticks = {10.0**-d: f"$10^{{-{d}}}$" for d in range(step, decades + 1, step)}
+    ticks |= {0.5: "0.5", 1 - 10.0**-step: f"{1 - 10**-step}"}
+    axis.set(**{f"{which}scale": "logit", f"{which}lim": (lowest, LARGEST)})
+    axis.minorticks_off()
+    getattr(axis, f"set_{which}ticks")(list(ticks), labels=list(ticks.values()))
+
+
+def _outer_labels(axes: np.ndarray, shown: int, x: str, y: str) -> None:
+    """Labels below and left of a grid of panels whose last one may be empty."""
+    for axis in axes.flat[max(0, shown - axes.shape[1]) : shown]:
+        axis.set_xlabel(x)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(y)
+
+
+# The shift of the logit
+
+
+def logit_shift(results: pd.DataFrame) -> Drawing | None:
+    """Mean of logit P - logit Q against 1 / beta, which it is at the optimum; a panel for each arm and role."""
+    shown = [(arm, role) for arm in arms(results) for role in arm.roles if (arm.cells(role)["kl_beta"] > 0).any()]
+    if not shown:
+        return None
+    data = pd.DataFrame([row for arm, role in shown for row in _shift_rows(arm, role)])
+    ratios = ratio_places(data)
+    colours = ratio_colours(len(ratios))
+    largest_tilt = data["inverse_beta"].max()
+    figure, axes = grid(len(shown), 2.2 + taller(data["condition"]), around=1.0)
+    for axis, (arm, role) in zip(axes.flat, shown, strict=False):
+        here = arm.of(data[data["role"] == role])
+        axis.plot([0, 1.12 * largest_tilt], [0, 1.12 * largest_tilt], color="black")
+        axis.axhline(0, color="grey", linestyle=":")
+        for ratio, points in here.groupby("ood_ratio"):
+            place = ratios[ratio]
+            aside = 0.02 * largest_tilt * (place - (len(ratios) - 1) / 2)
+            bars(axis, points["inverse_beta"] + aside, points, "shift", (colours[place], "o", ""))
+        axis.set_title(f"{lines(arm.short_name)}:\n{ROLE_NAMES[role]} cells")
+    _outer_labels(axes, len(shown), "1/β", "mean logit P - logit Q (nats)")
+    note = f"OOD samples in pretraining; {counted(data['n_seeds'], 'seed')}, bars: 95 % interval"
+    ratio_legend(figure, ratios, note, linestyle="", marker="o")
+    largest = data.iloc[int(data["shift"].argmax())]
+    return Drawing(
+        caption="Mean over test prompts of logit P - logit Q, the shift that GRPO made. At the optimum with a KL "
+        "penalty it is 1/β for every prompt (line). Below the line: GRPO stopped short of the optimum, or found "
+        "nothing to learn from; above it: GRPO's own normalisation, or what prompts learn from one another. Points "
+        f"of one β are moved apart sideways. Above {LARGEST} float32 can't tell probabilities apart and they count as "
+        f"that, so shifts that end there are larger than they look. {BOOTSTRAP}",
+        alt="Mean shift of the logit of the correct mass against 1/β, with the line of the optimum. The largest is "
+        f"{largest['shift']:.2g} nats, at β = {number(largest['kl_beta'])} and {percent(largest['ood_ratio'])} % OOD.",
+        figure=figure,
+        data=data,
+    )
+
+
+def _shift_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
+    rows = arm.cells(role)
+    rows = rows[rows["kl_beta"] > 0]
+    # No limit below but that of float64: where there was next to no mass, a shift is a shift all the same.
+    q, p = (rows[column].clip(np.finfo(float).tiny, LARGEST).to_numpy(dtype=float) for column in ("init_q", "q"))
+    rows = rows.assign(shift=logit(p) - logit(q))
+    for beta, ratio in rows[["kl_beta", "ood_ratio"]].drop_duplicates().itertuples(index=False):
+        group = rows[(rows["kl_beta"] == beta) & (rows["ood_ratio"] == ratio)]
+        about = {**arm.about, "role": role, "kl_beta": beta, "inverse_beta": 1 / beta}
+        yield {**about, "ood_ratio": ratio, **summarised(group, shift="shift")}
+
+
+# The gain against Q
+
+
+def gain_by_mass(results: pd.DataFrame) -> Drawing | None:
+    """Mean gain of prompts binned by Q before GRPO, with the gain of the optimum and its peak; panels as above."""
+    shown = [(title, beta, points) for title, beta, rows in _panels(results) if len(points := _binned(rows))]
+    if not shown:
+        return None
+    data = pd.concat([points for _, _, points in shown], ignore_index=True)
+    mass = mass_name(results)
+    lowest = 10.0 ** np.floor(np.log10(data["q"].min()))
+    q = expit(np.linspace(logit(lowest), logit(LARGEST), 400))
+    figure, axes = grid(len(shown), 1.9 + taller(data["condition"]), around=0.9)
+    for axis, (title, beta, points) in zip(axes.flat, shown, strict=False):
+        axis.plot(q, gain(q, beta), color="black")
+        where, height = peak(beta)
+        axis.plot(max(where, lowest), height, color="black", marker="*", markersize=9)
+        axis.axhline(0, color="grey", linestyle=":")
+        bars(axis, points["q"], points, "gain", LOOKS[1])
+        axis.set_title(title)
+        _logit_scale(axis, "x", lowest)
+    _outer_labels(axes, len(shown), f"{mass} before", "gain: mean P - Q")
+    colour, marker, _ = LOOKS[1]
+    handles = [
+        Line2D([], [], color="black", marker="*", markersize=9, label="tilted optimum and its peak"),
+        Line2D([], [], color=colour, marker=marker, label="measured"),
+    ]
+    title = f"{counted(data['n_seeds'], 'seed')}; bars: 95 % interval"
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, title=title)
+    best = data.iloc[int(data["gain"].argmax())]
+    return Drawing(
+        caption=f"Test prompts of all OOD ratios and seeds in bins of {mass} before GRPO ({BIN_NATS:g} nats of its "
+        f"logit wide, at least {BIN_PROMPTS} prompts each), at the median of the bin. Line: the gain of the optimum, "
+        "with its peak at Q = 1/(1 + exp(1/(2β))), of height tanh(1/(4β)); without a KL penalty it is 1 - Q. The data "
+        f"hold the predicted mean gain of each bin's own prompts too. {BOOTSTRAP}",
+        alt="Mean gain of prompts binned by correct mass before GRPO, with the curve of the tilted optimum. The "
+        f"largest mean gain, {best['gain']:.2g}, is in the bin around Q = {best['q']:.2g} at a KL beta of "
+        f"{number(best['kl_beta'])}.",
+        figure=figure,
+        data=data,
+    )
+
+
+def _binned(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each bin of Q with enough prompts."""
+    beta = float(rows["kl_beta"].iloc[0])
+    q = rows["init_q"].clip(SMALLEST, LARGEST).to_numpy(dtype=float)
+    number = np.floor(logit(q) / BIN_NATS)
+    rows = rows.assign(cut=q, predicted=gain(q, beta))
+    about = rows[["condition", "layers", "prompts", "role", "kl_beta"]].iloc[0].to_dict()
+    return pd.DataFrame(
+        [
+            {**about, "q_from": expit(BIN_NATS * this), "q_to": expit(BIN_NATS * (this + 1))}
+            | {"q": group["cut"].median(), **summarised(group, gain="gain")}
+            | {"predicted_gain": group["predicted"].mean()}
+            for this in np.unique(number)
+            if len(group := rows[number == this]) >= BIN_PROMPTS
+        ]
+    )

@@ -1,0 +1,128 @@
+"""The report of a study: one page, its figures and its tables, in a local folder.
+
+``write`` makes everything from a plan and a store, from whatever is finished:
+
+    results.parquet            one row a prompt of a measured stage: table.RESULTS
+    summary.csv                one row a measured stage and cell
+    claims.csv                 the paper's claims, with numbers and verdicts
+    report/index.html          the page; figures are inside, so that it can be sent by itself
+    report/figure-N.png .csv   each figure, and exactly the data it shows
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from rayexp.evaluation.metrics import Interval, wilson
+from rayexp.evaluation.statistics import interval
+from rayexp.reports import claims, table
+from rayexp.reports.arms import mass_name
+from rayexp.reports.examples import RULE, examples
+from rayexp.reports.pictures import Picture, pictures
+from rayexp.reports.provenance import design, provenance, settings, stage_counts
+from rayexp.store.artifacts import Store
+from rayexp.store.provenance import code_here
+from rayexp.sweep.plan import Plan
+
+#: Columns of ``table.STAGE_COLUMNS`` that summary.csv repeats for each cell.
+SUMMARY_STAGE = ["stage_id", "label", "kind", "axis", "layers", "ood_ratio", "seed", "prompts", "kl_beta", "condition"]
+SUMMARY_VALUES = [
+    *("mean_q", "q_low", "q_high", "greedy_accuracy"),
+    *("sampled_accuracy", "sampled_low", "sampled_high", "n_prompts"),
+]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page, and a sentence about each figure that could not be drawn."""
+
+    page: Path
+    undrawn: list[str]
+
+
+def write(plan: Plan, store: Store, folder: Path) -> Report:
+    """Write the report of what is finished of a plan into a local folder: tables first, then figures and the page."""
+    results, curves = table.results(plan, store), table.curves(plan, store)
+    findings = claims.claims(results, curves)
+
+    report = folder / "report"
+    report.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pandas(results, table.RESULTS, preserve_index=False), folder / "results.parquet")
+    summary(results).to_csv(folder / "summary.csv", index=False)
+    findings.to_csv(folder / "claims.csv", index=False)
+    drawn = pictures(results, curves, report)
+    page = report / "index.html"
+    page.write_text(
+        _template().render(
+            study=plan.study,
+            axis="” and “".join(dict.fromkeys(stage.root.world.axis for stage in plan.stages)),
+            mass=mass_name(results),
+            stages=stage_counts(plan),
+            finished=len(plan.finished),
+            planned=len(plan.stages) + len(plan.unread),
+            claims=_by_claim(findings),
+            tests=int(findings["p"].notna().sum()),
+            figures=drawn,
+            rule=RULE,
+            examples=examples(results),
+            design=design(plan.stages),
+            provenance=provenance(plan, store),
+            code_here=code_here(),
+            settings=settings(plan.stages),
+        ),
+        encoding="utf-8",
+    )
+    return Report(page, [_undrawn(number, one) for number, one in enumerate(drawn, start=1) if one.why])
+
+
+def _undrawn(number: int, picture: Picture) -> str:
+    return f"figure {number} ({picture.title}) could not be drawn: {picture.why}"
+
+
+def summary(results: pd.DataFrame) -> pd.DataFrame:
+    """One row for each stage, role and cell: settings, mean q with its interval over prompts, greedy accuracy, n.
+
+    sampled_accuracy: share of sampled completions with the right answer, with its Wilson interval, NaN where none were
+    drawn.
+    """
+    rows = []
+    for (_, role, cell), group in results.groupby(["stage_id", "role", "cell"], sort=False):
+        mass, drawn = interval(group, "q"), int(group["sampled"].sum())
+        sampled = wilson(int(group["answer_correct"].sum()), drawn) if drawn else Interval(np.nan, np.nan, np.nan, 1, 0)
+        values = (mass.mean, mass.low, mass.high, group["greedy_correct"].mean())
+        values += (sampled.mean, sampled.low, sampled.high, mass.prompts)
+        about = group.iloc[0][SUMMARY_STAGE].to_dict() | {"role": role, "cell": cell}
+        rows.append(about | dict(zip(SUMMARY_VALUES, values, strict=True)))
+    return pd.DataFrame(rows, columns=[*SUMMARY_STAGE, "role", "cell", *SUMMARY_VALUES])
+
+
+def _by_claim(findings: pd.DataFrame) -> list[dict[str, Any]]:
+    """Each claim with its findings and how often each verdict was reached."""
+    return [
+        {
+            "id": rows["claim"].iloc[0],
+            "title": rows["title"].iloc[0],
+            "prediction": rows["prediction"].iloc[0],
+            "verdicts": rows["verdict"].value_counts().to_dict(),
+            "findings": rows.to_dict("records"),
+        }
+        for _, rows in findings.groupby("claim")
+    ]
+
+
+def _template():
+    """The page. Everything from the store is text to it: autoescape is on, and nothing is marked as safe."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")

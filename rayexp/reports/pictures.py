@@ -1,0 +1,80 @@
+"""Figures as the page holds them, and their files beside it. One that can't be drawn leaves the reason in its place.
+
+A figure is the last thing that a result may depend on: whatever goes wrong here, tables and the rest of the page are
+written all the same.
+"""
+
+import base64
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from rayexp.errors import sentence
+
+if TYPE_CHECKING:
+    from rayexp.reports.drawing import Drawing
+
+Draw = Callable[[pd.DataFrame], "Drawing | None"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on the page. svg: in base64. size: in CSS pixels, so that the page does not jump while it loads. data:
+    there is a table of what it shows. why: it could not be drawn; empty if it was."""
+
+    title: str
+    caption: str = ""
+    alt: str = ""
+    svg: str = ""
+    size: tuple[int, int] = (0, 0)
+    data: bool = False
+    why: str = ""
+
+
+def pictures(results: pd.DataFrame, curves: pd.DataFrame, folder: Path) -> list[Picture]:
+    """Draw every figure that there is data for into ``folder``: figure-N.png and figure-N.csv."""
+    try:
+        from rayexp.reports.figures import LOGGED, MEASURED  # imports matplotlib, which reads the user's files
+    except Exception as error:
+        return [Picture("All figures", why=sentence(error))]
+    found: list[Picture] = []
+    for of, rows in ((MEASURED, results), (LOGGED, curves)):
+        for title, draw in of.items():
+            if picture := _picture(title, draw, rows, folder / f"figure-{len(found) + 1}"):
+                found.append(picture)
+    return found
+
+
+def _picture(title: str, draw: Draw, rows: pd.DataFrame, path: Path) -> Picture | None:
+    """Draw one figure, and write it to ``path`` with .png and .csv."""
+    from rayexp.reports.drawing import plain
+
+    image, data = path.with_suffix(".png"), path.with_suffix(".csv")
+    try:
+        with plain():
+            drawing = draw(rows)
+            if drawing is None:
+                return None
+            drawing.data.to_csv(data, index=False)
+            svg, size = _saved(drawing, image)
+    except Exception as error:
+        image.unlink(missing_ok=True)
+        return Picture(title, data=data.exists(), why=sentence(error))
+    return Picture(title, drawing.caption, drawing.alt, svg, size, data=True)
+
+
+def _saved(drawing: "Drawing", image: Path) -> tuple[str, tuple[int, int]]:
+    """Save a drawing as an image, and return it with its size: as vectors on a transparent ground, which dark mode can
+    invert."""
+    from rayexp.reports.drawing import DPI
+
+    buffer = io.BytesIO()
+    drawing.figure.savefig(image, dpi=DPI)
+    # The same drawing gives the same bytes: no date, and element ids from a fixed salt (drawing.STYLE).
+    drawing.figure.savefig(buffer, format="svg", dpi=DPI, transparent=True, metadata={"Date": None})
+    width, height = (round(96 * inches) for inches in drawing.figure.get_size_inches())
+    return base64.b64encode(buffer.getvalue()).decode(), (width, height)

@@ -1,0 +1,136 @@
+"""Where the numbers of a report come from: what was planned, with which settings, and how the finished part was run."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rayexp.spec import GRPO, Evaluate, Execution, Pretrain, Stage, number, one_line
+from rayexp.stages.settings import condition, labelled, varying
+from rayexp.store.artifacts import DamagedError, Store, StoreError
+from rayexp.store.provenance import commit, other_code
+from rayexp.sweep.plan import Plan
+from rayexp.tasks.strings import vocabulary
+
+KINDS = ("pretrain", "sft", "grpo", "evaluate")
+
+
+def provenance(plan: Plan, store: Store) -> dict[str, Any]:
+    """What the finished stages wrote about where, when and with what they were run.
+
+    facts: the distinct values of each name. spent: by kind of stage and in all, see ``_spent``. runs: one a stage.
+    unread: number of stages whose record is missing or is not one. other_code: number of stages by code that is not the
+    one at hand.
+    """
+    facts: dict[str, dict[str, None]] = {}
+    runs, unread, others = [], 0, dict[str, int]()
+    varies = varying(plan.trained)
+    for stage in plan.stages:
+        if stage.id not in plan.finished:
+            continue
+        try:
+            record = store.provenance(stage.id)
+            found, started, duration_s = _facts(record), str(record.get("started", "")), float(record["duration_s"])
+            cores, gpus = reserved(stage, Execution.model_validate(record["execution"]))
+        except DamagedError:
+            raise
+        except (StoreError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            unread += 1
+            continue
+        for name, value in found.items():
+            facts.setdefault(name, {})[value] = None
+        if other := other_code(record):
+            others[other] = others.get(other, 0) + 1
+        about = {"id": stage.id, "label": labelled(stage, varies), "host": found.get("host", "")}
+        about |= {"started": one_line(started)}
+        runs.append({**about, "duration_s": duration_s, "core_s": cores * duration_s, "gpu_s": gpus * duration_s})
+    distinct = {name: list(values) for name, values in facts.items()}
+    return {"facts": distinct, "spent": _spent(runs), "runs": runs, "unread": unread, "other_code": others}
+
+
+def reserved(stage: Stage, execution: Execution) -> tuple[float, float]:
+    """Cores and GPUs that were kept for a stage while it ran. A measurement has those of the stage it follows."""
+    subject = stage.init if isinstance(stage, Evaluate) else stage
+    if subject.id.startswith("grpo-"):
+        workers = execution.rollout_workers
+        return (
+            execution.learner_cpus + workers * execution.rollout_cpus,
+            (execution.learner_gpus or 0.0) + workers * (execution.rollout_gpus or 0.0),
+        )
+    return execution.train_workers * execution.train_cpus, execution.train_workers * (execution.train_gpus or 0.0)
+
+
+def _facts(record: dict[str, Any]) -> dict[str, str]:
+    """Return what a stage was run with, as far as known. Raises KeyError, TypeError or ValueError on what is
+    not a record."""
+    about = {name: record[name] for name in ("host", "machine", "python")} | {"commit": commit(record["git"])}
+    found = {**about, "source": record.get("source"), **record["packages"]}
+    return {one_line(str(name)): one_line(str(value)) for name, value in found.items() if value is not None}
+
+
+def _spent(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By kind of stage and in all: number, median seconds, hours, core-hours, GPU-hours; of each last attempt."""
+    of_kind = {kind: [run for run in runs if run["id"].startswith(f"{kind}-")] for kind in KINDS}
+    return [
+        {
+            "kind": kind,
+            "n": len(found),
+            "median_s": float(np.median([run["duration_s"] for run in found])),
+            "hours": sum(run["duration_s"] for run in found) / 3600,
+            "core_hours": sum(run["core_s"] for run in found) / 3600,
+            "gpu_hours": sum(run["gpu_s"] for run in found) / 3600,
+        }
+        for kind, found in {**of_kind, "all": runs}.items()
+        if found
+    ]
+
+
+def settings(stages: Iterable[Stage]) -> list[tuple[str, str, str]]:
+    """Kind, field and distinct values of every setting of the planned stages; a decoder's count as pretraining's."""
+    distinct: dict[tuple[str, str], dict[str, None]] = {}
+    for stage in stages:
+        kind = stage.id.partition("-")[0]
+        for field, value in _flat(stage.model_dump(mode="json", exclude={"init", "kind"})):
+            distinct.setdefault((kind, field), {})[str(value)] = None
+    return [(kind, field, ", ".join(values)) for (kind, field), values in distinct.items()]
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Leaves of nested settings with dotted names."""
+    return [
+        leaf
+        for name, value in fields.items()
+        for leaf in (_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)])
+    ]
+
+
+def design(stages: Sequence[Stage]) -> dict[str, list[str]]:
+    """The distinct values of what varies in a plan, and its decoders, for people."""
+    trained = [stage for stage in stages if not isinstance(stage, Evaluate)]
+    roots = [stage for stage in trained if isinstance(stage, Pretrain)]
+    decoders = [
+        f"{root.decoder.parameters(vocabulary.SIZE):,} parameters ("
+        + ", ".join(f"{name} {value}" for name, value in root.decoder.model_dump().items())
+        + ")"
+        for root in roots
+    ]
+    seeds, ratios = ([number(getattr(root, name)) for root in roots] for name in ("seed", "ood_ratio"))
+    distinct = {"seed": seeds, "OOD ratio": ratios, "decoder": decoders}
+    distinct |= {"GRPO prompts": [], "β": []}
+    for stage in trained:
+        if isinstance(stage, GRPO):
+            distinct["GRPO prompts"].append(stage.prompts)
+            distinct["β"].append(number(stage.kl_beta))
+    for setting, title in varying(trained).items():
+        distinct[title] = [condition(stage, {setting: title}).partition(" = ")[2] for stage in trained]
+    return {name: list(filter(None, dict.fromkeys(values))) for name, values in distinct.items() if any(values)}
+
+
+def stage_counts(plan: Plan) -> list[dict[str, Any]]:
+    """Planned and finished stages by kind."""
+    counts = []
+    for kind in KINDS:
+        ids = {i for i in [*(stage.id for stage in plan.stages), *plan.unread] if i.startswith(f"{kind}-")}
+        if ids:
+            counts.append({"kind": kind, "planned": len(ids), "finished": len(ids & plan.finished)})
+    return counts

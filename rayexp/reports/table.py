@@ -1,0 +1,176 @@
+"""Results of a study as two long tables: one row a test prompt of a stage, and one row a training metric.
+
+Both carry the settings of the stage in plain columns, so that pandas, polars or duckdb can group by them.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
+from rayexp.spec import GRPO, Evaluate, Stage
+from rayexp.stages.settings import Setting, condition, labelled, varying
+from rayexp.store.artifacts import Store, StoreError
+from rayexp.sweep.plan import Plan
+from rayexp.tasks.strings import vocabulary
+
+#: Columns that say which stage a row is about; None where a setting does not apply.
+STAGE_COLUMNS: dict[str, pa.DataType] = {
+    "stage_id": pa.string(),
+    "kind": pa.string(),  # pretrain, sft, grpo
+    "label": pa.string(),
+    "init_id": pa.string(),
+    "axis": pa.string(),
+    "graph": pa.string(),
+    "traversal": pa.string(),
+    "samples": pa.string(),
+    "layers": pa.int64(),
+    "parameters": pa.int64(),
+    "ood_ratio": pa.float64(),
+    "seed": pa.int64(),
+    "prompts": pa.string(),  # GRPO's arm: id, ood, probe
+    "kl_beta": pa.float64(),
+    "group_size": pa.int64(),
+    "grpo_steps": pa.int64(),
+    "condition": pa.string(),  # what else differs within the study, along the chain; empty where nothing does
+}
+#: Values of k for which pass@k is written down; for answer-only samples any other follows from q.
+PASS_AT = (8, 64, 1024)
+#: log_mass: log-probability of the gold completion, nats. q: its exponential, the exact correct mass for answer-only
+#: samples, a lower bound for traces. init_q: the same for the stage's init, NaN for pretraining. pass_at_k: exact for
+#: answer-only samples; for traces the unbiased estimate from the sampled answers, NaN where fewer than k were drawn.
+#: completion: what greedy decoding writes.
+RESULTS = pa.schema(
+    [
+        *STAGE_COLUMNS.items(),
+        ("role", pa.string()),
+        ("cell", pa.string()),
+        ("prompt_index", pa.int64()),
+        ("prompt", pa.string()),
+        ("gold", pa.string()),
+        ("log_mass", pa.float64()),
+        ("q", pa.float64()),
+        ("init_q", pa.float64()),
+        *((f"pass_at_{k}", pa.float64()) for k in PASS_AT),
+        ("greedy_correct", pa.bool_()),
+        ("completion", pa.string()),
+        ("sampled", pa.int64()),
+        ("answer_correct", pa.int64()),
+        ("trace_correct", pa.int64()),
+    ]
+)
+CURVES = pa.schema([*STAGE_COLUMNS.items(), ("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
+#: What of the two a stage itself writes (``measure.SCHEMA``, ``journal.SCHEMA``); the rest is added here.
+_ADDED = {*STAGE_COLUMNS, "q", "init_q", *(f"pass_at_{k}" for k in PASS_AT)}
+MEASURED, LOGGED = (pa.schema([column for column in whole if column.name not in _ADDED]) for whole in (RESULTS, CURVES))
+#: By how much rounding may lift a log-probability above 0.
+ROUNDING = 1e-3
+
+
+def settings(stage: Stage, varies: Mapping[Setting, str]) -> dict[str, Any]:
+    """The stage's values of ``STAGE_COLUMNS``. varies: what differs within its study (``settings.varying``)."""
+    root, grpo = stage.root, stage if isinstance(stage, GRPO) else None
+    return {
+        "stage_id": stage.id,
+        "kind": stage.id.partition("-")[0],
+        "label": labelled(stage, varies),
+        "init_id": stage.parent.id if stage.parent else None,
+        "axis": root.world.axis,
+        "graph": root.world.graph,
+        "traversal": root.world.traversal,
+        "samples": root.world.samples,
+        "layers": root.decoder.layers,
+        "parameters": root.decoder.parameters(vocabulary.SIZE),
+        "ood_ratio": root.ood_ratio,
+        "seed": root.seed,
+        "prompts": grpo.prompts if grpo else None,
+        "kl_beta": grpo.kl_beta if grpo else None,
+        "group_size": grpo.group_size if grpo else None,
+        "grpo_steps": grpo.steps if grpo else None,
+        "condition": condition(stage, varies),
+    }
+
+
+def results(plan: Plan, store: Store) -> pd.DataFrame:
+    """Rows of ``RESULTS`` for every finished measurement of the plan, in the plan's order."""
+    frames: dict[str, pd.DataFrame] = {}
+    varies = varying(plan.trained)
+    for stage in plan.stages:
+        if isinstance(stage, Evaluate) and stage.id in plan.finished:
+            frame = _read(store, stage.id, "results.parquet", MEASURED)
+            frame["q"] = np.exp(frame["log_mass"].clip(upper=0))
+            frames[stage.init.id] = with_pass_at_k(frame.assign(**settings(stage.init, varies)))
+    for frame in frames.values():
+        init = frames.get(str(frame["init_id"].iloc[0]))
+        keys = ["cell", "prompt_index"]
+        if init is None:
+            frame["init_q"] = float("nan")
+        else:
+            before = init[[*keys, "q"]].set_axis([*keys, "init_q"], axis=1)
+            frame["init_q"] = frame[keys].merge(before, on=keys, how="left", validate="one_to_one")["init_q"].to_numpy()
+    return _framed(list(frames.values()), RESULTS)
+
+
+def with_pass_at_k(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one stage with their ``pass_at_k`` columns."""
+    sampled = int(frame["sampled"].max())
+    for k in PASS_AT:
+        if not sampled:
+            frame[f"pass_at_{k}"] = pass_at_k(frame["q"].to_numpy(), k)
+        elif k <= sampled:
+            frame[f"pass_at_{k}"] = pass_at_k_sampled(sampled, frame["answer_correct"].to_numpy(), k)
+        else:
+            frame[f"pass_at_{k}"] = np.nan
+    return frame
+
+
+def curves(plan: Plan, store: Store) -> pd.DataFrame:
+    """Rows of ``CURVES`` for every finished training stage of the plan."""
+    frames, varies = [], varying(plan.trained)
+    for stage in plan.trained:
+        if stage.id in plan.finished:
+            frame = _read(store, stage.id, "metrics.parquet", LOGGED)
+            frames.append(frame.assign(**settings(stage, varies)))
+    return _framed(frames, CURVES)
+
+
+def _read(store: Store, stage_id: str, name: str, schema: pa.Schema) -> pd.DataFrame:
+    """A table that a stage wrote. Raises StoreError with the first thing about it that no stage would write."""
+    found = store.table(stage_id, name)
+    if problem := next(_problems(found, schema), None):
+        raise StoreError(f"{store.url}/stages/{stage_id}/{name} {problem}")
+    return found.select(schema.names).to_pandas(ignore_metadata=True)
+
+
+def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
+    """What is wrong with a table; each problem is looked for in one that has none of those before."""
+    for column in schema:
+        at = found.schema.get_field_index(column.name)  # -1 also where there are two of them
+        if at < 0:
+            yield f"has not exactly one column {column.name}"
+        if (kind := found.schema.field(at).type) != column.type:
+            yield f"has a column {column.name} of type {kind}; allowed: {column.type}"
+        if found.column(at).null_count or (column.type == pa.float64() and not np.isfinite(found.column(at)).all()):
+            yield f"has a row whose {column.name} is empty or not finite"
+    if schema is MEASURED:
+        rows = found.select(schema.names).to_pandas(ignore_metadata=True)
+        counts = rows[["sampled", "answer_correct", "trace_correct"]]
+        if rows.empty:
+            yield "has no rows"
+        if rows.duplicated(["cell", "prompt_index"]).any():
+            yield "has several rows with the same cell and prompt_index"
+        if rows["log_mass"].max() > ROUNDING:
+            yield f"has a log_mass of {rows['log_mass'].max():g}; allowed: at most 0"
+        if counts.lt(0).any(axis=None) or counts.gt(rows["sampled"], axis=0).any(axis=None):
+            yield "has a row whose answer_correct or trace_correct is not between 0 and sampled"
+
+
+def _framed(frames: list[pd.DataFrame], schema: pa.Schema) -> pd.DataFrame:
+    if not frames:
+        return schema.empty_table().to_pandas()
+    rows = pd.concat([frame.reindex(columns=schema.names) for frame in frames], ignore_index=True)
+    # Through Arrow, so that a column in which a setting never applies has its type all the same.
+    return pa.Table.from_pandas(rows, schema=schema, preserve_index=False).to_pandas()

@@ -1,0 +1,99 @@
+"""What a sampler is: token ids and seeds in, token ids and behaviour log-probabilities out.
+
+A sampler draws from the decoder's distribution as it is: temperature 1, the whole vocabulary. Equal weights, prompts
+and seeds give equal completions, in whatever batches they are asked for.
+
+Shape suffixes: _P prompts, _N completions (prompts times group, a group's members side by side), _C tokens.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+from rayexp import rng as counter
+from rayexp.tasks.strings import vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Distance between the seeds of two prompts. Member j of a group uses seed + j, as vLLM does, so that two prompts
+#: whose seeds lie closer than the group is large would share random numbers.
+SEED_STRIDE = 1024
+
+
+def prompt_seed(*parts: str | int) -> int:
+    """A seed for one prompt of one step of one run: a multiple of SEED_STRIDE, below 2^62."""
+    return (counter.key(*parts) >> 12) * SEED_STRIDE
+
+
+#: Arrays by name; a learner on a GPU may hand its own tensors on (numpy.ndarray or torch.Tensor).
+Weights: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Completions:
+    """tokens_NC and logprobs_NC are padded on the right (``<pad>``, 0.0) from length_N on; ``<eos>`` counts."""
+
+    tokens_NC: np.ndarray  # int64
+    logprobs_NC: np.ndarray  # float32, of the distribution sampled from
+    length_N: np.ndarray  # int64
+    weight_version: int
+
+    @property
+    def mask_NC(self) -> np.ndarray:
+        """float32, 1 on tokens of the completion."""
+        return (np.arange(self.tokens_NC.shape[1]) < self.length_N[:, None]).astype(np.float32)
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """Completions as lists of token ids, without padding."""
+        return [row[:n].tolist() for row, n in zip(self.tokens_NC, self.length_N, strict=True)]
+
+    @classmethod
+    def from_rows(
+        cls, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]], weight_version: int
+    ) -> "Completions":
+        width = max(len(row) for row in tokens)
+        tokens_NC = np.full((len(tokens), width), vocabulary.PAD, dtype=np.int64)
+        logprobs_NC = np.zeros((len(tokens), width), dtype=np.float32)
+        for i, (row, values) in enumerate(zip(tokens, logprobs, strict=True)):
+            tokens_NC[i, : len(row)] = row
+            logprobs_NC[i, : len(row)] = values
+        length_N = np.array([len(row) for row in tokens], dtype=np.int64)
+        return cls(tokens_NC, logprobs_NC, length_N, weight_version)
+
+
+def as_tensors(weights: Weights) -> "dict[str, Tensor]":
+    """Without a copy; to be read only."""
+    import torch  # here, so that a driver which only plans stays small
+
+    with warnings.catch_warnings():
+        # Arrays out of Ray's shared memory are read-only, of which torch warns.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {name: torch.as_tensor(weight) for name, weight in weights.items()}
+
+
+class Sampler(Protocol):
+    """Draws completions from a decoder whose weights someone else trains."""
+
+    def sync(self, weights: Weights, version: int) -> None:
+        """Take new weights (transformers' Llama names, fp32), arrays of the host or tensors of any device. Nothing else
+        may change what is sampled."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
+    ) -> Completions:
+        """``group_size`` completions of each prompt, each at most its prompt's ``max_tokens`` long."""
+        ...
+
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]) -> Completions:
+        """The most likely token at every step, one completion of each prompt."""
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Log-probability of every token but the first of each sequence, as the sampler computes it."""
+        ...

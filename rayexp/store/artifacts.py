@@ -1,0 +1,350 @@
+"""Artifacts and results at any fsspec URL: ``file:``, ``s3:``, ``gs:``, ...
+
+An artifact is a folder that says everything about itself, and it is finished when its ``manifest.json`` is there, which
+is written last and lists every file with size and SHA-256. A folder without one is an interrupted attempt and is
+written over. Nothing read from a store can run code: JSON, Parquet, safetensors, and tensors loaded as tensors only.
+
+    stages/<id>/        spec.json provenance.json manifest.json, metrics.parquet or results.parquet, model/
+    work/<id>/step-N/   checkpoints of a running stage, the last two; removed when the stage is finished
+    replaced/<id>/      artifacts that ``--force`` had made again, by when
+    work/<id>/failure.json  why the last attempt failed
+    leases/ drivers/    who computes what (rayexp.store.leases)
+    studies/<name>/     plan.json (labels of its stages by id, and what makes it one study), results.parquet, report/
+"""
+
+import hashlib
+import json
+import logging
+import re
+import secrets
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from rayexp.errors import first_line
+from rayexp.spec import Execution, Stage, canonical_json, explain, parse_stage
+from rayexp.store.filesystem import Files, StoreError, inside
+from rayexp.store.leases import Lease
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+FAILURE = "failure.json"
+CHECKPOINTS_KEPT = 2
+#: A study's report while it is written, before it takes the place of the old one.
+STAGED = "report.part"
+_STEP = re.compile(r"step-(\d{9})")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class DamagedError(StoreError):
+    """A published folder is not what its manifest says, or has none."""
+
+
+class Store:
+    """Artifacts and checkpoints below a root. A ``lease`` (its text) is checked before each write."""
+
+    def __init__(self, url: str, lease: str = "", timeout_s: float = 600.0) -> None:
+        self.files = Files(url, timeout_s)
+        self.url = self.files.url
+        self._lease = Lease.parse(lease) if lease else None
+
+    @classmethod
+    def of(cls, execution: Execution) -> "Store":
+        """The store that stages are run with."""
+        return cls(execution.store, execution.lease, execution.timeout_s)
+
+    def require_shared(self) -> None:
+        """Raise NotSharedError, or LeaseLostError, unless this process sees what the driver of its lease wrote."""
+        if self._lease is not None:
+            self._lease.require_shared(self.files)
+
+    # Artifacts
+
+    def finished(self, stage_id: str) -> bool:
+        """Whether the artifact is complete."""
+        return self._manifest(f"stages/{stage_id}") is not None
+
+    def finished_ids(self, among: Collection[str] | None = None) -> set[str]:
+        """Ids of all finished stages, or of those ``among`` some."""
+        return set(self.manifests(among))
+
+    def manifests(self, among: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Manifests of all finished stages, or of those ``among`` some: one listing, and the files read together.
+
+        ``files`` of each maps names to ``bytes`` and ``sha256``; ``label`` and ``contracts`` are as ``publish`` wrote
+        them, or as whoever may write to the store did.
+        """
+        names = self.files.names("stages") if among is None else among
+        paths = {f"stages/{name}/{MANIFEST}": name for name in names}
+        found = self.files.read_existing(list(paths))
+        return {paths[path]: whole for path, data in found.items() if (whole := _parsed(data)) is not None}
+
+    def publish(self, stage: Stage, folder: Path, provenance: dict[str, Any]) -> None:
+        """Make ``folder`` the artifact of ``stage``, then drop the stage's checkpoints."""
+        if not self.finished(stage.id):  # by a process that was thought dead
+            (folder / "spec.json").write_text(stage.model_dump_json(indent=1), encoding="utf-8")
+            (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+            contracts = [each.contract for each in stage.lineage]
+            self._put(folder, f"stages/{stage.id}", {"id": stage.id, "label": stage.label, "contracts": contracts})
+        self.files.remove(f"work/{stage.id}")
+
+    def tidy(self) -> None:
+        """Remove what finished stages left behind whose process died before it could.
+
+        A failure stays: it is that of a later stage of the trial which is named after the finished one.
+        """
+        for stage_id in self.finished_ids(self.files.names("work")):
+            if FAILURE not in self.files.names(f"work/{stage_id}"):
+                self.files.remove(f"work/{stage_id}")
+
+    def spec(self, stage_id: str) -> Stage:
+        """The value that an artifact was made from. Raises StoreError if it does not hash to its id."""
+        path = f"stages/{stage_id}/spec.json"
+        try:
+            stage = parse_stage(self.files.read(path))
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}/{path} is not there") from None
+        except ValidationError as error:
+            raise StoreError(f"{self.url}/{path} is not a stage: {explain(error)}") from error
+        if stage.id != stage_id:
+            raise StoreError(f"{self.url}/{path} holds the stage {stage.id}")
+        return stage
+
+    def provenance(self, stage_id: str) -> dict[str, Any]:
+        """Where, when and with what an artifact was made, verified."""
+        with self.fetched(f"stages/{stage_id}", prefix="provenance.json") as folder:
+            try:
+                record = json.loads((folder / "provenance.json").read_bytes())
+            except (OSError, ValueError, RecursionError) as error:
+                raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no JSON") from error
+        if not isinstance(record, dict):
+            raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no record")
+        return record
+
+    def damaged(self, stage_ids: Iterable[str]) -> dict[str, list[str]]:
+        """What is wrong with each of these finished stages of which anything is; reads every file."""
+        found: dict[str, list[str]] = {}
+        for stage_id in stage_ids:
+            for name, expected in (self._manifest(f"stages/{stage_id}") or {}).items():
+                with TemporaryDirectory() as local:
+                    problem = self._download(f"stages/{stage_id}", name, expected, Path(local))
+                if problem:
+                    found.setdefault(stage_id, []).append(f"{self.url}/stages/{stage_id}/{name}: {problem}")
+        return found
+
+    def unpublish(self, stage_id: str) -> None:
+        """Remove an artifact; its manifest goes first."""
+        self.files.remove_file(f"stages/{stage_id}/{MANIFEST}")
+        self.files.remove(f"stages/{stage_id}")
+
+    def set_aside(self, stage_id: str) -> str | None:
+        """Move an artifact out of the way and drop the stage's checkpoints. Return where it is now, if there was one.
+
+        Raises DamagedError if it can't be copied whole, where folders can't be moved.
+        """
+        place = f"replaced/{stage_id}/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
+        path, finished = f"stages/{stage_id}", self.finished(stage_id)
+        if finished and self.files.local:
+            self.files.move_folder(path, place)
+        elif finished:
+            with self.fetched(path) as folder:
+                self.put_folder(folder, place)
+            self.files.write(f"{place}/{MANIFEST}", self.files.read(f"{path}/{MANIFEST}"))
+            self.unpublish(stage_id)
+        self.files.remove(f"work/{stage_id}")
+        return f"{self.url}/{place}" if finished else None
+
+    def table(self, stage_id: str, name: str) -> pa.Table:
+        """A Parquet file of an artifact, verified against its manifest."""
+        with self.fetched(f"stages/{stage_id}", prefix=name) as folder:
+            try:
+                # Unlike read_table, one file and nothing around it; notes to pandas in it are nobody's business.
+                table = pq.ParquetFile(folder / name).read().replace_schema_metadata(None)
+                table.validate(full=True)
+            except (OSError, ValueError, pa.ArrowException) as error:
+                raise StoreError(f"{self.url}/stages/{stage_id}/{name} is no table ({first_line(error)})") from error
+        return table
+
+    @contextmanager
+    def model(self, stage_id: str) -> Iterator[Path]:
+        """The ``model`` folder of an artifact as a local folder, verified, for the time of the block."""
+        with self.fetched(f"stages/{stage_id}", prefix="model/") as folder:
+            yield folder / "model"
+
+    # Checkpoints
+
+    def save_checkpoint(self, stage_id: str, step: int, folder: Path) -> None:
+        """Publish ``folder`` as the stage's checkpoint at ``step`` and remove the ones that are no longer needed."""
+        self._put(folder, f"work/{stage_id}/step-{step:09d}", {"id": stage_id, "step": step})
+        for old in self._checkpoint_steps(stage_id)[:-CHECKPOINTS_KEPT]:
+            self.files.remove(f"work/{stage_id}/step-{old:09d}")
+
+    @contextmanager
+    def latest_checkpoint(self, stage_id: str) -> Iterator[Path | None]:
+        """The newest good checkpoint as a local folder, or None; a torn or damaged one is passed over."""
+        for step in reversed(self._checkpoint_steps(stage_id)):
+            with TemporaryDirectory() as local:
+                try:
+                    self._fetch(f"work/{stage_id}/step-{step:09d}", "", Path(local))
+                except DamagedError as error:
+                    log.warning("passing over a checkpoint: %s", error)
+                    continue
+                yield Path(local)
+                return
+        yield None
+
+    # What else a running stage keeps beside its checkpoints
+
+    def work_names(self, stage_id: str, folder: str) -> list[str]:
+        """Return the names in a folder of the stage's work, in order."""
+        return self.files.names(f"work/{stage_id}/{folder}")
+
+    def work(self, stage_id: str, name: str) -> bytes:
+        """Read a file of the stage's work."""
+        return self.files.read(f"work/{stage_id}/{name}")
+
+    def save_work(self, stage_id: str, name: str, data: bytes) -> None:
+        """Write a file of the stage's work, if the lease on it is still held."""
+        self._require_lease()
+        self.files.write(f"work/{stage_id}/{name}", data)
+
+    def remove_work(self, stage_id: str, name: str) -> None:
+        """Remove a file of the stage's work, if the lease on it is still held."""
+        self._require_lease()
+        self.files.remove_file(f"work/{stage_id}/{name}")
+
+    def _checkpoint_steps(self, stage_id: str) -> list[int]:
+        names = self.files.names(f"work/{stage_id}")
+        return sorted(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
+
+    # Folders
+
+    @contextmanager
+    def fetched(self, path: str, prefix: str = "") -> Iterator[Path]:
+        """The files of a published folder whose names start with ``prefix``, local and verified."""
+        with TemporaryDirectory() as local:
+            self._fetch(path, prefix, Path(local))
+            yield Path(local)
+
+    def put_folder(self, local: Path, path: str) -> None:
+        """Copy every file of a local folder, writing over what is there."""
+        for file in sorted(local.rglob("*")):
+            if file.is_file():
+                self.files.upload(file, f"{path}/{file.relative_to(local).as_posix()}")
+
+    def write_study(self, name: str, file: str, data: bytes) -> None:
+        """Write one file of a study, if the lease on it is still held."""
+        self._require_lease()
+        self.files.write(f"studies/{name}/{file}", data)
+
+    def replace_study(self, local: Path, name: str) -> None:
+        """Put the tables and the ``report`` of a local folder in place of a study's, if the lease on it is still held.
+
+        The report is replaced as a whole: nobody sees figures of two pages, and none of the old one stays. For a moment
+        it may not be there.
+        """
+        path = f"studies/{name}"
+        self._require_lease()
+        for file in sorted(local.iterdir()):
+            if file.is_file():
+                self.files.upload(file, f"{path}/{file.name}")
+        if self.files.local:
+            self.files.remove(f"{path}/{STAGED}")
+            self.put_folder(local / "report", f"{path}/{STAGED}")
+            self._require_lease()
+            self.files.move_folder(f"{path}/{STAGED}", f"{path}/report")
+        else:
+            self._replace_objects(local / "report", f"{path}/report", last="index.html")
+
+    def _replace_objects(self, local: Path, path: str, last: str) -> None:
+        """Replace a folder where none can be moved: the file that leads to all others goes first and comes last."""
+        self.files.remove_file(f"{path}/{last}")
+        files = sorted(local.iterdir(), key=lambda file: (file.name == last, file.name))
+        for name in set(self.files.names(path)) - {file.name for file in files}:
+            self.files.remove_file(f"{path}/{name}")
+        for file in files:
+            self.files.upload(file, f"{path}/{file.name}")
+
+    def _put(self, folder: Path, path: str, about: dict[str, Any]) -> None:
+        """Publish a folder: its manifest appears last."""
+        listed = {
+            file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+        manifest = canonical_json({**about, "files": listed}).encode()
+        self._require_lease()
+        if self.files.local:  # whole and at once, so that even two writers can't mix their files
+            staged = f"work/{about['id']}/staged-{secrets.token_hex(4)}"
+            self.put_folder(folder, staged)
+            self.files.write(f"{staged}/{MANIFEST}", manifest)
+            self._require_lease()
+            self.files.move_folder(staged, path)
+        else:
+            self.put_folder(folder, path)
+            self._require_lease()
+            self.files.write(f"{path}/{MANIFEST}", manifest)
+
+    def _require_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.require_held(self.files)
+
+    def _fetch(self, path: str, prefix: str, local: Path) -> None:
+        manifest = self._manifest(path)
+        if manifest is None:
+            raise DamagedError(f"{self.url}/{path} is not finished: it has no manifest")
+        for name, expected in manifest.items():
+            if name.startswith(prefix):
+                problem = self._download(path, name, expected, local)
+                if problem:
+                    raise DamagedError(f"{self.url}/{path}/{name} is damaged: {problem}; --repair rebuilds it")
+
+    def _download(self, path: str, name: str, expected: dict[str, Any], local: Path) -> str | None:
+        """Fetch a file; what is wrong with it, if anything is."""
+        target = local / inside(name)
+        try:
+            self.files.download(f"{path}/{name}", target)
+            found = _sha256(target)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
+            return "it is not there"
+        except (OSError, RecursionError) as error:  # too long, or in too many folders
+            raise StoreError(f"{self.url}/{path}/{name} has no place on this machine ({first_line(error)})") from error
+        return None if found == expected["sha256"] else f"its SHA-256 is {found}, not {expected['sha256']}"
+
+    def _manifest(self, path: str) -> dict[str, dict[str, Any]] | None:
+        """What a folder's manifest says of its files; None if there is none, or a torn one."""
+        try:
+            manifest = _parsed(self.files.read(f"{path}/{MANIFEST}"))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        return manifest and manifest["files"]
+
+
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    """A manifest; None if it is torn, or is none."""
+    try:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        return None
+    return manifest if all(name.isprintable() and _is_described(about) for name, about in files.items()) else None
+
+
+def _is_described(about: Any) -> bool:
+    """Whether a manifest says of a file what it has to; what it says ends up in sentences for people."""
+    return isinstance(about, dict) and isinstance(about.get("sha256"), str) and bool(_SHA256.fullmatch(about["sha256"]))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

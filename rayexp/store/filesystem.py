@@ -1,0 +1,323 @@
+"""Files by name below one root, at any fsspec URL.
+
+A name is taken as it stands: no call expands a pattern, so ``[``, ``*`` and ``?`` are letters like others. Every call
+has a time limit. What can pass by itself (a slow answer, a 500, a reset connection) is tried again with growing pauses;
+what can't (a refusal, a full disk, a missing bucket) is a StoreError with its cause at once. No name leads out of the
+root, and a reader sees a file whole or not at all; ``create`` says where not.
+"""
+
+import errno
+import logging
+import os
+import random
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar, cast
+
+import fsspec
+
+from rayexp.errors import PermanentError, first_line
+from rayexp.timeouts import LateError, within
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Seconds before each further attempt; a filesystem's own client may have tried several times within one of ours.
+PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+#: Answers, not failures.
+_ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+_HOPELESS = (PermissionError, ValueError, TypeError, AttributeError, ImportError, NotImplementedError, PermanentError)
+_HOPELESS_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EACCES, errno.EPERM}
+_HOPELESS_CODES |= {errno.ENOSYS, errno.EOPNOTSUPP}
+#: What ``link`` answers where there are no hard links: exFAT, Azure Files, gcsfuse, some network drives.
+_NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
+#: Filesystems without folders: a name with slashes needs nothing else to be there.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci"}
+#: How fsspec marks a path of this machine; such a URL is the path behind it, as it stands.
+_LOCAL_PREFIX = re.compile(r"(file|local):(//)?")
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+#: Files that are removed at the same time.
+REMOVED_AT_ONCE = 16
+
+
+class StoreError(PermanentError):
+    """The store can't be used, or holds something that is not what its manifest says."""
+
+
+class Files:
+    """A root folder on an fsspec filesystem. ``timeout_s`` is the longest wait for any one answer."""
+
+    def __init__(self, url: str, timeout_s: float = 600.0) -> None:
+        self.url = resolved(url)
+        try:
+            if os.path.isabs(self.url):  # url_to_fs would take a path with :: for a chain of URLs
+                fs, root = fsspec.filesystem("file"), self.url
+            else:
+                # Other machines write here too: a cached listing would be a lie.
+                fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except Exception as error:  # whatever a filesystem makes of a URL that it can't read
+            raise StoreError(f"store is {url!r}; allowed: a folder or an fsspec URL ({first_line(error)})") from error
+        self.fs = cast(fsspec.AbstractFileSystem, fs)
+        self.root = str(root).rstrip("/")
+        self.timeout_s = timeout_s
+
+    @property
+    def local(self) -> bool:
+        """Whether the root is a folder of this machine's file system."""
+        return isinstance(self.fs, fsspec.get_filesystem_class("file"))
+
+    def read(self, name: str) -> bytes:
+        """One file. Raises FileNotFoundError."""
+        return self._answer(f"read {name}", lambda: cast(bytes, self.fs.cat_file(self._place(name))))
+
+    def read_existing(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Those of the files that are there, read together."""
+        places = [self._place(name) for name in names]
+
+        def cat() -> dict[str, bytes]:
+            found = cast(list[Any], self.fs.cat_ranges(places, None, None, on_error="return")) if places else []
+            for answer in found:
+                if isinstance(answer, BaseException) and not isinstance(answer, _ANSWERS):
+                    raise answer
+            return {name: data for name, data in zip(names, found, strict=True) if isinstance(data, bytes)}
+
+        return self._answer(f"read {len(names)} files", cat)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write one file so that a reader sees either the old one or the new one."""
+
+        def put(place: str) -> None:
+            if self.local:
+                _put_whole(place, lambda part: part.write_bytes(data))
+            else:  # object stores show an object when its upload is complete
+                self.fs.pipe_file(place, data)
+
+        self._answer(f"write {name}", lambda: self._in_its_folder(name, put))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file that is not there yet; False if it is. Of several writers at once one is told True.
+
+        A reader sees it whole, except on a file system without hard links: there, for a moment, a part of it.
+        """
+
+        def put(place: str) -> None:
+            if self.local:
+                _create(Path(place), data)
+            else:
+                self.fs.pipe_file(place, data, mode="create")
+
+        try:
+            self._answer(f"create {name}", lambda: self._in_its_folder(name, put))
+        except FileExistsError:
+            # Perhaps our own first attempt got through and only its answer was lost.
+            return self.read_existing([name]).get(name) == data
+        return True
+
+    def upload(self, local: Path, name: str) -> None:
+        """Copy a local file, of any size, to ``name``, so that a reader sees either the old one or the new one."""
+
+        def put(place: str) -> None:
+            if self.local:
+                _put_whole(place, lambda part: shutil.copyfile(local, part))
+            else:
+                self.fs.put_file(str(local), place)
+
+        self._answer(f"write {name}", lambda: self._in_its_folder(name, put))
+
+    def download(self, name: str, local: Path) -> None:
+        """Copy the file ``name`` to a local one. Raises FileNotFoundError."""
+        local.parent.mkdir(parents=True, exist_ok=True)
+        self._answer(f"read {name}", lambda: self.fs.get_file(self._place(name), str(local)))
+
+    def names(self, folder: str) -> list[str]:
+        """Names directly in a folder, sorted; none if there is no such folder."""
+        try:
+            found = self._answer(f"list {folder}", lambda: self.fs.ls(self._place(folder), detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        itself = self._place(folder).strip("/")
+        return sorted({PurePosixPath(place).name for place in map(str, found) if place.strip("/") != itself})
+
+    def empty(self) -> bool:
+        """Whether there is nothing below the root."""
+        try:
+            return not self._answer("list the root", lambda: self.fs.ls(self.root or self.fs.root_marker, detail=False))
+        except FileNotFoundError:
+            return True
+        except NotADirectoryError:
+            return False
+
+    def is_folder(self, name: str) -> bool:
+        """Whether a name is that of a folder."""
+        return self._answer(f"look at {name}", lambda: bool(self.fs.isdir(self._place(name))))
+
+    def modified(self, name: str) -> datetime:
+        """When a file was last written, by the clock of the store. Raises FileNotFoundError."""
+        stamp = cast(datetime, self._answer(f"look at {name}", lambda: self.fs.modified(self._place(name))))
+        return stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
+
+    def move_folder(self, source: str, target: str) -> None:
+        """Give a local folder another name, at once; what was at the new name is removed. Local roots only.
+
+        A reader of the new name finds the old folder whole, for a moment none, or the new one whole.
+        """
+
+        def move() -> None:
+            old = f"{self._place(source)}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            Path(self._place(target)).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                os.rename(self._place(target), old)
+            os.rename(self._place(source), self._place(target))
+            shutil.rmtree(old, ignore_errors=True)
+
+        self._answer(f"write {target}", move)
+
+    def remove(self, folder: str) -> None:
+        """Remove a folder and all that is in it, if it is there."""
+        place = self._place(folder)
+
+        def remove() -> None:
+            if self.local:
+                self.fs.rm(place, recursive=True)
+                return
+            found = cast(dict[str, Any], self.fs.find(place, withdirs=not self._folderless, detail=True))
+            files = [path for path, about in found.items() if about["type"] != "directory"]
+            with ThreadPoolExecutor(REMOVED_AT_ONCE) as pool:
+                list(pool.map(self._remove_place, files))
+            for path in sorted(found.keys() - set(files), reverse=True):  # the innermost first
+                self.fs.rmdir(path)
+
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self._answer(f"remove {folder}", remove)
+
+    def remove_file(self, name: str) -> None:
+        """Remove a file if it is there."""
+        self._answer(f"remove {name}", lambda: self._remove_place(self._place(name)))
+
+    @property
+    def _folderless(self) -> bool:
+        return bool(_OBJECT_STORES & set(_protocols(self.fs)))
+
+    def _remove_place(self, place: str) -> None:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self.fs.rm_file(place)
+
+    def _in_its_folder(self, name: str, put: Callable[[str], None]) -> None:
+        place = self._place(name)
+        if not self._folderless:
+            self.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+        try:
+            put(place)
+        except FileNotFoundError as error:
+            if self.local:  # somebody removed the folder in between
+                raise OSError(errno.EAGAIN, first_line(error)) from error
+            raise StoreError(first_line(error)) from error  # no such bucket
+
+    def _place(self, name: str) -> str:
+        """The full path of a name. Raises StoreError if it leads out of the root, be it by a link."""
+        place = f"{self.root}/{inside(name)}"
+        if self.local:
+            root = os.path.realpath(self.root or "/")
+            if os.path.commonpath([root, os.path.realpath(place)]) != root:
+                raise StoreError(f"{name!r} is a link that leads out of the store {self.url}")
+        return place
+
+    def _answer(self, what: str, ask: Callable[[], T]) -> T:
+        """The answer, from the first attempt that gets one."""
+        for pause in (*PAUSES_S, None):
+            try:
+                return within(self.timeout_s, ask, f"store: {what}")
+            except _ANSWERS:
+                raise
+            except LateError:
+                raise StoreError(f"no answer from the store {self.url} ({what}) within {self.timeout_s:g} s") from None
+            except Exception as error:
+                if isinstance(error, StoreError):
+                    raise
+                hopeless = isinstance(error, _HOPELESS) or getattr(error, "errno", None) in _HOPELESS_CODES
+                if hopeless or pause is None:
+                    cause = f"{type(error).__name__}: {first_line(error)}"
+                    raise StoreError(f"the store {self.url} could not {what} ({cause})") from error
+                log.warning("the store %s: %s failed (%s); trying again", self.url, what, first_line(error))
+                time.sleep(pause * random.uniform(0.75, 1.25))  # so that many workers do not knock at once
+        raise AssertionError("unreachable")
+
+
+def resolved(url: str) -> str:
+    """Return a URL, or an absolute path, that means the same in every process: of a relative folder, of ``~`` and of
+    ``file:`` URLs. Raises StoreError where it would mean something else than what was written."""
+
+    def refusal(why: str) -> StoreError:
+        return StoreError(f"store is {url!r}, {why}; allowed: a folder or an fsspec URL")
+
+    if not url or "\0" in url:
+        raise refusal("which names nothing")
+    local = _LOCAL_PREFIX.match(url)
+    if "://" in url and not local:
+        if ".." in url.split("/"):
+            raise refusal("which leads upwards: there is no .. in a URL")
+        return url
+    path = os.path.expanduser(url[local.end() :] if local else url)
+    first = path.split("/")[0]
+    if first.startswith("~"):
+        raise refusal(f"where {first} is nobody's home here; ./{first} is the folder of that name")
+    if _VARIABLE.fullmatch(first):
+        raise refusal(f"where no shell has put the value of {first}; ./{first} is the folder of that name")
+    if not os.path.isabs(path) and "runtime_resources" in Path.cwd().parts:
+        raise refusal("relative to Ray's temporary copy of the working directory, which is thrown away")
+    whole = Path(path)
+    return str(whole.resolve() if ".." in whole.parts else whole.absolute())
+
+
+def inside(name: str) -> str:
+    """``name``, unless it would lead out of a store or a local folder. Raises StoreError."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        raise StoreError(f"{name!r} is not a name inside a store")
+    return name
+
+
+def _put_whole(place: str, fill: Callable[[Path], object]) -> None:
+    """Fill a file beside ``place``, and give it that name when it is whole."""
+    part = Path(f"{place}.{secrets.token_hex(4)}.part")
+    try:
+        fill(part)
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _create(path: Path, data: bytes) -> None:
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.write_bytes(data)
+        os.link(part, path)  # unlike a rename, refused when the name is taken
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        _create_in_place(path, data)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _create_in_place(path: Path, data: bytes) -> None:
+    with path.open("xb") as stream:
+        try:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except OSError:
+            path.unlink()
+            raise
+
+
+def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

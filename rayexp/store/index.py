@@ -1,0 +1,252 @@
+"""What is in a store, for people: finished stages, attempts that have not finished, studies. Reads only.
+
+What it says of a stage comes from manifests and records that are not verified here; whoever needs the contents reads
+them through ``rayexp.store.artifacts``, which verifies.
+"""
+
+import json
+import time
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from rayexp.errors import RefusedError, did_you_mean, first_line
+from rayexp.spec import Stage, parse_stage
+from rayexp.store.artifacts import Store, StoreError
+from rayexp.store.leases import EXPIRY_S
+from rayexp.store.provenance import other_code
+
+#: How the name of a lease on a whole study begins; all others are on trials. No id has a dot.
+STUDY_LEASE = "study."
+#: Candidates that an ambiguous name is answered with.
+CANDIDATES_SHOWN = 12
+
+
+class AmbiguousError(RefusedError):
+    """A name that fits several stages. The lines of the message after the first are the candidates."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished stage. provenance: as ``Journal.provenance`` wrote it, empty if it can't be read."""
+
+    id: str
+    label: str
+    files: dict[str, dict[str, Any]]
+    contracts: tuple[int, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return self.id.partition("-")[0]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its files."""
+        return sum(map(file_bytes, self.files.values()))
+
+    @property
+    def started(self) -> str:
+        """When its last attempt was started, in ISO 8601, UTC; empty if unknown."""
+        started = self.provenance.get("started")
+        return started if isinstance(started, str) else ""
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds that its last attempt took."""
+        took = self.provenance.get("duration_s")
+        return float(took) if isinstance(took, int | float) and 0 <= took < 1e12 else None
+
+    @property
+    def other_code(self) -> str:
+        """By which code it was made, if that is not the code at hand or is unknown; else empty."""
+        return other_code(self.provenance)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A stage, or the trial that is named after it, that was begun and has not finished.
+
+    state: ``running`` while a driver holds its lease, ``failed`` after a failure, else ``begun``. step: of its newest
+    checkpoint. time: of the failure, in seconds since 1970. why: the sentence of the last failure.
+    """
+
+    id: str
+    state: str
+    step: int | None = None
+    time: float | None = None
+    label: str = ""
+    why: str = ""
+
+
+class Catalog:
+    """Questions to one store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def require_there(self) -> None:
+        """Raise StoreError if there is nothing at the store's URL: a misspelt one would look like an empty one."""
+        if not any(map(self.store.files.names, ("stages", "work", "studies"))):
+            raise StoreError(f"store is {self.store.url!r}, where there is none; allowed: a folder or URL with stages")
+
+    def finished(self, among: Collection[str] | None = None) -> dict[str, Finished]:
+        """All finished stages, or those ``among`` some ids, by id."""
+        manifests = self.store.manifests(among)
+        records = self._json("stages/{}/provenance.json", manifests)
+        return {
+            stage_id: Finished(
+                stage_id,
+                label if isinstance(label := manifest.get("label"), str) else "",
+                manifest["files"],
+                tuple(contracts) if isinstance(contracts := manifest.get("contracts"), list) else (),
+                records.get(stage_id, {}),
+            )
+            for stage_id, manifest in sorted(manifests.items())
+        }
+
+    def labels(self) -> dict[str, str]:
+        """Labels of all finished stages by id."""
+        return {stage_id: str(manifest.get("label", "")) for stage_id, manifest in self.store.manifests().items()}
+
+    def specs(self, ids: Iterable[str]) -> dict[str, Stage]:
+        """The values that finished stages were made from; without those that can't be read.
+
+        One that was made under another contract, or by an earlier version of the settings, has another id today.
+        """
+        found = self.store.files.read_existing([f"stages/{stage_id}/spec.json" for stage_id in ids])
+        specs: dict[str, Stage] = {}
+        for path, data in found.items():
+            try:
+                specs[path.split("/")[1]] = parse_stage(data)
+            except (ValidationError, RecursionError):
+                continue
+        return specs
+
+    def failures(self, trials: Iterable[str]) -> dict[str, Attempt]:
+        """The last failures of those of the trials that have not succeeded since."""
+        records = self._json("work/{}/failure.json", trials)
+        return {
+            trial: Attempt(
+                trial,
+                "failed",
+                time=float(when) if isinstance(when := record.get("time"), int | float) and 0 <= when < 1e11 else None,
+                label=str(record.get("label", "")),
+                why=str(record.get("error", "")),
+            )
+            for trial, record in records.items()
+        }
+
+    def running(self) -> set[str]:
+        """Ids of the trials that a living driver has a lease on."""
+        files = self.store.files
+        leases = [name for name in files.names("leases") if name.rpartition(".")[2].isdigit()]
+        holders = files.read_existing([f"leases/{name}" for name in leases])
+        alive = {driver: self._alive(driver) for driver in {data.decode(errors="replace") for data in holders.values()}}
+        return {
+            path.removeprefix("leases/").rpartition(".")[0]
+            for path, data in holders.items()
+            if alive[data.decode(errors="replace")] and not path.startswith(f"leases/{STUDY_LEASE}")
+        }
+
+    def attempts(self) -> list[Attempt]:
+        """Everything that was begun and has not finished, by id."""
+        files, running = self.store.files, self.running()
+        ids = sorted({*files.names("work"), *running})
+        failures, finished = self.failures(ids), self.store.finished_ids(ids)
+        attempts = []
+        labels = self._planned() if ids else {}
+        for stage_id in ids:
+            steps = [name for name in files.names(f"work/{stage_id}") if name.startswith("step-")]
+            step = max((int(name[5:]) for name in steps if name[5:].isdecimal()), default=None)
+            failed = failures.get(stage_id)
+            if failed or stage_id in running or stage_id not in finished:
+                state = "running" if stage_id in running else "failed" if failed else "begun"
+                about = failed or Attempt(stage_id, state)
+                label = labels.get(stage_id, about.label)
+                attempts.append(Attempt(stage_id, state, step, about.time, label, about.why))
+        return attempts
+
+    def studies(self, having: str = "plan.json") -> list[str]:
+        """Names of the studies of this store that have a file."""
+        names = self.store.files.names
+        return [name for name in names("studies") if having in names(f"studies/{name}")]
+
+    def study(self, name: str) -> dict[str, str]:
+        """Labels, by id and in order, of the stages that a study consists of. Raises StoreError if there is none."""
+        about = self.about(name)
+        labels = about["stages"]
+        if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+            path = f"studies/{name}/plan.json"
+            where = f"{self.store.url}/{path}"
+            raise StoreError(f"{where} is no table of labels; remove it, and jobs/report.py makes one")
+        return labels
+
+    def about(self, name: str) -> dict[str, Any]:
+        """Return what plan.json holds of a study: labels of its stages, and what makes it one (``rayexp.sweep.study``).
+        One of an earlier version holds labels only. Raises StoreError if there is none."""
+        path = f"studies/{name}/plan.json"
+        try:
+            about = json.loads(self.store.files.read(path))
+        except FileNotFoundError:
+            known = self.studies()
+            allowed = f"allowed, in the store {self.store.url}: {', '.join(known) or 'there are none'}"
+            raise StoreError(f"study is {name!r}; {did_you_mean(name, known)}{allowed}") from None
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{self.store.url}/{path} is no JSON ({first_line(error)})") from error
+        return about if isinstance(about, dict) and isinstance(about.get("stages"), dict) else {"stages": about}
+
+    def _planned(self) -> dict[str, str]:
+        """Labels of all stages that any study consists of."""
+        planned: dict[str, str] = {}
+        for name in self.studies():
+            with suppress(StoreError):
+                planned |= self.study(name)
+        return planned
+
+    def _json(self, path: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """One small record of each of some stages; without those that are not there or are none."""
+        paths = {path.format(stage_id): stage_id for stage_id in ids}
+        records: dict[str, dict[str, Any]] = {}
+        for name, data in self.store.files.read_existing(list(paths)).items():
+            try:
+                record = json.loads(data)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict):
+                records[paths[name]] = record
+        return records
+
+    def _alive(self, driver: str) -> bool:
+        """Whether a driver has shown, of late and by this machine's clock, that it lives."""
+        try:
+            beat = self.store.files.modified(f"drivers/{driver}")
+        except (FileNotFoundError, StoreError):
+            return False
+        return time.time() - beat.timestamp() <= EXPIRY_S
+
+
+def file_bytes(about: Mapping[str, Any]) -> int:
+    """Size of a file by its manifest; 0 if that does not say."""
+    count = about.get("bytes")
+    return count if isinstance(count, int) and 0 <= count < 2**63 else 0
+
+
+def find(text: str, labels: Mapping[str, str], of: str = "a finished stage, as `rayexp ls` lists them") -> str:
+    """Return the id among ``labels`` that is meant: an id, the beginning of one, or a label. Raises ValueError where it
+    is none of these, and AmbiguousError where it is several. of: what the labels are, for the message."""
+    if text in labels:
+        return text
+    matches = [stage_id for stage_id, label in labels.items() if label == text]
+    matches = matches or [stage_id for stage_id in labels if text and stage_id.startswith(text)]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        meant = did_you_mean(text, [*labels, *labels.values()])
+        raise ValueError(f"stage is {text!r}; {meant}allowed: an id, the beginning of one, or a label, of {of}")
+    shown = [f"  {stage_id}  {labels[stage_id]}" for stage_id in sorted(matches)[:CANDIDATES_SHOWN]]
+    more = [f"  and {len(matches) - len(shown)} more"] if len(matches) > len(shown) else []
+    raise AmbiguousError("\n".join([f"stage is {text!r}, which fits {len(matches)} stages:", *shown, *more]))

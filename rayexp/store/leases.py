@@ -1,0 +1,242 @@
+"""Who computes what, when several drivers share a store.
+
+A lease is a file ``leases/<work>.<number>`` whose content names its driver; a driver shows that it lives by writing its
+next beat into ``drivers/<driver>`` every few seconds. A lease is dead when its driver is gone, when this machine sees
+that the driver's process has ended, or when another one has watched for EXPIRY_S and saw no new beat: the next one gets
+the next number. Files are created exclusively, so of two drivers that want the same number one gets it. Time is that of
+whoever watches: no two clocks have to agree, and what a store shows late is only late. Whoever works under a lease
+looks, before it writes, whether the newest number is still its own: a process that outlived its driver is stopped
+there.
+"""
+
+import json
+import logging
+import os
+import platform
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rayexp.errors import PermanentError
+from rayexp.store.filesystem import Files, StoreError
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 5.0
+#: Longer than what a store may show late (a cache of file attributes or of a bucket's listing) and a few beats.
+EXPIRY_S = 60.0
+#: A driver whose last beat is so much older than one's own, by the clock of the store, need not be watched.
+LONG_GONE_S = 600.0
+#: What a store has to be, for sentences about one that is not.
+SHARED = "allowed: a folder or a bucket that every machine reaches"
+#: A driver's name. A lease with another content is one that is just being written.
+_DRIVER = re.compile(r".*-\d+-[0-9a-f]{8}", re.DOTALL)
+
+
+class LeaseLostError(PermanentError):
+    """Another driver has taken this work over, or its own has given it back."""
+
+
+class NotSharedError(PermanentError):
+    """This process has another store than its driver, at the same address: a folder of its own machine, say."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One driver's right to compute ``work``. As text it travels to the processes that do."""
+
+    work: str
+    number: int
+    driver: str
+
+    def __str__(self) -> str:
+        return json.dumps([self.work, self.number, self.driver])
+
+    @classmethod
+    def parse(cls, text: str) -> "Lease":
+        work, number, driver = json.loads(text)
+        return cls(work, number, driver)
+
+    @property
+    def name(self) -> str:
+        return f"leases/{self.work}.{self.number:06d}"
+
+    def require_shared(self, files: Files) -> None:
+        """Raise NotSharedError or LeaseLostError unless this process can read the lease that its driver wrote.
+
+        By name, without a listing: what was never looked up here is in no cache of a network drive.
+        """
+        if files.read_existing([self.name]).get(self.name) != self.driver.encode():
+            raise self._lost(files, newest(files, self.work))
+
+    def require_held(self, files: Files) -> None:
+        """Raise LeaseLostError or NotSharedError unless this is the newest lease on the work, and still there."""
+        holder = newest(files, self.work)
+        if holder != self:
+            raise self._lost(files, holder)
+
+    def _lost(self, files: Files, holder: "Lease | None") -> PermanentError:
+        """Tell a lease that another driver has from one that none has, in a store where its driver was never seen."""
+        heart = f"drivers/{self.driver}"
+        if holder is None and not files.read_existing([heart]):
+            return NotSharedError(
+                f"store is {files.url!r}, which {platform.node()} does not share with the driver {self.driver}: no "
+                f"driver holds {self.work} there; {SHARED}"
+            )
+        why = f"the driver {holder.driver} has it" if holder else "it was given back"
+        return LeaseLostError(f"{self.work} is no longer leased to the driver {self.driver}: {why}")
+
+
+def newest(files: Files, work: str) -> Lease | None:
+    """The lease with the highest number on ``work``, alive or dead."""
+    numbers = [int(number) for name, _, number in _parts(files) if name == work]
+    if not numbers:
+        return None
+    lease = Lease(work, max(numbers), "")
+    content = files.read_existing([lease.name]).get(lease.name)
+    return None if content is None else Lease(work, lease.number, content.decode(errors="replace"))
+
+
+def _parts(files: Files) -> list[tuple[str, str, str]]:
+    parts = [name.rpartition(".") for name in files.names("leases")]
+    return [part for part in parts if part[2].isdigit()]
+
+
+class Leases:
+    """The leases of this driver, for as long as the ``with`` block lasts."""
+
+    def __init__(
+        self,
+        files: Files,
+        beat_s: float = BEAT_S,
+        expiry_s: float = EXPIRY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        host = re.sub(r"[^\w.-]", "-", platform.node())  # a file is named after it
+        self.driver = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._files = files
+        self._beat_s = beat_s
+        self._expiry_s = expiry_s
+        self._clock = clock
+        self._beats = 0
+        self._seen: dict[str, tuple[bytes, float]] = {}  # by file: its content, and since when it is that
+        self._held: dict[str, Lease] = {}
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True, name="lease heartbeat")
+
+    def __enter__(self) -> Self:
+        self.beat()
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._heart.join(timeout=self._beat_s)
+        try:
+            for work in list(self._held):
+                self.release(work)
+            self._files.remove_file(f"drivers/{self.driver}")
+        except StoreError as problem:  # they expire by themselves
+            log.warning("leases were not given back: %s", problem)
+
+    def take(self, work: str) -> Lease | None:
+        """A lease on ``work``, or None while another driver's is alive."""
+        before = newest(self._files, work)
+        if before is not None and not self._dead(before):
+            return None
+        lease = Lease(work, before.number + 1 if before else 1, self.driver)
+        if not self._files.create(lease.name, self.driver.encode()):
+            return None
+        if before is not None:
+            log.warning("%s was leased to the driver %s, which is gone; taking it over", work, before.driver)
+            self._files.remove_file(before.name)
+        self._held[work] = lease
+        return lease
+
+    def holder(self, work: str) -> str | None:
+        """The driver that the newest lease on ``work`` names."""
+        lease = newest(self._files, work)
+        return lease.driver if lease else None
+
+    def release(self, work: str) -> None:
+        """Give a lease back."""
+        if lease := self._held.pop(work, None):
+            self._files.remove_file(lease.name)
+
+    def beat(self) -> None:
+        """Show that this driver lives."""
+        self._beats += 1
+        self._files.write(f"drivers/{self.driver}", f"{self._beats} {process_identity(os.getpid())}".encode())
+
+    def _dead(self, lease: Lease) -> bool:
+        """Return whether a lease's driver has ended or been silent too long; remove its heartbeat then."""
+        if not _DRIVER.fullmatch(lease.driver):
+            return self._unchanged(lease.name, lease.driver.encode())
+        heart = f"drivers/{lease.driver}"
+        beat = self._files.read_existing([heart]).get(heart)
+        if beat is None:
+            return True
+        ended = has_ended(beat.decode(errors="replace").partition(" ")[2])
+        if not ended and not self._unchanged(heart, beat) and not self._long_gone(heart):
+            return False
+        self._files.remove_file(heart)
+        return True
+
+    def _unchanged(self, name: str, content: bytes) -> bool:
+        """Return whether a file has been seen with this content for as long as a living driver leaves none."""
+        now = self._clock()
+        before, since = self._seen.get(name, (content, now))
+        self._seen[name] = (content, since if content == before else now)
+        return now - self._seen[name][1] > self._expiry_s
+
+    def _long_gone(self, heart: str) -> bool:
+        try:
+            silent = self._files.modified(f"drivers/{self.driver}") - self._files.modified(heart)
+        except FileNotFoundError:  # the next look will tell
+            return False
+        return silent.total_seconds() > LONG_GONE_S
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._beat_s):
+            try:
+                self.beat()
+            except StoreError as error:
+                log.warning("the lease heartbeat failed: %s", error)
+
+
+def process_identity(pid: int) -> str:
+    """Return what tells a process from all others of all machines: boot, namespace of process ids, id, and start.
+
+    Empty for one that has ended, and where the system does not say.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+    state, *fields = stat.rpartition(")")[2].split()  # after the program's name, which may have any characters
+    return "" if state in "ZX" else f"{boot} {namespace} {pid} {fields[18]}"
+
+
+def has_ended(identity: str) -> bool:
+    """Return whether a process ran on this machine and is no more; of one on another machine nothing is known."""
+    mine, theirs = process_identity(os.getpid()).split(), identity.split()
+    if not len(mine) == len(theirs) == 4 or mine[:2] != theirs[:2]:
+        return False
+    pid = int(theirs[2])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another account's, of which /proc may tell nothing
+        return False
+    return process_identity(pid) != identity

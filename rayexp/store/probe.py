@@ -1,0 +1,119 @@
+"""Try on a store all that will be asked of it, before anything starts and not after hours of training."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from fsspec.implementations.cached import CachingFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from rayexp.errors import first_line
+from rayexp.store.filesystem import Files, StoreError
+from rayexp.store.leases import SHARED
+
+#: File systems that can't be shared, wherever they are in a chain of URLs.
+UNSEEN: dict[type, str] = {
+    MemoryFileSystem: "which is the memory of one process",
+    CachingFileSystem: "which keeps copies of its own and does not show what others wrote since",
+}
+
+#: A failing of a store, and the trial, on a folder of its own, that is true of a store without it.
+Trial = tuple[str, Callable[[Files, str], bool]]
+
+
+def require_writable(files: Files) -> None:
+    """Raise StoreError, with what the store lacks, unless files can be written, replaced, listed and removed."""
+    _require(files, WRITING)
+
+
+def require_shareable(files: Files) -> None:
+    """Raise StoreError, with what the store lacks, unless it has all that sweeps ask of it, several at once."""
+    _require(files, [*WRITING, *SHARING])
+
+
+def require_seen_by_others(files: Files) -> None:
+    """Raise StoreError if no other process sees what this one writes, or would be shown a copy from before."""
+    layer: Any = files.fs
+    while layer is not None:
+        for kind, why in UNSEEN.items():
+            if isinstance(layer, kind):
+                raise StoreError(f"store is {files.url!r}, {why}; {SHARED}")
+        layer = getattr(layer, "fs", None)  # of a chain of URLs
+
+
+def _require(files: Files, trials: Sequence[Trial]) -> None:
+    folder = f".probe-{secrets.token_hex(4)}"
+    try:
+        for failing, works in trials:
+            try:
+                fine = works(files, folder)
+            except (StoreError, OSError) as error:
+                raise StoreError(f"store is {files.url!r}, which {failing}: {first_line(error)}") from error
+            if not fine:
+                raise StoreError(f"store is {files.url!r}, which {failing}")
+    finally:
+        with suppress(StoreError, OSError):
+            files.remove(folder)
+
+
+def _write(files: Files, folder: str) -> bool:
+    files.write(f"{folder}/file", b"one")
+    return files.read(f"{folder}/file") == b"one"
+
+
+def _replace(files: Files, folder: str) -> bool:
+    files.write(f"{folder}/file", b"two")
+    return files.read(f"{folder}/file") == b"two"
+
+
+def _list(files: Files, folder: str) -> bool:
+    files.write(f"{folder}/other", b"")
+    return files.names(folder) == ["file", "other"]
+
+
+def _remove(files: Files, folder: str) -> bool:
+    files.remove_file(f"{folder}/other")
+    return files.names(folder) == ["file"]
+
+
+def _create(files: Files, folder: str) -> bool:
+    name = f"{folder}/created"
+    return files.create(name, b"one") and not files.create(name, b"two") and files.read(name) == b"one"
+
+
+def _modified(files: Files, folder: str) -> bool:
+    return files.modified(f"{folder}/file").timestamp() > 0
+
+
+def _publish(files: Files, folder: str) -> bool:
+    """Do what ``Store`` does with an artifact: on local folders a rename over one that is there."""
+    if not files.local:
+        return True
+    for content in (b"one", b"two"):
+        files.write(f"{folder}/staged/deep/file", content)
+        files.move_folder(f"{folder}/staged", f"{folder}/published")
+    return files.read(f"{folder}/published/deep/file") == b"two"
+
+
+def _remove_folder(files: Files, folder: str) -> bool:
+    files.remove(folder)
+    return files.names(folder) == []
+
+
+WRITING: list[Trial] = [
+    ("cannot be written", _write),
+    ("does not replace a file, or shows the old one for a while", _replace),
+    ("does not list a file as soon as it is written", _list),
+    ("does not remove a file, or shows it for a while", _remove),
+]
+SHARING: list[Trial] = [
+    (
+        "cannot create a file only where there is none (it needs O_EXCL, or If-None-Match), so that two sweeps would "
+        "compute the same",
+        _create,
+    ),
+    ("does not tell when a file was written", _modified),
+    ("does not rename a folder", _publish),
+    ("does not remove a folder", _remove_folder),
+]

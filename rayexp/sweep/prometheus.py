@@ -1,0 +1,52 @@
+"""The metrics of a running sweep as Ray metrics, for Prometheus.
+
+All of them are set by the driver, which hears of every stage. Ray forgets a value that is not set again for two of its
+export intervals (20 s), so a stage that has ended leaves the endpoint by itself, and a label for the stage is cheap:
+there are series for the stages at work, not for all that the sweep has.
+"""
+
+import time
+
+from ray.util.metrics import Gauge
+
+from rayexp.sweep.progress import Progress, Running
+from rayexp.telemetry.metrics import METRICS, STAGE_TAGS
+
+SECONDS_BETWEEN_UPDATES = 4.0
+#: Tags of the metrics that are not of one stage.
+SWEEP_TAGS = {"sweep/trials": ("study", "state"), "sweep/remaining_s": ("study",)}
+
+
+class Gauges:
+    """A view of a Progress; to be called often."""
+
+    def __init__(self, progress: Progress, study: str) -> None:
+        self._progress = progress
+        self._study = {"study": study}
+        self._updated = 0.0
+        self._gauges = {
+            metric.name: Gauge(
+                metric.exported,
+                description=f"{metric.meaning} ({metric.unit})" if metric.unit else metric.meaning,
+                tag_keys=SWEEP_TAGS.get(metric.name, STAGE_TAGS),
+            )
+            for metric in METRICS.values()
+        }
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._updated < SECONDS_BETWEEN_UPDATES:
+            return
+        self._updated = time.monotonic()
+        for state, count in self._progress.counts.items():
+            self._gauges["sweep/trials"].set(count, self._study | {"state": state})
+        self._gauges["sweep/remaining_s"].set(self._progress.remaining_s, self._study)
+        for run in self._progress.running.values():
+            if run.steps:
+                self._set(run, self._study | {"stage": run.stage.label})
+
+    def _set(self, run: Running, tags: dict[str, str]) -> None:
+        numbers = {"sweep/stage_step": float(run.step), **run.numbers}
+        if (remaining := self._progress.stage_remaining_s(run)) is not None:
+            numbers["sweep/stage_remaining_s"] = remaining
+        for name, value in numbers.items():
+            self._gauges[name].set(value, tags)

@@ -1,0 +1,112 @@
+"""The Grafana dashboard of a sweep, made from ``rayexp.telemetry.metrics``: a row a kind of stage, a panel a metric.
+
+python -m rayexp.telemetry.grafana        writes docs/grafana/rayexp.json again
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rayexp.telemetry.metrics import METRICS, Metric
+
+FILE = Path(__file__).parents[2] / "docs/grafana/rayexp.json"
+TITLES = {"sweep": "Sweep", "pretrain": "Pretraining", "sft": "Supervised fine-tuning", "grpo": "GRPO"}
+#: Grafana's own units; any other is written behind the number.
+UNITS = {"": "none", "share": "percentunit", "s": "s"}
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+WIDTH, HEIGHT, COLUMNS = 8, 7, 24  # of a panel, and of Grafana's grid
+
+#: How a metric is asked for, where it is not one line a stage.
+QUERIES = {
+    "sweep/trials": ('sum by (state) ({name}{{study=~"$study"}})', "{{state}}"),
+    "sweep/remaining_s": ('max by (study) ({name}{{study=~"$study"}})', "{{study}}"),
+}
+STAGE_QUERY = ('max by (stage) ({name}{{study=~"$study", stage=~"$stage"}})', "{{stage}}")
+
+
+def exposed(metric: Metric) -> str:
+    """Its name in Prometheus, where Ray puts its own before it."""
+    return f"ray_{metric.exported}"
+
+
+def dashboard() -> dict[str, Any]:
+    """The dashboard in Grafana's JSON model, for file provisioning or import."""
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for kind, title in TITLES.items():
+        panels.append({"type": "row", "title": title, "gridPos": {"x": 0, "y": y, "w": COLUMNS, "h": 1}})
+        y += 1
+        metrics = [metric for metric in METRICS.values() if metric.stage == kind]
+        for place, metric in enumerate(metrics):
+            row, column = divmod(place, COLUMNS // WIDTH)
+            panels.append(_panel(metric, column * WIDTH, y + row * HEIGHT))
+        y += -(-len(metrics) // (COLUMNS // WIDTH)) * HEIGHT
+    return {
+        "uid": "rayexp",
+        "title": "rayexp",
+        "tags": ["rayexp", "ray"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": [_datasource(), _variable("study"), _variable("stage")]},
+        "panels": [{"id": number, **panel} for number, panel in enumerate(panels, start=1)],
+    }
+
+
+def _panel(metric: Metric, x: int, y: int) -> dict[str, Any]:
+    query, legend = QUERIES.get(metric.name, STAGE_QUERY)
+    return {
+        "type": "timeseries",
+        "title": metric.name,
+        "description": metric.meaning,
+        "datasource": SOURCE,
+        "gridPos": {"x": x, "y": y, "w": WIDTH, "h": HEIGHT},
+        "fieldConfig": {
+            "defaults": {"unit": UNITS.get(metric.unit, f"suffix: {metric.unit}"), "custom": {"showPoints": "auto"}},
+            "overrides": [],
+        },
+        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+        "targets": [
+            {
+                "refId": "A",
+                "datasource": SOURCE,
+                "expr": query.format(name=exposed(metric)),
+                "legendFormat": legend,
+            }
+        ],
+    }
+
+
+def _datasource() -> dict[str, Any]:
+    """Which Prometheus; the only one there is, where Grafana has one."""
+    return {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
+
+
+def _variable(tag: str) -> dict[str, Any]:
+    """A choice among the values of a tag, all of them at first."""
+    metric = "sweep/trials" if tag == "study" else "sweep/stage_step"
+    within = "" if tag == "study" else '{study=~"$study"}'
+    query = f"label_values({exposed(METRICS[metric])}{within}, {tag})"
+    return {
+        "name": tag,
+        "label": tag.capitalize(),
+        "type": "query",
+        "datasource": SOURCE,
+        "query": {"query": query, "refId": tag},
+        "definition": query,
+        "refresh": 2,  # when the time range changes, too: stages come and go
+        "includeAll": True,
+        "multi": True,
+        "allValue": ".*",
+        "current": {"text": ["All"], "value": ["$__all"]},
+    }
+
+
+def text() -> str:
+    """What docs/grafana/rayexp.json has to hold."""
+    return json.dumps(dashboard(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), encoding="utf-8")

@@ -1,0 +1,148 @@
+"""Bad input is refused before anything starts: one sentence with the field, the value and what is allowed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rayexp.cli import report
+from rayexp.cli import run as sweep
+from rayexp.distributed import runtime
+from rayexp.sampling import vllm_sampler
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys, tmp_path):
+    """Run the job with arguments; the text of its refusal. Fails if Ray is started or the store is written."""
+    monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))
+    store = tmp_path / "store"
+
+    def run(*arguments: str) -> str:
+        if "--store" not in arguments:
+            arguments = (*arguments, "--store", str(store))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            code = sweep.main(list(arguments))
+        assert code == 2
+        assert not store.exists()
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value", "allowed"),
+    [
+        (["--study", "colours"], "study", "'colours'", "composition, mixing, scaling"),
+        (["--scale", "huge"], "scale", "'huge'", "tiny, small, paper"),
+        (["--graph", "drawn"], "graph", "'drawn'", "hidden, printed"),
+        (["--traversal", "x"], "traversal", "'x'", "uniform, positional"),
+        (["--samples", "x"], "samples", "'x'", "answer, trace"),
+        (["--ood-ratios", "0", "0.7"], "ood_ratio", "0.7", "0.5"),
+        (["--ood-ratios", "-0.1"], "ood_ratio", "-0.1", "0"),
+        (["--ood-ratios", "nan"], "ood_ratio", "nan", "finite"),
+        (["--kl-betas", "-1"], "kl_beta", "-1", "0"),
+        (["--kl-betas", "inf"], "kl_beta", "inf", "finite"),
+        (["--seeds", "-1"], "seed", "-1", "0"),
+        (["--train-workers", "0"], "train_workers", "0", "1"),
+        (["--rollout-workers", "-2"], "rollout_workers", "-2", "1"),
+        (["--learner-cpus", "0"], "learner_cpus", "0", "greater than 0"),
+        (["--timeout-s", "0"], "timeout_s", "0", "greater than 0"),
+        (["--loggers", "csv", "visdom"], "loggers", "'visdom'", "csv, json, tensorboard, wandb"),
+        (["--store", "/proc/no/such/place"], "store", "'/proc/no/such/place'", "cannot be written"),
+        (["--store", "memory://x"], "store", "'memory://x'", "that every machine reaches"),
+        (["--store", "dir::memory://x"], "store", "the memory of one process", "that every machine reaches"),
+        (["--store", "simplecache::s3://b/x"], "store", "keeps copies of its own", "that every machine reaches"),
+        (["--store", "nosuch://place"], "store", "'nosuch://place'", "fsspec URL"),
+        (["--store", "$HOME/runs"], "store", "'$HOME/runs'", "a folder"),
+        (["--store", ""], "store", "''", "a folder"),
+    ],
+)
+def test_refused_in_one_sentence(refusal, arguments, field, value, allowed):
+    text = refusal(*arguments)
+    assert text.startswith("refused: ")
+    assert text.count("\n") == 1
+    for part in (field, value, allowed):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--colour", "red"], ["--seeds", "one"], ["--device", "tpu"], ["extra"], ["--lease", "[]"], ["--study"]],
+)
+def test_what_is_not_an_option_is_refused(refusal, arguments):
+    text = refusal(*arguments)
+    assert text.startswith("refused: ")
+    assert text.count("\n") == 1
+    assert arguments[0].strip("-") in text or arguments[-1] in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["--study", "dpeth"], "'depth'"),
+        (["--scale", "TOY"], "'toy'"),
+        (["--graph", "hiden"], "'hidden'"),
+        (["--loggers", "tensorbord"], "'tensorboard'"),
+        (["--device", "cpuu"], "'cpu'"),
+        (["--kl-bets", "1"], "--kl-betas"),
+    ],
+)
+def test_the_nearest_name_is_offered_for_one_that_is_misspelt(refusal, arguments, meant):
+    assert f"; did you mean {meant}? " in refusal(*arguments)
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--ood-ratios", "--kl-betas", "--loggers"])
+@pytest.mark.parametrize("values", [[], ["--scale", "toy"], [","], [""]])
+def test_an_option_for_several_values_needs_one(refusal, option, values):
+    assert f"{option} has no value" in refusal(option, *values)
+    assert f"{option} has no value" in refusal(f"{option}=", *values)
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [["--seeds", "0,1,2"], ["--seeds", "0,", "1", "2"], ["--seeds=0", "--seeds", "1", "2"], ["--seeds", "0 1,2"]],
+)
+def test_values_are_joined_whether_repeated_or_separated_by_blanks_or_commas(seeds):
+    betas = ["--kl_betas=0.1", "--scale", "toy", "--kl-betas", "1"]
+    asked = sweep.parsed([*seeds, *betas, "--plan"], sweep.DEFAULTS, None)
+    assert (asked.seeds, asked.kl_betas, asked.scale, asked.plan) == ((0, 1, 2), (0.1, 1.0), "toy", True)
+
+
+def test_going_on_and_stopping_after_a_failure_exclude_each_other(refusal):
+    assert "keep_going and fail_fast are both set" in refusal("--keep-going", "--fail-fast")
+
+
+def test_a_user_without_a_home_is_told_to_set_one(refusal, monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert "HOME is not set" in refusal()
+
+
+def test_missing_vllm_is_answered_with_the_command_that_brings_it(monkeypatch):
+    monkeypatch.setattr(vllm_sampler, "find_spec", lambda name: None)
+    for device in ("cpu", "cuda"):
+        with pytest.raises(vllm_sampler.VLLMMissingError, match=rf'pip install .*"\.\[{device}\]"'):
+            vllm_sampler.require_vllm(device)
+
+
+def test_a_plan_is_printed_and_nothing_is_touched(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))
+    assert sweep.main(["--study", "depth", "--scale", "paper", "--plan", "--store", str(tmp_path / "store")]) == 0
+    printed = capsys.readouterr().out
+    for word in ("stages", "if nothing were shared", "cached", "to run", "FLOP"):
+        assert word in printed
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_report_of_nothing_is_refused(tmp_path, capsys):
+    assert report.main(["--store", str(tmp_path)]) == 2
+    assert "has no finished stage of the study demo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("job", "study"), [("sweep", "demo"), ("scaling", "scaling")])
+def test_a_job_runs_as_a_script(job, study, tmp_path):
+    script = Path(__file__).parents[3] / "jobs" / f"{job}.py"
+    done = subprocess.run([sys.executable, script, "--plan"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"plan of study {study}: ")

@@ -1,0 +1,38 @@
+"""When a running stage saves itself."""
+
+import pytest
+
+from rayexp.distributed.saving import Saving
+from rayexp.spec import Execution
+
+
+def saved_at(seconds, **settings):
+    """The seconds of a stage's life at which it saves, when it can at every full one."""
+    now = 0.0
+    saving = Saving(Execution(**settings), lambda: now)
+    found = []
+    while now < seconds:
+        now += 1.0
+        if saving.due():
+            found.append(now)
+            saving.done()
+    return found
+
+
+def test_checkpoints_come_soon_and_then_ever_more_seldom():
+    """So that no more than half of the time spent is lost, and little of it is spent on checkpoints."""
+    assert saved_at(240) == [6, 17, 38, 79, 140, 201]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0.0, [1, 2, 3, 4]), (2.0, [3])])
+def test_they_never_come_later_than_is_asked_for(every, expected):
+    assert saved_at(4, checkpoint_every_s=every) == expected
+
+
+def test_a_stage_whose_node_is_announced_to_go_saves_at_once_and_once():
+    saving = Saving(Execution(), lambda: 0.0)
+    assert not saving.due()
+    saving.hasten()
+    assert saving.due()
+    saving.done()
+    assert not saving.due()

@@ -1,0 +1,71 @@
+"""Rollouts that are kept: one row a completion of every step, and none of an attempt that was abandoned."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from rayexp.execution.rollout_log import RolloutLog
+from rayexp.sampling.base import Completions
+from rayexp.store.artifacts import Store
+from rayexp.store.leases import LeaseLostError, Leases
+from rayexp.tasks.strings import vocabulary
+
+STEPS = 5
+STAGE = "grpo-0123456789abcdef"
+
+
+def attempt(store, steps, flush_at, enabled=True):
+    """Log some steps, and flush before those at which a checkpoint is written."""
+    rollouts = RolloutLog(store, STAGE, enabled, first_step=steps.start)
+    row = np.full((1, 1), vocabulary.EOS)
+    for step in steps:
+        if step in flush_at:
+            rollouts.flush()
+        completions = Completions(row, np.zeros((1, 1), dtype=np.float32), np.ones(1, dtype=np.int64), step)
+        rollouts.add(step, [0], [[vocabulary.EOS]], completions, np.zeros((1, 1), dtype=np.float32))
+    return rollouts
+
+
+def steps_of(rollouts):
+    return rollouts.table(STEPS)["step"].to_pylist()
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path))
+
+
+@pytest.mark.parametrize(("goes_on_at", "flush_at"), [(0, ()), (0, (3,)), (2, ()), (2, (3,)), (4, ())])
+def test_no_row_of_an_abandoned_attempt_is_kept(store, goes_on_at, flush_at):
+    """The first attempt wrote checkpoints before the steps 2 and 4; the newest, or both, are lost."""
+    attempt(store, range(STEPS), flush_at=(2, 4))
+    assert steps_of(attempt(store, range(goes_on_at, STEPS), flush_at)) == list(range(STEPS))
+
+
+def test_an_attempt_that_keeps_no_rollouts_leaves_none_of_those_before_it(store, caplog):
+    """The third goes on from a checkpoint of the second, so what the first drew after that is not its past."""
+    attempt(store, range(4), flush_at=(2, 3))
+    attempt(store, range(2, 4), flush_at=(), enabled=False)
+    with caplog.at_level(logging.WARNING):
+        assert steps_of(attempt(store, range(4, STEPS), flush_at=())) == [0, 1, 4]
+    assert "lacks 2 of 5 steps (the first is 2)" in caplog.text
+
+
+def test_what_a_killed_process_left_half_written_is_no_part(store):
+    attempt(store, range(STEPS), flush_at=(2,))
+    store.files.write(f"work/{STAGE}/rollouts/000000000.parquet.0a1b2c3d.part", b"PAR")
+    assert steps_of(attempt(store, range(2, STEPS), flush_at=())) == list(range(STEPS))
+
+
+def test_an_attempt_that_has_lost_its_lease_neither_adds_nor_removes_rollouts(store):
+    attempt(store, range(STEPS), flush_at=(2,))
+    with Leases(store.files) as leases:
+        lost = Store(store.url, str(leases.take(STAGE)))
+        rollouts = attempt(lost, range(2, 4), flush_at=())
+        leases.release(STAGE)
+        with pytest.raises(LeaseLostError):
+            rollouts.flush()
+        with pytest.raises(LeaseLostError):
+            attempt(lost, range(0), flush_at=())
+    assert store.work_names(STAGE, "rollouts") == ["000000000.parquet"]

@@ -1,0 +1,130 @@
+"""The page in a real browser: nothing missing, nothing that overflows, and readable in the dark and on paper."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from rayexp.reports import page as report
+from rayexp.sweep.plan import Plan
+from tests.fixtures import chromium
+from tests.unit.reports.test_reports import HOSTILE, RECORD, published, study_stages
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with everything on it, of a study with a hostile and long name."""
+    folder = tmp_path_factory.mktemp("page")
+    stages = study_stages(ood_ratios=(0.0, 0.01, 0.05), kl_betas=(0.1,), seeds=(0, 1))
+    # Numbers as wide as they get: 36 stages of 5 days on 64 GPUs.
+    execution = {"train_workers": 64, "train_cpus": 8.0, "train_gpus": 1.0}
+    store = published(folder, stages, {**RECORD, "duration_s": 4.5e5, "execution": execution})
+    return report.write(Plan.of(HOSTILE + "a" * 80, stages, store.finished_ids()), store, folder / "out").page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if (executable := chromium.path()) is None:
+        pytest.fail("no Chromium was found, which this test opens the page in; `make test` installs it")
+    with sync_playwright() as playwright:
+        # Containers run tests as root, under which Chromium has no sandbox. It reads this project's own page.
+        launched = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(params=[(375, "light"), (375, "dark"), (1440, "light"), (1440, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
+def opened(request: pytest.FixtureRequest, browser: Browser, written: Path) -> Iterator[tuple[Page, list[str]]]:
+    """The page at one width, in one colour scheme, and what the browser complained about or fetched."""
+    width, scheme = request.param
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    heard: list[str] = []
+    page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: heard.append(str(error)))
+    page.on("request", lambda request: heard.append(request.url) if not request.url.startswith("data:") else None)
+    page.goto(written.as_uri())
+    heard.remove(written.as_uri())
+    yield page, heard
+    page.close()
+
+
+def test_the_page_is_whole_at_every_width_and_in_both_schemes(opened: tuple[Page, list[str]], written: Path) -> None:
+    page, heard = opened
+    assert heard == []
+    images = page.eval_on_selector_all("img", "all => all.map(i => [i.complete, i.naturalWidth, i.alt.length > 40])")
+    assert len(images) == 8
+    assert all(complete and width > 0 and described for complete, width, described in images)
+    page.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
+    assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    outside = page.evaluate(
+        "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
+        ".map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+    links = page.eval_on_selector_all("a", "all => all.map(a => a.getAttribute('href'))")
+    assert len(links) == 13 + 1 + 2 * 8  # contents, a mention of the statistics, files of the figures
+    for link in links:
+        inside = link.startswith("#")
+        assert page.locator(link).count() == 1 if inside else (written.parent / link).stat().st_size
+
+
+CONTRAST = """() => {
+  const channel = c => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = css => { const [r, g, b] = css.match(/[\\d.]+/g).map(Number).map(channel);
+                         return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+                        if (!c.endsWith(', 0)')) return c; } };
+  const text = [...document.querySelectorAll('body *')].filter(e => [...e.childNodes].some(
+    n => n.nodeType == 3 && n.textContent.trim()));
+  return Math.min(...text.map(e => {
+    const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => x - y);
+    return (b + 0.05) / (a + 0.05);
+  }));
+}"""
+
+
+def test_all_text_can_be_read_on_its_ground(opened: tuple[Page, list[str]]) -> None:
+    """WCAG AA: a contrast of 4.5 to 1 or more."""
+    page, _ = opened
+    assert page.evaluate(CONTRAST) >= 4.5
+
+
+#: Darkest, brightest and median pixel of a PNG, as sums of red, green and blue; decoded by the browser.
+PIXELS = """async bytes => {
+  const map = await createImageBitmap(new Blob([new Uint8Array(bytes)]));
+  const pen = new OffscreenCanvas(map.width, map.height).getContext('2d');
+  pen.drawImage(map, 0, 0);
+  const all = pen.getImageData(0, 0, map.width, map.height).data;
+  const sums = Array.from({length: all.length / 4}, (_, i) => all[4 * i] + all[4 * i + 1] + all[4 * i + 2]);
+  sums.sort((x, y) => x - y);
+  return [sums[0], sums[sums.length - 1], sums[sums.length >> 1]];
+}"""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "media", "dark"), [("light", "screen", False), ("dark", "screen", True), ("dark", "print", False)]
+)
+def test_figures_are_ink_on_the_ground_of_the_page(browser: Browser, written: Path, scheme, media, dark) -> None:
+    """Black on white, and white on black in the dark; on paper always black on white."""
+    page = browser.new_page(viewport={"width": 375, "height": 900}, color_scheme=scheme)
+    page.emulate_media(media=media)
+    page.goto(written.as_uri())
+    darkest, brightest, ground = page.evaluate(PIXELS, list(page.locator("#figure-7 img").screenshot()))
+    page.close()
+    assert ground < 100 if dark else ground > 700
+    assert darkest < 100
+    assert brightest > 700
+
+
+def test_it_prints(browser: Browser, written: Path) -> None:
+    page = browser.new_page()
+    page.goto(written.as_uri())
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.emulate_media(media="print")
+    shown = page.eval_on_selector_all(
+        "details.settings td", "all => all.map(e => e.checkVisibility({contentVisibilityAuto: true}))"
+    )
+    assert shown
+    assert all(shown)
+    page.close()

@@ -1,0 +1,840 @@
+"""The report: verdicts that can go either way, figures that show their tables, a page that is complete and inert."""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from matplotlib.collections import PathCollection
+from scipy.special import expit, logit
+
+from rayexp.cli import report as report_command
+from rayexp.evaluation.measure import SCHEMA
+from rayexp.evaluation.metrics import wilson
+from rayexp.evaluation.theory import tilted
+from rayexp.reports import figures, page, table
+from rayexp.reports.claims import FAILS, HOLDS, NOT_MEASURED, NOT_TESTED, UNDECIDED, claims
+from rayexp.reports.arms import arms, percent
+from rayexp.reports.drawing import Drawing
+from rayexp.reports.examples import examples
+from rayexp.reports.figures.curves import reward_and_kl
+from rayexp.reports.figures.mass import mass_by_ratio, mass_by_stage
+from rayexp.reports.figures.pass_at_k import pass_at_k_curves
+from rayexp.reports.provenance import design, provenance
+from rayexp.spec import GRPO, Evaluate, Pretrain, Stage
+from rayexp.stages import settings
+from rayexp.stages.settings import varying
+from rayexp.store.artifacts import Store
+from rayexp.store.provenance import source
+from rayexp.studies import STUDIES
+from rayexp.studies.choice import Choice
+from rayexp.studies.grid import Grid, chains
+from rayexp.studies.presets import SCALES
+from rayexp.sweep.plan import Plan
+
+ROOT = Path(__file__).parents[3]
+N = 20  # test prompts a cell
+RATIOS, BETAS, SEEDS = (0.0, 0.003, 0.01, 0.05), (0.1, 1.0), (0, 1)
+SMALL = {"seeds": (0,), "kl_betas": (0.1,), "ood_ratios": (0.0, 0.01, 0.05)}
+#: Mean logit of Q before GRPO. OOD cells: no mass, some, half of it, all of it.
+OOD_LOGIT = dict(zip(RATIOS, (-18.4, -6.0, 0.0, 6.0), strict=True))
+ID_LOGIT, PROBE_LOGIT = 5.0, -3.0
+GRPO_METRICS = ("rollout/reward", "grpo/kl", "grpo/loss", "grpo/entropy", "grpo/max_logprob_mismatch")
+
+#: From Q before GRPO to P after it, for the cells of one role.
+Law = Callable[[np.ndarray, GRPO, str], np.ndarray]
+
+
+def as_the_paper_says(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+    """Most of the way to the tilted optimum, as a shift of the logit."""
+    return expit(logit(q) + 0.9 / stage.kl_beta)
+
+
+def study_stages(arms: tuple[str, ...] = ("ood",), axis: str = "composition", **grid) -> list[Stage]:
+    budget = dataclasses.replace(SCALES["tiny"], prompts_per_cell=N)
+    values = {"ood_ratios": RATIOS, "kl_betas": BETAS, "seeds": SEEDS} | grid
+    return chains(Grid(**values).world(axis), budget, Grid(**values), prompts=arms)
+
+
+def mass(stage: Stage, law: Law, role: str, cell: str, id_logit: float) -> np.ndarray:
+    """Q of the N prompts of one cell: the same prompts are hard in every stage."""
+    if isinstance(stage, GRPO):
+        return law(mass(stage.init, law, role, cell, id_logit), stage, role)
+    root = stage.root
+    rng = np.random.default_rng([root.seed, root.decoder.layers, sum(map(ord, cell))])
+    mean = {"id": id_logit, "ood": OOD_LOGIT[root.ood_ratio], "probe": PROBE_LOGIT}[role]
+    return expit(mean - isinstance(stage, Pretrain) + rng.normal(0, 0.3, N) + 0.05 * root.seed)
+
+
+def measured(stage: Stage, law: Law, id_logit: float = ID_LOGIT) -> pd.DataFrame:
+    """What ``measure`` would write for a stage."""
+    cells = [(role, cell.name) for role, cell in stage.root.world.cells.roles()]
+    q = np.concatenate([mass(stage, law, role, cell, id_logit) for role, cell in cells])
+    roles, names = (np.repeat(column, N) for column in zip(*cells, strict=True))
+    about = {
+        "role": roles,
+        "cell": names,
+        "prompt_index": np.tile(np.arange(N), len(cells)),
+        "prompt": "a1",
+        "gold": "a2",
+        "completion": np.where(q > 0.5, "a2", "a3"),
+    }
+    counts = {"sampled": 0, "answer_correct": 0, "trace_correct": 0}
+    return pd.DataFrame({**about, "log_mass": np.log(q), "greedy_correct": q > 0.5, **counts})[SCHEMA.names]
+
+
+@functools.cache
+def world(law: Law = as_the_paper_says, id_logit: float = ID_LOGIT, **study) -> pd.DataFrame:
+    """``table.results`` of a study in which GRPO obeys ``law``."""
+    frames = []
+    for stage in study_stages(**study):
+        if not isinstance(stage, Evaluate):
+            frame = measured(stage, law, id_logit).assign(**table.settings(stage, {}))
+            frame["q"] = np.exp(frame["log_mass"])
+            frame["init_q"] = np.exp(measured(stage.parent, law, id_logit)["log_mass"]) if stage.parent else np.nan
+            frames.append(frame)
+    return table.with_pass_at_k(pd.concat(frames, ignore_index=True))[table.RESULTS.names]
+
+
+def training(**study) -> pd.DataFrame:
+    """``table.curves`` of a study: rewards that rise from step to step."""
+    rows = [
+        {**table.settings(stage, {}), "step": step, "metric": metric, "value": step / 10 + 0.01 * stage.root.seed}
+        for stage in study_stages(**study)
+        if isinstance(stage, GRPO)
+        for metric in GRPO_METRICS
+        for step in (1, 2, 3)
+    ]
+    return pd.DataFrame(rows)[table.CURVES.names]
+
+
+# Claims
+
+
+def verdicts(results: pd.DataFrame) -> dict[str, set[str]]:
+    found = claims(results)
+    return {claim: set(rows["verdict"]) for claim, rows in found.groupby("claim")}
+
+
+def test_every_claim_holds_where_the_paper_does() -> None:
+    found = claims(world())
+    assert set(found["verdict"]) == {HOLDS}
+    assert list(found["claim"].unique()) == ["C1", "C2", "C3", "C4"]
+    assert len(found) == len(BETAS) * (1 + 1 + 2 + 1)  # C3 has ID and OOD cells
+    assert (found["seeds"] == len(SEEDS)).all()
+    assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
+
+
+def only(role: str, ratio: float | None, after: float) -> Law:
+    """GRPO reaches ``after`` on some cells and changes nothing elsewhere."""
+
+    def law(q: np.ndarray, stage: GRPO, of: str) -> np.ndarray:
+        return np.full_like(q, after) if of == role and stage.root.ood_ratio == ratio else q
+
+    return law
+
+
+@pytest.mark.parametrize(
+    ("claim", "law", "id_logit"),
+    [
+        ("C1", only("ood", 0.0, 0.5), ID_LOGIT),
+        ("C2", only("ood", 0.0, 0.5), ID_LOGIT),
+        ("C3", lambda q, stage, role: np.full_like(q, 0.9999), 2.5),
+        ("C4", only("ood", 0.0, 0.5), ID_LOGIT),
+    ],
+)
+def test_every_claim_can_fail(claim: str, law: Law, id_logit: float) -> None:
+    assert FAILS in verdicts(world(law, id_logit, kl_betas=(0.1,)))[claim]
+
+
+def test_a_world_where_nothing_holds() -> None:
+    def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+        return np.full_like(q, 0.9999) if role == "id" or stage.root.ood_ratio == 0 else q
+
+    found = claims(world(law, id_logit=2.5))
+    ood_at_saturation = (found["claim"] == "C3") & (found["role"] == "ood")
+    assert set(found[~ood_at_saturation]["verdict"]) == {FAILS}
+
+
+def test_seeds_that_disagree_decide_nothing() -> None:
+    def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+        return np.full_like(q, 0.5) if stage.root.seed == 0 else q
+
+    assert verdicts(world(law, kl_betas=(0.1,)))["C1"] == {UNDECIDED}
+
+
+def test_one_seed_is_said_to_be_one() -> None:
+    found = claims(world(seeds=(0,)))
+    assert set(found[found["claim"] != "C4"]["verdict"]) == {HOLDS}
+    assert found["note"].str.contains("prompts only").all()
+    assert not claims(world())["note"].str.contains("prompts only").any()
+
+
+def test_what_the_study_lacks_is_not_measured() -> None:
+    few = verdicts(world(ood_ratios=(0.003, 0.01)))
+    assert few["C1"] == few["C2"] == {NOT_MEASURED}
+    saturated = world(**SMALL)
+    between = (saturated["ood_ratio"] == 0.01) & (saturated["role"] == "ood")
+    assert verdicts(saturated.assign(init_q=saturated["init_q"].mask(between, 0.95)))["C2"] == {NOT_MEASURED}
+    assert verdicts(world(kl_betas=(0.0,), law=only("ood", 0.0, 0.5)))["C4"] == {NOT_MEASURED}
+    supervised = world()
+    supervised = supervised[supervised["kind"] != "grpo"]
+    assert all(found == {NOT_MEASURED} for found in verdicts(supervised).values())
+    assert all(found == {NOT_MEASURED} for found in verdicts(table.RESULTS.empty_table().to_pandas()).values())
+
+
+def test_a_grid_that_ends_before_saturation_does_not_refute_the_peak() -> None:
+    def c2(results: pd.DataFrame) -> set[str]:
+        return verdicts(results)["C2"]
+
+    short = {"ood_ratios": (0.0, 0.003, 0.01), "kl_betas": (0.1,)}
+    assert c2(world(only("ood", 0.01, 1.0), **short)) == {UNDECIDED}
+    assert c2(world(only("ood", 0.0, 0.5), **short)) == {FAILS}
+    assert c2(world(only("ood", 0.003, 0.9), **short)) == {HOLDS}
+
+
+def test_no_gain_at_all_is_pointed_out() -> None:
+    found = claims(world(lambda q, stage, role: q + 0.5 * (role == "id") * (1 - q), kl_betas=(0.1,))).set_index("claim")
+    assert found.loc["C1", "verdict"] == HOLDS
+    assert "too short" in found.loc["C1", "note"]
+    assert found.loc["C2", "verdict"] == UNDECIDED
+
+
+@pytest.mark.parametrize("law", [lambda q, stage, role: q, lambda q, stage, role: q + 0.005 * (1 - q) * q])
+def test_no_claim_holds_where_grpo_changed_nothing(law: Law) -> None:
+    found = claims(world(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
+    assert set(found["verdict"]) == {NOT_TESTED}
+    assert set(found["verdict_holm"]) == {NOT_TESTED}
+    assert found["p"].isna().all()
+    assert found["note"].str.contains("too short").all()
+
+
+def test_grpo_that_changed_nothing_elsewhere_does_not_spoil_a_test() -> None:
+    """At one beta it works, at the other the penalty holds it where it is."""
+    found = claims(world(lambda q, stage, role: q if stage.kl_beta == 1.0 else as_the_paper_says(q, stage, role)))
+    assert set(found[found["kl_beta"] == 1.0]["verdict"]) == {NOT_TESTED}
+    assert set(found[found["kl_beta"] == 0.1]["verdict"]) == {HOLDS}
+
+
+def test_a_saturated_study_was_tested_however_little_there_was_to_add() -> None:
+    found = claims(world(lambda q, stage, role: q + (1 - q) / 4, kl_betas=(0.1,), ood_ratios=(0.05,)))
+    assert set(found[found["claim"] == "C3"]["verdict"]) == {HOLDS}
+
+
+def test_grpo_that_changed_nothing_can_refute_a_claim_all_the_same() -> None:
+    """Above the bound by a thousand times, and next to nothing at that."""
+    law = only("ood", 0.0, 1e-3)
+    few = claims(world(law, kl_betas=(1.0,), ood_ratios=(0.0,))).set_index("claim")
+    assert few.loc["C4", "verdict"] == FAILS
+    assert few.loc["C1", "verdict"] == NOT_TESTED
+
+
+@pytest.mark.parametrize(("reward", "said"), [(0.0, "GRPO earned no reward"), (0.25, "a mean reward of 0.25 at most")])
+def test_it_is_said_what_grpo_earned_that_changed_nothing(reward: float, said: str) -> None:
+    curves = training(kl_betas=(0.1,)).assign(value=reward)
+    found = claims(world(lambda q, stage, role: q, kl_betas=(0.1,)), curves)
+    assert found["measured"].str.endswith(said).all()
+    assert not claims(world(), training().assign(value=0.0))["measured"].str.contains("reward").any()
+
+
+def test_the_gain_at_saturation_is_given_as_a_share_of_the_possible() -> None:
+    found = claims(world(lambda q, stage, role: q + (1 - q) / 4, kl_betas=(0.1,)))
+    saturated = found[(found["claim"] == "C3") & (found["role"] == "id")]
+    assert saturated["measured"].str.contains(re.escape("a share of 0.25 [0.25, 0.25]")).all()
+
+
+def test_no_interval_leaves_what_is_possible() -> None:
+    """Three seeds of which one gains nearly everything: by Student's t, any mean is possible, and some impossible."""
+
+    def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+        return q + (1 - q) * (0.02, 0.98, 0.5)[stage.root.seed] * (stage.root.ood_ratio != 0.003)
+
+    results = world(law, seeds=(0, 1, 2), kl_betas=(0.1,))
+    found = claims(results).set_index(["claim", "role"])
+    q = results.query("kind == 'grpo' and role == 'ood'").groupby("ood_ratio")["init_q"].mean()
+    nothing, peak = found.loc[("C1", "ood")], found.loc[("C2", "ood")]
+    assert (nothing["low"], nothing["high"]) == pytest.approx((-q[0.0], 1 - q[0.0]))
+    assert nothing["measured"].startswith("gain 0.5 (undecided with 3 seeds)")
+    # Between a gain at 1 %, the best ratio, and one without OOD samples.
+    low, high = (q[0.0] - q[0.01] + side for side in (-1, 1))
+    assert low <= peak["low"] <= peak["high"] <= high
+    for role in ("id", "ood"):
+        assert re.search(r"a share of 0\.\d+ \(undecided with 3 seeds\)$", found.loc[("C3", role), "measured"])
+    assert set(found.loc[["C1", "C3"], "verdict"]) == {UNDECIDED, HOLDS}
+
+
+def test_the_gain_at_saturation_is_a_share_where_mass_was_lost() -> None:
+    found = claims(world(lambda q, stage, role: 0.5 * q, kl_betas=(0.1,)))
+    saturated = found[(found["claim"] == "C3") & (found["role"] == "id")]
+    assert saturated["measured"].str.endswith("a share of 0 [0, 0]").all()
+    assert saturated["note"].str.contains("So little was left").all()
+
+
+def test_the_optimum_itself_is_not_above_the_bound() -> None:
+    found = claims(world(lambda q, stage, role: tilted(q, stage.kl_beta))).set_index("claim").loc["C4"]
+    assert (found["value"] == 0).all()
+    assert found["measured"].str.contains(re.escape("above the tilted optimum: 0 [0,")).all()
+
+
+def test_holm_takes_back_what_one_of_many_tests_found() -> None:
+    """Seeds that differ: a verdict that stands by itself, with a p-value that the number of tests outweighs."""
+
+    def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+        return q + (0.0, 0.003, 0.005)[stage.root.seed] * (q < 0.5) + 0.02 * (role == "probe")
+
+    found = claims(world(law, seeds=(0, 1, 2))).set_index(["claim", "kl_beta", "role"])
+    tested = found[found["p"].notna()]
+    first, m = tested["p"].idxmin(), len(tested)
+    assert tested.loc[first, "p_holm"] == pytest.approx(min(1, m * tested.loc[first, "p"]))
+    kept = tested["p_holm"] < 0.05
+    assert set(tested[~kept]["verdict_holm"]) == {UNDECIDED}
+    assert (tested[kept]["verdict_holm"] == tested[kept]["verdict"]).all()
+    taken_back = tested[(tested["verdict"] != UNDECIDED) & ~kept]
+    assert len(taken_back)
+    assert (taken_back["p"] < 0.05).all()
+    assert claims(world(law, seeds=(0,)))["p"].isna().all()
+
+
+def test_arms_are_judged_on_their_cells() -> None:
+    found = {arm.prompts: arm for arm in arms(world(arms=("id", "ood"), **SMALL))}
+    assert {prompts: (arm.target, arm.roles) for prompts, arm in found.items()} == {
+        "id": ("ood", ("ood", "id")),
+        "ood": ("ood", ("ood",)),
+    }
+    probes = arms(world(arms=("probe",), axis="tokens", **SMALL))
+    assert [(arm.prompts, arm.roles) for arm in probes] == [("probe", ("probe",))]
+
+
+# Figures
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Drawing]:
+    return drawings(world(), training())
+
+
+def drawings(results: pd.DataFrame, curves: pd.DataFrame) -> list[Drawing]:
+    """Every figure that there is data for."""
+    found = [draw(results) for draw in figures.MEASURED.values()] + [draw(curves) for draw in figures.LOGGED.values()]
+    return [drawing for drawing in found if drawing]
+
+
+def test_tables_hold_what_is_drawn(drawn: list[Drawing]) -> None:
+    before_after, stages, scatter, _, _, _, *curves = drawn
+
+    def heights(drawing: Drawing, axis: int) -> list[float]:
+        containers = drawing.figure.axes[axis].containers
+        return sorted(y for container in containers for y in container.lines[0].get_ydata())
+
+    def ends(drawing: Drawing, axis: int) -> list[float]:
+        bars = [bar for container in drawing.figure.axes[axis].containers for bar in container.lines[2]]
+        return sorted(y for bar in bars for segment in bar.get_segments() for y in segment[:, 1])
+
+    for drawing, columns in ((before_after, ("q", "gain")), (stages, ("greedy", "q"))):
+        for axis, column in enumerate(columns):
+            shown = drawing.data.dropna(subset=[column])
+            if drawing is stages:
+                shown = shown[shown["role"] == "id"]  # its first row of panels
+            assert heights(drawing, axis) == pytest.approx(sorted(shown[column]))
+            assert ends(drawing, axis) == pytest.approx(sorted([*shown[f"{column}_low"], *shown[f"{column}_high"]]))
+
+    dots = [c for axis in scatter.figure.axes for c in axis.collections if isinstance(c, PathCollection)]
+    assert np.concatenate([np.asarray(dot.get_offsets()) for dot in dots]) == pytest.approx(
+        scatter.data[["q", "p"]].to_numpy()
+    )
+    for drawing in curves:
+        lines = [line.get_ydata() for axis in drawing.figure.axes for line in axis.lines]
+        assert sorted(np.concatenate(lines)) == pytest.approx(sorted(drawing.data["mean"]))
+
+
+def test_tables_are_right(drawn: list[Drawing]) -> None:
+    before_after, stages, scatter, _, _, _, curves, _ = (drawing.data for drawing in drawn)
+    results = world()
+    after = results[(results["kl_beta"] == 0.1) & (results["ood_ratio"] == 0.01) & (results["role"] == "ood")]
+    row = before_after[(before_after["kl_beta"] == 0.1) & (before_after["ood_ratio"] == 0.01)].iloc[0]
+    assert (row["q"], row["gain"]) == pytest.approx((after["q"].mean(), (after["q"] - after["init_q"]).mean()))
+    assert (row["n_seeds"], row["n"]) == (2, len(after))
+    # What was before GRPO is shared by the betas and counted once.
+    assert set(before_after[before_after["kl_beta"].isna()]["n"]) == {len(after)}
+    assert set(stages["stage"]) == {"pretraining", "SFT", "GRPO, β = 0.1", "GRPO, β = 1"}
+    assert set(stages["role"]) == {"id", "ood"}
+    assert scatter["tilted_optimum"].to_numpy() == pytest.approx(
+        np.concatenate([tilted(rows["q"].to_numpy(), beta) for beta, rows in scatter.groupby("kl_beta")])
+    )
+    reward = curves[(curves["metric"] == "rollout/reward") & (curves["step"] == 2)]
+    assert reward["mean"].to_numpy() == pytest.approx(0.205)
+    assert (reward["highest"] - reward["lowest"]).to_numpy() == pytest.approx(0.01)
+
+
+def test_the_logit_shift_is_what_the_law_says(drawn: list[Drawing]) -> None:
+    """In this world GRPO goes nine tenths of the way, wherever float32 could tell."""
+    shift = drawn[3].data
+    assert set(shift["kl_beta"]) == set(BETAS)
+    told = shift[shift["ood_ratio"] < 0.05]
+    assert told["shift"].to_numpy() == pytest.approx(0.9 * told["inverse_beta"].to_numpy(), rel=1e-6)
+    assert (shift["shift_low"] <= shift["shift"]).all()
+    saturated = shift[(shift["ood_ratio"] == 0.05) & (shift["kl_beta"] == 0.1)]
+    assert (saturated["shift"] < 9).all()
+
+
+def test_gains_are_binned_by_mass_beside_the_prediction(drawn: list[Drawing]) -> None:
+    bins, results = drawn[4].data, world()
+    rows = results[(results["kl_beta"] == 1.0) & (results["role"] == "ood")]
+    for one in bins[bins["kl_beta"] == 1.0].itertuples():
+        inside = rows[(rows["init_q"] >= one.q_from) & (rows["init_q"] < one.q_to)]
+        assert len(inside) == one.n >= 10
+        assert one.gain == pytest.approx((inside["q"] - inside["init_q"]).mean())
+        assert one.predicted_gain == pytest.approx((tilted(inside["init_q"].to_numpy(), 1.0) - inside["init_q"]).mean())
+    assert (bins["gain"] < bins["predicted_gain"]).mean() > 0.5
+
+
+def test_pass_at_k_is_the_mean_over_prompts_and_the_range_over_seeds(drawn: list[Drawing]) -> None:
+    curves, results = drawn[5].data, world()
+    assert (curves["k"].min(), curves["k"].max()) == (1, 1_000_000)
+    rows = results[(results["ood_ratio"] == 0.003) & (results["role"] == "ood")]
+    for beta, column in ((None, "init_q"), (1.0, "q")):
+        measured = rows[rows["kl_beta"] == 1.0].assign(hit=lambda r: 1 - (1 - r[column]) ** 1000)  # noqa: B023
+        seeds = measured.groupby("seed")["hit"].mean()
+        here = curves[curves["kl_beta"].isna() if beta is None else curves["kl_beta"] == beta]
+        one = here[(here["ood_ratio"] == 0.003) & (here["k"] == 1000)].iloc[0]
+        assert (one["mean"], one["lowest"], one["highest"]) == pytest.approx((seeds.mean(), seeds.min(), seeds.max()))
+
+
+def test_pass_at_k_of_traces_ends_where_samples_do() -> None:
+    traces = world(**SMALL).assign(samples="trace", sampled=16, answer_correct=4)
+    drawing = pass_at_k_curves(traces)
+    assert drawing
+    assert drawing.data["k"].max() == 16
+    assert drawing.data[drawing.data["k"] == 1]["mean"].to_numpy() == pytest.approx(0.25)
+    assert "Unbiased estimates" in drawing.caption
+
+
+def test_a_gain_that_seeds_disagree_on_is_hollow() -> None:
+    def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+        return q + (0.1 if stage.root.ood_ratio == 0.003 else 0.1 * (stage.root.seed == 0)) * (q < 0.9)
+
+    drawing = mass_by_ratio(world(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
+    assert drawing
+    hollow = [c for c in drawing.figure.axes[1].collections if isinstance(c, PathCollection)]
+    shown = np.concatenate([np.asarray(c.get_offsets())[:, 1] for c in hollow])
+    gains = drawing.data.dropna(subset=["gain"]).set_index("ood_ratio")
+    assert gains["gain_p_holm"].le(0.05).to_dict() == {0.0: False, 0.003: True, 0.01: False, 0.05: False}
+    assert sorted(shown) == pytest.approx(sorted(gains.drop(0.003)["gain"]))
+
+
+def looks(drawing: Drawing, axis: int, lines: bool) -> list[tuple[str, str]]:
+    """Colour and line style of every series of a panel, in the order of the legend."""
+    panel = drawing.figure.axes[axis]
+    drawn = panel.lines if lines else [container.lines[0] for container in panel.containers]
+    return [(str(line.get_color()), str(line.get_linestyle())) for line in drawn]
+
+
+def test_no_two_betas_look_alike_and_none_like_before_grpo() -> None:
+    betas = tuple(i / 10 for i in range(1, 19))
+    results = world(seeds=(0,), ood_ratios=(0.01,), kl_betas=betas)
+    for drawing, lines in ((mass_by_ratio(results), False), (pass_at_k_curves(results), True)):
+        assert drawing
+        found = looks(drawing, 0, lines)
+        assert len(found) == len(set(found)) == 1 + len(betas)
+        assert [colour for colour, _ in found].count(found[0][0]) == 1
+        assert [line for _, line in found].count("--") == lines
+        (legend,) = drawing.figure.legends
+        assert len({text.get_text() for text in legend.get_texts()}) == 1 + len(betas)
+
+
+def test_betas_that_cannot_be_told_apart_are_left_out_in_words() -> None:
+    results = world(seeds=(0,), ood_ratios=(0.01,), kl_betas=tuple(i / 10 for i in range(1, 21)))
+    for drawing in (mass_by_ratio(results), pass_at_k_curves(results), mass_by_stage(results)):
+        assert drawing
+        assert "Of 20 β the smallest 18 are drawn" in drawing.caption
+        assert drawing.data["kl_beta"].nunique() == 20
+
+
+def test_numbers_that_differ_late_are_told_apart_everywhere() -> None:
+    """In the seventh digit of a ratio or a beta."""
+    results = world(seeds=(0,), kl_betas=(0.1,))
+    finer = results.assign(kl_beta=0.10000001).query("kind == 'grpo'")
+    both = pd.concat([results, finer.assign(stage_id=finer["stage_id"] + "x")])
+    settings = claims(both)["setting"]
+    assert settings.str.contains("β = 0.1", regex=False).all()
+    assert settings.str.contains("β = 0.10000001", regex=False).sum() == len(settings) / 2
+    assert [percent(x) for x in (0.0, 0.003, 0.07, 0.29, 0.3, 0.30000001, 0.5)] == [
+        *("0", "0.3", "7", "29", "30", "30.000001", "50")
+    ]
+    for drawing in drawings(both, training().iloc[:0]):
+        for axis in drawing.figure.axes:
+            labels = [text.get_text() for text in axis.get_xticklabels()]
+            assert len(labels) == len(set(labels))
+    titles = [group.title for group in examples(both.query("kl_beta != 0.1"))]
+    assert titles
+    assert all(title.endswith("β = 0.10000001") for title in titles)
+
+
+def test_seeds_of_seven_digits_are_seeds_of_their_own() -> None:
+    seeds = (2_024_010, 2_024_011)
+    assert design(study_stages(seeds=seeds))["seed"] == ["2024010", "2024011"]
+    assert design(study_stages(seeds=(0,), ood_ratios=(0.05, 0.0500000001)))["OOD ratio"] == ["0.05", "0.0500000001"]
+
+
+def mixed_stages() -> list[Stage]:
+    """One study with two group sizes and two learning rates of GRPO, and two lengths of SFT."""
+    budget = dataclasses.replace(SCALES["tiny"], prompts_per_cell=N)
+    grid = Grid((0.0, 0.01, 0.05), (0.1,), (0, 1))
+    return [
+        stage
+        for sft_samples, group, rate in ((2_000, 4, 1e-4), (2_000, 8, 1e-4), (2_000, 4, 2e-4), (1_000, 4, 1e-4))
+        for stage in chains(
+            grid.world("composition"),
+            dataclasses.replace(
+                budget, sft_samples=sft_samples, grpo=budget.grpo.model_copy(update={"learning_rate": rate})
+            ),
+            grid,
+            prompts=("ood",),
+            group_size=group,
+        )
+    ]
+
+
+CONDITIONS = [
+    "sft samples = 2000, group_size = 4, grpo learning_rate = 0.0001",
+    "sft samples = 2000, group_size = 8, grpo learning_rate = 0.0001",
+    "sft samples = 2000, group_size = 4, grpo learning_rate = 0.0002",
+    "sft samples = 1000, group_size = 4, grpo learning_rate = 0.0001",
+]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("mixed")
+    stages = list(Plan.of("demo", mixed_stages(), ()).stages)
+    return folder / "out", written(folder, stages, published(folder, stages))
+
+
+def test_settings_that_differ_within_a_study_are_never_taken_together(mixed: tuple[Path, str]) -> None:
+    folder, html = mixed
+    results = pd.read_parquet(folder / "results.parquet")
+    assert [arm.condition for arm in arms(results)] == CONDITIONS
+    assert results.groupby(["stage_id", "cell", "prompt_index"]).size().eq(1).all()
+    # Labels tell stages apart that have the same name by themselves.
+    assert results.groupby("label")["stage_id"].nunique().eq(1).all()
+    assert set(results.query("kind == 'pretrain'")["condition"]) == {""}
+    assert set(results.query("kind == 'sft'")["condition"]) == {"sft samples = 1000", "sft samples = 2000"}
+    found = pd.read_csv(folder / "claims.csv")
+    assert list(found["condition"].unique()) == CONDITIONS
+    assert all(condition in setting for condition, setting in zip(found["condition"], found["setting"], strict=True))
+    single = pd.read_csv(folder / "claims.csv").query("claim == 'C1'")
+    assert (single["n"] == 2 * 2 * N).all()  # seeds, cells: as in a study of one setting
+    for number in range(1, 9):
+        data = pd.read_csv(folder / f"report/figure-{number}.csv", keep_default_na=False)
+        assert list(data["condition"].unique()) == CONDITIONS, number
+        if "n_seeds" in data:
+            assert (data["n_seeds"] <= 2).all()
+    summary = pd.read_csv(folder / "summary.csv", keep_default_na=False)
+    assert set(summary[summary["kind"] == "grpo"]["condition"]) == set(CONDITIONS)
+    for condition in CONDITIONS:
+        shown = f"GRPO on OOD prompts, {condition}, β = 0.1".replace(" = ", "\u00a0=\u00a0")
+        assert shown in html
+    assert "<td>grpo learning_rate</td><td>0.0001; 0.0002</td>" in html
+    assert "<td>group_size</td><td>4; 8</td>" in html
+
+
+def test_a_study_of_one_setting_has_no_conditions() -> None:
+    stages = [stage for stage in study_stages(arms=("id", "ood")) if not isinstance(stage, Evaluate)]
+    assert varying(stages) == {}
+    assert {settings.condition(stage, {}) for stage in stages} == {""}
+
+
+def test_depths_and_chains_and_seeds_within_a_seed_are_conditions() -> None:
+    def conditions(stages: list[Stage]) -> list[str]:
+        return list(dict.fromkeys(settings.condition(stage, varying(stages)) for stage in stages))
+
+    budget, grid = SCALES["tiny"], Grid((0.0,), (0.1, 1.0), (0, 1))
+    trained = [stage for stage in STUDIES["scaling"](budget, grid) if not isinstance(stage, Evaluate)]
+    assert conditions(trained) == ["layers = 4", "layers = 8"]
+    grpo = next(stage for stage in trained if isinstance(stage, GRPO))
+    again = [grpo.model_copy(update={"seed": seed}) for seed in (5, 6)]
+    assert conditions([grpo, *again]) == ["grpo seed = 0", "grpo seed = 5", "grpo seed = 6"]
+    direct = grpo.model_copy(update={"init": grpo.root})
+    assert conditions([grpo, direct]) == ["grpo chain = pretrain/sft/grpo", "grpo chain = pretrain/grpo"]
+    first = [grpo.model_copy(update={"kl_beta": beta}) for beta in (0.1, 1.0)]
+    above = [GRPO(init=init, prompts="id", kl_beta=0.5, optimiser=grpo.optimiser, seed=0) for init in first]
+    assert conditions(above) == ["kl_beta = 0.1", "kl_beta = 1"]
+
+
+def test_every_arm_and_depth_has_its_panels() -> None:
+    depths = (world(arms=("id", "ood"), **SMALL).assign(condition="layers = 4"), world(**SMALL))
+    mixed = pd.concat([depths[0], depths[1].assign(condition="layers = 16")])
+    before_after, stages, scatter, shift, gain, pass_at_k = drawings(mixed, training().iloc[:0])
+    assert len(before_after.figure.axes) == 2 * 4  # id arm: OOD and ID cells; OOD arm; OOD arm of 16 layers
+    assert len(stages.figure.axes) == 2 * 3 * 2  # ID and OOD cells of each arm
+    assert len(scatter.figure.axes) == len(shift.figure.axes) == len(gain.figure.axes) == 4
+    assert len(pass_at_k.figure.axes) == 3 * 3 + 1  # OOD ratios of each arm, and an empty one
+
+
+def test_traces_are_called_a_lower_bound() -> None:
+    drawing = mass_by_ratio(world(**SMALL).assign(samples="trace"))
+    assert drawing
+    assert "≤ Q" in drawing.figure.axes[0].get_ylabel()
+
+
+def test_kl_is_not_drawn_where_there_was_none() -> None:
+    drawing = reward_and_kl(training(kl_betas=(0.0,)))
+    assert drawing
+    assert set(drawing.data["metric"]) == {"rollout/reward"}
+
+
+# The page
+
+HOSTILE = "<script>alert(1)</script> & \"x\" 'y'"
+RECORD = {
+    "source": source(),
+    "started": "2026-01-01T00:00:00+00:00",
+    "duration_s": 1.5,
+    "host": HOSTILE,
+    "machine": "x86_64, 2 cores",
+    "python": "3.11.7",
+    "packages": {"torch": "2.13.0", HOSTILE: HOSTILE},
+    "execution": {"rollout_workers": 3},
+    "git": {"commit": "abc", "changed": True},
+}
+
+
+def published(folder: Path, stages: Collection[Stage], record: object = RECORD) -> Store:
+    """A store that holds these stages, with the results of the paper's world."""
+    store = Store(str(folder / "store"))
+    for stage in stages:
+        files = folder / "files" / stage.id
+        files.mkdir(parents=True)
+        if isinstance(stage, Evaluate):
+            rows = pa.Table.from_pandas(measured(stage.init, as_the_paper_says), SCHEMA, preserve_index=False)
+            pq.write_table(rows, files / "results.parquet")
+        else:
+            kind = stage.id.partition("-")[0]
+            metrics = GRPO_METRICS if kind == "grpo" else (f"{kind}/id/loss",)
+            curve = {"step": [1, 2] * len(metrics), "metric": np.repeat(metrics, 2), "value": [0.5] * 2 * len(metrics)}
+            pq.write_table(pa.table(curve), files / "metrics.parquet")
+        store.publish(stage, files, record)  # pyright: ignore[reportArgumentType]
+    return store
+
+
+def written(folder: Path, stages: list[Stage], store: Store, study: str = "demo") -> str:
+    found = page.write(Plan.of(study, stages, store.finished_ids()), store, folder / "out")
+    assert found == page.Report(folder / "out" / "report" / "index.html", [])
+    return found.page.read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("whole")
+    stages = study_stages(**SMALL)
+    return folder / "out", written(folder, stages, published(folder, stages), study=HOSTILE)
+
+
+def test_the_folder_is_complete(whole: tuple[Path, str]) -> None:
+    folder, _ = whole
+    names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    drawn = {f"report/figure-{n}.{end}" for n in range(1, 9) for end in ("png", "csv")}
+    assert names == {"results.parquet", "summary.csv", "claims.csv", "report/index.html"} | drawn
+    results = pq.read_table(folder / "results.parquet")
+    assert results.schema.equals(table.RESULTS)
+    drawing = mass_by_ratio(results.to_pandas())
+    assert drawing is not None
+    pd.testing.assert_frame_equal(
+        pd.read_csv(folder / "report" / "figure-1.csv").fillna({"condition": ""}),
+        drawing.data,
+        check_dtype=False,
+        rtol=1e-12,
+    )
+    summary = pd.read_csv(folder / "summary.csv")
+    assert len(summary) == 3 * 3 * 8  # ratios, stages, cells
+    assert set(summary["n_prompts"]) == {N}
+    first = results.to_pandas().query("stage_id == @summary.stage_id[0] and cell == @summary.cell[0]")
+    assert (summary["mean_q"][0], summary["greedy_accuracy"][0]) == pytest.approx(
+        (first["q"].mean(), first["greedy_correct"].mean())
+    )
+    assert (summary["q_low"] <= summary["mean_q"]).all()
+    assert (summary["mean_q"] <= summary["q_high"]).all()
+
+
+def test_the_page_needs_nothing_from_outside(whole: tuple[Path, str]) -> None:
+    _, html = whole
+    links = re.findall(r"""(?:src|href|url|action)\s*[=(]\s*["']?([^"'\s>]+)""", html)
+    outside = [link for link in links if not link.startswith("#")]
+    assert len(outside) == 3 * 8
+    assert all(re.match(r"data:image/svg\+xml;base64,|figure-\d\.(png|csv)$", link) for link in outside)
+    assert not re.search(r"https?:|@import|<(script|link|iframe|object|base)\b", html)
+    assert html.count("<img ") == len(re.findall(r'alt="[A-Z0-9][^"]{40,}"', html)) == 8
+
+
+def test_the_page_takes_what_it_reads_as_text(whole: tuple[Path, str]) -> None:
+    _, html = whole
+    assert "alert(1)" in html
+    assert html.count("alert(1)") == html.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;x&#34; &#39;y&#39;")
+
+
+def test_the_page_says_all_of_it(whole: tuple[Path, str]) -> None:
+    _, html = whole
+    for text in ("No mass, no gain", "holds", "Figure 8", "abc and uncommitted changes", "decoder.width", "2.13.0"):
+        assert text in html
+    assert "Partial" not in html
+
+
+@pytest.mark.parametrize(
+    ("finished", "drawings"), [(0, 0), (2, 1), (4, 1), (5, 3), (6, 8)], ids=["nothing", "base", "sft", "grpo", "chain"]
+)
+def test_a_page_of_what_is_finished(tmp_path: Path, finished: int, drawings: int) -> None:
+    """One chain in order: each of pretraining, SFT and GRPO, followed by its measurement."""
+    stages = study_stages(**SMALL)
+    html = written(tmp_path, stages, published(tmp_path, stages[:finished]))
+    assert html.count("<img ") == drawings
+    assert f"{finished} of {len(stages)} stages" in html
+    assert "not measured" in html
+
+
+#: What users have in a matplotlibrc, and what breaks more than pictures.
+RC = "text.usetex: True\nlines.linewidth: 9\nfont.family: Nonexistent\nsavefig.facecolor: red\nbackend: Bogus\n"
+
+
+def test_the_page_is_the_same_whatever_the_users_matplotlib_is_set_to(tmp_path: Path) -> None:
+    stages = Choice("demo", "toy", (0.01, 0.05)).stages()
+    store = published(tmp_path, stages)
+    html = written(tmp_path, stages, store, study="demo")
+    (tmp_path / "matplotlibrc").write_text(RC)
+    done = subprocess.run(
+        [sys.executable, ROOT / "jobs/report.py", "--scale", "toy", "--ood-ratios", "0.01", "0.05", "--store", "store"],
+        cwd=tmp_path,
+        env=os.environ | {"MPLBACKEND": "nonsense", "MPLCONFIGDIR": "/proc/nowhere", "LC_ALL": "de_DE.UTF-8"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    report = tmp_path / "store/studies/demo-toy/report"
+    assert (report / "index.html").read_text() == html
+    for image in (tmp_path / "out/report").glob("*.png"):
+        assert image.read_bytes() == (report / image.name).read_bytes(), image.name
+
+
+def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables are there before the first figure is begun, and every other figure is drawn."""
+    there = []
+
+    def broken(results: pd.DataFrame) -> Drawing:
+        there.extend(name.name for name in Path(folder).glob("*.*"))
+        raise RuntimeError("no <ink>\nat all")
+
+    def unsavable(results: pd.DataFrame) -> Drawing:
+        drawing = mass_by_ratio(results)
+        assert drawing
+        drawing.figure.suptitle("$\\nonsense$")
+        return drawing
+
+    titles = list(figures.MEASURED)
+    monkeypatch.setitem(figures.MEASURED, titles[0], broken)
+    monkeypatch.setitem(figures.MEASURED, titles[1], unsavable)
+    stages = Choice("demo", "toy", (0.0, 0.05)).stages()
+    store = published(tmp_path, stages)
+    folder = tmp_path / "out"
+    found = page.write(Plan.of("demo", stages, store.finished_ids()), store, folder)
+    assert sorted(there) == ["claims.csv", "results.parquet", "summary.csv"]
+    first, second = found.undrawn
+    assert first == f"figure 1 ({titles[0]}) could not be drawn: RuntimeError: no <ink>"
+    assert second.startswith(f"figure 2 ({titles[1]}) could not be drawn: ValueError: ")
+    html = found.page.read_text()
+    assert "This figure could not be drawn: RuntimeError: no &lt;ink&gt;" in html
+    assert html.count("<img ") == 6
+    files = {file.name for file in (folder / "report").iterdir()}
+    assert not files & {"figure-1.png", "figure-1.csv", "figure-2.png"}
+    assert {"figure-2.csv", "figure-3.png", "figure-8.png"} <= files
+    links = re.findall(r'href="(figure[^"]+)"', html)
+    assert set(links) == files - {"index.html"}
+    arguments = ["--scale", "toy", "--ood-ratios", "0", "0.05", "--store", str(tmp_path / "store")]
+    assert report_command.main(arguments) == 1
+    assert first in capsys.readouterr().err
+
+
+def test_a_report_is_written_where_matplotlib_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rayexp.reports.figures", None)
+    stages = study_stages(**SMALL)[:6]
+    store = published(tmp_path, stages)
+    found = page.write(Plan.of("demo", stages, store.finished_ids()), store, tmp_path / "out")
+    assert found.undrawn[0].startswith("figure 1 (All figures) could not be drawn: ModuleNotFoundError: ")
+    assert (tmp_path / "out/claims.csv").stat().st_size
+    assert "All figures" in found.page.read_text()
+
+
+def test_the_page_counts_stages_of_other_code(tmp_path: Path) -> None:
+    stages = study_stages(**SMALL)
+    assert "other code" not in written(tmp_path / "same", stages, published(tmp_path / "same", stages[:2], RECORD))
+    store = published(tmp_path, stages[:2], {**RECORD, "source": "0f0f"})
+    html = written(tmp_path, stages, store)
+    assert "<strong>2 of 2 finished stages</strong> were made by other code (source 0f0f, commit abc" in html
+
+
+def test_what_a_machine_could_not_tell_is_left_out_of_the_page(tmp_path: Path) -> None:
+    stages = study_stages(**SMALL)
+    store = published(tmp_path, stages[:1], {**RECORD, "host": None, "user": None, "git": None})
+    found = provenance(Plan.of("demo", stages, store.finished_ids()), store)
+    assert "host" not in found["facts"]
+    assert found["facts"]["commit"] == ["not from a checkout"]
+    assert len(found["runs"]) == 1
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"host": "h"}, [], {**RECORD, "packages": None}, {**RECORD, "duration_s": "?"}, {**RECORD, "execution": {"x": 1}}],
+)
+def test_a_record_that_cannot_be_read_is_counted(tmp_path: Path, record: object) -> None:
+    stages = study_stages(**SMALL)
+    store = published(tmp_path, stages[:1], record)
+    found = provenance(Plan.of("demo", stages, store.finished_ids()), store)
+    assert (found["unread"], found["runs"], found["facts"]) == (1, [], {})
+    assert json.dumps(found)
+
+
+def test_cost_is_what_was_reserved_while_a_stage_ran(tmp_path: Path) -> None:
+    """1.5 s each; a measurement has the machines of the stage that it follows."""
+    stages = study_stages(**SMALL)[:6]
+    execution = {"train_workers": 2, "train_cpus": 4.0, "train_gpus": 1.0, "rollout_workers": 3, "rollout_gpus": 0.5}
+    store = published(tmp_path, stages, {**RECORD, "execution": execution})
+    spent = provenance(Plan.of("demo", stages, store.finished_ids()), store)["spent"]
+    hour = 1.5 / 3600
+    assert {row["kind"]: (row["n"], row["core_hours"] / hour, row["gpu_hours"] / hour) for row in spent} == {
+        "pretrain": (1, pytest.approx(8), pytest.approx(2)),
+        "sft": (1, pytest.approx(8), pytest.approx(2)),
+        "grpo": (1, pytest.approx(0.5 + 3 * 0.5), pytest.approx(1.5)),
+        "evaluate": (3, pytest.approx(8 + 8 + 2), pytest.approx(2 + 2 + 1.5)),
+        "all": (6, pytest.approx(36), pytest.approx(11)),
+    }
+
+
+def test_the_summary_has_wilsons_interval_of_sampled_answers() -> None:
+    rows = world(**SMALL).query("kind == 'sft'").assign(sampled=16, answer_correct=4)
+    found = page.summary(rows).iloc[0]
+    expected = wilson(4 * N, 16 * N)
+    assert (found["sampled_accuracy"], found["sampled_low"], found["sampled_high"]) == pytest.approx(
+        (expected.mean, expected.low, expected.high)
+    )
+    assert page.summary(world(**SMALL))["sampled_low"].isna().all()
+
+
+def test_pass_at_k_is_exact_for_answers_and_estimated_for_traces():
+    rows = {"q": [0.0, 0.01, 1.0], "sampled": [0, 0, 0], "answer_correct": [0, 0, 0]}
+    exact = table.with_pass_at_k(pd.DataFrame(rows))
+    assert exact.pass_at_64.tolist() == pytest.approx([0.0, 1 - 0.99**64, 1.0])
+    traces = table.with_pass_at_k(pd.DataFrame(rows | {"sampled": [16] * 3, "answer_correct": [0, 1, 16]}))
+    assert traces.pass_at_8.tolist() == pytest.approx([0.0, 0.5, 1.0])
+    assert traces.pass_at_64.isna().all()

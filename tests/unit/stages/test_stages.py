@@ -1,0 +1,336 @@
+"""A stage is its value: what enters an id and what does not, and how a bad value is refused."""
+
+import copy
+import json
+import pickle
+from dataclasses import fields, is_dataclass
+from typing import Literal, get_args, get_origin
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from rayexp.spec import (
+    GRPO,
+    SFT,
+    AdamW,
+    Decoder,
+    Evaluate,
+    Execution,
+    Pretrain,
+    canonical_json,
+    explain,
+    number,
+    parse_stage,
+)
+from rayexp.studies import STUDIES, Grid
+from rayexp.studies.presets import SCALES
+from rayexp.tasks.strings import AXES, World
+
+OPTIMISER = AdamW(learning_rate=1e-3)
+DECODER = Decoder(layers=2, width=128, ff_width=64, heads=2, kv_heads=2, context_tokens=256)
+PRETRAIN = Pretrain(
+    world=World("composition"),
+    decoder=DECODER,
+    ood_ratio=0.01,
+    samples=1000,
+    batch_samples=64,
+    optimiser=OPTIMISER,
+    seed=0,
+)
+TUNED = SFT(init=PRETRAIN, optimiser=OPTIMISER, seed=0)
+REINFORCED = GRPO(init=TUNED, prompts="ood", kl_beta=0.1, optimiser=OPTIMISER, seed=0)
+MEASURED = Evaluate(init=REINFORCED)
+CHAIN = (PRETRAIN, TUNED, REINFORCED, MEASURED)
+every_stage = pytest.mark.parametrize("stage", CHAIN, ids=lambda stage: stage.kind)
+
+
+def changed(stage, **changes):
+    """The stage with other values, validated as if it were new."""
+    return type(stage).model_validate({**{name: getattr(stage, name) for name in type(stage).model_fields}, **changes})
+
+
+def leaves(value, path=()):
+    """Path and value of everything in a JSON object that is not an object itself."""
+    for name, item in value.items():
+        yield from leaves(item, (*path, name)) if isinstance(item, dict) else [((*path, name), item)]
+
+
+def nested(model):
+    """The model and every model or dataclass that its fields hold, parents of a stage included."""
+    found, pending = set(), [model]
+    while pending:
+        kind = pending.pop()
+        if isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind)) and kind not in found:
+            found.add(kind)
+            pending += annotations(kind).values()
+        pending += get_args(kind)
+    return found
+
+
+def annotations(kind):
+    if issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    return {field.name: field.type for field in fields(kind)}
+
+
+WORDS = [*AXES, "printed", "positional", "trace"] + [
+    word
+    for kind in nested(Evaluate)
+    for annotation in annotations(kind).values()
+    if get_origin(annotation) is Literal
+    for word in get_args(annotation)
+]
+
+
+def variants(stage):
+    """For every setting of the stage and of its lineage: its path, and the stage with another valid value there."""
+    plain = json.loads(stage.model_dump_json())
+    for path, value in leaves(plain):
+        if path[-1] == "kind":
+            continue
+        numbers = [] if isinstance(value, str) else [value + 1, value * 2, value // 2, value / 2, value + 0.25]
+        for other in [word for word in [*numbers, *WORDS] if word != value]:
+            attempt = copy.deepcopy(plain)
+            inner = attempt
+            for name in path[:-1]:
+                inner = inner[name]
+            inner[path[-1]] = other
+            try:
+                yield path, parse_stage(json.dumps(attempt))
+                break
+            except ValidationError:
+                continue
+        else:
+            raise AssertionError(f"no other value found for {path}")
+
+
+# Ids
+
+
+@every_stage
+def test_every_setting_of_the_whole_lineage_changes_the_id(stage):
+    seen = {stage.id: ()}
+    for path, variant in variants(stage):
+        assert variant.id not in seen, f"{path} has the id of {seen.get(variant.id)}"
+        seen[variant.id] = path
+    paths = [path for path in seen.values() if path]
+    settings = {(kind, name) for kind in nested(type(stage)) for name in annotations(kind)}
+    assert {path[-1] for path in paths} | {"kind", "init", "world", "decoder", "optimiser"} >= {n for _, n in settings}
+    assert {path[0] for path in paths} == set(type(stage).model_fields) - {"kind"}
+
+
+@every_stage
+def test_the_contract_is_part_of_the_id(stage, monkeypatch):
+    before = changed(stage).id
+    monkeypatch.setattr(type(stage), "contract", stage.contract + 1)
+    assert changed(stage).id != before
+
+
+@every_stage
+def test_a_setting_that_came_later_leaves_what_was_made_before_it_where_it_is(stage):
+    class Later(type(stage)):
+        added = stage.added | {"colour"}
+        colour: str = "grey"
+
+    values = {name: getattr(stage, name) for name in type(stage).model_fields}
+    assert Later(**values).id == stage.id
+    assert Later(**values, colour="red").id != stage.id
+
+
+@every_stage
+def test_equal_values_have_equal_ids(stage):
+    """However they came about."""
+    for twin in (
+        changed(stage),
+        parse_stage(stage.model_dump_json()),
+        copy.deepcopy(stage),
+        pickle.loads(pickle.dumps(stage)),
+    ):
+        assert twin == stage
+        assert hash(twin) == hash(stage)
+        assert twin.id == stage.id
+        assert type(twin) is type(stage)
+    reordered = dict(reversed(json.loads(stage.model_dump_json()).items()))
+    assert parse_stage(json.dumps(reordered)).id == stage.id
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 1.0), (0.0, -0.0), (0, 0.0)])
+def test_equal_numbers_have_equal_ids(one, other):
+    assert changed(REINFORCED, kl_beta=one).id == changed(REINFORCED, kl_beta=other).id
+
+
+def test_a_copy_with_another_value_has_another_id():
+    """Also when the id of the original was asked for before."""
+    assert PRETRAIN.id
+    assert PRETRAIN.model_copy(update={"seed": 1}).id == changed(PRETRAIN, seed=1).id
+
+
+@pytest.mark.parametrize(
+    ("stage", "golden"),
+    [
+        (PRETRAIN, "pretrain-91d21416da22713e"),
+        (TUNED, "sft-c6c1ccfe059ab063"),
+        (REINFORCED, "grpo-ed31e0af4434106f"),
+        (MEASURED, "evaluate-2ce1aebeaa3edf69"),
+    ],
+)
+def test_ids_are_pinned(stage, golden):
+    """Semantics lock. Changing one of these means that every stored result is orphaned: nothing will find it again."""
+    assert stage.id == golden
+
+
+def test_every_stage_of_every_study_survives_json():
+    budget = SCALES["tiny"]
+    for study in STUDIES.values():
+        for stage in study(budget, Grid((0.01,), (0.0, 0.1), (0,))):
+            twin = parse_stage(stage.model_dump_json())
+            assert twin == stage
+            assert twin.id == stage.id
+
+
+def test_numbers_of_a_label_are_without_loss():
+    assert [number(x) for x in (0.1, 1.0, -0.0, 1e-05, 2024010, 0.3, 0.30000001)] == [
+        *("0.1", "1", "0", "1e-05", "2024010", "0.3", "0.30000001")
+    ]
+    finer = REINFORCED.model_copy(update={"kl_beta": 0.10000001})
+    assert finer.label == "composition-r0.01-s0/pretrain/sft/grpo-ood-b0.10000001"
+    base = REINFORCED.root.model_copy(update={"ood_ratio": 0.30000001, "seed": 2024010})
+    assert base.label == "composition-r0.30000001-s2024010/pretrain"
+
+
+def test_lineage_and_label():
+    assert MEASURED.lineage == CHAIN
+    assert MEASURED.root == PRETRAIN
+    assert REINFORCED.label == "composition-r0.01-s0/pretrain/sft/grpo-ood-b0.1"
+
+
+# Execution is no part of a stage
+
+
+def test_no_execution_setting_is_a_setting_of_a_stage():
+    names = {name for kind in nested(Evaluate) for name in annotations(kind)}
+    assert not names & set(Execution.model_fields)
+    assert Execution not in nested(Evaluate)
+
+
+@every_stage
+@pytest.mark.parametrize("setting", Execution.model_fields)
+def test_no_stage_can_be_given_an_execution_setting(stage, setting):
+    """So that no other execution can give another id."""
+    value = getattr(Execution(store="somewhere"), setting)
+    with pytest.raises(ValidationError) as caught:
+        changed(stage, **{setting: value})
+    assert [error["type"] for error in caught.value.errors()] == ["extra_forbidden"]
+
+
+# Canonical JSON
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), json_values, max_size=4))
+def test_canonical_json_is_json_in_one_order(value):
+    text = canonical_json(value)
+    assert json.loads(text) == value
+    assert canonical_json(dict(reversed(value.items()))) == text
+    assert canonical_json(json.loads(text)) == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        {1, 2},
+        np.float64(1.0),
+        np.int64(1),
+        np.array([1.0]),
+        len,
+        object(),
+        b"bytes",
+        {1: "one"},
+        {None: 1},
+        1j,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_has_no_canonical_json_raises_and_says_where(value):
+    with pytest.raises((TypeError, ValueError), match=r"value\.a\[1\]"):
+        canonical_json({"a": [0, value]})
+
+
+def test_minus_zero_is_zero():
+    assert canonical_json([-0.0]) == canonical_json([0.0])
+
+
+# Refusals
+
+
+def from_json(**changes):
+    return parse_stage(json.dumps({**json.loads(PRETRAIN.model_dump_json()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (lambda: changed(PRETRAIN, ood_ratio=0.7), ["ood_ratio is 0.7", "less than or equal to 0.5"]),
+        (lambda: changed(REINFORCED, kl_beta=-1.0), ["kl_beta is -1.0", "greater than or equal to 0"]),
+        (lambda: changed(REINFORCED, kl_beta=float("nan")), ["kl_beta is nan", "finite"]),
+        (lambda: changed(REINFORCED, kl_beta="0.1"), ["kl_beta is '0.1'", "number"]),
+        (lambda: changed(REINFORCED, group_size=1), ["group_size is 1", "greater than or equal to 2"]),
+        (lambda: changed(REINFORCED, prompts="all"), ["prompts is 'all'", "id, ood, probe"]),
+        (lambda: changed(PRETRAIN, samples=0), ["samples is 0", "greater than or equal to 1"]),
+        (lambda: changed(PRETRAIN, seed=2**31), [f"seed is {2**31}", "less than"]),
+        (lambda: Decoder(layers=1, width=64, ff_width=64, heads=4, kv_heads=4), ["64 / 4 = 16", "32, 64, 128"]),
+        (lambda: Decoder(layers=1, width=128, ff_width=64, heads=4, kv_heads=3), ["kv_heads is 3", "divisors"]),
+        (lambda: changed(PRETRAIN, decoder=changed(DECODER, context_tokens=8)), ["context_tokens is 8", "at least"]),
+        (lambda: from_json(world={"axis": "colour"}), ["world.axis is 'colour'", "depth, length, tokens, composition"]),
+        (lambda: from_json(world={"axis": "depth", "seed": -1}), ["world.seed is -1", "integers >= 0"]),
+        (lambda: from_json(kind="train"), ["kind is 'train'", "'pretrain', 'sft', 'grpo', 'evaluate'"]),
+        (lambda: SFT(init=TUNED, optimiser=OPTIMISER, seed=0), ["init is SFT(", "Pretrain"]),
+        (lambda: Evaluate(init=MEASURED), ["init.kind is 'evaluate'", "'pretrain', 'sft', 'grpo'"]),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_refused_in_one_line_with_field_value_and_what_is_allowed(make, parts):
+    with pytest.raises(ValidationError) as caught:
+        make()
+    line = explain(caught.value)
+    assert "\n" not in line
+    assert "allowed" in line
+    for part in parts:
+        assert part in line
+
+
+def test_an_unknown_or_missing_field_is_named():
+    with pytest.raises(ValidationError) as caught:
+        changed(PRETRAIN, ood_share=0.1)
+    assert explain(caught.value).startswith("ood_share is not a setting")
+    with pytest.raises(ValidationError) as caught:
+        GRPO(init=TUNED, prompts="ood", optimiser=OPTIMISER, seed=0)
+    assert explain(caught.value).startswith("kl_beta is missing")
+
+
+@pytest.mark.parametrize("setting", ["axis", "graph", "traversal", "samples"])
+def test_a_world_refuses_unknown_words(setting):
+    with pytest.raises(ValueError, match=f"^world.{setting} is 'odd'; allowed: "):
+        World(**{"axis": "depth", setting: "odd"})
+
+
+@pytest.mark.parametrize("seed", [0.0, True, 1.5, "1"])
+def test_a_world_refuses_a_seed_that_is_no_integer(seed):
+    """0.0 equals 0 and would give an equal stage another id."""
+    with pytest.raises((ValueError, TypeError)):
+        changed(PRETRAIN, world=World("composition", seed=seed))
+
+
+def test_stages_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        PRETRAIN.seed = 1

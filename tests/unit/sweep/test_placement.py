@@ -1,0 +1,169 @@
+"""A plan is refused unless every part of a trial fits a node, all of them together, GPUs by the share."""
+
+import itertools
+import random
+
+import pytest
+
+from rayexp.distributed import autoscaling
+from rayexp.spec import Execution
+from rayexp.sweep import placement, preflight
+from rayexp.sweep.placement import Node, fit_together, how_many, nodes_of
+from rayexp.sweep.plan import Plan
+from rayexp.tasks.strings import World
+from tests.conftest import tiny_chain
+
+PLAN = Plan.of("test", tiny_chain(World("composition")).values(), ())
+ONE_CPU = {"CPU": 1.0}
+
+
+def refusal(nodes, gpus=0.0, **settings):
+    with pytest.raises(preflight.PreflightError) as refused:
+        preflight.require_resources(PLAN, Execution(**settings).on(gpus), nodes_of(nodes))
+    return str(refused.value)
+
+
+def test_what_fits_the_sum_but_no_node_is_refused_with_needs_and_has():
+    title, *rows = refusal([ONE_CPU, ONE_CPU], train_cpus=2).splitlines()
+    assert title == "the plan needs more than the cluster can ever have: no node has room for a training rank"
+    assert [row.split() for row in rows] == [
+        ["CPU", "GPU"],
+        ["supervised", "trial", "needs", "2", "0"],
+        ["a", "training", "rank", "2", "0"],
+        ["grpo", "trial", "needs", "1", "0"],
+        ["a", "learner", "0.5", "0"],
+        ["a", "rollout", "worker", "0.5", "0"],
+        ["cluster", "has", "2", "0"],
+        ["each", "of", "2", "nodes", "1", "0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "reason"),
+    [
+        ([ONE_CPU] * 3, {"learner_cpus": 2}, "no node has room for a learner\n"),
+        ([ONE_CPU] * 3, {"rollout_cpus": 2}, "no node has room for a rollout worker\n"),
+        ([ONE_CPU] * 9, {"learner_cpus": 2, "rollout_cpus": 2}, "for a learner or a rollout worker\n"),
+        ([{"CPU": 0.0}], {}, "no node has room for a training rank or a learner or a rollout worker\n"),
+        ([ONE_CPU] * 3, {"rollout_workers": 6}, "no room for a whole grpo trial\n"),
+        ([{"CPU": 3.0}, ONE_CPU], {"train_workers": 3, "train_cpus": 1.5}, "no room for a whole supervised trial\n"),
+        ([{"CPU": 8.0, "GPU": 1.0}] * 2, {"gpus": 2, "train_gpus": 2}, "no node has room for a training rank\n"),
+        (
+            [{"CPU": 8.0, "GPU": 2.0}],
+            {"gpus": 2, "learner_gpus": 0.6, "rollout_gpus": 0.6, "rollout_workers": 2},
+            "whole grpo",
+        ),
+    ],
+)
+def test_the_reason_names_what_has_no_room(nodes, settings, reason):
+    assert reason in refusal(nodes, **settings)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings"),
+    [
+        ([ONE_CPU], {}),
+        ([ONE_CPU] * 3, {"train_workers": 3, "rollout_workers": 5}),
+        ([{"CPU": 2.0}, ONE_CPU], {"train_cpus": 2, "learner_cpus": 2, "rollout_cpus": 1}),
+        ([{"CPU": 8.0, "GPU": 1.0}], {"gpus": 1}),
+        ([{"CPU": 8.0, "GPU": 1.0}] * 2, {"gpus": 2, "learner_gpus": 1, "rollout_gpus": 1}),
+        ([{"CPU": 8.0, "GPU": 2.0}], {"gpus": 2, "train_gpus": 2}),
+        ([{"CPU": 2.0, "GPU": 1.0}], {"gpus": 1, "weight_transfer": "cuda_ipc"}),
+    ],
+)
+def test_what_fits_is_not_refused(nodes, settings):
+    gpus = settings.pop("gpus", 0)
+    preflight.require_resources(PLAN, Execution(**settings).on(gpus), nodes_of(nodes))
+
+
+def test_actors_that_hand_over_memory_of_a_gpu_need_one_node():
+    apart = [{"CPU": 0.5, "GPU": 1.0}] * 2 + [{"CPU": 1.0}]
+    text = refusal(apart, gpus=2, weight_transfer="cuda_ipc", train_gpus=0)
+    assert "no node has room for a learner with its rollout workers" in text
+    settings = Execution(weight_transfer="cuda_ipc", rollout_workers=2, device="cuda").on(4)
+    with pytest.raises(preflight.PreflightError, match=r"share one GPU; they ask for 1\.5"):
+        preflight.require_software(PLAN, settings)
+
+
+def test_more_than_a_gpu_is_asked_for_whole():
+    assert refusal([{"CPU": 8.0, "GPU": 8.0}], gpus=8, learner_gpus=1.5).startswith("learner_gpus is 1.5; allowed: ")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "parts", "expected"),
+    [
+        ([ONE_CPU] * 4, [{"CPU": 0.5}] * 2, 4),
+        ([{"CPU": 3.0}] * 2, [{"CPU": 2.0}], 2),
+        ([{"CPU": 1.5}] * 2, [{"CPU": 0.5}, {"CPU": 0.5}], 3),
+        ([{"CPU": 8.0, "GPU": 2.0}], [{"CPU": 0.5, "GPU": 0.6}], 2),
+        ([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 2.0}], [{"CPU": 1.0}], 7),
+        ([{"CPU": 0.3}], [{"CPU": 0.1}], 3),
+    ],
+)
+def test_trials_at_once_are_counted_by_nodes(nodes, parts, expected):
+    assert how_many(parts, nodes_of(nodes), at_most=7) == expected
+
+
+def test_at_once_is_what_the_largest_kind_has_room_for():
+    assert preflight.concurrency(PLAN, Execution(), nodes_of([ONE_CPU] * 9)) == len(PLAN.trials)
+    assert preflight.concurrency(PLAN, Execution(train_cpus=2), nodes_of([{"CPU": 3.0}])) == 1
+    assert preflight.concurrency(PLAN, Execution(max_concurrent=5), nodes_of([])) == 5
+
+
+def by_trying_all(parts, nodes):
+    """Every way to put the parts on the nodes."""
+    for places in itertools.product(range(len(nodes)), repeat=len(parts)):
+        left = [Node.of(node) for node in nodes]
+        for part, place in zip(parts, places, strict=True):
+            left[place] = left[place] and left[place].without(part)
+        if None not in left:
+            return True
+    return False
+
+
+def test_fitting_together_is_exact():
+    chance = random.Random(0)
+    for _ in range(300):
+        nodes = [
+            {"CPU": chance.choice([1, 2, 3]), "GPU": chance.choice([0, 1, 2])} for _ in range(chance.choice([1, 2, 3]))
+        ]
+        first, other = ({"CPU": chance.choice([0.5, 1, 2]), "GPU": chance.choice([0, 0.3, 0.5, 1])} for _ in range(2))
+        parts = [first, *[other] * chance.choice([1, 2, 3])]
+        assert fit_together(parts, nodes_of(nodes)) == by_trying_all(parts, nodes), (parts, nodes)
+
+
+# Nodes that an autoscaler may start
+
+CONFIG = {
+    "max_workers": 6,
+    "head_node_type": "head",
+    "available_node_types": {
+        "head": {"resources": {"CPU": 0}, "max_workers": 0},
+        "small": {"resources": {"CPU": 4}, "max_workers": 8},
+        "large": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 2},
+    },
+}
+
+
+def test_each_kind_of_node_may_be_started_up_to_its_limit_and_that_of_all():
+    assert autoscaling.types_in(CONFIG) == [({"CPU": 4}, 6), ({"CPU": 8, "GPU": 1}, 2)]
+    assert autoscaling.types_in({}) == []
+
+
+def test_nodes_that_may_be_started_count_beside_those_that_are_there(monkeypatch):
+    """Of those that are there some are of a kind that may be started, and are counted once."""
+    there = [{"CPU": 0.0}, {"CPU": 4.0, "memory": 1e9}, {"CPU": 64.0}]
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": one} for one in there] + [{"Alive": False}])
+    monkeypatch.setattr("ray.get_runtime_context", lambda: type("Context", (), {"gcs_address": "here"}))
+    monkeypatch.setattr(autoscaling, "_of_monitor", lambda address: CONFIG)
+    assert preflight.capacity() == {Node(0.0): 1, Node(64.0): 1, Node(4.0): 6, Node(8.0, (1.0,)): 2}
+    assert placement.total(preflight.capacity()) == {"CPU": 64 + 24 + 16, "GPU": 2}
+
+
+def test_a_configuration_that_can_not_be_read_is_said_and_leaves_what_is_there(monkeypatch, caplog):
+    def unreadable(address):
+        raise PermissionError("it is not yours")
+
+    monkeypatch.setattr(autoscaling, "_of_monitor", unreadable)
+    assert autoscaling.node_types("here") == []
+    assert "how far the cluster may grow can't be read (PermissionError: it is not yours)" in caplog.text

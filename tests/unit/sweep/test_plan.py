@@ -1,0 +1,157 @@
+"""The plan: every stage once, parents first, grouped into trials, and exactly the rest when some of it is finished."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayexp.spec import GRPO, SFT, Evaluate, Execution, Pretrain
+from rayexp.studies import STUDIES, Grid
+from rayexp.studies.presets import SCALES
+from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.preflight import PreflightError, require_software
+from rayexp.tasks.strings import World
+from tests.conftest import OPTIMISER, tiny_chain
+
+WANTED = STUDIES["composition"](SCALES["tiny"], Grid((0.0, 0.1), (0.0, 1.0), (0, 1)))
+
+
+def check(plan):
+    """Every unfinished stage is in one trial; what it is built on is finished, or before it there, or in a parent."""
+    home = {stage.id: trial for trial in plan.trials for stage in trial.stages}
+    assert sorted(home) == sorted(stage.id for stage in plan.to_run)
+    assert sum(len(trial.stages) for trial in plan.trials) == len(plan.to_run)
+    order = [trial.id for trial in plan.trials]
+    assert len(set(order)) == len(order)
+    for trial in plan.trials:
+        before = set(plan.finished)
+        for parent in trial.parents:
+            assert order.index(parent) < order.index(trial.id)
+            before |= {stage.id for stage in plan.trials[order.index(parent)].stages}
+        for stage in trial.stages:
+            assert stage.parent is None or stage.parent.id in before
+            before.add(stage.id)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "device", "allowed"),
+    [
+        ("nccl", "cpu", "object_store, gloo"),
+        ("cuda_ipc", "cpu", "object_store, gloo"),
+        ("gloo", "cuda", "nccl, cuda_ipc"),
+    ],
+)
+def test_weights_that_would_go_between_devices_that_are_not_there_are_refused(transfer, device, allowed):
+    execution = Execution(device=device, weight_transfer=transfer)
+    with pytest.raises(PreflightError, match=rf"weight_transfer is '{transfer}'.*{allowed}"):
+        require_software(Plan.of("none", [], ()), execution)
+
+
+def test_gloo_is_not_for_vllm():
+    with pytest.raises(PreflightError, match="'gloo'; allowed where vLLM samples: object_store"):
+        require_software(Plan.of("any", WANTED, ()), Execution(device="cpu", weight_transfer="gloo"))
+
+
+def test_stages_are_shared_and_parents_come_first():
+    plan = Plan.of("any", [*reversed(WANTED), *WANTED], ())
+    ids = [stage.id for stage in plan.stages]
+    assert len(ids) == len(set(ids)) == len({stage.id for stage in WANTED})
+    for stage in plan.stages:
+        assert stage.parent is None or ids.index(stage.parent.id) < ids.index(stage.id)
+    kinds = [type(stage) for stage in plan.stages]
+    assert [kinds.count(kind) for kind in (Pretrain, SFT, GRPO, Evaluate)] == [4, 4, 16, 24]
+
+
+def test_what_a_wanted_stage_is_built_on_is_planned_too():
+    chain = tiny_chain(World("depth"))
+    assert Plan.of("any", [chain["evaluate"]], ()).stages == tuple(chain.values())
+
+
+def test_trials_are_a_supervised_one_for_each_pretraining_run_and_one_for_each_grpo_stage():
+    plan = Plan.of("any", WANTED, ())
+    check(plan)
+    by_kind = {kind: [t for t in plan.trials if t.kind == kind] for kind in ("supervised", "grpo")}
+    assert [len(trials) for trials in by_kind.values()] == [4, 16]
+    for trial in by_kind["supervised"]:
+        assert [type(stage) for stage in trial.stages] == [Pretrain, Evaluate, SFT, Evaluate]
+        assert trial.parents == ()
+        assert trial.id == trial.stages[0].id
+    for trial in by_kind["grpo"]:
+        assert [type(stage) for stage in trial.stages] == [GRPO, Evaluate]
+        assert trial.parents == (trial.stages[0].root.id,)
+        assert trial.id == trial.stages[0].id
+
+
+@given(st.sets(st.sampled_from([stage.id for stage in WANTED])))
+def test_a_resumed_plan_runs_exactly_the_rest(finished):
+    """Whatever is finished, even where something that it was built on is gone."""
+    plan = Plan.of("any", WANTED, {*finished, "grpo-of-another-study"})
+    assert {stage.id for stage in plan.to_run} == {stage.id for stage in WANTED} - finished
+    assert plan.finished == finished
+    check(plan)
+
+
+def test_a_finished_study_has_no_trials():
+    plan = Plan.of("any", WANTED, [stage.id for stage in WANTED])
+    assert plan.to_run == plan.trials == ()
+
+
+def test_a_grpo_stage_that_is_finished_but_not_measured_is_measured_by_itself():
+    chain = tiny_chain(World("depth"))
+    plan = Plan.of("any", chain.values(), [stage.id for stage in chain.values() if stage != chain["evaluate"]])
+    (trial,) = plan.trials
+    assert (trial.id, trial.stages, trial.parents) == (chain["grpo"].id, (chain["evaluate"],), ())
+    assert trial.kind == "supervised"
+
+
+def test_descendants_of_a_failed_trial():
+    """A chain of three GRPO stages beside another one: only what is built on the failed one is blocked."""
+    first = tiny_chain(World("composition"))["grpo"]
+    second = GRPO(init=first, prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
+    third = GRPO(init=second, prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
+    beside = GRPO(init=first.init, prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
+    plan = Plan.of("any", [third, beside, Evaluate(init=second)], ())
+    check(plan)
+    assert plan.descendants([first.id]) == {second.id, third.id}
+    assert plan.descendants([second.id, beside.id]) == {third.id}
+    assert plan.descendants([first.root.id]) == {first.id, second.id, third.id, beside.id}
+    assert plan.descendants([]) == plan.descendants([third.id]) == set()
+
+
+@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_study_plans_at_every_scale_in_every_variant_of_the_world(study, scale):
+    budget, sizes = SCALES[scale], set()
+    grid = (budget.ood_ratios, budget.kl_betas, budget.seeds)
+    for variant in itertools.product(("hidden", "printed"), ("uniform", "positional"), ("answer", "trace")):
+        plan = Plan.of(study, STUDIES[study](budget, Grid(*grid, *variant)), ())
+        assert all(flops(stage) > 0 for stage in plan.stages)
+        assert {(w.graph, w.traversal, w.samples) for w in (stage.root.world for stage in plan.stages)} == {variant}
+        assert {stage.id for stage in plan.stages} == {stage.id for trial in plan.trials for stage in trial.stages}
+        runs = len({stage.root.id for stage in plan.stages})
+        assert runs % (len(budget.ood_ratios) * len(budget.seeds)) == 0
+        sizes.add(len(plan.stages))
+    assert len(sizes) == 1
+
+
+def test_costs_grow_with_what_is_asked_for():
+    chain = tiny_chain(World("composition"))
+    traced = tiny_chain(World("composition", samples="trace"))
+    pretrain, grpo = chain["pretrain"], chain["grpo"]
+    matrices = pretrain.decoder.parameters(64) - 64 * pretrain.decoder.width
+    assert flops(pretrain) == 6 * matrices * pretrain.world.max_tokens * pretrain.samples
+    assert flops(grpo.model_copy(update={"kl_beta": 0.0})) == flops(grpo) * 8 / 10
+    assert flops(grpo.model_copy(update={"updates": 2})) == flops(grpo) * 16 / 10
+    assert flops(traced["evaluate"]) > 16 * flops(chain["evaluate"])
+
+
+def test_the_summary_counts():
+    finished = [stage.id for stage in WANTED if isinstance(stage, Pretrain)]
+    lines = Plan.of("composition", WANTED, finished).summary().splitlines()
+    assert lines[0].startswith("plan of study composition: 48 stages")
+    assert lines[0].endswith("20 trials to run")
+    counts = {row[0]: row[1:4] for row in map(str.split, lines[2:])}
+    assert counts["pretrain"] == ["4", "4", "0"]
+    assert counts["grpo"] == ["16", "0", "16"]
+    assert counts["total"] == ["48", "4", "44"]

@@ -1,0 +1,401 @@
+"""The state of a running sweep, its two views, and what they say when it is long, narrow, many or gone wrong."""
+
+import csv
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from rich.console import Console
+
+from rayexp.errors import StageError
+from rayexp.spec import GRPO, Execution
+from rayexp.studies import STUDIES, Grid
+from rayexp.studies.presets import SCALES
+from rayexp.sweep import display as views
+from rayexp.sweep.cost import Estimates
+from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.progress import Progress
+from rayexp.sweep.watch import Watch, last_words
+from rayexp.telemetry.metric_log import report
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("rayexp.sweep.display.time.monotonic", clock)
+    return clock
+
+
+def progress_of(clock, seeds=(0,), at_once=1):
+    grid = Grid((0.0, 0.5), (0.1,), seeds)
+    return Progress(Plan.of("demo", STUDIES["demo"](SCALES["toy"], grid), ()), estimated, at_once, clock)
+
+
+def estimated(stage):
+    """Seconds of a stage, in tenths of what the tests below let them take."""
+    return flops(stage) / 1e8
+
+
+def kinds(progress, kind):
+    return [trial for trial in progress.plan.trials if trial.kind == kind]
+
+
+def spoken(stage, step, **numbers):
+    """A report as Tune hands it on."""
+    group = "rollout" if isinstance(stage, GRPO) else "pretrain"
+    return report(stage, step, **{group: numbers}) if numbers else report(stage, step)
+
+
+def test_counts_follow_what_happens(clock):
+    progress = progress_of(clock)
+    first, second = kinds(progress, "supervised")
+    assert progress.counts == {"done": 0, "running": 0, "waiting": 4, "elsewhere": 0, "failed": 0, "blocked": 0}
+    progress.start(first.id)
+    progress.note(second.id, "elsewhere")
+    assert progress.counts["running"] == progress.counts["elsewhere"] == 1
+    progress.end(first.id, "failed", "the loss is nan")
+    assert progress.counts == {"done": 0, "running": 0, "waiting": 1, "elsewhere": 1, "failed": 1, "blocked": 1}
+    progress.note(second.id, "done")
+    progress.start(kinds(progress, "grpo")[1].id)
+    progress.end(kinds(progress, "grpo")[1].id, "done")
+    assert progress.counts == {"done": 2, "running": 0, "waiting": 0, "elsewhere": 0, "failed": 1, "blocked": 1}
+    assert progress.remaining_s == 0, "what failed or is blocked takes no time"
+
+
+def test_the_end_of_a_stage_is_estimated_from_its_steps(clock):
+    progress = progress_of(clock)
+    trial = kinds(progress, "supervised")[0]
+    pretrain, sft = trial.stages[0], next(stage for stage in trial.stages if stage.id.startswith("sft"))
+    progress.start(trial.id)
+    run = progress.running[trial.id]
+    assert progress.stage_remaining_s(run) is None
+    clock.now += 30  # a start that says nothing about the pace
+    progress.report(trial.id, spoken(pretrain, 2))
+    assert progress.stage_remaining_s(run) is None
+    clock.now += 4
+    progress.report(trial.id, spoken(pretrain, 4))
+    assert progress.stage_remaining_s(run) == 8  # 4 of 8 steps, at 2 s
+    clock.now += 3
+    assert progress.stage_remaining_s(run) == 5
+    clock.now += 30
+    assert progress.stage_remaining_s(run) == 0, "never less than nothing"
+    progress.report(trial.id, spoken(sft, 1))
+    assert progress.stage_remaining_s(run) is None, "the pace of another stage says nothing"
+
+
+def seconds(trials):
+    return sum(estimated(stage) for trial in trials for stage in trial.stages)
+
+
+def test_the_end_of_the_sweep_is_estimated_before_anything_was_seen(clock):
+    progress = progress_of(clock)
+    assert progress.remaining_s == pytest.approx(seconds(progress.plan.trials))
+    progress.start(progress.plan.trials[0].id)
+    clock.now += 20
+    assert progress.remaining_s == pytest.approx(seconds(progress.plan.trials)), "a start tells nothing"
+
+
+def test_what_was_seen_of_a_kind_corrects_what_was_estimated_of_it(clock):
+    progress = progress_of(clock)
+    (first, second), (one, other) = kinds(progress, "supervised"), kinds(progress, "grpo")
+    progress.start(first.id)
+    clock.now += 2 * seconds([first])
+    progress.end(first.id, "done")
+    assert progress.remaining_s == pytest.approx(2 * seconds([second, one, other])), "GRPO was never seen: it borrows"
+    progress.start(one.id)
+    clock.now += 1000
+    progress.report(one.id, spoken(one.stages[0], 1))
+    assert progress.remaining_s == pytest.approx(2 * (seconds([second, one, other]) - estimated(one.stages[0]) / 3))
+    clock.now += estimated(one.stages[0])
+    progress.report(one.id, spoken(one.stages[0], 2))  # a third of the work in three thirds of its time
+    left = seconds([one, other]) - 2 / 3 * estimated(one.stages[0])
+    assert progress.remaining_s == pytest.approx(2 * seconds([second]) + 3 * left)
+    clock.now += 5 * (seconds([one]) - estimated(one.stages[0]) / 3) - estimated(one.stages[0])
+    progress.end(one.id, "done")
+    assert progress.remaining_s == pytest.approx(2 * seconds([second]) + 5 * seconds([other])), "but for its start"
+    progress.start(second.id)
+    progress.report(second.id, spoken(second.stages[0], second.stages[0].steps))
+    left = seconds([second]) - estimated(second.stages[0])
+    assert progress.remaining_s == pytest.approx(2 * left + 5 * seconds([other]))
+    progress.end(second.id, "failed", "why")
+    assert progress.remaining_s == 0, "its GRPO trial is blocked"
+
+
+def recorded():
+    """Events of a whole ``make demo`` on two busy cores: second, event, label of a stage (a trial's first), step."""
+    with (Path(__file__).parent / "demo_log.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            yield float(row["second"]), row["event"], row["stage"], int(row["step"] or 0)
+
+
+def test_what_is_left_of_the_demo_is_never_told_below_a_tenth_nor_above_four_times_of_it(clock):
+    """It was said to be 22 s nine minutes before the end, because no GRPO trial had run yet."""
+    events = list(recorded())
+    end = events[-1][0]
+    plan = Plan.of("demo", STUDIES["demo"](SCALES["tiny"], Grid((0.0, 0.003, 0.01, 0.3), (0.1, 1.0), (0, 1, 2))), ())
+    estimates = Estimates(Execution(device="cpu"))
+    trials = {trial.label: trial for trial in plan.trials}
+    stages = {stage.label: stage for stage in plan.stages}
+    home = {stage.label: trial.id for trial in plan.trials for stage in trial.stages}
+    started = clock.now
+    progress = Progress(plan, lambda stage: estimates.cost(stage).seconds, 2, clock)
+    told = []
+    for second, event, label, step in events:
+        while clock.now - started < second - 1:  # a view looks in between, too
+            told.append((end - (clock.now - started), progress.remaining_s))
+            clock.now += 1
+        clock.now = started + second
+        match event:
+            case "start":
+                progress.start(trials[label].id)
+            case "report":
+                progress.report(home[label], spoken(stages[label], step))
+            case "end":
+                progress.end(trials[label].id, "done")
+        told.append((end - second, progress.remaining_s))
+    assert all(true / 10 <= left for true, left in told)
+    assert all(left <= 4 * true for true, left in told if true > 60)
+    assert progress.counts["done"] == len(plan.trials)
+    assert progress.remaining_s == 0
+
+
+@pytest.mark.parametrize(("slower", "borrowed"), [(1.5, 1.5), (100, 2), (0.75, 0.75), (0.01, 0.5)])
+def test_a_kind_that_was_never_seen_borrows_within_limits(clock, slower, borrowed):
+    progress = progress_of(clock)
+    for trial in kinds(progress, "supervised"):
+        progress.start(trial.id)
+        clock.now += slower * seconds([trial])
+        progress.end(trial.id, "done")
+    assert progress.remaining_s == pytest.approx(borrowed * seconds(kinds(progress, "grpo")))
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(1, 2 * 20 + 4 * 40), (2, 20 + 2 * 40), (100, 20 + 40)])
+def test_trials_at_once_shorten_a_sweep_down_to_its_longest_chain(clock, at_once, expected):
+    progress = progress_of(clock, seeds=(0, 1, 2), at_once=at_once)
+    supervised, grpo = kinds(progress, "supervised"), kinds(progress, "grpo")
+    for trial, seconds in [*((t, 20) for t in supervised[:4]), *((t, 40) for t in grpo[:2])]:
+        progress.start(trial.id)
+        clock.now += seconds
+        progress.end(trial.id, "done")
+    assert progress.remaining_s == pytest.approx(expected)
+
+
+def test_a_trial_that_was_given_up_waits_again(clock):
+    progress = progress_of(clock)
+    trial = progress.plan.trials[0]
+    for _ in range(2):
+        progress.start(trial.id)
+        assert progress.counts["running"] == 1
+        progress.end(trial.id, "waiting", "its lease is lost")
+        assert progress.counts["waiting"] == 4
+
+
+# Views
+
+
+def lines_of(progress, capsys):
+    view = views.Lines(progress)
+
+    def said():
+        view()
+        return capsys.readouterr().out.splitlines()
+
+    return said
+
+
+def test_lines_say_when_trials_start_and_end_and_little_in_between(clock, capsys):
+    progress = progress_of(clock, seeds=tuple(range(50)), at_once=100)
+    said = lines_of(progress, capsys)
+    running = kinds(progress, "supervised")
+    for trial in running:
+        progress.start(trial.id)
+    assert [line.split()[1:] for line in said()] == [["start", trial.label] for trial in running]
+    heard = []
+    for step in range(1, 9):
+        for trial in running:
+            progress.report(trial.id, spoken(trial.stages[0], step, **{"id/loss": 2.0 / step}))
+        clock.now += 60
+        heard += said()
+    assert len(heard) == 8, "a hundred trials that run for minutes are no flood"
+    assert len({line.split()[1] for line in heard}) == 8, "each line is of another stage"
+    assert "step 1/8  id loss 2" in heard[0]
+    assert "step 8/8  id loss 0.25" in heard[-1]
+    progress.end(running[0].id, "done")
+    progress.end(running[1].id, "failed", "pretrain, step 3: the loss is nan")
+    first, second = said()
+    assert first.split()[1] == "done"
+    assert second.endswith("the loss is nan")
+    assert "(1 of 200 trials, about " in second
+    assert said() == []
+
+
+def drawn(progress, columns, lines):
+    console = Console(file=io.StringIO(), width=columns, height=lines, force_terminal=True, color_system=None)
+    console.print(views.picture(progress, console.size))
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 140])
+@pytest.mark.parametrize("lines", [12, 24, 60])
+def test_a_screen_fits_any_terminal(clock, columns, lines):
+    progress = progress_of(clock, seeds=tuple(range(60)), at_once=100)
+    for trial in kinds(progress, "supervised"):
+        progress.start(trial.id)
+        progress.report(trial.id, spoken(trial.stages[0], 3, **{"id/loss": 1.25, "tokens_per_s": 123456.0}))
+    for trial in kinds(progress, "supervised")[:30]:
+        progress.end(trial.id, "done")
+    for trial in kinds(progress, "supervised")[30:33]:
+        progress.end(trial.id, "failed", "the loss is not finite, and there is a lot to be said about that " * 5)
+    screen = drawn(progress, columns, lines)
+    assert len(screen) <= lines
+    assert max(map(len, screen)) <= columns
+    text = "\n".join(screen)
+    assert "demo  30 of 240 trials" in text
+    assert text.count("FAILED") == 3, "failures are shown before anything else"
+    assert "3/8" in text
+    assert "more that run" in text
+
+
+def test_a_screen_shows_what_a_person_asks_for(clock):
+    progress = progress_of(clock)
+    trial = kinds(progress, "grpo")[0]
+    progress.start(trial.id)
+    assert "starting" in "\n".join(drawn(progress, 80, 24))
+    for step in (1, 2):
+        clock.now += 75
+        progress.report(trial.id, spoken(trial.stages[0], step, reward=0.125, tokens_per_s=3210.4))
+    line = next(line for line in drawn(progress, 100, 24) if "2/3" in line)
+    assert line.split() == [trial.stages[0].label, "2/3", "reward", "0.125", "3,210", "1:15"]
+
+
+def test_the_view_is_chosen_by_where_the_output_goes(clock):
+    progress = progress_of(clock)
+    with views.on(Console(file=io.StringIO()), progress) as view:
+        assert isinstance(view, views.Lines)
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    with views.on(terminal, progress) as view:
+        assert isinstance(view, views.Screen)
+        progress.start(progress.plan.trials[0].id)
+        clock.now += 1
+        view()
+        assert "running 1" in terminal.file.getvalue()
+
+
+def test_the_terminal_is_given_back_after_ctrl_c(clock):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    with pytest.raises(KeyboardInterrupt), views.on(terminal, progress_of(clock)):
+        raise KeyboardInterrupt
+    written = terminal.file.getvalue()
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l"), "the cursor is still hidden"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, "-"), (0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
+def test_clock(seconds, text):
+    assert views.clock(seconds) == text
+
+
+class TuneTrial:
+    """What Watch reads of Tune's trial."""
+
+    def __init__(self, trial, last_result=None, pickled_error_file=None, error_file=None):
+        self.config = {"trial": trial.id}
+        self.last_result = last_result
+        self.pickled_error_file = pickled_error_file
+        self.error_file = error_file
+
+
+def test_tunes_events_are_told(clock):
+    progress = progress_of(clock)
+    seen = []
+    watch = Watch(progress, [lambda: seen.append(progress.counts["done"])])
+    first, second = kinds(progress, "supervised")
+    for trial, last in ((first, {"step": 8}), (second, {"step": 0, "failed": "it is broken"})):
+        watch.on_trial_start(0, [], TuneTrial(trial))
+        watch.on_trial_result(0, [], TuneTrial(trial), spoken(trial.stages[0], 1))
+        watch.on_trial_result(0, [], TuneTrial(trial), last)
+        watch.on_trial_complete(0, [], TuneTrial(trial, last))
+        watch.on_step_end(0, [])
+    assert [ended.state for ended in progress.ended] == ["done", "failed"]
+    assert progress.ended[1].why == "it is broken"
+    assert seen == [1, 1]
+
+
+#: What Ray says of a process that could not import what it is to run, shortened.
+NO_PACKAGE = """The actor died unexpectedly before finishing this task.
+\tclass_name: ImplicitFunc
+\tpid: 31599
+\tip: 192.0.2.2
+The actor is dead because its worker process has died. Worker exit detail: Traceback (most recent call last):
+  File "function_manager.py", line 657, in temporary_actor_method
+RuntimeError: The actor with name ImplicitFunc failed to import on the worker. This may be because:
+
+Traceback (most recent call last):
+ModuleNotFoundError: No module named 'rayexp'
+
+An unexpected internal error occurred while the worker was executing a task."""
+NODE_LOST = "The actor died unexpectedly before finishing this task.\n\tip: 192.0.2.2\nIts node has died."
+
+
+def died(text):
+    error = ActorDiedError()
+    error.error_msg = text
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (died(NO_PACKAGE), "its process died on the node 192.0.2.2: ModuleNotFoundError: No module named 'rayexp'"),
+        (died(NODE_LOST), "its process died on the node 192.0.2.2: Its node has died."),
+        (died(""), "its process died"),
+        (RayTaskError("f", "", StageError("a/sft: it broke"), "", 1, "192.0.2.2"), "a/sft: it broke"),
+        (
+            RayTaskError("f", "", ImportError("no torch"), "", 1, "192.0.2.2"),
+            "ImportError: no torch (on the node 192.0.2.2)",
+        ),
+    ],
+)
+def test_an_error_of_rays_is_told_in_one_sentence(error, words):
+    assert last_words(error) == words
+
+
+@pytest.mark.parametrize("kept", ["as an object", "as text", "nowhere", "where nothing is any more"])
+def test_a_trial_whose_process_never_starts_fails_with_its_sentence_and_the_rest_goes_on(clock, tmp_path, kept):
+    progress = progress_of(clock)
+    watch = Watch(progress)
+    first, second = kinds(progress, "supervised")
+    (tmp_path / "error.pkl").write_bytes(pickle.dumps(died(NO_PACKAGE)))
+    (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at noon)\n{NO_PACKAGE}\n")
+    files = {
+        "as an object": {"pickled_error_file": str(tmp_path / "error.pkl")},
+        "as text": {"error_file": str(tmp_path / "error.txt")},
+        "nowhere": {},
+        "where nothing is any more": {"pickled_error_file": str(tmp_path / "a"), "error_file": str(tmp_path / "b")},
+    }[kept]
+    watch.on_trial_error(0, [], TuneTrial(first, **files))
+    watch.on_trial_result(0, [], TuneTrial(first), spoken(first.stages[0], 1))
+    watch.on_trial_start(0, [], TuneTrial(second))
+    watch.on_trial_complete(0, [], TuneTrial(second, {"step": 8}))
+    assert progress.counts == {"done": 1, "running": 0, "waiting": 1, "elsewhere": 0, "failed": 1, "blocked": 1}
+    assert "No module named 'rayexp'" in progress.ended[0].why or kept.startswith("where") or kept == "nowhere"
+    assert progress.ended[0].why.startswith("its process died")
+
+
+def test_a_trial_that_was_done_before_it_started_says_nothing_about_the_pace(clock):
+    progress = progress_of(clock)
+    watch = Watch(progress)
+    watch.on_trial_complete(0, [], TuneTrial(kinds(progress, "supervised")[0], {"step": 8}))
+    assert progress.counts["done"] == 1
+    assert progress.remaining_s == pytest.approx(seconds(progress.plan.trials[1:]))

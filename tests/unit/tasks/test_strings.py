@@ -1,0 +1,438 @@
+"""The world: generator and verifier agree, T and S obey their laws, samples are pure functions of their number."""
+
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from rayexp import rng as counter
+from rayexp.tasks.strings import AXES, Cell, Corpus, Verdict, Verifier, World, operations, vocabulary
+
+VARIANTS = list(itertools.product(AXES, ("hidden", "printed"), ("uniform", "positional"), ("answer", "trace")))
+WORLDS = [World(*variant, seed=3) for variant in VARIANTS]
+every_world = pytest.mark.parametrize("world", WORLDS, ids=map("-".join, VARIANTS))
+every_axis = pytest.mark.parametrize("axis", AXES)
+TRAINING_SPLITS = ("pretrain", "sft", "grpo")
+HIDDEN = operations.hidden_cycle(3)
+
+
+def letters_of(row):
+    """Letters of the input string of a sample, 0..51."""
+    body = row[: list(row).index(vocabulary.COLON)].tolist()
+    start = body.index(vocabulary.SEMICOLON) + 1 if vocabulary.SEMICOLON in body else 1
+    return [token - vocabulary.LETTER0 for token in body[start:]]
+
+
+def cell_of(row):
+    """The cell of a sample, read from its text."""
+    text = vocabulary.decode(row).split()
+    letters = letters_of(row)
+    foreign = sum(letter >= vocabulary.ALPHABET for letter in letters)
+    return Cell("".join(text[text.index(":") + 1 : text.index("=")]), len(letters), foreign)
+
+
+def by_index(rectangles):
+    """index -> (tokens, ood)."""
+    return {
+        int(index): (row.tobytes(), bool(ood))
+        for rectangle in rectangles
+        for index, row, ood in zip(rectangle.index_N, rectangle.tokens_NT, rectangle.ood_N, strict=True)
+    }
+
+
+def in_order(rectangles):
+    """(cell, ood) of every sample, by index."""
+    rows = [
+        (i, cell_of(row), ood) for r in rectangles for i, row, ood in zip(r.index_N, r.tokens_NT, r.ood_N, strict=True)
+    ]
+    return [(cell, bool(ood)) for _, cell, ood in sorted(rows, key=lambda entry: entry[0])]
+
+
+# Generator and verifier
+
+
+@every_world
+def test_generator_and_verifier_agree_on_every_cell(world):
+    verifier, corpus = Verifier(world), Corpus(world, seed=5)
+    for _, cell in world.cells.roles():
+        rectangle = corpus.cell("test", cell, 100, 12)
+        for row in rectangle.tokens_NT:
+            prompt, gold = row[: rectangle.prompt_tokens], row[rectangle.prompt_tokens :]
+            assert verifier.judge(prompt, gold) == Verdict(answer=True, trace=True)
+            assert cell_of(row) == cell
+
+
+@every_world
+def test_lengths_are_what_the_world_says_and_rows_have_no_padding(world):
+    longest = 0
+    for _, cell in world.cells.roles():
+        rectangle = Corpus(world, seed=5).cell("sft", cell, 0, 4)
+        tokens_NT, cut = rectangle.tokens_NT, rectangle.prompt_tokens
+        assert cut == world.prompt_tokens(cell)
+        assert tokens_NT.shape == (4, cut + world.completion_tokens(cell))
+        assert world.completion_budget(cell) >= world.completion_tokens(cell)
+        longest = max(longest, cut + world.completion_budget(cell))
+        assert not (tokens_NT == vocabulary.PAD).any()
+        for token, column in ((vocabulary.BOS, 0), (vocabulary.EQUALS, cut - 1), (vocabulary.EOS, -1)):
+            assert (tokens_NT[:, column] == token).all()
+            assert ((tokens_NT == token).sum(axis=1) == 1).all()
+    assert world.max_tokens == longest
+
+
+@pytest.mark.parametrize(
+    ("traversal", "operation", "steps"),
+    [
+        ("uniform", "T", ["a1 a2 a0 a3"]),
+        ("uniform", "S", ["a1 a2 a3 a0"]),
+        ("uniform", "T S", ["a1 a2 a0 a3", "a2 a0 a3 a1"]),
+        ("positional", "T", ["a1 a0 a2 a3"]),
+        ("positional", "S T", ["a1 a2 a3 a0", "a2 a1 a3 a1"]),
+    ],
+)
+def test_solutions_worked_by_hand(traversal, operation, steps):
+    """On the printed map a0 -> a1 -> a2 -> a0, a3 -> a3."""
+    prompt = vocabulary.encode(f"<bos> a2 a0 a0 a1 a3 a3 a1 a2 ; a0 a1 a2 a3 : {operation} =")
+    solved = Verifier(World("depth", "printed", traversal)).solve(prompt)
+    assert solved == [vocabulary.encode(step) for step in steps]
+
+
+def test_printed_prompts_show_every_edge_once():
+    alphabets = {"tokens": (0, 1, 2, 3, 4), "depth": (0,)}
+    for axis, foreign_counts in alphabets.items():
+        for foreign in foreign_counts:
+            prompt = Corpus(World(axis, "printed"), 0).cell("test", Cell("T", foreign=foreign), 7, 1).prompts[0]
+            edges = [int(t) - vocabulary.LETTER0 for t in prompt[1 : list(prompt).index(vocabulary.SEMICOLON)]]
+            used = [*range(26)] * (foreign < 4) + [*range(26, 52)] * (foreign > 0)
+            assert sorted(edges[::2]) == sorted(edges[1::2]) == used
+            successor = dict(zip(edges[::2], edges[1::2], strict=True))
+            if 0 < foreign < 4:
+                assert all(successor[letter + 26] == successor[letter] + 26 for letter in range(26))
+
+
+def test_solving_a_printed_prompt_uses_its_edges():
+    world = World("depth", "printed")
+    prompt = Corpus(world, 0).cell("test", Cell("T"), 0, 1).prompts[0].copy()
+    source = prompt[-7]  # the first of four letters, before ": T ="
+    (place,) = (i for i in range(1, 53, 2) if prompt[i] == source)
+    prompt[place + 1] = vocabulary.LETTER0 + (prompt[place + 1] - vocabulary.LETTER0 + 5) % 26
+    assert Verifier(world).solve(prompt)[0][0] == prompt[place + 1]
+
+
+# What the verifier refuses
+
+
+def _judged(samples, mutate):
+    world = World("depth", samples=samples)
+    rectangle = Corpus(world, 0).cell("test", Cell("TT"), 0, 1)
+    row = rectangle.tokens_NT[0].tolist()
+    return Verifier(world).judge(row[: rectangle.prompt_tokens], mutate(row[rectangle.prompt_tokens :]))
+
+
+def _other_letter(token):
+    return vocabulary.LETTER0 + (token - vocabulary.LETTER0 + 1) % 26
+
+
+@pytest.mark.parametrize("samples", ["answer", "trace"])
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        lambda gold: [],
+        lambda gold: gold[:-1],
+        lambda gold: [vocabulary.EOS],
+        lambda gold: [*gold[:-1], vocabulary.PAD],
+        lambda gold: [*gold, vocabulary.PAD],
+        lambda gold: [*gold, vocabulary.EOS],
+        lambda gold: [*gold[:-2], _other_letter(gold[-2]), vocabulary.EOS],
+        lambda gold: [*gold[:-1], gold[-2], vocabulary.EOS],
+        lambda gold: [*gold[:-2], vocabulary.EOS],
+        lambda gold: [*gold[:-1], vocabulary.SEMICOLON, vocabulary.EOS],
+    ],
+    ids=[
+        "empty",
+        "no-eos",
+        "only-eos",
+        "pad-for-eos",
+        "pad-after",
+        "two-eos",
+        "wrong-letter",
+        "extra-letter",
+        "missing-letter",
+        "open-end",
+    ],
+)
+def test_wrong_completions_are_refused(samples, mutate):
+    assert _judged(samples, lambda gold: gold) == Verdict(answer=True, trace=True)
+    assert _judged(samples, mutate) == Verdict(answer=False, trace=False)
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [lambda gold: [_other_letter(gold[0]), *gold[1:]], lambda gold: gold[5:], lambda gold: [*gold[:5], *gold]],
+    ids=["wrong-step", "missing-step", "extra-step"],
+)
+def test_a_right_answer_after_a_wrong_trace_counts_as_an_answer_only(mutate):
+    assert _judged("trace", mutate) == Verdict(answer=True, trace=False)
+    assert _judged("answer", lambda gold: [*gold[:-1], vocabulary.SEMICOLON, *gold]) == Verdict(False, False)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        "<bos>",
+        "a0 a1 a2 a3 : T =",
+        "<bos> a0 a1 a2 a3 : T",
+        "<bos> a0 a1 a2 a3 T =",
+        "<bos> a0 a1 a2 a3 : a0 =",
+        "<bos> a0 <pad> a2 a3 : T =",
+        "<bos> a0 a1 a2 a3 : =",
+        "<bos> : T =",
+        "<bos> a0 a1 a2 ; a0 : T =",
+        "<bos> a0 a1 ; a5 : T =",
+    ],
+    ids=[
+        "empty",
+        "bos-only",
+        "no-bos",
+        "no-equals",
+        "no-colon",
+        "bad-operation",
+        "bad-letter",
+        "no-operation",
+        "no-letters",
+        "odd-edges",
+        "no-edge",
+    ],
+)
+def test_malformed_prompts_raise(prompt):
+    with pytest.raises(ValueError):  # noqa: PT011 - only the type is promised
+        Verifier(World("depth")).solve(vocabulary.encode(prompt))
+
+
+# Laws of T and S
+
+strings = st.lists(st.integers(0, 51), min_size=2, max_size=6).map(lambda letters: np.array([letters], dtype=np.uint8))
+
+
+@pytest.mark.parametrize("positional", [False, True])
+def test_traversal_is_a_bijection_of_strings(positional):
+    all_NL = np.array(list(itertools.product(range(26), repeat=2)), dtype=np.uint8)
+    printed_NV = operations.printed_maps(counter.key("any"), np.zeros(len(all_NL), dtype=np.int64))
+    for graph in (HIDDEN, printed_NV):
+        image_NL = operations.traverse(all_NL, graph, positional)
+        assert len(np.unique(image_NL, axis=0)) == len(all_NL)
+        assert image_NL.max() < 26
+
+
+@given(strings)
+def test_shifting_once_for_every_letter_is_the_identity(letters_1L):
+    steps = operations.apply("S" * letters_1L.shape[1], letters_1L, HIDDEN, positional=False)
+    assert (steps[0] == np.array([[*letters_1L[0, 1:], letters_1L[0, 0]]])).all()
+    assert (steps[-1] == letters_1L).all()
+
+
+@given(strings)
+def test_traversal_and_shift_commute_only_without_positions(letters_1L):
+    def outcome(order, positional):
+        return operations.apply(order, letters_1L, HIDDEN, positional)[-1]
+
+    assert (outcome("TS", False) == outcome("ST", False)).all()
+    assert (outcome("TS", True) != outcome("ST", True)).any()
+
+
+@given(strings, st.text("TS", min_size=1, max_size=5), st.booleans())
+def test_alphabet_b_is_an_isomorphic_copy_of_a(letters_1L, order, positional):
+    in_a = operations.apply(order, letters_1L % 26, HIDDEN, positional)[-1]
+    in_b = operations.apply(order, letters_1L % 26 + 26, HIDDEN, positional)[-1]
+    assert (in_b == in_a + 26).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_hidden_graph_is_one_cycle(seed):
+    cycle = operations.hidden_cycle(seed)
+    path = [0]
+    while len(path) < 27:
+        path.append(int(cycle[path[-1]]))
+    assert sorted(path[:-1]) == list(range(26))
+    assert path[-1] == 0
+    assert (cycle != operations.hidden_cycle(seed + 1)).any()
+
+
+# Samples as pure functions of (seed, split, index)
+
+
+@given(
+    world=st.sampled_from(WORLDS),
+    seed=st.integers(0, 2**31 - 1),
+    split=st.sampled_from((*TRAINING_SPLITS, "test")),
+    ratio=st.floats(0, 0.5),
+    start=st.integers(0, 2**26),
+    bounds=st.tuples(st.integers(0, 24), st.integers(0, 24)).map(sorted),
+)
+def test_any_slice_equals_the_rows_of_a_bigger_batch(world, seed, split, ratio, start, bounds):
+    low, high = bounds
+    whole = by_index(Corpus(world, seed).mixture(split, ratio, start, 25))
+    part = by_index(Corpus(world, seed).mixture(split, ratio, start + low, high + 1 - low))
+    assert sorted(whole) == list(range(start, start + 25))
+    assert part == {index: whole[index] for index in range(start + low, start + high + 1)}
+
+
+@given(
+    world=st.sampled_from(WORLDS),
+    role=st.sampled_from(("id", "ood", "probe")),
+    numbers=st.lists(st.integers(0, 30), unique=True, min_size=1),
+)
+def test_tasks_asked_for_in_any_order_are_the_same(world, role, numbers):
+    whole = by_index(Corpus(world, 1).tasks("grpo", role, np.arange(31)))
+    part = by_index(Corpus(world, 1).tasks("grpo", role, np.array(numbers)))
+    assert part == {number: whole[number] for number in numbers}
+
+
+def test_shards_are_a_partition_of_the_rows():
+    (rectangle,) = Corpus(World("composition"), 0).tasks("sft", "ood", np.arange(11))
+    shards = [rectangle.shard(rank, 4) for rank in range(4)]
+    assert by_index(shards) == by_index([rectangle])
+    assert sum(len(shard.tokens_NT) for shard in shards) == 11
+
+
+def test_seeds_and_splits_are_independent_streams():
+    corpora = [(0, "pretrain"), (1, "pretrain"), (0, "sft"), (0, "grpo")]
+    rows = [Corpus(World("depth"), seed).cell(split, Cell("T"), 0, 50).tokens_NT for seed, split in corpora]
+    for one, other in itertools.combinations(rows, 2):
+        assert (one != other).any(axis=1).mean() > 0.9
+
+
+@pytest.mark.parametrize("split", ["train", ""])
+def test_unknown_splits_are_refused(split):
+    with pytest.raises(ValueError, match="allowed: pretrain, sft, grpo, test"):
+        Corpus(World("depth"), 0).mixture(split, 0.1, 0, 1)
+
+
+# Mixtures
+
+
+@every_axis
+@pytest.mark.parametrize("ratio", [0.003, 0.01, 0.05, 1 / 3, 0.5])
+def test_ood_share_and_cell_balance_are_exact_in_every_prefix(axis, ratio):
+    world = World(axis)
+    seen: Counter[Cell] = Counter()
+    for size, (cell, ood) in enumerate(in_order(Corpus(world, 0).mixture("pretrain", ratio, 0, 1000)), start=1):
+        assert ood == (cell in world.cells.ood) != (cell in world.cells.id)
+        seen[cell] += 1
+        assert sum(seen[cell] for cell in world.cells.ood) == int(size * ratio)
+        for cells in (world.cells.id, world.cells.ood):
+            counts = [seen[cell] for cell in cells]
+            assert max(counts) - min(counts) <= 1
+
+
+@every_axis
+def test_nothing_is_ood_at_ratio_zero(axis):
+    world = World(axis)
+    for cell, ood in in_order(Corpus(world, 0).mixture("pretrain", 0.0, 0, 500)):
+        assert not ood
+        assert cell in world.cells.id
+
+
+def test_mixtures_of_different_ratios_hold_the_same_strings():
+    def string_of(ratio):
+        rectangles = Corpus(World("composition"), 0).mixture("pretrain", ratio, 0, 300)
+        return {int(i): letters_of(row) for r in rectangles for i, row in zip(r.index_N, r.tokens_NT, strict=True)}
+
+    assert string_of(0.0) == string_of(0.5)
+
+
+@pytest.mark.parametrize("foreign", [0, 1, 2, 3, 4])
+def test_foreign_letters_are_counted_exactly_and_fall_anywhere(foreign):
+    rows = Corpus(World("tokens"), 0).cell("test", Cell("T", foreign=foreign), 0, 400).tokens_NT
+    foreign_NL = np.array([letters_of(row) for row in rows]) >= vocabulary.ALPHABET
+    assert (foreign_NL.sum(axis=1) == foreign).all()
+    if 0 < foreign < 4:
+        assert chisquare(foreign_NL.sum(axis=0)).pvalue > 1e-3
+        again = (foreign_NL[1:] == foreign_NL[:-1]).all(axis=1).mean()
+        assert again == pytest.approx(1 / math.comb(4, foreign), abs=0.08)
+
+
+def test_printed_maps_of_neighbouring_samples_are_unrelated():
+    maps_NV = operations.printed_maps(counter.key("any"), np.arange(200))[:, :26].astype(int)
+    steps = (maps_NV[1:] - maps_NV[:-1]) % 26
+    assert chisquare(np.bincount(steps.ravel(), minlength=26)).pvalue > 1e-3
+
+
+# Held-out strings
+
+
+@every_axis
+def test_no_training_sample_holds_a_test_string(axis):
+    """Whatever the task, alphabet and seed: letters are compared modulo the alphabet."""
+    world = World(axis)
+    for length in {cell.length for _, cell in world.cells.roles()}:
+        cells = [cell for _, cell in world.cells.roles() if cell.length == length]
+
+        def strings(split, seed, count, cells=cells, length=length):
+            parts = [Corpus(world, seed).cell(split, cell, 0, count) for cell in cells]
+            columns = [(part.tokens_NT[:, 1 : 1 + length] - vocabulary.LETTER0) % 26 for part in parts]
+            return set(map(bytes, np.concatenate(columns)))
+
+        test = strings("test", 0, 3000)
+        for seed, split in enumerate(TRAINING_SPLITS):
+            assert not test & strings(split, seed, 5000)
+
+
+def test_a_tenth_of_the_strings_is_held_out_and_the_rest_is_all_used():
+    """On all 17,576 strings of three letters; the training strings are also drawn uniformly."""
+
+    def codes(split, count):
+        letters_NL = Corpus(World("depth"), 0).cell(split, Cell("T", length=3), 0, count).tokens_NT[:, 1:4]
+        return (letters_NL - vocabulary.LETTER0).astype(int) @ [1, 26, 676]
+
+    test, train = np.unique(codes("test", 40_000)), np.unique(codes("pretrain", 400_000), return_counts=True)
+    assert len(test) / 26**3 == pytest.approx(0.1, abs=0.01)
+    assert sorted([*test, *train[0]]) == list(range(26**3))
+    assert chisquare(train[1]).pvalue > 1e-3
+
+
+# Random numbers by counting
+
+
+@given(count=st.integers(1, 12), start=st.integers(0, 50), width=st.integers(0, 50), inside=st.integers(0, 50))
+def test_epochs_visit_everything_once_and_slices_agree(count, start, width, inside):
+    endless = counter.epochs(7, count, 0, 150)
+    for epoch in range(150 // count):
+        assert sorted(endless[epoch * count : (epoch + 1) * count]) == list(range(count))
+    assert (counter.epochs(7, count, start, start + width) == endless[start : start + width]).all()
+
+
+def test_epochs_are_shuffled_afresh():
+    first, second = counter.epochs(7, 50, 0, 100).reshape(2, 50)
+    assert (first != second).any()
+    assert (first != np.arange(50)).any()
+
+
+@pytest.mark.parametrize("stream", [0, counter.key("a"), counter.key(0, "pretrain")])
+@pytest.mark.parametrize("slot", [0, 1])
+def test_draws_are_uniform_and_serially_uncorrelated(stream, slot):
+    u = counter.uniform(stream, np.arange(20_000), slot)
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert chisquare(np.histogram(u, bins=64, range=(0, 1))[0]).pvalue > 1e-3
+    low_bits = np.bincount((counter.draw(stream, np.arange(20_000), slot) % np.uint64(64)).astype(int), minlength=64)
+    assert chisquare(low_bits).pvalue > 1e-3
+    assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.03
+
+
+def test_keys_of_different_parts_differ():
+    parts = [("a", "b"), ("ab",), ("a", "b", ""), ("b", "a"), (1,), ("1",), (1, 0), (10,)]
+    assert len({counter.key(*part) for part in parts}) == len(parts)
+
+
+def test_vocabulary_round_trip():
+    assert vocabulary.encode(" ".join(vocabulary.SYMBOLS)) == list(range(len(vocabulary.SYMBOLS)))
+    assert vocabulary.decode(range(len(vocabulary.SYMBOLS))) == " ".join(vocabulary.SYMBOLS)
+    assert len(set(vocabulary.SYMBOLS)) == len(vocabulary.SYMBOLS) <= vocabulary.SIZE
+    with pytest.raises(KeyError):
+        vocabulary.encode("a26")

@@ -1,0 +1,164 @@
+"""The documentation is true: its commands work, its worked changes apply and do what they say, its tables agree."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rayexp.execution.rollout_log import RolloutLog
+from rayexp.reports import table
+from rayexp.studies import STUDIES, Grid
+from rayexp.studies.presets import SCALES
+from rayexp.sweep.plan import Plan, flops
+from tests.fixtures import local_sweep, shell
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+WORKED = [page for page in PAGES if shell.blocks(page.read_text(), "diff")]
+PLAIN = [page for page in PAGES if page not in WORKED]
+
+
+def named(page: Path) -> str:
+    return page.name
+
+
+def tracked() -> list[str]:
+    """The files of the checkout, changed and new ones as they are, without what git ignores."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [name for name in names if (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with the store ``runs`` in it, which has a small demo, under its name at tiny scale as well."""
+    folder = tmp_path_factory.mktemp("reader")
+    store = folder / "runs"
+    assert local_sweep.main(["--scale", "toy", "--store", str(store)]) == 0
+    shutil.copytree(store / "studies/demo-toy", store / "studies/demo-tiny")
+    plan = store / "studies/demo-tiny/plan.json"
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"scale": "tiny", "settings": {}}))
+    return folder
+
+
+@pytest.mark.parametrize("page", PLAIN, ids=named)
+def test_every_command_and_program_works(page, runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    shell.follow(page.read_text())
+
+
+@pytest.mark.parametrize("page", WORKED, ids=named)
+def test_a_worked_change_applies_and_does_what_the_page_says(page, tmp_path):
+    """In a copy of the checkout, its commands run on the changed code."""
+    for name in tracked():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for change in shell.blocks(page.read_text(), "diff"):
+        applied = subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=change, text=True, capture_output=True)
+        assert applied.returncode == 0, applied.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fixtures.shell", str(page)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ruff = subprocess.run([Path(sys.executable).parent / "ruff", "check", "--no-cache", "."], cwd=tmp_path)
+    assert ruff.returncode == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_a_command_that_nobody_knows_is_an_error():
+    with pytest.raises(AssertionError, match="says how this is proved: curl"):
+        shell.prove(["curl", "example.org"])
+    with pytest.raises(AssertionError, match="has no option --nodes"):
+        shell.prove(["ray", "symmetric-run", "--nodes", "3"])
+    with pytest.raises(AssertionError, match="refused"):
+        shell.prove(["python", "jobs/sweep.py", "--study", "colours"])
+
+
+# docs/results.md
+
+
+def tables(page: str) -> dict[str, list[list[str]]]:
+    """Rows of the first table of every section of a page, as cells without backticks."""
+    found = {}
+    for section in re.split(r"^## ", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)[1:]:
+        lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+        rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+        found[section.partition("\n")[0]] = rows
+    return found
+
+
+def columns(section: str) -> list[str]:
+    return [row[0] for row in tables("results.md")[section]]
+
+
+@pytest.mark.parametrize(
+    ("section", "schema"),
+    [("results.parquet of a study", table.RESULTS), ("rollouts.parquet of a stage", RolloutLog.SCHEMA)],
+)
+def test_columns_and_their_types_are_those_of_the_schema(section, schema):
+    described = [row[:2] for row in tables("results.md")[section]]
+    assert described == [[column.name, str(column.type)] for column in schema]
+
+
+def test_columns_of_the_small_tables_are_those_that_are_written(runs):
+    study = runs / "runs/studies/demo-toy"
+    assert columns("claims.csv") == list(pd.read_csv(study / "claims.csv"))
+    repeated = re.findall(
+        r"`(\w+)`", (ROOT / "docs/results.md").read_text().partition("## summary.csv")[2].partition("|")[0]
+    )
+    assert [*repeated, *columns("summary.csv")] == list(pd.read_csv(study / "summary.csv"))
+
+
+def test_metrics_are_those_that_are_logged(runs):
+    logged = pd.concat(map(pd.read_parquet, (runs / "runs/stages").glob("*/metrics.parquet")))
+    assert list(logged) == ["step", "metric", "value"]
+    assert set(columns("metrics.parquet of a stage")) == set(logged.metric)
+
+
+def test_every_file_of_a_stage_and_of_a_study_is_listed(runs):
+    listed = shell.blocks((ROOT / "docs/results.md").read_text(), "")[0]
+    files = [path for part in ("stages", "studies") for path in (runs / "runs" / part).rglob("*") if path.is_file()]
+    assert {name for path in files if (name := re.sub(r"figure-\d", "figure-N", path.name)) not in listed} == set()
+
+
+# docs/reproducing.md
+
+SHOWN = ("tiny", "small", "paper")
+DEMO_MINUTES = 7  # measured, on 2 cores
+H100_FLOPS = 1e14  # assumed: floating-point operations a second that training keeps up
+
+
+def cost(study: str, scale: str) -> str:
+    """What a cell of the table says: stages, estimated FLOP, and the time that follows where there is a rate."""
+    flop = {name: sum(map(flops, plan_of(name, scale).stages)) for name in {study, "demo"}}
+    time = {
+        "tiny": f", {DEMO_MINUTES * flop[study] / flop['demo']:.0f} min",
+        "small": "",
+        "paper": f", {flop[study] / H100_FLOPS / 3600:.0f} h",
+    }
+    return f"{len(plan_of(study, scale).stages)} stages, {flop[study]:.1e}{time[scale]}".replace("e+", "e")
+
+
+def plan_of(study: str, scale: str) -> Plan:
+    budget = SCALES[scale]
+    return Plan.of(study, STUDIES[study](budget, Grid(budget.ood_ratios, budget.kl_betas, budget.seeds)), ())
+
+
+def test_costs_are_those_of_the_plans():
+    rows = tables("reproducing.md")["What it costs"]
+    assert rows == [[study, *(cost(study, scale) for scale in SHOWN)] for study in STUDIES]

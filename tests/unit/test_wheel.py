@@ -1,0 +1,78 @@
+"""The documented commands where the project is installed and not editable, as on a cluster or in a container."""
+
+import os
+import shutil
+import site
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures import local_sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a venv that has the wheel, the dependencies of this one, and no way to the checkout."""
+    venv = tmp_path_factory.mktemp("installed") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    python = venv / "bin" / "python"
+    (packages,) = venv.glob("lib/python*/site-packages")
+    # Last, and as a plain path: the .pth files there, of which one leads to the checkout, are not read.
+    (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
+    install = ["uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--python", python, wheel]
+    subprocess.run([sys.executable, "-m", *install], check=True)
+    return python
+
+
+def run(python: Path, folder: Path, *command: str) -> str:
+    """What a command prints, in a folder that has nothing of the checkout but ``jobs``."""
+    shutil.copytree(ROOT / "jobs", folder / "jobs", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([python, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_project_comes_from_the_wheel(installed, tmp_path):
+    place = run(installed, tmp_path, "-c", "import rayexp; print(rayexp.__file__)").strip()
+    assert Path(place).is_relative_to(installed.parent.parent)
+
+
+@pytest.mark.parametrize("job", ["sweep", "scaling"])
+def test_a_job_plans(installed, tmp_path, job):
+    assert run(installed, tmp_path, f"jobs/{job}.py", "--scale", "toy", "--plan").startswith("plan of study ")
+
+
+def test_every_job_and_command_explains_itself(installed, tmp_path):
+    for job in sorted((ROOT / "jobs").glob("*.py")):
+        assert "--study" in run(installed, tmp_path, f"jobs/{job.name}", "--help")
+    assert "rayexp ls" in run(installed, tmp_path, str(installed.with_name("rayexp")), "--help")
+
+
+def test_a_report_is_written(installed, tmp_path):
+    """With its template and everything else that is no Python."""
+    study = ["--scale", "toy", "--ood-ratios", "0.5", "--seeds", "0", "--store", str(tmp_path / "runs")]
+    assert local_sweep.main(study) == 0
+    pages = list(tmp_path.glob("runs/studies/*/report/index.html"))
+    pages[0].unlink()
+    run(installed, tmp_path, "jobs/report.py", *study)
+    assert list(tmp_path.glob("runs/studies/*/report/index.html")) == pages
+
+
+def test_every_file_of_the_package_is_in_the_wheel(wheel):
+    listed = subprocess.run(["git", "ls-files", "rayexp"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(listed.stdout.split()) <= set(zipfile.ZipFile(wheel).namelist())
