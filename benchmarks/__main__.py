@@ -42,7 +42,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
 
 @dataclass(frozen=True)
-class Choice:
+class StudyArgs:
     """Run benchmarks and print their table."""
 
     names: tyro.conf.Positional[tuple[Name, ...]] = ()
@@ -53,7 +53,7 @@ class Choice:
 
 def main() -> int:
     """Run what the command line asks for; returns the exit code."""
-    choice = terminal.parsed(Choice, None, prog="python -m benchmarks", description=__doc__)
+    choice = terminal.parse_args(StudyArgs, None, prog="python -m benchmarks", description=__doc__)
     print_row(HEADER)
     missed = False
     for name in choice.names or BENCHMARKS:

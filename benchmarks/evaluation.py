@@ -28,8 +28,8 @@ def row(name: str) -> Row:
     world = World("composition")
     cell = world.cells.ood[0]
     model, verifier = decoder.build(DECODERS[name], 0), Verifier(world)
-    rectangle = Corpus(world, 0).cell("test", cell, 0, PROMPTS)
-    prompts = [prompt.tolist() for prompt in rectangle.prompts]
+    token_batch = Corpus(world, 0).cell("test", cell, 0, PROMPTS)
+    prompts = [prompt.tolist() for prompt in token_batch.prompts]
     seeds = [prompt_seed("benchmark", i) for i in range(PROMPTS)]
     budgets = [world.completion_budget(cell)] * PROMPTS
 
@@ -37,7 +37,7 @@ def row(name: str) -> Row:
         drawn = TorchSampler(model).generate(prompts, seeds, COMPLETIONS, budgets)
         return np.array([verifier.judge(prompts[i // COMPLETIONS], row).answer for i, row in enumerate(drawn.rows)])
 
-    timed = alternate({"exact": lambda: gold_scores(model, rectangle), "sampled": sampled}, ROUNDS)
+    timed = alternate({"exact": lambda: gold_scores(model, token_batch), "sampled": sampled}, ROUNDS)
     return Row(
         case=f"{name}, {COMPLETIONS} completions",
         ours=timed["exact"].rate(PROMPTS, "prompts"),

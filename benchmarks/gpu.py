@@ -16,7 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from rayexp import rng as counter
+from rayexp import rng
 from rayexp.evaluation.mass import gold_scores
 from rayexp.models import decoder
 from rayexp.rl import objectives
@@ -25,7 +25,7 @@ from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import GRPO, SFT, Pretrain
 from rayexp.studies.presets import SCALES, Budget
-from rayexp.tasks.strings import Corpus, Rectangle, Verifier, World, vocabulary
+from rayexp.tasks.strings import Corpus, TokenBatch, Verifier, World, vocabulary
 from rayexp.training.trainer import Trainer
 
 GEMM_SIZE = 8192
@@ -96,39 +96,41 @@ class Chain:
     def sampler(self) -> TorchSampler:
         return TorchSampler(self.model, precision=self.grpo.optimiser.precision)
 
-    def batch(self, stage: Pretrain | SFT, step: int) -> tuple[list[Rectangle], bool]:
+    def batch(self, stage: Pretrain | SFT, step: int) -> tuple[list[TokenBatch], bool]:
         """The samples of a step, and whether their prompts count."""
         start = step * stage.batch_samples
         if isinstance(stage, Pretrain):
             return self.corpus.mixture("pretrain", 0.01, start, min(stage.batch_samples, stage.samples - start)), True
         stop = min(start + stage.batch_samples, stage.samples * stage.epochs)
-        numbers = counter.epochs(counter.key(0, "sft order"), stage.samples, start, stop)
+        numbers = rng.epochs(rng.stream_key(0, "sft order"), stage.samples, start, stop)
         return self.corpus.tasks("sft", "id", numbers), False
 
     def learn(self, trainer: Trainer, stage: Pretrain | SFT) -> int:
         """One step of the trainer; tokens read."""
-        rectangles, whole = self.batch(stage, trainer.completed_steps)
-        starts = [1 if whole else rectangle.prompt_tokens for rectangle in rectangles]
-        counted = sum(r.tokens_NT.size - len(r.tokens_NT) * start for r, start in zip(rectangles, starts, strict=True))
+        token_batches, whole = self.batch(stage, trainer.completed_steps)
+        starts = [1 if whole else token_batch.prompt_tokens for token_batch in token_batches]
+        counted = sum(
+            r.tokens_NT.size - len(r.tokens_NT) * start for r, start in zip(token_batches, starts, strict=True)
+        )
 
-        def loss(rectangle: Rectangle, start: int) -> Tensor:
-            tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64)).to(self.device, non_blocking=True)
+        def loss(token_batch: TokenBatch, start: int) -> Tensor:
+            tokens_NT = torch.from_numpy(token_batch.tokens_NT.astype(np.int64)).to(self.device, non_blocking=True)
             with trainer.precision():
                 logits_NTV = trainer.model(input_ids=tokens_NT[:, :-1], use_cache=False).logits
             return objectives.next_token_loss(logits_NTV, tokens_NT, start).sum() / counted
 
-        trainer.step([lambda r=r, s=s: loss(r, s) for r, s in zip(rectangles, starts, strict=True)])
-        return sum(r.tokens_NT[:, 1:].size for r in rectangles)
+        trainer.step([lambda r=r, s=s: loss(r, s) for r, s in zip(token_batches, starts, strict=True)])
+        return sum(r.tokens_NT[:, 1:].size for r in token_batches)
 
     def rollouts(self, step: int) -> tuple[list[int], list[list[int]], list[int], list[int]]:
         """Numbers, prompts, seeds and token budgets of a GRPO step."""
         spec = self.grpo
         first = step * spec.prompts_per_step
-        order = counter.key(0, "grpo order")
-        numbers = counter.epochs(order, spec.prompt_count, first, first + spec.prompts_per_step)
+        order = rng.stream_key(0, "grpo order")
+        numbers = rng.epochs(order, spec.prompt_count, first, first + spec.prompts_per_step)
         prompts: dict[int, list[int]] = {}
-        for rectangle in self.corpus.tasks("grpo", "ood", numbers):
-            pairs = zip(rectangle.index_N, rectangle.prompts, strict=True)
+        for token_batch in self.corpus.tasks("grpo", "ood", numbers):
+            pairs = zip(token_batch.index_N, token_batch.prompts, strict=True)
             prompts |= {int(i): prompt.tolist() for i, prompt in pairs}
         chosen = [int(i) for i in numbers]
         cells = self.world.cells.ood
@@ -156,8 +158,8 @@ def kernels(chain: Chain, arguments: Arguments) -> None:
     seconds = clock.median(lambda: sampler.generate(prompts, seeds, chain.grpo.group_size, budgets), arguments.rounds)
     drawn_tokens, completions = drawn.length_N.sum(), len(drawn.length_N)
     print(f"sampling          {drawn_tokens / seconds:10,.0f} tokens/s, {completions / seconds:,.0f} completions/s")
-    rectangle = chain.corpus.cell("test", chain.world.cells.ood[0], 0, 1024)
-    seconds = clock.median(lambda: gold_scores(chain.model, rectangle), arguments.rounds)
+    token_batch = chain.corpus.cell("test", chain.world.cells.ood[0], 0, 1024)
+    seconds = clock.median(lambda: gold_scores(chain.model, token_batch), arguments.rounds)
     print(f"exact Q           {1024 / seconds:10,.0f} prompts/s")
 
 
@@ -222,8 +224,8 @@ def run_chain(chain: Chain, file: Path, limit_s: float) -> None:
         saved = saved | {"stage": number + 1, "trainer": None, "init": weights}
         torch.save(saved, file)
     chain.model.load_state_dict(saved["init"])
-    rectangle = chain.corpus.cell("test", chain.world.cells.ood[0], 0, chain.budget.prompts_per_cell)
-    mass = float(np.exp(gold_scores(chain.model, rectangle).log_mass_N).mean())
+    token_batch = chain.corpus.cell("test", chain.world.cells.ood[0], 0, chain.budget.prompts_per_cell)
+    mass = float(np.exp(gold_scores(chain.model, token_batch).log_mass_N).mean())
     print(f"whole chain: {sum(saved['seconds']):.0f} s; mean Q of the OOD cell {mass:.3g}")
 
 

@@ -159,21 +159,21 @@ def rollouts(actors: int) -> float:
     import ray
 
     from benchmarks.step import Case, reinforcement
-    from rayexp.distributed.rollout_manager import RolloutFleet
+    from rayexp.distributed.rollout_manager import RolloutManager
     from rayexp.execution.grpo import Task
     from rayexp.models import decoder
-    from rayexp.spec import Execution
+    from rayexp.spec import RunConfig
 
     spec = reinforcement(Case("tiny", ROUNDS), "fp32").model_copy(update={"prompts_per_step": 256})
-    fleet = RolloutFleet(spec, Execution(rollout_workers=actors))
+    rollout_manager = RolloutManager(spec, RunConfig(rollout_workers=actors))
     model = decoder.build(spec.root.decoder, 0)
-    fleet.sync(ray.put({name: np.array(tensor) for name, tensor in model.state_dict().items()}), 0)
+    rollout_manager.sync(ray.put({name: np.array(tensor) for name, tensor in model.state_dict().items()}), 0)
     task, seconds = Task(spec), []
     for step in range(1 + ROUNDS):
         started = time.monotonic()
-        fleet.generate(*task.request(step))
+        rollout_manager.generate(*task.request(step))
         seconds.append(time.monotonic() - started)
-    fleet.stop()
+    rollout_manager.stop()
     return min(seconds[1:])
 
 
@@ -181,27 +181,27 @@ def ranks(workers: int) -> float:
     """Seconds of a pretraining run in a worker group."""
     from benchmarks.step import Case, reinforcement
     from rayexp.execution import supervised
-    from rayexp.spec import Execution
+    from rayexp.spec import RunConfig
 
     root = reinforcement(Case("tiny", ROUNDS), "fp32").root.model_copy(
         update={"samples": 40 * 256, "batch_samples": 256}
     )
     with TemporaryDirectory() as folder:
         started = time.monotonic()
-        supervised.run([root], Execution(store=folder, train_workers=workers))
+        supervised.run([root], RunConfig(store=folder, train_workers=workers))
         return time.monotonic() - started
 
 
 def trials(at_once: int) -> float:
     """Seconds of a sweep of eight pretraining runs."""
     from benchmarks.nodes import plan
-    from rayexp.spec import Execution
-    from rayexp.sweep import scheduler as tune
+    from rayexp.spec import RunConfig
+    from rayexp.sweep import scheduler
 
     chains = [stage.model_copy(update={"samples": 10_000}) for stage in plan(8).stages]
     with TemporaryDirectory() as folder:
         started = time.monotonic()
-        tune.run(plan_of(chains), Execution(store=folder, max_concurrent=at_once))
+        scheduler.run(plan_of(chains), RunConfig(store=folder, max_concurrent=at_once))
         return time.monotonic() - started
 
 

@@ -18,9 +18,9 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.measure import Row, publish
 from rayexp.distributed import access, runtime
-from rayexp.spec import Execution, Pretrain
+from rayexp.spec import Pretrain, RunConfig
 from rayexp.studies.presets import SCALES
-from rayexp.sweep import scheduler as tune
+from rayexp.sweep import scheduler
 from rayexp.sweep.plan import Plan
 from rayexp.tasks.strings import World
 
@@ -70,8 +70,8 @@ def run() -> list[Row]:
     runtime.connect()
     watch = Places()
     with TemporaryDirectory() as folder:
-        tune.run_trial = waiting_trial
-        tune.run(plan(places * WAVES), Execution(store=folder, max_concurrent=places), callbacks=[watch])
+        scheduler.run_trial = waiting_trial
+        scheduler.run(plan(places * WAVES), RunConfig(store=folder, max_concurrent=places), callbacks=[watch])
     share = watch.utilisation(places)
     ray.shutdown()
     cluster.shutdown()

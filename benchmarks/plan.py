@@ -77,7 +77,7 @@ def plan_repeatedly() -> None:
 
 def seconds_of_a_suggestion(plan: "Plan") -> float:
     """What the driver needs to hand out one trial of the plan and to hear of its end, without store and leases."""
-    from rayexp.spec import Execution
+    from rayexp.spec import RunConfig
     from rayexp.sweep.scheduler import PlanSearcher
 
     class Nobody:
@@ -92,7 +92,7 @@ def seconds_of_a_suggestion(plan: "Plan") -> float:
         def finished_ids(self, among: list[str]) -> set[str]:
             return set()
 
-    searcher = PlanSearcher(plan.trials, Execution(), cast(Any, Nobody()), cast(Any, Nobody()))
+    searcher = PlanSearcher(plan.trials, RunConfig(), cast(Any, Nobody()), cast(Any, Nobody()))
     started = time.process_time()
     for number in range(HANDED_OUT):
         searcher.suggest(str(number))

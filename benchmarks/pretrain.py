@@ -54,7 +54,7 @@ def measured(case: Case) -> list[Row]:
     """Time one case, a matrix product of the same precision among its rounds."""
     spec = pretraining(case)
     batches = [
-        [torch.from_numpy(rectangle.tokens_NT.astype(np.int64)) for rectangle in pretrain.batch(spec, step)]
+        [torch.from_numpy(token_batch.tokens_NT.astype(np.int64)) for token_batch in pretrain.batch(spec, step)]
         for step in range(spec.steps)
     ]
     timed = alternate(
@@ -107,11 +107,11 @@ def our_steps(spec: Pretrain, steps: int) -> Callable[[], None]:
 
     def turn() -> None:
         for _ in range(steps):
-            rectangles = pretrain.batch(spec, trainer.completed_steps)
-            counted = sum(r.tokens_NT.size - len(r.tokens_NT) * pretrain.loss_start(r) for r in rectangles)
+            token_batches = pretrain.batch(spec, trainer.completed_steps)
+            counted = sum(r.tokens_NT.size - len(r.tokens_NT) * pretrain.loss_start(r) for r in token_batches)
             trainer.step(
                 partial(supervised._loss, trainer, losses, r.shard(0, 1), pretrain.loss_start(r), 1 / counted)
-                for r in rectangles
+                for r in token_batches
             )
 
     return turn
@@ -127,9 +127,9 @@ def plain_steps(spec: Pretrain, batches: list[list[Tensor]], steps: int) -> Call
 
     def turn() -> None:
         for _ in range(steps):
-            rectangles = next(remaining)
-            samples = sum(len(tokens_NT) for tokens_NT in rectangles)
-            for tokens_NT in rectangles:
+            token_batches = next(remaining)
+            samples = sum(len(tokens_NT) for tokens_NT in token_batches)
+            for tokens_NT in token_batches:
                 with mixed:
                     loss = model(input_ids=tokens_NT, labels=tokens_NT, use_cache=False).loss
                 (loss * len(tokens_NT) / samples).backward()
@@ -145,7 +145,7 @@ def hf_trainer_steps(spec: Pretrain, batches: list[list[Tensor]], steps: int) ->
     from transformers import Trainer as HFTrainer
     from transformers import TrainerCallback, TrainingArguments
 
-    class Watch(TrainerCallback):
+    class ProgressCallback(TrainerCallback):
         began = ended = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -159,7 +159,7 @@ def hf_trainer_steps(spec: Pretrain, batches: list[list[Tensor]], steps: int) ->
 
     def turn() -> float:
         samples = [{"tokens": row} for _ in range(steps) for part in next(remaining) for row in part]
-        watch = Watch()
+        watch = ProgressCallback()
         arguments = TrainingArguments(
             output_dir=mkdtemp(prefix="rayexp-bench-"),
             per_device_train_batch_size=spec.batch_samples,

@@ -10,7 +10,7 @@ from benchmarks.measure import Row, Samples, alternate, publish
 from benchmarks.rollouts import GROUP, hf_generate, questions
 from benchmarks.step import Case, reinforcement
 from rayexp.models import decoder
-from rayexp.rl.scoring import Beginnings, completion_logprobs, group_logprobs
+from rayexp.rl.scoring import UniquePrefixes, completion_logprobs, group_logprobs
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings import World
@@ -41,7 +41,10 @@ def pretraining() -> float:
     case = pretrain.Case("tiny", "fp32", 256, 2, ROUNDS, 0.0)
     spec = pretrain.pretraining(case)
     batches = [
-        [torch.from_numpy(rectangle.tokens_NT.astype(np.int64)) for rectangle in pretrain.pretrain.batch(spec, step)]
+        [
+            torch.from_numpy(token_batch.tokens_NT.astype(np.int64))
+            for token_batch in pretrain.pretrain.batch(spec, step)
+        ]
         for step in range(spec.steps)
     ]
     return ratio(pretrain.our_steps(spec, case.steps), pretrain.plain_steps(spec, batches, case.steps))
@@ -57,9 +60,9 @@ def learning(different: int = GROUP) -> float:
     tokens_NC = torch.randint(8, 34, shape, generator=torch.Generator().manual_seed(0))
     tokens_NC = tokens_NC.repeat_interleave(GROUP // different, dim=0)
     whole_NT = torch.cat([prompts_PT.repeat_interleave(GROUP, dim=0), tokens_NC], dim=1)
-    beginnings = Beginnings.of(prompts_PT.numpy(), tokens_NC.numpy())
+    prefixes = UniquePrefixes.of(prompts_PT.numpy(), tokens_NC.numpy())
     return ratio(
-        lambda: group_logprobs(model, beginnings).sum().backward(),
+        lambda: group_logprobs(model, prefixes).sum().backward(),
         lambda: completion_logprobs(model, whole_NT[:, :-1], limits[0]).sum().backward(),
     )
 

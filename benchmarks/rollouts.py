@@ -16,12 +16,12 @@ import torch
 
 from benchmarks.measure import Row, Samples, alternate, publish
 from rayexp.distributed import runtime
-from rayexp.distributed.rollout_manager import RolloutFleet
+from rayexp.distributed.rollout_manager import RolloutManager
 from rayexp.models import decoder
 from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
-from rayexp.spec import GRPO, Execution, Pretrain
+from rayexp.spec import GRPO, Pretrain, RunConfig
 from rayexp.studies.presets import DECODERS, SCALES
 from rayexp.tasks.strings import Corpus, World, vocabulary
 
@@ -38,8 +38,8 @@ def run() -> list[Row]:
 
 def questions(world: World) -> tuple[list[list[int]], list[int], list[int]]:
     """Prompts, seeds, and most tokens of each completion."""
-    rectangles = Corpus(world, seed=0).tasks("grpo", "ood", np.arange(PROMPTS))
-    prompts = [prompt.tolist() for rectangle in rectangles for prompt in rectangle.prompts]
+    token_batches = Corpus(world, seed=0).tasks("grpo", "ood", np.arange(PROMPTS))
+    prompts = [prompt.tolist() for token_batch in token_batches for prompt in token_batch.prompts]
     seeds = [prompt_seed(0, "benchmark", i) for i in range(PROMPTS)]
     return prompts, seeds, [world.completion_budget(world.cells.ood[0])] * PROMPTS
 
@@ -102,18 +102,18 @@ def in_its_actor(name: str, rounds: int) -> Row:
         return time.perf_counter() - started
 
     runtime.connect(cpus=2)
-    fleet = RolloutFleet(spec, Execution())
+    rollout_manager = RolloutManager(spec, RunConfig())
     weights = {key: tensor.numpy() for key, tensor in decoder.build(DECODERS[name], 0).state_dict().items()}
-    fleet.sync(ray.put(weights), 0)
-    (actor,) = fleet.workers
+    rollout_manager.sync(ray.put(weights), 0)
+    (actor,) = rollout_manager.workers
     timed = alternate(
         {
-            "fleet": wall_clock(lambda: fleet.generate(prompts, seeds, GROUP, limits)),
+            "fleet": wall_clock(lambda: rollout_manager.generate(prompts, seeds, GROUP, limits)),
             "direct": lambda: ray.get(actor.__ray_call__.remote(direct_call)),
         },
         rounds,
     )
-    fleet.stop()
+    rollout_manager.stop()
     ray.shutdown()
     return row(f"{name}, in its actor : vLLM", timed["fleet"], timed["direct"], OF_DIRECT)
 

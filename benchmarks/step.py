@@ -32,7 +32,7 @@ from rayexp.rl.learner import PolicyLearner, rollout_batches
 from rayexp.sampling.base import Sampler
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
-from rayexp.spec import GRPO, SFT, Execution, Pretrain
+from rayexp.spec import GRPO, SFT, Pretrain, RunConfig
 from rayexp.store.artifacts import Store
 from rayexp.studies.presets import DECODERS, SCALES
 from rayexp.tasks.strings import Verifier, World, vocabulary
@@ -160,9 +160,9 @@ def initial(case: Case) -> LlamaForCausalLM:
     if not case.trained:
         return decoder.build(stage.root.decoder, seed=0)
     with TemporaryDirectory(prefix="rayexp-bench-") as folder:
-        execution = Execution(store=folder, device="cpu")
-        run_in_process([stage.root, stage], execution, progress=lambda _: None)
-        with Store.of(execution).model(stage.id) as saved:
+        run_config = RunConfig(store=folder, device="cpu")
+        run_in_process([stage.root, stage], run_config, progress=lambda _: None)
+        with Store.of(run_config).model(stage.id) as saved:
             return decoder.load(saved)
 
 
@@ -222,7 +222,7 @@ def trl_steps(spec: GRPO, model: LlamaForCausalLM) -> Callable[[], float]:
         pairs = zip(prompts, completion_ids, strict=True)
         return [float(verifier.judge(vocabulary.encode(prompt), row).answer) for prompt, row in pairs]
 
-    class Watch(TrainerCallback):
+    class ProgressCallback(TrainerCallback):
         seconds = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -235,7 +235,7 @@ def trl_steps(spec: GRPO, model: LlamaForCausalLM) -> Callable[[], float]:
     decoder.save(model, Path(folder))
 
     def turn() -> float:
-        watch = Watch()
+        watch = ProgressCallback()
         arguments = GRPOConfig(
             output_dir=mkdtemp(prefix="rayexp-bench-"),
             model_init_kwargs={"dtype": "float32"},

@@ -15,12 +15,11 @@ from ray import tune as ray_tune
 
 from benchmarks.measure import Row, publish
 from rayexp.distributed import runtime
-from rayexp.spec import GRPO, Evaluate, Execution
+from rayexp.spec import GRPO, Evaluate, RunConfig
 from rayexp.store.artifacts import Store
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
-from rayexp.sweep import placement, preflight
-from rayexp.sweep import scheduler as tune
+from rayexp.sweep import placement, preflight, scheduler
 from rayexp.sweep.plan import Plan
 
 #: Parts of a stage that are what a user came for; see ``journal.Stopwatch`` where they are timed.
@@ -48,9 +47,9 @@ def run(study: str = "demo", scale: str = "tiny") -> list[Row]:
     plan = Plan.of(study, STUDIES[study](budget, Grid(budget.ood_ratios, budget.kl_betas, budget.seeds)), ())
     runtime.connect()
     with TemporaryDirectory() as folder:
-        execution = Execution(store=folder).on(gpus=placement.total(preflight.capacity())["GPU"])
-        at_once = preflight.concurrency(plan, execution)
-        outcome = tune.run(plan, execution, callbacks=[starts])
+        run_config = RunConfig(store=folder).resolve(num_gpus=placement.total(preflight.capacity())["GPU"])
+        at_once = preflight.concurrency(plan, run_config)
+        outcome = scheduler.run(plan, run_config, callbacks=[starts])
         if outcome.failed or outcome.blocked:
             raise RuntimeError(f"the sweep failed: {outcome}")
         wall_s = time.monotonic() - started

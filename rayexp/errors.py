@@ -47,11 +47,11 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def naming(where: Callable[[], str]) -> Iterator[None]:
+def error_context(where: Callable[[], str]) -> Iterator[None]:
     """Exceptions leave the block as one sentence that says where it happened, as permanent as they were; its log lines
     say so too."""
     try:
-        with logs.at(where):
+        with logs.log_context(where):
             yield
     except Exception as error:
         kind = type(error) if isinstance(error, PermanentError | StageError) else StageError

@@ -15,13 +15,13 @@ _MUL2 = np.uint64(0x94D049BB133111EB)
 
 
 @lru_cache(maxsize=4096)
-def key(*parts: str | int) -> int:
+def stream_key(*parts: str | int) -> int:
     """A 64-bit key for a named stream, such as ``key(seed, "pretrain")``; different parts give unrelated streams."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def mix(z: np.ndarray) -> np.ndarray:
+def splitmix64(z: np.ndarray) -> np.ndarray:
     """Scramble uint64 values; a bijection of the 64-bit integers. Works in place on a fresh copy."""
     z = z.astype(np.uint64, copy=True)
     for shift, multiplier in ((30, _MUL1), (27, _MUL2)):
@@ -31,15 +31,15 @@ def mix(z: np.ndarray) -> np.ndarray:
     return z
 
 
-def draw(stream: int, index: np.ndarray, slot: int = 0) -> np.ndarray:
+def random_bits(stream: int, index: np.ndarray, slot: int = 0) -> np.ndarray:
     """Uniform uint64, one for each entry of ``index``; ``slot`` numbers independent draws at the same index."""
-    start = np.uint64(key(stream, slot) if slot else stream)
-    return mix((index.astype(np.uint64) + np.uint64(1)) * _GOLDEN + start)
+    start = np.uint64(stream_key(stream, slot) if slot else stream)
+    return splitmix64((index.astype(np.uint64) + np.uint64(1)) * _GOLDEN + start)
 
 
 def uniform(stream: int, index: np.ndarray, slot: int = 0) -> np.ndarray:
     """Uniform float64 in [0, 1), one for each entry of ``index``."""
-    return (draw(stream, index, slot) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (random_bits(stream, index, slot) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def epochs(stream: int, count: int, start: int, stop: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def epochs(stream: int, count: int, start: int, stop: int) -> np.ndarray:
     position = np.arange(start, stop, dtype=np.int64)
     out = np.empty(len(position), dtype=np.int64)
     for epoch in np.unique(position // count):
-        order = np.argsort(draw(key(stream, "epoch", int(epoch)), np.arange(count)))
+        order = np.argsort(random_bits(stream_key(stream, "epoch", int(epoch)), np.arange(count)))
         inside = position // count == epoch
         out[inside] = order[position[inside] % count]
     return out

@@ -2,7 +2,7 @@
 
 A stage holds its whole lineage: ``GRPO(init=SFT(init=Pretrain(...)))``. Its ``id`` is a hash of that value and of
 nothing else, so two experiments that share a pretraining run share it without being told. How a stage is run (machines,
-paths, workers) is an ``Execution``, which no stage contains and which therefore cannot enter an id.
+paths, workers) is a ``RunConfig``, which no stage contains and which therefore cannot enter an id.
 """
 
 import hashlib
@@ -279,7 +279,7 @@ def _canonical(value: Any, where: str) -> Any:
 MISMATCH_LIMITS = {"fp32": 0.02, "bf16": 1.0}
 
 
-class Execution(Value):
+class RunConfig(Value):
     """The way stages are run. Nothing here may change a result by more than rounding, and nothing is part of an id."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -336,9 +336,9 @@ class Execution(Value):
         """Return ``max_logprob_mismatch``, by default that of a precision."""
         return self.max_logprob_mismatch or MISMATCH_LIMITS[precision]
 
-    def on(self, gpus: float) -> "Execution":
+    def resolve(self, num_gpus: float) -> "RunConfig":
         """With all defaults filled in for a cluster that has (or may grow to) ``gpus`` GPUs."""
-        use = self.device == "cuda" or (self.device == "auto" and gpus > 0)
+        use = self.device == "cuda" or (self.device == "auto" and num_gpus > 0)
         shares = {"train_gpus": 1.0, "learner_gpus": 0.5, "rollout_gpus": 0.5}
         chosen = {name: share if use else 0.0 for name, share in shares.items() if getattr(self, name) is None}
         return self.model_copy(update={**chosen, "device": "cuda" if use else "cpu"})

@@ -24,7 +24,7 @@ _RULE = re.compile("[─-]{20,}").fullmatch
 NARROWEST = 16
 
 
-def parsed(form: Any, arguments: list[str] | None, **about: Any) -> Any:
+def parse_args(form: Any, arguments: list[str] | None, **about: Any) -> Any:
     """The command line as a ``form``. An option that takes several values may be repeated, and they may be separated by
     commas. Raises ValueError with one sentence where tyro draws a box of several lines."""
     words = joined(sys.argv[1:] if arguments is None else arguments, _lists(form))
@@ -82,7 +82,7 @@ def _lists(form: Any) -> set[str]:
     return own.union(*map(_lists, hints.values()))
 
 
-def refuse(*why: str) -> int:
+def exit_with_error(*why: str) -> int:
     """Say why, each part on one line whatever is in it, and return the exit code of a refusal."""
     return tell("refused", *why, code=2)
 

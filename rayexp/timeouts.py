@@ -8,11 +8,11 @@ from typing import TypeVar, cast
 T = TypeVar("T")
 
 
-class LateError(Exception):
+class TimeoutError(Exception):
     """There was no answer in time."""
 
 
-def within(limit_s: float, call: Callable[[], T], name: str) -> T:
+def run_with_timeout(limit_s: float, call: Callable[[], T], name: str) -> T:
     """What ``call`` returns or raises. Raises LateError after ``limit_s`` seconds.
 
     It runs in a thread of its own, called ``name``, because what hangs in a system call can't be interrupted; that
@@ -30,7 +30,7 @@ def within(limit_s: float, call: Callable[[], T], name: str) -> T:
     try:
         value, error = answers.get(timeout=limit_s)
     except queue.Empty:
-        raise LateError from None
+        raise TimeoutError from None
     if error is not None:
         raise error
     return cast(T, value)

@@ -39,4 +39,4 @@ def main(arguments: list[str] | None = None) -> int:
 def _command(words: list[str]) -> Any:
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise ValueError(not_among("command", words[0], COMMANDS))
-    return terminal.parsed(Command, words, prog="rayexp", description=__doc__)
+    return terminal.parse_args(Command, words, prog="rayexp", description=__doc__)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from rayexp.errors import PermanentError, RefusedError, StageError, first_line, sentence
 from rayexp.spec import explain
-from rayexp.terminal import refuse, tell
+from rayexp.terminal import exit_with_error, tell
 
 #: OSError includes ConnectionError; StoreError is a PermanentError.
 MENDABLE = (RefusedError, PermanentError, StageError, ValueError, OSError)
@@ -58,11 +58,11 @@ def _exit_code(command: Callable[[], int]) -> int:
     except FailedError as error:
         return tell("failed", str(error), code=1)
     except ValidationError as error:
-        return refuse(explain(error))
+        return exit_with_error(explain(error))
     except RefusedError as error:
-        return refuse(*str(error).splitlines())
+        return exit_with_error(*str(error).splitlines())
     except MENDABLE as error:
-        return refuse(first_line(error) if isinstance(error, OSError) else str(error))
+        return exit_with_error(first_line(error) if isinstance(error, OSError) else str(error))
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:

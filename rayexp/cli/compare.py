@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from rayexp.cli.place import Place
+from rayexp.cli.place import StoreArgs
 from rayexp.terminal import Column, table, terminal_width
 
 TABLE = (
@@ -24,7 +24,7 @@ DIFFERING = (Column("of"), Column("setting"), Column("A", cut=True), Column("B",
 
 
 @dataclass(frozen=True)
-class Compare(Place):
+class Compare(StoreArgs):
     """Compare the measurements of two studies: mean Q after each stage, and the paired difference B - A with a 95 %
     interval over seeds, then prompts."""
 

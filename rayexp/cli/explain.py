@@ -7,12 +7,12 @@ from typing import Annotated
 
 import tyro
 
-from rayexp.cli.place import Place
+from rayexp.cli.place import StoreArgs
 from rayexp.spec import Evaluate, Stage, one_line
 from rayexp.stages import settings
-from rayexp.store.index import Catalog, Finished, find
+from rayexp.store.index import Finished, StoreIndex, find
 from rayexp.store.provenance import code_here
-from rayexp.studies.choice import Choice
+from rayexp.studies.choice import StudyArgs
 from rayexp.sweep.plan import Plan
 from rayexp.terminal import Column, duration, table, terminal_width
 
@@ -20,7 +20,7 @@ OTHERS_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Explain(Choice, Place):
+class Explain(StudyArgs, StoreArgs):
     """Say why a stage would run, or would not. With --study, and the options of jobs/sweep.py, it is looked for in the
     plan of that study; without, in the store."""
 
@@ -30,81 +30,81 @@ class Explain(Choice, Place):
     """The study that it is looked for in; without one, only the store is."""
 
     def run(self) -> int:
-        catalog = self.catalog()
-        stage_id, stage = self._wanted(catalog)
-        finished = catalog.finished([stage_id]).get(stage_id)
+        index = self.index()
+        stage_id, stage = self._wanted(index)
+        finished = index.finished([stage_id]).get(stage_id)
         print(f"{stage_id}\n{stage.label}\n")
         if finished and stage.id == stage_id:
-            print(_finished(catalog, finished, stage))
+            print(_finished(index, finished, stage))
         else:
-            print(_missing(catalog, stage))
-            print(_nearest(catalog, stage))
+            print(_missing(index, stage))
+            print(_nearest(index, stage))
         return 0
 
-    def _wanted(self, catalog: Catalog) -> tuple[str, Stage]:
+    def _wanted(self, index: StoreIndex) -> tuple[str, Stage]:
         """The stage that is asked for, and the id that it was asked for by, which may be of an earlier version."""
         if self.study:
             stages = Plan.of(self.study, self.stages(), ()).stages
-            planned = {stage.id: stage.label for stage in stages}
-            stage_id = find(self.stage, planned, self._planned(catalog))
+            make_plan = {stage.id: stage.label for stage in stages}
+            stage_id = find(self.stage, make_plan, self._planned(index))
             return stage_id, next(stage for stage in stages if stage.id == stage_id)
-        stage_id = find(self.stage, catalog.labels())
-        if stage := catalog.specs([stage_id]).get(stage_id):
+        stage_id = find(self.stage, index.labels())
+        if stage := index.specs([stage_id]).get(stage_id):
             return stage_id, stage
         raise ValueError(f"stage is {stage_id!r}, whose spec.json is not there or is none that this version can read")
 
-    def _planned(self, catalog: Catalog) -> str:
+    def _planned(self, index: StoreIndex) -> str:
         """Say what the stage may be, and where it is if it is in the store and not in the plan."""
         of = f"a stage that the study {self.study} plans with these options"
         with suppress(ValueError):
-            of += f"; without --study, {find(self.stage, catalog.labels())} is found in the store"
+            of += f"; without --study, {find(self.stage, index.labels())} is found in the store"
         return of
 
 
-def _finished(catalog: Catalog, finished: Finished, stage: Stage) -> str:
+def _finished(index: StoreIndex, finished: Finished, stage: Stage) -> str:
     when = f", {finished.started}" if finished.started else ""
     took = "" if finished.duration_s is None else f", in {duration(finished.duration_s)}"
     lines = [
         f"It is finished{when}{took}, and would not run.",
-        f"The store {catalog.store.url} has its artifact, with a manifest, under exactly this id, which is a hash of",
+        f"The store {index.store.url} has its artifact, with a manifest, under exactly this id, which is a hash of",
         "every setting of the stage and of what it is built on.",
     ]
-    for each in catalog.finished([each.id for each in stage.lineage]).values():
+    for each in index.finished([each.id for each in stage.lineage]).values():
         if each.other_code:
             which = "It" if each.id == stage.id else f"{each.id}, which it is built on,"
             lines.append(f"{which} was made by {one_line(each.other_code)}; here is {code_here()}.")
             lines.append(f"Code is no part of an id; `--force {each.id}` makes it again, and all that is built on it.")
-    there = catalog.store.finished_ids([each.id for each in stage.lineage])
+    there = index.store.finished_ids([each.id for each in stage.lineage])
     absent = [each for each in stage.lineage if each.id not in there]
     lines += [f"What it is built on is not all there: {each.id} ({each.label}) would run." for each in absent]
     return "\n".join(lines)
 
 
-def _missing(catalog: Catalog, stage: Stage) -> str:
+def _missing(index: StoreIndex, stage: Stage) -> str:
     """That the stage is not in the store, and what is known of attempts at it and of its parents."""
-    lines = [f"It would run: the store {catalog.store.url} has no finished stage {stage.id}."]
+    lines = [f"It would run: the store {index.store.url} has no finished stage {stage.id}."]
     subject = stage.parent if isinstance(stage, Evaluate) and stage.parent else stage
     trials = [stage.root.id, subject.id]
-    for attempt in catalog.failures(dict.fromkeys(trials)).values():
+    for attempt in index.failures(dict.fromkeys(trials)).values():
         why = one_line(attempt.why)
         lines.append(f"The last attempt at {attempt.id}, which it is run with or built on, failed: {why}")
     if parent := stage.parent:
-        done = catalog.store.finished(parent.id)
+        done = index.store.finished(parent.id)
         lines.append(f"Its parent {parent.id} is {'finished' if done else 'not finished either, and would run first'}.")
     return "\n".join(lines)
 
 
-def _nearest(catalog: Catalog, stage: Stage) -> str:
+def _nearest(index: StoreIndex, stage: Stage) -> str:
     """The finished stages of its kind that differ from it in the fewest settings, and in which."""
     kind = stage.id.partition("-")[0]
-    ids = [stage_id for stage_id in catalog.labels() if stage_id.startswith(f"{kind}-")]
-    specs = catalog.specs(ids)
+    ids = [stage_id for stage_id in index.labels() if stage_id.startswith(f"{kind}-")]
+    specs = index.specs(ids)
     if not specs:
         return f"\nNo {kind} stage is finished there that it could be compared with."
     mine = settings.along(stage)
     distance = {stage_id: len(settings.differences(mine, settings.along(spec))) for stage_id, spec in specs.items()}
     order = sorted(distance, key=lambda stage_id: (distance[stage_id], stage_id))
-    nearest = catalog.finished(order[:1])[order[0]]
+    nearest = index.finished(order[:1])[order[0]]
     theirs = settings.along(specs[nearest.id])
     if nearest.contracts:
         mine |= _named([each.contract for each in stage.lineage])

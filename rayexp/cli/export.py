@@ -8,12 +8,12 @@ from typing import Annotated
 import tyro
 
 from rayexp.cli.command import working
-from rayexp.cli.place import Place
+from rayexp.cli.place import StoreArgs
 from rayexp.terminal import size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Place):
+class Export(StoreArgs):
     """Write the release kit of a study: its finished stages, results and report, a table of records, checksums."""
 
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
@@ -27,7 +27,7 @@ class Export(Place):
         def say(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
-        release = Release.of(self.catalog(), self.study, self.to)
+        release = Release.of(self.index(), self.study, self.to)
         with working():
             kit = release.write(version("rayexp"), say)
         print(f"{len(kit.sums) + 1} files, {size(kit.bytes)}: {kit.files.url}, sealed with {SUMS}")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from rayexp.cli.place import Place
+from rayexp.cli.place import StoreArgs
 from rayexp.spec import one_line
-from rayexp.store.index import Attempt, Finished
+from rayexp.store.index import Finished, UnfinishedStage
 from rayexp.terminal import Column, abbreviated, duration, size, table, terminal_width
 
 FINISHED = (
@@ -33,7 +33,7 @@ ORDERS: dict[str, Callable[[Finished], object]] = {
 
 
 @dataclass(frozen=True)
-class Ls(Place):
+class Ls(StoreArgs):
     """List finished stages, and those that were begun: running, failed, or left."""
 
     kind: Literal["any", "pretrain", "sft", "grpo", "evaluate"] = "any"
@@ -44,12 +44,12 @@ class Ls(Place):
     """took and size: the largest first."""
 
     def run(self) -> int:
-        catalog = self.catalog()
-        among = set(catalog.study(self.study)) if self.study else None
-        finished = [stage for stage in catalog.finished(among).values() if self.kind in ("any", stage.kind)]
+        index = self.index()
+        among = set(index.study(self.study)) if self.study else None
+        finished = [stage for stage in index.finished(among).values() if self.kind in ("any", stage.kind)]
         begun = [
             attempt
-            for attempt in catalog.attempts()
+            for attempt in index.unfinished()
             if (among is None or attempt.id in among) and self.kind in ("any", attempt.id.partition("-")[0])
         ]
         finished.sort(key=ORDERS[self.sort])  # pyright: ignore[reportArgumentType]
@@ -66,7 +66,7 @@ class Ls(Place):
                 print(one_line(f"{'failed' if attempt.state == 'failed' else 'failed before'}: {attempt.why}"))
         total = sum(stage.bytes for stage in finished)
         of = f" of {len(among)} in the study" if among is not None and self.kind == "any" else ""
-        print(f"\n{len(finished)} finished{of}, {size(total)}; {len(begun)} begun; store {catalog.store.url}")
+        print(f"\n{len(finished)} finished{of}, {size(total)}; {len(begun)} begun; store {index.store.url}")
         return 0
 
 
@@ -75,7 +75,7 @@ def _finished(stage: Finished, name: str) -> tuple[str, ...]:
     return name, stage.started[:16].replace("T", " ") or "-", took, size(stage.bytes), stage.label
 
 
-def _begun(attempt: Attempt, name: str) -> tuple[str, ...]:
+def _begun(attempt: UnfinishedStage, name: str) -> tuple[str, ...]:
     step = "-" if attempt.step is None else str(attempt.step)
     when = "-" if attempt.time is None else datetime.fromtimestamp(attempt.time, UTC).strftime("%Y-%m-%d %H:%M")
     return attempt.state, name, step, when, attempt.label or "-"

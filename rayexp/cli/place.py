@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 
 from rayexp.store.artifacts import Store
-from rayexp.store.index import Catalog
+from rayexp.store.index import StoreIndex
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class StoreArgs:
     """A store to look into."""
 
     store: str = "runs"
     """Folder or fsspec URL of the store."""
 
-    def catalog(self) -> Catalog:
+    def index(self) -> StoreIndex:
         """What is in it. Raises StoreError if there is no store."""
-        catalog = Catalog(Store(self.store))
-        catalog.require_there()
-        return catalog
+        index = StoreIndex(Store(self.store))
+        index.require_there()
+        return index

@@ -7,19 +7,19 @@ and those of a grid that is given here.
 """
 
 from rayexp.cli.command import run_command, working
-from rayexp.cli.run import DEFAULTS, Sweep, executed, parsed, planned, write_report
+from rayexp.cli.run import DEFAULTS, Sweep, make_plan, make_run_config, parse_args, write_report
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.sweep.plan import Plan
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The whole job; returns the exit code."""
-    return run_command(lambda: _report(parsed(arguments, DEFAULTS, __doc__)))
+    return run_command(lambda: _report(parse_args(arguments, DEFAULTS, __doc__)))
 
 
 def _report(sweep: Sweep) -> int:
-    store = Store.of(executed(sweep))
-    study, plan = sweep.within(store), planned(sweep, store)
+    store = Store.of(make_run_config(sweep))
+    study, plan = sweep.within(store), make_plan(sweep, store)
     labels = study.labels()
     if labels and not (sweep.seeds or sweep.ood_ratios or sweep.kl_betas):  # the scale's own grid was not asked for
         plan = Plan.of(plan.study, [stage for stage in plan.stages if stage.id in labels], plan.finished)

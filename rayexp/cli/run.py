@@ -21,22 +21,22 @@ import tyro
 
 from rayexp import terminal
 from rayexp.cli.command import run_command, stopped_once, working
-from rayexp.spec import Execution
+from rayexp.spec import RunConfig
 from rayexp.store.artifacts import FAILURE, Store
 from rayexp.store.filesystem import resolved
-from rayexp.store.index import Catalog
+from rayexp.store.index import StoreIndex
 from rayexp.store.probe import require_seen_by_others, require_shareable
 from rayexp.store.provenance import command_line, without_secrets
-from rayexp.studies.choice import Choice
+from rayexp.studies.choice import StudyArgs
 from rayexp.sweep import force, placement, preflight
 from rayexp.sweep.plan import Plan
-from rayexp.sweep.preview import Machines, other_code, outlook
+from rayexp.sweep.preview import ClusterResources, other_code, render_plan
 from rayexp.sweep.study import Study
 
 if TYPE_CHECKING:
     from rayexp.sweep.scheduler import Outcome  # imports Ray
 
-#: The settings of ``Execution`` as options, without its limits: those are checked, and explained, by ``Execution``.
+#: The settings of ``RunConfig`` as options, without its limits: those are checked, and explained, by ``RunConfig``.
 Options: Any = dataclasses.make_dataclass(
     "Options",
     [
@@ -45,14 +45,14 @@ Options: Any = dataclasses.make_dataclass(
             Annotated[info.annotation, tyro.conf.arg(help=info.description)],
             dataclasses.field(default=info.default),
         )
-        for name, info in Execution.model_fields.items()
+        for name, info in RunConfig.model_fields.items()
         if name not in ("lease", "argv")
     ],
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep(Choice):
+class Sweep(StudyArgs):
     """Plan a study, run what is missing of it on Ray, write its results and its report."""
 
     name: str | None = None
@@ -90,30 +90,30 @@ DEFAULTS = Sweep()
 
 def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
     """The whole job; returns the exit code."""
-    return run_command(lambda: _sweep(parsed(arguments, defaults, __doc__), command_line(arguments)))
+    return run_command(lambda: _sweep(parse_args(arguments, defaults, __doc__), command_line(arguments)))
 
 
 def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
     try:
         require_home()
-        execution = executed(sweep).model_copy(update={"argv": argv})
+        run_config = make_run_config(sweep).model_copy(update={"argv": argv})
         require_loggers(sweep.loggers)
-        store = Store.of(execution)
+        store = Store.of(run_config)
         require_seen_by_others(store.files)
-        study, plan = sweep.within(store), planned(sweep, store)
+        study, plan = sweep.within(store), make_plan(sweep, store)
         study.require_one(plan)
         if sweep.repair and not sweep.plan:
             unpublish_damaged(plan, store)
-            plan = planned(sweep, store)
-        left = force.beyond(force.named(sweep.force, plan), plan, Catalog(store))
-        said = [plan.summary(), study.said(plan), *other_code(plan, Catalog(store)), *left]
+            plan = make_plan(sweep, store)
+        left = force.beyond(force.named(sweep.force, plan), plan, StoreIndex(store))
+        said = [plan.summary(), study.said(plan), *other_code(plan, StoreIndex(store)), *left]
         print("\n".join(filter(None, said)), flush=True)
         if sweep.plan:
-            print(f"\n{outlook(plan, Catalog(store), execution, machines(), terminal.terminal_width())}")
+            print(f"\n{render_plan(plan, StoreIndex(store), run_config, machines(), terminal.terminal_width())}")
             return 0
         require_shareable(store.files)
         study.add(plan)
-        failed = run(sweep, plan, execution, store) if plan.trials else 0
+        failed = run(sweep, plan, run_config, store) if plan.trials else 0
         with working():
             undrawn = write_report(plan, study)
     except KeyboardInterrupt:
@@ -123,9 +123,9 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
     return 1 if failed or undrawn else 0
 
 
-def parsed(arguments: list[str] | None, defaults: Sweep, description: str | None) -> Sweep:
+def parse_args(arguments: list[str] | None, defaults: Sweep, description: str | None) -> Sweep:
     """The command line as a Sweep. Raises ValueError with one sentence."""
-    sweep = terminal.parsed(Sweep, arguments, default=defaults, description=description)
+    sweep = terminal.parse_args(Sweep, arguments, default=defaults, description=description)
     if sweep.keep_going and sweep.fail_fast:
         raise ValueError("keep_going and fail_fast are both set; allowed: one of them")
     if sweep.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", sweep.name):
@@ -133,9 +133,9 @@ def parsed(arguments: list[str] | None, defaults: Sweep, description: str | None
     return sweep
 
 
-def executed(sweep: Sweep) -> Execution:
+def make_run_config(sweep: Sweep) -> RunConfig:
     """Return how the stages are to be run. Raises ValidationError or ValueError on a setting it can't have."""
-    return Execution.model_validate(dataclasses.asdict(sweep.options) | {"store": resolved(sweep.options.store)})
+    return RunConfig.model_validate(dataclasses.asdict(sweep.options) | {"store": resolved(sweep.options.store)})
 
 
 def require_home() -> None:
@@ -149,9 +149,9 @@ def require_home() -> None:
 def require_loggers(names: Sequence[str]) -> None:
     """Raise ValueError if one of them can't be had."""
     if names:
-        from rayexp.sweep import trackers as loggers  # imports Ray
+        from rayexp.sweep import trackers  # imports Ray
 
-        loggers.require(names)
+        trackers.require(names)
 
 
 def unpublish_damaged(plan: Plan, store: Store) -> None:
@@ -162,61 +162,58 @@ def unpublish_damaged(plan: Plan, store: Store) -> None:
         store.unpublish(stage_id)
 
 
-def planned(sweep: Sweep, store: Store) -> Plan:
+def make_plan(sweep: Sweep, store: Store) -> Plan:
     """The plan of the study against what the store has finished. Raises ValueError on a setting it can't have."""
     plan = Plan.of(sweep.study, sweep.stages(), store.finished_ids())
     again = {stage.id for stage in force.named(sweep.force, plan)}
     return dataclasses.replace(plan, finished=plan.finished - again)
 
 
-def machines() -> Machines:
+def machines() -> ClusterResources:
     """Return the machines of the cluster that RAY_ADDRESS names, else this machine, without a start of Ray."""
     if (address := os.environ.get("RAY_ADDRESS", "")) in ("", "local"):
-        return Machines.here()
+        return ClusterResources.here()
     from rayexp.distributed import runtime
 
     runtime.connect()
-    return Machines(preflight.capacity(), f"the Ray cluster at {address}")
+    return ClusterResources(preflight.capacity(), f"the Ray cluster at {address}")
 
 
-def run(sweep: Sweep, plan: Plan, execution: Execution, store: Store) -> int:
+def run(sweep: Sweep, plan: Plan, run_config: RunConfig, store: Store) -> int:
     """Run the plan on the cluster; the number of trials that did not succeed."""
     # Ray takes seconds to import; a plan or a refusal needs none.
     from ray.exceptions import RayError
     from ray.tune import TuneError
 
     from rayexp.distributed import runtime, sharing
-    from rayexp.sweep import display as views
-    from rayexp.sweep import prometheus as gauges
-    from rayexp.sweep import scheduler as tune
-    from rayexp.sweep import trackers as loggers
-    from rayexp.sweep.cost import Estimates
+    from rayexp.sweep import display, prometheus, scheduler, trackers
+    from rayexp.sweep.cost import CostModel
     from rayexp.sweep.progress import Progress
-    from rayexp.sweep.watch import Watch
+    from rayexp.sweep.watch import ProgressCallback
 
     counts = {"stages": str(len(plan.stages)), "stages_to_run": str(len(plan.to_run))}
     with stopped_once():
         about = {"study": sweep.study_name, "store": without_secrets([store.url])[0], **counts}
         cluster = runtime.connect(metadata=about)
     nodes = preflight.capacity()
-    execution = execution.on(gpus=placement.total(nodes)["GPU"])
-    preflight.require_software(plan, execution)
-    preflight.require_resources(plan, execution, nodes)
+    run_config = run_config.resolve(num_gpus=placement.total(nodes)["GPU"])
+    preflight.require_software(plan, run_config)
+    preflight.require_resources(plan, run_config, nodes)
     sharing.require_shared(store.files)
     aside = force.set_aside(force.named(sweep.force, plan), plan, store)
     print(*aside, sep="\n", end="\n" * bool(aside), flush=True)
     asks = f", asks for the token in {cluster['token']}" if cluster["token"] else ""
     print(f"Ray dashboard: http://{cluster['dashboard']}{asks}", flush=True)
-    estimates = Estimates.of(Catalog(store), execution)
-    at_once = preflight.concurrency(plan, execution, nodes)
+    estimates = CostModel.of(StoreIndex(store), run_config)
+    at_once = preflight.concurrency(plan, run_config, nodes)
     progress = Progress(plan, lambda stage: estimates.cost(stage).seconds, at_once)
     with (
         working(RayError, TuneError),
-        loggers.opened(sweep.loggers, store, sweep.study_name) as habits,
-        views.on(views.console(), progress) as view,
+        trackers.opened(sweep.loggers, store, sweep.study_name) as logger_callbacks,
+        display.open_display(display.console(), progress) as view,
     ):
-        watch = Watch(progress, [view, gauges.Gauges(progress, sweep.study_name)])
-        outcome = tune.run(plan, execution, [watch, *habits], sweep.fail_fast, progress.note)
+        watch = ProgressCallback(progress, [view, prometheus.PrometheusExporter(progress, sweep.study_name)])
+        outcome = scheduler.run(plan, run_config, [watch, *logger_callbacks], sweep.fail_fast, progress.note)
     for line in _unsuccessful(outcome, plan, store):
         print(line, file=sys.stderr)
     return len(outcome.failed) + len(outcome.blocked)

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import tyro
 
-from rayexp.cli.place import Place
+from rayexp.cli.place import StoreArgs
 from rayexp.errors import first_line
 from rayexp.spec import Stage, one_line
 from rayexp.stages import settings
 from rayexp.store.artifacts import StoreError
-from rayexp.store.index import Catalog, Finished, file_bytes, find
+from rayexp.store.index import Finished, StoreIndex, file_bytes, find
 from rayexp.store.provenance import code_here
 from rayexp.terminal import Column, duration, size, table, terminal_width
 
@@ -25,7 +25,7 @@ RESULTS = ["role", "cell", "log_mass", "greedy_correct"]
 
 
 @dataclass(frozen=True)
-class Show(Place):
+class Show(StoreArgs):
     """Show one finished stage: lineage, provenance, files, last metrics, results by cell, how to load it."""
 
     stage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STAGE")]
@@ -34,22 +34,22 @@ class Show(Place):
     """Read every file and compare its SHA-256 with the manifest."""
 
     def run(self) -> int:
-        catalog = self.catalog()
-        labels = catalog.labels()
+        index = self.index()
+        labels = index.labels()
         stage_id = find(self.stage, labels)
-        finished = catalog.finished([stage_id])[stage_id]
-        spec = catalog.specs([stage_id]).get(stage_id)
-        problems = catalog.store.damaged([stage_id]).get(stage_id, []) if self.verify else []
+        finished = index.finished([stage_id])[stage_id]
+        spec = index.specs([stage_id]).get(stage_id)
+        problems = index.store.damaged([stage_id]).get(stage_id, []) if self.verify else []
         sections = [f"{stage_id}\n{one_line(finished.label)}"]
         if spec is None:
             sections.append("its spec.json is not there, or is none that this version can read")
         else:
-            sections += _spec_sections(catalog, finished, spec, labels)
+            sections += _spec_sections(index, finished, spec, labels)
         sections.append(_titled("provenance", _provenance(finished)))
-        sections.append(_titled("files", _files(catalog, finished, problems if self.verify else None)))
-        sections += _contents(catalog, finished, spec, labels)
+        sections.append(_titled("files", _files(index, finished, problems if self.verify else None)))
+        sections += _contents(index, finished, spec, labels)
         if "model/config.json" in finished.files:
-            sections.append(_titled("load", _loading(catalog, finished)))
+            sections.append(_titled("load", _loading(index, finished)))
         print("\n\n".join(sections))
         return 1 if problems else 0
 
@@ -58,7 +58,7 @@ def _titled(title: str, body: str) -> str:
     return "\n".join([title, *(f"  {line}".rstrip() for line in body.splitlines())])
 
 
-def _spec_sections(catalog: Catalog, finished: Finished, spec: Stage, labels: Mapping[str, str]) -> list[str]:
+def _spec_sections(index: StoreIndex, finished: Finished, spec: Stage, labels: Mapping[str, str]) -> list[str]:
     """Settings of the whole lineage, and what in the store stands above and below."""
     sections = []
     if spec.id != finished.id:
@@ -71,17 +71,17 @@ def _spec_sections(catalog: Catalog, finished: Finished, spec: Stage, labels: Ma
         kind = each.id.partition("-")[0]
         text = table((Column("setting"), Column("value", cut=True)), rows, _width())
         sections.append(_titled(f"{kind} ({where})", text))
-    children = _children(catalog, finished, labels)
+    children = _children(index, finished, labels)
     if children:
         rows = [(child, labels[child]) for child in children]
         sections.append(_titled("built on it", table((Column("stage"), Column("label", cut=True)), rows, _width())))
     return sections
 
 
-def _children(catalog: Catalog, finished: Finished, labels: Mapping[str, str]) -> list[str]:
+def _children(index: StoreIndex, finished: Finished, labels: Mapping[str, str]) -> list[str]:
     """Finished stages whose parent this is. Labels narrow them down; specs decide."""
     some = [i for i, label in labels.items() if label.rpartition("/")[0] == finished.label]
-    specs = catalog.specs(some)
+    specs = index.specs(some)
     return [i for i in sorted(some) if i in specs and (parent := specs[i].parent) and parent.id == finished.id]
 
 
@@ -100,16 +100,16 @@ def _provenance(finished: Finished) -> str:
             name, value = "took", None if finished.duration_s is None else duration(finished.duration_s)
         rows.append((name, "-" if value is None else str(value)))
     rows.append(("code", f"{finished.other_code}; here is {code_here()}" if finished.other_code else "the code here"))
-    execution = record.get("execution")
-    if isinstance(execution, Mapping):
+    run_config = record.get("execution")
+    if isinstance(run_config, Mapping):
         shown = ("device", "train_workers", "rollout_workers", "store")
-        rows.append(("execution", ", ".join(f"{key} {execution.get(key)}" for key in shown)))
+        rows.append(("execution", ", ".join(f"{key} {run_config.get(key)}" for key in shown)))
     return table((Column("fact"), Column("value")), rows)
 
 
-def _files(catalog: Catalog, finished: Finished, problems: list[str] | None) -> str:
+def _files(index: StoreIndex, finished: Finished, problems: list[str] | None) -> str:
     """Every file of the manifest. problems: what reading them found; None if they were not read."""
-    place = f"{catalog.store.url}/stages/{finished.id}"
+    place = f"{index.store.url}/stages/{finished.id}"
     bad = {name for name in finished.files for text in problems or () if text.startswith(f"{place}/{name}: ")}
     good = "not read" if problems is None else "verified"
     rows = [
@@ -122,24 +122,24 @@ def _files(catalog: Catalog, finished: Finished, problems: list[str] | None) -> 
     return "\n".join([f"{place}/", table(columns, rows, _width()), *more])
 
 
-def _contents(catalog: Catalog, finished: Finished, spec: Stage | None, labels: Mapping[str, str]) -> list[str]:
+def _contents(index: StoreIndex, finished: Finished, spec: Stage | None, labels: Mapping[str, str]) -> list[str]:
     """Last metrics and results by cell, verified as they are read."""
     sections = []
     measured = finished.id
     if "metrics.parquet" in finished.files:
-        sections.append(_titled("metrics, last values", _last_metrics(catalog, finished.id)))
-        own = [i for i in _children(catalog, finished, labels) if i.startswith("evaluate-")]
+        sections.append(_titled("metrics, last values", _last_metrics(index, finished.id)))
+        own = [i for i in _children(index, finished, labels) if i.startswith("evaluate-")]
         measured = own[0] if own else ""
     if measured:
         world = spec.root.world if spec else None
         title = "results by cell" if measured == finished.id else f"results by cell ({measured})"
-        sections.append(_titled(title, _results(catalog, measured, bool(world and world.samples == "trace"))))
+        sections.append(_titled(title, _results(index, measured, bool(world and world.samples == "trace"))))
     return sections
 
 
-def _last_metrics(catalog: Catalog, stage_id: str) -> str:
+def _last_metrics(index: StoreIndex, stage_id: str) -> str:
     try:
-        rows = catalog.store.table(stage_id, "metrics.parquet").to_pylist()
+        rows = index.store.table(stage_id, "metrics.parquet").to_pylist()
         last = {str(row["metric"]): (int(row["step"]), float(row["value"])) for row in rows}
     except (StoreError, KeyError, TypeError, ValueError) as error:
         return one_line(str(error))
@@ -147,14 +147,14 @@ def _last_metrics(catalog: Catalog, stage_id: str) -> str:
     return table((Column("metric"), Column("value", right=True), Column("step", right=True)), shown)
 
 
-def _results(catalog: Catalog, stage_id: str, traces: bool) -> str:
+def _results(index: StoreIndex, stage_id: str, traces: bool) -> str:
     """Mean Q and greedy accuracy of each cell, with intervals over prompts."""
     import numpy as np  # with pandas and scipy it takes a second
 
     from rayexp.evaluation.metrics import cluster_bootstrap, wilson
 
     try:
-        rows = catalog.store.table(stage_id, "results.parquet").select(RESULTS).to_pandas()
+        rows = index.store.table(stage_id, "results.parquet").select(RESULTS).to_pandas()
     except (StoreError, KeyError, ValueError) as error:
         return one_line(first_line(error))
     mass = "gold-trace mass (at most Q)" if traces else "mean Q"
@@ -167,9 +167,9 @@ def _results(catalog: Catalog, stage_id: str, traces: bool) -> str:
     return f"{table(columns, shown)}\nin brackets: 95 % intervals over prompts"
 
 
-def _loading(catalog: Catalog, finished: Finished) -> str:
-    if catalog.store.files.local:
-        place = json.dumps(f"{os.path.abspath(catalog.store.files.root)}/stages/{finished.id}/model")
+def _loading(index: StoreIndex, finished: Finished) -> str:
+    if index.store.files.local:
+        place = json.dumps(f"{os.path.abspath(index.store.files.root)}/stages/{finished.id}/model")
         return (
             "from transformers import LlamaForCausalLM\n"
             f"model = LlamaForCausalLM.from_pretrained({place})\n"
@@ -178,7 +178,7 @@ def _loading(catalog: Catalog, finished: Finished) -> str:
     return (
         "from rayexp.store.artifacts import Store\n"
         "from transformers import LlamaForCausalLM\n"
-        f"with Store({json.dumps(catalog.store.url)}).model({json.dumps(finished.id)}) as folder:  # verified\n"
+        f"with Store({json.dumps(index.store.url)}).model({json.dumps(finished.id)}) as folder:  # verified\n"
         "    model = LlamaForCausalLM.from_pretrained(folder)"
     )
 

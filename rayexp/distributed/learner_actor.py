@@ -14,27 +14,27 @@ from rayexp.models import decoder
 from rayexp.rl.learner import PolicyLearner, RolloutBatch
 from rayexp.sampling.base import Completions
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.spec import GRPO, Evaluate, Execution, parse_stage
+from rayexp.spec import GRPO, Evaluate, RunConfig, parse_stage
 from rayexp.store.artifacts import Store
 from rayexp.telemetry import logs
-from rayexp.telemetry.metric_log import Journal
+from rayexp.telemetry.metric_log import MetricLog
 
 
 class Learner:
     """Turns to one stage after the other; ``completed`` says which step of it comes next."""
 
     def __init__(self) -> None:
-        logs.speak(this_call)
+        logs.configure_worker_logging(this_call)
 
-    def begin(self, stage: str, execution: str) -> None:
+    def begin(self, stage: str, run_config: str) -> None:
         """Turn to a stage (both arguments are JSON): at its last checkpoint, or at its ``init``."""
         spec = parse_stage(stage)
         assert isinstance(spec, GRPO)
         self._spec = spec
-        self._execution = Execution.model_validate_json(execution)
+        self._execution = RunConfig.model_validate_json(run_config)
         self._store = Store.of(self._execution)
         self._store.require_shared()
-        self._journal = Journal()
+        self._journal = MetricLog()
         self._drawn: Completions | None = None
         decoder.use_cores(self._execution.learner_cpus)
         device = decoder.resolve_device(self._execution.device)
@@ -67,7 +67,7 @@ class Learner:
 
     def update(self, batches: list[RolloutBatch], rollout_statistics: dict[str, float]) -> dict[str, float]:
         """One GRPO step on these rollouts; see ``PolicyLearner.update`` for what it raises."""
-        with logs.at(lambda: f"{self._spec.label}, step {self.completed() + 1}"):
+        with logs.log_context(lambda: f"{self._spec.label}, step {self.completed() + 1}"):
             statistics = self._policy.update(batches, self._execution.mismatch_limit(self._spec.optimiser.precision))
         self._journal.log(self.completed(), grpo=statistics, rollout=rollout_statistics)
         return statistics

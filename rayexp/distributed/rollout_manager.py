@@ -1,4 +1,4 @@
-"""Rollout workers: samplers as Ray actors, and the fleet of them that a GRPO stage talks to."""
+"""Rollout workers, which are samplers as Ray actors, and their manager, which a GRPO stage talks to."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 
-from rayexp.distributed import weight_sync as transfer
+from rayexp.distributed import weight_sync
 from rayexp.distributed.rpc import answer, calling, placed, this_call, unique
 from rayexp.errors import PermanentError, StageError, first_line
 from rayexp.models import decoder
 from rayexp.sampling.base import Completions, Sampler, Weights
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
-from rayexp.spec import GRPO, Decoder, Execution, number
+from rayexp.spec import GRPO, Decoder, RunConfig, number
 from rayexp.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -31,10 +31,10 @@ class ParityError(PermanentError):
 
 
 class RolloutWorker:
-    """One sampler in one process. Forgets its weights when it is restarted; the fleet sends them again."""
+    """One sampler in one process. Forgets its weights when it is restarted; the manager sends them again."""
 
     def __init__(self, decoder_json: str, sampler: str, device: str, precision: str, cpus: float) -> None:
-        logs.speak(this_call)
+        logs.configure_worker_logging(this_call)
         shape = Decoder.model_validate_json(decoder_json)
         where = decoder.resolve_device(device)
         self._sampler: Sampler
@@ -61,46 +61,46 @@ class RolloutWorker:
         return self._sampler.score(sequences)
 
 
-class RolloutFleet:
+class RolloutManager:
     """All rollout workers of a stage as one sampler. Results do not depend on how many there are: seeds belong to
     prompts, and completions come back in the order of the prompts."""
 
-    def __init__(self, spec: GRPO, execution: Execution, first_bundle: int = 0) -> None:
+    def __init__(self, spec: GRPO, run_config: RunConfig, first_bundle: int = 0) -> None:
         options: dict[str, Any] = {
-            "num_cpus": execution.rollout_cpus,
-            "num_gpus": execution.rollout_gpus or 0,
+            "num_cpus": run_config.rollout_cpus,
+            "num_gpus": run_config.rollout_gpus or 0,
         }
-        kind = transfer.actor(RolloutWorker, execution)
+        kind = weight_sync.actor(RolloutWorker, run_config)
         self._weights: tuple[Any, int] | None = None
-        self.begin(spec, execution)
+        self.begin(spec, run_config)
         self.workers = [
             kind.options(name=unique(f"rollout-{i}"), **placed(first_bundle + i), **options).remote(
                 spec.root.decoder.model_dump_json(),
                 spec.sampler,
-                execution.device,
+                run_config.device,
                 spec.optimiser.precision,
-                execution.rollout_cpus,
+                run_config.rollout_cpus,
             )
-            for i in range(execution.rollout_workers)
+            for i in range(run_config.rollout_workers)
         ]
 
-    def begin(self, spec: GRPO, execution: Execution) -> None:
+    def begin(self, spec: GRPO, run_config: RunConfig) -> None:
         """Turn to a stage. Until the next ``sync`` the workers hold the weights of the one before."""
         self._spec = spec
-        self._execution = execution
+        self._execution = run_config
         self._weights = None
 
     def sync(self, weights: Any, version: int) -> None:
         """Give all workers the weights behind an object reference."""
-        self._weights = None if transfer.direct(self._execution) else (weights, version)
-        self._asked(lambda sync, _: sync.remote(weights, version), "sync")()
+        self._weights = None if weight_sync.direct(self._execution) else (weights, version)
+        self._call_workers(lambda sync, _: sync.remote(weights, version), "sync")()
 
     def start(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
     ) -> Callable[[], Completions]:
         """Begin to draw what ``generate`` returns; what is returned here waits for it, and has to be called before the
         next ``sync``, for a worker that died draws again with the weights of the last one."""
-        return self._dealt(
+        return self._shard_prompts(
             len(prompts),
             lambda generate, part: generate.remote(prompts[part], seeds[part], group_size, max_tokens[part]),
             "generate",
@@ -114,7 +114,7 @@ class RolloutFleet:
 
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]) -> Completions:
         """See ``Sampler.greedy``."""
-        return self._dealt(
+        return self._shard_prompts(
             len(prompts), lambda greedy, part: greedy.remote(prompts[part], max_tokens[part]), "greedy"
         )()
 
@@ -123,7 +123,7 @@ class RolloutFleet:
 
         Raises ParityError above the stated limit.
         """
-        scores = self._asked(lambda score, _: score.remote(sequences), "score")()
+        scores = self._call_workers(lambda score, _: score.remote(sequences), "score")()
         worst = max(float(np.abs(a - b).max()) for rows in scores for a, b in zip(rows, expected, strict=True))
         limit = self._execution.mismatch_limit(self._spec.optimiser.precision)
         if not worst <= limit:
@@ -138,15 +138,15 @@ class RolloutFleet:
         for worker in self.workers:
             ray.kill(worker)
 
-    def _dealt(self, prompts: int, ask: Callable[[Any, slice], Any], method: str) -> Callable[[], Completions]:
+    def _shard_prompts(self, prompts: int, ask: Callable[[Any, slice], Any], method: str) -> Callable[[], Completions]:
         """Completions of all prompts, once they are waited for; a worker whose share is empty is not asked."""
         bounds = np.linspace(0, prompts, len(self.workers) + 1).astype(int)
         shares = [slice(int(first), int(last)) for first, last in pairwise(bounds)]
         busy = [i for i, share in enumerate(shares) if share.start < share.stop]
-        answers = self._asked(lambda call, i: ask(call, shares[i]), method, busy)
-        return lambda: _joined(answers())
+        answers = self._call_workers(lambda call, i: ask(call, shares[i]), method, busy)
+        return lambda: _concat(answers())
 
-    def _asked(
+    def _call_workers(
         self, ask: Callable[[Any, int], Any], method: str, workers: Sequence[int] | None = None
     ) -> Callable[[], list[Any]]:
         """Ask all workers (or these) at once; what is returned waits for their answers. ``ask`` is given the method and
@@ -154,9 +154,9 @@ class RolloutFleet:
         same seeds it answers what it would have answered."""
         asked = range(len(self.workers)) if workers is None else workers
         references = {i: ask(calling(self.workers[i], method, self._spec), i) for i in asked}
-        return lambda: [self._settled(i, reference, ask, method) for i, reference in references.items()]
+        return lambda: [self._await_with_restart(i, reference, ask, method) for i, reference in references.items()]
 
-    def _settled(self, i: int, reference: Any, ask: Callable[[Any, int], Any], method: str) -> Any:
+    def _await_with_restart(self, i: int, reference: Any, ask: Callable[[Any, int], Any], method: str) -> Any:
         who = f"rollout worker {i} ({method}) of {self._spec.label}"
         for attempt in range(ATTEMPTS):
             try:
@@ -174,7 +174,7 @@ class RolloutFleet:
         raise AssertionError("unreachable")
 
 
-def _joined(parts: list[Completions]) -> Completions:
+def _concat(parts: list[Completions]) -> Completions:
     versions = {part.weight_version for part in parts}
     if len(versions) != 1:
         raise RuntimeError(f"rollout workers sampled from different weight versions: {sorted(versions)}")

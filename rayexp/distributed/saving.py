@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import ray
 from ray.experimental import internal_kv
 
-from rayexp.spec import Execution
+from rayexp.spec import RunConfig
 from rayexp.store.leases import Lease
 
 #: Seconds until the first checkpoint of an attempt; each further one comes after twice as long.
@@ -25,9 +25,9 @@ _NAMESPACE = "rayexp"
 class Saving:
     """Says when the next checkpoint is due. ``now``: a clock, in seconds."""
 
-    def __init__(self, execution: Execution, now: Callable[[], float] = time.monotonic) -> None:
-        self._lease = Lease.parse(execution.lease) if execution.lease else None
-        self._longest_s = execution.checkpoint_every_s
+    def __init__(self, run_config: RunConfig, now: Callable[[], float] = time.monotonic) -> None:
+        self._lease = Lease.parse(run_config.lease) if run_config.lease else None
+        self._longest_s = run_config.checkpoint_every_s
         self._interval_s = min(FIRST_S, self._longest_s)
         self._now = now
         self._saved = self._looked = now()

@@ -16,8 +16,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from rayexp.distributed.rpc import RemoteTimeoutError
 from rayexp.errors import StageError, sentence
-from rayexp.spec import Execution, number
-from rayexp.timeouts import LateError, within
+from rayexp.spec import RunConfig, number
+from rayexp.timeouts import TimeoutError, run_with_timeout
 
 #: Backends of the transports that need a group of actors.
 _GROUPED = {"nccl": "nccl", "gloo": "torch_gloo"}
@@ -25,26 +25,26 @@ _GROUPED = {"nccl": "nccl", "gloo": "torch_gloo"}
 FORGET_S = 10.0
 
 
-def direct(execution: Execution) -> bool:
+def direct(run_config: RunConfig) -> bool:
     """Whether weights go past the object store."""
-    return execution.weight_transfer != "object_store"
+    return run_config.weight_transfer != "object_store"
 
 
-def actor(kind: type, execution: Execution) -> Any:
+def actor(kind: type, run_config: RunConfig) -> Any:
     """An actor class that can take part in the transfer, and its restarts to go with it."""
-    if direct(execution):
+    if direct(run_config):
         taking_part: Any = ray.remote(enable_tensor_transport=True, max_restarts=0)  # pyright: ignore[reportCallIssue]
         return taking_part(kind)
     return ray.remote(max_restarts=-1)(kind)
 
 
-class Group:
+class TransferGroup:
     """Actors between which weights go, the learner first. Where the transfer needs no group, there is nothing to it."""
 
-    def __init__(self, actors: Sequence[Any], execution: Execution) -> None:
+    def __init__(self, actors: Sequence[Any], run_config: RunConfig) -> None:
         self._actors = list(actors)
-        self._backend = _GROUPED.get(execution.weight_transfer)
-        self._timeout_s = execution.timeout_s
+        self._backend = _GROUPED.get(run_config.weight_transfer)
+        self._timeout_s = run_config.timeout_s
         self._handle: Any = None
 
     def join(self) -> None:
@@ -55,10 +55,10 @@ class Group:
 
         who = "the actors that weights go between"
         try:  # Ray's own functions for groups wait without a limit
-            self._handle = within(
+            self._handle = run_with_timeout(
                 self._timeout_s, lambda: create_collective_group(self._actors, self._backend or ""), "join a group"
             )
-        except LateError:
+        except TimeoutError:
             raise RemoteTimeoutError(f"no answer from {who} within {number(self._timeout_s)} s") from None
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
@@ -70,6 +70,6 @@ class Group:
         if self._handle is not None:
             from ray.experimental.collective import destroy_collective_group
 
-            with suppress(LateError, RayError, ValueError):
-                within(FORGET_S, lambda: destroy_collective_group(self._handle), "forget a group")
+            with suppress(TimeoutError, RayError, ValueError):
+                run_with_timeout(FORGET_S, lambda: destroy_collective_group(self._handle), "forget a group")
             self._handle = None

@@ -1,8 +1,8 @@
 """The actors of a GRPO stage, and how they are kept warm from one stage to the next.
 
-A trial's process owns its crew, and everything dies with it. Ray Tune hands a process on to the next trial that asks
-for the same resources; if that one's decoder has the same shape, it finds the crew here and gives it new weights, which
-takes milliseconds where an engine takes seconds. A crew that saw a failure is not used again.
+A trial's process owns its workers, and everything dies with it. Ray Tune hands a process on to the next trial that asks
+for the same resources; if that one's decoder has the same shape, it finds the workers here and gives them new weights,
+which takes milliseconds where an engine takes seconds. Workers that saw a failure are not used again.
 """
 
 from collections.abc import Iterator
@@ -12,30 +12,30 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from rayexp.distributed import weight_sync as transfer
+from rayexp.distributed import weight_sync
 from rayexp.distributed.learner_actor import Learner
-from rayexp.distributed.rollout_manager import RolloutFleet
+from rayexp.distributed.rollout_manager import RolloutManager
 from rayexp.distributed.rpc import answer, calling, placed, unique
 from rayexp.errors import StageError, first_line
-from rayexp.spec import GRPO, Execution
+from rayexp.spec import GRPO, RunConfig
 
 LEARNER_BUNDLE = 0  # of a trial's placement group; rollout workers follow (the trial's own process holds none)
 
-_warm: "Crew | None" = None
+_idle_workers: "GRPOWorkers | None" = None
 
 
-class Crew:
-    """One learner and the fleet of rollout workers. ``shape`` is all that the processes were started for."""
+class GRPOWorkers:
+    """One learner and its rollout workers. ``shape`` is all that the processes were started for."""
 
-    def __init__(self, spec: GRPO, execution: Execution) -> None:
-        self.shape = _shape(spec, execution)
-        self.fleet = RolloutFleet(spec, execution, first_bundle=LEARNER_BUNDLE + 1)
-        self.learner = LearnerHandle(spec, execution)
-        self.group = transfer.Group([self.learner.actor, *self.fleet.workers], execution)
+    def __init__(self, spec: GRPO, run_config: RunConfig) -> None:
+        self.shape = _shape(spec, run_config)
+        self.rollout_manager = RolloutManager(spec, run_config, first_bundle=LEARNER_BUNDLE + 1)
+        self.learner = LearnerHandle(spec, run_config)
+        self.group = weight_sync.TransferGroup([self.learner.actor, *self.rollout_manager.workers], run_config)
 
     def stop(self) -> None:
         """End all of its processes."""
-        self.fleet.stop()
+        self.rollout_manager.stop()
         self.learner.stop()
         self.group.forget()
 
@@ -47,27 +47,27 @@ class LearnerDiedError(StageError):
 class LearnerHandle:
     """The learner actor, called with a limit on how long an answer may take."""
 
-    def __init__(self, spec: GRPO, execution: Execution) -> None:
+    def __init__(self, spec: GRPO, run_config: RunConfig) -> None:
         self._spec = spec
-        self._timeout_s = execution.timeout_s
-        self._transfer = execution.weight_transfer
+        self._timeout_s = run_config.timeout_s
+        self._transfer = run_config.weight_transfer
         self.actor = (
-            transfer.actor(Learner, execution)
+            weight_sync.actor(Learner, run_config)
             .options(
                 name=unique("learner"),
                 **placed(LEARNER_BUNDLE),
-                num_cpus=execution.learner_cpus,
-                num_gpus=execution.learner_gpus or 0,
+                num_cpus=run_config.learner_cpus,
+                num_gpus=run_config.learner_gpus or 0,
             )
             .remote()
         )
 
-    def begin(self, spec: GRPO, execution: Execution) -> None:
+    def begin(self, spec: GRPO, run_config: RunConfig) -> None:
         """Turn to a stage, at its last checkpoint or at its init; a learner that died is waited for."""
         self._spec = spec
-        self._timeout_s = execution.timeout_s
+        self._timeout_s = run_config.timeout_s
         method = calling(self.actor, "begin", spec, max_task_retries=-1)
-        self._answer(method.remote(spec.model_dump_json(), execution.model_dump_json()), "begin")
+        self._answer(method.remote(spec.model_dump_json(), run_config.model_dump_json()), "begin")
 
     def call(self, method: str, *arguments: Any) -> Any:
         """The answer of one of the learner's methods. Raises LearnerDiedError, or what ``answer`` raises."""
@@ -95,33 +95,33 @@ class LearnerHandle:
 
 
 @contextmanager
-def crew_for(spec: GRPO, execution: Execution) -> Iterator[Crew]:
-    """A crew that has turned to ``spec``: this process's warm one if its shape fits, else a new one."""
-    global _warm
-    if _warm is not None and _warm.shape != _shape(spec, execution):
-        _warm.stop()
-        _warm = None
-    crew = _warm or Crew(spec, execution)
-    _warm = None
+def acquire_workers(spec: GRPO, run_config: RunConfig) -> Iterator[GRPOWorkers]:
+    """Provide workers that have turned to ``spec``: this process's idle ones if their shape fits, else new ones."""
+    global _idle_workers
+    if _idle_workers is not None and _idle_workers.shape != _shape(spec, run_config):
+        _idle_workers.stop()
+        _idle_workers = None
+    workers = _idle_workers or GRPOWorkers(spec, run_config)
+    _idle_workers = None
     try:
-        crew.group.join()
-        crew.fleet.begin(spec, execution)
-        crew.learner.begin(spec, execution)
-        yield crew
+        workers.group.join()
+        workers.rollout_manager.begin(spec, run_config)
+        workers.learner.begin(spec, run_config)
+        yield workers
     except BaseException:
-        crew.stop()
+        workers.stop()
         raise
-    _warm = crew
+    _idle_workers = workers
 
 
-def _shape(spec: GRPO, execution: Execution) -> tuple[Any, ...]:
-    resources = (execution.learner_cpus, execution.learner_gpus, execution.rollout_cpus, execution.rollout_gpus)
+def _shape(spec: GRPO, run_config: RunConfig) -> tuple[Any, ...]:
+    resources = (run_config.learner_cpus, run_config.learner_gpus, run_config.rollout_cpus, run_config.rollout_gpus)
     return (
         spec.root.decoder,
         spec.sampler,
         spec.optimiser.precision,
-        execution.device,
-        execution.weight_transfer,
-        execution.rollout_workers,
+        run_config.device,
+        run_config.weight_transfer,
+        run_config.rollout_workers,
         resources,
     )

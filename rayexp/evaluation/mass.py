@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from rayexp.rl.scoring import completion_logprobs
-from rayexp.tasks.strings import Rectangle
+from rayexp.tasks.strings import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class GoldScores:
 
 
 @torch.no_grad()
-def gold_scores(model: LlamaForCausalLM, rectangle: Rectangle, chunk: int = 1024) -> GoldScores:
+def gold_scores(model: LlamaForCausalLM, token_batch: TokenBatch, chunk: int = 1024) -> GoldScores:
     """Score the gold completion of every row, in fp32. Greedy decoding follows the gold path as long as it agrees
     with it, so it finds the gold completion exactly if the most likely token is right at every position of it."""
     log_mass, greedy = [], []
-    for start in range(0, len(rectangle.tokens_NT), chunk):
-        tokens_NT = torch.from_numpy(rectangle.tokens_NT[start : start + chunk].astype(np.int64)).to(model.device)
-        gold_NC = tokens_NT[:, rectangle.prompt_tokens :]
+    for start in range(0, len(token_batch.tokens_NT), chunk):
+        tokens_NT = torch.from_numpy(token_batch.tokens_NT[start : start + chunk].astype(np.int64)).to(model.device)
+        gold_NC = tokens_NT[:, token_batch.prompt_tokens :]
         logprobs_NCV = completion_logprobs(model, tokens_NT[:, :-1], gold_NC.shape[1])
         log_mass.append(logprobs_NCV.gather(-1, gold_NC[..., None]).squeeze(-1).double().sum(dim=1).cpu().numpy())
         greedy.append((logprobs_NCV.argmax(dim=-1) == gold_NC).all(dim=1).cpu().numpy())

@@ -8,7 +8,7 @@ from rayexp.evaluation.mass import gold_scores
 from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import Evaluate
-from rayexp.tasks.strings import Cell, Corpus, Rectangle, Verifier, World, vocabulary
+from rayexp.tasks.strings import Cell, Corpus, TokenBatch, Verifier, World, vocabulary
 
 #: Test prompts are those of one corpus, whatever the seeds of the stages are: results are paired across stages.
 TEST_SEED = 0
@@ -39,21 +39,21 @@ def measure(model: LlamaForCausalLM, world: World, spec: Evaluate) -> pa.Table:
     model.eval()
     rows = []
     for role, cell in world.cells.roles():
-        rectangle = corpus.cell("test", cell, 0, spec.prompts_per_cell)
-        scores = gold_scores(model, rectangle)
-        completions = _greedy(model, world, cell, rectangle, scores.greedy_N)
+        token_batch = corpus.cell("test", cell, 0, spec.prompts_per_cell)
+        scores = gold_scores(model, token_batch)
+        completions = _greedy(model, world, cell, token_batch, scores.greedy_N)
         sampled, answers, traces = 0, np.zeros(len(scores.greedy_N), int), np.zeros(len(scores.greedy_N), int)
         if world.samples == "trace":
             sampled = spec.sampled_completions
-            answers, traces = _sample(model, world, cell, rectangle, spec)
-        for i, tokens_T in enumerate(rectangle.tokens_NT):
+            answers, traces = _sample(model, world, cell, token_batch, spec)
+        for i, tokens_T in enumerate(token_batch.tokens_NT):
             rows.append(
                 {
                     "role": role,
                     "cell": cell.name,
-                    "prompt_index": int(rectangle.index_N[i]),
-                    "prompt": vocabulary.decode(tokens_T[: rectangle.prompt_tokens]),
-                    "gold": vocabulary.decode(tokens_T[rectangle.prompt_tokens :]),
+                    "prompt_index": int(token_batch.index_N[i]),
+                    "prompt": vocabulary.decode(tokens_T[: token_batch.prompt_tokens]),
+                    "gold": vocabulary.decode(tokens_T[token_batch.prompt_tokens :]),
                     "log_mass": float(scores.log_mass_N[i]),
                     "greedy_correct": bool(scores.greedy_N[i]),
                     "completion": completions[i],
@@ -67,13 +67,13 @@ def measure(model: LlamaForCausalLM, world: World, spec: Evaluate) -> pa.Table:
 
 
 def _greedy(
-    model: LlamaForCausalLM, world: World, cell: Cell, rectangle: Rectangle, correct_N: np.ndarray
+    model: LlamaForCausalLM, world: World, cell: Cell, token_batch: TokenBatch, correct_N: np.ndarray
 ) -> list[str]:
     """What greedy decoding writes for each prompt. Only where that is not the gold completion is anything decoded."""
     wrong = np.flatnonzero(~correct_N)
-    written = [vocabulary.decode(tokens_T[rectangle.prompt_tokens :]) for tokens_T in rectangle.tokens_NT]
+    written = [vocabulary.decode(tokens_T[token_batch.prompt_tokens :]) for tokens_T in token_batch.tokens_NT]
     if len(wrong):
-        prompts = [rectangle.prompts[i].tolist() for i in wrong]
+        prompts = [token_batch.prompts[i].tolist() for i in wrong]
         budgets = [world.completion_budget(cell)] * len(wrong)
         for i, row in zip(wrong, TorchSampler(model).greedy(prompts, budgets).rows, strict=True):
             written[i] = vocabulary.decode(row)
@@ -81,10 +81,10 @@ def _greedy(
 
 
 def _sample(
-    model: LlamaForCausalLM, world: World, cell: Cell, rectangle: Rectangle, spec: Evaluate
+    model: LlamaForCausalLM, world: World, cell: Cell, token_batch: TokenBatch, spec: Evaluate
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correct answers and correct traces among ``spec.sampled_completions`` of each prompt."""
-    prompts = [prompt.tolist() for prompt in rectangle.prompts]
+    prompts = [prompt.tolist() for prompt in token_batch.prompts]
     seeds = [prompt_seed(spec.seed, "evaluate", cell.name, i) for i in range(len(prompts))]
     budget = world.completion_budget(cell)
     completions = TorchSampler(model).generate(prompts, seeds, spec.sampled_completions, [budget] * len(prompts))

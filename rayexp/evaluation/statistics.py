@@ -51,7 +51,7 @@ def summarised(rows: pd.DataFrame, **columns: str) -> dict[str, Any]:
     return out
 
 
-def cautious(rows: pd.DataFrame, column: str, possible: Limits = UNLIMITED) -> Interval:
+def conservative_interval(rows: pd.DataFrame, column: str, possible: Limits = UNLIMITED) -> Interval:
     """Mean with the wider of two 95 % intervals: bootstrap over seeds and prompts, Student's t over means of seeds.
 
     possible: as of ``interval``. Student's t knows of no limits, and with few seeds it may cover all between them.
@@ -67,7 +67,7 @@ def cautious(rows: pd.DataFrame, column: str, possible: Limits = UNLIMITED) -> I
 
 def proportion(rows: pd.DataFrame, column: str) -> Interval:
     """Share of rows where a boolean column is true, with the wider of the intervals by Wilson and over seeds."""
-    over_seeds = cautious(rows, column, (0.0, 1.0))
+    over_seeds = conservative_interval(rows, column, (0.0, 1.0))
     over_rows = wilson(int(rows[column].sum()), len(rows))
     return replace(over_seeds, low=min(over_seeds.low, over_rows.low), high=max(over_seeds.high, over_rows.high))
 

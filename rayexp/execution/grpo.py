@@ -1,4 +1,4 @@
-"""GRPO: (spec, finished init) -> artifact. One learner actor, a fleet of rollout actors, and this loop between them."""
+"""GRPO: (spec, finished init) -> artifact. One learner actor, its rollout workers, and this loop between them."""
 
 import logging
 import time
@@ -7,73 +7,73 @@ from typing import Any
 
 import numpy as np
 
-from rayexp import rng as counter
+from rayexp import rng
 from rayexp.distributed.saving import Saving
 from rayexp.distributed.weight_sync import direct
-from rayexp.distributed.workers import Crew, LearnerDiedError, crew_for
-from rayexp.errors import first_line, naming
+from rayexp.distributed.workers import GRPOWorkers, LearnerDiedError, acquire_workers
+from rayexp.errors import error_context, first_line
 from rayexp.execution import evaluate
 from rayexp.execution.rollout_log import RolloutLog
 from rayexp.models import decoder
 from rayexp.rl.learner import rollout_batches
 from rayexp.sampling.base import Completions, prompt_seed
-from rayexp.spec import GRPO, Evaluate, Execution
+from rayexp.spec import GRPO, Evaluate, RunConfig
 from rayexp.store.artifacts import Store
 from rayexp.tasks.strings import Corpus, Verifier
-from rayexp.telemetry.metric_log import Journal, Stopwatch, report
+from rayexp.telemetry.metric_log import MetricLog, PhaseTimer, report
 
 log = logging.getLogger(__name__)
 Progress = Callable[[dict[str, Any]], None]
 
 
-def run(spec: GRPO, evaluations: Sequence[Evaluate], execution: Execution, progress: Progress) -> None:
+def run(spec: GRPO, evaluations: Sequence[Evaluate], run_config: RunConfig, progress: Progress) -> None:
     """Run the stage from where it was left, publish it, then measure it. ``progress`` hears of every step.
 
-    If the learner's process dies, a new one goes on from the last checkpoint, ``execution.worker_failures`` times; not
+    If the learner's process dies, a new one goes on from the last checkpoint, ``run_config.worker_failures`` times; not
     where weights go directly between processes (rayexp.distributed.weight_sync): the attempt ends then.
     """
-    store = Store.of(execution)
+    store = Store.of(run_config)
     store.require_shared()
     if not store.finished(spec.id):
-        with crew_for(spec, execution) as crew:
-            for failures in range(execution.worker_failures + 1):
+        with acquire_workers(spec, run_config) as workers:
+            for failures in range(run_config.worker_failures + 1):
                 try:
-                    _train(spec, store, execution, crew, progress)
+                    _train(spec, store, run_config, workers, progress)
                     break
                 except LearnerDiedError as error:
-                    if failures == execution.worker_failures or direct(execution):
+                    if failures == run_config.worker_failures or direct(run_config):
                         raise
                     log.warning("%s; going on from its last checkpoint", first_line(error))
-                    crew.learner.begin(spec, execution)
+                    workers.learner.begin(spec, run_config)
             for evaluation in evaluations:
-                journal = Journal()
-                rows = crew.learner.call("measure", evaluation.model_dump_json())
-                evaluate.publish(evaluation, rows, journal, store, execution)
-    decoder.use_cores(execution.learner_cpus)
+                metric_log = MetricLog()
+                rows = workers.learner.call("measure", evaluation.model_dump_json())
+                evaluate.publish(evaluation, rows, metric_log, store, run_config)
+    decoder.use_cores(run_config.learner_cpus)
     for evaluation in evaluations:
         if not store.finished(evaluation.id):  # an earlier attempt died in between
-            evaluate.run(evaluation, store, execution)
+            evaluate.run(evaluation, store, run_config)
 
 
-def _train(spec: GRPO, store: Store, execution: Execution, crew: Crew, progress: Progress) -> None:
-    task, timed = Task(spec), Stopwatch()
-    fleet, learner = crew.fleet, crew.learner
-    saving, sampled = Saving(execution), time.monotonic()
+def _train(spec: GRPO, store: Store, run_config: RunConfig, workers: GRPOWorkers, progress: Progress) -> None:
+    task, timed = Task(spec), PhaseTimer()
+    rollout_manager, learner = workers.rollout_manager, workers.learner
+    saving, sampled = Saving(run_config), time.monotonic()
     completed = learner.call("completed")
-    rollout_log = RolloutLog(store, spec.id, enabled=execution.keep_rollouts, first_step=completed)
+    rollout_log = RolloutLog(store, spec.id, enabled=run_config.keep_rollouts, first_step=completed)
     drawn: Completions | None = learner.call("drawn")  # ahead of this step, with the weights before the last update
 
     for step in range(completed, spec.steps):
-        with naming(lambda step=step: f"{spec.label}, step {step + 1}"):
+        with error_context(lambda step=step: f"{spec.label}, step {step + 1}"):
             with timed("sync"):
-                fleet.sync(learner.weights(), version=step)
-                if (step - completed) % execution.parity_every_syncs == 0:
-                    fleet.require_parity(task.probe, learner.call("score", task.probe))
+                rollout_manager.sync(learner.weights(), version=step)
+                if (step - completed) % run_config.parity_every_syncs == 0:
+                    rollout_manager.require_parity(task.probe, learner.call("score", task.probe))
 
             with timed("rollout"):
-                completions = drawn or fleet.generate(*task.request(step))
+                completions = drawn or rollout_manager.generate(*task.request(step))
                 ahead = spec.staleness and step + 1 < spec.steps
-                draw_next = fleet.start(*task.request(step + 1)) if ahead else lambda: None
+                draw_next = rollout_manager.start(*task.request(step + 1)) if ahead else lambda: None
             numbers, prompts = task.numbers(step), task.prompts(step)
             with timed("reward"):
                 rewards_PG = task.rewards(prompts, completions)
@@ -96,7 +96,7 @@ def _train(spec: GRPO, store: Store, execution: Execution, crew: Crew, progress:
                     learner.call("checkpoint", drawn)
                 saving.done()
 
-    with naming(lambda: f"{spec.label}, publishing"):
+    with error_context(lambda: f"{spec.label}, publishing"):
         learner.call("publish", rollout_log.table(spec.steps), timed.seconds)
 
 
@@ -108,20 +108,20 @@ class Task:
         self._spec = spec
         self._verifier = Verifier(world)
         self._budgets = [world.completion_budget(cell) for cell in world.cells.cells(spec.prompts)]
-        rectangles = Corpus(world, spec.seed).tasks("grpo", spec.prompts, np.arange(spec.prompt_count))
+        token_batches = Corpus(world, spec.seed).tasks("grpo", spec.prompts, np.arange(spec.prompt_count))
         self._prompts = {
             int(number): prompt.tolist()
-            for rectangle in rectangles
-            for number, prompt in zip(rectangle.index_N, rectangle.prompts, strict=True)
+            for token_batch in token_batches
+            for number, prompt in zip(token_batch.index_N, token_batch.prompts, strict=True)
         }
-        gold = rectangles[0].tokens_NT[:4]
+        gold = token_batches[0].tokens_NT[:4]
         self.probe = [row.tolist() for row in gold]  # fixed tokens for the parity check
 
     def numbers(self, step: int) -> list[int]:
         """Which of the stage's prompts step ``step`` uses: epochs, each in a fresh order."""
         first = step * self._spec.prompts_per_step
-        order = counter.key(self._spec.seed, "grpo order")
-        return counter.epochs(order, self._spec.prompt_count, first, first + self._spec.prompts_per_step).tolist()
+        order = rng.stream_key(self._spec.seed, "grpo order")
+        return rng.epochs(order, self._spec.prompt_count, first, first + self._spec.prompts_per_step).tolist()
 
     def prompts(self, step: int) -> list[list[int]]:
         return [self._prompts[number] for number in self.numbers(step)]

@@ -3,11 +3,11 @@
 import torch
 from transformers import LlamaForCausalLM
 
-from rayexp import rng as counter
+from rayexp import rng
 from rayexp.models import decoder
 from rayexp.spec import SFT
 from rayexp.store.artifacts import Store
-from rayexp.tasks.strings import Corpus, Rectangle
+from rayexp.tasks.strings import Corpus, TokenBatch
 
 
 def initial(spec: SFT, store: Store, device: torch.device) -> LlamaForCausalLM:
@@ -16,14 +16,14 @@ def initial(spec: SFT, store: Store, device: torch.device) -> LlamaForCausalLM:
         return decoder.load(folder, device)
 
 
-def batch(spec: SFT, step: int) -> list[Rectangle]:
+def batch(spec: SFT, step: int) -> list[TokenBatch]:
     """ID samples only: ``samples`` different ones, in a fresh order each epoch."""
     start = step * spec.batch_samples
     stop = min(start + spec.batch_samples, spec.samples * spec.epochs)
-    numbers = counter.epochs(counter.key(spec.seed, "sft order"), spec.samples, start, stop)
+    numbers = rng.epochs(rng.stream_key(spec.seed, "sft order"), spec.samples, start, stop)
     return Corpus(spec.root.world, spec.seed).tasks("sft", "id", numbers)
 
 
-def loss_start(rectangle: Rectangle) -> int:
+def loss_start(token_batch: TokenBatch) -> int:
     """First token that counts: the first one of the completion."""
-    return rectangle.prompt_tokens
+    return token_batch.prompt_tokens

@@ -20,7 +20,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, ScalingConfig
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.v2._internal.execution import context
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -28,15 +28,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayexp.distributed.saving import Saving
-from rayexp.errors import NotFiniteError, PermanentError, StageError, first_line, naming, sentence
+from rayexp.errors import NotFiniteError, PermanentError, StageError, error_context, first_line, sentence
 from rayexp.execution import evaluate, pretrain, sft
 from rayexp.models import decoder
 from rayexp.rl import objectives
-from rayexp.spec import SFT, Evaluate, Execution, Pretrain, Stage, parse_stage
+from rayexp.spec import SFT, Evaluate, Pretrain, RunConfig, Stage, parse_stage
 from rayexp.store.artifacts import Store
-from rayexp.tasks.strings import Rectangle, vocabulary
+from rayexp.tasks.strings import TokenBatch, vocabulary
 from rayexp.telemetry import logs
-from rayexp.telemetry.metric_log import Journal, Stopwatch, report
+from rayexp.telemetry.metric_log import MetricLog, PhaseTimer, report
 from rayexp.training.trainer import Trainer, learning_rate
 
 Progress = Callable[[dict[str, Any]], None]
@@ -50,7 +50,7 @@ POINTS_PER_CURVE = 100
 STEPS_BETWEEN_REPORTS = 25
 
 
-class Alone:
+class SingleProcess:
     """The only rank there is; ``progress`` hears what it reports."""
 
     rank, ranks = 0, 1
@@ -58,58 +58,58 @@ class Alone:
     def __init__(self, progress: Progress) -> None:
         self.report = progress
 
-    def agreed(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What rank 0 says."""
         return value
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """For all ranks."""
 
-    def leaving(self) -> bool:
+    def is_preempted(self) -> bool:
         """Whether the machine of any rank is about to be taken away."""
         return False
 
 
-class Group:
-    """This rank of a Ray Train worker group; offers what ``Alone`` does."""
+class RayTrainContext:
+    """This rank of a Ray Train worker group; offers what ``SingleProcess`` does."""
 
     def __init__(self) -> None:
         context = ray.train.get_context()
         self.rank, self.ranks = context.get_world_rank(), context.get_world_size()
         self.report = ray.train.report
-        self.agreed = broadcast_from_rank_zero
-        self.wait = barrier
+        self.broadcast = broadcast_from_rank_zero
+        self.barrier = barrier
 
-    def leaving(self) -> bool:
+    def is_preempted(self) -> bool:
         """All ranks have to ask together."""
         return ray.train.get_preemption_info() is not None
 
 
-def run_in_process(stages: Sequence[Stage], execution: Execution, progress: Progress) -> None:
+def run_in_process(stages: Sequence[Stage], run_config: RunConfig, progress: Progress) -> None:
     """Run the unfinished ones of ``stages`` (parents first) in this process, which needs no cluster."""
-    _run(stages, execution, Alone(progress))
+    _run(stages, run_config, SingleProcess(progress))
 
 
-def run(stages: Sequence[Stage], execution: Execution, callbacks: Sequence[Any] = ()) -> None:
+def run(stages: Sequence[Stage], run_config: RunConfig, callbacks: Sequence[Any] = ()) -> None:
     """Run the unfinished ones of ``stages`` (parents first) in one worker group.
 
     Raises what the rank at fault raised, or StageError.
     """
-    gpus = execution.train_gpus or 0.0
+    gpus = run_config.train_gpus or 0.0
     with TemporaryDirectory(prefix="rayexp-train-") as folder:  # Ray's own notes on the run, of no use after it
         trainer = ray.train.torch.TorchTrainer(
             _worker,
             train_loop_config={
                 "stages": [stage.model_dump_json() for stage in stages],
-                "execution": execution.model_dump_json(),
+                "execution": run_config.model_dump_json(),
             },
-            torch_config=ray.train.torch.TorchConfig(timeout_s=math.ceil(execution.timeout_s)),
+            torch_config=ray.train.torch.TorchConfig(timeout_s=math.ceil(run_config.timeout_s)),
             scaling_config=ScalingConfig(
-                num_workers=execution.train_workers,
+                num_workers=run_config.train_workers,
                 use_gpu=gpus > 0,
-                resources_per_worker={"CPU": execution.train_cpus} | ({"GPU": gpus} if gpus else {}),
+                resources_per_worker={"CPU": run_config.train_cpus} | ({"GPU": gpus} if gpus else {}),
             ),
-            run_config=RunConfig(
+            run_config=ray.train.RunConfig(
                 name=stages[0].id,
                 storage_path=folder,
                 # Failures are tried again by the sweep, which knows those that would only come again.
@@ -138,60 +138,60 @@ def _worker(config: dict[str, Any]) -> None:
     """What every rank of a worker group runs."""
     # Ray writes a line at every report, through a logger that its own configuration does not reach.
     logging.getLogger(context.__file__).setLevel(logging.WARNING)
-    logs.speak()
+    logs.configure_worker_logging()
     stages = [parse_stage(text) for text in config["stages"]]
-    _run(stages, Execution.model_validate_json(config["execution"]), Group())
+    _run(stages, RunConfig.model_validate_json(config["execution"]), RayTrainContext())
 
 
-def _run(stages: Sequence[Stage], execution: Execution, group: Alone | Group) -> None:
-    store = Store.of(execution)
+def _run(stages: Sequence[Stage], run_config: RunConfig, context: SingleProcess | RayTrainContext) -> None:
+    store = Store.of(run_config)
     store.require_shared()
-    decoder.use_cores(execution.train_cpus)
+    decoder.use_cores(run_config.train_cpus)
     for stage in stages:
-        if group.agreed(store.finished(stage.id)):
+        if context.broadcast(store.finished(stage.id)):
             continue
         if isinstance(stage, Evaluate):
-            if group.rank == 0:
-                with naming(lambda stage=stage: stage.label):
-                    evaluate.run(stage, store, execution)
+            if context.rank == 0:
+                with error_context(lambda stage=stage: stage.label):
+                    evaluate.run(stage, store, run_config)
         else:
             assert isinstance(stage, Pretrain | SFT)
-            train(stage, store, execution, group)
-        group.wait()
+            train(stage, store, run_config, context)
+        context.barrier()
 
 
-def train(spec: Pretrain | SFT, store: Store, execution: Execution, group: Alone | Group) -> None:
+def train(spec: Pretrain | SFT, store: Store, run_config: RunConfig, context: SingleProcess | RayTrainContext) -> None:
     """Train one stage from where it was left and publish it."""
-    rank, ranks = group.rank, group.ranks
+    rank, ranks = context.rank, context.ranks
     stage: Any = pretrain if isinstance(spec, Pretrain) else sft
-    device = decoder.resolve_device(execution.device)
+    device = decoder.resolve_device(run_config.device)
     if device.type == "cuda" and ranks > 1:
         device = ray.train.torch.get_device()
     module = stage.initial(spec, store, device)
     model: nn.Module = nn.parallel.DistributedDataParallel(module) if ranks > 1 else module
     trainer = Trainer(model, spec.optimiser, spec.steps, module)
-    journal = Journal()
-    timed = Stopwatch()
-    _restore(trainer, journal, spec, store, group)
+    metric_log = MetricLog()
+    timed = PhaseTimer()
+    _restore(trainer, metric_log, spec, store, context)
     if device.type == COMPILED_ON and _training_flop(spec) > COMPILED_FLOP:
         trainer.compile()
 
     log_every = max(1, spec.steps // POINTS_PER_CURVE)
     report_every = max(STEPS_BETWEEN_REPORTS, log_every)
     losses = _LossMeter(device)
-    saving, read = Saving(execution), time.monotonic()
-    reported, tokens, leaving = trainer.completed_steps, 0, False
-    batches = _Ahead(partial(stage.batch, spec), spec.steps, timed)
+    saving, read = Saving(run_config), time.monotonic()
+    reported, tokens, is_preempted = trainer.completed_steps, 0, False
+    batches = PrefetchingLoader(partial(stage.batch, spec), spec.steps, timed)
     while (step := trainer.completed_steps) < spec.steps:
-        with naming(lambda step=step: f"{spec.label}, rank {rank}, step {step + 1}"):
-            rectangles = batches.take(step)
-            counted = sum(r.tokens_NT.size - len(r.tokens_NT) * stage.loss_start(r) for r in rectangles)
-            tokens += sum(r.tokens_NT.size for r in rectangles)
-            shards = [rectangle.shard(rank, ranks) for rectangle in rectangles]
+        with error_context(lambda step=step: f"{spec.label}, rank {rank}, step {step + 1}"):
+            token_batches = batches.take(step)
+            counted = sum(r.tokens_NT.size - len(r.tokens_NT) * stage.loss_start(r) for r in token_batches)
+            tokens += sum(r.tokens_NT.size for r in token_batches)
+            shards = [token_batch.shard(rank, ranks) for token_batch in token_batches]
             step_losses = [partial(_loss, trainer, losses, r, stage.loss_start(r), ranks / counted) for r in shards]
             try:
                 with timed("learn"):
-                    trainer.step(step_losses, meanwhile=partial(batches.make, step + 1))
+                    trainer.step(step_losses, overlap=partial(batches.make, step + 1))
             except NotFiniteError as error:
                 raise NotFiniteError(f"{error} ({_culprits(trainer, shards, stage.loss_start)})") from error
             if (step + 1) % log_every and step + 1 < spec.steps:
@@ -200,34 +200,34 @@ def train(spec: Pretrain | SFT, store: Store, execution: Execution, group: Alone
             measured = losses.read(ranks) | {"learning_rate": learning_rate(spec.optimiser, step, spec.steps)}
             speed = {"tokens_per_s": tokens / (now - read)}
             numbers = {spec.kind: measured | speed}
-            journal.log(step + 1, **numbers)
+            metric_log.log(step + 1, **numbers)
             read, tokens = now, 0
             if step + 1 - reported >= report_every or step + 1 == spec.steps:
                 with timed("report"):
-                    group.report(report(spec, step + 1, **numbers))
+                    context.report(report(spec, step + 1, **numbers))
                 reported = step + 1
-                warned, leaving = leaving, group.leaving()
-                if leaving and not warned:
+                warned, is_preempted = is_preempted, context.is_preempted()
+                if is_preempted and not warned:
                     saving.hasten()  # a node is about to be taken away
             # Here, where the loss meters of all ranks are empty, so that a continued run draws the same curve.
             if rank == 0 and saving.due():
                 with timed("checkpoint"):
-                    _checkpoint(trainer, journal, spec, store)
+                    _checkpoint(trainer, metric_log, spec, store)
                 saving.done()
 
     if rank == 0:
-        with naming(lambda: f"{spec.label}, publishing"), TemporaryDirectory() as folder:
+        with error_context(lambda: f"{spec.label}, publishing"), TemporaryDirectory() as folder:
             decoder.save(module, Path(folder) / "model")
-            journal.save(Path(folder))
-            store.publish(spec, Path(folder), journal.provenance(execution, timed.seconds))
+            metric_log.save(Path(folder))
+            store.publish(spec, Path(folder), metric_log.provenance(run_config, timed.seconds))
 
 
-class _Ahead:
+class PrefetchingLoader:
     """Batches, each made while the device is at work on the one before."""
 
-    def __init__(self, make: Callable[[int], list[Rectangle]], steps: int, timed: Stopwatch) -> None:
+    def __init__(self, make: Callable[[int], list[TokenBatch]], steps: int, timed: PhaseTimer) -> None:
         self._make, self._steps, self._timed = make, steps, timed
-        self._made: tuple[int, list[Rectangle]] | None = None
+        self._made: tuple[int, list[TokenBatch]] | None = None
 
     def make(self, step: int) -> None:
         """Make the batch of a step, if there is such a step."""
@@ -235,7 +235,7 @@ class _Ahead:
             with self._timed("samples"):
                 self._made = (step, self._make(step))
 
-    def take(self, step: int) -> list[Rectangle]:
+    def take(self, step: int) -> list[TokenBatch]:
         """The batch of a step."""
         if self._made is None or self._made[0] != step:
             self.make(step)
@@ -249,9 +249,9 @@ def _training_flop(spec: Pretrain | SFT) -> float:
     return 6.0 * spec.root.decoder.parameters(vocabulary.SIZE) * spec.root.world.max_tokens * spec.samples * epochs
 
 
-def _nll(trainer: Trainer, rectangle: Rectangle, start: int) -> Tensor:
+def _nll(trainer: Trainer, token_batch: TokenBatch, start: int) -> Tensor:
     """Summed next-token loss of each sample, in nats."""
-    tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64)).to(trainer.device, non_blocking=True)
+    tokens_NT = torch.from_numpy(token_batch.tokens_NT.astype(np.int64)).to(trainer.device, non_blocking=True)
     rows = len(tokens_NT)
     inputs_NT = functional.pad(tokens_NT[:, :-1], (0, 0, 0, -rows % trainer.row_multiple), value=vocabulary.PAD)
     with trainer.precision():
@@ -260,24 +260,24 @@ def _nll(trainer: Trainer, rectangle: Rectangle, start: int) -> Tensor:
 
 
 @torch.no_grad()
-def _culprits(trainer: Trainer, shards: Sequence[Rectangle], loss_start: Callable[[Rectangle], int]) -> str:
+def _culprits(trainer: Trainer, shards: Sequence[TokenBatch], loss_start: Callable[[TokenBatch], int]) -> str:
     """Which samples of a batch have a loss that is not finite."""
     indices: list[int] = []
-    for rectangle in shards:
-        bad_N = ~torch.isfinite(_nll(trainer, rectangle, loss_start(rectangle)))
-        indices += rectangle.index_N[bad_N.cpu().numpy()].tolist()
+    for token_batch in shards:
+        bad_N = ~torch.isfinite(_nll(trainer, token_batch, loss_start(token_batch)))
+        indices += token_batch.index_N[bad_N.cpu().numpy()].tolist()
     return f"sample {', '.join(map(str, indices))}" if indices else "the loss of every single sample is finite"
 
 
-def _loss(trainer: Trainer, losses: "_LossMeter", rectangle: Rectangle, start: int, weight: float) -> Tensor:
+def _loss(trainer: Trainer, losses: "_LossMeter", token_batch: TokenBatch, start: int, weight: float) -> Tensor:
     """Mean next-token loss of this rank's rows. DDP averages gradients over ranks: ``weight`` undoes that, so that the
     step is that of the whole batch, however many ranks share it. A rank without rows adds a zero gradient."""
-    if len(rectangle.tokens_NT) == 0:
+    if len(token_batch.tokens_NT) == 0:
         nothing = torch.zeros((1, 1), dtype=torch.int64, device=trainer.device)
         return trainer.model(input_ids=nothing, use_cache=False).logits.sum() * 0.0
-    nll_N = _nll(trainer, rectangle, start)
-    ood_N = torch.from_numpy(rectangle.ood_N).to(trainer.device)
-    losses.add(nll_N.detach(), rectangle.tokens_NT.shape[1] - start, ood_N)
+    nll_N = _nll(trainer, token_batch, start)
+    ood_N = torch.from_numpy(token_batch.ood_N).to(trainer.device)
+    losses.add(nll_N.detach(), token_batch.tokens_NT.shape[1] - start, ood_N)
     return nll_N.sum() * weight
 
 
@@ -305,21 +305,23 @@ class _LossMeter:
         return {name: nll / tokens for name, (nll, tokens) in pairs.items() if tokens}
 
 
-def _checkpoint(trainer: Trainer, journal: Journal, spec: Stage, store: Store) -> None:
+def _checkpoint(trainer: Trainer, metric_log: MetricLog, spec: Stage, store: Store) -> None:
     with TemporaryDirectory() as folder:
         torch.save(trainer.state(), Path(folder) / "trainer.pt")
-        journal.save(Path(folder))
+        metric_log.save(Path(folder))
         store.save_checkpoint(spec.id, trainer.completed_steps, Path(folder))
 
 
-def _restore(trainer: Trainer, journal: Journal, spec: Stage, store: Store, group: Alone | Group) -> None:
+def _restore(
+    trainer: Trainer, metric_log: MetricLog, spec: Stage, store: Store, context: SingleProcess | RayTrainContext
+) -> None:
     """Continue from the newest good checkpoint. Rank 0 reads it and hands it round, so that no two ranks can differ."""
     state: dict[str, Any] | None = None
-    if group.rank == 0:
+    if context.rank == 0:
         with store.latest_checkpoint(spec.id) as folder:
             if folder is not None:
                 state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
-                journal.load(folder)
-    state = group.agreed(state)
+                metric_log.load(folder)
+    state = context.broadcast(state)
     if state is not None:
         trainer.restore(state)

@@ -78,7 +78,7 @@ def load(folder: Path, device: torch.device = CPU) -> LlamaForCausalLM:
     return _placed(model, device)
 
 
-def computing(model: LlamaForCausalLM, precision: str) -> AbstractContextManager[Any]:
+def autocast(model: LlamaForCausalLM, precision: str) -> AbstractContextManager[Any]:
     """The context in which a decoder of fp32 weights computes in ``precision``: fp32, or bf16 by autocast."""
     if precision == "fp32":
         return nullcontext()

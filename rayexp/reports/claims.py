@@ -13,7 +13,15 @@ import numpy as np
 import pandas as pd
 
 from rayexp.evaluation.metrics import Interval
-from rayexp.evaluation.statistics import ALPHA, cautious, holm, p_of_mean, p_of_proportion, possible_change, proportion
+from rayexp.evaluation.statistics import (
+    ALPHA,
+    conservative_interval,
+    holm,
+    p_of_mean,
+    p_of_proportion,
+    possible_change,
+    proportion,
+)
 from rayexp.evaluation.theory import paper_bound, tilted
 from rayexp.reports.arms import ROLE_NAMES, Arm, arms, before, percent
 from rayexp.spec import number
@@ -154,7 +162,7 @@ def no_mass_no_gain(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     without = target[target["ood_ratio"] == 0]
     if without.empty:
         return [_missing("the study has no finished chain with an OOD ratio of 0", arm.target)]
-    gain = cautious(without, "gain", possible_change(without["init_q"]))
+    gain = conservative_interval(without, "gain", possible_change(without["init_q"]))
     measured = f"gain {gain}, from a mean Q of {before(without)['init_q'].mean():.2g}"
     p = p_of_mean(without, "gain", SMALL_GAIN)
     return [Finding(_below(gain, SMALL_GAIN), measured, gain, p, arm.target, _idle(target))]
@@ -181,7 +189,7 @@ def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     compared = [pairs.assign(margin=pairs[best] - pairs[end]).reset_index() for end in (low_end, high_end)]
     # What is there at one ratio may be lost, what is missing at the other gained, and the other way round.
     limits = [(end - before_best - 1, end - before_best + 1) for end in before_ends]
-    margins = [cautious(rows, "margin", possible) for rows, possible in zip(compared, limits, strict=True)]
+    margins = [conservative_interval(rows, "margin", possible) for rows, possible in zip(compared, limits, strict=True)]
     verdict, note = _in_between(margins, means, q[high_end])
     measured = (
         f"gain {means[best]:.3g} at {percent(best)} % OOD; more than at {percent(low_end)} % by {margins[0]}, "
@@ -222,13 +230,13 @@ def _saturation(role: str, rows: pd.DataFrame) -> Finding:
     full = rows[rows.groupby("ood_ratio")["init_q"].transform("mean") > SATURATED_Q]
     if full.empty:
         return _missing(f"mean Q before GRPO is at most {SATURATED_Q:g} at every finished OOD ratio", role)
-    gain, possible = cautious(full, "gain", possible_change(full["init_q"])), 1 - full["init_q"]
+    gain, possible = conservative_interval(full, "gain", possible_change(full["init_q"])), 1 - full["init_q"]
     measured = f"gain {gain} of a possible {possible.mean():.3g}"
     if possible.mean() > 0:
         # A ratio of means, linearised (delta method) so that it has an interval like any mean.
         share = full["gain"].mean() / possible.mean()
         linear = full.assign(share=share + (full["gain"] - share * possible) / possible.mean())
-        measured += f": a share of {_share(cautious(linear, 'share'))}"
+        measured += f": a share of {_share(conservative_interval(linear, 'share'))}"
     note = f"At {', '.join(map(percent, sorted(full['ood_ratio'].unique())))} % OOD."
     if possible.mean() < SATURATED_GAIN:
         note += " So little was left that the limit can hardly be passed; the share says what GRPO made of it."

@@ -21,7 +21,7 @@ from rayexp.evaluation.statistics import interval, possible_change
 from rayexp.spec import Stage, number
 from rayexp.stages import settings
 from rayexp.store.artifacts import Store, StoreError
-from rayexp.store.index import Catalog
+from rayexp.store.index import StoreIndex
 
 KEY = ["role", "cell", "prompt_index"]
 COLUMNS = ["stage_id", *KEY, "prompt", "q"]
@@ -45,13 +45,13 @@ class Study:
         Raises StoreError if there is no such study, or its results are none.
         """
         url, name = _located(reference, store_url)
-        catalog = Catalog(store := Store(url))
-        catalog.require_there()
+        index = StoreIndex(store := Store(url))
+        index.require_there()
         path = f"studies/{name}/results.parquet"
         try:
             data = store.files.read(path)
         except FileNotFoundError:
-            known = catalog.studies(having="results.parquet")
+            known = index.studies(having="results.parquet")
             allowed = f"{did_you_mean(name, known)}allowed there: {', '.join(known) or 'there are none'}"
             raise StoreError(f"study is {name!r}, without results in the store {url}; {allowed}") from None
         try:
@@ -60,7 +60,7 @@ class Study:
             raise StoreError(f"{url}/{path} is no table of results ({first_line(error)})") from error
         if missing := [column for column in COLUMNS if column not in rows]:
             raise StoreError(f"{url}/{path} has no column {missing[0]}")
-        stages = catalog.specs(rows["stage_id"].unique().tolist())
+        stages = index.specs(rows["stage_id"].unique().tolist())
         return cls(f"{name} in {url}", rows, stages, {i: settings.along(stage) for i, stage in stages.items()})
 
 
@@ -85,7 +85,7 @@ def compare(a: Study, b: Study) -> Comparison:
     bearing = _bearing(a, b)
     partners = {_key(b, stage_id, bearing): stage_id for stage_id in b.stages}
     pairs = {i: partners[key] for i in a.stages if (key := _key(a, i, bearing)) in partners}
-    joined = _joined(a, b, pairs)
+    joined = _concat(a, b, pairs)
     keys = ["stage", "ood_ratio", "role"]
     rows = []
     for names, group in joined.groupby(keys, sort=False):
@@ -144,7 +144,7 @@ def _key(study: Study, stage_id: str, bearing: Mapping[tuple[str, str], str]) ->
     return kind, *sorted((name, repr(flat[name])) for name in flat if bearing.get((kind, name)) != DROPPED)
 
 
-def _joined(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
+def _concat(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
     """One row a pair of prompts: stage, ood_ratio, seed, KEY, q and prompt of both, difference."""
     frames = []
     rows = {study.title: dict(list(study.rows.groupby("stage_id", sort=False))) for study in (a, b)}

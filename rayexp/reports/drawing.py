@@ -52,7 +52,7 @@ BOOTSTRAP = (
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-class Look(NamedTuple):
+class LineStyle(NamedTuple):
     """Return what a series can be told by; only what is before GRPO is black, and no two have both colour and line."""
 
     colour: Any
@@ -61,10 +61,10 @@ class Look(NamedTuple):
 
 
 #: Before GRPO, then the betas in ascending order.
-LOOKS: list[Look] = [
-    Look("#000000", "o", "-"),
+LINE_STYLES: list[LineStyle] = [
+    LineStyle("#000000", "o", "-"),
     *(
-        Look(colour, marker, line)
+        LineStyle(colour, marker, line)
         for line, markers in (("-", "s^DvPX"), (":", "<>p*dH"), ("-.", "^DvPXs"))
         for colour, marker in zip(COLOURS, markers, strict=True)
     ),
@@ -81,7 +81,7 @@ def plain() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ReportFigure:
     """A figure, its words, and the data it shows: one row for each point."""
 
     caption: str
@@ -96,12 +96,12 @@ class Series:
 
     key: Any
     name: str
-    look: Look
+    style: LineStyle
 
     @property
     def line(self) -> Any:
         """Line style where there are no markers: what is before GRPO is dashed."""
-        return "--" if self.key is None else self.look.line
+        return "--" if self.key is None else self.style.line
 
 
 def panels(rows: int, height: float, around: float = 0.8, columns: int = 2) -> tuple[Figure, np.ndarray]:
@@ -152,7 +152,7 @@ def ratio_axes(figure: Figure, axes: np.ndarray, ratios: dict[Any, int]) -> None
 def before_and_betas(betas: pd.Series) -> list[Series]:
     """Series for before GRPO and after it with each beta, as far as there are looks that can be told apart."""
     names = {None: "before GRPO"} | {beta: f"after, β = {number(beta)}" for beta in sorted(betas.dropna().unique())}
-    return [Series(key, name, look) for (key, name), look in zip(names.items(), LOOKS, strict=False)]
+    return [Series(key, name, style) for (key, name), style in zip(names.items(), LINE_STYLES, strict=False)]
 
 
 def legend_rows(series: list[Series]) -> float:
@@ -162,18 +162,18 @@ def legend_rows(series: list[Series]) -> float:
 
 def left_out(betas: pd.Series) -> str:
     """A sentence where there are more betas than ``before_and_betas`` can show."""
-    count, shown = betas.dropna().nunique(), len(LOOKS) - 1
+    count, shown = betas.dropna().nunique(), len(LINE_STYLES) - 1
     if count <= shown:
         return ""
     return f"Of {count} β the smallest {shown} are drawn, because no more can be told apart; the data have all."
 
 
-def bars(axis: Axes, x: Any, points: pd.DataFrame, column: str, look: tuple[Any, str, str]) -> None:
+def bars(axis: Axes, x: Any, points: pd.DataFrame, column: str, style: tuple[Any, str, str]) -> None:
     """Points at ``x`` with vertical intervals, from the columns ``column``, ``column_low`` and ``column_high``."""
     mean, low, high = (points[name].to_numpy(dtype=float) for name in (column, f"{column}_low", f"{column}_high"))
     # Rounding may leave an end on the wrong side of its mean by 1e-17, which errorbar refuses.
     ends = np.maximum(0, [mean - low, high - mean])
-    colour, marker, line = look
+    colour, marker, line = style
     axis.errorbar(x, mean, yerr=ends, color=colour, marker=marker, linestyle=line, elinewidth=1)
 
 
@@ -184,7 +184,7 @@ def intervals(
     ratios: dict[Any, int],
     series: Series,
     all_series: list[Series],
-    hollow: pd.Series | None = None,
+    open_markers: pd.Series | None = None,
 ) -> None:
     """A line over OOD ratios with vertical intervals, moved sideways a little so that those of one ratio keep apart.
 
@@ -193,10 +193,10 @@ def intervals(
     aside = min(0.09, 0.7 / len(all_series))
     x = points["ood_ratio"].map(ratios) + aside * (all_series.index(series) - (len(all_series) - 1) / 2)
     order = x.argsort()
-    bars(axis, x.iloc[order], points.iloc[order], column, series.look)
-    if hollow is not None and hollow.any():
-        look: dict[str, Any] = {"facecolor": "white", "edgecolor": series.look.colour, "s": 18, "zorder": 3}
-        axis.scatter(x[hollow], points[column][hollow], marker=series.look.marker, **look)
+    bars(axis, x.iloc[order], points.iloc[order], column, series.style)
+    if open_markers is not None and open_markers.any():
+        style: dict[str, Any] = {"facecolor": "white", "edgecolor": series.style.colour, "s": 18, "zorder": 3}
+        axis.scatter(x[open_markers], points[column][open_markers], marker=series.style.marker, **style)
 
 
 def series_legend(
@@ -213,8 +213,8 @@ def series_legend(
     counts = f"{counted(data['n_seeds'], 'seed')}, {counted(data['n'] // data['n_seeds'], 'prompt')} a seed"
     handles = []
     for one in series:
-        line, marker = (one.line, "") if lines_only else (one.look.line, one.look.marker)
-        handles.append(Line2D([], [], color=one.look.colour, label=one.name, linestyle=line, marker=marker))
+        line, marker = (one.line, "") if lines_only else (one.style.line, one.style.marker)
+        handles.append(Line2D([], [], color=one.style.colour, label=one.name, linestyle=line, marker=marker))
     columns = 2 if len(handles) == 4 else min(3, len(handles))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=f"{counts}; {spread}")
 
@@ -224,9 +224,9 @@ def ratio_legend(
     ratios: dict[Any, int],
     title: str,
     where: Literal["outside upper center", "outside lower center"] = "outside upper center",
-    **look: Any,
+    **style: Any,
 ) -> None:
     """The colours of OOD ratios."""
     colours = ratio_colours(len(ratios))
-    handles = [Line2D([], [], color=colours[i], label=f"{percent(ratio)} %", **look) for ratio, i in ratios.items()]
+    handles = [Line2D([], [], color=colours[i], label=f"{percent(ratio)} %", **style) for ratio, i in ratios.items()]
     figure.legend(handles=handles, loc=where, ncols=min(4, len(handles)), title=title)

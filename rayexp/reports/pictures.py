@@ -16,9 +16,9 @@ import pandas as pd
 from rayexp.errors import sentence
 
 if TYPE_CHECKING:
-    from rayexp.reports.drawing import Drawing
+    from rayexp.reports.drawing import ReportFigure
 
-Draw = Callable[[pd.DataFrame], "Drawing | None"]
+Draw = Callable[[pd.DataFrame], "ReportFigure | None"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _picture(title: str, draw: Draw, rows: pd.DataFrame, path: Path) -> Picture 
     return Picture(title, drawing.caption, drawing.alt, svg, size, data=True)
 
 
-def _saved(drawing: "Drawing", image: Path) -> tuple[str, tuple[int, int]]:
+def _saved(drawing: "ReportFigure", image: Path) -> tuple[str, tuple[int, int]]:
     """Save a drawing as an image, and return it with its size: as vectors on a transparent ground, which dark mode can
     invert."""
     from rayexp.reports.drawing import DPI

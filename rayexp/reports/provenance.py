@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from rayexp.spec import GRPO, Evaluate, Execution, Pretrain, Stage, number, one_line
+from rayexp.spec import GRPO, Evaluate, Pretrain, RunConfig, Stage, number, one_line
 from rayexp.stages.settings import condition, labelled, varying
 from rayexp.store.artifacts import DamagedError, Store, StoreError
 from rayexp.store.provenance import commit, other_code
@@ -31,7 +31,7 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
         try:
             record = store.provenance(stage.id)
             found, started, duration_s = _facts(record), str(record.get("started", "")), float(record["duration_s"])
-            cores, gpus = reserved(stage, Execution.model_validate(record["execution"]))
+            cores, gpus = reserved(stage, RunConfig.model_validate(record["execution"]))
         except DamagedError:
             raise
         except (StoreError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -48,16 +48,16 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
     return {"facts": distinct, "spent": _spent(runs), "runs": runs, "unread": unread, "other_code": others}
 
 
-def reserved(stage: Stage, execution: Execution) -> tuple[float, float]:
+def reserved(stage: Stage, run_config: RunConfig) -> tuple[float, float]:
     """Cores and GPUs that were kept for a stage while it ran. A measurement has those of the stage it follows."""
     subject = stage.init if isinstance(stage, Evaluate) else stage
     if subject.id.startswith("grpo-"):
-        workers = execution.rollout_workers
+        workers = run_config.rollout_workers
         return (
-            execution.learner_cpus + workers * execution.rollout_cpus,
-            (execution.learner_gpus or 0.0) + workers * (execution.rollout_gpus or 0.0),
+            run_config.learner_cpus + workers * run_config.rollout_cpus,
+            (run_config.learner_gpus or 0.0) + workers * (run_config.rollout_gpus or 0.0),
         )
-    return execution.train_workers * execution.train_cpus, execution.train_workers * (execution.train_gpus or 0.0)
+    return run_config.train_workers * run_config.train_cpus, run_config.train_workers * (run_config.train_gpus or 0.0)
 
 
 def _facts(record: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from rayexp.errors import NotFiniteError, PermanentError
 from rayexp.models import decoder
 from rayexp.rl import objectives
 from rayexp.rl.objectives import GRPOSettings, Rollouts
-from rayexp.rl.scoring import Beginnings, group_logprobs
+from rayexp.rl.scoring import UniquePrefixes, group_logprobs
 from rayexp.sampling.base import Completions
 from rayexp.spec import GRPO, number
 from rayexp.training.trainer import Trainer
@@ -47,7 +47,7 @@ class RolloutBatch:
 class _Part:
     """A batch on the device: what the decoder reads, the samples' own log-probabilities, and what the loss reads."""
 
-    beginnings: Beginnings
+    prefixes: UniquePrefixes
     sampler_logprobs_NC: Tensor
     rollouts: Rollouts
 
@@ -123,7 +123,7 @@ class PolicyLearner:
         """Raise NotFiniteError for the prompts of whose completions some log-probability is not finite."""
         for batch, part in zip(batches, parts, strict=True):
             with self.trainer.precision():
-                policy_NCV = group_logprobs(self.model, part.beginnings)
+                policy_NCV = group_logprobs(self.model, part.prefixes)
             found = {"policy": policy_NCV, "reference": part.rollouts.reference_NCV}
             for whose, logprobs_NCV in found.items():
                 if logprobs_NCV is not None:
@@ -132,14 +132,14 @@ class PolicyLearner:
 
     def _part(self, batch: RolloutBatch) -> _Part:
         device = self.trainer.device
-        beginnings = Beginnings.of(batch.prompts_PT, batch.tokens_NC, device)
+        prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, device)
         reference_NCV = None
         if self.reference is not None:
-            with torch.no_grad(), decoder.computing(self.reference, self._spec.optimiser.precision):
-                reference_NCV = group_logprobs(self.reference, beginnings)
+            with torch.no_grad(), decoder.autocast(self.reference, self._spec.optimiser.precision):
+                reference_NCV = group_logprobs(self.reference, prefixes)
         drawn_with_NC = torch.tensor(batch.sampler_logprobs_NC, device=device)
         return _Part(
-            beginnings,
+            prefixes,
             drawn_with_NC,
             Rollouts(
                 torch.tensor(batch.tokens_NC, device=device),
@@ -155,7 +155,7 @@ class PolicyLearner:
         """Fix what the ratios (but stale ones) and the KL in the reward refer to, before the first of the updates."""
         rollouts = part.rollouts
         with self.trainer.precision():
-            policy_NCV = group_logprobs(self.model, part.beginnings)
+            policy_NCV = group_logprobs(self.model, part.prefixes)
         old_NC = rollouts.old_logprobs_NC
         if old_NC is None:
             old_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)
@@ -175,7 +175,7 @@ class PolicyLearner:
     def _loss(self, part: _Part, sequences: int, totals: dict[str, Tensor]) -> Tensor:
         rollouts = part.rollouts
         with self.trainer.precision():
-            policy_NCV = group_logprobs(self.model, part.beginnings)
+            policy_NCV = group_logprobs(self.model, part.prefixes)
         loss, statistics = objectives.grpo_loss(policy_NCV, rollouts, self._settings)
         with torch.no_grad():
             logprobs_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1)

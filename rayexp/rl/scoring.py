@@ -22,12 +22,12 @@ from rayexp.models import decoder
 ROW_MULTIPLE = 32
 
 
-def in_full_rows(keys_U: np.ndarray) -> np.ndarray:
+def pad_rows(keys_U: np.ndarray) -> np.ndarray:
     """With the last row repeated up to a multiple of ``ROW_MULTIPLE``; nobody reads what comes of the repetitions."""
     return np.concatenate([keys_U, np.repeat(keys_U[-1:], -len(keys_U) % ROW_MULTIPLE, axis=0)])
 
 
-def take_rows(cache: DynamicCache, row_U: Tensor) -> None:
+def gather_cache_rows(cache: DynamicCache, row_U: Tensor) -> None:
     """Row i of the cache becomes what row ``row_U[i]`` was; where one is taken several times, gradients add up.
 
     transformers' ``batch_select_indices`` does the same by indexing, which takes 2.6 times as long on a CPU.
@@ -38,7 +38,7 @@ def take_rows(cache: DynamicCache, row_U: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Beginnings:
+class UniquePrefixes:
     """What has to be read of groups of completions: each prompt once, and each different beginning once. The last token
     of a completion is predicted, and never read.
 
@@ -52,13 +52,13 @@ class Beginnings:
     row_N: Tensor
 
     @classmethod
-    def of(cls, prompts_PT: np.ndarray, tokens_NC: np.ndarray, device: torch.device = decoder.CPU) -> "Beginnings":
+    def of(cls, prompts_PT: np.ndarray, tokens_NC: np.ndarray, device: torch.device = decoder.CPU) -> "UniquePrefixes":
         """``tokens_NC``: the members of each prompt's group side by side. They are compared on the host: a GPU would
         have to be waited for until it says how many there are."""
         prompt_N = np.repeat(np.arange(len(prompts_PT)), len(tokens_NC) // len(prompts_PT))
         keys_NK = np.concatenate([prompt_N[:, None], tokens_NC[:, :-1]], axis=1, dtype=np.int64)
         keys_UK, row_N = np.unique(keys_NK, axis=0, return_inverse=True)
-        keys_UK = in_full_rows(keys_UK)
+        keys_UK = pad_rows(keys_UK)
         return cls(
             torch.tensor(prompts_PT, dtype=torch.int64, device=device),
             torch.tensor(keys_UK[:, 1:], device=device),
@@ -67,20 +67,20 @@ class Beginnings:
         )
 
 
-def group_logprobs(model: LlamaForCausalLM, beginnings: Beginnings) -> Tensor:
+def group_logprobs(model: LlamaForCausalLM, prefixes: UniquePrefixes) -> Tensor:
     """Log-probabilities over the vocabulary at every token of groups of completions: [N, C, V], fp32.
 
     Keys and values of a prompt are shared by its group, and what a beginning leads to by all that have it, gradients
     included.
     """
     cache = DynamicCache()
-    first_P1V = model(input_ids=beginnings.prompts_PT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    logits_UCV = first_P1V.index_select(0, beginnings.prompt_U)
-    if beginnings.tokens_UC.shape[1]:
-        take_rows(cache, beginnings.prompt_U)
-        rest_UCV = model(input_ids=beginnings.tokens_UC, past_key_values=cache, use_cache=True).logits
+    first_P1V = model(input_ids=prefixes.prompts_PT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    logits_UCV = first_P1V.index_select(0, prefixes.prompt_U)
+    if prefixes.tokens_UC.shape[1]:
+        gather_cache_rows(cache, prefixes.prompt_U)
+        rest_UCV = model(input_ids=prefixes.tokens_UC, past_key_values=cache, use_cache=True).logits
         logits_UCV = torch.cat([logits_UCV, rest_UCV], dim=1)
-    return logits_UCV.float().log_softmax(dim=-1).index_select(0, beginnings.row_N)
+    return logits_UCV.float().log_softmax(dim=-1).index_select(0, prefixes.row_N)
 
 
 def completion_logprobs(model: LlamaForCausalLM, inputs_NT: Tensor, completion_tokens: int) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from rayexp import rng as counter
+from rayexp import rng
 from rayexp.tasks.strings import vocabulary
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ SEED_STRIDE = 1024
 
 def prompt_seed(*parts: str | int) -> int:
     """A seed for one prompt of one step of one run: a multiple of SEED_STRIDE, below 2^62."""
-    return (counter.key(*parts) >> 12) * SEED_STRIDE
+    return (rng.stream_key(*parts) >> 12) * SEED_STRIDE
 
 
 #: Arrays by name; a learner on a GPU may hand its own tensors on (numpy.ndarray or torch.Tensor).

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
-from rayexp import rng as counter
+from rayexp import rng
 from rayexp.models import decoder
-from rayexp.rl.scoring import in_full_rows, take_rows
+from rayexp.rl.scoring import gather_cache_rows, pad_rows
 from rayexp.sampling.base import Completions, Weights, as_tensors
 from rayexp.sampling.cuda_graph import CapturedStep
 from rayexp.tasks.strings import vocabulary
@@ -44,7 +44,7 @@ class TorchSampler:
 
         def choose(logits_NV: Tensor, position: int, rows_N: np.ndarray) -> Tensor:
             cumulative_NV = logits_NV.double().softmax(dim=-1).cumsum(dim=-1)
-            u_N = torch.from_numpy(counter.uniform(counter.key("sample", position), seeds_N[rows_N]))
+            u_N = torch.from_numpy(rng.uniform(rng.stream_key("sample", position), seeds_N[rows_N]))
             u_N1 = u_N.to(logits_NV.device)[:, None] * cumulative_NV[:, -1:]
             return torch.searchsorted(cumulative_NV, u_N1, right=True).squeeze(1).clamp(max=logits_NV.shape[1] - 1)
 
@@ -60,7 +60,7 @@ class TorchSampler:
         scores = []
         for sequence in sequences:
             ids_1T = torch.tensor([list(sequence)], device=self._model.device)
-            with decoder.computing(self._model, self._precision):
+            with decoder.autocast(self._model, self._precision):
                 logits_TV = self._model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
             logprobs_TV = logits_TV.log_softmax(dim=-1)
             scores.append(logprobs_TV.gather(1, ids_1T[0, 1:, None]).squeeze(1).cpu().numpy())
@@ -77,14 +77,14 @@ class TorchSampler:
         for (_, limit), members in groups.items():
             prompts_PT = torch.tensor([list(map(int, prompts[i])) for i in members], device=self._model.device)
             rows_N = np.array([i * group_size + j for i in members for j in range(group_size)])
-            with decoder.computing(self._model, self._precision):
-                chosen_NC, scores_NC = self._decode_rectangle(prompts_PT, limit, group_size, rows_N, choose)
+            with decoder.autocast(self._model, self._precision):
+                chosen_NC, scores_NC = self._decode_batch(prompts_PT, limit, group_size, rows_N, choose)
             for row, ids, values in zip(rows_N, chosen_NC.tolist(), scores_NC.tolist(), strict=True):
                 length = ids.index(vocabulary.EOS) + 1 if vocabulary.EOS in ids else len(ids)
                 tokens[row], logprobs[row] = ids[:length], values[:length]
         return Completions.from_rows(tokens, logprobs, self.weight_version)
 
-    def _decode_rectangle(self, prompts_PT: Tensor, limit: int, group_size: int, rows_N: np.ndarray, choose):
+    def _decode_batch(self, prompts_PT: Tensor, limit: int, group_size: int, rows_N: np.ndarray, choose):
         """Each prompt is read once for its group."""
         cache = DynamicCache()
         logits_PV = self._model(input_ids=prompts_PT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
@@ -118,10 +118,10 @@ class TorchSampler:
         def step(token_N: Tensor) -> Tensor:
             nonlocal row_N, known
             longer_U, row_N = np.unique(row_N * size + token_N.numpy(), return_inverse=True)
-            row_U, token_U = (torch.from_numpy(part) for part in np.divmod(in_full_rows(longer_U), size))
+            row_U, token_U = (torch.from_numpy(part) for part in np.divmod(pad_rows(longer_U), size))
             if len(longer_U) > known:  # or else each row goes on where it is
                 known = len(longer_U)
-                take_rows(cache, row_U)
+                gather_cache_rows(cache, row_U)
             output = self._model(input_ids=token_U[:, None], past_key_values=cache, use_cache=True)
             return output.logits[:, -1].float().index_select(0, torch.from_numpy(row_N))
 

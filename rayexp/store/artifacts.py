@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from rayexp.errors import first_line
-from rayexp.spec import Execution, Stage, canonical_json, explain, parse_stage
+from rayexp.spec import RunConfig, Stage, canonical_json, explain, parse_stage
 from rayexp.store.filesystem import Files, StoreError, inside
 from rayexp.store.leases import Lease
 
@@ -57,9 +57,9 @@ class Store:
         self._lease = Lease.parse(lease) if lease else None
 
     @classmethod
-    def of(cls, execution: Execution) -> "Store":
+    def of(cls, run_config: RunConfig) -> "Store":
         """The store that stages are run with."""
-        return cls(execution.store, execution.lease, execution.timeout_s)
+        return cls(run_config.store, run_config.lease, run_config.timeout_s)
 
     def require_shared(self) -> None:
         """Raise NotSharedError, or LeaseLostError, unless this process sees what the driver of its lease wrote."""

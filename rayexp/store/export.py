@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from rayexp.spec import Stage, canonical_json, one_line
 from rayexp.store.artifacts import MANIFEST, STAGED, Store, StoreError
 from rayexp.store.filesystem import Files
-from rayexp.store.index import Catalog, Finished
+from rayexp.store.index import Finished, StoreIndex
 from rayexp.store.probe import require_writable
 
 SUMS = "SHA256SUMS"
@@ -70,7 +70,7 @@ The folder is a rayexp store: `rayexp ls --store .`, `rayexp show <id> --store .
 """
 
 
-class Kit:
+class ReleaseBundle:
     """A release kit that is being written, and the checksums of what it has so far."""
 
     def __init__(self, url: str) -> None:
@@ -116,22 +116,22 @@ class Release:
     planned: Collection[str]
     finished: Mapping[str, Finished]
     specs: Mapping[str, Stage]
-    kit: Kit
+    kit: ReleaseBundle
 
     @classmethod
-    def of(cls, catalog: Catalog, name: str, url: str) -> "Release":
+    def of(cls, index: StoreIndex, name: str, url: str) -> "Release":
         """Look at both ends. Raises StoreError if there is no such study, if nothing of it is finished or something
         can't be read, or if something is at ``url``."""
-        store, planned = catalog.store, catalog.study(name)
-        finished = catalog.finished(planned)
+        store, planned = index.store, index.study(name)
+        finished = index.finished(planned)
         if not finished:
             raise StoreError(f"study is {name!r}, of which nothing is finished in the store {store.url}")
-        specs = catalog.specs(finished)
+        specs = index.specs(finished)
         if unread := finished.keys() - specs.keys():
             raise StoreError(f"{store.url}/stages/{min(unread)}/spec.json is none that this version can read")
-        return cls(store, name, planned, finished, specs, Kit(url))
+        return cls(store, name, planned, finished, specs, ReleaseBundle(url))
 
-    def write(self, version: str, say: Callable[[str], None]) -> Kit:
+    def write(self, version: str, say: Callable[[str], None]) -> ReleaseBundle:
         """Fill the kit. ``say`` hears of every stage. Raises StoreError if an artifact is damaged."""
         store, finished, kit = self.store, self.finished, self.kit
         ids = [stage_id for stage_id in self.planned if stage_id in finished]

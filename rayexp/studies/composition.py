@@ -4,9 +4,9 @@ GRPO runs on ID and on OOD prompts, as two arms.
 """
 
 from rayexp.spec import Stage
-from rayexp.studies.grid import Grid, chains
+from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import Budget
 
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:
-    return chains(grid.world("composition"), budget, grid, prompts=("id", "ood"))
+    return stage_chains(grid.world("composition"), budget, grid, prompts=("id", "ood"))

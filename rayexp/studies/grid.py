@@ -25,7 +25,7 @@ class Grid:
         return World(axis, self.graph, self.traversal, self.samples)
 
 
-def chains(
+def stage_chains(
     world: World, budget: Budget, grid: Grid, prompts: Sequence[str], decoder: Decoder | None = None, **grpo: Any
 ) -> list[Stage]:
     """Pretraining, SFT, then GRPO for every arm of ``prompts`` and every beta; everything measured.
@@ -33,7 +33,7 @@ def chains(
     Stages that two chains share appear once in a plan, because they are equal. grpo: settings of every GRPO stage that
     are not to have their defaults, such as ``advantage="mean_only"``. Raises ValidationError on one it can't have.
     """
-    decoder = decoder or fitting(budget.decoder, world)
+    decoder = decoder or with_context_for(budget.decoder, world)
     stages: list[Stage] = []
     for seed in grid.seeds:
         for ratio in grid.ood_ratios:
@@ -64,11 +64,11 @@ def chains(
                 for arm in prompts
                 for beta in grid.kl_betas
             ]
-            stages += measured([base, tuned, *reinforced], budget)
+            stages += with_evaluations([base, tuned, *reinforced], budget)
     return stages
 
 
-def measured(stages: Sequence[Stage], budget: Budget) -> list[Stage]:
+def with_evaluations(stages: Sequence[Stage], budget: Budget) -> list[Stage]:
     """Each stage followed by its measurement."""
     out: list[Stage] = []
     for stage in stages:
@@ -76,7 +76,7 @@ def measured(stages: Sequence[Stage], budget: Budget) -> list[Stage]:
     return out
 
 
-def fitting(decoder: Decoder, world: World) -> Decoder:
+def with_context_for(decoder: Decoder, world: World) -> Decoder:
     """The decoder with a context long enough for the world: a multiple of 64 tokens."""
     tokens = -(-world.max_tokens // 64) * 64
     return decoder.model_copy(update={"context_tokens": max(decoder.context_tokens, tokens)})

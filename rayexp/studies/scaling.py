@@ -1,7 +1,7 @@
 """Decoder depth: does the picture change with 4, 16 and 32 layers? Composition axis, OOD prompts."""
 
 from rayexp.spec import Stage
-from rayexp.studies.grid import Grid, chains, fitting
+from rayexp.studies.grid import Grid, stage_chains, with_context_for
 from rayexp.studies.presets import Budget
 
 #: Layers by scale; a decoder of 16 layers does not train in a tiny budget.
@@ -13,11 +13,11 @@ def stages(budget: Budget, grid: Grid) -> list[Stage]:
     return [
         stage
         for layers in LAYERS[budget.name]
-        for stage in chains(
+        for stage in stage_chains(
             world,
             budget,
             grid,
             prompts=("ood",),
-            decoder=fitting(budget.decoder, world).model_copy(update={"layers": layers}),
+            decoder=with_context_for(budget.decoder, world).model_copy(update={"layers": layers}),
         )
     ]

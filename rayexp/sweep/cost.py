@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rayexp.spec import GRPO, SFT, Evaluate, Execution, Pretrain, Stage
+from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, RunConfig, Stage
 from rayexp.store.artifacts import CHECKPOINTS_KEPT
-from rayexp.store.index import Catalog, Finished
+from rayexp.store.index import Finished, StoreIndex
 from rayexp.sweep.plan import Plan, Trial, flops
 from rayexp.tasks.strings import vocabulary
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """FLOP/s of one CPU core or one GPU, seconds that a step costs besides, and seconds until the first one."""
 
     flop_per_s: float
@@ -32,11 +32,11 @@ class Speed:
 #: parameters at 48, 71 and 79 GFLOP/s; rollouts are drawn token by token, at half of that. GPU: published logs of
 #: decoders of width 512 on an H100 come to 2e14 FLOP/s, a fifth of its peak; a step launches kernels for 10 ms at
 #: least, a GRPO step moves weights and samples for half a second. A GRPO stage starts vLLM, which takes 10 s.
-ASSUMED: dict[tuple[str, bool], Speed] = {
-    ("cpu", False): Speed(5e10),
-    ("cpu", True): Speed(2.5e10, start_s=10.0),
-    ("cuda", False): Speed(2e14, step_s=0.01),
-    ("cuda", True): Speed(1e14, step_s=0.5, start_s=10.0),
+ASSUMED: dict[tuple[str, bool], Throughput] = {
+    ("cpu", False): Throughput(5e10),
+    ("cpu", True): Throughput(2.5e10, start_s=10.0),
+    ("cuda", False): Throughput(2e14, step_s=0.01),
+    ("cuda", True): Throughput(1e14, step_s=0.5, start_s=10.0),
 }
 #: Below this width a decoder does not fill a GPU; its speed falls in proportion.
 FILLS_A_GPU = 512
@@ -49,7 +49,7 @@ RECORD_BYTES, ROW_BYTES = 6_000, 40
 
 
 @dataclass(frozen=True)
-class Sample:
+class ObservedRun:
     """What one finished stage took."""
 
     kind: str
@@ -61,7 +61,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Cost:
+class StageCost:
     """What one stage will take: FLOP, seconds once it is its turn, and bytes of its artifact. measured: number of
     finished stages that the time comes from; 0 where it is assumed."""
 
@@ -71,30 +71,30 @@ class Cost:
     bytes: float
 
 
-class Estimates:
+class CostModel:
     """Time and storage of stages that are run as ``execution`` says, its defaults filled in for a cluster."""
 
-    def __init__(self, execution: Execution, samples: Iterable[Sample] = ()) -> None:
-        self.execution = execution
+    def __init__(self, run_config: RunConfig, samples: Iterable[ObservedRun] = ()) -> None:
+        self.run_config = run_config
         self._samples = list(samples)
-        self._costs: dict[str, Cost] = {}
+        self._costs: dict[str, StageCost] = {}
         self._times: dict[tuple[Any, ...], tuple[float, int]] = {}
 
     @classmethod
-    def of(cls, catalog: Catalog, execution: Execution) -> "Estimates":
+    def of(cls, index: StoreIndex, run_config: RunConfig) -> "CostModel":
         """Estimates that go by what finished stages in a store took."""
         kinds: dict[str, list[str]] = {}
-        for stage_id in catalog.store.files.names("stages"):
+        for stage_id in index.store.files.names("stages"):
             kinds.setdefault(stage_id.partition("-")[0], []).append(stage_id)
         some = [stage_id for ids in kinds.values() for stage_id in ids[:SAMPLES]]  # ids are hashes: a fair choice
-        finished, specs = catalog.finished(some), catalog.specs(some)
-        return cls(execution, filter(None, (_sample(finished[i], specs[i]) for i in specs.keys() & finished.keys())))
+        finished, specs = index.finished(some), index.specs(some)
+        return cls(run_config, filter(None, (_sample(finished[i], specs[i]) for i in specs.keys() & finished.keys())))
 
-    def cost(self, stage: Stage) -> Cost:
+    def cost(self, stage: Stage) -> StageCost:
         """What a stage will take."""
         if stage.id not in self._costs:
             flop = flops(stage)
-            self._costs[stage.id] = Cost(flop, *self._time(stage, flop), _bytes(stage))
+            self._costs[stage.id] = StageCost(flop, *self._time(stage, flop), _bytes(stage))
         return self._costs[stage.id]
 
     def seconds(self, stages: Iterable[Stage]) -> float:
@@ -116,19 +116,19 @@ class Estimates:
             self._times[key] = (statistics.median(per_flop) * flop if near else self._assumed(stage, flop)), len(near)
         return self._times[key]
 
-    def _alike(self, sample: Sample, stage: Stage, kind: str, parameters: int) -> bool:
-        workers = _workers(stage, self.execution.train_workers, self.execution.rollout_workers)
-        same = (sample.kind, sample.device, sample.workers) == (kind, self.execution.device, workers)
+    def _alike(self, sample: ObservedRun, stage: Stage, kind: str, parameters: int) -> bool:
+        workers = _workers(stage, self.run_config.train_workers, self.run_config.rollout_workers)
+        same = (sample.kind, sample.device, sample.workers) == (kind, self.run_config.device, workers)
         return same and 0.5 <= sample.parameters / parameters <= 2
 
     def _assumed(self, stage: Stage, flop: float) -> float:
-        execution, learning = self.execution, isinstance(stage, GRPO)
-        speed = ASSUMED[execution.device, learning]
-        unit = "gpus" if execution.device == "cuda" else "cpus"
-        share = {name: float(getattr(execution, f"{name}_{unit}") or 0.0) for name in ("train", "learner", "rollout")}
-        units = share["learner"] + share["rollout"] * execution.rollout_workers
+        run_config, learning = self.run_config, isinstance(stage, GRPO)
+        speed = ASSUMED[run_config.device, learning]
+        unit = "gpus" if run_config.device == "cuda" else "cpus"
+        share = {name: float(getattr(run_config, f"{name}_{unit}") or 0.0) for name in ("train", "learner", "rollout")}
+        units = share["learner"] + share["rollout"] * run_config.rollout_workers
         if not learning:
-            units = share["train"] * execution.train_workers
+            units = share["train"] * run_config.train_workers
         filled = min(1.0, stage.root.decoder.width / FILLS_A_GPU) if unit == "gpus" else 1.0
         return speed.start_s + speed.step_s * _steps(stage) + flop / (speed.flop_per_s * filled * (units or 1.0))
 
@@ -161,16 +161,16 @@ def _bytes(stage: Stage) -> float:
     return RECORD_BYTES + WEIGHT_BYTES * _parameters(stage)
 
 
-def _sample(finished: Finished, stage: Stage) -> Sample | None:
+def _sample(finished: Finished, stage: Stage) -> ObservedRun | None:
     """What a finished stage says of its kind; None if its record does not say how long it took, or on what."""
-    execution = finished.provenance.get("execution")
-    if not isinstance(execution, Mapping) or not finished.duration_s:
+    run_config = finished.provenance.get("execution")
+    if not isinstance(run_config, Mapping) or not finished.duration_s:
         return None
-    train_workers, rollout_workers = execution.get("train_workers"), execution.get("rollout_workers")
+    train_workers, rollout_workers = run_config.get("train_workers"), run_config.get("rollout_workers")
     if not isinstance(train_workers, int) or not isinstance(rollout_workers, int):
         return None
-    about = (_kind(stage), str(execution.get("device")), _workers(stage, train_workers, rollout_workers))
-    return Sample(*about, _parameters(stage), flops(stage), finished.duration_s)
+    about = (_kind(stage), str(run_config.get("device")), _workers(stage, train_workers, rollout_workers))
+    return ObservedRun(*about, _parameters(stage), flops(stage), finished.duration_s)
 
 
 def _workers(stage: Stage, train_workers: int, rollout_workers: int) -> int:

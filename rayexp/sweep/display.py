@@ -28,16 +28,16 @@ COLUMNS = {"step": 0, "loss/reward": 60, "kl": 100, "tokens/s": 70, "left": 0}
 
 
 @contextmanager
-def on(console: Console, progress: Progress) -> Iterator[Callable[[], None]]:
+def open_display(console: Console, progress: Progress) -> Iterator[Callable[[], None]]:
     """The view that suits where standard output goes; to be called often."""
     if console.is_terminal and not console.is_dumb_terminal:
-        with Screen(console, progress) as screen:
+        with LiveDisplay(console, progress) as screen:
             yield screen
     else:
-        yield Lines(progress)
+        yield LogDisplay(progress)
 
 
-class Lines:
+class LogDisplay:
     """Plain lines, for the log of a job: when a trial starts and ends; in between, now and then one of the stage that
     was longest not spoken of. So a log grows with trials and with hours, not with trials times hours."""
 
@@ -80,7 +80,7 @@ class Lines:
         print(f"{clock(self._progress.elapsed_s):>8}  {text}", flush=True)
 
 
-class Screen:
+class LiveDisplay:
     """One live picture, as large as the terminal; what others print passes above it."""
 
     def __init__(self, console: Console, progress: Progress) -> None:
@@ -90,7 +90,7 @@ class Screen:
         # Drawn by the caller's thread alone, so that no picture is of a Progress that is being changed.
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
 
-    def __enter__(self) -> "Screen":
+    def __enter__(self) -> "LiveDisplay":
         self._live.start()
         return self
 

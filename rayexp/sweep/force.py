@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from rayexp.errors import RefusedError
 from rayexp.spec import Stage, one_line
 from rayexp.store.artifacts import Store
-from rayexp.store.index import Catalog, find
+from rayexp.store.index import StoreIndex, find
 from rayexp.store.leases import Leases
 from rayexp.sweep.plan import Plan
 
@@ -24,15 +24,15 @@ def named(names: Iterable[str], plan: Plan) -> tuple[Stage, ...]:
     return tuple(stage for stage in plan.stages if meant & {each.id for each in stage.lineage})
 
 
-def beyond(again: Sequence[Stage], plan: Plan, catalog: Catalog) -> list[str]:
+def beyond(again: Sequence[Stage], plan: Plan, index: StoreIndex) -> list[str]:
     """Say which finished stages are built on what is made again and, not being of this plan, stay as they are."""
     made = {stage.id for stage in again}
     above = tuple(f"{stage.label}/" for stage in again)
     planned = {stage.id for stage in plan.stages}
-    some = [i for i, label in catalog.labels().items() if i not in planned and label.startswith(above)] if again else []
+    some = [i for i, label in index.labels().items() if i not in planned and label.startswith(above)] if again else []
     return [
         one_line(f"not of this plan, and left as it is: {spec.label} ({stage_id}), built on what is made again")
-        for stage_id, spec in catalog.specs(some).items()
+        for stage_id, spec in index.specs(some).items()
         if made & {each.id for each in spec.lineage}
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rayexp.distributed import autoscaling
 from rayexp.errors import RefusedError
 from rayexp.sampling.vllm_sampler import require_vllm
-from rayexp.spec import GRPO, Execution
+from rayexp.spec import GRPO, RunConfig
 from rayexp.sweep import placement
 from rayexp.sweep.placement import Node, Nodes
 from rayexp.sweep.plan import Plan, Trial
@@ -22,29 +22,29 @@ class PreflightError(RefusedError):
 Bundle = dict[str, float]
 
 
-def bundles(trial: Trial, execution: Execution) -> list[Bundle]:
+def bundles(trial: Trial, run_config: RunConfig) -> list[Bundle]:
     """Return what the processes of a trial ask Ray for, each on one node."""
     if trial.kind == "supervised":
-        return [_bundle(execution.train_cpus, execution.train_gpus)] * execution.train_workers
-    parts = grpo_bundles(execution)
-    return [total(parts)] if on_one_node(execution) else parts
+        return [_bundle(run_config.train_cpus, run_config.train_gpus)] * run_config.train_workers
+    parts = grpo_bundles(run_config)
+    return [total(parts)] if on_one_node(run_config) else parts
 
 
-def on_one_node(execution: Execution) -> bool:
+def on_one_node(run_config: RunConfig) -> bool:
     """Return whether the actors of a GRPO stage have to share a node, because a GPU hands memory over within one."""
-    return execution.weight_transfer == "cuda_ipc"
+    return run_config.weight_transfer == "cuda_ipc"
 
 
-def in_process(trial: Trial, execution: Execution) -> bool:
+def in_process(trial: Trial, run_config: RunConfig) -> bool:
     """Whether a supervised trial is so small that it trains in its own process."""
-    alone = execution.train_workers == 1 and not execution.train_gpus
-    return trial.kind == "supervised" and alone and trial.flops <= execution.in_process_flop
+    alone = run_config.train_workers == 1 and not run_config.train_gpus
+    return trial.kind == "supervised" and alone and trial.flops <= run_config.in_process_flop
 
 
-def grpo_bundles(execution: Execution) -> list[Bundle]:
+def grpo_bundles(run_config: RunConfig) -> list[Bundle]:
     """The learner, then the rollout workers."""
-    learner = _bundle(execution.learner_cpus, execution.learner_gpus)
-    return [learner] + [_bundle(execution.rollout_cpus, execution.rollout_gpus)] * execution.rollout_workers
+    learner = _bundle(run_config.learner_cpus, run_config.learner_gpus)
+    return [learner] + [_bundle(run_config.rollout_cpus, run_config.rollout_gpus)] * run_config.rollout_workers
 
 
 def total(parts: Sequence[Bundle]) -> Bundle:
@@ -56,15 +56,15 @@ def _bundle(cpus: float, gpus: float | None) -> Bundle:
     return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
-def require_software(plan: Plan, execution: Execution) -> None:
+def require_software(plan: Plan, run_config: RunConfig) -> None:
     """Raise VLLMMissingError if a stage that is to run samples with vLLM and there is none, or PreflightError if
     weights are to go in a way that is not for the device."""
-    transfer = execution.weight_transfer
-    if transfer in ("nccl", "cuda_ipc") and execution.device != "cuda":
+    transfer = run_config.weight_transfer
+    if transfer in ("nccl", "cuda_ipc") and run_config.device != "cuda":
         raise PreflightError(f"weight_transfer is {transfer!r}; allowed without GPUs: object_store, gloo")
-    if transfer == "gloo" and execution.device == "cuda":
+    if transfer == "gloo" and run_config.device == "cuda":
         raise PreflightError("weight_transfer is 'gloo', which is for CPUs; allowed: object_store, nccl, cuda_ipc")
-    together = (execution.learner_gpus or 0.0) + execution.rollout_workers * (execution.rollout_gpus or 0.0)
+    together = (run_config.learner_gpus or 0.0) + run_config.rollout_workers * (run_config.rollout_gpus or 0.0)
     if transfer == "cuda_ipc" and together > 1:
         raise PreflightError(
             f"weight_transfer is 'cuda_ipc', whose learner and rollout workers share one GPU; they ask for {together:g}"
@@ -73,40 +73,40 @@ def require_software(plan: Plan, execution: Execution) -> None:
     if transfer == "gloo" and with_vllm:  # each wants to be the only one that sets up torch.distributed
         raise PreflightError("weight_transfer is 'gloo'; allowed where vLLM samples: object_store, nccl, cuda_ipc")
     if with_vllm:
-        require_vllm("cuda" if execution.device == "cuda" else "cpu")
+        require_vllm("cuda" if run_config.device == "cuda" else "cpu")
 
 
-def require_resources(plan: Plan, execution: Execution, nodes: Nodes | None = None) -> None:
+def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = None) -> None:
     """Raise PreflightError, with needs and has side by side, if some trial does not fit the nodes that there are or may
     be (``capacity``)."""
     for field in ("train_gpus", "learner_gpus", "rollout_gpus"):
-        share = getattr(execution, field) or 0.0
+        share = getattr(run_config, field) or 0.0
         if share > 1 and share != int(share):
             raise PreflightError(f"{field} is {share:g}; allowed: up to 1, or a whole number, as Ray deals GPUs")
     nodes = capacity() if nodes is None else nodes
     trials = {trial.kind: trial for trial in plan.trials}.values()
-    crowded = [trial for trial in trials if not placement.fit_together(bundles(trial, execution), nodes)]
+    crowded = [trial for trial in trials if not placement.fit_together(bundles(trial, run_config), nodes)]
     if not crowded:
         return
-    parts = {name: part for trial in crowded for name, part in _parts(trial, execution).items()}
+    parts = {name: part for trial in crowded for name, part in _parts(trial, run_config).items()}
     alone = [f"a {name}" for name, part in parts.items() if not placement.fits(part, nodes)]
     room = f"no node has room for {' or '.join(alone)}" if alone else f"no room for a whole {crowded[0].kind} trial"
-    rows = [row for trial in trials for row in _needs(trial, execution)] + _has(nodes)
+    rows = [row for trial in trials for row in _needs(trial, run_config)] + _has(nodes)
     columns = (Column(""), Column("CPU", right=True), Column("GPU", right=True))
     cells = [(name, f"{part.get('CPU', 0.0):g}", f"{part.get('GPU', 0.0):g}") for name, part in rows]
     raise PreflightError(f"the plan needs more than the cluster can ever have: {room}\n{table(columns, cells)}")
 
 
-def _parts(trial: Trial, execution: Execution) -> dict[str, Bundle]:
+def _parts(trial: Trial, run_config: RunConfig) -> dict[str, Bundle]:
     """Name what is placed as one; one of those that are alike."""
     alike = {"supervised": ("training rank",), "grpo": ("learner", "rollout worker")}[trial.kind]
-    names = ("learner with its rollout workers",) if on_one_node(execution) and trial.kind == "grpo" else alike
-    return dict(zip(names, bundles(trial, execution), strict=False))
+    names = ("learner with its rollout workers",) if on_one_node(run_config) and trial.kind == "grpo" else alike
+    return dict(zip(names, bundles(trial, run_config), strict=False))
 
 
-def _needs(trial: Trial, execution: Execution) -> list[tuple[str, Bundle]]:
-    parts = [(f"  a {name}", part) for name, part in _parts(trial, execution).items()]
-    return [(f"{trial.kind} trial needs", total(bundles(trial, execution))), *parts]
+def _needs(trial: Trial, run_config: RunConfig) -> list[tuple[str, Bundle]]:
+    parts = [(f"  a {name}", part) for name, part in _parts(trial, run_config).items()]
+    return [(f"{trial.kind} trial needs", total(bundles(trial, run_config))), *parts]
 
 
 def _has(nodes: Nodes) -> list[tuple[str, Bundle]]:
@@ -116,13 +116,13 @@ def _has(nodes: Nodes) -> list[tuple[str, Bundle]]:
     return [("cluster has", placement.total(nodes)), *each]
 
 
-def concurrency(plan: Plan, execution: Execution, nodes: Nodes | None = None) -> int:
+def concurrency(plan: Plan, run_config: RunConfig, nodes: Nodes | None = None) -> int:
     """Return how many trials run at once: the setting, or as many of the largest kind as there is room for, but no more
     than the plan has."""
-    if execution.max_concurrent:
-        return execution.max_concurrent
+    if run_config.max_concurrent:
+        return run_config.max_concurrent
     nodes = capacity() if nodes is None else nodes
-    kinds = {trial.kind: bundles(trial, execution) for trial in plan.trials}
+    kinds = {trial.kind: bundles(trial, run_config) for trial in plan.trials}
     fits = [placement.how_many(parts, nodes, len(plan.trials)) for parts in kinds.values()]
     return max(1, min(fits, default=1))
 

@@ -4,11 +4,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 from rayexp import host
-from rayexp.spec import Execution, Stage, one_line
-from rayexp.store.index import Attempt, Catalog
+from rayexp.spec import RunConfig, Stage, one_line
+from rayexp.store.index import StoreIndex, UnfinishedStage
 from rayexp.store.provenance import code_here
 from rayexp.sweep import preflight
-from rayexp.sweep.cost import ASSUMED, Estimates, makespan
+from rayexp.sweep.cost import ASSUMED, CostModel, makespan
 from rayexp.sweep.placement import Nodes, nodes_of, total
 from rayexp.sweep.plan import Plan
 from rayexp.terminal import Column, abbreviated, duration, size, table
@@ -32,14 +32,14 @@ FAILURES_SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Machines:
+class ClusterResources:
     """What there is to run on, and its name for people."""
 
     nodes: Nodes
     name: str
 
     @classmethod
-    def here(cls) -> "Machines":
+    def here(cls) -> "ClusterResources":
         """Return what a local cluster would be started with."""
         return cls(nodes_of([{"CPU": float(host.cores()), "GPU": float(host.gpus() or 0)}]), "this machine")
 
@@ -66,13 +66,15 @@ def states(plan: Plan, failed: set[str], running: set[str]) -> dict[str, str]:
     return found
 
 
-def outlook(plan: Plan, catalog: Catalog, execution: Execution, machines: Machines, width: int | None = None) -> str:
+def render_plan(
+    plan: Plan, index: StoreIndex, run_config: RunConfig, machines: ClusterResources, width: int | None = None
+) -> str:
     """The table of all stages, and below it failures, time, storage and what sharing saves. ``width``: of the terminal,
     where ids are shortened; None elsewhere, where every line has everything."""
-    execution = execution.on(gpus=machines.has["GPU"])
-    estimates = Estimates.of(catalog, execution)
-    failures = catalog.failures(trial.id for trial in plan.trials)
-    state = states(plan, set(failures), catalog.running())
+    run_config = run_config.resolve(num_gpus=machines.has["GPU"])
+    estimates = CostModel.of(index, run_config)
+    failures = index.failures(trial.id for trial in plan.trials)
+    state = states(plan, set(failures), index.running())
     name = abbreviated([stage.id for stage in plan.stages]) if width else {stage.id: stage.id for stage in plan.stages}
 
     def row(stage: Stage) -> tuple[str, ...]:
@@ -89,15 +91,15 @@ def outlook(plan: Plan, catalog: Catalog, execution: Execution, machines: Machin
         table(COLUMNS, map(row, plan.stages), width),
         "\n".join([f"{len(plan.stages)} stages: " + ", ".join(f"{n} {word}" for word, n in counts.items()), *meanings]),
         "\n".join(_failed(failures)),
-        "\n".join([*_time(plan, estimates, execution, machines), _storage(plan, estimates, execution, machines)]),
+        "\n".join([*_time(plan, estimates, run_config, machines), _storage(plan, estimates, run_config, machines)]),
         _saved(plan, estimates),
     ]
     return "\n\n".join(filter(None, parts))
 
 
-def other_code(plan: Plan, catalog: Catalog) -> list[str]:
+def other_code(plan: Plan, index: StoreIndex) -> list[str]:
     """Say how many cached stages of the plan were made by code that is not the code at hand; nothing if all were."""
-    counts = Counter(found.other_code for found in catalog.finished(plan.finished).values())
+    counts = Counter(found.other_code for found in index.finished(plan.finished).values())
     lines = [
         f"code: {count} of {len(plan.finished)} cached stages were made by {one_line(code)}"
         for code, count in counts.most_common()
@@ -106,17 +108,17 @@ def other_code(plan: Plan, catalog: Catalog) -> list[str]:
     return lines and [*lines, f"  here is {code_here()}; --force STAGE makes a stage, and what is built on it, again"]
 
 
-def _failed(failures: dict[str, Attempt]) -> list[str]:
+def _failed(failures: dict[str, UnfinishedStage]) -> list[str]:
     lines = [one_line(f"failed: {attempt.id}: {attempt.why}") for attempt in failures.values()]
     more = [f"and {len(lines) - FAILURES_SHOWN} more; `rayexp ls` shows them"] if len(lines) > FAILURES_SHOWN else []
     return lines[:FAILURES_SHOWN] + more
 
 
-def _time(plan: Plan, estimates: Estimates, execution: Execution, machines: Machines) -> list[str]:
+def _time(plan: Plan, estimates: CostModel, run_config: RunConfig, machines: ClusterResources) -> list[str]:
     """How long the rest takes, and where each kind's time comes from."""
     if not plan.to_run:
         return ["time: none, all is in the store"]
-    at_once = min(preflight.concurrency(plan, execution, machines.nodes), len(plan.trials))
+    at_once = min(preflight.concurrency(plan, run_config, machines.nodes), len(plan.trials))
     costs = {stage.id: estimates.cost(stage) for stage in plan.to_run}
     span = makespan(plan, estimates.seconds, at_once)
     flop = sum(cost.flop for cost in costs.values())
@@ -132,8 +134,8 @@ def _time(plan: Plan, estimates: Estimates, execution: Execution, machines: Mach
         if all(samples):
             lines.append(f"  {kind}: from what {_range(samples)} finished stages like it in this store took")
         else:
-            speed = ASSUMED[execution.device, kind == "grpo"]
-            unit = "GPU" if execution.device == "cuda" else "CPU core"
+            speed = ASSUMED[run_config.device, kind == "grpo"]
+            unit = "GPU" if run_config.device == "cuda" else "CPU core"
             besides = [f"{speed.step_s:g} s a step"] * bool(speed.step_s)
             besides += [f"{speed.start_s:g} s to start"] * bool(speed.start_s)
             number = f"{samples.count(0)} of {len(samples)} " if any(samples) else ""
@@ -144,15 +146,15 @@ def _time(plan: Plan, estimates: Estimates, execution: Execution, machines: Mach
     return lines
 
 
-def _storage(plan: Plan, estimates: Estimates, execution: Execution, machines: Machines) -> str:
+def _storage(plan: Plan, estimates: CostModel, run_config: RunConfig, machines: ClusterResources) -> str:
     if not plan.to_run:
         return "storage: nothing more"
     kept = sum(estimates.cost(stage).bytes for stage in plan.to_run)
-    most = estimates.checkpoint_bytes(plan, preflight.concurrency(plan, execution, machines.nodes))
+    most = estimates.checkpoint_bytes(plan, preflight.concurrency(plan, run_config, machines.nodes))
     return f"storage: {size(kept)} to be kept, and up to {size(most)} of checkpoints while it runs"
 
 
-def _saved(plan: Plan, estimates: Estimates) -> str:
+def _saved(plan: Plan, estimates: CostModel) -> str:
     """The whole plan, cached stages included, beside one in which nothing is shared."""
     costs = [(estimates.cost(stage), plan.copies[stage.id]) for stage in plan.stages]
     if all(copies == 1 for _, copies in costs):

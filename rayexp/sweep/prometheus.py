@@ -17,7 +17,7 @@ SECONDS_BETWEEN_UPDATES = 4.0
 SWEEP_TAGS = {"sweep/trials": ("study", "state"), "sweep/remaining_s": ("study",)}
 
 
-class Gauges:
+class PrometheusExporter:
     """A view of a Progress; to be called often."""
 
     def __init__(self, progress: Progress, study: str) -> None:

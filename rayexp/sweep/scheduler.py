@@ -18,7 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from rayexp.distributed.rpc import unique
 from rayexp.distributed.saving import ask_to_save
 from rayexp.errors import PermanentError, StageError, sentence
-from rayexp.spec import GRPO, Evaluate, Execution, canonical_json, parse_stage
+from rayexp.spec import GRPO, Evaluate, RunConfig, canonical_json, parse_stage
 from rayexp.store.artifacts import FAILURE, Store
 from rayexp.store.filesystem import StoreError
 from rayexp.store.leases import LeaseLostError, Leases, NotSharedError
@@ -44,7 +44,7 @@ class Outcome:
 
 def run(
     plan: Plan,
-    execution: Execution,
+    run_config: RunConfig,
     callbacks: Sequence[tune.Callback] = (),
     fail_fast: bool = False,
     note: Callable[[str, str], None] = lambda trial, state: None,
@@ -55,23 +55,23 @@ def run(
     see, because other drivers run them; see ``Progress.note``."""
     if not plan.trials:
         return Outcome()
-    store = Store.of(execution)
+    store = Store.of(run_config)
     with Leases(store.files) as leases, TemporaryDirectory(prefix="rayexp-tune-") as folder:
-        searcher = PlanSearcher(plan.trials, execution, store, leases, fail_fast, note)
+        searcher = PlanSearcher(plan.trials, run_config, store, leases, fail_fast, note)
         tuner = tune.Tuner(
-            tune.with_resources(run_trial, lambda config: _resources(config, execution)),
+            tune.with_resources(run_trial, lambda config: _resources(config, run_config)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
                 reuse_actors=True,  # a trial's process, and what it keeps warm, serves the next trial of its kind
-                max_concurrent_trials=preflight.concurrency(plan, execution),
+                max_concurrent_trials=preflight.concurrency(plan, run_config),
                 trial_name_creator=lambda trial: trial.config["name"],
                 trial_dirname_creator=lambda trial: trial.config["name"],
             ),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=folder,  # Tune's own notes: the store is what a sweep goes on from
-                failure_config=tune.FailureConfig(max_failures=execution.worker_failures),
+                failure_config=tune.FailureConfig(max_failures=run_config.worker_failures),
                 callbacks=[_Failures(searcher), *callbacks],
                 stop=_StopWhen(searcher),
                 verbose=0,
@@ -93,41 +93,41 @@ def run(
 
 def run_trial(config: dict[str, Any]) -> None:
     """What a trial's process does. What would fail again is its result; what may pass by itself is its exception."""
-    logs.speak()
-    execution = Execution.model_validate_json(config["execution"])
+    logs.configure_worker_logging()
+    run_config = RunConfig.model_validate_json(config["execution"])
     stages = [parse_stage(text) for text in config["stages"]]
     try:
         from rayexp.execution import grpo, supervised  # torch and transformers, which the driver does not need
 
         if config["in_process"]:
-            supervised.run_in_process(stages, execution, _reporter())
+            supervised.run_in_process(stages, run_config, _reporter())
         elif config["kind"] == "supervised":
-            supervised.run(stages, execution, callbacks=[TuneReportCallback()])
+            supervised.run(stages, run_config, callbacks=[TuneReportCallback()])
         else:
             first, *evaluations = stages
             assert isinstance(first, GRPO)
-            grpo.run(first, [stage for stage in evaluations if isinstance(stage, Evaluate)], execution, _reporter())
+            grpo.run(first, [stage for stage in evaluations if isinstance(stage, Evaluate)], run_config, _reporter())
     except NotSharedError as error:
         tune.report({"step": 0, "not_shared": sentence(error)})
     except LeaseLostError as error:
         tune.report({"step": 0, "lease_lost": sentence(error)})
     except PermanentError as error:
-        _record_failure(error, config["trial"], stages[0].label, execution)
+        _record_failure(error, config["trial"], stages[0].label, run_config)
         tune.report({"step": 0, "failed": sentence(error)})
     except Exception as error:
-        _record_failure(error, config["trial"], stages[0].label, execution)
+        _record_failure(error, config["trial"], stages[0].label, run_config)
         raise StageError(sentence(error)) from error
     else:
         with suppress(StoreError):
-            Store.of(execution).files.remove_file(_failure_file(config["trial"]))  # of an attempt before this one
+            Store.of(run_config).files.remove_file(_failure_file(config["trial"]))  # of an attempt before this one
 
 
-def _record_failure(error: Exception, trial: str, label: str, execution: Execution) -> None:
+def _record_failure(error: Exception, trial: str, label: str, run_config: RunConfig) -> None:
     """Leave the whole story in the store, where the sentence for people does not say enough."""
     story = {"traceback": "".join(traceback.format_exception(error)), "time": time.time()}
     record = {"label": label, "error": sentence(error), **story}
     with suppress(StoreError):  # which may be what failed
-        Store.of(execution).files.write(_failure_file(trial), canonical_json(record).encode())
+        Store.of(run_config).files.write(_failure_file(trial), canonical_json(record).encode())
 
 
 def _failure_file(trial: str) -> str:
@@ -165,16 +165,16 @@ class GRPOGroup(NamedGroup):
     role = "grpo"
 
 
-def _resources(config: dict[str, Any], execution: Execution) -> PlacementGroupFactory:
+def _resources(config: dict[str, Any], run_config: RunConfig) -> PlacementGroupFactory:
     """A small supervised trial is one process. A larger one holds nothing but a place on the head: Ray Train makes its
     own placement group, and a trial that held CPUs would wait for itself. A GRPO trial is one group, so it starts whole
     or not at all, and on one node where its actors have to share one."""
     if config["in_process"]:
-        return SupervisedGroup([{"CPU": execution.train_cpus}])
+        return SupervisedGroup([{"CPU": run_config.train_cpus}])
     if config["kind"] == "supervised":
         return SupervisedGroup([{"node:__internal_head__": 0.001}])
-    strategy = "STRICT_PACK" if preflight.on_one_node(execution) else "PACK"
-    return GRPOGroup([{}, *preflight.grpo_bundles(execution)], strategy)
+    strategy = "STRICT_PACK" if preflight.on_one_node(run_config) else "PACK"
+    return GRPOGroup([{}, *preflight.grpo_bundles(run_config)], strategy)
 
 
 class PlanSearcher(Searcher):
@@ -184,7 +184,7 @@ class PlanSearcher(Searcher):
     def __init__(
         self,
         trials: Iterable[Trial],
-        execution: Execution,
+        run_config: RunConfig,
         store: Store,
         leases: Leases,
         fail_fast: bool = False,
@@ -194,7 +194,7 @@ class PlanSearcher(Searcher):
         self.failed: dict[str, str] = {}
         self.unshared = ""  # the sentence of a trial whose process has another store
         self._trials = {trial.id: trial for trial in trials}
-        self._execution = execution
+        self._execution = run_config
         self._store = store
         self._leases = leases
         self._fail_fast = fail_fast

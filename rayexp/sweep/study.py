@@ -20,7 +20,7 @@ from rayexp.errors import RefusedError
 from rayexp.spec import Stage
 from rayexp.stages import settings
 from rayexp.store.artifacts import Store
-from rayexp.store.index import STUDY_LEASE, Catalog
+from rayexp.store.index import STUDY_LEASE, StoreIndex
 from rayexp.store.leases import Leases
 from rayexp.sweep.plan import Plan
 
@@ -43,15 +43,15 @@ class Study:
 
     def labels(self) -> dict[str, str]:
         """Return the labels, by id, of all stages that were ever asked for; none if it is new."""
-        catalog = Catalog(self.store)
-        return catalog.study(self.name) if "plan.json" in self.store.files.names(f"studies/{self.name}") else {}
+        index = StoreIndex(self.store)
+        return index.study(self.name) if "plan.json" in self.store.files.names(f"studies/{self.name}") else {}
 
     def require_one(self, plan: Plan) -> None:
         """Raise RefusedError if the name is taken by another study, scale, or set of settings than the plan's."""
         labels = self.labels()
         if not labels:
             return
-        about = Catalog(self.store).about(self.name)
+        about = StoreIndex(self.store).about(self.name)
         study, scale = about.get("study", self.study), about.get("scale", self.scale)
         if (study, scale) != (self.study, self.scale):
             raise RefusedError(f"study name {self.name!r} is taken, by the study {study} at scale {scale}; {ANOTHER}")
@@ -110,12 +110,14 @@ class Study:
     ) -> dict[str, Stage]:
         finished = self.store.finished_ids(labels) if finished is None else finished
         ids = [stage_id for stage_id in labels if stage_id in set(finished) - set(here)]
-        return {stage_id: stage for stage_id, stage in Catalog(self.store).specs(ids).items() if stage.id == stage_id}
+        return {
+            stage_id: stage for stage_id, stage in StoreIndex(self.store).specs(ids).items() if stage.id == stage_id
+        }
 
     def _merge(self, plan: Plan, store: Store) -> dict[str, str]:
         self.require_one(plan)  # the name may have been taken since it was last looked at
         labels = self.labels() | {stage.id: stage.label for stage in plan.stages}
-        known = self._settings(Catalog(store).about(self.name)) if self.labels() else {}
+        known = self._settings(StoreIndex(store).about(self.name)) if self.labels() else {}
         about = {"study": self.study, "scale": self.scale, "settings": known | varied(plan.stages), "stages": labels}
         store.write_study(self.name, "plan.json", json.dumps(about, indent=1).encode())
         return labels

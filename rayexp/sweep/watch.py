@@ -20,7 +20,7 @@ _NAMED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): \S.*$", re.MULTILINE)
 _NODE = re.compile(r"\bip(?:=|: )([\w.:]*\w)")
 
 
-class Watch(tune.Callback):
+class ProgressCallback(tune.Callback):
     """The views are called after every turn of Tune's loop, some ten times a second."""
 
     def __init__(self, progress: Progress, views: Sequence[Callable[[], None]] = ()) -> None:
@@ -62,14 +62,14 @@ def why_failed(trial: Any) -> str:
     """Return one sentence about the error of a trial, from the files that Tune has just written on this machine."""
     if trial.pickled_error_file:
         with suppress(Exception):  # it is not there, or of a kind that only a worker knows
-            return last_words(pickle.loads(Path(trial.pickled_error_file).read_bytes()))
+            return root_cause(pickle.loads(Path(trial.pickled_error_file).read_bytes()))
     if trial.error_file:
         with suppress(OSError):
-            return last_words(RuntimeError(Path(trial.error_file).read_text(encoding="utf-8")))
+            return root_cause(RuntimeError(Path(trial.error_file).read_text(encoding="utf-8")))
     return DIED
 
 
-def last_words(error: Exception) -> str:
+def root_cause(error: Exception) -> str:
     """Return one sentence about an exception that came through Ray: its cause, or what Ray knows of a dead process."""
     if cause := getattr(error, "cause", None):
         known = isinstance(cause, PermanentError | StageError)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayexp.spec import GRPO, SFT, Execution, Pretrain
+from rayexp.spec import GRPO, SFT, Pretrain, RunConfig
 from rayexp.store import provenance
 from rayexp.telemetry import metrics
 
@@ -21,7 +21,7 @@ SCHEMA = pa.schema([("step", pa.int64()), ("metric", pa.string()), ("value", pa.
 SOURCES = b"sources"
 
 
-class Stopwatch:
+class PhaseTimer:
     """Seconds that each part of a stage took, by the wall clock, all steps of this attempt together. A part inside of
     another one counts for itself only."""
 
@@ -43,7 +43,7 @@ class Stopwatch:
                 self._inside[-1] += took
 
 
-class Journal:
+class MetricLog:
     """Metrics of one stage. Part of its checkpoints, so that a continued stage has its whole curve."""
 
     def __init__(self) -> None:
@@ -74,9 +74,9 @@ class Journal:
         before = (table.schema.metadata or {}).get(SOURCES, b"").decode().split("+")
         self._sources = list(dict.fromkeys(filter(None, [*before, *self._sources])))
 
-    def provenance(self, execution: Execution, seconds: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
+    def provenance(self, run_config: RunConfig, seconds: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
         """Where, when, by whom and with what this attempt was run. Durations in seconds; ``seconds`` by part of it."""
-        return provenance.record(self._started, seconds, execution, self._sources)
+        return provenance.record(self._started, seconds, run_config, self._sources)
 
 
 def report(stage: Pretrain | SFT | GRPO, step: int, **groups: dict[str, float]) -> dict[str, Any]:

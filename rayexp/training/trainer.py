@@ -64,13 +64,13 @@ class Trainer:
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context that forward passes of training run in."""
-        return decoder.computing(cast(LlamaForCausalLM, self.module), self._settings.precision)
+        return decoder.autocast(cast(LlamaForCausalLM, self.module), self._settings.precision)
 
     def step(
         self,
         losses: Iterable[Callable[[], Tensor]],
         check: Callable[[], None] = lambda: None,
-        meanwhile: Callable[[], None] = lambda: None,
+        overlap: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """One update from the sum of the losses, each computed and back-propagated in turn; returns the gradient's
         norm before clipping. With data parallelism gradients are averaged over ranks once, with the last loss.
@@ -91,7 +91,7 @@ class Trainer:
                 value.backward()
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        meanwhile()
+        overlap()
         try:
             self._require_finite(total, norm)
             check()

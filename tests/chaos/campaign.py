@@ -17,7 +17,7 @@ import pandas as pd
 
 from rayexp.store.artifacts import Store
 from tests.chaos.bench import Bench, Driver
-from tests.chaos.faults import FAULTS, NOTICE_S, Fault, Scene
+from tests.chaos.faults import FAULTS, NOTICE_S, Fault, FaultContext
 from tests.fixtures.s3 import S3Server
 
 #: Faults of one sweep: more, and nothing in it would ever come to an end.
@@ -28,7 +28,7 @@ KEY = ["stage_id", "role", "cell", "prompt_index"]
 
 
 @dataclass
-class Strike:
+class FaultEvent:
     """One row of the campaign's table."""
 
     seed: int
@@ -66,7 +66,7 @@ class Campaign:
             raise RuntimeError(f"the undisturbed sweep ended with {code}: {driver.log.read_text()[-2000:]}")
         self.undisturbed_s = time.monotonic() - started
 
-    def run(self, faults: Sequence[Fault], seed: int) -> list[Strike]:
+    def run(self, faults: Sequence[Fault], seed: int) -> list[FaultEvent]:
         """Let all of the faults strike, sweep after sweep."""
         pending, strikes = list(faults), []
         while pending:
@@ -82,12 +82,14 @@ class Campaign:
         name = f"sweep-{self._sweeps}"
         return Store(str(self._folder / name) if kind == "local" else f"s3://chaos/{name}")
 
-    def _sweep(self, pending: list[Fault], seed: int) -> list[Strike]:
+    def _sweep(self, pending: list[Fault], seed: int) -> list[FaultEvent]:
         remote = self._sweeps % 2 == 0 or any(fault.name == "storage errors" for fault in pending[:1])
         store = self._store("s3" if remote else "local")
         log = self._folder / f"sweep-{self._sweeps}.log"
         drivers: list[Driver] = []
-        scene = Scene(self._bench, store, drivers, random.Random(seed * 1000 + self._sweeps), lambda: launch(), None)
+        scene = FaultContext(
+            self._bench, store, drivers, random.Random(seed * 1000 + self._sweeps), lambda: launch(), None
+        )
         if remote:
             scene.storage_faults = self._s3.upset
 
@@ -99,8 +101,8 @@ class Campaign:
 
         launch()
         began = time.monotonic()
-        strikes: list[Strike] = []
-        waiting: list[tuple[Strike, object]] = []
+        strikes: list[FaultEvent] = []
+        waiting: list[tuple[FaultEvent, object]] = []
         doomed: list[tuple[float, object]] = []
         calm_until = 0.0
         while True:
@@ -135,7 +137,7 @@ class Campaign:
         self._compare(store, strikes, drivers)
         return strikes
 
-    def _strike(self, scene: Scene, pending: list[Fault], seed: int, began: float):
+    def _strike(self, scene: FaultContext, pending: list[Fault], seed: int, began: float):
         """The first of the pending faults that finds something to strike."""
         for fault in pending:
             target = fault.find(scene)
@@ -143,7 +145,7 @@ class Campaign:
                 continue
             finished = len(scene.store.finished_ids())
             moment = f"{time.monotonic() - began:.0f} s, {finished} stages finished"
-            strike = Strike(seed, self._sweeps, fault, moment, time.monotonic())
+            strike = FaultEvent(seed, self._sweeps, fault, moment, time.monotonic())
             pending.remove(fault)
             print(f"sweep {self._sweeps}: {moment}: {fault.name}", flush=True)
             try:
@@ -153,7 +155,7 @@ class Campaign:
                 return None
         return None
 
-    def _compare(self, store: Store, strikes: list[Strike], drivers: list[Driver]) -> None:
+    def _compare(self, store: Store, strikes: list[FaultEvent], drivers: list[Driver]) -> None:
         """Rows of the disturbed sweep against those of the undisturbed one; weights by their hashes."""
         expected, found = results(self.reference), results(store)
         lost = len(expected.index.difference(found.index))
@@ -188,7 +190,7 @@ def weights(store: Store, ids: set[str]) -> dict[str, str]:
     return {i: files[name]["sha256"] for i, files in manifests.items() for name in files if "safetensors" in name}
 
 
-def table(strikes: Sequence[Strike]) -> str:
+def table(strikes: Sequence[FaultEvent]) -> str:
     """The campaign in Markdown."""
     lines = [
         "| seed | sweep | fault | moment | recovered by | after | rows lost | rows that differ |",

@@ -19,7 +19,7 @@ NOTICE_S = 8.0
 
 
 @dataclass
-class Scene:
+class FaultContext:
     """What a fault can see and touch."""
 
     bench: Bench
@@ -38,18 +38,18 @@ class Fault:
 
     name: str
     recovered_by: str
-    find: Callable[[Scene], Any]
-    strike: Callable[[Scene, Any], Callable[[], bool]]
+    find: Callable[[FaultContext], Any]
+    strike: Callable[[FaultContext, Any], Callable[[], bool]]
 
 
 def _kill(role: str, how: signal.Signals = signal.SIGKILL) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Kill one process of a role; over when another one of that role is at work."""
 
-    def find(scene: Scene) -> Any:
+    def find(scene: FaultContext) -> Any:
         found = processes(role)
         return scene.chance.choice(found) if found else None
 
-    def strike(scene: Scene, process: Any) -> Callable[[], bool]:
+    def strike(scene: FaultContext, process: Any) -> Callable[[], bool]:
         before = {other.pid for other in processes(role)}
         process.send_signal(how)
         return lambda: any(other.pid not in before for other in processes(role))
@@ -57,12 +57,12 @@ def _kill(role: str, how: signal.Signals = signal.SIGKILL) -> tuple[Callable[...
     return find, strike
 
 
-def _find_driver(scene: Scene) -> Driver | None:
+def _find_driver(scene: FaultContext) -> Driver | None:
     return next((driver for driver in scene.drivers if driver.code is None and processes(TRIAL)), None)
 
 
-def _end_driver(how: signal.Signals) -> Callable[[Scene, Driver], Callable[[], bool]]:
-    def strike(scene: Scene, driver: Driver) -> Callable[[], bool]:
+def _end_driver(how: signal.Signals) -> Callable[[FaultContext, Driver], Callable[[], bool]]:
+    def strike(scene: FaultContext, driver: Driver) -> Callable[[], bool]:
         before = {process.pid for process in processes(TRIAL)}
         driver.process.send_signal(how)
         driver.process.wait(timeout=60)
@@ -72,23 +72,23 @@ def _end_driver(how: signal.Signals) -> Callable[[Scene, Driver], Callable[[], b
     return strike
 
 
-def _second_driver(scene: Scene, driver: Driver) -> Callable[[], bool]:
+def _second_driver(scene: FaultContext, driver: Driver) -> Callable[[], bool]:
     second = scene.launch()
     return lambda: second.code is not None
 
 
-def _find_node(scene: Scene) -> Any:
+def _find_node(scene: FaultContext) -> Any:
     return scene.bench.busy_node(scene.chance.choice([TRAINING, GENERATING, LEARNING]))
 
 
-def _lose_node(scene: Scene, node: Any) -> Callable[[], bool]:
+def _lose_node(scene: FaultContext, node: Any) -> Callable[[], bool]:
     """Over when somebody is at work who was not."""
     before = {process.pid for process in processes(AT_WORK)}
     scene.bench.lose_node(node)
     return lambda: any(other.pid not in before for other in processes(AT_WORK))
 
 
-def _warn_node(scene: Scene, node: Any) -> Callable[[], bool]:
+def _warn_node(scene: FaultContext, node: Any) -> Callable[[], bool]:
     """Over when the node is gone and somebody is at work who was not."""
     before = {process.pid for process in processes(AT_WORK)}
     scene.bench.warn_node(node, NOTICE_S)
@@ -96,7 +96,7 @@ def _warn_node(scene: Scene, node: Any) -> Callable[[], bool]:
     return lambda: not scene.bench.has(node) and any(other.pid not in before for other in processes(AT_WORK))
 
 
-def _newest_checkpoint(scene: Scene) -> str | None:
+def _newest_checkpoint(scene: FaultContext) -> str | None:
     """The newest checkpoint of a stage whose process is at work."""
     files = scene.store.files
     for stage_id in files.names("work"):
@@ -107,10 +107,10 @@ def _newest_checkpoint(scene: Scene) -> str | None:
     return None
 
 
-def _spoil_checkpoint(spoil: Callable[[Scene, str], None]) -> Callable[[Scene, str], Callable[[], bool]]:
+def _spoil_checkpoint(spoil: Callable[[FaultContext, str], None]) -> Callable[[FaultContext, str], Callable[[], bool]]:
     """Spoil a checkpoint and kill whoever could write a better one."""
 
-    def strike(scene: Scene, path: str) -> Callable[[], bool]:
+    def strike(scene: FaultContext, path: str) -> Callable[[], bool]:
         role = LEARNING if "/grpo" in path else TRAINING
         before = processes(role)
         for process in before:
@@ -122,19 +122,19 @@ def _spoil_checkpoint(spoil: Callable[[Scene, str], None]) -> Callable[[Scene, s
     return strike
 
 
-def _truncate(scene: Scene, path: str) -> None:
+def _truncate(scene: FaultContext, path: str) -> None:
     data = scene.store.files.read(f"{path}/trainer.pt")
     scene.store.files.write(f"{path}/trainer.pt", data[: len(data) // 2])
 
 
-def _find_parent(scene: Scene) -> str | None:
+def _find_parent(scene: FaultContext) -> str | None:
     """A finished stage that others are still to be built on."""
     finished = scene.store.finished_ids()
     tuned = sorted(name for name in finished if name.startswith("sft"))
     return tuned[0] if tuned and sum(name.startswith("grpo") for name in finished) < len(tuned) else None
 
 
-def _flip_bit(scene: Scene, stage_id: str) -> Callable[[], bool]:
+def _flip_bit(scene: FaultContext, stage_id: str) -> Callable[[], bool]:
     path = f"stages/{stage_id}/model/model.safetensors"
     data = bytearray(scene.store.files.read(path))
     data[scene.chance.randrange(len(data))] ^= 1 << scene.chance.randrange(8)
@@ -143,11 +143,11 @@ def _flip_bit(scene: Scene, stage_id: str) -> Callable[[], bool]:
     return lambda: stage_id not in scene.store.damaged([stage_id]) and scene.store.finished(stage_id)
 
 
-def _find_storage(scene: Scene) -> Any:
+def _find_storage(scene: FaultContext) -> Any:
     return scene.storage_faults if processes(AT_WORK) else None
 
 
-def _upset_storage(scene: Scene, upset: Callable[[str, float], None]) -> Callable[[], bool]:
+def _upset_storage(scene: FaultContext, upset: Callable[[str, float], None]) -> Callable[[], bool]:
     for kind in ("500", "reset", "slow"):
         upset(kind, 3.0)
     before = scene.store.finished_ids()

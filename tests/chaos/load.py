@@ -19,9 +19,9 @@ from ray import tune as ray_tune
 from ray.util.state import list_actors, list_placement_groups
 
 from rayexp.distributed import runtime
-from rayexp.spec import Execution, Stage
+from rayexp.spec import RunConfig, Stage
 from rayexp.store.artifacts import Store
-from rayexp.sweep import scheduler as tune
+from rayexp.sweep import scheduler
 from rayexp.sweep.plan import Plan
 from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
@@ -103,13 +103,13 @@ def run(arguments: Arguments, folder: str) -> tuple[Memory, dict[str, int]]:
     """Run the plan on the connected cluster; the driver's memory, and what is left behind."""
     pa.set_io_thread_count(1)  # Arrow's pools start their threads one by one as they are needed, and keep them
     pa.set_cpu_count(1)
-    execution = Execution(store=folder, train_cpus=0.5, max_concurrent=3)
+    run_config = RunConfig(store=folder, train_cpus=0.5, max_concurrent=3)
     first = grpo(sft(pretrain(seed=arguments.chains, samples=300)), steps=1, sampler="torch")
-    tune.run(Plan.of("first", [first], ()), execution)  # what Ray starts once, and keeps
+    scheduler.run(Plan.of("first", [first], ()), run_config)  # what Ray starts once, and keeps
     plan = Plan.of("load", stages(arguments.chains, arguments.reinforced), ())
     memory = Memory({trial.id: len(trial.stages) for trial in plan.trials})
     before = held()
-    outcome = tune.run(plan, execution, callbacks=[memory])
+    outcome = scheduler.run(plan, run_config, callbacks=[memory])
     if outcome.failed or outcome.blocked:
         raise RuntimeError(f"the plan failed: {outcome}")
     left = settled(before)

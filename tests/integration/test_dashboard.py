@@ -14,14 +14,12 @@ from ray._private.authentication.http_token_authentication import get_auth_heade
 from ray.train.v2._internal.state.util import is_actor_alive
 from tensorboardX.proto.event_pb2 import Event
 
-from rayexp.spec import Execution
+from rayexp.spec import RunConfig
 from rayexp.store.artifacts import Store
-from rayexp.sweep import prometheus as gauges
-from rayexp.sweep import scheduler as tune
-from rayexp.sweep import trackers as loggers
+from rayexp.sweep import prometheus, scheduler, trackers
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
-from rayexp.sweep.watch import Watch
+from rayexp.sweep.watch import ProgressCallback
 from rayexp.telemetry.grafana import exposed
 from rayexp.telemetry.metrics import METRICS
 from tests.fixtures.factories import evaluate, grpo, pretrain, sft
@@ -34,7 +32,7 @@ class Witness:
 
     def __init__(self, progress, dashboard):
         self._progress = progress
-        self._gauges = gauges.Gauges(progress, "witnessed")
+        self._gauges = prometheus.PrometheusExporter(progress, "witnessed")
         self._dashboard = dashboard
         self._seen = set()
         self.series: dict[str, set[str]] = {}  # by name of a metric: its stages
@@ -73,16 +71,16 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
     """Every metric that is defined is scraped; actors and placement groups have roles, and calls their stage; the
     loggers that were asked for leave their files in the store."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    habits = ["csv", "tensorboard", "wandb"]
-    loggers.require(habits)
+    logger_callbacks = ["csv", "tensorboard", "wandb"]
+    trackers.require(logger_callbacks)
     store = Store(str(tmp_path))
     reinforced = grpo(sft(pretrain()), steps=60, sampler="torch")
     plan = Plan.of("test", [reinforced, evaluate(reinforced)], ())
     progress = Progress(plan, flops)
     witness = Witness(progress, cluster["dashboard"])
-    with loggers.opened(habits, store, "seen") as callbacks:
-        outcome = tune.run(
-            plan, Execution(store=store.url), [Watch(progress, [witness]), *callbacks], note=progress.note
+    with trackers.opened(logger_callbacks, store, "seen") as callbacks:
+        outcome = scheduler.run(
+            plan, RunConfig(store=store.url), [ProgressCallback(progress, [witness]), *callbacks], note=progress.note
         )
     assert not outcome.failed
     assert not outcome.blocked

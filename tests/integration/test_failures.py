@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.experimental import collective
 
-from rayexp.distributed import weight_sync as transfer
+from rayexp.distributed import weight_sync
 from rayexp.distributed import workers as crews
 from rayexp.distributed.rpc import RemoteTimeoutError
 from rayexp.distributed.saving import ask_to_save
@@ -25,15 +25,15 @@ from rayexp.errors import NotFiniteError, StageError
 from rayexp.execution import grpo as grpo_stage
 from rayexp.execution import supervised
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.spec import Execution
+from rayexp.spec import RunConfig
 from rayexp.store.artifacts import Store
 from rayexp.store.filesystem import Files, StoreError
 from rayexp.store.leases import Leases
-from rayexp.sweep import scheduler as tune
+from rayexp.sweep import scheduler
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
 from rayexp.sweep.scheduler import run_trial
-from rayexp.sweep.watch import Watch
+from rayexp.sweep.watch import ProgressCallback
 from tests.fixtures import crash_harness
 from tests.fixtures.factories import evaluate, grpo, logged, pretrain, sft
 from tests.integration.test_supervised import weights_digest
@@ -47,51 +47,51 @@ QUICK = {"checkpoint_every_s": 0, "keep_rollouts": True}
 def trained(tmp_path_factory):
     """A store in which all that STAGE is built on is finished."""
     folder = tmp_path_factory.mktemp("trained")
-    supervised.run_in_process(list(STAGE.lineage[:-1]), Execution(store=str(folder)), lambda report: None)
+    supervised.run_in_process(list(STAGE.lineage[:-1]), RunConfig(store=str(folder)), lambda report: None)
     return folder
 
 
 @pytest.fixture
-def execution(trained, tmp_path):
+def run_config(trained, tmp_path):
     """A store like that, for one test."""
     shutil.copytree(trained, tmp_path / "store")
-    return Execution(store=str(tmp_path / "store"), **QUICK)
+    return RunConfig(store=str(tmp_path / "store"), **QUICK)
 
 
 @pytest.fixture
 def alone(monkeypatch):
     """The crew is in this process."""
-    monkeypatch.setattr(grpo_stage, "crew_for", crash_harness.local_crew)
+    monkeypatch.setattr(grpo_stage, "acquire_workers", crash_harness.local_workers)
 
 
 def process_of(actor) -> psutil.Process:
     return psutil.Process(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=60))
 
 
-def members(crew) -> dict[str, psutil.Process]:
-    return {"learner": process_of(crew.learner.actor), "rollout": process_of(crew.fleet.workers[0])}
+def members(workers) -> dict[str, psutil.Process]:
+    return {"learner": process_of(workers.learner.actor), "rollout": process_of(workers.rollout_manager.workers[0])}
 
 
 @pytest.fixture
 def at_step(monkeypatch):
     """Makes a progress callback that strikes one process of the crew, once, after a step."""
-    crew_for, seen = grpo_stage.crew_for, {}
+    acquire_workers, seen = grpo_stage.acquire_workers, {}
 
-    def watched(spec, execution):
-        manager = crew_for(spec, execution)
+    def watched(spec, run_config):
+        manager = acquire_workers(spec, run_config)
 
         class Watched:
             def __enter__(self):
-                crew = manager.__enter__()
-                seen.update(members(crew))
-                return crew
+                workers = manager.__enter__()
+                seen.update(members(workers))
+                return workers
 
             def __exit__(self, *error):
                 return manager.__exit__(*error)
 
         return Watched()
 
-    monkeypatch.setattr(grpo_stage, "crew_for", watched)
+    monkeypatch.setattr(grpo_stage, "acquire_workers", watched)
 
     def make(step, who, how):
         def progress(report):
@@ -104,14 +104,14 @@ def at_step(monkeypatch):
     return make
 
 
-def test_a_learner_that_dies_goes_on_from_its_checkpoint_with_the_same_result(cluster, execution, at_step, tmp_path):
-    elsewhere = execution.model_copy(update={"store": str(tmp_path / "undisturbed")})
-    shutil.copytree(execution.store, elsewhere.store)
+def test_a_learner_that_dies_goes_on_from_its_checkpoint_with_the_same_result(cluster, run_config, at_step, tmp_path):
+    elsewhere = run_config.model_copy(update={"store": str(tmp_path / "undisturbed")})
+    shutil.copytree(run_config.store, elsewhere.store)
     progress, seen = at_step(3, "learner", signal.SIGKILL)
-    grpo_stage.run(STAGE, [evaluate(STAGE)], execution, progress)
+    grpo_stage.run(STAGE, [evaluate(STAGE)], run_config, progress)
     assert not seen["struck"].is_running() or seen["struck"].status() == psutil.STATUS_ZOMBIE
     grpo_stage.run(STAGE, [evaluate(STAGE)], elsewhere, lambda report: None)
-    found, expected = Store(execution.store), Store(elsewhere.store)
+    found, expected = Store(run_config.store), Store(elsewhere.store)
     assert weights_digest(found, STAGE) == weights_digest(expected, STAGE)
     assert logged(found, STAGE) == logged(expected, STAGE)
     assert found.table(STAGE.id, "rollouts.parquet").equals(expected.table(STAGE.id, "rollouts.parquet"))
@@ -122,13 +122,13 @@ def test_a_learner_that_dies_goes_on_from_its_checkpoint_with_the_same_result(cl
 
 @pytest.mark.parametrize("who", ["rollout", "learner"])
 def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_the_attempt(
-    who, cluster, execution, at_step, tmp_path, monkeypatch
+    who, cluster, run_config, at_step, tmp_path, monkeypatch
 ):
     """Over gloo, to two workers; NCCL and CUDA IPC are the same calls between GPUs."""
     monkeypatch.setattr(grpo_stage.Task, "rewards", crash_harness.odd_rewards)
-    straight = execution.model_copy(update={"weight_transfer": "gloo", "rollout_workers": 2, "timeout_s": 60.0})
+    straight = run_config.model_copy(update={"weight_transfer": "gloo", "rollout_workers": 2, "timeout_s": 60.0})
     elsewhere = straight.model_copy(update={"store": str(tmp_path / "undisturbed"), "weight_transfer": "object_store"})
-    shutil.copytree(execution.store, elsewhere.store)
+    shutil.copytree(run_config.store, elsewhere.store)
     grpo_stage.run(STAGE, [], elsewhere, lambda report: None)
     progress, _ = at_step(3, who, signal.SIGKILL)
     with pytest.raises(StageError, match=r"grpo-id-b0\.1, step \d"):
@@ -136,13 +136,13 @@ def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_th
     steps = []
     grpo_stage.run(STAGE, [], straight, lambda report: steps.append(report["step"]))
     assert steps in ([3, 4, 5], [4, 5])
-    found, expected = Store(execution.store), Store(elsewhere.store)
+    found, expected = Store(run_config.store), Store(elsewhere.store)
     assert weights_digest(found, STAGE) == weights_digest(expected, STAGE) != weights_digest(found, STAGE.init)
     assert found.table(STAGE.id, "rollouts.parquet").equals(expected.table(STAGE.id, "rollouts.parquet"))
 
 
 def test_actors_that_do_not_join_are_named_and_a_group_that_is_gone_hides_no_failure(monkeypatch):
-    group = transfer.Group([], Execution(weight_transfer="gloo", timeout_s=0.2))
+    group = weight_sync.TransferGroup([], RunConfig(weight_transfer="gloo", timeout_s=0.2))
     monkeypatch.setattr(collective, "create_collective_group", lambda actors, backend: time.sleep(60))
     with pytest.raises(RemoteTimeoutError, match=r"no answer from the actors that weights go between within 0\.2 s"):
         group.join()
@@ -154,18 +154,18 @@ def test_actors_that_do_not_join_are_named_and_a_group_that_is_gone_hides_no_fai
     group.forget()
 
 
-def test_a_learner_that_keeps_dying_ends_the_stage(cluster, execution, monkeypatch):
+def test_a_learner_that_keeps_dying_ends_the_stage(cluster, run_config, monkeypatch):
     begin = crews.LearnerHandle.begin
 
-    def begin_and_die(self, spec, execution):
-        begin(self, spec, execution)
+    def begin_and_die(self, spec, run_config):
+        begin(self, spec, run_config)
         process_of(self.actor).kill()
 
     monkeypatch.setattr(crews.LearnerHandle, "begin", begin_and_die)
-    once = execution.model_copy(update={"worker_failures": 1})
+    once = run_config.model_copy(update={"worker_failures": 1})
     with pytest.raises(crews.LearnerDiedError, match=r"the learner of \S+/grpo-id-b0\.1 died"):
         grpo_stage.run(STAGE, [], once, lambda report: None)
-    assert not Store(execution.store).finished(STAGE.id)
+    assert not Store(run_config.store).finished(STAGE.id)
 
 
 @pytest.mark.parametrize(
@@ -175,10 +175,10 @@ def test_a_learner_that_keeps_dying_ends_the_stage(cluster, execution, monkeypat
         ("learner", r"no answer from the learner of \S+/grpo-id-b0\.1 \(\w+\) within 6 s"),
     ],
 )
-def test_a_peer_that_hangs_is_named_and_ended(cluster, execution, at_step, who, named):
+def test_a_peer_that_hangs_is_named_and_ended(cluster, run_config, at_step, who, named):
     progress, seen = at_step(2, who, signal.SIGSTOP)
-    short = execution.model_copy(update={"timeout_s": 6.0})
-    grpo_stage.run(STAGE.model_copy(update={"steps": 1}), [], execution, lambda report: None)  # starts the actors
+    short = run_config.model_copy(update={"timeout_s": 6.0})
+    grpo_stage.run(STAGE.model_copy(update={"steps": 1}), [], run_config, lambda report: None)  # starts the actors
     with pytest.raises(RemoteTimeoutError, match=named):
         grpo_stage.run(STAGE, [], short, progress)
     deadline = time.monotonic() + 20
@@ -187,7 +187,7 @@ def test_a_peer_that_hangs_is_named_and_ended(cluster, execution, at_step, who, 
         time.sleep(0.2)
 
 
-def test_storage_that_hangs_ends_the_stage_with_its_name(alone, execution, monkeypatch):
+def test_storage_that_hangs_ends_the_stage_with_its_name(alone, run_config, monkeypatch):
     write = Files.write
 
     def hang(self, name, data):
@@ -196,18 +196,18 @@ def test_storage_that_hangs_ends_the_stage_with_its_name(alone, execution, monke
         return write(self, name, data)
 
     monkeypatch.setattr(Files, "write", hang)
-    short = execution.model_copy(update={"timeout_s": 2.0})
+    short = run_config.model_copy(update={"timeout_s": 2.0})
     with pytest.raises(StoreError, match=r"step 1: no answer from the store .* \(write work/\S+\) within 2 s"):
         grpo_stage.run(STAGE, [], short, lambda report: None)
 
 
-def test_a_learner_computes_in_the_threads_it_was_given_cores_for(alone, execution):
+def test_a_learner_computes_in_the_threads_it_was_given_cores_for(alone, run_config):
     """As does the measurement of an attempt before it."""
     torch.set_num_threads(3)
     try:
-        grpo_stage.run(STAGE, [], execution, lambda report: assert_threads(1))
+        grpo_stage.run(STAGE, [], run_config, lambda report: assert_threads(1))
         torch.set_num_threads(3)
-        grpo_stage.run(STAGE, [evaluate(STAGE)], execution, lambda report: None)
+        grpo_stage.run(STAGE, [evaluate(STAGE)], run_config, lambda report: None)
         assert_threads(1)
     finally:
         torch.set_num_threads(1)
@@ -217,32 +217,32 @@ def assert_threads(count):
     assert torch.get_num_threads() == count
 
 
-def test_a_grpo_stage_saves_itself_when_its_driver_asks(cluster, alone, execution):
-    with Leases(Store(execution.store).files) as leases, ThreadPoolExecutor() as pool:
+def test_a_grpo_stage_saves_itself_when_its_driver_asks(cluster, alone, run_config):
+    with Leases(Store(run_config.store).files) as leases, ThreadPoolExecutor() as pool:
         asked = pool.submit(ask_to_save, leases.driver, {STAGE.id}, patience_s=60)
         leased = {"lease": str(leases.take(STAGE.id)), "checkpoint_every_s": 60.0}
         grpo_stage.run(
-            STAGE.model_copy(update={"steps": 200}), [], execution.model_copy(update=leased), lambda report: None
+            STAGE.model_copy(update={"steps": 200}), [], run_config.model_copy(update=leased), lambda report: None
         )
         assert asked.result() == set()
 
 
-def test_stale_rollouts_survive_an_interruption(alone, execution, tmp_path, monkeypatch):
+def test_stale_rollouts_survive_an_interruption(alone, run_config, tmp_path, monkeypatch):
     """Each step but the first learns from weights before the last update, also behind a checkpoint."""
     monkeypatch.setattr(grpo_stage.Task, "rewards", crash_harness.odd_rewards)
     stage = STAGE.model_copy(update={"staleness": 1})
-    elsewhere = execution.model_copy(update={"store": str(tmp_path / "undisturbed")})
-    shutil.copytree(execution.store, elsewhere.store)
+    elsewhere = run_config.model_copy(update={"store": str(tmp_path / "undisturbed")})
+    shutil.copytree(run_config.store, elsewhere.store)
 
     def stop(report):
         if report["step"] == 3:
             raise InterruptedError
 
     with pytest.raises(StageError, match="step 3"):
-        grpo_stage.run(stage, [], execution, stop)
-    grpo_stage.run(stage, [], execution, lambda report: None)
+        grpo_stage.run(stage, [], run_config, stop)
+    grpo_stage.run(stage, [], run_config, lambda report: None)
     grpo_stage.run(stage, [], elsewhere, lambda report: None)
-    found, expected = Store(execution.store), Store(elsewhere.store)
+    found, expected = Store(run_config.store), Store(elsewhere.store)
     assert weights_digest(found, stage) == weights_digest(expected, stage)
     assert logged(found, stage) == logged(expected, stage)
     assert found.table(stage.id, "rollouts.parquet").equals(expected.table(stage.id, "rollouts.parquet"))
@@ -253,7 +253,7 @@ def test_stale_rollouts_survive_an_interruption(alone, execution, tmp_path, monk
 
 
 @pytest.mark.parametrize("what", ["the reward", "the sampler's log-probability"])
-def test_a_number_that_is_none_names_its_prompt_and_leaves_the_last_checkpoint(alone, execution, monkeypatch, what):
+def test_a_number_that_is_none_names_its_prompt_and_leaves_the_last_checkpoint(alone, run_config, monkeypatch, what):
     spoilt = []
 
     def spoil(values, rows):
@@ -280,15 +280,15 @@ def test_a_number_that_is_none_names_its_prompt_and_leaves_the_last_checkpoint(a
     monkeypatch.setattr(grpo_stage.Task, "rewards", rewards_with_nan)
     monkeypatch.setattr(TorchSampler, "generate", generate_nan)
     with pytest.raises(NotFiniteError) as caught:
-        grpo_stage.run(STAGE, [], execution, lambda report: None)
+        grpo_stage.run(STAGE, [], run_config, lambda report: None)
     assert "step 3: " in str(caught.value)
     assert f"{what} is not finite for prompt {spoilt[0]}" in str(caught.value)
-    steps = Store(execution.store)._checkpoint_steps(STAGE.id)
+    steps = Store(run_config.store)._checkpoint_steps(STAGE.id)
     assert max(steps) == 2
     monkeypatch.setattr(grpo_stage.Task, "rewards", rewards)
     monkeypatch.setattr(TorchSampler, "generate", generate)
-    grpo_stage.run(STAGE, [], execution, lambda report: None)
-    assert Store(execution.store).finished(STAGE.id)
+    grpo_stage.run(STAGE, [], run_config, lambda report: None)
+    assert Store(run_config.store).finished(STAGE.id)
 
 
 DOOMED = grpo(sft(BASE), seed=1, steps=3, sampler="torch")
@@ -307,16 +307,16 @@ def spoilt_trial(config):
 
 @pytest.mark.parametrize("fail_fast", [False, True])
 def test_a_failed_stage_blocks_its_descendants_and_the_rest_goes_on_unless_it_is_not_to(
-    cluster, execution, monkeypatch, fail_fast
+    cluster, run_config, monkeypatch, fail_fast
 ):
     above = grpo(DOOMED, steps=1, sampler="torch")
     good = grpo(sft(BASE), seed=2, steps=1, sampler="torch")
     stages = [DOOMED, evaluate(DOOMED), above, good, evaluate(good)]
-    store = Store(execution.store)
+    store = Store(run_config.store)
     before = store.finished_ids()
-    monkeypatch.setattr(tune, "run_trial", spoilt_trial)
+    monkeypatch.setattr(scheduler, "run_trial", spoilt_trial)
     plan = Plan.of("test", stages, before)
-    outcome = tune.run(plan, execution.model_copy(update={"max_concurrent": 1}), fail_fast=fail_fast)
+    outcome = scheduler.run(plan, run_config.model_copy(update={"max_concurrent": 1}), fail_fast=fail_fast)
     why = outcome.failed[DOOMED.id]
     assert f"{DOOMED.label}, step 1: " in why
     assert "the reward is not finite for prompt" in why
@@ -327,16 +327,16 @@ def test_a_failed_stage_blocks_its_descendants_and_the_rest_goes_on_unless_it_is
 
 
 def test_trials_whose_process_can_not_start_fail_in_one_sentence_each_and_end_nothing_else(
-    cluster, execution, monkeypatch, tmp_path
+    cluster, run_config, monkeypatch, tmp_path
 ):
     """What they are to run is in a module that no worker has."""
     (tmp_path / "only_on_the_head.py").write_text("def run_trial(config): pass")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(tune, "run_trial", importlib.import_module("only_on_the_head").run_trial)
+    monkeypatch.setattr(scheduler, "run_trial", importlib.import_module("only_on_the_head").run_trial)
     one, other = grpo(sft(BASE), seed=1, sampler="torch"), grpo(sft(BASE), seed=2, sampler="torch")
-    plan = Plan.of("test", [one, other], Store(execution.store).finished_ids())
+    plan = Plan.of("test", [one, other], Store(run_config.store).finished_ids())
     progress = Progress(plan, flops)
-    outcome = tune.run(plan, execution.model_copy(update={"worker_failures": 0}), [Watch(progress)])
+    outcome = scheduler.run(plan, run_config.model_copy(update={"worker_failures": 0}), [ProgressCallback(progress)])
     assert outcome.failed.keys() == {one.id, other.id}
     for trial, why in outcome.failed.items():
         assert re.fullmatch(r".*: its process died on the node .*No module named 'only_on_the_head'", why), trial

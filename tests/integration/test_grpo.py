@@ -5,7 +5,7 @@ import pytest
 from rayexp.errors import StageError
 from rayexp.execution import grpo as grpo_stage
 from rayexp.execution import supervised
-from rayexp.spec import Execution
+from rayexp.spec import RunConfig
 from rayexp.store.artifacts import Store
 from tests.fixtures import crash_harness
 from tests.fixtures.factories import evaluate, grpo, logged, pretrain, sft
@@ -19,9 +19,9 @@ class StopHereError(Exception):
 def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(grpo_stage.Task, "rewards", crash_harness.odd_rewards)
     stage = grpo(sft(pretrain()), steps=5)
-    execution = Execution(store=str(tmp_path / "a"), checkpoint_every_s=0, keep_rollouts=True)
-    elsewhere = execution.model_copy(update={"store": str(tmp_path / "b")})
-    for store in (execution, elsewhere):
+    run_config = RunConfig(store=str(tmp_path / "a"), checkpoint_every_s=0, keep_rollouts=True)
+    elsewhere = run_config.model_copy(update={"store": str(tmp_path / "b")})
+    for store in (run_config, elsewhere):
         supervised.run_in_process(list(stage.lineage[:-1]), store, lambda report: None)
     steps = []
 
@@ -31,13 +31,13 @@ def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cl
             raise StopHereError
 
     with pytest.raises(StageError, match=r"grpo-id-b0\.1, step 3: StopHereError"):
-        grpo_stage.run(stage, [], execution, stop_after_step_3)
-    assert not Store(execution.store).finished(stage.id)
-    grpo_stage.run(stage, [evaluate(stage)], execution, lambda report: steps.append(report["step"]))
+        grpo_stage.run(stage, [], run_config, stop_after_step_3)
+    assert not Store(run_config.store).finished(stage.id)
+    grpo_stage.run(stage, [evaluate(stage)], run_config, lambda report: steps.append(report["step"]))
     assert steps == [1, 2, 3, 3, 4, 5]  # step 3 was not checkpointed yet
 
     grpo_stage.run(stage, [], elsewhere, lambda report: None)  # undisturbed, by the crew that ended the other run
-    resumed, whole = Store(execution.store), Store(elsewhere.store)
+    resumed, whole = Store(run_config.store), Store(elsewhere.store)
     assert weights_digest(resumed, stage) == weights_digest(whole, stage)
     assert logged(resumed, stage) == logged(whole, stage)
     assert resumed.table(stage.id, "rollouts.parquet").equals(whole.table(stage.id, "rollouts.parquet"))

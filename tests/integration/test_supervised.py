@@ -11,10 +11,10 @@ from transformers import LlamaForCausalLM
 from rayexp.distributed.saving import ask_to_save
 from rayexp.execution import pretrain as pretrain_stage
 from rayexp.execution import supervised
-from rayexp.spec import Execution
+from rayexp.spec import RunConfig
 from rayexp.store.artifacts import Store
 from rayexp.store.leases import Leases
-from rayexp.studies.grid import fitting
+from rayexp.studies.grid import with_context_for
 from rayexp.tasks.strings import World
 from rayexp.training.trainer import Trainer
 from tests.fixtures.factories import TOY, evaluate, pretrain, sft
@@ -55,7 +55,7 @@ def test_a_compiled_decoder_reads_padded_rows_and_learns_the_same(monkeypatch, t
         self.row_multiple = 64
 
     base = pretrain()
-    plain, fused = (Execution(store=str(tmp_path / name)) for name in ("plain", "fused"))
+    plain, fused = (RunConfig(store=str(tmp_path / name)) for name in ("plain", "fused"))
     supervised.run_in_process([base], plain, lambda report: None)
     monkeypatch.setattr(Trainer, "compile", compiled)
     monkeypatch.setattr(supervised, "COMPILED_FLOP", 0.0)
@@ -63,7 +63,7 @@ def test_a_compiled_decoder_reads_padded_rows_and_learns_the_same(monkeypatch, t
     supervised.run_in_process([base], fused, lambda report: None)
     assert len(shapes) > 1
     assert all(rows % 64 == 0 for rows, _ in shapes)
-    expected, found = (losses(Store(execution.store), base) for execution in (plain, fused))
+    expected, found = (losses(Store(run_config.store), base) for run_config in (plain, fused))
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -71,9 +71,9 @@ def test_a_compiled_decoder_reads_padded_rows_and_learns_the_same(monkeypatch, t
 def one_rank(tmp_path_factory):
     """The chain, trained in this process without a cluster."""
     base, tuned, stages = chain()
-    execution = Execution(store=str(tmp_path_factory.mktemp("one")))
-    supervised.run_in_process(stages, execution, lambda report: None)
-    return Store(execution.store), base, tuned, stages
+    run_config = RunConfig(store=str(tmp_path_factory.mktemp("one")))
+    supervised.run_in_process(stages, run_config, lambda report: None)
+    return Store(run_config.store), base, tuned, stages
 
 
 def test_all_stages_of_a_chain_are_published(one_rank):
@@ -95,17 +95,17 @@ def test_loss_falls_and_sft_trains_on_id_samples_only(one_rank):
 
 def test_two_ranks_take_the_steps_of_one(one_rank, cluster, tmp_path):
     store, base, tuned, stages = one_rank
-    execution = Execution(store=str(tmp_path), train_workers=2)
-    supervised.run(stages, execution)
+    run_config = RunConfig(store=str(tmp_path), train_workers=2)
+    supervised.run(stages, run_config)
     for stage in (base, tuned):
-        expected, found = losses(store, stage), losses(Store(execution.store), stage)
+        expected, found = losses(store, stage), losses(Store(run_config.store), stage)
         assert found.keys() == expected.keys()
         assert all(abs(found[step] - expected[step]) < 1e-5 for step in expected)
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(one_rank, tmp_path, monkeypatch):
     store, base, _, _ = one_rank
-    execution = Execution(store=str(tmp_path), checkpoint_every_s=0)
+    run_config = RunConfig(store=str(tmp_path), checkpoint_every_s=0)
     batch, reached = pretrain_stage.batch, []
 
     def dies_at_step_5(spec, step):
@@ -116,14 +116,14 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(one_rank, tmp_pat
 
     monkeypatch.setattr(pretrain_stage, "batch", dies_at_step_5)
     with pytest.raises(RuntimeError, match="the machine is gone"):
-        supervised.run_in_process([base], execution, lambda report: None)
-    assert not Store(execution.store).finished(base.id)
+        supervised.run_in_process([base], run_config, lambda report: None)
+    assert not Store(run_config.store).finished(base.id)
 
     monkeypatch.setattr(pretrain_stage, "batch", lambda spec, step: reached.append(step) or batch(spec, step))
-    supervised.run_in_process([base], execution, lambda report: None)
+    supervised.run_in_process([base], run_config, lambda report: None)
     assert reached == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]  # a batch is made during the step before, which was lost with it
-    assert weights_digest(Store(execution.store), base) == weights_digest(store, base)
-    assert losses(Store(execution.store), base) == losses(store, base)
+    assert weights_digest(Store(run_config.store), base) == weights_digest(store, base)
+    assert losses(Store(run_config.store), base) == losses(store, base)
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(0.5, 1), (1.0, 1), (2.0, 2)])
@@ -136,14 +136,14 @@ def test_training_computes_in_the_threads_it_was_given_cores_for(tmp_path, monke
     )
     torch.set_num_threads(3)
     try:
-        supervised.run_in_process([base], Execution(store=str(tmp_path), train_cpus=cores), lambda report: None)
+        supervised.run_in_process([base], RunConfig(store=str(tmp_path), train_cpus=cores), lambda report: None)
     finally:
         torch.set_num_threads(1)
     assert seen == [threads]
 
 
-def in_process(stages, execution):
-    supervised.run_in_process(stages, execution, lambda report: None)
+def in_process(stages, run_config):
+    supervised.run_in_process(stages, run_config, lambda report: None)
 
 
 @pytest.mark.parametrize("run", [in_process, supervised.run], ids=["in_process", "worker_group"])
@@ -154,7 +154,7 @@ def test_what_trains_saves_itself_when_its_driver_asks(cluster, tmp_path, run):
     with Leases(store.files) as leases, ThreadPoolExecutor() as pool:
         lease = leases.take(base.id)
         asked = pool.submit(ask_to_save, leases.driver, {base.id}, patience_s=120)
-        run([base], Execution(store=str(tmp_path), lease=str(lease)))
+        run([base], RunConfig(store=str(tmp_path), lease=str(lease)))
         assert asked.result() == set()
         assert ask_to_save(leases.driver, {base.id}, patience_s=0.1) == {base.id}, "what has ended saves nothing"
 
@@ -171,11 +171,11 @@ def test_a_model_folder_loads_in_stock_transformers(one_rank):
 def test_the_hardest_variant_of_the_world_trains_and_is_measured(axis, tmp_path):
     """A printed map, traversal by position, traces: long prompts, and completions that are sampled and judged."""
     world = World(axis, graph="printed", traversal="positional", samples="trace")
-    base = pretrain(world=world, decoder=fitting(TOY.decoder, world), samples=300)
+    base = pretrain(world=world, decoder=with_context_for(TOY.decoder, world), samples=300)
     stages = [base, evaluate(base)]
-    execution = Execution(store=str(tmp_path))
-    supervised.run_in_process(stages, execution, lambda report: None)
-    rows = Store(execution.store).table(evaluate(base).id, "results.parquet").to_pandas()
+    run_config = RunConfig(store=str(tmp_path))
+    supervised.run_in_process(stages, run_config, lambda report: None)
+    rows = Store(run_config.store).table(evaluate(base).id, "results.parquet").to_pandas()
     assert set(rows.role) == {"id", "ood", "probe"}
     assert (rows.sampled == 16).all()
     assert (rows.trace_correct <= rows.answer_correct).all()

@@ -3,12 +3,11 @@
 import pytest
 
 from rayexp.reports import table
-from rayexp.spec import GRPO, Evaluate, Execution
+from rayexp.spec import GRPO, Evaluate, RunConfig
 from rayexp.store.artifacts import Store
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
-from rayexp.sweep import preflight
-from rayexp.sweep import scheduler as tune
+from rayexp.sweep import preflight, scheduler
 from rayexp.sweep.plan import Plan
 from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
@@ -33,14 +32,14 @@ def test_scaling_runs_at_toy_width_and_rollouts_are_kept(cluster, tmp_path):
         last, steps=2, group_size=2, kl_beta=0.0, updates=2, kl_in="reward", advantage="mean_only", sampler="torch"
     )
     stages = [*stages, again, evaluate(again)]
-    execution = Execution(store=str(tmp_path), keep_rollouts=True)
-    plan = plan_of(stages, execution.store)
+    run_config = RunConfig(store=str(tmp_path), keep_rollouts=True)
+    plan = plan_of(stages, run_config.store)
     assert {stage.root.decoder.layers for stage in plan.stages} == {4, 8}
-    outcome = tune.run(plan, execution)
+    outcome = scheduler.run(plan, run_config)
     assert not outcome.failed
     assert not outcome.blocked
-    store = Store(execution.store)
-    plan = plan_of(stages, execution.store)
+    store = Store(run_config.store)
+    plan = plan_of(stages, run_config.store)
     assert not plan.to_run
     assert store.spec(again.id) == again
 
@@ -59,17 +58,17 @@ def test_scaling_runs_at_toy_width_and_rollouts_are_kept(cluster, tmp_path):
     assert results[results.kind == "grpo"].init_q.notna().all()
 
     measured = [evaluate(again, prompts_per_cell=7), evaluate(again.root, prompts_per_cell=7)]
-    outcome = tune.run(plan_of(measured, execution.store), execution)
+    outcome = scheduler.run(plan_of(measured, run_config.store), run_config)
     assert not outcome.failed
     assert not outcome.blocked
-    assert not plan_of(measured, execution.store).to_run, "what is finished can't be measured once more"
+    assert not plan_of(measured, run_config.store).to_run, "what is finished can't be measured once more"
 
 
 def test_a_plan_that_can_never_fit_is_refused_with_needs_and_has(cluster, tmp_path):
     plan = plan_of([grpo(sft(pretrain()))], str(tmp_path))
     with pytest.raises(preflight.PreflightError) as refusal:
-        preflight.require_resources(plan, Execution(store=str(tmp_path), learner_cpus=64))
+        preflight.require_resources(plan, RunConfig(store=str(tmp_path), learner_cpus=64))
     assert "grpo trial needs" in str(refusal.value)
     assert "cluster has" in str(refusal.value)
     assert "64.5" in str(refusal.value)
-    preflight.require_resources(plan, Execution(store=str(tmp_path)))
+    preflight.require_resources(plan, RunConfig(store=str(tmp_path)))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import ray
 
-from rayexp.distributed.rollout_manager import ParityError, RolloutFleet
+from rayexp.distributed.rollout_manager import ParityError, RolloutManager
 from rayexp.execution.grpo import Task
 from rayexp.models import decoder
 from rayexp.rl.learner import MismatchError, PolicyLearner, rollout_batches
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.spec import Execution
+from rayexp.spec import RunConfig
 from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings import Corpus
 from tests.fixtures.factories import TOY, grpo, pretrain, sft
@@ -35,7 +35,7 @@ def fleets(cluster, case):
     """One worker and two workers, with the same weights."""
     spec, model, _ = case
     weights = ray.put({name: tensor.numpy() for name, tensor in model.state_dict().items()})
-    two = RolloutFleet(spec, Execution(store="unused", rollout_workers=2))
+    two = RolloutManager(spec, RunConfig(store="unused", rollout_workers=2))
     two.sync(weights, version=7)
     one = copy.copy(two)
     one.workers = two.workers[:1]  # an engine takes seconds to start: the second fleet is half of the first
@@ -43,8 +43,8 @@ def fleets(cluster, case):
     two.stop()
 
 
-def drawn(fleet, prompts, seeds, group=4):
-    return fleet.generate(prompts, seeds, group, [6] * len(prompts))
+def drawn(rollout_manager, prompts, seeds, group=4):
+    return rollout_manager.generate(prompts, seeds, group, [6] * len(prompts))
 
 
 def test_greedy_agrees_with_the_reference(fleets, case):
@@ -69,7 +69,7 @@ def test_logprobs_are_those_of_the_learner(fleets, case):
 def test_equal_seeds_give_equal_completions_over_one_worker_and_two(fleets, case):
     _, _, prompts = case
     seeds = [1024 * i for i in range(len(prompts))]
-    one, two, again = (drawn(fleet, prompts, seeds) for fleet in (*fleets, fleets[0]))
+    one, two, again = (drawn(rollout_manager, prompts, seeds) for rollout_manager in (*fleets, fleets[0]))
     assert one.rows == two.rows == again.rows
     assert np.array_equal(one.logprobs_NC, two.logprobs_NC), "the batch that a completion was drawn in shows"
     backwards = drawn(fleets[1], prompts[::-1], seeds[::-1])
@@ -99,20 +99,20 @@ def test_a_worker_that_dies_is_replaced_with_the_same_answer(fleets, case):
 def test_bf16_passes_the_default_limit_on_mismatch_and_not_that_of_fp32(cluster):
     base = pretrain(decoder=DECODERS["tiny"])
     spec = grpo(sft(base), optimiser=TOY.grpo.model_copy(update={"precision": "bf16"}))
-    model, execution = decoder.build(base.decoder, seed=3), Execution(store="unused")
-    fleet, learner, task = RolloutFleet(spec, execution), PolicyLearner(spec, model), Task(spec)
+    model, run_config = decoder.build(base.decoder, seed=3), RunConfig(store="unused")
+    rollout_manager, learner, task = RolloutManager(spec, run_config), PolicyLearner(spec, model), Task(spec)
     try:
-        fleet.sync(ray.put(learner.weights()), version=0)
-        completions = fleet.generate(*task.request(0))
+        rollout_manager.sync(ray.put(learner.weights()), version=0)
+        completions = rollout_manager.generate(*task.request(0))
         expected = TorchSampler(model, precision="bf16").score(task.probe)
-        assert fleet.require_parity(task.probe, expected) > 1e-3
+        assert rollout_manager.require_parity(task.probe, expected) > 1e-3
     finally:
-        fleet.stop()
+        rollout_manager.stop()
     rewards_PG = task.rewards(task.prompts(0), completions)
     batches = rollout_batches(task.numbers(0), task.prompts(0), completions, rewards_PG)
     with pytest.raises(MismatchError):
-        learner.update(batches, execution.mismatch_limit("fp32"))
-    assert learner.update(batches, execution.mismatch_limit("bf16"))["max_logprob_mismatch"] > 0.02
+        learner.update(batches, run_config.mismatch_limit("fp32"))
+    assert learner.update(batches, run_config.mismatch_limit("bf16"))["max_logprob_mismatch"] > 0.02
 
 
 def test_a_model_folder_loads_in_stock_vllm(cluster, case, tmp_path):

@@ -217,7 +217,7 @@ def test_a_terminal_gets_the_same_sentence(capsys, monkeypatch, encoding):
 
 #: One chain of six stages.
 CHAIN = dataclasses.replace(sweep.DEFAULTS, scale="toy", ood_ratios=(0.0,), kl_betas=(0.1,), seeds=(0,))
-STAGES = sweep.planned(CHAIN, Store(f"memory://{uuid4().hex}")).stages
+STAGES = sweep.make_plan(CHAIN, Store(f"memory://{uuid4().hex}")).stages
 PRETRAINED, MEASURED, TUNED = STAGES[:3]
 PAGE = "studies/demo-toy/report/index.html"
 
@@ -226,7 +226,7 @@ PAGE = "studies/demo-toy/report/index.html"
 def reported(tmp_path, monkeypatch, capsys):
     """Write the report of CHAIN from the store in tmp_path; the code, and the sentence where there is no report."""
     options = dataclasses.replace(CHAIN.options, store=str(tmp_path / "store"))
-    monkeypatch.setattr(report, "parsed", lambda *_: dataclasses.replace(CHAIN, options=options))
+    monkeypatch.setattr(report, "parse_args", lambda *_: dataclasses.replace(CHAIN, options=options))
     monkeypatch.setattr(page, "_template", functools.cache(page._template))
     monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))

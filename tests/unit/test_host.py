@@ -9,7 +9,7 @@ import pytest
 
 from rayexp import host
 from rayexp.distributed import runtime
-from rayexp.sweep.preview import Machines
+from rayexp.sweep.preview import ClusterResources
 
 #: Control groups as files: what is in /proc/self/cgroup and below /sys/fs/cgroup, and the cores that they leave of 64.
 GROUPS = {
@@ -84,7 +84,7 @@ def test_a_local_cluster_is_started_with_what_a_plan_counts_with(monkeypatch, gp
     monkeypatch.setattr(runtime, "ray", SimpleNamespace(init=lambda **options: started.update(options) or EMPTY))
     runtime.ray.cluster_resources = dict
     runtime.connect()
-    assert Machines.here().has == {"CPU": started["num_cpus"], "GPU": started["num_gpus"] or 0.0}
+    assert ClusterResources.here().has == {"CPU": started["num_cpus"], "GPU": started["num_gpus"] or 0.0}
 
 
 EMPTY = SimpleNamespace(dashboard_url="")

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import pandas as pd
 
 from rayexp.reports import headless as headless  # before anything else that imports matplotlib
-from rayexp.reports.drawing import Drawing
+from rayexp.reports.drawing import ReportFigure
 from rayexp.reports.figures.curves import entropy_and_mismatch, reward_and_kl
 from rayexp.reports.figures.mass import mass_by_ratio, mass_by_stage
 from rayexp.reports.figures.pass_at_k import pass_at_k_curves
 from rayexp.reports.figures.tilt import after_against_before, gain_by_mass, logit_shift
 
 #: What draws a figure, by its title; None where there is no data for it.
-Figures = dict[str, Callable[[pd.DataFrame], Drawing | None]]
+Figures = dict[str, Callable[[pd.DataFrame], ReportFigure | None]]
 #: From ``table.results``.
 MEASURED: Figures = {
     "Correct mass before and after GRPO": mass_by_ratio,

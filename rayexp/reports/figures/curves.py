@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from rayexp.reports.arms import ROLE_NAMES, counted, told
-from rayexp.reports.drawing import WIDE, Drawing, lines, panels, ratio_colours, ratio_legend, ratio_places, taller
+from rayexp.reports.drawing import WIDE, ReportFigure, lines, panels, ratio_colours, ratio_legend, ratio_places, taller
 from rayexp.spec import number
 
 SEEDS = "Lines are means over seeds, bands reach from the lowest to the highest seed."
@@ -28,7 +28,7 @@ ENTROPY = Curve("grpo/entropy", "entropy (nats)")
 MISMATCH = Curve("grpo/max_logprob_mismatch", "mismatch (nats)")
 
 
-def reward_and_kl(curves: pd.DataFrame) -> Drawing | None:
+def reward_and_kl(curves: pd.DataFrame) -> ReportFigure | None:
     """Reward and KL to the reference over GRPO steps; a row for each arm and beta."""
     # Without a penalty there is no reference: the KL is not computed.
     logged = curves[(curves["metric"] != KL.metric) | (curves["kl_beta"] > 0)]
@@ -36,7 +36,7 @@ def reward_and_kl(curves: pd.DataFrame) -> Drawing | None:
     if data.empty:
         return None
     last = data[(data["metric"] == REWARD.metric) & (data["step"] == data["step"].max())]["mean"]
-    return Drawing(
+    return ReportFigure(
         caption="Left: mean reward of a step's completions, 1 if correct, else 0. Right: KL divergence from the init, "
         f"in nats a completion. {SEEDS}",
         alt="Reward and KL over GRPO steps, a line for each OOD ratio. At the last step mean rewards lie between "
@@ -46,13 +46,13 @@ def reward_and_kl(curves: pd.DataFrame) -> Drawing | None:
     )
 
 
-def entropy_and_mismatch(curves: pd.DataFrame) -> Drawing | None:
+def entropy_and_mismatch(curves: pd.DataFrame) -> ReportFigure | None:
     """Entropy of the policy, and how far sampler and learner disagree, over GRPO steps; a row for each arm and beta."""
     data = _summarised(curves, (ENTROPY, MISMATCH))
     if data.empty:
         return None
     entropy, mismatch = (data[data["metric"] == curve.metric] for curve in (ENTROPY, MISMATCH))
-    return Drawing(
+    return ReportFigure(
         caption="Left: mean entropy of the policy's next token along its completions. Right: the largest difference, "
         "among the tokens of a step, between the log-probability that the sampler gave a token and the learner's; a "
         f"step where it is above the allowed limit stops the run. {SEEDS}",

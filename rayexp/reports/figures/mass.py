@@ -11,8 +11,8 @@ from rayexp.reports.arms import ROLE_NAMES, TARGET_OF, Arm, arms, before, mass_n
 from rayexp.reports.drawing import (
     BOOTSTRAP,
     WIDE,
-    Drawing,
-    Look,
+    LineStyle,
+    ReportFigure,
     Series,
     before_and_betas,
     intervals,
@@ -29,7 +29,7 @@ from rayexp.spec import number
 from rayexp.stages.settings import within
 
 
-def mass_by_ratio(results: pd.DataFrame) -> Drawing | None:
+def mass_by_ratio(results: pd.DataFrame) -> ReportFigure | None:
     """Mean Q before and after GRPO, and the paired gain, against the OOD ratio; a row for each arm and role."""
     shown = [(arm, role) for arm in arms(results) for role in arm.roles if len(arm.cells(role))]
     if not shown:
@@ -45,7 +45,7 @@ def mass_by_ratio(results: pd.DataFrame) -> Drawing | None:
             points = here[here["kl_beta"].isna() if one.key is None else here["kl_beta"] == one.key]
             intervals(left, points, "q", ratios, one, series)
             if one.key is not None:
-                intervals(right, points, "gain", ratios, one, series, hollow=points["gain_p_holm"] >= ALPHA)
+                intervals(right, points, "gain", ratios, one, series, open_markers=points["gain_p_holm"] >= ALPHA)
         left.set_title(lines(f"{arm.name}: {ROLE_NAMES[role]} cells", WIDE), loc="left")
         left.set(ylabel=fill(f"mean {mass}", 20), ylim=(-0.03, 1.03))
         right.set(ylabel="gain: mean after - before")
@@ -60,7 +60,7 @@ def mass_by_ratio(results: pd.DataFrame) -> Drawing | None:
         "Hollow: the gain does not differ from 0 (paired, Student's t over seeds, p corrected by Holm for the "
         f"{tested} gains of this figure)."
     )
-    return Drawing(
+    return ReportFigure(
         caption=f"Left: mean {mass} of the test prompts before GRPO (its init) and after, by the share of OOD samples "
         "in pretraining. Right: the paired gain. "
         + " ".join(filter(None, [BOOTSTRAP, holm_note if tested else "", left_out(data["kl_beta"])])),
@@ -82,7 +82,7 @@ def _mass_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
         yield {**about, "kl_beta": beta, "ood_ratio": ratio, **found, "gain_p": p_of_mean(group, "gain", 0.0)}
 
 
-def mass_by_stage(results: pd.DataFrame) -> Drawing | None:
+def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
     """Greedy accuracy and mean Q after each stage, against the OOD ratio; a row for each arm, and for ID and target."""
     data = pd.DataFrame(list(_stage_rows(results)))
     if data.empty:
@@ -106,7 +106,7 @@ def mass_by_stage(results: pd.DataFrame) -> Drawing | None:
     ratio_axes(figure, axes, ratios)
     series_legend(figure, stages, data)
     ends = data[data["role"] == "id"]["greedy"]
-    return Drawing(
+    return ReportFigure(
         caption="Left: share of test prompts whose most likely completion is right. Right: mean "
         f"{mass}. Axes need not start at 0. {BOOTSTRAP} {left_out(data['kl_beta'])}".strip(),
         alt="Accuracy on ID and on OOD cells after pretraining, SFT and GRPO against the OOD ratio. Greedy accuracy on "
@@ -145,6 +145,6 @@ def _longest(conditions: list[str]) -> list[str]:
 def _stage_series(data: pd.DataFrame) -> list[Series]:
     """Pretraining in grey, SFT as what is before GRPO, GRPO by beta as in the figure above."""
     sft, *betas = before_and_betas(data["kl_beta"])
-    names = {"pretraining": Look("#808080", "h", "-"), "SFT": sft.look}
-    names |= {f"GRPO, β = {number(one.key)}": one.look for one in betas}
-    return [Series(name, name, look) for name, look in names.items() if (data["stage"] == name).any()]
+    names = {"pretraining": LineStyle("#808080", "h", "-"), "SFT": sft.style}
+    names |= {f"GRPO, β = {number(one.key)}": one.style for one in betas}
+    return [Series(name, name, style) for name, style in names.items() if (data["stage"] == name).any()]

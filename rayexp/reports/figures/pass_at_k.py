@@ -8,13 +8,22 @@ import pandas as pd
 
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.reports.arms import ROLE_NAMES, Arm, arms, counted, percent
-from rayexp.reports.drawing import Drawing, before_and_betas, grid, left_out, legend_rows, lines, series_legend, taller
+from rayexp.reports.drawing import (
+    ReportFigure,
+    before_and_betas,
+    grid,
+    left_out,
+    legend_rows,
+    lines,
+    series_legend,
+    taller,
+)
 
 #: Values of k, four a decade, up to a million.
 KS = np.unique(np.round(10 ** np.arange(0, 6.01, 0.25)).astype(int))
 
 
-def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
+def pass_at_k_curves(results: pd.DataFrame) -> ReportFigure | None:
     """Mean pass@k over prompts of the target cells, before GRPO and after; a panel for each arm and OOD ratio."""
     data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm, results)])
     if data.empty:
@@ -26,8 +35,8 @@ def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
         here = arm.of(data[data["ood_ratio"] == ratio])
         for one in series:
             line = here[here["kl_beta"].isna() if one.key is None else here["kl_beta"] == one.key]
-            axis.plot(line["k"], line["mean"], color=one.look.colour, linestyle=one.line)
-            axis.fill_between(line["k"], line["lowest"], line["highest"], color=one.look.colour, alpha=0.15, lw=0)
+            axis.plot(line["k"], line["mean"], color=one.style.colour, linestyle=one.line)
+            axis.fill_between(line["k"], line["lowest"], line["highest"], color=one.style.colour, alpha=0.15, lw=0)
         cells = f"{ROLE_NAMES[arm.target]} cells, {percent(ratio)} % OOD"
         axis.set_title(f"{lines(arm.short_name)}:\n{cells}")
         axis.set(xscale="log", ylim=(-0.03, 1.03), xlim=(1, data["k"].max()))
@@ -39,7 +48,7 @@ def pass_at_k_curves(results: pd.DataFrame) -> Drawing | None:
     exact = (results["sampled"] == 0).all()
     source = "Exact for every k, from Q: 1 - (1 - Q)^k." if exact else "Unbiased estimates from the sampled answers."
     last = data[data["k"] == data["k"].max()]
-    return Drawing(
+    return ReportFigure(
         caption=f"Mean over test prompts of the chance that one of k completions is right. {source} Where a curve "
         "after GRPO runs below the one before it, GRPO gave up prompts that many samples had still reached. Lines are "
         f"means over seeds, bands reach from the lowest to the highest seed. {left_out(data['kl_beta'])}".strip(),

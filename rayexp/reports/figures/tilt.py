@@ -18,8 +18,8 @@ from rayexp.evaluation.theory import gain, paper_bound, peak, tilted
 from rayexp.reports.arms import ROLE_NAMES, Arm, arms, counted, mass_name, percent
 from rayexp.reports.drawing import (
     BOOTSTRAP,
-    LOOKS,
-    Drawing,
+    LINE_STYLES,
+    ReportFigure,
     bars,
     grid,
     lines,
@@ -54,7 +54,7 @@ def _panels(results: pd.DataFrame) -> list[Panel]:
 # P against Q
 
 
-def after_against_before(results: pd.DataFrame) -> Drawing | None:
+def after_against_before(results: pd.DataFrame) -> ReportFigure | None:
     """P after GRPO against Q before it, a point a prompt, on logit axes: there the tilt is a shift by 1 / beta."""
     shown = [(title, beta, _points(rows)) for title, beta, rows in _panels(results)]
     if not shown:
@@ -84,7 +84,7 @@ def after_against_before(results: pd.DataFrame) -> Drawing | None:
     figure.legend(handles=theory, loc="outside upper center", ncols=3, title=note)
     ratio_legend(figure, ratios, "OOD samples in pretraining", "outside lower center", linestyle="", marker="o")
     tilt = "an upper limit of the optimum" if (results["samples"] == "trace").any() else "the optimum with a KL penalty"
-    return Drawing(
+    return ReportFigure(
         caption="A point is a test prompt of one seed; axes are logit-scaled. Solid: the tilted distribution, "
         f"{tilt}, a shift by 1/β on these axes. Dashed: the paper's bound exp(1/β) Q. Without a KL penalty (β = 0) "
         f"neither limits P. At most {POINTS} prompts, drawn at random, for each panel and OOD ratio.",
@@ -133,7 +133,7 @@ def _outer_labels(axes: np.ndarray, shown: int, x: str, y: str) -> None:
 # The shift of the logit
 
 
-def logit_shift(results: pd.DataFrame) -> Drawing | None:
+def logit_shift(results: pd.DataFrame) -> ReportFigure | None:
     """Mean of logit P - logit Q against 1 / beta, which it is at the optimum; a panel for each arm and role."""
     shown = [(arm, role) for arm in arms(results) for role in arm.roles if (arm.cells(role)["kl_beta"] > 0).any()]
     if not shown:
@@ -156,7 +156,7 @@ def logit_shift(results: pd.DataFrame) -> Drawing | None:
     note = f"OOD samples in pretraining; {counted(data['n_seeds'], 'seed')}, bars: 95 % interval"
     ratio_legend(figure, ratios, note, linestyle="", marker="o")
     largest = data.iloc[int(data["shift"].argmax())]
-    return Drawing(
+    return ReportFigure(
         caption="Mean over test prompts of logit P - logit Q, the shift that GRPO made. At the optimum with a KL "
         "penalty it is 1/β for every prompt (line). Below the line: GRPO stopped short of the optimum, or found "
         "nothing to learn from; above it: GRPO's own normalisation, or what prompts learn from one another. Points "
@@ -184,7 +184,7 @@ def _shift_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
 # The gain against Q
 
 
-def gain_by_mass(results: pd.DataFrame) -> Drawing | None:
+def gain_by_mass(results: pd.DataFrame) -> ReportFigure | None:
     """Mean gain of prompts binned by Q before GRPO, with the gain of the optimum and its peak; panels as above."""
     shown = [(title, beta, points) for title, beta, rows in _panels(results) if len(points := _binned(rows))]
     if not shown:
@@ -199,11 +199,11 @@ def gain_by_mass(results: pd.DataFrame) -> Drawing | None:
         where, height = peak(beta)
         axis.plot(max(where, lowest), height, color="black", marker="*", markersize=9)
         axis.axhline(0, color="grey", linestyle=":")
-        bars(axis, points["q"], points, "gain", LOOKS[1])
+        bars(axis, points["q"], points, "gain", LINE_STYLES[1])
         axis.set_title(title)
         _logit_scale(axis, "x", lowest)
     _outer_labels(axes, len(shown), f"{mass} before", "gain: mean P - Q")
-    colour, marker, _ = LOOKS[1]
+    colour, marker, _ = LINE_STYLES[1]
     handles = [
         Line2D([], [], color="black", marker="*", markersize=9, label="tilted optimum and its peak"),
         Line2D([], [], color=colour, marker=marker, label="measured"),
@@ -211,7 +211,7 @@ def gain_by_mass(results: pd.DataFrame) -> Drawing | None:
     title = f"{counted(data['n_seeds'], 'seed')}; bars: 95 % interval"
     figure.legend(handles=handles, loc="outside upper center", ncols=2, title=title)
     best = data.iloc[int(data["gain"].argmax())]
-    return Drawing(
+    return ReportFigure(
         caption=f"Test prompts of all OOD ratios and seeds in bins of {mass} before GRPO ({BIN_NATS:g} nats of its "
         f"logit wide, at least {BIN_PROMPTS} prompts each), at the median of the bin. Line: the gain of the optimum, "
         "with its peak at Q = 1/(1 + exp(1/(2β))), of height tanh(1/(4β)); without a KL penalty it is 1 - Q. The data "

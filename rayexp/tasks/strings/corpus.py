@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from rayexp import rng as counter
+from rayexp import rng
 from rayexp.errors import not_among
 from rayexp.tasks.strings import operations, vocabulary
 from rayexp.tasks.strings.axes import AXES, Axis, Cell
@@ -81,7 +81,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Rectangle:
+class TokenBatch:
     """Samples of one exact shape: no padding, and the completion starts at the same column in every row."""
 
     tokens_NT: np.ndarray  # uint8
@@ -94,10 +94,10 @@ class Rectangle:
         """Prompts, uint8 [N, prompt_tokens]."""
         return self.tokens_NT[:, : self.prompt_tokens]
 
-    def shard(self, rank: int, ranks: int) -> "Rectangle":
+    def shard(self, rank: int, ranks: int) -> "TokenBatch":
         """Every ``ranks``-th row from row ``rank`` on; may be empty."""
         rows = slice(rank, None, ranks)
-        return Rectangle(self.tokens_NT[rows], self.prompt_tokens, self.index_N[rows], self.ood_N[rows])
+        return TokenBatch(self.tokens_NT[rows], self.prompt_tokens, self.index_N[rows], self.ood_N[rows])
 
 
 class Corpus:
@@ -111,7 +111,7 @@ class Corpus:
     def _cycle(self) -> np.ndarray:
         return operations.hidden_cycle(self.world.seed)
 
-    def mixture(self, split: str, ood_ratio: float, start: int, count: int) -> list[Rectangle]:
+    def mixture(self, split: str, ood_ratio: float, start: int, count: int) -> list[TokenBatch]:
         """Samples ``start .. start+count`` of a mixture of ID cells and a share ``ood_ratio`` of OOD cells.
 
         The share is exact in every prefix (sample i is OOD where floor((i+1) r) > floor(i r)), and so is the balance
@@ -126,20 +126,20 @@ class Corpus:
             for cells, member_N, ordinal_N in ((axis.id, ~ood_N, index_N - before_N), (axis.ood, ood_N, before_N))
             for position, cell in enumerate(cells)
         ]
-        return self._rectangles(split, [(cell, rows) for cell, rows in assigned if len(rows)])
+        return self._token_batches(split, [(cell, rows) for cell, rows in assigned if len(rows)])
 
-    def tasks(self, split: str, role: str, index_N: np.ndarray) -> list[Rectangle]:
+    def tasks(self, split: str, role: str, index_N: np.ndarray) -> list[TokenBatch]:
         """The samples numbered ``index_N`` of the cells of one role; sample i is of cell i modulo their number."""
         cells = self.world.cells.cells(role)
-        return self._rectangles(
+        return self._token_batches(
             split, [(cell, rows) for i, cell in enumerate(cells) if len(rows := index_N[index_N % len(cells) == i])]
         )
 
-    def cell(self, split: str, cell: Cell, start: int, count: int) -> Rectangle:
+    def cell(self, split: str, cell: Cell, start: int, count: int) -> TokenBatch:
         """Samples ``start .. start+count`` of one cell."""
-        return self._rectangles(split, [(cell, np.arange(start, start + count, dtype=np.int64))])[0]
+        return self._token_batches(split, [(cell, np.arange(start, start + count, dtype=np.int64))])[0]
 
-    def _rectangles(self, split: str, assigned: Sequence[tuple[Cell, np.ndarray]]) -> list[Rectangle]:
+    def _token_batches(self, split: str, assigned: Sequence[tuple[Cell, np.ndarray]]) -> list[TokenBatch]:
         if split not in SPLITS:
             raise ValueError(not_among("split", split, SPLITS))
         by_shape: dict[tuple[int, int], list[tuple[Cell, np.ndarray]]] = {}
@@ -148,7 +148,7 @@ class Corpus:
             by_shape.setdefault(shape, []).append((cell, rows))
         ood = set(self.world.cells.ood)
         return [
-            Rectangle(
+            TokenBatch(
                 tokens_NT=np.concatenate([self._write(split, cell, rows) for cell, rows in group]),
                 prompt_tokens=prompt_tokens,
                 index_N=np.concatenate([rows for _, rows in group]),
@@ -160,7 +160,7 @@ class Corpus:
     def _write(self, split: str, cell: Cell, index_N: np.ndarray) -> np.ndarray:
         """tokens_NT of samples of one cell: ``<bos> [map ;] x : operations = y [; y ...] <eos>``."""
         world, length = self.world, cell.length
-        stream = counter.key(self.seed, split)
+        stream = rng.stream_key(self.seed, split)
         letters_NL = self._strings(stream, split == "test", length, index_N)
         if cell.foreign:
             letters_NL += np.uint8(vocabulary.ALPHABET) * _chosen(stream, index_N, length, cell.foreign)
@@ -196,12 +196,12 @@ class Corpus:
     def _strings(self, stream: int, held_out: bool, length: int, index_N: np.ndarray) -> np.ndarray:
         """letters_NL, uniform over the strings of the right part, by redrawing those of the wrong one."""
         base = np.uint64(vocabulary.ALPHABET)
-        code_N = counter.draw(stream, index_N) % base ** np.uint64(length)
+        code_N = rng.random_bits(stream, index_N) % base ** np.uint64(length)
         wrong = np.flatnonzero(_held_out(code_N, length) != held_out)
         attempt = 0
         while len(wrong):
             attempt += 1
-            code_N[wrong] = counter.draw(stream, index_N[wrong], slot=attempt) % base ** np.uint64(length)
+            code_N[wrong] = rng.random_bits(stream, index_N[wrong], slot=attempt) % base ** np.uint64(length)
             wrong = wrong[_held_out(code_N[wrong], length) != held_out]
         letters_NL = np.empty((len(index_N), length), dtype=np.uint8)
         for position in range(length):
@@ -211,13 +211,13 @@ class Corpus:
 
 def _held_out(code_N: np.ndarray, length: int) -> np.ndarray:
     """Whether a string (as a base-26 number) is a test string. Fixed for ever: it depends on no seed."""
-    return counter.draw(counter.key("held out", length), code_N) % np.uint64(HELD_OUT_ONE_IN) == 0
+    return rng.random_bits(rng.stream_key("held out", length), code_N) % np.uint64(HELD_OUT_ONE_IN) == 0
 
 
 def _chosen(stream: int, index_N: np.ndarray, length: int, count: int) -> np.ndarray:
     """bool [N, L] with ``count`` random positions set in each row."""
     slots = index_N[:, None].astype(np.uint64) * np.uint64(length) + np.arange(length, dtype=np.uint64)
-    rank_NL = np.argsort(np.argsort(counter.draw(counter.key(stream, "foreign"), slots), axis=1), axis=1)
+    rank_NL = np.argsort(np.argsort(rng.random_bits(rng.stream_key(stream, "foreign"), slots), axis=1), axis=1)
     return rank_NL < count
 
 
@@ -227,6 +227,6 @@ def _edge_list(stream: int, index_N: np.ndarray, next_NV: np.ndarray, cell: Cell
     first, last = (0, size) if cell.foreign == 0 else (size, 2 * size) if cell.foreign == cell.length else (0, 2 * size)
     width = last - first
     slots = index_N[:, None].astype(np.uint64) * np.uint64(2 * size) + np.arange(width, dtype=np.uint64)
-    source_NE = first + np.argsort(counter.draw(counter.key(stream, "edges"), slots), axis=1)
+    source_NE = first + np.argsort(rng.random_bits(rng.stream_key(stream, "edges"), slots), axis=1)
     pairs = np.stack([source_NE, np.take_along_axis(next_NV, source_NE, axis=1)], axis=2)
     return pairs.reshape(len(index_N), 2 * width).astype(np.uint8)

@@ -8,13 +8,13 @@ Shape suffixes: _N strings, _L letters of a string, _V the 52 letters, _K operat
 
 import numpy as np
 
-from rayexp import rng as counter
+from rayexp import rng
 from rayexp.tasks.strings.vocabulary import ALPHABET
 
 
 def hidden_cycle(seed: int) -> np.ndarray:
     """next_V of one random 26-cycle (graph G1), with its copy on alphabet B: every power of T is a bijection."""
-    order = np.argsort(counter.draw(counter.key(seed, "cycle"), np.arange(ALPHABET)))
+    order = np.argsort(rng.random_bits(rng.stream_key(seed, "cycle"), np.arange(ALPHABET)))
     successor = np.empty(ALPHABET, dtype=np.uint8)
     successor[order] = np.roll(order, -1)
     return np.concatenate([successor, successor + ALPHABET]).astype(np.uint8)
@@ -23,7 +23,7 @@ def hidden_cycle(seed: int) -> np.ndarray:
 def printed_maps(stream: int, index_N: np.ndarray) -> np.ndarray:
     """next_NV of a fresh random bijection for each sample (graph G2, printed in the prompt)."""
     slots = index_N[:, None].astype(np.uint64) * np.uint64(ALPHABET) + np.arange(ALPHABET, dtype=np.uint64)
-    successor = np.argsort(counter.draw(counter.key(stream, "map"), slots), axis=1)
+    successor = np.argsort(rng.random_bits(rng.stream_key(stream, "map"), slots), axis=1)
     return np.concatenate([successor, successor + ALPHABET], axis=1).astype(np.uint8)
 
 

@@ -21,15 +21,15 @@ from rayexp.cli import run
 from rayexp.evaluation.metrics import cluster_bootstrap
 from rayexp.reports import table
 from rayexp.reports.compare import Study, compare
-from rayexp.spec import GRPO, Evaluate, Execution, Pretrain, Stage, parse_stage
+from rayexp.spec import GRPO, Evaluate, Pretrain, RunConfig, Stage, parse_stage
 from rayexp.stages import settings
 from rayexp.store.artifacts import Store
-from rayexp.store.index import AmbiguousError, Catalog, find
+from rayexp.store.index import AmbiguousError, StoreIndex, find
 from rayexp.store.provenance import source
-from rayexp.studies.choice import Choice
+from rayexp.studies.choice import StudyArgs
 from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan
-from rayexp.sweep.preview import Machines, outlook
+from rayexp.sweep.preview import ClusterResources, render_plan
 from rayexp.sweep.scheduler import Outcome
 from rayexp.sweep.study import Study as InStore
 from tests.conftest import OPTIMISER
@@ -142,7 +142,7 @@ def test_a_failure_of_a_later_stage_is_not_tidied_away_with_the_finished_one(tmp
         store.files.write(f"work/{STAGES[2].id}/{name}", b"{}")
     store.files.write(f"work/{STAGES[0].id}-x/{name}", b"{}")
     store.tidy()
-    assert [attempt.state for attempt in Catalog(store).attempts()] == ["failed", "begun", "failed"]
+    assert [attempt.state for attempt in StoreIndex(store).unfinished()] == ["failed", "begun", "failed"]
 
 
 # show
@@ -238,7 +238,7 @@ def test_explain_says_that_other_code_made_a_stage_or_what_it_is_built_on(tmp_pa
 
 
 def test_a_stage_of_a_plan_is_compared_with_the_nearest_finished_one(tmp_path, said):
-    chosen = Choice("demo", "tiny", (0.0, 0.01), (0.1,), (0,))
+    chosen = StudyArgs("demo", "tiny", (0.0, 0.01), (0.1,), (0,))
     wanted = chosen.stages()
     near = wanted[2].model_copy(update={"samples": 77})
     far = near.model_copy(update={"init": near.init.model_copy(update={"seed": 5})})
@@ -285,8 +285,8 @@ def test_the_last_failure_is_part_of_the_explanation(tmp_path, said):
     tuned = STAGES[2]
     store.files.write(f"work/{tuned.root.id}/failure.json", b'{"error": "out of luck"}')
     grid = ["--study", "demo", "--ood-ratios", "0", "--kl-betas", "0.1", "--seeds", "0", "--store", store.url]
-    text = said("explain", Choice("demo", "tiny", (0.0,), (0.1,), (0,)).stages()[2].label, *grid)[1]
-    assert ("out of luck" in text) == (tuned.root.id == Choice("demo", "tiny", (0.0,), (0.1,), (0,)).stages()[0].id)
+    text = said("explain", StudyArgs("demo", "tiny", (0.0,), (0.1,), (0,)).stages()[2].label, *grid)[1]
+    assert ("out of luck" in text) == (tuned.root.id == StudyArgs("demo", "tiny", (0.0,), (0.1,), (0,)).stages()[0].id)
 
 
 def test_differences_go_along_the_lineage():
@@ -466,7 +466,7 @@ def test_a_kit_is_whole_and_is_a_store(whole, kit, said):
     copy = Store(str(kit))
     assert copy.finished_ids() == whole.finished_ids()
     assert copy.damaged(stage.id for stage in STAGES) == {}
-    assert Catalog(copy).finished() == Catalog(whole).finished()
+    assert StoreIndex(copy).finished() == StoreIndex(whole).finished()
     assert said("compare", "demo-tiny", f"{kit}::demo-tiny", "--store", whole.url)[0] == 0
     assert "studies/demo-tiny/report/index.html" in files
 
@@ -533,7 +533,11 @@ def test_every_command_means_the_same_folder(tmp_path, said, monkeypatch, folder
     home.mkdir(parents=True)
     whole = study(home)
     place = f"~/{folder}/store"
-    assert run.executed(run.parsed([f"--store={place}"], run.DEFAULTS, None)).store == whole.url == f"{home}/store"
+    assert (
+        run.make_run_config(run.parse_args([f"--store={place}"], run.DEFAULTS, None)).store
+        == whole.url
+        == f"{home}/store"
+    )
     listing = said("ls", f"--store={place}", "--study", "demo-tiny")
     assert listing == said("ls", f"--store=file://{home}/store", "--study", "demo-tiny")
     assert f"{len(STAGES)} finished of {len(STAGES)}" in listing[1]
@@ -626,8 +630,8 @@ def test_what_strangers_wrote_is_shown_as_text(tmp_path, said, file, content):
         code, text = said(*arguments, "--store", store.url)
         assert code == 0
         assert "\x1b" not in text
-    machines = Machines(nodes_of([{"CPU": 1.0}]), "a test")
-    state = outlook(Plan.of("demo", STAGES, ()), Catalog(store), Execution(), machines)
+    machines = ClusterResources(nodes_of([{"CPU": 1.0}]), "a test")
+    state = render_plan(Plan.of("demo", STAGES, ()), StoreIndex(store), RunConfig(), machines)
     assert "out of luck" in state
     assert "\x1b" not in state
 
@@ -649,8 +653,8 @@ def test_it_starts_fast_and_loads_neither_ray_nor_torch(whole):
 
 
 def test_the_plan_says_what_is_finished_of_it(whole):
-    assert dataclasses.replace(Choice(), scale="toy").own_name == "demo-toy"
-    assert Catalog(whole).study("demo-tiny") == {stage.id: stage.label for stage in STAGES}
+    assert dataclasses.replace(StudyArgs(), scale="toy").own_name == "demo-toy"
+    assert StoreIndex(whole).study("demo-tiny") == {stage.id: stage.label for stage in STAGES}
 
 
 # Signals

@@ -3,13 +3,13 @@
 import pytest
 
 from rayexp.distributed.saving import Saving
-from rayexp.spec import Execution
+from rayexp.spec import RunConfig
 
 
 def saved_at(seconds, **settings):
     """The seconds of a stage's life at which it saves, when it can at every full one."""
     now = 0.0
-    saving = Saving(Execution(**settings), lambda: now)
+    saving = Saving(RunConfig(**settings), lambda: now)
     found = []
     while now < seconds:
         now += 1.0
@@ -30,7 +30,7 @@ def test_they_never_come_later_than_is_asked_for(every, expected):
 
 
 def test_a_stage_whose_node_is_announced_to_go_saves_at_once_and_once():
-    saving = Saving(Execution(), lambda: 0.0)
+    saving = Saving(RunConfig(), lambda: 0.0)
     assert not saving.due()
     saving.hasten()
     assert saving.due()

@@ -18,7 +18,7 @@ from rayexp.evaluation.metrics import cluster_bootstrap, pass_at_k, pass_at_k_sa
 from rayexp.models import decoder as decoders
 from rayexp.sampling.base import SEED_STRIDE, Completions, prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.tasks.strings import Cell, Corpus, Rectangle, World, vocabulary
+from rayexp.tasks.strings import Cell, Corpus, TokenBatch, World, vocabulary
 from tests.conftest import tiny_chain
 
 PROMPT = vocabulary.encode("<bos> a0 a1 a2 a3 : T =")
@@ -32,7 +32,7 @@ OTHERS = [
 def rectangle_of(prompts, completions):
     tokens_NT = np.array([[*p, *c] for p, c in zip(prompts, completions, strict=True)], dtype=np.uint8)
     size = len(tokens_NT)
-    return Rectangle(tokens_NT, len(prompts[0]), np.arange(size), np.zeros(size, dtype=bool))
+    return TokenBatch(tokens_NT, len(prompts[0]), np.arange(size), np.zeros(size, dtype=bool))
 
 
 @torch.no_grad()
@@ -47,15 +47,16 @@ def next_token_probabilities(model, tokens):
 
 
 def test_gold_mass_is_the_product_of_conditionals(model):
-    rectangle = Corpus(World("composition"), 0).cell("test", Cell("TS"), 0, 5)
+    token_batch = Corpus(World("composition"), 0).cell("test", Cell("TS"), 0, 5)
     expected = [
         sum(
-            math.log(next_token_probabilities(model, row[:t])[row[t]]) for t in range(rectangle.prompt_tokens, len(row))
+            math.log(next_token_probabilities(model, row[:t])[row[t]])
+            for t in range(token_batch.prompt_tokens, len(row))
         )
-        for row in rectangle.tokens_NT
+        for row in token_batch.tokens_NT
     ]
     for chunk in (2, 1024):
-        np.testing.assert_allclose(gold_scores(model, rectangle, chunk).log_mass_N, expected, rtol=1e-5)
+        np.testing.assert_allclose(gold_scores(model, token_batch, chunk).log_mass_N, expected, rtol=1e-5)
 
 
 def test_masses_of_all_completions_add_up_to_one(model):
@@ -95,10 +96,10 @@ def test_the_completion_is_what_greedy_decoding_writes():
     world = World("composition")
     spec = tiny_chain(world)["evaluate"].model_copy(update={"prompts_per_cell": 8})
     model = decoders.build(spec.root.decoder, seed=0)
-    rectangle = Corpus(world, 0).cell("test", Cell("T"), 0, 4)
+    token_batch = Corpus(world, 0).cell("test", Cell("T"), 0, 4)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(40):
-        tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64))
+        tokens_NT = torch.from_numpy(token_batch.tokens_NT.astype(np.int64))
         model(input_ids=tokens_NT, labels=tokens_NT).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -150,10 +151,10 @@ def test_members_that_begin_alike_are_decoded_once(model, monkeypatch):
     monkeypatch.setattr(sure, "forward", lambda **given: rows_read.append(len(given["input_ids"])) or forward(**given))
     rows = TorchSampler(sure).generate([PROMPT], [0], 256, [6]).rows
     monkeypatch.undo()
-    beginnings = [len({tuple(row[:size]) for row in rows if len(row) >= size}) for size in range(1, 6)]
-    assert beginnings[0] < 32 < beginnings[-1] < 64
+    prefixes = [len({tuple(row[:size]) for row in rows if len(row) >= size}) for size in range(1, 6)]
+    assert prefixes[0] < 32 < prefixes[-1] < 64
     assert rows_read[0] == 1
-    assert [-(-count // 32) * 32 for count in beginnings] == rows_read[1:]
+    assert [-(-count // 32) * 32 for count in prefixes] == rows_read[1:]
     assert rows == TorchSampler(sure).generate([PROMPT] * 256, range(256), 1, [6] * 256).rows
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from rayexp.evaluation.metrics import wilson
 from rayexp.evaluation.statistics import (
-    cautious,
+    conservative_interval,
     holm,
     interval,
     p_of_mean,
@@ -27,22 +27,22 @@ def rows() -> pd.DataFrame:
 
 
 def test_a_verdict_takes_the_wider_interval(rows: pd.DataFrame) -> None:
-    found, means = cautious(rows, "x"), rows.groupby("seed")["x"].mean()
+    found, means = conservative_interval(rows, "x"), rows.groupby("seed")["x"].mean()
     low, high = stats.t.interval(0.95, 2, loc=means.mean(), scale=stats.sem(means))
     assert (found.low, found.high) == pytest.approx((low, high))
     assert found.low < interval(rows, "x").low < interval(rows, "x").high < found.high
     one = rows[rows["seed"] == 0]
-    assert cautious(one, "x") == interval(one, "x")
+    assert conservative_interval(one, "x") == interval(one, "x")
 
 
 def test_an_interval_stays_within_what_is_possible_and_says_nothing_where_it_covers_nearly_all_of_it() -> None:
     """A gain from a mean Q of 0.25 is between -0.25 and 0.75; Student's t over three seeds goes from -1.1 to 1.8."""
     after = np.repeat([0.2, 0.4, 1.0], 20)
     rows = pd.DataFrame({"seed": np.repeat([0, 1, 2], 20), "init_q": 0.25}).assign(gain=after - 0.25)
-    wide = cautious(rows, "gain")
+    wide = conservative_interval(rows, "gain")
     assert wide.low < -0.25
     assert wide.high > 0.75
-    found = cautious(rows, "gain", possible_change(rows["init_q"]))
+    found = conservative_interval(rows, "gain", possible_change(rows["init_q"]))
     assert (found.low, found.high) == (-0.25, 0.75)
     assert str(found) == "0.283 (undecided with 3 seeds)"
     assert f"{found:+.2g}" == "+0.28 (undecided with 3 seeds)"
@@ -50,7 +50,7 @@ def test_an_interval_stays_within_what_is_possible_and_says_nothing_where_it_cov
     assert most.undecided
     assert not replace(found, low=0.01).undecided
     narrow = rows[rows["seed"] > 0].assign(gain=lambda r: r["gain"] / 10)
-    told = cautious(narrow, "gain", possible_change(rows["init_q"]))
+    told = conservative_interval(narrow, "gain", possible_change(rows["init_q"]))
     assert not told.undecided
     assert str(told) == f"{told.mean:.3g} [{told.low:.3g}, {told.high:.3g}]"
 
@@ -76,7 +76,7 @@ def test_a_proportion_is_as_sure_as_the_less_sure_of_seeds_and_rows(rows: pd.Dat
     assert p_of_mean(alike, "x", 0.05) == 0.0
     z = (0.2 - 0.05) / np.sqrt(0.05 * 0.95 / 60)
     assert p_of_proportion(alike, "x", 0.05) == pytest.approx(2 * stats.norm.sf(z))
-    found, alone = proportion(alike, "x"), cautious(alike, "x", (0.0, 1.0))
+    found, alone = proportion(alike, "x"), conservative_interval(alike, "x", (0.0, 1.0))
     assert (found.low, found.high) == (min(alone.low, wilson(12, 60).low), max(alone.high, wilson(12, 60).high))
     # At the end of Wilson's interval the p-value of the rows is 5 %.
     assert p_of_proportion(alike, "x", wilson(12, 60).low) == pytest.approx(0.05)

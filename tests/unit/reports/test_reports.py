@@ -23,9 +23,9 @@ from rayexp.evaluation.measure import SCHEMA
 from rayexp.evaluation.metrics import wilson
 from rayexp.evaluation.theory import tilted
 from rayexp.reports import figures, page, table
-from rayexp.reports.claims import FAILS, HOLDS, NOT_MEASURED, NOT_TESTED, UNDECIDED, claims
 from rayexp.reports.arms import arms, percent
-from rayexp.reports.drawing import Drawing
+from rayexp.reports.claims import FAILS, HOLDS, NOT_MEASURED, NOT_TESTED, UNDECIDED, claims
+from rayexp.reports.drawing import ReportFigure
 from rayexp.reports.examples import examples
 from rayexp.reports.figures.curves import reward_and_kl
 from rayexp.reports.figures.mass import mass_by_ratio, mass_by_stage
@@ -37,8 +37,8 @@ from rayexp.stages.settings import varying
 from rayexp.store.artifacts import Store
 from rayexp.store.provenance import source
 from rayexp.studies import STUDIES
-from rayexp.studies.choice import Choice
-from rayexp.studies.grid import Grid, chains
+from rayexp.studies.choice import StudyArgs
+from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import SCALES
 from rayexp.sweep.plan import Plan
 
@@ -63,7 +63,7 @@ def as_the_paper_says(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
 def study_stages(arms: tuple[str, ...] = ("ood",), axis: str = "composition", **grid) -> list[Stage]:
     budget = dataclasses.replace(SCALES["tiny"], prompts_per_cell=N)
     values = {"ood_ratios": RATIOS, "kl_betas": BETAS, "seeds": SEEDS} | grid
-    return chains(Grid(**values).world(axis), budget, Grid(**values), prompts=arms)
+    return stage_chains(Grid(**values).world(axis), budget, Grid(**values), prompts=arms)
 
 
 def mass(stage: Stage, law: Law, role: str, cell: str, id_logit: float) -> np.ndarray:
@@ -319,24 +319,24 @@ def test_arms_are_judged_on_their_cells() -> None:
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[Drawing]:
+def drawn() -> list[ReportFigure]:
     return drawings(world(), training())
 
 
-def drawings(results: pd.DataFrame, curves: pd.DataFrame) -> list[Drawing]:
+def drawings(results: pd.DataFrame, curves: pd.DataFrame) -> list[ReportFigure]:
     """Every figure that there is data for."""
     found = [draw(results) for draw in figures.MEASURED.values()] + [draw(curves) for draw in figures.LOGGED.values()]
     return [drawing for drawing in found if drawing]
 
 
-def test_tables_hold_what_is_drawn(drawn: list[Drawing]) -> None:
+def test_tables_hold_what_is_drawn(drawn: list[ReportFigure]) -> None:
     before_after, stages, scatter, _, _, _, *curves = drawn
 
-    def heights(drawing: Drawing, axis: int) -> list[float]:
+    def heights(drawing: ReportFigure, axis: int) -> list[float]:
         containers = drawing.figure.axes[axis].containers
         return sorted(y for container in containers for y in container.lines[0].get_ydata())
 
-    def ends(drawing: Drawing, axis: int) -> list[float]:
+    def ends(drawing: ReportFigure, axis: int) -> list[float]:
         bars = [bar for container in drawing.figure.axes[axis].containers for bar in container.lines[2]]
         return sorted(y for bar in bars for segment in bar.get_segments() for y in segment[:, 1])
 
@@ -357,7 +357,7 @@ def test_tables_hold_what_is_drawn(drawn: list[Drawing]) -> None:
         assert sorted(np.concatenate(lines)) == pytest.approx(sorted(drawing.data["mean"]))
 
 
-def test_tables_are_right(drawn: list[Drawing]) -> None:
+def test_tables_are_right(drawn: list[ReportFigure]) -> None:
     before_after, stages, scatter, _, _, _, curves, _ = (drawing.data for drawing in drawn)
     results = world()
     after = results[(results["kl_beta"] == 0.1) & (results["ood_ratio"] == 0.01) & (results["role"] == "ood")]
@@ -376,7 +376,7 @@ def test_tables_are_right(drawn: list[Drawing]) -> None:
     assert (reward["highest"] - reward["lowest"]).to_numpy() == pytest.approx(0.01)
 
 
-def test_the_logit_shift_is_what_the_law_says(drawn: list[Drawing]) -> None:
+def test_the_logit_shift_is_what_the_law_says(drawn: list[ReportFigure]) -> None:
     """In this world GRPO goes nine tenths of the way, wherever float32 could tell."""
     shift = drawn[3].data
     assert set(shift["kl_beta"]) == set(BETAS)
@@ -387,7 +387,7 @@ def test_the_logit_shift_is_what_the_law_says(drawn: list[Drawing]) -> None:
     assert (saturated["shift"] < 9).all()
 
 
-def test_gains_are_binned_by_mass_beside_the_prediction(drawn: list[Drawing]) -> None:
+def test_gains_are_binned_by_mass_beside_the_prediction(drawn: list[ReportFigure]) -> None:
     bins, results = drawn[4].data, world()
     rows = results[(results["kl_beta"] == 1.0) & (results["role"] == "ood")]
     for one in bins[bins["kl_beta"] == 1.0].itertuples():
@@ -398,7 +398,7 @@ def test_gains_are_binned_by_mass_beside_the_prediction(drawn: list[Drawing]) ->
     assert (bins["gain"] < bins["predicted_gain"]).mean() > 0.5
 
 
-def test_pass_at_k_is_the_mean_over_prompts_and_the_range_over_seeds(drawn: list[Drawing]) -> None:
+def test_pass_at_k_is_the_mean_over_prompts_and_the_range_over_seeds(drawn: list[ReportFigure]) -> None:
     curves, results = drawn[5].data, world()
     assert (curves["k"].min(), curves["k"].max()) == (1, 1_000_000)
     rows = results[(results["ood_ratio"] == 0.003) & (results["role"] == "ood")]
@@ -425,14 +425,14 @@ def test_a_gain_that_seeds_disagree_on_is_hollow() -> None:
 
     drawing = mass_by_ratio(world(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
     assert drawing
-    hollow = [c for c in drawing.figure.axes[1].collections if isinstance(c, PathCollection)]
-    shown = np.concatenate([np.asarray(c.get_offsets())[:, 1] for c in hollow])
+    open_markers = [c for c in drawing.figure.axes[1].collections if isinstance(c, PathCollection)]
+    shown = np.concatenate([np.asarray(c.get_offsets())[:, 1] for c in open_markers])
     gains = drawing.data.dropna(subset=["gain"]).set_index("ood_ratio")
     assert gains["gain_p_holm"].le(0.05).to_dict() == {0.0: False, 0.003: True, 0.01: False, 0.05: False}
     assert sorted(shown) == pytest.approx(sorted(gains.drop(0.003)["gain"]))
 
 
-def looks(drawing: Drawing, axis: int, lines: bool) -> list[tuple[str, str]]:
+def looks(drawing: ReportFigure, axis: int, lines: bool) -> list[tuple[str, str]]:
     """Colour and line style of every series of a panel, in the order of the legend."""
     panel = drawing.figure.axes[axis]
     drawn = panel.lines if lines else [container.lines[0] for container in panel.containers]
@@ -493,7 +493,7 @@ def mixed_stages() -> list[Stage]:
     return [
         stage
         for sft_samples, group, rate in ((2_000, 4, 1e-4), (2_000, 8, 1e-4), (2_000, 4, 2e-4), (1_000, 4, 1e-4))
-        for stage in chains(
+        for stage in stage_chains(
             grid.world("composition"),
             dataclasses.replace(
                 budget, sft_samples=sft_samples, grpo=budget.grpo.model_copy(update={"learning_rate": rate})
@@ -706,7 +706,7 @@ RC = "text.usetex: True\nlines.linewidth: 9\nfont.family: Nonexistent\nsavefig.f
 
 
 def test_the_page_is_the_same_whatever_the_users_matplotlib_is_set_to(tmp_path: Path) -> None:
-    stages = Choice("demo", "toy", (0.01, 0.05)).stages()
+    stages = StudyArgs("demo", "toy", (0.01, 0.05)).stages()
     store = published(tmp_path, stages)
     html = written(tmp_path, stages, store, study="demo")
     (tmp_path / "matplotlibrc").write_text(RC)
@@ -730,11 +730,11 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
     """Tables are there before the first figure is begun, and every other figure is drawn."""
     there = []
 
-    def broken(results: pd.DataFrame) -> Drawing:
+    def broken(results: pd.DataFrame) -> ReportFigure:
         there.extend(name.name for name in Path(folder).glob("*.*"))
         raise RuntimeError("no <ink>\nat all")
 
-    def unsavable(results: pd.DataFrame) -> Drawing:
+    def unsavable(results: pd.DataFrame) -> ReportFigure:
         drawing = mass_by_ratio(results)
         assert drawing
         drawing.figure.suptitle("$\\nonsense$")
@@ -743,7 +743,7 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
     titles = list(figures.MEASURED)
     monkeypatch.setitem(figures.MEASURED, titles[0], broken)
     monkeypatch.setitem(figures.MEASURED, titles[1], unsavable)
-    stages = Choice("demo", "toy", (0.0, 0.05)).stages()
+    stages = StudyArgs("demo", "toy", (0.0, 0.05)).stages()
     store = published(tmp_path, stages)
     folder = tmp_path / "out"
     found = page.write(Plan.of("demo", stages, store.finished_ids()), store, folder)
@@ -808,8 +808,8 @@ def test_a_record_that_cannot_be_read_is_counted(tmp_path: Path, record: object)
 def test_cost_is_what_was_reserved_while_a_stage_ran(tmp_path: Path) -> None:
     """1.5 s each; a measurement has the machines of the stage that it follows."""
     stages = study_stages(**SMALL)[:6]
-    execution = {"train_workers": 2, "train_cpus": 4.0, "train_gpus": 1.0, "rollout_workers": 3, "rollout_gpus": 0.5}
-    store = published(tmp_path, stages, {**RECORD, "execution": execution})
+    run_config = {"train_workers": 2, "train_cpus": 4.0, "train_gpus": 1.0, "rollout_workers": 3, "rollout_gpus": 0.5}
+    store = published(tmp_path, stages, {**RECORD, "execution": run_config})
     spent = provenance(Plan.of("demo", stages, store.finished_ids()), store)["spent"]
     hour = 1.5 / 3600
     assert {row["kind"]: (row["n"], row["core_hours"] / hour, row["gpu_hours"] / hour) for row in spent} == {

@@ -18,8 +18,8 @@ from rayexp.spec import (
     AdamW,
     Decoder,
     Evaluate,
-    Execution,
     Pretrain,
+    RunConfig,
     canonical_json,
     explain,
     number,
@@ -212,15 +212,15 @@ def test_lineage_and_label():
 
 def test_no_execution_setting_is_a_setting_of_a_stage():
     names = {name for kind in nested(Evaluate) for name in annotations(kind)}
-    assert not names & set(Execution.model_fields)
-    assert Execution not in nested(Evaluate)
+    assert not names & set(RunConfig.model_fields)
+    assert RunConfig not in nested(Evaluate)
 
 
 @every_stage
-@pytest.mark.parametrize("setting", Execution.model_fields)
+@pytest.mark.parametrize("setting", RunConfig.model_fields)
 def test_no_stage_can_be_given_an_execution_setting(stage, setting):
     """So that no other execution can give another id."""
-    value = getattr(Execution(store="somewhere"), setting)
+    value = getattr(RunConfig(store="somewhere"), setting)
     with pytest.raises(ValidationError) as caught:
         changed(stage, **{setting: value})
     assert [error["type"] for error in caught.value.errors()] == ["extra_forbidden"]

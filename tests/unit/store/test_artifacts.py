@@ -11,7 +11,7 @@ import pytest
 from rayexp.store.artifacts import DamagedError, Store, StoreError
 from rayexp.store.probe import require_shareable
 from rayexp.tasks.strings import World
-from rayexp.telemetry.metric_log import Journal
+from rayexp.telemetry.metric_log import MetricLog
 from tests.conftest import tiny_chain
 
 STAGE = tiny_chain(World("composition"))["pretrain"]
@@ -218,11 +218,11 @@ def test_an_unknown_protocol_is_refused():
 
 
 def test_a_journal_is_continued_where_it_was_saved(tmp_path):
-    journal, continued = Journal(), Journal()
-    journal.log(1, grpo={"loss": 2.0, "kl": math.nan}, rollout={"reward": 0.5})
-    journal.save(tmp_path)
+    metric_log, continued = MetricLog(), MetricLog()
+    metric_log.log(1, grpo={"loss": 2.0, "kl": math.nan}, rollout={"reward": 0.5})
+    metric_log.save(tmp_path)
     continued.load(tmp_path)
-    for each in (journal, continued):
+    for each in (metric_log, continued):
         each.log(2, grpo={"loss": 1.0})
     (tmp_path / "again").mkdir()
     continued.save(tmp_path / "again")
@@ -235,6 +235,6 @@ def test_a_journal_is_continued_where_it_was_saved(tmp_path):
 
 
 def test_an_empty_journal_can_be_saved_and_loaded(tmp_path):
-    Journal().save(tmp_path)
-    Journal().load(tmp_path)
+    MetricLog().save(tmp_path)
+    MetricLog().load(tmp_path)
     assert pq.read_table(tmp_path / "metrics.parquet").num_rows == 0

@@ -14,12 +14,12 @@ import s3fs
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rayexp.store import filesystem as module
 from rayexp.store.artifacts import Store
-from rayexp.store.artifacts import filesystem as module
 from rayexp.store.filesystem import Files, StoreError, resolved
 from rayexp.store.probe import require_shareable, require_writable
 from rayexp.tasks.strings import World
-from rayexp.timeouts import within
+from rayexp.timeouts import run_with_timeout
 from tests.conftest import tiny_chain
 from tests.fixtures.s3 import S3Server
 
@@ -228,10 +228,10 @@ def test_a_full_disk_leaves_the_store_valid(tmp_path, monkeypatch):
             calls += 1
             if calls > full_from and name.startswith("store: write "):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return within(limit_s, ask, name)
+            return run_with_timeout(limit_s, ask, name)
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, "within", limited)
+            patch.setattr(module, "run_with_timeout", limited)
             try:
                 store.publish(STAGE, artifact, {})
                 outcomes.append("published")

@@ -13,7 +13,7 @@ import pytest
 
 from rayexp.distributed.learner_actor import Learner
 from rayexp.execution import grpo, supervised
-from rayexp.spec import Execution
+from rayexp.spec import RunConfig
 from rayexp.store.artifacts import Store
 from rayexp.store.filesystem import Files
 from rayexp.store.leases import (
@@ -143,9 +143,9 @@ class Late:
     def __getattr__(self, name):
         return getattr(self._files, name)
 
-    def _late(self, key, look):
+    def _late(self, key, style):
         if key not in self._cached or self._clock.now - self._cached[key][0] >= self._lag_s:
-            self._cached[key] = (self._clock.now, look())
+            self._cached[key] = (self._clock.now, style())
         return self._cached[key][1]
 
     def read_existing(self, names):
@@ -218,11 +218,11 @@ def test_a_process_sees_that_its_store_is_not_its_drivers(files, another):
     with Leases(files, **FAST) as leases:
         lease = leases.take("work")
         lease.require_shared(files)
-        for look in (lease.require_shared, lease.require_held):
+        for style in (lease.require_shared, lease.require_held):
             with pytest.raises(
                 NotSharedError, match=f"does not share with the driver {leases.driver}: no driver holds"
             ):
-                look(another)
+                style(another)
 
 
 def test_a_lease_that_another_driver_has_is_lost_and_not_unshared(files):
@@ -230,14 +230,14 @@ def test_a_lease_that_another_driver_has_is_lost_and_not_unshared(files):
     old = gone.take("work")
     new = dead(files, expiry_s=-1.0)
     new.take("work")
-    for look in (old.require_shared, old.require_held):
+    for style in (old.require_shared, old.require_held):
         with pytest.raises(LeaseLostError, match=f"{gone.driver}: the driver {new.driver} has it"):
-            look(files)
+            style(files)
     given_back = new.take("other work")
     new.release("other work")
-    for look in (given_back.require_shared, given_back.require_held):
+    for style in (given_back.require_shared, given_back.require_held):
         with pytest.raises(LeaseLostError, match=f"{new.driver}: it was given back"):
-            look(files)
+            style(files)
 
 
 def test_training_does_not_begin_in_a_store_that_is_not_the_drivers(another, tmp_path):
@@ -245,11 +245,11 @@ def test_training_does_not_begin_in_a_store_that_is_not_the_drivers(another, tmp
     with Leases(Files(str(tmp_path / "store")), **FAST) as leases:
         settings = {"store": another.url, "lease": str(leases.take("work"))}
         with pytest.raises(NotSharedError):
-            supervised.run_in_process([STAGE], Execution(**settings), lambda report: pytest.fail("it trained"))
+            supervised.run_in_process([STAGE], RunConfig(**settings), lambda report: pytest.fail("it trained"))
         with pytest.raises(NotSharedError):
-            grpo.run(STAGES["grpo"], [], Execution(**settings), lambda report: pytest.fail("it trained"))
+            grpo.run(STAGES["grpo"], [], RunConfig(**settings), lambda report: pytest.fail("it trained"))
         with pytest.raises(NotSharedError):
-            Learner().begin(STAGES["grpo"].model_dump_json(), Execution(**settings).model_dump_json())
+            Learner().begin(STAGES["grpo"].model_dump_json(), RunConfig(**settings).model_dump_json())
     assert another.empty()
 
 
@@ -321,7 +321,7 @@ def test_two_searchers_on_one_store_hand_out_each_trial_once(tmp_path, monkeypat
                 searcher.on_trial_complete(f"{name}-{number}", {})
             wrong.append(f"{name} did not end")
 
-    monkeypatch.setattr("rayexp.sweep.tune.SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr("rayexp.sweep.scheduler.SECONDS_BETWEEN_LOOKS", 0.02)
     drivers = [threading.Thread(target=drive, args=(name,)) for name in "ab"]
     for driver in drivers:
         driver.start()

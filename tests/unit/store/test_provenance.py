@@ -9,19 +9,19 @@ import sys
 import pytest
 
 from rayexp import host
-from rayexp.spec import Execution
-from rayexp.store.artifacts import provenance
+from rayexp.spec import RunConfig
+from rayexp.store import provenance
 from rayexp.store.filesystem import Files
 from rayexp.store.leases import Leases
 from rayexp.store.provenance import PACKAGE, checkout, command_line, fingerprint, other_code, without_secrets
-from rayexp.telemetry.metric_log import Journal
+from rayexp.telemetry.metric_log import MetricLog
 
-EXECUTION = Execution(store="s3://bucket/runs", rollout_workers=3, argv=("jobs/sweep.py", "--seeds", "0"))
+EXECUTION = RunConfig(store="s3://bucket/runs", rollout_workers=3, argv=("jobs/sweep.py", "--seeds", "0"))
 
 
 def test_provenance_is_json_and_says_how_it_was_run():
-    said = json.loads(json.dumps(Journal().provenance(EXECUTION)))
-    assert Execution.model_validate(said["execution"]) == EXECUTION.model_copy(update={"argv": ()})
+    said = json.loads(json.dumps(MetricLog().provenance(EXECUTION)))
+    assert RunConfig.model_validate(said["execution"]) == EXECUTION.model_copy(update={"argv": ()})
     assert said["packages"]["torch"]
     assert said["argv"] == ["jobs/sweep.py", "--seeds", "0"]
     assert said["source"] == fingerprint(PACKAGE)
@@ -48,7 +48,7 @@ def test_what_a_machine_cannot_tell_fails_no_stage(monkeypatch, owner, name, fac
     for cached in (provenance.git_state, provenance.source):
         cached.cache_clear()
     monkeypatch.setattr(owner, name, unable)
-    found = Journal().provenance(EXECUTION)
+    found = MetricLog().provenance(EXECUTION)
     for cached in (provenance.git_state, provenance.source):
         cached.cache_clear()
     assert found[fact] is None
@@ -57,7 +57,7 @@ def test_what_a_machine_cannot_tell_fails_no_stage(monkeypatch, owner, name, fac
 
 def test_packages_without_metadata_fail_no_stage(monkeypatch):
     monkeypatch.setattr(provenance, "version", unable)
-    assert Journal().provenance(EXECUTION)["packages"] == {}
+    assert MetricLog().provenance(EXECUTION)["packages"] == {}
 
 
 def test_a_driver_is_named_by_a_file_name_whatever_its_host_is_called(tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_no_stage_imports_what_the_fingerprint_leaves_out():
 
 
 def test_an_artifact_of_other_or_unknown_code_is_told_from_one_of_this():
-    record = Journal().provenance(EXECUTION)
+    record = MetricLog().provenance(EXECUTION)
     assert other_code(record) == ""
     git = {"commit": "abc", "changed": True}
     assert other_code({**record, "source": "0f0f", "git": git}) == (
@@ -149,9 +149,9 @@ def test_an_artifact_of_other_or_unknown_code_is_told_from_one_of_this():
 
 def test_a_stage_that_other_code_began_is_not_taken_for_this_codes(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "source", lambda: "0f0f")
-    Journal().save(tmp_path)
+    MetricLog().save(tmp_path)
     monkeypatch.undo()
-    continued = Journal()
+    continued = MetricLog()
     continued.load(tmp_path)
     assert continued.provenance(EXECUTION)["source"] == f"0f0f+{provenance.source()}"
     assert other_code(continued.provenance(EXECUTION)).startswith("other code (source 0f0f+")
@@ -181,5 +181,5 @@ def test_secrets_in_it_are_not_written(typed, kept):
 
 
 def test_a_password_in_the_stores_url_is_not_written():
-    execution = EXECUTION.model_copy(update={"store": "sftp://me:abc@host/runs"})
-    assert "abc" not in json.dumps(Journal().provenance(execution))
+    run_config = EXECUTION.model_copy(update={"store": "sftp://me:abc@host/runs"})
+    assert "abc" not in json.dumps(MetricLog().provenance(run_config))

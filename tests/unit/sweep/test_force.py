@@ -10,16 +10,16 @@ from rayexp.cli import run as sweep
 from rayexp.errors import RefusedError
 from rayexp.spec import GRPO, SFT, Evaluate
 from rayexp.store.artifacts import Store
-from rayexp.store.index import AmbiguousError, Catalog
+from rayexp.store.index import AmbiguousError, StoreIndex
 from rayexp.store.leases import Leases
-from rayexp.studies.choice import Choice
+from rayexp.studies.choice import StudyArgs
 from rayexp.sweep import force
 from rayexp.sweep.plan import Plan
 from tests.fixtures import local_sweep
 from tests.unit.cli.test_cli import RECORD
 from tests.unit.reports.test_reports import published
 
-STAGES = Choice("demo", "toy", ood_ratios=(0.05,), kl_betas=(0.1, 1.0)).stages()
+STAGES = StudyArgs("demo", "toy", ood_ratios=(0.05,), kl_betas=(0.1, 1.0)).stages()
 PLAN = Plan.of("demo", STAGES, [stage.id for stage in STAGES])
 GRID = ["--scale", "toy", "--ood-ratios", "0.05", "--kl-betas", "0.1", "1.0"]
 TUNED = next(stage for stage in STAGES if isinstance(stage, SFT))
@@ -93,11 +93,11 @@ def test_nothing_is_moved_while_another_driver_runs_one_of_them(store):
 def test_what_other_plans_have_built_on_it_is_named_and_stays(store):
     small = Plan.of("demo", [stage for stage in STAGES if REINFORCED[1] not in stage.lineage], PLAN.finished)
     again = force.named([TUNED.id], small)
-    said = force.beyond(again, small, Catalog(store))
+    said = force.beyond(again, small, StoreIndex(store))
     assert len(said) == 2
     assert all("left as it is: " in line for line in said)
     assert {i for i in PLAN.finished if i in "".join(said)} == PLAN.finished - small.finished
-    assert force.beyond((), small, Catalog(store)) == []
+    assert force.beyond((), small, StoreIndex(store)) == []
 
 
 def test_a_forced_sweep_ends_with_all_of_it_made_again(tmp_path, capsys):

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from rayexp.distributed import autoscaling
-from rayexp.spec import Execution
+from rayexp.spec import RunConfig
 from rayexp.sweep import placement, preflight
 from rayexp.sweep.placement import Node, fit_together, how_many, nodes_of
 from rayexp.sweep.plan import Plan
@@ -19,7 +19,7 @@ ONE_CPU = {"CPU": 1.0}
 
 def refusal(nodes, gpus=0.0, **settings):
     with pytest.raises(preflight.PreflightError) as refused:
-        preflight.require_resources(PLAN, Execution(**settings).on(gpus), nodes_of(nodes))
+        preflight.require_resources(PLAN, RunConfig(**settings).resolve(gpus), nodes_of(nodes))
     return str(refused.value)
 
 
@@ -73,14 +73,14 @@ def test_the_reason_names_what_has_no_room(nodes, settings, reason):
 )
 def test_what_fits_is_not_refused(nodes, settings):
     gpus = settings.pop("gpus", 0)
-    preflight.require_resources(PLAN, Execution(**settings).on(gpus), nodes_of(nodes))
+    preflight.require_resources(PLAN, RunConfig(**settings).resolve(gpus), nodes_of(nodes))
 
 
 def test_actors_that_hand_over_memory_of_a_gpu_need_one_node():
     apart = [{"CPU": 0.5, "GPU": 1.0}] * 2 + [{"CPU": 1.0}]
     text = refusal(apart, gpus=2, weight_transfer="cuda_ipc", train_gpus=0)
     assert "no node has room for a learner with its rollout workers" in text
-    settings = Execution(weight_transfer="cuda_ipc", rollout_workers=2, device="cuda").on(4)
+    settings = RunConfig(weight_transfer="cuda_ipc", rollout_workers=2, device="cuda").resolve(4)
     with pytest.raises(preflight.PreflightError, match=r"share one GPU; they ask for 1\.5"):
         preflight.require_software(PLAN, settings)
 
@@ -105,9 +105,9 @@ def test_trials_at_once_are_counted_by_nodes(nodes, parts, expected):
 
 
 def test_at_once_is_what_the_largest_kind_has_room_for():
-    assert preflight.concurrency(PLAN, Execution(), nodes_of([ONE_CPU] * 9)) == len(PLAN.trials)
-    assert preflight.concurrency(PLAN, Execution(train_cpus=2), nodes_of([{"CPU": 3.0}])) == 1
-    assert preflight.concurrency(PLAN, Execution(max_concurrent=5), nodes_of([])) == 5
+    assert preflight.concurrency(PLAN, RunConfig(), nodes_of([ONE_CPU] * 9)) == len(PLAN.trials)
+    assert preflight.concurrency(PLAN, RunConfig(train_cpus=2), nodes_of([{"CPU": 3.0}])) == 1
+    assert preflight.concurrency(PLAN, RunConfig(max_concurrent=5), nodes_of([])) == 5
 
 
 def by_trying_all(parts, nodes):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayexp.spec import GRPO, SFT, Evaluate, Execution, Pretrain
+from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, RunConfig
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
 from rayexp.sweep.plan import Plan, flops
@@ -43,14 +43,14 @@ def check(plan):
     ],
 )
 def test_weights_that_would_go_between_devices_that_are_not_there_are_refused(transfer, device, allowed):
-    execution = Execution(device=device, weight_transfer=transfer)
+    run_config = RunConfig(device=device, weight_transfer=transfer)
     with pytest.raises(PreflightError, match=rf"weight_transfer is '{transfer}'.*{allowed}"):
-        require_software(Plan.of("none", [], ()), execution)
+        require_software(Plan.of("none", [], ()), run_config)
 
 
 def test_gloo_is_not_for_vllm():
     with pytest.raises(PreflightError, match="'gloo'; allowed where vLLM samples: object_store"):
-        require_software(Plan.of("any", WANTED, ()), Execution(device="cpu", weight_transfer="gloo"))
+        require_software(Plan.of("any", WANTED, ()), RunConfig(device="cpu", weight_transfer="gloo"))
 
 
 def test_stages_are_shared_and_parents_come_first():

@@ -9,28 +9,28 @@ import pytest
 
 from rayexp.cli import run as sweep
 from rayexp.distributed import runtime
-from rayexp.spec import GRPO, SFT, Evaluate, Execution, Pretrain
+from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, RunConfig
 from rayexp.store.artifacts import Store
-from rayexp.store.index import Catalog
+from rayexp.store.index import StoreIndex
 from rayexp.store.leases import EXPIRY_S, Leases
 from rayexp.store.provenance import source
-from rayexp.sweep.cost import ASSUMED, Estimates, makespan
+from rayexp.sweep.cost import ASSUMED, CostModel, makespan
 from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan, flops
-from rayexp.sweep.preview import Machines, other_code, outlook, states
+from rayexp.sweep.preview import ClusterResources, other_code, render_plan, states
 from rayexp.tasks.strings import World
 from tests.conftest import OPTIMISER, tiny_chain
 from tests.unit.reports.test_reports import published, study_stages
 
-CPU = Execution().on(gpus=0)
+CPU = RunConfig().resolve(num_gpus=0)
 STAGES = study_stages(seeds=(0,), kl_betas=(0.1, 1.0), ood_ratios=(0.0, 0.01))
-TWO_CORES = Machines(nodes_of([{"CPU": 2.0}]), "a test")
+TWO_CORES = ClusterResources(nodes_of([{"CPU": 2.0}]), "a test")
 CHAIN = tiny_chain(World("composition"))
 
 
-def record(seconds: float, **execution: object) -> dict[str, object]:
+def record(seconds: float, **run_config: object) -> dict[str, object]:
     """Provenance of a stage that took so long."""
-    return {"duration_s": seconds, "execution": json.loads(CPU.model_dump_json()) | execution}
+    return {"duration_s": seconds, "execution": json.loads(CPU.model_dump_json()) | run_config}
 
 
 def fail(store: Store, trial: str, label: str = "") -> None:
@@ -57,7 +57,7 @@ def test_a_failure_is_told_with_its_reason(tmp_path):
     store = Store(str(tmp_path / "store"))
     plan = Plan.of("demo", STAGES, ())
     fail(store, plan.trials[0].id, plan.trials[0].label)
-    text = outlook(plan, Catalog(store), CPU, TWO_CORES)
+    text = render_plan(plan, StoreIndex(store), CPU, TWO_CORES)
     assert f"failed: {plan.trials[0].id}: {plan.trials[0].label}: out of luck" in text
     assert "blocked: built on a failed one" in text
     assert "16 stages: 4 failed, 4 blocked, 8 to run" in text
@@ -68,13 +68,13 @@ def test_the_lease_of_a_living_driver_is_a_running_trial(tmp_path):
     trial = Plan.of("demo", STAGES, ()).trials[0]
     with Leases(store.files) as leases:
         assert leases.take(trial.id)
-        assert Catalog(store).running() == {trial.id}
+        assert StoreIndex(store).running() == {trial.id}
         heart = tmp_path / "store" / "drivers" / leases.driver
         silent = heart.stat().st_mtime - 10 * EXPIRY_S
         leases._ended.set()  # it beats no more
         leases._heart.join()
         os.utime(heart, (silent, silent))
-        assert Catalog(store).running() == set()
+        assert StoreIndex(store).running() == set()
 
 
 # Costs
@@ -84,7 +84,7 @@ def test_time_is_measured_where_the_store_has_stages_that_are_alike(tmp_path):
     pretrain, measurement = STAGES[0], STAGES[1]
     twice = pretrain.model_copy(update={"samples": 2 * pretrain.samples})
     store = published(tmp_path, [pretrain], record(7.0))
-    estimates = Estimates.of(Catalog(store), CPU)
+    estimates = CostModel.of(StoreIndex(store), CPU)
     assert (estimates.cost(pretrain).seconds, estimates.cost(pretrain).measured) == (pytest.approx(7.0), 1)
     assert estimates.cost(twice).seconds == pytest.approx(14.0)
     assert estimates.cost(measurement).measured == 0
@@ -105,14 +105,14 @@ NO_MEASURES = [
 
 @pytest.mark.parametrize("unlike", NO_MEASURES)
 def test_stages_that_were_run_otherwise_or_do_not_say_how_are_no_measure(tmp_path, unlike):
-    estimates = Estimates.of(Catalog(published(tmp_path, STAGES[:1], unlike)), CPU)
+    estimates = CostModel.of(StoreIndex(published(tmp_path, STAGES[:1], unlike)), CPU)
     assert estimates.cost(STAGES[0]).measured == 0
 
 
 def test_a_decoder_of_another_size_is_no_measure(tmp_path):
     wide = STAGES[0].decoder.model_copy(update={"width": 512, "ff_width": 1536})
     other = STAGES[0].model_copy(update={"decoder": wide})
-    estimates = Estimates.of(Catalog(published(tmp_path, [other], record(7.0))), CPU)
+    estimates = CostModel.of(StoreIndex(published(tmp_path, [other], record(7.0))), CPU)
     assert estimates.cost(other).measured == 1
     assert estimates.cost(STAGES[0]).measured == 0
 
@@ -126,7 +126,7 @@ def test_those_nearest_in_cost_are_believed(tmp_path):
         folder = tmp_path / stage.id
         folder.mkdir()
         store.publish(stage, folder, record(7.0))
-    estimates = Estimates.of(Catalog(store), CPU)
+    estimates = CostModel.of(StoreIndex(store), CPU)
     assert estimates.cost(STAGES[0]).seconds == pytest.approx(7.0)
     assert estimates.cost(short[0]).seconds == pytest.approx(50.0)
 
@@ -135,7 +135,7 @@ def test_more_cores_and_gpus_make_an_assumption_shorter():
     pretrain, grpo = STAGES[0], next(stage for stage in STAGES if isinstance(stage, GRPO))
 
     def seconds(stage, gpus=0.0, **settings):
-        return Estimates(Execution(**settings).on(gpus)).cost(stage).seconds
+        return CostModel(RunConfig(**settings).resolve(gpus)).cost(stage).seconds
 
     assert seconds(pretrain, train_cpus=4.0) == pytest.approx(seconds(pretrain) / 4)
     assert seconds(pretrain, gpus=1.0) < seconds(pretrain)
@@ -143,7 +143,7 @@ def test_more_cores_and_gpus_make_an_assumption_shorter():
 
 
 def test_storage_is_what_is_kept_and_what_checkpoints_need():
-    estimates, plan = Estimates(CPU), Plan.of("demo", STAGES, ())
+    estimates, plan = CostModel(CPU), Plan.of("demo", STAGES, ())
     parameters = STAGES[0].decoder.parameters(64)
     assert 4 * parameters < estimates.cost(STAGES[0]).bytes < 4 * parameters + 20_000
     assert estimates.checkpoint_bytes(plan, 2) == 2 * 3 * 12 * parameters
@@ -180,7 +180,7 @@ def test_sharing_is_counted_by_chains():
 def test_every_stage_has_one_line_with_all_of_it(tmp_path):
     store = published(tmp_path, STAGES[:3], record(7.0))
     plan = Plan.of("demo", STAGES, store.finished_ids())
-    text = outlook(plan, Catalog(store), CPU, TWO_CORES)
+    text = render_plan(plan, StoreIndex(store), CPU, TWO_CORES)
     table, counts, time, sharing = text.split("\n\n")
     lines = {line.split()[-1]: line for line in table.splitlines()[1:]}
     assert len(lines) == len(plan.stages)
@@ -199,27 +199,27 @@ def test_every_stage_has_one_line_with_all_of_it(tmp_path):
 @pytest.mark.parametrize("width", [80, 120])
 def test_it_fits_a_terminal(tmp_path, width):
     plan = Plan.of("demo", STAGES, ())
-    table = outlook(plan, Catalog(Store(str(tmp_path))), CPU, TWO_CORES, width).split("\n\n")[0]
+    table = render_plan(plan, StoreIndex(Store(str(tmp_path))), CPU, TWO_CORES, width).split("\n\n")[0]
     assert max(map(len, table.splitlines())) <= width
 
 
 def test_a_finished_plan_has_nothing_to_wait_for(tmp_path):
     store = published(tmp_path, STAGES, record(7.0))
-    text = outlook(Plan.of("demo", STAGES, store.finished_ids()), Catalog(store), CPU, TWO_CORES)
+    text = render_plan(Plan.of("demo", STAGES, store.finished_ids()), StoreIndex(store), CPU, TWO_CORES)
     assert "time: none" in text
     assert "storage: nothing more" in text
 
 
 def test_the_plan_is_in_the_store_before_anything_runs(tmp_path, monkeypatch, capsys):
     store, seen = Store(str(tmp_path / "store")), []
-    monkeypatch.setattr(sweep, "run", lambda *_: seen.append(Catalog(store).study("demo-toy")) or 1)
+    monkeypatch.setattr(sweep, "run", lambda *_: seen.append(StoreIndex(store).study("demo-toy")) or 1)
     assert sweep.main(["--scale", "toy", "--store", store.url]) == 1
     stages = dataclasses.replace(sweep.DEFAULTS, scale="toy").stages()
     assert seen == [{stage.id: stage.label for stage in stages}]
 
 
 def test_where_nothing_is_shared_it_says_so(tmp_path):
-    text = outlook(Plan.of("demo", CHAIN.values(), ()), Catalog(Store(str(tmp_path))), CPU, TWO_CORES)
+    text = render_plan(Plan.of("demo", CHAIN.values(), ()), StoreIndex(Store(str(tmp_path))), CPU, TWO_CORES)
     assert text.endswith("sharing: no two chains of this plan have a stage in common")
 
 
@@ -240,10 +240,10 @@ def test_a_run_and_a_plan_say_how_many_cached_stages_are_of_other_code(tmp_path)
         store = published(tmp_path / stage.id, [stage], record)
         shutil.copytree(f"{store.url}/stages", tmp_path / "store" / "stages", dirs_exist_ok=True)
     store = Store(str(tmp_path / "store"))
-    lines = other_code(Plan.of("demo", STAGES, store.finished_ids()), Catalog(store))
+    lines = other_code(Plan.of("demo", STAGES, store.finished_ids()), StoreIndex(store))
     assert lines[:2] == [
         "code: 2 of 4 cached stages were made by other code (source 0f0f)",
         "code: 1 of 4 cached stages were made by unknown code",
     ]
     assert "--force STAGE" in lines[2]
-    assert other_code(Plan.of("demo", STAGES, [STAGES[0].id]), Catalog(store)) == []
+    assert other_code(Plan.of("demo", STAGES, [STAGES[0].id]), StoreIndex(store)) == []

@@ -10,14 +10,14 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
 
 from rayexp.errors import StageError
-from rayexp.spec import GRPO, Execution
+from rayexp.spec import GRPO, RunConfig
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
-from rayexp.sweep import display as views
-from rayexp.sweep.cost import Estimates
+from rayexp.sweep import display
+from rayexp.sweep.cost import CostModel
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
-from rayexp.sweep.watch import Watch, last_words
+from rayexp.sweep.watch import ProgressCallback, root_cause
 from rayexp.telemetry.metric_log import report
 
 
@@ -135,7 +135,7 @@ def test_what_was_seen_of_a_kind_corrects_what_was_estimated_of_it(clock):
 
 def recorded():
     """Events of a whole ``make demo`` on two busy cores: second, event, label of a stage (a trial's first), step."""
-    with (Path(__file__).parent / "demo_log.csv").open(newline="") as file:
+    with (Path(__file__).parents[2] / "fixtures/demo_log.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             yield float(row["second"]), row["event"], row["stage"], int(row["step"] or 0)
 
@@ -145,7 +145,7 @@ def test_what_is_left_of_the_demo_is_never_told_below_a_tenth_nor_above_four_tim
     events = list(recorded())
     end = events[-1][0]
     plan = Plan.of("demo", STUDIES["demo"](SCALES["tiny"], Grid((0.0, 0.003, 0.01, 0.3), (0.1, 1.0), (0, 1, 2))), ())
-    estimates = Estimates(Execution(device="cpu"))
+    estimates = CostModel(RunConfig(device="cpu"))
     trials = {trial.label: trial for trial in plan.trials}
     stages = {stage.label: stage for stage in plan.stages}
     home = {stage.label: trial.id for trial in plan.trials for stage in trial.stages}
@@ -206,7 +206,7 @@ def test_a_trial_that_was_given_up_waits_again(clock):
 
 
 def lines_of(progress, capsys):
-    view = views.Lines(progress)
+    view = display.LogDisplay(progress)
 
     def said():
         view()
@@ -243,7 +243,7 @@ def test_lines_say_when_trials_start_and_end_and_little_in_between(clock, capsys
 
 def drawn(progress, columns, lines):
     console = Console(file=io.StringIO(), width=columns, height=lines, force_terminal=True, color_system=None)
-    console.print(views.picture(progress, console.size))
+    console.print(display.picture(progress, console.size))
     return console.file.getvalue().splitlines()
 
 
@@ -282,11 +282,11 @@ def test_a_screen_shows_what_a_person_asks_for(clock):
 
 def test_the_view_is_chosen_by_where_the_output_goes(clock):
     progress = progress_of(clock)
-    with views.on(Console(file=io.StringIO()), progress) as view:
-        assert isinstance(view, views.Lines)
+    with display.open_display(Console(file=io.StringIO()), progress) as view:
+        assert isinstance(view, display.LogDisplay)
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
-    with views.on(terminal, progress) as view:
-        assert isinstance(view, views.Screen)
+    with display.open_display(terminal, progress) as view:
+        assert isinstance(view, display.LiveDisplay)
         progress.start(progress.plan.trials[0].id)
         clock.now += 1
         view()
@@ -295,7 +295,7 @@ def test_the_view_is_chosen_by_where_the_output_goes(clock):
 
 def test_the_terminal_is_given_back_after_ctrl_c(clock):
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
-    with pytest.raises(KeyboardInterrupt), views.on(terminal, progress_of(clock)):
+    with pytest.raises(KeyboardInterrupt), display.open_display(terminal, progress_of(clock)):
         raise KeyboardInterrupt
     written = terminal.file.getvalue()
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l"), "the cursor is still hidden"
@@ -303,7 +303,7 @@ def test_the_terminal_is_given_back_after_ctrl_c(clock):
 
 @pytest.mark.parametrize(("seconds", "text"), [(None, "-"), (0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
 def test_clock(seconds, text):
-    assert views.clock(seconds) == text
+    assert display.clock(seconds) == text
 
 
 class TuneTrial:
@@ -319,7 +319,7 @@ class TuneTrial:
 def test_tunes_events_are_told(clock):
     progress = progress_of(clock)
     seen = []
-    watch = Watch(progress, [lambda: seen.append(progress.counts["done"])])
+    watch = ProgressCallback(progress, [lambda: seen.append(progress.counts["done"])])
     first, second = kinds(progress, "supervised")
     for trial, last in ((first, {"step": 8}), (second, {"step": 0, "failed": "it is broken"})):
         watch.on_trial_start(0, [], TuneTrial(trial))
@@ -368,13 +368,13 @@ def died(text):
     ],
 )
 def test_an_error_of_rays_is_told_in_one_sentence(error, words):
-    assert last_words(error) == words
+    assert root_cause(error) == words
 
 
 @pytest.mark.parametrize("kept", ["as an object", "as text", "nowhere", "where nothing is any more"])
 def test_a_trial_whose_process_never_starts_fails_with_its_sentence_and_the_rest_goes_on(clock, tmp_path, kept):
     progress = progress_of(clock)
-    watch = Watch(progress)
+    watch = ProgressCallback(progress)
     first, second = kinds(progress, "supervised")
     (tmp_path / "error.pkl").write_bytes(pickle.dumps(died(NO_PACKAGE)))
     (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at noon)\n{NO_PACKAGE}\n")
@@ -395,7 +395,7 @@ def test_a_trial_whose_process_never_starts_fails_with_its_sentence_and_the_rest
 
 def test_a_trial_that_was_done_before_it_started_says_nothing_about_the_pace(clock):
     progress = progress_of(clock)
-    watch = Watch(progress)
+    watch = ProgressCallback(progress)
     watch.on_trial_complete(0, [], TuneTrial(kinds(progress, "supervised")[0], {"step": 8}))
     assert progress.counts["done"] == 1
     assert progress.remaining_s == pytest.approx(seconds(progress.plan.trials[1:]))

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
-import rayexp.stages
+import rayexp.execution
 from rayexp.errors import StageError
-from rayexp.spec import Execution, parse_stage
+from rayexp.spec import RunConfig, parse_stage
 from rayexp.store.artifacts import Store
 from rayexp.store.leases import Lease, Leases
 from rayexp.sweep.plan import Plan, Trial
@@ -21,7 +21,7 @@ from rayexp.sweep.scheduler import GRPOGroup, PlanSearcher, run_trial
 from rayexp.tasks.strings import World
 from tests.conftest import tiny_chain
 
-EXECUTION = Execution(store="somewhere")
+EXECUTION = RunConfig(store="somewhere")
 STAGE = tiny_chain(World("composition"))["pretrain"]
 
 
@@ -111,7 +111,7 @@ def test_a_trial_is_told_its_stages_and_how_to_run_them():
     config = searcher.suggest("1")
     assert [parse_stage(text) for text in config["stages"]] == [chain["pretrain"], chain["sft"]]
     assert config["kind"] == "supervised"
-    told = Execution.model_validate_json(config["execution"])
+    told = RunConfig.model_validate_json(config["execution"])
     assert told.model_copy(update={"lease": ""}) == EXECUTION
     assert Lease.parse(told.lease).work == plan.trials[0].id
     searcher.on_trial_complete("1")
@@ -166,11 +166,11 @@ def test_a_placement_group_has_a_name_that_is_not_compared():
 def test_what_cannot_be_imported_on_a_worker_is_recorded_like_every_failure(tmp_path, monkeypatch):
     searcher = searcher_of([Trial(STAGE.id, "supervised", (STAGE,), ())])
     store = Store(str(tmp_path))
-    execution = EXECUTION.model_copy(update={"store": store.url}).model_dump_json()
+    run_config = EXECUTION.model_copy(update={"store": store.url}).model_dump_json()
     monkeypatch.setitem(sys.modules, "rayexp.execution.supervised", None)
-    monkeypatch.delattr(rayexp.stages, "supervised", raising=False)
-    with pytest.raises(StageError, match=r"ModuleNotFoundError: .*rayexp\.stages\.supervised"):
-        run_trial({**searcher.suggest("one"), "execution": execution})
+    monkeypatch.delattr(rayexp.execution, "supervised", raising=False)
+    with pytest.raises(StageError, match=r"ModuleNotFoundError: .*rayexp\.execution\.supervised"):
+        run_trial({**searcher.suggest("one"), "execution": run_config})
     record = json.loads(store.files.read(f"work/{STAGE.id}/failure.json"))
     assert record["label"] == STAGE.label
     assert "supervised" in record["error"]

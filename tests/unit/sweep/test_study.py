@@ -13,8 +13,8 @@ from rayexp.errors import RefusedError
 from rayexp.spec import Stage
 from rayexp.store.artifacts import Store
 from rayexp.store.filesystem import Files
-from rayexp.store.index import Catalog
-from rayexp.studies.choice import Choice
+from rayexp.store.index import StoreIndex
+from rayexp.studies.choice import StudyArgs
 from rayexp.sweep import study as module
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.study import Study
@@ -23,7 +23,7 @@ from tests.unit.reports.test_reports import published
 
 
 def stages(**grid) -> list[Stage]:
-    return Choice("demo", "toy", **{"ood_ratios": (0.05,), **grid}).stages()
+    return StudyArgs("demo", "toy", **{"ood_ratios": (0.05,), **grid}).stages()
 
 
 ZERO, ONE = Plan.of("demo", stages(seeds=(0,)), ()), Plan.of("demo", stages(seeds=(1,)), ())
@@ -70,7 +70,7 @@ def study(store):
     ],
 )
 def test_what_of_the_world_is_not_usual_is_part_of_the_name(world, name):
-    assert Choice("demo", "toy", **world).own_name == name
+    assert StudyArgs("demo", "toy", **world).own_name == name
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "", ".", "a b", "x" * 101, "é"])
@@ -87,7 +87,7 @@ def test_a_study_that_is_asked_for_with_other_seeds_grows(study, store):
     study.write(ZERO, ids_of)
     assert study.write(ONE, ids_of) == shown(store) == list(BOTH)
     assert study.write(ZERO, ids_of) == list(BOTH)
-    assert Catalog(store).study("demo-toy") == BOTH
+    assert StoreIndex(store).study("demo-toy") == BOTH
 
 
 def test_what_was_asked_for_and_never_finished_is_counted_and_not_shown(study, store):
@@ -137,16 +137,16 @@ def test_many_drivers_that_ask_at_once_all_become_part_of_it(tmp_path):
         driver.start()
     for driver in drivers:
         driver.join(60)
-    assert Catalog(Store(str(tmp_path))).study("demo-toy").keys() == {s.id for plan in plans for s in plan.stages}
+    assert StoreIndex(Store(str(tmp_path))).study("demo-toy").keys() == {s.id for plan in plans for s in plan.stages}
 
 
 def test_a_driver_that_writes_a_study_is_no_running_stage(study, store):
-    def look(plan: Plan, folder: Path) -> None:
+    def style(plan: Plan, folder: Path) -> None:
         assert store.files.names("leases")
-        assert Catalog(store).running() == set()
+        assert StoreIndex(store).running() == set()
         ids_of(plan, folder)
 
-    study.write(ZERO, look)
+    study.write(ZERO, style)
 
 
 # Names that are taken
@@ -155,9 +155,9 @@ def test_a_driver_that_writes_a_study_is_no_running_stage(study, store):
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        (Choice("depth", "toy"), "by the study demo at scale toy"),
-        (Choice("demo", "tiny"), "by the study demo at scale toy"),
-        (Choice("demo", "toy", graph="printed"), "pretrain.world.graph hidden, and this asks for printed"),
+        (StudyArgs("depth", "toy"), "by the study demo at scale toy"),
+        (StudyArgs("demo", "tiny"), "by the study demo at scale toy"),
+        (StudyArgs("demo", "toy", graph="printed"), "pretrain.world.graph hidden, and this asks for printed"),
     ],
 )
 def test_a_name_that_is_taken_by_something_else_is_refused(store, study, asked, why):
@@ -166,7 +166,7 @@ def test_a_name_that_is_taken_by_something_else_is_refused(store, study, asked, 
     for begin in (other.require_one, other.add):
         with pytest.raises(RefusedError, match=why):
             begin(Plan.of(asked.study, asked.stages(), ()))
-    assert Catalog(store).study("demo-toy").keys() == {stage.id for stage in ZERO.stages}
+    assert StoreIndex(store).study("demo-toy").keys() == {stage.id for stage in ZERO.stages}
 
 
 def test_other_settings_of_the_same_study_are_refused(study):
@@ -240,9 +240,9 @@ def test_a_report_is_of_all_that_was_asked_for_and_of_no_more(tmp_path, capsys):
     study.add(ZERO)
     study.add(ONE)
     assert report_command.main(["--scale", "toy", "--store", store.url]) == 0
-    assert Catalog(store).study("demo-toy") == BOTH
+    assert StoreIndex(store).study("demo-toy") == BOTH
     html = store.files.read("studies/demo-toy/report/index.html").decode()
     assert "Partial" not in html
     assert report_command.main(["--scale", "toy", "--seeds", "7", "--ood-ratios", "0.05", "--store", store.url]) == 0
-    assert len(Catalog(store).study("demo-toy")) == len(BOTH) + 6
+    assert len(StoreIndex(store).study("demo-toy")) == len(BOTH) + 6
     assert "<strong>Partial:</strong> 12 of 18" in store.files.read("studies/demo-toy/report/index.html").decode()

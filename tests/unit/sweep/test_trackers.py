@@ -5,23 +5,23 @@ from types import SimpleNamespace
 import pytest
 
 from rayexp.store.artifacts import Store
-from rayexp.sweep import trackers as loggers
+from rayexp.sweep import trackers
 
 
 @pytest.mark.parametrize("names", [(), ("csv",), ("json", "tensorboard")])
 def test_those_that_come_with_ray_can_be_had(names):
-    loggers.require(names)
+    trackers.require(names)
 
 
 def test_an_unknown_one_is_refused():
     with pytest.raises(ValueError, match="loggers is 'visdom'; allowed: csv, json, tensorboard, wandb"):
-        loggers.require(("csv", "visdom"))
+        trackers.require(("csv", "visdom"))
 
 
 def test_wandb_without_its_package_is_refused_with_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs a package: pip install 'rayexp\[wandb\]'"):
-        loggers.require(("wandb",))
+        trackers.require(("wandb",))
 
 
 def test_wandb_without_a_login_is_refused(monkeypatch, tmp_path):
@@ -30,15 +30,15 @@ def test_wandb_without_a_login_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ValueError, match="no API key; allowed: WANDB_API_KEY set, `wandb login` done"):
-        loggers.require(("wandb",))
+        trackers.require(("wandb",))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    loggers.require(("wandb",))
+    trackers.require(("wandb",))
 
 
 def test_wandb_has_no_run_to_end_of_a_trial_whose_process_never_started(monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    loggers.LOGGERS["wandb"]("demo").log_trial_end(object(), failed=True)
+    trackers.LOGGERS["wandb"]("demo").log_trial_end(object(), failed=True)
 
 
 def test_files_are_kept_though_the_sweep_is_stopped(tmp_path, capsys):
@@ -47,7 +47,7 @@ def test_files_are_kept_though_the_sweep_is_stopped(tmp_path, capsys):
     folder.mkdir(parents=True)
 
     def sweep():
-        with loggers.opened(("csv",), store, "demo") as callbacks:
+        with trackers.opened(("csv",), store, "demo") as callbacks:
             callbacks[-1].on_trial_start(0, [], SimpleNamespace(local_path=str(folder)))
             (folder / "progress.csv").write_text("step\n1\n")
             (folder / "params.pkl").write_bytes(b"code, perhaps")
@@ -61,6 +61,6 @@ def test_files_are_kept_though_the_sweep_is_stopped(tmp_path, capsys):
 
 
 def test_nothing_is_written_where_none_was_asked_for(tmp_path):
-    with loggers.opened((), Store(str(tmp_path)), "demo") as callbacks:
+    with trackers.opened((), Store(str(tmp_path)), "demo") as callbacks:
         assert callbacks == []
     assert not list(tmp_path.rglob("loggers"))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from rayexp import rng as counter
+from rayexp import rng
 from rayexp.tasks.strings import AXES, Cell, Corpus, Verdict, Verifier, World, operations, vocabulary
 
 VARIANTS = list(itertools.product(AXES, ("hidden", "printed"), ("uniform", "positional"), ("answer", "trace")))
@@ -36,19 +36,21 @@ def cell_of(row):
     return Cell("".join(text[text.index(":") + 1 : text.index("=")]), len(letters), foreign)
 
 
-def by_index(rectangles):
+def by_index(token_batches):
     """index -> (tokens, ood)."""
     return {
         int(index): (row.tobytes(), bool(ood))
-        for rectangle in rectangles
-        for index, row, ood in zip(rectangle.index_N, rectangle.tokens_NT, rectangle.ood_N, strict=True)
+        for token_batch in token_batches
+        for index, row, ood in zip(token_batch.index_N, token_batch.tokens_NT, token_batch.ood_N, strict=True)
     }
 
 
-def in_order(rectangles):
+def in_order(token_batches):
     """(cell, ood) of every sample, by index."""
     rows = [
-        (i, cell_of(row), ood) for r in rectangles for i, row, ood in zip(r.index_N, r.tokens_NT, r.ood_N, strict=True)
+        (i, cell_of(row), ood)
+        for r in token_batches
+        for i, row, ood in zip(r.index_N, r.tokens_NT, r.ood_N, strict=True)
     ]
     return [(cell, bool(ood)) for _, cell, ood in sorted(rows, key=lambda entry: entry[0])]
 
@@ -60,9 +62,9 @@ def in_order(rectangles):
 def test_generator_and_verifier_agree_on_every_cell(world):
     verifier, corpus = Verifier(world), Corpus(world, seed=5)
     for _, cell in world.cells.roles():
-        rectangle = corpus.cell("test", cell, 100, 12)
-        for row in rectangle.tokens_NT:
-            prompt, gold = row[: rectangle.prompt_tokens], row[rectangle.prompt_tokens :]
+        token_batch = corpus.cell("test", cell, 100, 12)
+        for row in token_batch.tokens_NT:
+            prompt, gold = row[: token_batch.prompt_tokens], row[token_batch.prompt_tokens :]
             assert verifier.judge(prompt, gold) == Verdict(answer=True, trace=True)
             assert cell_of(row) == cell
 
@@ -71,8 +73,8 @@ def test_generator_and_verifier_agree_on_every_cell(world):
 def test_lengths_are_what_the_world_says_and_rows_have_no_padding(world):
     longest = 0
     for _, cell in world.cells.roles():
-        rectangle = Corpus(world, seed=5).cell("sft", cell, 0, 4)
-        tokens_NT, cut = rectangle.tokens_NT, rectangle.prompt_tokens
+        token_batch = Corpus(world, seed=5).cell("sft", cell, 0, 4)
+        tokens_NT, cut = token_batch.tokens_NT, token_batch.prompt_tokens
         assert cut == world.prompt_tokens(cell)
         assert tokens_NT.shape == (4, cut + world.completion_tokens(cell))
         assert world.completion_budget(cell) >= world.completion_tokens(cell)
@@ -128,9 +130,9 @@ def test_solving_a_printed_prompt_uses_its_edges():
 
 def _judged(samples, mutate):
     world = World("depth", samples=samples)
-    rectangle = Corpus(world, 0).cell("test", Cell("TT"), 0, 1)
-    row = rectangle.tokens_NT[0].tolist()
-    return Verifier(world).judge(row[: rectangle.prompt_tokens], mutate(row[rectangle.prompt_tokens :]))
+    token_batch = Corpus(world, 0).cell("test", Cell("TT"), 0, 1)
+    row = token_batch.tokens_NT[0].tolist()
+    return Verifier(world).judge(row[: token_batch.prompt_tokens], mutate(row[token_batch.prompt_tokens :]))
 
 
 def _other_letter(token):
@@ -222,7 +224,7 @@ strings = st.lists(st.integers(0, 51), min_size=2, max_size=6).map(lambda letter
 @pytest.mark.parametrize("positional", [False, True])
 def test_traversal_is_a_bijection_of_strings(positional):
     all_NL = np.array(list(itertools.product(range(26), repeat=2)), dtype=np.uint8)
-    printed_NV = operations.printed_maps(counter.key("any"), np.zeros(len(all_NL), dtype=np.int64))
+    printed_NV = operations.printed_maps(rng.stream_key("any"), np.zeros(len(all_NL), dtype=np.int64))
     for graph in (HIDDEN, printed_NV):
         image_NL = operations.traverse(all_NL, graph, positional)
         assert len(np.unique(image_NL, axis=0)) == len(all_NL)
@@ -294,9 +296,9 @@ def test_tasks_asked_for_in_any_order_are_the_same(world, role, numbers):
 
 
 def test_shards_are_a_partition_of_the_rows():
-    (rectangle,) = Corpus(World("composition"), 0).tasks("sft", "ood", np.arange(11))
-    shards = [rectangle.shard(rank, 4) for rank in range(4)]
-    assert by_index(shards) == by_index([rectangle])
+    (token_batch,) = Corpus(World("composition"), 0).tasks("sft", "ood", np.arange(11))
+    shards = [token_batch.shard(rank, 4) for rank in range(4)]
+    assert by_index(shards) == by_index([token_batch])
     assert sum(len(shard.tokens_NT) for shard in shards) == 11
 
 
@@ -340,8 +342,8 @@ def test_nothing_is_ood_at_ratio_zero(axis):
 
 def test_mixtures_of_different_ratios_hold_the_same_strings():
     def string_of(ratio):
-        rectangles = Corpus(World("composition"), 0).mixture("pretrain", ratio, 0, 300)
-        return {int(i): letters_of(row) for r in rectangles for i, row in zip(r.index_N, r.tokens_NT, strict=True)}
+        token_batches = Corpus(World("composition"), 0).mixture("pretrain", ratio, 0, 300)
+        return {int(i): letters_of(row) for r in token_batches for i, row in zip(r.index_N, r.tokens_NT, strict=True)}
 
     assert string_of(0.0) == string_of(0.5)
 
@@ -358,7 +360,7 @@ def test_foreign_letters_are_counted_exactly_and_fall_anywhere(foreign):
 
 
 def test_printed_maps_of_neighbouring_samples_are_unrelated():
-    maps_NV = operations.printed_maps(counter.key("any"), np.arange(200))[:, :26].astype(int)
+    maps_NV = operations.printed_maps(rng.stream_key("any"), np.arange(200))[:, :26].astype(int)
     steps = (maps_NV[1:] - maps_NV[:-1]) % 26
     assert chisquare(np.bincount(steps.ravel(), minlength=26)).pvalue > 1e-3
 
@@ -401,33 +403,33 @@ def test_a_tenth_of_the_strings_is_held_out_and_the_rest_is_all_used():
 
 @given(count=st.integers(1, 12), start=st.integers(0, 50), width=st.integers(0, 50), inside=st.integers(0, 50))
 def test_epochs_visit_everything_once_and_slices_agree(count, start, width, inside):
-    endless = counter.epochs(7, count, 0, 150)
+    endless = rng.epochs(7, count, 0, 150)
     for epoch in range(150 // count):
         assert sorted(endless[epoch * count : (epoch + 1) * count]) == list(range(count))
-    assert (counter.epochs(7, count, start, start + width) == endless[start : start + width]).all()
+    assert (rng.epochs(7, count, start, start + width) == endless[start : start + width]).all()
 
 
 def test_epochs_are_shuffled_afresh():
-    first, second = counter.epochs(7, 50, 0, 100).reshape(2, 50)
+    first, second = rng.epochs(7, 50, 0, 100).reshape(2, 50)
     assert (first != second).any()
     assert (first != np.arange(50)).any()
 
 
-@pytest.mark.parametrize("stream", [0, counter.key("a"), counter.key(0, "pretrain")])
+@pytest.mark.parametrize("stream", [0, rng.stream_key("a"), rng.stream_key(0, "pretrain")])
 @pytest.mark.parametrize("slot", [0, 1])
 def test_draws_are_uniform_and_serially_uncorrelated(stream, slot):
-    u = counter.uniform(stream, np.arange(20_000), slot)
+    u = rng.uniform(stream, np.arange(20_000), slot)
     assert u.min() >= 0
     assert u.max() < 1
     assert chisquare(np.histogram(u, bins=64, range=(0, 1))[0]).pvalue > 1e-3
-    low_bits = np.bincount((counter.draw(stream, np.arange(20_000), slot) % np.uint64(64)).astype(int), minlength=64)
+    low_bits = np.bincount((rng.random_bits(stream, np.arange(20_000), slot) % np.uint64(64)).astype(int), minlength=64)
     assert chisquare(low_bits).pvalue > 1e-3
     assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.03
 
 
 def test_keys_of_different_parts_differ():
     parts = [("a", "b"), ("ab",), ("a", "b", ""), ("b", "a"), (1,), ("1",), (1, 0), (10,)]
-    assert len({counter.key(*part) for part in parts}) == len(parts)
+    assert len({rng.stream_key(*part) for part in parts}) == len(parts)
 
 
 def test_vocabulary_round_trip():

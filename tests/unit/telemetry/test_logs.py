@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from rayexp.errors import PermanentError, StageError, naming
+from rayexp.errors import PermanentError, StageError, error_context
 from rayexp.telemetry import logs
 
 
@@ -22,11 +22,11 @@ log = logging.getLogger("rayexp.some.module")
 
 
 def test_a_line_bears_the_innermost_place(written):
-    logs.speak()
+    logs.configure_worker_logging()
     log.warning("before")
-    with naming(lambda: "a/pretrain, step 3"):
+    with error_context(lambda: "a/pretrain, step 3"):
         log.warning("a disk is %s", "slow")
-        with logs.at(lambda: "a/pretrain, publishing"):
+        with logs.log_context(lambda: "a/pretrain, publishing"):
             log.warning("slower")
         log.error("full")
     log.warning("after")
@@ -40,9 +40,9 @@ def test_a_line_bears_the_innermost_place(written):
 
 
 def test_an_actor_that_was_told_no_place_names_its_call(written):
-    logs.speak(lambda: "a/pretrain/grpo-ood-b1: generate")
+    logs.configure_worker_logging(lambda: "a/pretrain/grpo-ood-b1: generate")
     log.warning("slow")
-    with logs.at(lambda: "a/pretrain/grpo-ood-b1, step 2"):
+    with logs.log_context(lambda: "a/pretrain/grpo-ood-b1, step 2"):
         log.warning("slow")
     assert written() == [
         "WARNING a/pretrain/grpo-ood-b1: generate: slow",
@@ -52,7 +52,7 @@ def test_an_actor_that_was_told_no_place_names_its_call(written):
 
 def test_a_process_that_serves_many_trials_says_each_thing_once(written):
     for _ in range(3):
-        logs.speak()
+        logs.configure_worker_logging()
     log.info("of no interest")
     log.warning("once")
     assert written() == ["WARNING once"]
@@ -63,19 +63,19 @@ def test_a_place_is_left_when_its_block_fails(error):
     seen = []
 
     def fail():
-        with naming(lambda: "here"):
-            seen.append(logs.place())
+        with error_context(lambda: "here"):
+            seen.append(logs.current_location())
             raise error("why")
 
     with pytest.raises((PermanentError, StageError)):
         fail()
-    assert [*seen, logs.place()] == ["here", ""]
+    assert [*seen, logs.current_location()] == ["here", ""]
 
 
 def test_threads_have_places_of_their_own():
     seen = []
-    with logs.at(lambda: "here"):
-        thread = threading.Thread(target=lambda: seen.append(logs.place()))
+    with logs.log_context(lambda: "here"):
+        thread = threading.Thread(target=lambda: seen.append(logs.current_location()))
         thread.start()
         thread.join()
     assert seen == [""]

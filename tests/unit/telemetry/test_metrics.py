@@ -13,7 +13,7 @@ from rayexp.execution.grpo import rollout_statistics, tokens_sampled
 from rayexp.rl.learner import PolicyLearner, rollout_batches
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.telemetry import grafana
-from rayexp.telemetry.metric_log import Journal, report
+from rayexp.telemetry.metric_log import MetricLog, report
 from rayexp.telemetry.metrics import METRICS, UndefinedMetricError, named
 
 FOLDER = Path(__file__).parents[3] / "docs/grafana"
@@ -33,8 +33,8 @@ def test_exported_names_differ():
 
 
 def test_a_number_without_a_definition_is_refused():
-    with pytest.raises(UndefinedMetricError, match="metric is 'grpo/luck'; allowed: those defined in"):
-        Journal().log(1, grpo={"loss": 1.0, "luck": 1.0})
+    with pytest.raises(UndefinedMetricError, match="metric is 'grpo/luck'; allowed: those that rayexp"):
+        MetricLog().log(1, grpo={"loss": 1.0, "luck": 1.0})
     with pytest.raises(UndefinedMetricError, match="'sft/reward'"):
         named(sft={"reward": 1.0})
 

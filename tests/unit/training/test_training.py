@@ -20,11 +20,11 @@ from rayexp.errors import NotFiniteError
 from rayexp.models import decoder as decoders
 from rayexp.rl.learner import MismatchError, PolicyLearner, rollout_batches
 from rayexp.rl.objectives import GRPOSettings, Rollouts, grpo_loss, next_token_loss
-from rayexp.rl.scoring import ROW_MULTIPLE, Beginnings, completion_logprobs, group_logprobs
+from rayexp.rl.scoring import ROW_MULTIPLE, UniquePrefixes, completion_logprobs, group_logprobs
 from rayexp.sampling.base import Completions, prompt_seed
 from rayexp.sampling.cuda_graph import StaticStep
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.spec import AdamW, Execution
+from rayexp.spec import AdamW, RunConfig
 from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings import Corpus, World, vocabulary
 from rayexp.training.trainer import Trainer, learning_rate
@@ -47,17 +47,17 @@ GOLDEN_UPDATES = [(0.0, 0.0, 1.351103), (0.000993, 0.047686, 1.270126), (0.00870
 
 def losses_of_step(trainer, step, record):
     """What pretraining does in one step of 32 samples: the mean over tokens, one rectangle at a time."""
-    rectangles = CORPUS.mixture("pretrain", 0.1, step * 32, 32)
-    counted = sum(r.tokens_NT[:, 1:].size for r in rectangles)
+    token_batches = CORPUS.mixture("pretrain", 0.1, step * 32, 32)
+    counted = sum(r.tokens_NT[:, 1:].size for r in token_batches)
 
-    def loss(rectangle):
-        tokens_NT = torch.from_numpy(rectangle.tokens_NT.astype(np.int64))
+    def loss(token_batch):
+        tokens_NT = torch.from_numpy(token_batch.tokens_NT.astype(np.int64))
         logits_NTV = trainer.model(input_ids=tokens_NT[:, :-1], use_cache=False).logits
         value = next_token_loss(logits_NTV, tokens_NT).sum() / counted
         record.append(value.item())
         return value
 
-    return [lambda r=r: loss(r) for r in rectangles]
+    return [lambda r=r: loss(r) for r in token_batches]
 
 
 def train(trainer, stop):
@@ -325,7 +325,7 @@ def test_what_the_clip_cuts_is_counted_over_all_updates(model):
 
     def logprobs(batch):
         with torch.no_grad():
-            return group_logprobs(once.model, Beginnings.of(batch.prompts_PT, batch.tokens_NC))
+            return group_logprobs(once.model, UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC))
 
     def cut_by_the_next_update(batch, before_NCV):
         tokens_NC = torch.tensor(batch.tokens_NC)
@@ -368,7 +368,7 @@ def test_stale_samples_are_weighed_by_the_ratio_to_the_policy_that_drew_them(mod
         tokens_NC, mask_NC = torch.tensor(batch.tokens_NC), torch.tensor(batch.mask_NC)
         rewards_PG = torch.tensor(batch.rewards_PG)
         advantage_N1 = (rewards_PG - rewards_PG.mean(dim=1, keepdim=True)).reshape(-1, 1)
-        logprobs_NCV = group_logprobs(model, Beginnings.of(batch.prompts_PT, batch.tokens_NC))
+        logprobs_NCV = group_logprobs(model, UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC))
         chosen_NC = logprobs_NCV.gather(-1, tokens_NC[..., None]).squeeze(-1)
         ratio_NC = (chosen_NC - torch.tensor(batch.sampler_logprobs_NC)).exp()
         gain_NC = torch.minimum(ratio_NC * advantage_N1, ratio_NC.clamp(0.8, 1.2) * advantage_N1) * mask_NC
@@ -407,7 +407,7 @@ def test_a_rollout_worker_computes_in_the_threads_it_was_given_cores_for():
     ("stated", "precision", "limit"), [(None, "fp32", 0.02), (None, "bf16", 1.0), (0.1, "bf16", 0.1)]
 )
 def test_the_limit_on_mismatch_is_that_of_the_precision_unless_stated(stated, precision, limit):
-    assert Execution(max_logprob_mismatch=stated).mismatch_limit(precision) == limit
+    assert RunConfig(max_logprob_mismatch=stated).mismatch_limit(precision) == limit
 
 
 def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
@@ -455,12 +455,12 @@ def test_what_a_group_shares_changes_neither_value_nor_gradient(completion_token
     prompts_PT = torch.randint(8, 60, (3, 7), generator=generator)
     tokens_NC = torch.randint(8, symbols, (60, completion_tokens), generator=generator)
     weights_NCV = torch.randn((60, completion_tokens, 64), generator=generator)
-    beginnings = Beginnings.of(prompts_PT.numpy(), tokens_NC.numpy())
+    prefixes = UniquePrefixes.of(prompts_PT.numpy(), tokens_NC.numpy())
     different = {(1, 60): 3, (5, 60): 60, (5, 10): 29}[completion_tokens, symbols]
-    assert len(beginnings.row_N.unique()) == different
+    assert len(prefixes.row_N.unique()) == different
     whole_NT = torch.cat([prompts_PT.repeat_interleave(20, dim=0), tokens_NC[:, :-1]], dim=1)
     found = []
-    for logprobs_NCV in (group_logprobs(model, beginnings), completion_logprobs(model, whole_NT, completion_tokens)):
+    for logprobs_NCV in (group_logprobs(model, prefixes), completion_logprobs(model, whole_NT, completion_tokens)):
         (logprobs_NCV * weights_NCV).sum().backward()
         found.append([logprobs_NCV.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
         model.zero_grad()
@@ -474,11 +474,11 @@ def test_what_a_group_shares_changes_neither_value_nor_gradient(completion_token
 )
 def test_beginnings_are_those_of_the_completions_and_each_there_once(tokens_NC, group):
     prompts_PT = np.arange(len(tokens_NC) // group)[:, None] + np.arange(5)
-    beginnings = Beginnings.of(prompts_PT, tokens_NC)
-    assert torch.equal(beginnings.prompts_PT, torch.from_numpy(prompts_PT))
+    prefixes = UniquePrefixes.of(prompts_PT, tokens_NC)
+    assert torch.equal(prefixes.prompts_PT, torch.from_numpy(prompts_PT))
     owner_N = np.arange(len(tokens_NC)) // group
-    assert (beginnings.tokens_UC[beginnings.row_N].numpy() == tokens_NC[:, :-1]).all()
-    assert (beginnings.prompt_U[beginnings.row_N].numpy() == owner_N).all()
+    assert (prefixes.tokens_UC[prefixes.row_N].numpy() == tokens_NC[:, :-1]).all()
+    assert (prefixes.prompt_U[prefixes.row_N].numpy() == owner_N).all()
     different = {(int(owner), *row[:-1].tolist()) for owner, row in zip(owner_N, tokens_NC, strict=True)}
-    assert len(beginnings.row_N.unique()) == len(different)
-    assert len(beginnings.tokens_UC) == math.ceil(len(different) / ROW_MULTIPLE) * ROW_MULTIPLE
+    assert len(prefixes.row_N.unique()) == len(different)
+    assert len(prefixes.tokens_UC) == math.ceil(len(different) / ROW_MULTIPLE) * ROW_MULTIPLE
