@@ -84,7 +84,8 @@ def test_dashboard_listens_on_loopback_only(prepared: dict[str, Any]) -> None:
 def test_mounts_are_what_the_package_is_built_from(prepared: dict[str, Any]) -> None:
     project = tomllib.loads((CLUSTER.parent / "pyproject.toml").read_text())
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    needed = {"pyproject.toml", project["project"]["readme"], *packages}
+    metadata = project["project"]
+    needed = {"pyproject.toml", metadata["readme"], *metadata["license-files"], *packages}
     mounted = {local: remote for remote, local in prepared["file_mounts"].items() if not local.startswith("~")}
     assert mounted == {local: f"/home/ray/rayexp/{local}" for local in needed}
     assert all((CLUSTER.parent / local).exists() for local in needed)

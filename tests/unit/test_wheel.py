@@ -1,5 +1,6 @@
 """The documented commands where the project is installed and not editable, as on a cluster or in a container."""
 
+import email
 import os
 import shutil
 import site
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.fixtures import local_sweep
 
@@ -71,6 +73,16 @@ def test_a_report_is_written(installed, tmp_path):
     pages[0].unlink()
     run(installed, tmp_path, "jobs/report.py", *study)
     assert list(tmp_path.glob("runs/studies/*/report/index.html")) == pages
+
+
+def test_the_wheel_has_its_licence(wheel):
+    with zipfile.ZipFile(wheel) as files:
+        (metadata,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
+        stated = email.message_from_bytes(files.read(metadata))
+        held = files.read(metadata.replace("METADATA", "licenses/LICENSE"))
+    assert (stated["License-Expression"], stated["License-File"]) == ("Apache-2.0", "LICENSE")
+    assert held == (ROOT / "LICENSE").read_bytes()
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["license"] == stated["License-Expression"]
 
 
 def test_every_file_of_the_package_is_in_the_wheel(wheel):
