@@ -1,6 +1,6 @@
 """The Grafana dashboard of a sweep, made from ``rayexp.telemetry.metrics``: a row a kind of stage, a panel a metric.
 
-python -m rayexp.telemetry.grafana        writes docs/grafana/rayexp.json again
+python -m rayexp.telemetry.grafana        writes deploy/grafana/rayexp.json again
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from rayexp.telemetry.metrics import METRICS, Metric
 
-FILE = Path(__file__).parents[2] / "docs/grafana/rayexp.json"
+FILE = Path(__file__).parents[2] / "deploy/grafana/rayexp.json"
 TITLES = {"sweep": "Sweep", "pretrain": "Pretraining", "sft": "Supervised fine-tuning", "grpo": "GRPO"}
 #: Grafana's own units; any other is written behind the number.
 UNITS = {"": "none", "share": "percentunit", "s": "s"}
@@ -104,7 +104,7 @@ def _variable(tag: str) -> dict[str, Any]:
 
 
 def text() -> str:
-    """What docs/grafana/rayexp.json has to hold."""
+    """Return the content of deploy/grafana/rayexp.json."""
     return json.dumps(dashboard(), indent=2) + "\n"
 
 

@@ -97,7 +97,7 @@ def test_mounts_are_what_the_package_is_built_from(prepared: dict[str, Any]) -> 
 @pytest.fixture(scope="module")
 def job() -> dict[str, Any]:
     """The RayJob, whose fields KubeRay's API reference lists."""
-    return yaml.safe_load((ROOT / "docs/kuberay-rayjob.yaml").read_text())
+    return yaml.safe_load((ROOT / "deploy/kuberay.yaml").read_text())
 
 
 def pods(job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -157,7 +157,7 @@ def test_a_sweep_counts_the_pods_that_may_be_started(job: dict[str, Any], tmp_pa
 
 
 def test_the_script_for_slurm_uses_options_that_there_are() -> None:
-    script = ROOT / "docs/slurm.sh"
+    script = ROOT / "deploy/slurm.sh"
     subprocess.run(["bash", "-n", script], check=True)
     text = script.read_text().replace("\\\n", " ")
     (command,) = re.findall(r"^srun --.* (ray symmetric-run .*)$", text, re.MULTILINE)
@@ -185,7 +185,7 @@ def test_the_script_for_slurm_gives_ray_all_cores_and_nobody_else_the_token(tmp_
         **{"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "64"},
     }
     done = subprocess.run(
-        ["bash", ROOT / "docs/slurm.sh", "--store", "/shared/a place"],
+        ["bash", ROOT / "deploy/slurm.sh", "--store", "/shared/a place"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -16,7 +16,7 @@ from rayexp.telemetry import grafana
 from rayexp.telemetry.metric_log import MetricLog, report
 from rayexp.telemetry.metrics import METRICS, UndefinedMetricError, named
 
-FOLDER = Path(__file__).parents[3] / "docs/grafana"
+FOLDER = Path(__file__).parents[3] / "deploy/grafana"
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A sweep on Slurm. From the folder of the checkout, whose .venv every node sees:
 #
-#   sbatch docs/slurm.sh --study composition --scale paper --store /shared/rayexp
+#   sbatch deploy/slurm.sh --study composition --scale paper --store /shared/rayexp
 #
 # When the time is up, the same command goes on from the store.
 #SBATCH --job-name=rayexp
