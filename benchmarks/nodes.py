@@ -8,7 +8,6 @@ start 64 processes) are left out with that first wave.
 
 import os
 import time
-from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,7 +20,8 @@ from rayexp.distributed import access, runtime
 from rayexp.spec import Pretrain, RunConfig
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import scheduler
-from rayexp.sweep.plan import Plan
+from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.progress import Progress
 from rayexp.tasks.strings import World
 
 NODES, PLACES_PER_NODE = 8, 8
@@ -30,32 +30,32 @@ PAUSE_S = 20.0
 TARGET = 0.9
 
 
-@dataclass
-class Places(ray_tune.Callback):
-    """When trials started and ended, by the driver's clock."""
+class Places(Progress):
+    """The times at which trials started and ended, by the driver's clock."""
 
-    started: list[float] = field(default_factory=list)
-    ended: list[float] = field(default_factory=list)
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan, flops)
+        self.starts: list[float] = []
+        self.ends: list[float] = []
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.started.append(time.monotonic())
+    def start(self, trial_id: str) -> None:
+        super().start(trial_id)
+        self.starts.append(time.monotonic())
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.ended.append(time.monotonic())
+    def end(self, trial_id: str, state: str, why: str = "") -> None:
+        super().end(trial_id, state, why)
+        self.ends.append(time.monotonic())
 
     def utilisation(self, places: int) -> float:
         """Share of the places in use between the start of the last trial of the first wave and of the last of all."""
-        begin, end = self.started[places - 1], self.started[-1]
-        in_use = sum(max(0.0, min(b, end) - max(a, begin)) for a, b in zip(self.started, self._ends(), strict=True))
-        return in_use / (places * (end - begin))
-
-    def _ends(self) -> list[float]:
-        """Every trial waits equally long, so the first to start is the first to end."""
-        return sorted(self.ended)
+        begin, end = self.starts[places - 1], self.starts[-1]
+        # Every trial waits equally long, so the first to start is the first to end.
+        times = zip(self.starts, sorted(self.ends), strict=True)
+        return sum(max(0.0, min(b, end) - max(a, begin)) for a, b in times) / (places * (end - begin))
 
 
 def waiting_trial(config: dict[str, Any]) -> None:
-    """In place of ``tune.run_trial``."""
+    """Stand in for ``scheduler.run_trial``."""
     time.sleep(PAUSE_S)
     ray_tune.report({"step": 1, "steps": 1, "stage": config["trial"]})
 
@@ -68,11 +68,12 @@ def run() -> list[Row]:
         cluster.add_node(num_cpus=PLACES_PER_NODE)
     os.environ["RAY_ADDRESS"] = str(cluster.address)
     runtime.connect()
-    watch = Places()
+    waves = plan(places * WAVES)
+    progress = Places(waves)
     with TemporaryDirectory() as folder:
         scheduler.run_trial = waiting_trial
-        scheduler.run(plan(places * WAVES), RunConfig(store=folder, max_concurrent=places), callbacks=[watch])
-    share = watch.utilisation(places)
+        scheduler.run(waves, RunConfig(store=folder, max_concurrent=places), progress)
+    share = progress.utilisation(places)
     ray.shutdown()
     cluster.shutdown()
     return [

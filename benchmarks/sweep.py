@@ -6,12 +6,9 @@ overhead: imports, starts, weight syncs, checkpoints, files, reports, and cores 
 """
 
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-from ray import tune as ray_tune
 
 from benchmarks.measure import Row, publish
 from rayexp.distributed import runtime
@@ -20,36 +17,36 @@ from rayexp.store.artifacts import Store
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import placement, preflight, scheduler
-from rayexp.sweep.plan import Plan
+from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.progress import Progress
 
-#: Parts of a stage that are what a user came for; see ``journal.Stopwatch`` where they are timed.
+#: Parts of a stage that are what a user came for; see ``PhaseTimer`` where they are timed.
 WORK = ("samples", "learn", "rollout", "reward")
 MINUTES, OVERHEAD, FIRST_STEP_S, EVALUATION = 8.0, 0.25, 2.0, 0.05
 
 
-@dataclass
-class Starts(ray_tune.Callback):
+class Starts(Progress):
     """Seconds from a trial's start to its first report, by the driver's clock."""
 
-    begun: dict[str, float] = field(default_factory=dict)
-    first_s: dict[str, float] = field(default_factory=dict)
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan, flops)
+        self.first_s: dict[str, float] = {}
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.begun[trial.config["trial"]] = time.monotonic()
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        self.first_s.setdefault(trial.config["trial"], time.monotonic() - self.begun[trial.config["trial"]])
+    def report(self, trial_id: str, result: dict[str, Any]) -> None:
+        self.first_s.setdefault(trial_id, time.monotonic() - self.running[trial_id].since)
+        super().report(trial_id, result)
 
 
 def run(study: str = "demo", scale: str = "tiny") -> list[Row]:
     started = time.monotonic()
-    budget, starts = SCALES[scale], Starts()
+    budget = SCALES[scale]
     plan = Plan.of(study, STUDIES[study](budget, Grid(budget.ood_ratios, budget.kl_betas, budget.seeds)), ())
+    starts = Starts(plan)
     runtime.connect()
     with TemporaryDirectory() as folder:
         run_config = RunConfig(store=folder).resolve(num_gpus=placement.total(preflight.capacity())["GPU"])
         at_once = preflight.concurrency(plan, run_config)
-        outcome = scheduler.run(plan, run_config, callbacks=[starts])
+        outcome = scheduler.run(plan, run_config, starts)
         if outcome.failed or outcome.blocked:
             raise RuntimeError(f"the sweep failed: {outcome}")
         wall_s = time.monotonic() - started

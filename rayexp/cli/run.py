@@ -13,7 +13,6 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +27,7 @@ from rayexp.store.index import StoreIndex
 from rayexp.store.probe import require_seen_by_others, require_shareable
 from rayexp.store.provenance import command_line, without_secrets
 from rayexp.studies.choice import StudyArgs
-from rayexp.sweep import force, placement, preflight
+from rayexp.sweep import force, placement, preflight, trackers
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preview import ClusterResources, other_code, render_plan
 from rayexp.sweep.study import Study
@@ -97,7 +96,7 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
     try:
         require_home()
         run_config = make_run_config(sweep).model_copy(update={"argv": argv})
-        require_loggers(sweep.loggers)
+        trackers.require(sweep.loggers)
         store = Store.of(run_config)
         require_seen_by_others(store.files)
         study, plan = sweep.within(store), make_plan(sweep, store)
@@ -146,14 +145,6 @@ def require_home() -> None:
         )
 
 
-def require_loggers(names: Sequence[str]) -> None:
-    """Raise ValueError if one of them can't be had."""
-    if names:
-        from rayexp.sweep import trackers  # imports Ray
-
-        trackers.require(names)
-
-
 def unpublish_damaged(plan: Plan, store: Store) -> None:
     """Take back finished stages of the plan that are not what their manifests say, so that they are run again."""
     labels = {stage.id: stage.label for stage in plan.stages}
@@ -182,14 +173,10 @@ def machines() -> ClusterResources:
 def run(sweep: Sweep, plan: Plan, run_config: RunConfig, store: Store) -> int:
     """Run the plan on the cluster; the number of trials that did not succeed."""
     # Ray takes seconds to import; a plan or a refusal needs none.
-    from ray.exceptions import RayError
-    from ray.tune import TuneError
-
     from rayexp.distributed import runtime, sharing
-    from rayexp.sweep import display, prometheus, scheduler, trackers
+    from rayexp.sweep import display, prometheus, scheduler
     from rayexp.sweep.cost import CostModel
     from rayexp.sweep.progress import Progress
-    from rayexp.sweep.watch import ProgressCallback
 
     counts = {"stages": str(len(plan.stages)), "stages_to_run": str(len(plan.to_run))}
     with stopped_once():
@@ -208,12 +195,12 @@ def run(sweep: Sweep, plan: Plan, run_config: RunConfig, store: Store) -> int:
     at_once = preflight.concurrency(plan, run_config, nodes)
     progress = Progress(plan, lambda stage: estimates.cost(stage).seconds, at_once)
     with (
-        working(RayError, TuneError),
-        trackers.opened(sweep.loggers, store, sweep.study_name) as logger_callbacks,
+        working(*scheduler.WRAPPERS),
+        trackers.opened(sweep.loggers, store, sweep.study_name) as opened,
         display.open_display(display.console(), progress) as view,
     ):
-        watch = ProgressCallback(progress, [view, prometheus.PrometheusExporter(progress, sweep.study_name)])
-        outcome = scheduler.run(plan, run_config, [watch, *logger_callbacks], sweep.fail_fast, progress.note)
+        views = [view, prometheus.PrometheusExporter(progress, sweep.study_name)]
+        outcome = scheduler.run(plan, run_config, progress, views, opened, sweep.fail_fast)
     for line in _unsuccessful(outcome, plan, store):
         print(line, file=sys.stderr)
     return len(outcome.failed) + len(outcome.blocked)

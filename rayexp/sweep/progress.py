@@ -1,6 +1,6 @@
 """What is known of a sweep while it runs: the state of each trial, how far each stage is, how long the rest will take.
 
-Tune's events come in through ``rayexp.sweep.watch``; a view reads a ``Progress`` whenever it likes and changes nothing.
+``scheduler.TuneEvents`` hands on what happens; a view reads a ``Progress`` whenever it likes and changes nothing.
 """
 
 import time

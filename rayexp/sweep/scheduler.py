@@ -1,35 +1,38 @@
 """The plan as one Ray Tune experiment: a searcher hands out a trial when the trials it builds on have finished."""
 
 import logging
+import os
 import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray import tune
-from ray.tune import PlacementGroupFactory
+from ray.exceptions import RayError
+from ray.tune import PlacementGroupFactory, TuneError
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup, placement_group
 
 from rayexp.distributed.rpc import unique
 from rayexp.distributed.saving import ask_to_save
-from rayexp.errors import PermanentError, StageError, sentence
-from rayexp.spec import GRPO, Evaluate, RunConfig, canonical_json, parse_stage
-from rayexp.store.artifacts import FAILURE, Store
-from rayexp.store.filesystem import StoreError
-from rayexp.store.leases import LeaseLostError, Leases, NotSharedError
+from rayexp.spec import RunConfig
+from rayexp.store.artifacts import Store
+from rayexp.store.leases import Leases, NotSharedError
 from rayexp.sweep import preflight
+from rayexp.sweep.failures import DIED, why_failed
 from rayexp.sweep.plan import Plan, Trial
-from rayexp.sweep.watch import DIED, why_failed
-from rayexp.telemetry import logs
+from rayexp.sweep.progress import Progress
+from rayexp.sweep.trackers import Trackers
+from rayexp.sweep.trial import DOCUMENTS, run_stages, trial_config
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_REPORTS = 2.0
+#: Exceptions of Ray and Tune that wrap the reason why a sweep ended.
+WRAPPERS = (RayError, TuneError)
 #: Seconds between two looks at a trial that another driver is running.
 SECONDS_BETWEEN_LOOKS = 2.0
 
@@ -45,19 +48,22 @@ class Outcome:
 def run(
     plan: Plan,
     run_config: RunConfig,
-    callbacks: Sequence[tune.Callback] = (),
+    progress: Progress | None = None,
+    views: Sequence[Callable[[], None]] = (),
+    trackers: Trackers | None = None,
     fail_fast: bool = False,
-    note: Callable[[str, str], None] = lambda trial, state: None,
 ) -> Outcome:
     """Run every unfinished stage of the plan. A trial that fails blocks its descendants and nothing else, unless
-    ``fail_fast``: then nothing else is started, and what runs is stopped. Raises NotSharedError after the first trial
-    whose process has another store than this driver. ``note`` hears of trials that Tune does not
-    see, because other drivers run them; see ``Progress.note``."""
+    ``fail_fast``: then nothing else is started, and what runs is stopped. ``progress`` is kept up to date, and each of
+    its ``views`` is called some ten times a second. Raises NotSharedError after the first trial whose process has
+    another store than this driver."""
     if not plan.trials:
         return Outcome()
     store = Store.of(run_config)
+    progress = progress or Progress(plan, lambda stage: 0.0)
+    trackers = trackers or Trackers()
     with Leases(store.files) as leases, TemporaryDirectory(prefix="rayexp-tune-") as folder:
-        searcher = PlanSearcher(plan.trials, run_config, store, leases, fail_fast, note)
+        searcher = PlanSearcher(plan.trials, run_config, store, leases, fail_fast, progress.note)
         tuner = tune.Tuner(
             tune.with_resources(run_trial, lambda config: _resources(config, run_config)),
             tune_config=tune.TuneConfig(
@@ -72,7 +78,7 @@ def run(
                 name="sweep",
                 storage_path=folder,  # Tune's own notes: the store is what a sweep goes on from
                 failure_config=tune.FailureConfig(max_failures=run_config.worker_failures),
-                callbacks=[_Failures(searcher), *callbacks],
+                callbacks=[TuneEvents(searcher, progress, views, trackers), *tracker_callbacks(trackers)],
                 stop=_StopWhen(searcher),
                 verbose=0,
             ),
@@ -92,59 +98,8 @@ def run(
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """What a trial's process does. What would fail again is its result; what may pass by itself is its exception."""
-    logs.configure_worker_logging()
-    run_config = RunConfig.model_validate_json(config["execution"])
-    stages = [parse_stage(text) for text in config["stages"]]
-    try:
-        from rayexp.execution import grpo, supervised  # torch and transformers, which the driver does not need
-
-        if config["in_process"]:
-            supervised.run_in_process(stages, run_config, _reporter())
-        elif config["kind"] == "supervised":
-            supervised.run(stages, run_config, callbacks=[TuneReportCallback()])
-        else:
-            first, *evaluations = stages
-            assert isinstance(first, GRPO)
-            grpo.run(first, [stage for stage in evaluations if isinstance(stage, Evaluate)], run_config, _reporter())
-    except NotSharedError as error:
-        tune.report({"step": 0, "not_shared": sentence(error)})
-    except LeaseLostError as error:
-        tune.report({"step": 0, "lease_lost": sentence(error)})
-    except PermanentError as error:
-        _record_failure(error, config["trial"], stages[0].label, run_config)
-        tune.report({"step": 0, "failed": sentence(error)})
-    except Exception as error:
-        _record_failure(error, config["trial"], stages[0].label, run_config)
-        raise StageError(sentence(error)) from error
-    else:
-        with suppress(StoreError):
-            Store.of(run_config).files.remove_file(_failure_file(config["trial"]))  # of an attempt before this one
-
-
-def _record_failure(error: Exception, trial: str, label: str, run_config: RunConfig) -> None:
-    """Leave the whole story in the store, where the sentence for people does not say enough."""
-    story = {"traceback": "".join(traceback.format_exception(error)), "time": time.time()}
-    record = {"label": label, "error": sentence(error), **story}
-    with suppress(StoreError):  # which may be what failed
-        Store.of(run_config).files.write(_failure_file(trial), canonical_json(record).encode())
-
-
-def _failure_file(trial: str) -> str:
-    return f"work/{trial}/{FAILURE}"
-
-
-def _reporter() -> Callable[[dict[str, Any]], None]:
-    """Tune's report, now and then: each one waits for the driver, and a GRPO step can be faster than that."""
-    spoken = 0.0
-
-    def report(metrics: dict[str, Any]) -> None:
-        nonlocal spoken
-        if time.monotonic() - spoken >= SECONDS_BETWEEN_REPORTS or metrics["step"] == metrics["steps"]:
-            tune.report(metrics)
-            spoken = time.monotonic()
-
-    return report
+    """Run one trial in a process of its own, which reports to Tune."""
+    run_stages(config, tune.report, lambda: [TuneReportCallback()])
 
 
 class NamedGroup(PlacementGroupFactory):
@@ -247,14 +202,7 @@ class PlanSearcher(Searcher):
             self._release_children(trial_id)
             self._note(trial_id, "done")
             return None
-        return {
-            "trial": trial_id,
-            "name": trial.name,
-            "kind": trial.kind,
-            "in_process": preflight.in_process(trial, self._execution),
-            "stages": [stage.model_dump_json() for stage in trial.stages],
-            "execution": self._execution.model_copy(update={"lease": str(lease)}).model_dump_json(),
-        }
+        return trial_config(trial, self._execution.model_copy(update={"lease": str(lease)}))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Release the children of a finished trial; those of a failed one stay where they are."""
@@ -301,17 +249,49 @@ class PlanSearcher(Searcher):
         raise RuntimeError("a plan is not restored; run the sweep again, which plans from the store")
 
 
-class _Failures(tune.Callback):
-    """Tells the searcher why a trial failed, which Tune itself does not."""
+class TuneEvents(tune.Callback):
+    """Tune's events, handed to what keeps account of them: searcher, progress, trackers, and views after each turn."""
 
-    def __init__(self, searcher: PlanSearcher) -> None:
+    def __init__(
+        self, searcher: PlanSearcher, progress: Progress, views: Sequence[Callable[[], None]], trackers: Trackers
+    ) -> None:
         self._searcher = searcher
+        self._progress = progress
+        self._views = views
+        self._trackers = trackers
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._progress.start(trial.config["trial"])
+        self._trackers.add_folder(Path(trial.local_path))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "stage_id" in result:
+            self._progress.report(trial.config["trial"], result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result or {}
+        if "lease_lost" in result:
+            self._progress.end(trial.config["trial"], "waiting", result["lease_lost"])
+        elif why := result.get("failed") or result.get("not_shared"):
+            self._progress.end(trial.config["trial"], "failed", why)
+        else:
+            self._progress.end(trial.config["trial"], "done")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._searcher.fail(trial.config["trial"], why_failed(trial))
+        """Take in a failure, perhaps of a trial that never started because its process could not be made."""
+        why = why_failed(trial.pickled_error_file, trial.error_file)
+        self._searcher.fail(trial.config["trial"], why)
+        self._progress.end(trial.config["trial"], "failed", why)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        for view in self._views:
+            view()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune keeps a pickle of what it was started with; this is of no use later."""
+        """Return nothing: Tune keeps a pickle of what it was started with; this has a terminal, and is of no use
+        later."""
         return {}
 
 
@@ -326,3 +306,28 @@ class _StopWhen(tune.Stopper):
 
     def stop_all(self) -> bool:
         return self._searcher.stopped
+
+
+def tracker_callbacks(trackers: Trackers) -> list[tune.Callback]:
+    """Return Tune's callback of each tracker."""
+    made = {
+        "csv": CSVLoggerCallback,
+        "json": JsonLoggerCallback,
+        "tensorboard": TBXLoggerCallback,
+        "wandb": lambda: _wandb_callback(trackers.study),
+    }
+    return [made[name]() for name in trackers.names]
+
+
+def _wandb_callback(study: str) -> tune.Callback:
+    from ray.air.integrations.wandb import WandbLoggerCallback  # imports wandb, which takes a second
+
+    class Started(WandbLoggerCallback):
+        def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+            """End the run of a trial, unless its process never started and it has none."""
+            if trial in self._trial_queues:
+                super().log_trial_end(trial, failed)
+
+    # Its runs live in actors, which may be started by a node that does not know this process's environment.
+    mode = os.environ.get("WANDB_MODE", "online")
+    return Started(project="rayexp", group=study, excludes=DOCUMENTS, mode=mode, settings={"silent": True})

@@ -1,4 +1,4 @@
-"""Tune's own loggers, for those who look at their runs in TensorBoard or Weights & Biases, or want files of their own.
+"""The trackers that a sweep can write to beside the store: files, TensorBoard, Weights & Biases.
 
 Off unless asked for: the store has everything already. What they write lies in a folder of Ray's while the sweep runs,
 and in the store, below the study, when it has ended in whatever way.
@@ -6,89 +6,74 @@ and in the store, below the study, when it has ended in whatever way.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-from ray import tune
-from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 
 from rayexp.errors import not_among
 from rayexp.store.artifacts import Store
 
-#: Of a trial's settings, those that are whole documents; the store has them in its spec.json.
-DOCUMENTS = ["stages", "execution"]
+NAMES = ("csv", "json", "tensorboard", "wandb")
 
 
-def _wandb(study: str) -> tune.Callback:
-    from ray.air.integrations.wandb import WandbLoggerCallback  # imports wandb, which takes a second
+@dataclass
+class Trackers:
+    """The trackers of a sweep, and the folders that they have written to, one for each trial that was started.
+    ``afterwards``: where their files are when the sweep has ended."""
 
-    class Started(WandbLoggerCallback):
-        def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-            """End the run of a trial, unless its process never started and it has none."""
-            if trial in self._trial_queues:
-                super().log_trial_end(trial, failed)
+    names: Sequence[str] = ()
+    study: str = ""
+    afterwards: str = ""
+    folders: dict[Path, None] = field(default_factory=dict)
 
-    # Its runs live in actors, which may be started by a node that does not know this process's environment.
-    mode = os.environ.get("WANDB_MODE", "online")
-    return Started(project="rayexp", group=study, excludes=DOCUMENTS, mode=mode, settings={"silent": True})
-
-
-LOGGERS: dict[str, Callable[[str], tune.Callback]] = {
-    "csv": lambda study: CSVLoggerCallback(),
-    "json": lambda study: JsonLoggerCallback(),
-    "tensorboard": lambda study: TBXLoggerCallback(),
-    "wandb": _wandb,
-}
+    def add_folder(self, folder: Path) -> None:
+        """Remember the folder of a trial; print, once, where they are."""
+        if self.names and not self.folders:
+            print(f"loggers: {folder.parent}, and after the sweep {self.afterwards}", flush=True)
+        self.folders[folder] = None
 
 
 def require(names: Sequence[str]) -> None:
-    """Raise ValueError, in one sentence, if one of the loggers does not exist, lacks its package or can't log in."""
+    """Raise ValueError, in one sentence, if one of the trackers does not exist, lacks its package or can't log in."""
     for name in names:
-        if name not in LOGGERS:
-            raise ValueError(not_among("loggers", name, LOGGERS))
+        if name not in NAMES:
+            raise ValueError(not_among("loggers", name, NAMES))
     if "wandb" in names:
         if find_spec("wandb") is None:
             raise ValueError("loggers is 'wandb', which needs a package: pip install 'rayexp[wandb]'")
-        try:
-            LOGGERS["wandb"]("").setup()  # looks for an API key
-        except ValueError as error:
+        if not _can_log_in():
             raise ValueError(
                 "loggers is 'wandb', which has no API key; allowed: WANDB_API_KEY set, `wandb login` done, or "
                 "WANDB_MODE=offline"
-            ) from error
+            )
+
+
+def _can_log_in() -> bool:
+    """Return whether Ray's callback of Weights & Biases will find an API key, or needs none."""
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return True
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_SETUP_API_KEY_HOOK"):
+        return True
+    import wandb  # takes a second
+
+    return wandb.login(prompt=False, verify=False)
 
 
 @contextmanager
-def opened(names: Sequence[str], store: Store, study: str) -> Iterator[list[tune.Callback]]:
-    """The loggers as Tune's callbacks; their files are put to ``studies/<study>/loggers/<now>`` when the block ends."""
-    if not names:
-        yield []
-        return
+def opened(names: Sequence[str], store: Store, study: str) -> Iterator[Trackers]:
+    """Give the trackers for one sweep; put their files to ``studies/<study>/loggers/<now>`` when the block ends."""
     folder = f"studies/{study}/loggers/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
-    folders = _Folders(f"{store.url}/{folder}")
+    trackers = Trackers(names, study, f"{store.url}/{folder}")
     try:
-        yield [*(LOGGERS[name](study) for name in names), folders]
+        yield trackers
     finally:
-        with TemporaryDirectory() as name:
-            for source in folders.seen:
-                shutil.copytree(source, Path(name) / source.name, ignore=shutil.ignore_patterns("*.pkl", "latest-run"))
-            store.put_folder(Path(name), folder)
-
-
-class _Folders(tune.Callback):
-    """Remembers the folder of every trial, and says once where they are."""
-
-    def __init__(self, afterwards: str) -> None:
-        self.seen: dict[Path, None] = {}
-        self._afterwards = afterwards
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        folder = Path(trial.local_path)
-        if not self.seen:
-            print(f"loggers: {folder.parent}, and after the sweep {self._afterwards}", flush=True)
-        self.seen[folder] = None
+        if names:
+            with TemporaryDirectory() as name:
+                for source in trackers.folders:
+                    ignored = shutil.ignore_patterns("*.pkl", "latest-run")
+                    shutil.copytree(source, Path(name) / source.name, ignore=ignored)
+                store.put_folder(Path(name), folder)

@@ -7,22 +7,21 @@ import gc
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import psutil
 import pyarrow as pa
 import ray
 import tyro
-from ray import tune as ray_tune
 from ray.util.state import list_actors, list_placement_groups
 
 from rayexp.distributed import runtime
 from rayexp.spec import RunConfig, Stage
 from rayexp.store.artifacts import Store
 from rayexp.sweep import scheduler
-from rayexp.sweep.plan import Plan
+from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.progress import Progress
 from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
 #: MiB by which the driver may grow once it has seen everything there is to see.
@@ -43,17 +42,18 @@ class Arguments:
     """Stages after which the driver is to stay as it is."""
 
 
-@dataclass
-class Memory(ray_tune.Callback):
-    """The driver's resident memory in MiB, at the end of every trial, and the stages finished by then."""
+class Memory:
+    """A view that notes, at the end of every trial, the stages finished by then and the driver's memory in MiB."""
 
-    stages: dict[str, int]
-    seen: list[tuple[int, float]] = field(default_factory=list)
-    _finished: int = 0
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.seen: list[tuple[int, float]] = []
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._finished += self.stages[trial.config["trial"]]
-        self.seen.append((self._finished, psutil.Process().memory_info().rss / 2**20))
+    def __call__(self) -> None:
+        ended = self._progress.ended
+        for i in range(len(self.seen), len(ended)):
+            finished = sum(len(each.trial.stages) for each in ended[: i + 1])
+            self.seen.append((finished, psutil.Process().memory_info().rss / 2**20))
 
     def growth(self, warm_up: int) -> float:
         """By how much it grew after the first stages, at most."""
@@ -107,9 +107,10 @@ def run(arguments: Arguments, folder: str) -> tuple[Memory, dict[str, int]]:
     first = grpo(sft(pretrain(seed=arguments.chains, samples=300)), steps=1, sampler="torch")
     scheduler.run(Plan.of("first", [first], ()), run_config)  # what Ray starts once, and keeps
     plan = Plan.of("load", stages(arguments.chains, arguments.reinforced), ())
-    memory = Memory({trial.id: len(trial.stages) for trial in plan.trials})
+    progress = Progress(plan, flops)
+    memory = Memory(progress)
     before = held()
-    outcome = scheduler.run(plan, run_config, callbacks=[memory])
+    outcome = scheduler.run(plan, run_config, progress, [memory])
     if outcome.failed or outcome.blocked:
         raise RuntimeError(f"the plan failed: {outcome}")
     left = settled(before)

@@ -19,7 +19,6 @@ from rayexp.store.artifacts import Store
 from rayexp.sweep import prometheus, scheduler, trackers
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
-from rayexp.sweep.watch import ProgressCallback
 from rayexp.telemetry.grafana import exposed
 from rayexp.telemetry.metrics import METRICS
 from tests.fixtures.factories import evaluate, grpo, pretrain, sft
@@ -71,17 +70,15 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
     """Every metric that is defined is scraped; actors and placement groups have roles, and calls their stage; the
     loggers that were asked for leave their files in the store."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    logger_callbacks = ["csv", "tensorboard", "wandb"]
-    trackers.require(logger_callbacks)
+    names = ["csv", "tensorboard", "wandb"]
+    trackers.require(names)
     store = Store(str(tmp_path))
     reinforced = grpo(sft(pretrain()), steps=60, sampler="torch")
     plan = Plan.of("test", [reinforced, evaluate(reinforced)], ())
     progress = Progress(plan, flops)
     witness = Witness(progress, cluster["dashboard"])
-    with trackers.opened(logger_callbacks, store, "seen") as callbacks:
-        outcome = scheduler.run(
-            plan, RunConfig(store=store.url), [ProgressCallback(progress, [witness]), *callbacks], note=progress.note
-        )
+    with trackers.opened(names, store, "seen") as opened:
+        outcome = scheduler.run(plan, RunConfig(store=store.url), progress, [witness], opened)
     assert not outcome.failed
     assert not outcome.blocked
     assert progress.counts["done"] == len(plan.trials)

@@ -33,7 +33,6 @@ from rayexp.sweep import scheduler
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
 from rayexp.sweep.scheduler import run_trial
-from rayexp.sweep.watch import ProgressCallback
 from tests.fixtures import crash_harness
 from tests.fixtures.factories import evaluate, grpo, logged, pretrain, sft
 from tests.integration.test_supervised import weights_digest
@@ -336,7 +335,7 @@ def test_trials_whose_process_can_not_start_fail_in_one_sentence_each_and_end_no
     one, other = grpo(sft(BASE), seed=1, sampler="torch"), grpo(sft(BASE), seed=2, sampler="torch")
     plan = Plan.of("test", [one, other], Store(run_config.store).finished_ids())
     progress = Progress(plan, flops)
-    outcome = scheduler.run(plan, run_config.model_copy(update={"worker_failures": 0}), [ProgressCallback(progress)])
+    outcome = scheduler.run(plan, run_config.model_copy(update={"worker_failures": 0}), progress)
     assert outcome.failed.keys() == {one.id, other.id}
     for trial, why in outcome.failed.items():
         assert re.fullmatch(r".*: its process died on the node .*No module named 'only_on_the_head'", why), trial

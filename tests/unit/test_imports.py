@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PURE = ("tasks", "models", "rl", "training", "sampling", "evaluation")
 
@@ -29,9 +31,15 @@ def imports_of(file):
 FILES = {module_of(file): imports_of(file) for folder in ("rayexp", "jobs") for file in (ROOT / folder).rglob("*.py")}
 
 
-def test_one_module_imports_vllm():
-    users = [module for module, names in FILES.items() if any(name.split(".")[0] == "vllm" for name in names)]
-    assert users == ["rayexp.sampling.vllm_sampler"]
+@pytest.mark.parametrize(
+    ("packages", "module"),
+    [(("vllm",), "rayexp.sampling.vllm_sampler"), (("ray.tune", "ray.air"), "rayexp.sweep.scheduler")],
+)
+def test_one_module_imports_it(packages, module):
+    """Names below a package count as well, such as ``ray.tune.logger``."""
+    wanted = tuple(f"{package}." for package in packages)
+    users = [user for user, names in FILES.items() if any(f"{name}.".startswith(wanted) for name in names)]
+    assert users == [module]
 
 
 def test_importing_the_pure_core_imports_no_ray():

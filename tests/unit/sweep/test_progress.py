@@ -15,9 +15,11 @@ from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import display
 from rayexp.sweep.cost import CostModel
+from rayexp.sweep.failures import root_cause
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
-from rayexp.sweep.watch import ProgressCallback, root_cause
+from rayexp.sweep.scheduler import TuneEvents
+from rayexp.sweep.trackers import Trackers
 from rayexp.telemetry.metric_log import report
 
 
@@ -307,7 +309,9 @@ def test_clock(seconds, text):
 
 
 class TuneTrial:
-    """What Watch reads of Tune's trial."""
+    """The part of Tune's trial that ``TuneEvents`` reads."""
+
+    local_path = "a-folder"
 
     def __init__(self, trial, last_result=None, pickled_error_file=None, error_file=None):
         self.config = {"trial": trial.id}
@@ -316,10 +320,24 @@ class TuneTrial:
         self.error_file = error_file
 
 
+class Failures:
+    """The part of the searcher that hears of failures."""
+
+    def __init__(self):
+        self.failed = {}
+
+    def fail(self, trial, why):
+        self.failed[trial] = why
+
+
+def events_of(progress, views=()):
+    return TuneEvents(Failures(), progress, views, Trackers())
+
+
 def test_tunes_events_are_told(clock):
     progress = progress_of(clock)
     seen = []
-    watch = ProgressCallback(progress, [lambda: seen.append(progress.counts["done"])])
+    watch = events_of(progress, [lambda: seen.append(progress.counts["done"])])
     first, second = kinds(progress, "supervised")
     for trial, last in ((first, {"step": 8}), (second, {"step": 0, "failed": "it is broken"})):
         watch.on_trial_start(0, [], TuneTrial(trial))
@@ -374,7 +392,7 @@ def test_an_error_of_rays_is_told_in_one_sentence(error, words):
 @pytest.mark.parametrize("kept", ["as an object", "as text", "nowhere", "where nothing is any more"])
 def test_a_trial_whose_process_never_starts_fails_with_its_sentence_and_the_rest_goes_on(clock, tmp_path, kept):
     progress = progress_of(clock)
-    watch = ProgressCallback(progress)
+    watch = events_of(progress)
     first, second = kinds(progress, "supervised")
     (tmp_path / "error.pkl").write_bytes(pickle.dumps(died(NO_PACKAGE)))
     (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at noon)\n{NO_PACKAGE}\n")
@@ -395,7 +413,7 @@ def test_a_trial_whose_process_never_starts_fails_with_its_sentence_and_the_rest
 
 def test_a_trial_that_was_done_before_it_started_says_nothing_about_the_pace(clock):
     progress = progress_of(clock)
-    watch = ProgressCallback(progress)
+    watch = events_of(progress)
     watch.on_trial_complete(0, [], TuneTrial(kinds(progress, "supervised")[0], {"step": 8}))
     assert progress.counts["done"] == 1
     assert progress.remaining_s == pytest.approx(seconds(progress.plan.trials[1:]))

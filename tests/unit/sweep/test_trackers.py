@@ -1,16 +1,17 @@
 """Tune's loggers: refused before anything starts, or their files are kept, however the sweep ends."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from rayexp.store.artifacts import Store
 from rayexp.sweep import trackers
+from rayexp.sweep.scheduler import tracker_callbacks
+from rayexp.sweep.trackers import Trackers
 
 
 @pytest.mark.parametrize("names", [(), ("csv",), ("json", "tensorboard")])
 def test_those_that_come_with_ray_can_be_had(names):
     trackers.require(names)
+    assert len(tracker_callbacks(Trackers(names))) == len(names)
 
 
 def test_an_unknown_one_is_refused():
@@ -38,7 +39,8 @@ def test_wandb_without_a_login_is_refused(monkeypatch, tmp_path):
 def test_wandb_has_no_run_to_end_of_a_trial_whose_process_never_started(monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    trackers.LOGGERS["wandb"]("demo").log_trial_end(object(), failed=True)
+    (callback,) = tracker_callbacks(Trackers(("wandb",), "demo"))
+    callback.log_trial_end(object(), failed=True)
 
 
 def test_files_are_kept_though_the_sweep_is_stopped(tmp_path, capsys):
@@ -47,8 +49,8 @@ def test_files_are_kept_though_the_sweep_is_stopped(tmp_path, capsys):
     folder.mkdir(parents=True)
 
     def sweep():
-        with trackers.opened(("csv",), store, "demo") as callbacks:
-            callbacks[-1].on_trial_start(0, [], SimpleNamespace(local_path=str(folder)))
+        with trackers.opened(("csv",), store, "demo") as opened:
+            opened.add_folder(folder)
             (folder / "progress.csv").write_text("step\n1\n")
             (folder / "params.pkl").write_bytes(b"code, perhaps")
             raise KeyboardInterrupt
@@ -61,6 +63,6 @@ def test_files_are_kept_though_the_sweep_is_stopped(tmp_path, capsys):
 
 
 def test_nothing_is_written_where_none_was_asked_for(tmp_path):
-    with trackers.opened((), Store(str(tmp_path)), "demo") as callbacks:
-        assert callbacks == []
+    with trackers.opened((), Store(str(tmp_path)), "demo") as opened:
+        opened.add_folder(tmp_path / "a-trial")
     assert not list(tmp_path.rglob("loggers"))

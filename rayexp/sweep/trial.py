@@ -1,0 +1,93 @@
+"""One trial in its own process: run its stages, report how far they are, and tell failures that would come again."""
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from rayexp.errors import PermanentError, StageError, sentence
+from rayexp.spec import GRPO, Evaluate, RunConfig, canonical_json, parse_stage
+from rayexp.store.artifacts import FAILURE, Store
+from rayexp.store.filesystem import StoreError
+from rayexp.store.leases import LeaseLostError, NotSharedError
+from rayexp.sweep import preflight
+from rayexp.sweep.plan import Trial
+from rayexp.telemetry import logs
+
+Report = Callable[[dict[str, Any]], None]
+
+SECONDS_BETWEEN_REPORTS = 2.0
+#: Of a trial's settings, those that are whole documents; the store has them in its spec.json.
+DOCUMENTS = ["stages", "execution"]
+
+
+def trial_config(trial: Trial, run_config: RunConfig) -> dict[str, Any]:
+    """Return what the process of a trial has to know, as values that go through JSON."""
+    return {
+        "trial": trial.id,
+        "name": trial.name,
+        "kind": trial.kind,
+        "in_process": preflight.in_process(trial, run_config),
+        "stages": [stage.model_dump_json() for stage in trial.stages],
+        "execution": run_config.model_dump_json(),
+    }
+
+
+def run_stages(config: dict[str, Any], report: Report, train_callbacks: Callable[[], Sequence[Any]]) -> None:
+    """Run one trial. Permanent errors are reported as a result, so that it is not tried again; others are raised, so
+    that it is. ``train_callbacks`` makes the callbacks of a Ray Train run that report for it."""
+    logs.configure_worker_logging()
+    run_config = RunConfig.model_validate_json(config["execution"])
+    stages = [parse_stage(text) for text in config["stages"]]
+    try:
+        from rayexp.execution import grpo, supervised  # torch and transformers, which the driver does not need
+
+        if config["in_process"]:
+            supervised.run_in_process(stages, run_config, _now_and_then(report))
+        elif config["kind"] == "supervised":
+            supervised.run(stages, run_config, callbacks=train_callbacks())
+        else:
+            first, *evaluations = stages
+            assert isinstance(first, GRPO)
+            measured = [stage for stage in evaluations if isinstance(stage, Evaluate)]
+            grpo.run(first, measured, run_config, _now_and_then(report))
+    except NotSharedError as error:
+        report({"step": 0, "not_shared": sentence(error)})
+    except LeaseLostError as error:
+        report({"step": 0, "lease_lost": sentence(error)})
+    except PermanentError as error:
+        _record_failure(error, config["trial"], stages[0].label, run_config)
+        report({"step": 0, "failed": sentence(error)})
+    except Exception as error:
+        _record_failure(error, config["trial"], stages[0].label, run_config)
+        raise StageError(sentence(error)) from error
+    else:
+        with suppress(StoreError):
+            Store.of(run_config).files.remove_file(_failure_file(config["trial"]))  # of an attempt before this one
+
+
+def _record_failure(error: Exception, trial: str, label: str, run_config: RunConfig) -> None:
+    """Leave the whole story in the store, where the sentence for people does not say enough."""
+    story = {"traceback": "".join(traceback.format_exception(error)), "time": time.time()}
+    record = {"label": label, "error": sentence(error), **story}
+    with suppress(StoreError):  # which may be what failed
+        Store.of(run_config).files.write(_failure_file(trial), canonical_json(record).encode())
+
+
+def _failure_file(trial: str) -> str:
+    return f"work/{trial}/{FAILURE}"
+
+
+def _now_and_then(report: Report) -> Report:
+    """Return ``report`` at most every two seconds, and at the last step: each call waits for the driver, and a GRPO
+    step can be faster than that."""
+    last = 0.0
+
+    def throttled(metrics: dict[str, Any]) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_REPORTS or metrics["step"] == metrics["steps"]:
+            report(metrics)
+            last = time.monotonic()
+
+    return throttled
