@@ -10,12 +10,13 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import Any
 
 from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, RunConfig, Stage
 from rayexp.store.artifacts import CHECKPOINTS_KEPT
 from rayexp.store.index import Finished, StoreIndex
-from rayexp.sweep.plan import Plan, Trial, flops
+from rayexp.sweep.plan import Plan, flops
 from rayexp.tasks.strings import vocabulary
 
 
@@ -135,23 +136,19 @@ class CostModel:
 
 def makespan(plan: Plan, seconds: Callable[[Iterable[Stage]], float], trials_at_once: int) -> float:
     """Seconds until all trials of the plan have run, ``trials_at_once`` of them, each as soon as its parents have."""
-    waiting = {trial.id: len(trial.parents) for trial in plan.trials}
-    children: dict[str, list[Trial]] = {}
-    for trial in plan.trials:
-        for parent in trial.parents:
-            children.setdefault(parent, []).append(trial)
-    ready = [trial for trial in reversed(plan.trials) if not trial.parents]
+    took = {trial.id: seconds(trial.stages) for trial in plan.trials}
+    graph = TopologicalSorter({trial.id: trial.parents for trial in plan.trials})
+    graph.prepare()
+    ready = list(reversed(graph.get_ready()))
     running: list[tuple[float, str]] = []
     now = 0.0
-    while ready or running:
+    while graph.is_active():
         while ready and len(running) < trials_at_once:
             trial = ready.pop()
-            heapq.heappush(running, (now + seconds(trial.stages), trial.id))
+            heapq.heappush(running, (now + took[trial], trial))
         now, done = heapq.heappop(running)
-        for child in children.get(done, []):
-            waiting[child.id] -= 1
-            if not waiting[child.id]:
-                ready.append(child)
+        graph.done(done)
+        ready += graph.get_ready()
     return now
 
 

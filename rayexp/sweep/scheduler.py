@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -154,12 +155,9 @@ class PlanSearcher(Searcher):
         self._leases = leases
         self._fail_fast = fail_fast
         self._note = note
-        self._waiting = {trial.id: set(trial.parents) for trial in self._trials.values()}
-        self._children: dict[str, list[str]] = {}
-        for trial in self._trials.values():
-            for parent in trial.parents:
-                self._children.setdefault(parent, []).append(trial.id)
-        self._ready = dict.fromkeys(trial.id for trial in self._trials.values() if not trial.parents)
+        self._graph = TopologicalSorter({trial.id: trial.parents for trial in self._trials.values()})
+        self._graph.prepare()
+        self._ready = dict.fromkeys(self._graph.get_ready())
         self._elsewhere: dict[str, float] = {}  # when to look again
         self._running: dict[str, str] = {}
 
@@ -233,10 +231,8 @@ class PlanSearcher(Searcher):
         self.failed[trial] = why if why.startswith(label) else f"{label}: {why}"
 
     def _release_children(self, trial: str) -> None:
-        for child in self._children.get(trial, []):
-            self._waiting[child].discard(trial)
-            if not self._waiting[child]:
-                self._ready[child] = None
+        self._graph.done(trial)
+        self._ready |= dict.fromkeys(self._graph.get_ready())
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a pickle of what it was started with; this has locks and files, and is of no use later."""
