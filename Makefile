@@ -50,7 +50,7 @@ hooks: $(INSTALLED)
 # In the foreground; Ctrl-C ends it, and nothing else. Only this account can use it, with the token in ~/.ray. Its ports are
 # free ones, because another Ray on the machine has those that are usual.
 head: $(INSTALLED)
-	exec env PATH="$$PWD/.venv/bin:$$PATH" RAY_START_HOOK=rayexp.sweep.access.prepare_head RAY_USAGE_STATS_ENABLED=0 \
+	exec env PATH="$$PWD/.venv/bin:$$PATH" RAY_START_HOOK=rayexp.distributed.access.prepare_head RAY_USAGE_STATS_ENABLED=0 \
 	  $(MODULE) ray.scripts.scripts start --head --block --dashboard-host=127.0.0.1 \
 	  --port=0 --dashboard-agent-listen-port=0 $(HEAD_ARGS)
 
