@@ -37,6 +37,12 @@ def tiny_chain(world: World, decoder: Decoder = MICRO) -> dict[str, Stage]:
     return {"pretrain": pretrain, "sft": sft, "grpo": grpo, "evaluate": Evaluate(init=grpo)}
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+
 @pytest.fixture
 def chain() -> dict[str, Stage]:
     return tiny_chain(World("composition"))

@@ -53,6 +53,7 @@ def test_every_command_and_program_works(page, runs, monkeypatch):
     shell.follow(page.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WORKED, ids=named)
 def test_a_worked_change_applies_and_does_what_the_page_says(page, tmp_path):
     """In a copy of the checkout, its commands run on the changed code."""

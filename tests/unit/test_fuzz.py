@@ -111,6 +111,7 @@ def mutant(draw: st.DrawFn, good: Any) -> tuple[str, bytes]:
 # Specs
 
 
+@pytest.mark.slow
 def test_a_hostile_spec_is_refused_in_one_line():
     store = Store(f"memory://{uuid4().hex}")
     chain = [json.loads(stage.model_dump_json()) for stage in tiny_chain(World("composition")).values()]
@@ -170,6 +171,7 @@ def mistakes(text: str, folder: Path) -> dict[str, list[tuple[str, ...]]]:
     }
 
 
+@pytest.mark.slow
 def test_a_hostile_command_line_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))
     monkeypatch.setattr(inspect, "getsource", functools.cache(inspect.getsource))  # tyro asks again for every line
@@ -292,6 +294,7 @@ def read_only(plan: Plan, store: Store, folder: Path) -> page.Report:
     return page.Report(folder / "report" / "index.html", [])
 
 
+@pytest.mark.slow
 def test_a_hostile_manifest_is_refused_or_means_unfinished(tmp_path, monkeypatch, reported):
     monkeypatch.setattr(page, "write", read_only)
     stage_id, outside, whole = PRETRAINED.id, tmp_path / "outside", tmp_path / "whole"
@@ -426,6 +429,7 @@ def as_parquet(rows: pa.Table) -> bytes:
     return sink.getvalue()
 
 
+@pytest.mark.slow
 def test_a_hostile_table_is_refused_in_one_line(tmp_path, monkeypatch, reported):
     monkeypatch.setattr(page, "write", read_only)
     store = published(tmp_path, [PRETRAINED, MEASURED])

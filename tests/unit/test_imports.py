@@ -42,6 +42,7 @@ def test_one_module_imports_it(packages, module):
     assert users == [module]
 
 
+@pytest.mark.slow
 def test_importing_the_pure_core_imports_no_ray():
     """Not even by way of another package; nor vLLM, which takes many seconds."""
     modules = [m for m in FILES if m.startswith(tuple(f"rayexp.{name}" for name in PURE))]

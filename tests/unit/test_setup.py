@@ -1,6 +1,8 @@
 """Set-up is two commands, in a folder of almost any name; what it needs is installed, or said before it starts."""
 
 import os
+import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -40,16 +42,27 @@ def test_make_works_in_a_folder_of_almost_any_name(tmp_path, name):
     python = tmp_path / "python"
     python.write_text(SAYING)
     python.chmod(0o755)
-    demo, test, head = (make(tmp_path / name, f"PYTHON={python}", what) for what in ("demo", "test", "head"))
-    assert [demo.returncode, test.returncode, head.returncode] == [0, 0, 0], demo.stderr + test.stderr + head.stderr
+    done = {what: make(tmp_path / name, f"PYTHON={python}", what) for what in ("demo", "check", "test", "head")}
+    assert {what: run.stderr for what, run in done.items() if run.returncode} == {}
+    demo, check, test, head = done.values()
     assert f"said: {python} -m venv .venv\n" in demo.stdout
     assert "said: .venv/bin/python jobs/sweep.py --study demo --store runs\n" in demo.stdout
+    fast = '-m pytest --numprocesses 2 --dist worksteal -m "not slow and not vllm and not gpu" tests/unit'
+    assert f".venv/bin/python {fast}\n" in check.stdout
+    assert "chromium" not in check.stdout
     assert test.stdout.startswith(f"{python} tests/fixtures/chromium.py\n")
+    for linted in (check, test):
+        assert [tool for tool in ("ruff check", "ruff format", "pyright") if f"-m {tool}" not in linted.stdout] == []
     assert (
         "said: .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration\n"
         in test.stdout
     )
     assert " start --head --block " in head.stdout
+
+
+def test_ray_finds_the_function_that_make_head_names():
+    (name,) = re.findall(r"RAY_START_HOOK=(\S+)", (ROOT / "Makefile").read_text())
+    assert callable(pkgutil.resolve_name(name))
 
 
 @pytest.mark.parametrize("name", NOT_BORNE)

@@ -65,6 +65,7 @@ def test_every_job_and_command_explains_itself(installed, tmp_path):
     assert "rayexp ls" in run(installed, tmp_path, str(installed.with_name("rayexp")), "--help")
 
 
+@pytest.mark.slow
 def test_a_report_is_written(installed, tmp_path):
     """With its template and everything else that is no Python."""
     study = ["--scale", "toy", "--ood-ratios", "0.5", "--seeds", "0", "--store", str(tmp_path / "runs")]

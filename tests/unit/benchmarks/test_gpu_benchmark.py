@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 SMALL = ["--scale", "toy", "--rounds", "1", "--gemm-size", "64"]
 WITHOUT = """
@@ -22,6 +24,7 @@ def output(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_chain_that_ran_out_of_time_ends_as_one_that_did_not(tmp_path):
     whole = output("--chain", str(tmp_path / "whole.pt"))
     for word in ("GEMM", "training", "sampling", "exact Q"):

@@ -11,6 +11,9 @@ from rayexp.sweep.plan import Plan
 from tests.fixtures import chromium
 from tests.unit.reports.test_reports import HOSTILE, RECORD, published, study_stages
 
+#: The tests open a browser, which `make check` does not install.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -520,6 +520,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "out", written(folder, stages, published(folder, stages))
 
 
+@pytest.mark.slow
 def test_settings_that_differ_within_a_study_are_never_taken_together(mixed: tuple[Path, str]) -> None:
     folder, html = mixed
     results = pd.read_parquet(folder / "results.parquet")
@@ -705,6 +706,7 @@ def test_a_page_of_what_is_finished(tmp_path: Path, finished: int, drawings: int
 RC = "text.usetex: True\nlines.linewidth: 9\nfont.family: Nonexistent\nsavefig.facecolor: red\nbackend: Bogus\n"
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same_whatever_the_users_matplotlib_is_set_to(tmp_path: Path) -> None:
     stages = StudyArgs("demo", "toy", (0.01, 0.05)).stages()
     store = published(tmp_path, stages)

@@ -450,7 +450,7 @@ def remote(server, monkeypatch):
     server.calm()
 
 
-@pytest.mark.parametrize("kind", ["500", "reset", "slow"])
+@pytest.mark.parametrize("kind", ["500", "reset", pytest.param("slow", marks=pytest.mark.slow)])
 def test_a_server_in_trouble_is_asked_again(server, remote, tmp_path, kind):
     remote.write("a/x", b"1")
     (tmp_path / "big").write_bytes(os.urandom(100_000))

@@ -126,6 +126,7 @@ def test_a_change_of_code_that_stages_run_changes_the_fingerprint_and_no_other_d
     assert fingerprint(tmp_path) != before
 
 
+@pytest.mark.slow
 def test_no_stage_imports_what_the_fingerprint_leaves_out():
     program = (
         "import sys, rayexp.execution.grpo, rayexp.execution.supervised; "

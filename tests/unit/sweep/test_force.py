@@ -100,6 +100,7 @@ def test_what_other_plans_have_built_on_it_is_named_and_stays(store):
     assert force.beyond((), small, StoreIndex(store)) == []
 
 
+@pytest.mark.slow
 def test_a_forced_sweep_ends_with_all_of_it_made_again(tmp_path, capsys):
     store = Store(str(tmp_path / "store"))
     arguments = ["--scale", "toy", "--ood-ratios", "0.5", "--store", store.url]

@@ -233,6 +233,7 @@ def test_a_plan_says_what_the_study_has_already(tmp_path, capsys):
     assert "study demo-toy has" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_report_is_of_all_that_was_asked_for_and_of_no_more(tmp_path, capsys):
     """Of the scale's own grid, which these sweeps did not run, nothing is added."""
     store = published(tmp_path, [*ZERO.stages, *ONE.stages], RECORD)
