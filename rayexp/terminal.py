@@ -160,14 +160,5 @@ def duration(seconds: float) -> str:
     return f"{_two_digits(seconds / 31_557_600)} y"
 
 
-def size(count: float) -> str:
-    """Bytes for people, in powers of ten: ``410 B``, ``1.7 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{_two_digits(count)} {unit}"
-        count /= 1000
-    return f"{_two_digits(count)} TB"
-
-
 def _two_digits(number: float) -> str:
     return f"{number:.1f}" if 0 < number < 9.95 and f"{number:.1f}" != f"{number:.0f}.0" else f"{number:.0f}"

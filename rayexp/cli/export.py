@@ -6,10 +6,10 @@ from importlib.metadata import version
 from typing import Annotated
 
 import tyro
+from rich import filesize
 
 from rayexp.cli.command import working
 from rayexp.cli.place import StoreArgs
-from rayexp.terminal import size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,5 +30,5 @@ class Export(StoreArgs):
         release = Release.of(self.index(), self.study, self.to)
         with working():
             kit = release.write(version("rayexp"), say)
-        print(f"{len(kit.sums) + 1} files, {size(kit.bytes)}: {kit.files.url}, sealed with {SUMS}")
+        print(f"{len(kit.sums) + 1} files, {filesize.decimal(kit.bytes)}: {kit.files.url}, sealed with {SUMS}")
         return 0

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from rich import filesize
+
 from rayexp.cli.place import StoreArgs
 from rayexp.spec import one_line
 from rayexp.store.index import Finished, UnfinishedStage
-from rayexp.terminal import Column, abbreviated, duration, size, table, terminal_width
+from rayexp.terminal import Column, abbreviated, duration, table, terminal_width
 
 FINISHED = (
     Column("stage"),
@@ -66,13 +68,13 @@ class Ls(StoreArgs):
                 print(one_line(f"{'failed' if attempt.state == 'failed' else 'failed before'}: {attempt.why}"))
         total = sum(stage.bytes for stage in finished)
         of = f" of {len(among)} in the study" if among is not None and self.kind == "any" else ""
-        print(f"\n{len(finished)} finished{of}, {size(total)}; {len(begun)} begun; store {index.store.url}")
+        print(f"\n{len(finished)} finished{of}, {filesize.decimal(total)}; {len(begun)} begun; store {index.store.url}")
         return 0
 
 
 def _finished(stage: Finished, name: str) -> tuple[str, ...]:
     took = "-" if stage.duration_s is None else duration(stage.duration_s)
-    return name, stage.started[:16].replace("T", " ") or "-", took, size(stage.bytes), stage.label
+    return name, stage.started[:16].replace("T", " ") or "-", took, filesize.decimal(stage.bytes), stage.label
 
 
 def _begun(attempt: UnfinishedStage, name: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
+from rich import filesize
 
 from rayexp.cli.place import StoreArgs
 from rayexp.errors import first_line
@@ -16,7 +17,7 @@ from rayexp.stages import settings
 from rayexp.store.artifacts import StoreError
 from rayexp.store.index import Finished, StoreIndex, file_bytes, find
 from rayexp.store.provenance import code_here
-from rayexp.terminal import Column, duration, size, table, terminal_width
+from rayexp.terminal import Column, duration, table, terminal_width
 
 #: Of provenance, in this order; the rest is in provenance.json.
 FACTS = ("started", "duration_s", "seconds", "host", "machine", "user", "python", "argv", "source", "git", "packages")
@@ -113,7 +114,7 @@ def _files(index: StoreIndex, finished: Finished, problems: list[str] | None) ->
     bad = {name for name in finished.files for text in problems or () if text.startswith(f"{place}/{name}: ")}
     good = "not read" if problems is None else "verified"
     rows = [
-        (name, size(file_bytes(about)), "DAMAGED" if name in bad else good, about["sha256"])
+        (name, filesize.decimal(file_bytes(about)), "DAMAGED" if name in bad else good, about["sha256"])
         for name, about in finished.files.items()
     ]
     columns = (Column("file"), Column("size", right=True), Column("contents"), Column("sha256", cut=True))

@@ -5,12 +5,13 @@ worker group, which costs more to start than they cost to run), each GRPO stage 
 its own.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, Stage
 from rayexp.tasks.strings import vocabulary
+from rayexp.terminal import Column, table
 
 
 @dataclass(frozen=True)
@@ -115,30 +116,21 @@ class Plan:
         return blocked
 
     def summary(self) -> str:
-        """What is about to happen, as a table."""
-        kinds = ("pretrain", "sft", "grpo", "evaluate")
-        rows = [("stage", "in all", "cached", "to run", "estimated FLOP to run")]
-        for kind in kinds:
-            stages = [stage for stage in self.stages if stage.id.startswith(f"{kind}-")]
+        """Return what is about to happen, as a table."""
+
+        def row(name: str, stages: Sequence[Stage]) -> tuple[str, ...]:
             pending = [stage for stage in stages if stage.id not in self.finished]
-            flop = sum(map(flops, pending))
-            rows.append((kind, str(len(stages)), str(len(stages) - len(pending)), str(len(pending)), f"{flop:.2g}"))
-        total = sum(map(flops, self.to_run))
-        rows.append(("total", str(len(self.stages)), str(len(self.finished)), str(len(self.to_run)), f"{total:.2g}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
+            counts = (len(stages), len(stages) - len(pending), len(pending))
+            return (name, *map(str, counts), f"{sum(map(flops, pending)):.2g}")
+
+        kinds = ("pretrain", "sft", "grpo", "evaluate")
+        rows = [row(kind, [stage for stage in self.stages if stage.id.startswith(f"{kind}-")]) for kind in kinds]
+        numbers = ("in all", "cached", "to run", "estimated FLOP to run")
+        columns = (Column("stage"), *(Column(name, right=True) for name in numbers))
         shared = sum(self.copies.values()) - len(self.stages)
-        return "\n".join(
-            [
-                f"plan of study {self.study}: {len(self.stages)} stages ({shared} more if nothing were shared), "
-                f"{len(self.trials)} trials to run",
-                *lines,
-            ]
+        return (
+            f"plan of study {self.study}: {len(self.stages)} stages ({shared} more if nothing were shared), "
+            f"{len(self.trials)} trials to run\n{table(columns, [*rows, row('total', self.stages)])}"
         )
 
 

@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from rich import filesize
+
 from rayexp import host
 from rayexp.spec import RunConfig, Stage, one_line
 from rayexp.store.index import StoreIndex, UnfinishedStage
@@ -11,7 +13,7 @@ from rayexp.sweep import preflight
 from rayexp.sweep.cost import ASSUMED, CostModel, makespan
 from rayexp.sweep.placement import Nodes, nodes_of, total
 from rayexp.sweep.plan import Plan
-from rayexp.terminal import Column, abbreviated, duration, size, table
+from rayexp.terminal import Column, abbreviated, duration, table
 
 COLUMNS = (
     Column("state"),
@@ -81,7 +83,7 @@ def render_plan(
         cost = ("-", "-", "-")
         if state[stage.id] != "cached":
             all_of_it = estimates.cost(stage)
-            cost = (f"{all_of_it.flop:.1e}", duration(all_of_it.seconds), size(all_of_it.bytes))
+            cost = (f"{all_of_it.flop:.1e}", duration(all_of_it.seconds), filesize.decimal(int(all_of_it.bytes)))
         parent = name[stage.parent.id] if stage.parent else "-"
         return (state[stage.id], name[stage.id], *cost, parent, stage.label)
 
@@ -151,7 +153,8 @@ def _storage(plan: Plan, estimates: CostModel, run_config: RunConfig, machines: 
         return "storage: nothing more"
     kept = sum(estimates.cost(stage).bytes for stage in plan.to_run)
     most = estimates.checkpoint_bytes(plan, preflight.concurrency(plan, run_config, machines.nodes))
-    return f"storage: {size(kept)} to be kept, and up to {size(most)} of checkpoints while it runs"
+    kept_text, most_text = (filesize.decimal(int(count)) for count in (kept, most))
+    return f"storage: {kept_text} to be kept, and up to {most_text} of checkpoints while it runs"
 
 
 def _saved(plan: Plan, estimates: CostModel) -> str:

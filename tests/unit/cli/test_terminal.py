@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayexp.terminal import Column, abbreviated, duration, shortened, size, table
+from rayexp.terminal import Column, abbreviated, duration, shortened, table
 
 COLUMNS = (Column("id"), Column("n", right=True), Column("note", spare=True), Column("label", cut=True))
 ROWS = [("a", "1", "first", "x/y"), ("bcd", "22", "second one", "a-long-label/that-goes-on")]
@@ -35,17 +35,11 @@ def test_the_middle_of_a_long_text_goes(length, short):
 
 SECONDS = {"0 s": 0, "<0.1 s": 0.01, "0.2 s": 0.23, "3 s": 3.0, "89 s": 89, "1.5 min": 90, "60 min": 3600}
 HOURS = {"1.5 h": 5400, "2 d": 172_800, "3.2 y": 1e8}
-SIZES = {"0 B": 0, "999 B": 999, "1 kB": 1000, "1.7 MB": 1_730_000, "5 TB": 5e12, "5000 TB": 5e15}
 
 
 @pytest.mark.parametrize(("text", "seconds"), [*SECONDS.items(), *HOURS.items()])
 def test_durations(seconds, text):
     assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(("text", "count"), SIZES.items())
-def test_sizes(count, text):
-    assert size(count) == text
 
 
 def test_ids_are_shortened_as_far_as_they_stay_apart():
