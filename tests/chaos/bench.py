@@ -18,8 +18,8 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from rayexp.distributed import access
 from rayexp.store.artifacts import Store
+from tests.fixtures.checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
 #: One chain at each OOD ratio: a supervised trial, then one of GRPO.
 SWEEP = ["--scale", "chaos", "--kl-betas", "0.1", "--ood-ratios"]
 RATIOS = ["0.05", "0.5"]

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.fixtures import strangers
-from tests.integration.test_jobs import ROOT, TOY, plain_shell
+from tests.fixtures.checkout import ROOT, TOY_SWEEP, plain_shell
 
 
 def test_the_cluster_of_the_tests_answers_no_stranger(cluster):
@@ -23,7 +23,7 @@ def test_the_cluster_of_the_tests_answers_no_stranger(cluster):
 def sweep(*options: str):
     """A toy sweep that starts a cluster of its own, from the moment on when it says where the dashboard is."""
     driver = subprocess.Popen(
-        [sys.executable, *TOY[1:], "--seeds", "0", "--kl-betas", "0.1", *options],
+        [sys.executable, *TOY_SWEEP[1:], "--seeds", "0", "--kl-betas", "0.1", *options],
         cwd=ROOT,
         env=plain_shell(),
         stdout=subprocess.PIPE,

@@ -8,8 +8,7 @@ import pytest
 
 from rayexp.store.artifacts import Store
 from tests.fixtures import crash_harness
-from tests.fixtures.factories import logged
-from tests.integration.test_supervised import files_of, losses, weights_digest
+from tests.fixtures.artifacts import files_of, logged, losses, weights_digest
 
 FORKS = multiprocessing.get_context("forkserver")  # imports torch and Ray once for all lives
 FORKS.set_forkserver_preload(["tests.fixtures.crash_harness"])

@@ -34,8 +34,8 @@ from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
 from rayexp.sweep.scheduler import run_trial
 from tests.fixtures import crash_harness
-from tests.fixtures.factories import evaluate, grpo, logged, pretrain, sft
-from tests.integration.test_supervised import weights_digest
+from tests.fixtures.artifacts import logged, weights_digest
+from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
 BASE = pretrain()
 STAGE = grpo(sft(BASE), steps=5, sampler="torch")

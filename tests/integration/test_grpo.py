@@ -8,8 +8,8 @@ from rayexp.execution import supervised
 from rayexp.spec import RunConfig
 from rayexp.store.artifacts import Store
 from tests.fixtures import crash_harness
-from tests.fixtures.factories import evaluate, grpo, logged, pretrain, sft
-from tests.integration.test_supervised import weights_digest
+from tests.fixtures.artifacts import logged, weights_digest
+from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
 
 class StopHereError(Exception):

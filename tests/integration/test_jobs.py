@@ -20,15 +20,9 @@ import pytest
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT, DEFAULT_DASHBOARD_PORT, DEFAULT_PORT
 
 from tests.fixtures import strangers
+from tests.fixtures.checkout import ROOT, TOY_SWEEP, plain_shell
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-TOY = ["python", "jobs/sweep.py", "--scale", "toy", "--ood-ratios", "0.5"]
-
-
-def plain_shell(**extra: str) -> dict[str, str]:
-    """The environment of somebody who has never heard of Ray."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | extra
 
 
 @contextmanager
@@ -129,7 +123,7 @@ def test_both_ways_to_submit(head, tmp_path):
     metadata = json.dumps({"whose": "ours"})
     environment = json.dumps({"env_vars": {"TOKENIZERS_PARALLELISM": "false"}})  # which the driver sets as well
     told = ["--working-dir", ".", "--metadata-json", metadata, "--runtime-env-json", environment]
-    done = submit(head, *told, "--", *TOY, "--store", str(store))
+    done = submit(head, *told, "--", *TOY_SWEEP, "--store", str(store))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAILED" not in done.stdout
     log = done.stdout.partition("Running entrypoint")[2].partition("\n")[2].rpartition("report:")[0]  # the driver's
@@ -146,19 +140,19 @@ def test_both_ways_to_submit(head, tmp_path):
     assert set(results.kind) == {"pretrain", "sft", "grpo"}
     before = {path.name for path in (store / "stages").iterdir()}
 
-    done = submit(head, "--", *TOY, "--kl-betas", "0.1", "0.5", "--store", str(store))
+    done = submit(head, "--", *TOY_SWEEP, "--kl-betas", "0.1", "0.5", "--store", str(store))
     assert done.returncode == 0, done.stdout + done.stderr
     new = {path.name.partition("-")[0] for path in (store / "stages").iterdir() if path.name not in before}
     assert new == {"grpo", "evaluate"}, "pretraining was not shared"
 
-    done = submit(head, "--", *TOY, "--kl-betas", "0.1", "0.5", "--store", str(store))
+    done = submit(head, "--", *TOY_SWEEP, "--kl-betas", "0.1", "0.5", "--store", str(store))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 trials to run" in done.stdout
     assert "Ray dashboard" not in done.stdout
 
 
 def test_a_relative_store_in_an_uploaded_directory_is_refused(head):
-    done = submit(head, "--working-dir", ".", "--", *TOY, "--store", "runs")
+    done = submit(head, "--working-dir", ".", "--", *TOY_SWEEP, "--store", "runs")
     assert done.returncode != 0
     assert "store is 'runs', relative to Ray's temporary copy" in done.stdout + done.stderr
 
@@ -167,7 +161,7 @@ def test_a_sweep_that_is_stopped_twice_ends_once_and_leaves_no_process(tmp_path)
     """SIGTERM, and more of them and Ctrl-C while it stops: no traceback, exit code 130, nothing of Ray's behind."""
     log = (tmp_path / "log").open("w+")
     sweep = subprocess.Popen(
-        [sys.executable, "-u", *TOY[1:], "--store", str(tmp_path / "store")],
+        [sys.executable, "-u", *TOY_SWEEP[1:], "--store", str(tmp_path / "store")],
         cwd=ROOT,
         env=plain_shell(),
         stdout=log,
@@ -211,7 +205,7 @@ def test_a_stopped_job_leaves_nothing_behind_and_is_finished_by_the_next(head, t
     """`ray job stop` in the middle of a stage; then the same command."""
     store, shell = tmp_path / "store", head.shell()
     name = "to-be-stopped"
-    started = submit(head, "--no-wait", "--submission-id", name, "--", *TOY, "--store", str(store))
+    started = submit(head, "--no-wait", "--submission-id", name, "--", *TOY_SWEEP, "--store", str(store))
     assert started.returncode == 0, started.stdout + started.stderr
     deadline = time.monotonic() + 200
     while not any(name in ("RayTrainWorker", "Learner") for name in at_work(head)["actors"]):
@@ -225,6 +219,6 @@ def test_a_stopped_job_leaves_nothing_behind_and_is_finished_by_the_next(head, t
     while any((left := at_work(head)).values()):
         assert time.monotonic() < deadline, f"10 s after the job was stopped there are still {left}"
         time.sleep(0.2)
-    done = submit(head, "--", *TOY, "--store", str(store))
+    done = submit(head, "--", *TOY_SWEEP, "--store", str(store))
     assert done.returncode == 0, done.stdout + done.stderr
     assert (store / "studies/demo-toy/results.parquet").exists()

@@ -5,9 +5,8 @@ import s3fs
 
 from rayexp.store.artifacts import Store, StoreError
 from tests.fixtures import crash_harness
-from tests.fixtures.factories import logged
+from tests.fixtures.artifacts import logged, weights_digest
 from tests.fixtures.s3 import S3Server
-from tests.integration.test_supervised import weights_digest
 
 
 @pytest.fixture(scope="module")

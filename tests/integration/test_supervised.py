@@ -1,8 +1,6 @@
 """Pretraining and SFT under Ray Train: worker counts, resume, what an artifact is."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,23 +15,8 @@ from rayexp.store.leases import Leases
 from rayexp.studies.grid import with_context_for
 from rayexp.tasks.strings import World
 from rayexp.training.trainer import Trainer
+from tests.fixtures.artifacts import files_of, losses, weights_digest
 from tests.fixtures.factories import TOY, evaluate, pretrain, sft
-
-
-def weights_digest(store: Store, stage) -> str:
-    with store.model(stage.id) as folder:
-        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
-def files_of(store: Store) -> list[Path]:
-    root = Path(store.files.root)
-    return [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
-
-
-def losses(store: Store, stage) -> dict[int, float]:
-    table = store.table(stage.id, "metrics.parquet").to_pandas()
-    rows = table[table.metric == f"{stage.kind}/id/loss"]
-    return dict(zip(rows.step, rows.value, strict=True))
 
 
 def chain():

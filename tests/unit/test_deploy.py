@@ -16,8 +16,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from rayexp.distributed import autoscaling
 from tests.fixtures import shell
+from tests.fixtures.checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster.yaml"
 
 

@@ -17,8 +17,8 @@ from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
 from rayexp.sweep.plan import Plan, flops
 from tests.fixtures import local_sweep, shell
+from tests.fixtures.checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 WORKED = [page for page in PAGES if shell.blocks(page.read_text(), "diff")]
 PLAIN = [page for page in PAGES if page not in WORKED]

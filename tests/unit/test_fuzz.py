@@ -36,8 +36,8 @@ from rayexp.spec import explain, parse_stage
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.sweep.plan import Plan
 from rayexp.tasks.strings import World
-from tests.conftest import tiny_chain
-from tests.unit.reports.test_reports import HOSTILE, published
+from tests.fixtures.factories import tiny_chain
+from tests.fixtures.simulated_study import HOSTILE, published
 
 #: Examples of each kind.
 SPECS, LINES, MANIFESTS, TABLES = 850, 500, 150, 550
@@ -114,7 +114,7 @@ def mutant(draw: st.DrawFn, good: Any) -> tuple[str, bytes]:
 @pytest.mark.slow
 def test_a_hostile_spec_is_refused_in_one_line():
     store = Store(f"memory://{uuid4().hex}")
-    chain = [json.loads(stage.model_dump_json()) for stage in tiny_chain(World("composition")).values()]
+    chain = [json.loads(stage.model_dump_json()) for stage in tiny_chain(World("composition"))]
 
     def check(data):
         how, text = mutant(data.draw, data.draw(st.sampled_from(chain)))

@@ -3,11 +3,11 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.fixtures.checkout import ROOT
+
 PURE = ("tasks", "models", "rl", "training", "sampling", "evaluation")
 
 

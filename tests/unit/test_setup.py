@@ -13,8 +13,8 @@ import pytest
 from rayexp.distributed import interpreter
 from rayexp.errors import RefusedError
 from tests.fixtures import chromium
+from tests.fixtures.checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
 BORNE = ["a b", "a#b", "a&b;c", "ä(b)", "a*b?[c]", "a%b~!=,@", "-a"]
 NOT_BORNE = ["a:b", "a$b", "a`b", "it's", 'a"b', "a\\b"]
 

@@ -13,8 +13,7 @@ import pytest
 import yaml
 
 from tests.fixtures import local_sweep
-
-ROOT = Path(__file__).parents[2]
+from tests.fixtures.checkout import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.fixtures.checkout import ROOT
+
 SMALL = ["--scale", "toy", "--rounds", "1", "--gemm-size", "64"]
 WITHOUT = """
 import sys

@@ -32,20 +32,11 @@ from rayexp.sweep.plan import Plan
 from rayexp.sweep.preview import ClusterResources, render_plan
 from rayexp.sweep.scheduler import Outcome
 from rayexp.sweep.study import Study as InStore
-from tests.conftest import OPTIMISER
-from tests.unit.reports.test_reports import N, published, study_stages
+from tests.fixtures.factories import OPTIMISER
+from tests.fixtures.simulated_study import PROMPTS_PER_CELL, RECORD, published, study_stages
 
 GRID: dict[str, Any] = {"seeds": (0, 1), "kl_betas": (0.1,), "ood_ratios": (0.0, 0.01)}
 STAGES = study_stages(**GRID)
-RECORD = {
-    "source": source(),
-    "started": "2026-01-02T03:04:05+00:00",
-    "duration_s": 90.0,
-    "host": "somewhere",
-    "packages": {"torch": "2.13.0"},
-    "git": {"commit": "abc", "changed": False},
-    "execution": {"device": "cpu", "train_workers": 1},
-}
 
 
 def study(folder: Path, stages: list[Stage] = STAGES, finished: int | None = None, name: str = "demo-tiny") -> Store:
@@ -159,7 +150,7 @@ def test_show_says_all_of_it(whole, said):
     assert "rollout/reward" in text
     rows = whole.table(measurement.id, "results.parquet").to_pandas()
     for (_, cell), some in rows.groupby(["role", "cell"]):
-        (line,) = [line for line in text.splitlines() if line.split()[1:3] == [cell, str(N)]]
+        (line,) = [line for line in text.splitlines() if line.split()[1:3] == [cell, str(PROMPTS_PER_CELL)]]
         assert str(cluster_bootstrap([np.exp(some["log_mass"].to_numpy())])) in line
     assert "not read" in text
     assert "load\n" not in text  # the fixture's stages have no weights
@@ -337,7 +328,7 @@ def test_stages_are_paired_but_for_what_differs(whole, tmp_path):
         pytest.approx(expected.low),
         pytest.approx(expected.high),
         2,
-        2 * 2 * N,
+        2 * 2 * PROMPTS_PER_CELL,
     )
     assert (row["mean_q_a"], row["mean_q_b"]) == pytest.approx((some.q_x.mean(), some.q_y.mean()))
     assert "8 pairs of stages are one and the same stage" in found.notes[0]
@@ -349,11 +340,11 @@ def test_what_has_no_partner_is_counted(whole, tmp_path):
     path = Path(smaller.url, "studies/demo-tiny/results.parquet")
     rows = pd.read_parquet(path)
     first = rows["stage_id"] == rows["stage_id"].iloc[0]
-    rows[~first | (rows["prompt_index"] < N // 2)].to_parquet(path, index=False)
+    rows[~first | (rows["prompt_index"] < PROMPTS_PER_CELL // 2)].to_parquet(path, index=False)
     found = compare(Study.read("demo-tiny", whole.url), Study.read("demo-tiny", smaller.url))
     assert found.unpaired == [
         "6 of 12 measured stages of A (2 grpo, 2 pretrain, 2 sft)",
-        f"{8 * N // 2} prompts of paired stages of A",
+        f"{8 * PROMPTS_PER_CELL // 2} prompts of paired stages of A",
         "3 of 9 measured stages of B (1 grpo, 1 pretrain, 1 sft)",
     ]
     assert ("pretrain", "seed", "0, 1", "0", "paired where equal") in found.differing
@@ -401,7 +392,7 @@ def test_settings_that_differ_within_a_study_are_compared_apart(tmp_path, said):
     found = compare(Study.read("demo-tiny", stores[0]), Study.read("demo-tiny", stores[1])).table
     grpo = found[found["stage"].str.contains("grpo")]
     assert set(grpo["stage"]) == {f"pretrain/sft/grpo-ood-b0.1, group_size = {size}" for size in sizes}
-    assert (grpo["pairs"] <= 2 * 2 * 2 * N).all()
+    assert (grpo["pairs"] <= 2 * 2 * 2 * PROMPTS_PER_CELL).all()
     assert grpo.groupby(["stage", "ood_ratio", "role"]).size().eq(1).all()
 
 

@@ -4,7 +4,6 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -12,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from rayexp.cli.command import run_command, working
 from rayexp.errors import RefusedError, StageError
 from rayexp.store.artifacts import StoreError
+from tests.fixtures.checkout import ROOT
 
-ROOT = Path(__file__).parents[3]
 #: Commands of every kind, as a shell runs them; none of them finds anything to work on.
 COMMANDS = {
     "rayexp": '-c "import sys; from rayexp import cli; sys.exit(cli.main())" --help',

@@ -19,7 +19,7 @@ from rayexp.models import decoder as decoders
 from rayexp.sampling.base import SEED_STRIDE, Completions, prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.tasks.strings import Cell, Corpus, TokenBatch, World, vocabulary
-from tests.conftest import tiny_chain
+from tests.fixtures.factories import tiny_chain
 
 PROMPT = vocabulary.encode("<bos> a0 a1 a2 a3 : T =")
 OTHERS = [
@@ -79,7 +79,7 @@ def test_greedy_flag_is_whether_greedy_decoding_writes_the_gold_completion(model
 @pytest.mark.parametrize("samples", ["answer", "trace"])
 def test_measurement_has_a_row_for_every_prompt_of_every_cell(samples):
     world = World("composition", samples=samples)
-    spec = tiny_chain(world)["evaluate"].model_copy(update={"prompts_per_cell": 3, "sampled_completions": 2})
+    spec = tiny_chain(world).evaluate.model_copy(update={"prompts_per_cell": 3, "sampled_completions": 2})
     model = decoders.build(spec.root.decoder, seed=0)
     table = measure(model, world, spec)
     assert table.schema == SCHEMA
@@ -94,7 +94,7 @@ def test_measurement_has_a_row_for_every_prompt_of_every_cell(samples):
 def test_the_completion_is_what_greedy_decoding_writes():
     """For right and wrong prompts alike; a decoder that was trained for a moment gets some of each."""
     world = World("composition")
-    spec = tiny_chain(world)["evaluate"].model_copy(update={"prompts_per_cell": 8})
+    spec = tiny_chain(world).evaluate.model_copy(update={"prompts_per_cell": 8})
     model = decoders.build(spec.root.decoder, seed=0)
     token_batch = Corpus(world, 0).cell("test", Cell("T"), 0, 4)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -194,8 +194,8 @@ def test_completions_end_at_eos_or_at_their_limit(model):
 
 
 def test_sync_replaces_the_weights(model):
-    other = decoders.build(tiny_chain(World("depth"))["pretrain"].decoder, seed=2)
-    sampler = TorchSampler(decoders.build(tiny_chain(World("depth"))["pretrain"].decoder, seed=3))
+    other = decoders.build(tiny_chain(World("depth")).pretrain.decoder, seed=2)
+    sampler = TorchSampler(decoders.build(tiny_chain(World("depth")).pretrain.decoder, seed=3))
     sampler.sync({name: tensor.numpy() for name, tensor in other.state_dict().items()}, version=4)
     one, two = sampler.generate([PROMPT], [0], 4, [6]), TorchSampler(other).generate([PROMPT], [0], 4, [6])
     assert one.rows == two.rows

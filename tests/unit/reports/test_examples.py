@@ -3,11 +3,11 @@
 import pytest
 
 from rayexp.reports.examples import examples
-from tests.unit.reports.test_reports import BETAS, RATIOS, world
+from tests.fixtures.simulated_study import BETAS, RATIOS, simulated_results
 
 
 def test_the_rule_picks_ranks_of_the_gain_at_the_smallest_beta() -> None:
-    results = world()
+    results = simulated_results()
     groups = examples(results)
     assert [group.title for group in groups] == [
         f"GRPO on OOD prompts, OOD cells, {ratio} % OOD, β = {BETAS[0]}" for ratio in ("0", "0.3", "1", "5")
@@ -24,7 +24,7 @@ def test_the_rule_picks_ranks_of_the_gain_at_the_smallest_beta() -> None:
 
 
 def test_an_example_follows_its_chain_from_pretraining_to_grpo() -> None:
-    results = world()
+    results = simulated_results()
     example = examples(results)[2].examples[1]
     assert [answer.stage for answer in example.answers] == ["pretraining", "SFT", "GRPO"]
     for answer, kind in zip(example.answers, ("pretrain", "sft", "grpo"), strict=True):
@@ -42,7 +42,7 @@ def test_an_example_follows_its_chain_from_pretraining_to_grpo() -> None:
 
 
 def test_symbols_are_compared_place_by_place() -> None:
-    results = world().assign(gold="a1 a2 <eos>", completion="a1 a3 <eos> a4")
+    results = simulated_results().assign(gold="a1 a2 <eos>", completion="a1 a3 <eos> a4")
     assert examples(results)[0].examples[0].answers[0].tokens == [
         ("a1", True),
         ("a3", False),
@@ -52,7 +52,7 @@ def test_symbols_are_compared_place_by_place() -> None:
 
 
 def test_what_was_not_measured_is_left_out_and_nothing_is_made_up() -> None:
-    results = world()
+    results = simulated_results()
     without = results[results["kind"] != "pretrain"]
     assert [answer.stage for answer in examples(without)[0].examples[0].answers] == ["SFT", "GRPO"]
     assert examples(results[results["kind"] != "grpo"]) == []

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from rayexp.reports import page as report
 from rayexp.sweep.plan import Plan
 from tests.fixtures import chromium
-from tests.unit.reports.test_reports import HOSTILE, RECORD, published, study_stages
+from tests.fixtures.simulated_study import HOSTILE, HOSTILE_RECORD, published, study_stages
 
 #: The tests open a browser, which `make check` does not install.
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = study_stages(ood_ratios=(0.0, 0.01, 0.05), kl_betas=(0.1,), seeds=(0, 1))
     # Numbers as wide as they get: 36 stages of 5 days on 64 GPUs.
     run_config = {"train_workers": 64, "train_cpus": 8.0, "train_gpus": 1.0}
-    store = published(folder, stages, {**RECORD, "duration_s": 4.5e5, "execution": run_config})
+    store = published(folder, stages, {**HOSTILE_RECORD, "duration_s": 4.5e5, "execution": run_config})
     return report.write(Plan.of(HOSTILE + "a" * 80, stages, store.finished_ids()), store, folder / "out").page
 
 

@@ -1,25 +1,20 @@
 """The report: verdicts that can go either way, figures that show their tables, a page that is complete and inert."""
 
 import dataclasses
-import functools
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.collections import PathCollection
-from scipy.special import expit, logit
 
 from rayexp.cli import report as report_command
-from rayexp.evaluation.measure import SCHEMA
 from rayexp.evaluation.metrics import wilson
 from rayexp.evaluation.theory import tilted
 from rayexp.reports import figures, page, table
@@ -31,92 +26,31 @@ from rayexp.reports.figures.curves import reward_and_kl
 from rayexp.reports.figures.mass import mass_by_ratio, mass_by_stage
 from rayexp.reports.figures.pass_at_k import pass_at_k_curves
 from rayexp.reports.provenance import design, provenance
-from rayexp.spec import GRPO, Evaluate, Pretrain, Stage
+from rayexp.spec import GRPO, Evaluate, Stage
 from rayexp.stages import settings
 from rayexp.stages.settings import varying
 from rayexp.store.artifacts import Store
-from rayexp.store.provenance import source
 from rayexp.studies import STUDIES
 from rayexp.studies.choice import StudyArgs
 from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import SCALES
 from rayexp.sweep.plan import Plan
-
-ROOT = Path(__file__).parents[3]
-N = 20  # test prompts a cell
-RATIOS, BETAS, SEEDS = (0.0, 0.003, 0.01, 0.05), (0.1, 1.0), (0, 1)
-SMALL = {"seeds": (0,), "kl_betas": (0.1,), "ood_ratios": (0.0, 0.01, 0.05)}
-#: Mean logit of Q before GRPO. OOD cells: no mass, some, half of it, all of it.
-OOD_LOGIT = dict(zip(RATIOS, (-18.4, -6.0, 0.0, 6.0), strict=True))
-ID_LOGIT, PROBE_LOGIT = 5.0, -3.0
-GRPO_METRICS = ("rollout/reward", "grpo/kl", "grpo/loss", "grpo/entropy", "grpo/max_logprob_mismatch")
-
-#: From Q before GRPO to P after it, for the cells of one role.
-Law = Callable[[np.ndarray, GRPO, str], np.ndarray]
-
-
-def as_the_paper_says(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
-    """Most of the way to the tilted optimum, as a shift of the logit."""
-    return expit(logit(q) + 0.9 / stage.kl_beta)
-
-
-def study_stages(arms: tuple[str, ...] = ("ood",), axis: str = "composition", **grid) -> list[Stage]:
-    budget = dataclasses.replace(SCALES["tiny"], prompts_per_cell=N)
-    values = {"ood_ratios": RATIOS, "kl_betas": BETAS, "seeds": SEEDS} | grid
-    return stage_chains(Grid(**values).world(axis), budget, Grid(**values), prompts=arms)
-
-
-def mass(stage: Stage, law: Law, role: str, cell: str, id_logit: float) -> np.ndarray:
-    """Q of the N prompts of one cell: the same prompts are hard in every stage."""
-    if isinstance(stage, GRPO):
-        return law(mass(stage.init, law, role, cell, id_logit), stage, role)
-    root = stage.root
-    rng = np.random.default_rng([root.seed, root.decoder.layers, sum(map(ord, cell))])
-    mean = {"id": id_logit, "ood": OOD_LOGIT[root.ood_ratio], "probe": PROBE_LOGIT}[role]
-    return expit(mean - isinstance(stage, Pretrain) + rng.normal(0, 0.3, N) + 0.05 * root.seed)
-
-
-def measured(stage: Stage, law: Law, id_logit: float = ID_LOGIT) -> pd.DataFrame:
-    """What ``measure`` would write for a stage."""
-    cells = [(role, cell.name) for role, cell in stage.root.world.cells.roles()]
-    q = np.concatenate([mass(stage, law, role, cell, id_logit) for role, cell in cells])
-    roles, names = (np.repeat(column, N) for column in zip(*cells, strict=True))
-    about = {
-        "role": roles,
-        "cell": names,
-        "prompt_index": np.tile(np.arange(N), len(cells)),
-        "prompt": "a1",
-        "gold": "a2",
-        "completion": np.where(q > 0.5, "a2", "a3"),
-    }
-    counts = {"sampled": 0, "answer_correct": 0, "trace_correct": 0}
-    return pd.DataFrame({**about, "log_mass": np.log(q), "greedy_correct": q > 0.5, **counts})[SCHEMA.names]
-
-
-@functools.cache
-def world(law: Law = as_the_paper_says, id_logit: float = ID_LOGIT, **study) -> pd.DataFrame:
-    """``table.results`` of a study in which GRPO obeys ``law``."""
-    frames = []
-    for stage in study_stages(**study):
-        if not isinstance(stage, Evaluate):
-            frame = measured(stage, law, id_logit).assign(**table.settings(stage, {}))
-            frame["q"] = np.exp(frame["log_mass"])
-            frame["init_q"] = np.exp(measured(stage.parent, law, id_logit)["log_mass"]) if stage.parent else np.nan
-            frames.append(frame)
-    return table.with_pass_at_k(pd.concat(frames, ignore_index=True))[table.RESULTS.names]
-
-
-def training(**study) -> pd.DataFrame:
-    """``table.curves`` of a study: rewards that rise from step to step."""
-    rows = [
-        {**table.settings(stage, {}), "step": step, "metric": metric, "value": step / 10 + 0.01 * stage.root.seed}
-        for stage in study_stages(**study)
-        if isinstance(stage, GRPO)
-        for metric in GRPO_METRICS
-        for step in (1, 2, 3)
-    ]
-    return pd.DataFrame(rows)[table.CURVES.names]
-
+from tests.fixtures.checkout import ROOT
+from tests.fixtures.simulated_study import (
+    BETAS,
+    HOSTILE,
+    HOSTILE_RECORD,
+    ID_LOGIT,
+    PROMPTS_PER_CELL,
+    SEEDS,
+    SMALL,
+    Law,
+    as_the_paper_says,
+    published,
+    simulated_curves,
+    simulated_results,
+    study_stages,
+)
 
 # Claims
 
@@ -127,7 +61,7 @@ def verdicts(results: pd.DataFrame) -> dict[str, set[str]]:
 
 
 def test_every_claim_holds_where_the_paper_does() -> None:
-    found = claims(world())
+    found = claims(simulated_results())
     assert set(found["verdict"]) == {HOLDS}
     assert list(found["claim"].unique()) == ["C1", "C2", "C3", "C4"]
     assert len(found) == len(BETAS) * (1 + 1 + 2 + 1)  # C3 has ID and OOD cells
@@ -154,14 +88,14 @@ def only(role: str, ratio: float | None, after: float) -> Law:
     ],
 )
 def test_every_claim_can_fail(claim: str, law: Law, id_logit: float) -> None:
-    assert FAILS in verdicts(world(law, id_logit, kl_betas=(0.1,)))[claim]
+    assert FAILS in verdicts(simulated_results(law, id_logit, kl_betas=(0.1,)))[claim]
 
 
 def test_a_world_where_nothing_holds() -> None:
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
         return np.full_like(q, 0.9999) if role == "id" or stage.root.ood_ratio == 0 else q
 
-    found = claims(world(law, id_logit=2.5))
+    found = claims(simulated_results(law, id_logit=2.5))
     ood_at_saturation = (found["claim"] == "C3") & (found["role"] == "ood")
     assert set(found[~ood_at_saturation]["verdict"]) == {FAILS}
 
@@ -170,24 +104,24 @@ def test_seeds_that_disagree_decide_nothing() -> None:
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
         return np.full_like(q, 0.5) if stage.root.seed == 0 else q
 
-    assert verdicts(world(law, kl_betas=(0.1,)))["C1"] == {UNDECIDED}
+    assert verdicts(simulated_results(law, kl_betas=(0.1,)))["C1"] == {UNDECIDED}
 
 
 def test_one_seed_is_said_to_be_one() -> None:
-    found = claims(world(seeds=(0,)))
+    found = claims(simulated_results(seeds=(0,)))
     assert set(found[found["claim"] != "C4"]["verdict"]) == {HOLDS}
     assert found["note"].str.contains("prompts only").all()
-    assert not claims(world())["note"].str.contains("prompts only").any()
+    assert not claims(simulated_results())["note"].str.contains("prompts only").any()
 
 
 def test_what_the_study_lacks_is_not_measured() -> None:
-    few = verdicts(world(ood_ratios=(0.003, 0.01)))
+    few = verdicts(simulated_results(ood_ratios=(0.003, 0.01)))
     assert few["C1"] == few["C2"] == {NOT_MEASURED}
-    saturated = world(**SMALL)
+    saturated = simulated_results(**SMALL)
     between = (saturated["ood_ratio"] == 0.01) & (saturated["role"] == "ood")
     assert verdicts(saturated.assign(init_q=saturated["init_q"].mask(between, 0.95)))["C2"] == {NOT_MEASURED}
-    assert verdicts(world(kl_betas=(0.0,), law=only("ood", 0.0, 0.5)))["C4"] == {NOT_MEASURED}
-    supervised = world()
+    assert verdicts(simulated_results(kl_betas=(0.0,), law=only("ood", 0.0, 0.5)))["C4"] == {NOT_MEASURED}
+    supervised = simulated_results()
     supervised = supervised[supervised["kind"] != "grpo"]
     assert all(found == {NOT_MEASURED} for found in verdicts(supervised).values())
     assert all(found == {NOT_MEASURED} for found in verdicts(table.RESULTS.empty_table().to_pandas()).values())
@@ -198,13 +132,15 @@ def test_a_grid_that_ends_before_saturation_does_not_refute_the_peak() -> None:
         return verdicts(results)["C2"]
 
     short = {"ood_ratios": (0.0, 0.003, 0.01), "kl_betas": (0.1,)}
-    assert c2(world(only("ood", 0.01, 1.0), **short)) == {UNDECIDED}
-    assert c2(world(only("ood", 0.0, 0.5), **short)) == {FAILS}
-    assert c2(world(only("ood", 0.003, 0.9), **short)) == {HOLDS}
+    assert c2(simulated_results(only("ood", 0.01, 1.0), **short)) == {UNDECIDED}
+    assert c2(simulated_results(only("ood", 0.0, 0.5), **short)) == {FAILS}
+    assert c2(simulated_results(only("ood", 0.003, 0.9), **short)) == {HOLDS}
 
 
 def test_no_gain_at_all_is_pointed_out() -> None:
-    found = claims(world(lambda q, stage, role: q + 0.5 * (role == "id") * (1 - q), kl_betas=(0.1,))).set_index("claim")
+    found = claims(
+        simulated_results(lambda q, stage, role: q + 0.5 * (role == "id") * (1 - q), kl_betas=(0.1,))
+    ).set_index("claim")
     assert found.loc["C1", "verdict"] == HOLDS
     assert "too short" in found.loc["C1", "note"]
     assert found.loc["C2", "verdict"] == UNDECIDED
@@ -212,7 +148,7 @@ def test_no_gain_at_all_is_pointed_out() -> None:
 
 @pytest.mark.parametrize("law", [lambda q, stage, role: q, lambda q, stage, role: q + 0.005 * (1 - q) * q])
 def test_no_claim_holds_where_grpo_changed_nothing(law: Law) -> None:
-    found = claims(world(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
+    found = claims(simulated_results(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
     assert set(found["verdict"]) == {NOT_TESTED}
     assert set(found["verdict_holm"]) == {NOT_TESTED}
     assert found["p"].isna().all()
@@ -221,34 +157,38 @@ def test_no_claim_holds_where_grpo_changed_nothing(law: Law) -> None:
 
 def test_grpo_that_changed_nothing_elsewhere_does_not_spoil_a_test() -> None:
     """At one beta it works, at the other the penalty holds it where it is."""
-    found = claims(world(lambda q, stage, role: q if stage.kl_beta == 1.0 else as_the_paper_says(q, stage, role)))
+    found = claims(
+        simulated_results(lambda q, stage, role: q if stage.kl_beta == 1.0 else as_the_paper_says(q, stage, role))
+    )
     assert set(found[found["kl_beta"] == 1.0]["verdict"]) == {NOT_TESTED}
     assert set(found[found["kl_beta"] == 0.1]["verdict"]) == {HOLDS}
 
 
 def test_a_saturated_study_was_tested_however_little_there_was_to_add() -> None:
-    found = claims(world(lambda q, stage, role: q + (1 - q) / 4, kl_betas=(0.1,), ood_ratios=(0.05,)))
+    found = claims(simulated_results(lambda q, stage, role: q + (1 - q) / 4, kl_betas=(0.1,), ood_ratios=(0.05,)))
     assert set(found[found["claim"] == "C3"]["verdict"]) == {HOLDS}
 
 
 def test_grpo_that_changed_nothing_can_refute_a_claim_all_the_same() -> None:
     """Above the bound by a thousand times, and next to nothing at that."""
     law = only("ood", 0.0, 1e-3)
-    few = claims(world(law, kl_betas=(1.0,), ood_ratios=(0.0,))).set_index("claim")
+    few = claims(simulated_results(law, kl_betas=(1.0,), ood_ratios=(0.0,))).set_index("claim")
     assert few.loc["C4", "verdict"] == FAILS
     assert few.loc["C1", "verdict"] == NOT_TESTED
 
 
 @pytest.mark.parametrize(("reward", "said"), [(0.0, "GRPO earned no reward"), (0.25, "a mean reward of 0.25 at most")])
 def test_it_is_said_what_grpo_earned_that_changed_nothing(reward: float, said: str) -> None:
-    curves = training(kl_betas=(0.1,)).assign(value=reward)
-    found = claims(world(lambda q, stage, role: q, kl_betas=(0.1,)), curves)
+    curves = simulated_curves(kl_betas=(0.1,)).assign(value=reward)
+    found = claims(simulated_results(lambda q, stage, role: q, kl_betas=(0.1,)), curves)
     assert found["measured"].str.endswith(said).all()
-    assert not claims(world(), training().assign(value=0.0))["measured"].str.contains("reward").any()
+    assert (
+        not claims(simulated_results(), simulated_curves().assign(value=0.0))["measured"].str.contains("reward").any()
+    )
 
 
 def test_the_gain_at_saturation_is_given_as_a_share_of_the_possible() -> None:
-    found = claims(world(lambda q, stage, role: q + (1 - q) / 4, kl_betas=(0.1,)))
+    found = claims(simulated_results(lambda q, stage, role: q + (1 - q) / 4, kl_betas=(0.1,)))
     saturated = found[(found["claim"] == "C3") & (found["role"] == "id")]
     assert saturated["measured"].str.contains(re.escape("a share of 0.25 [0.25, 0.25]")).all()
 
@@ -259,7 +199,7 @@ def test_no_interval_leaves_what_is_possible() -> None:
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
         return q + (1 - q) * (0.02, 0.98, 0.5)[stage.root.seed] * (stage.root.ood_ratio != 0.003)
 
-    results = world(law, seeds=(0, 1, 2), kl_betas=(0.1,))
+    results = simulated_results(law, seeds=(0, 1, 2), kl_betas=(0.1,))
     found = claims(results).set_index(["claim", "role"])
     q = results.query("kind == 'grpo' and role == 'ood'").groupby("ood_ratio")["init_q"].mean()
     nothing, peak = found.loc[("C1", "ood")], found.loc[("C2", "ood")]
@@ -274,14 +214,14 @@ def test_no_interval_leaves_what_is_possible() -> None:
 
 
 def test_the_gain_at_saturation_is_a_share_where_mass_was_lost() -> None:
-    found = claims(world(lambda q, stage, role: 0.5 * q, kl_betas=(0.1,)))
+    found = claims(simulated_results(lambda q, stage, role: 0.5 * q, kl_betas=(0.1,)))
     saturated = found[(found["claim"] == "C3") & (found["role"] == "id")]
     assert saturated["measured"].str.endswith("a share of 0 [0, 0]").all()
     assert saturated["note"].str.contains("So little was left").all()
 
 
 def test_the_optimum_itself_is_not_above_the_bound() -> None:
-    found = claims(world(lambda q, stage, role: tilted(q, stage.kl_beta))).set_index("claim").loc["C4"]
+    found = claims(simulated_results(lambda q, stage, role: tilted(q, stage.kl_beta))).set_index("claim").loc["C4"]
     assert (found["value"] == 0).all()
     assert found["measured"].str.contains(re.escape("above the tilted optimum: 0 [0,")).all()
 
@@ -292,7 +232,7 @@ def test_holm_takes_back_what_one_of_many_tests_found() -> None:
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
         return q + (0.0, 0.003, 0.005)[stage.root.seed] * (q < 0.5) + 0.02 * (role == "probe")
 
-    found = claims(world(law, seeds=(0, 1, 2))).set_index(["claim", "kl_beta", "role"])
+    found = claims(simulated_results(law, seeds=(0, 1, 2))).set_index(["claim", "kl_beta", "role"])
     tested = found[found["p"].notna()]
     first, m = tested["p"].idxmin(), len(tested)
     assert tested.loc[first, "p_holm"] == pytest.approx(min(1, m * tested.loc[first, "p"]))
@@ -302,16 +242,16 @@ def test_holm_takes_back_what_one_of_many_tests_found() -> None:
     taken_back = tested[(tested["verdict"] != UNDECIDED) & ~kept]
     assert len(taken_back)
     assert (taken_back["p"] < 0.05).all()
-    assert claims(world(law, seeds=(0,)))["p"].isna().all()
+    assert claims(simulated_results(law, seeds=(0,)))["p"].isna().all()
 
 
 def test_arms_are_judged_on_their_cells() -> None:
-    found = {arm.prompts: arm for arm in arms(world(arms=("id", "ood"), **SMALL))}
+    found = {arm.prompts: arm for arm in arms(simulated_results(arms=("id", "ood"), **SMALL))}
     assert {prompts: (arm.target, arm.roles) for prompts, arm in found.items()} == {
         "id": ("ood", ("ood", "id")),
         "ood": ("ood", ("ood",)),
     }
-    probes = arms(world(arms=("probe",), axis="tokens", **SMALL))
+    probes = arms(simulated_results(arms=("probe",), axis="tokens", **SMALL))
     assert [(arm.prompts, arm.roles) for arm in probes] == [("probe", ("probe",))]
 
 
@@ -320,7 +260,7 @@ def test_arms_are_judged_on_their_cells() -> None:
 
 @pytest.fixture(scope="module")
 def drawn() -> list[ReportFigure]:
-    return drawings(world(), training())
+    return drawings(simulated_results(), simulated_curves())
 
 
 def drawings(results: pd.DataFrame, curves: pd.DataFrame) -> list[ReportFigure]:
@@ -359,7 +299,7 @@ def test_tables_hold_what_is_drawn(drawn: list[ReportFigure]) -> None:
 
 def test_tables_are_right(drawn: list[ReportFigure]) -> None:
     before_after, stages, scatter, _, _, _, curves, _ = (drawing.data for drawing in drawn)
-    results = world()
+    results = simulated_results()
     after = results[(results["kl_beta"] == 0.1) & (results["ood_ratio"] == 0.01) & (results["role"] == "ood")]
     row = before_after[(before_after["kl_beta"] == 0.1) & (before_after["ood_ratio"] == 0.01)].iloc[0]
     assert (row["q"], row["gain"]) == pytest.approx((after["q"].mean(), (after["q"] - after["init_q"]).mean()))
@@ -388,7 +328,7 @@ def test_the_logit_shift_is_what_the_law_says(drawn: list[ReportFigure]) -> None
 
 
 def test_gains_are_binned_by_mass_beside_the_prediction(drawn: list[ReportFigure]) -> None:
-    bins, results = drawn[4].data, world()
+    bins, results = drawn[4].data, simulated_results()
     rows = results[(results["kl_beta"] == 1.0) & (results["role"] == "ood")]
     for one in bins[bins["kl_beta"] == 1.0].itertuples():
         inside = rows[(rows["init_q"] >= one.q_from) & (rows["init_q"] < one.q_to)]
@@ -399,7 +339,7 @@ def test_gains_are_binned_by_mass_beside_the_prediction(drawn: list[ReportFigure
 
 
 def test_pass_at_k_is_the_mean_over_prompts_and_the_range_over_seeds(drawn: list[ReportFigure]) -> None:
-    curves, results = drawn[5].data, world()
+    curves, results = drawn[5].data, simulated_results()
     assert (curves["k"].min(), curves["k"].max()) == (1, 1_000_000)
     rows = results[(results["ood_ratio"] == 0.003) & (results["role"] == "ood")]
     for beta, column in ((None, "init_q"), (1.0, "q")):
@@ -411,7 +351,7 @@ def test_pass_at_k_is_the_mean_over_prompts_and_the_range_over_seeds(drawn: list
 
 
 def test_pass_at_k_of_traces_ends_where_samples_do() -> None:
-    traces = world(**SMALL).assign(samples="trace", sampled=16, answer_correct=4)
+    traces = simulated_results(**SMALL).assign(samples="trace", sampled=16, answer_correct=4)
     drawing = pass_at_k_curves(traces)
     assert drawing
     assert drawing.data["k"].max() == 16
@@ -423,7 +363,7 @@ def test_a_gain_that_seeds_disagree_on_is_hollow() -> None:
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
         return q + (0.1 if stage.root.ood_ratio == 0.003 else 0.1 * (stage.root.seed == 0)) * (q < 0.9)
 
-    drawing = mass_by_ratio(world(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
+    drawing = mass_by_ratio(simulated_results(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
     assert drawing
     open_markers = [c for c in drawing.figure.axes[1].collections if isinstance(c, PathCollection)]
     shown = np.concatenate([np.asarray(c.get_offsets())[:, 1] for c in open_markers])
@@ -441,7 +381,7 @@ def looks(drawing: ReportFigure, axis: int, lines: bool) -> list[tuple[str, str]
 
 def test_no_two_betas_look_alike_and_none_like_before_grpo() -> None:
     betas = tuple(i / 10 for i in range(1, 19))
-    results = world(seeds=(0,), ood_ratios=(0.01,), kl_betas=betas)
+    results = simulated_results(seeds=(0,), ood_ratios=(0.01,), kl_betas=betas)
     for drawing, lines in ((mass_by_ratio(results), False), (pass_at_k_curves(results), True)):
         assert drawing
         found = looks(drawing, 0, lines)
@@ -453,7 +393,7 @@ def test_no_two_betas_look_alike_and_none_like_before_grpo() -> None:
 
 
 def test_betas_that_cannot_be_told_apart_are_left_out_in_words() -> None:
-    results = world(seeds=(0,), ood_ratios=(0.01,), kl_betas=tuple(i / 10 for i in range(1, 21)))
+    results = simulated_results(seeds=(0,), ood_ratios=(0.01,), kl_betas=tuple(i / 10 for i in range(1, 21)))
     for drawing in (mass_by_ratio(results), pass_at_k_curves(results), mass_by_stage(results)):
         assert drawing
         assert "Of 20 β the smallest 18 are drawn" in drawing.caption
@@ -462,7 +402,7 @@ def test_betas_that_cannot_be_told_apart_are_left_out_in_words() -> None:
 
 def test_numbers_that_differ_late_are_told_apart_everywhere() -> None:
     """In the seventh digit of a ratio or a beta."""
-    results = world(seeds=(0,), kl_betas=(0.1,))
+    results = simulated_results(seeds=(0,), kl_betas=(0.1,))
     finer = results.assign(kl_beta=0.10000001).query("kind == 'grpo'")
     both = pd.concat([results, finer.assign(stage_id=finer["stage_id"] + "x")])
     settings = claims(both)["setting"]
@@ -471,7 +411,7 @@ def test_numbers_that_differ_late_are_told_apart_everywhere() -> None:
     assert [percent(x) for x in (0.0, 0.003, 0.07, 0.29, 0.3, 0.30000001, 0.5)] == [
         *("0", "0.3", "7", "29", "30", "30.000001", "50")
     ]
-    for drawing in drawings(both, training().iloc[:0]):
+    for drawing in drawings(both, simulated_curves().iloc[:0]):
         for axis in drawing.figure.axes:
             labels = [text.get_text() for text in axis.get_xticklabels()]
             assert len(labels) == len(set(labels))
@@ -488,7 +428,7 @@ def test_seeds_of_seven_digits_are_seeds_of_their_own() -> None:
 
 def mixed_stages() -> list[Stage]:
     """One study with two group sizes and two learning rates of GRPO, and two lengths of SFT."""
-    budget = dataclasses.replace(SCALES["tiny"], prompts_per_cell=N)
+    budget = dataclasses.replace(SCALES["tiny"], prompts_per_cell=PROMPTS_PER_CELL)
     grid = Grid((0.0, 0.01, 0.05), (0.1,), (0, 1))
     return [
         stage
@@ -534,7 +474,7 @@ def test_settings_that_differ_within_a_study_are_never_taken_together(mixed: tup
     assert list(found["condition"].unique()) == CONDITIONS
     assert all(condition in setting for condition, setting in zip(found["condition"], found["setting"], strict=True))
     single = pd.read_csv(folder / "claims.csv").query("claim == 'C1'")
-    assert (single["n"] == 2 * 2 * N).all()  # seeds, cells: as in a study of one setting
+    assert (single["n"] == 2 * 2 * PROMPTS_PER_CELL).all()  # seeds, cells: as in a study of one setting
     for number in range(1, 9):
         data = pd.read_csv(folder / f"report/figure-{number}.csv", keep_default_na=False)
         assert list(data["condition"].unique()) == CONDITIONS, number
@@ -573,9 +513,9 @@ def test_depths_and_chains_and_seeds_within_a_seed_are_conditions() -> None:
 
 
 def test_every_arm_and_depth_has_its_panels() -> None:
-    depths = (world(arms=("id", "ood"), **SMALL).assign(condition="layers = 4"), world(**SMALL))
+    depths = (simulated_results(arms=("id", "ood"), **SMALL).assign(condition="layers = 4"), simulated_results(**SMALL))
     mixed = pd.concat([depths[0], depths[1].assign(condition="layers = 16")])
-    before_after, stages, scatter, shift, gain, pass_at_k = drawings(mixed, training().iloc[:0])
+    before_after, stages, scatter, shift, gain, pass_at_k = drawings(mixed, simulated_curves().iloc[:0])
     assert len(before_after.figure.axes) == 2 * 4  # id arm: OOD and ID cells; OOD arm; OOD arm of 16 layers
     assert len(stages.figure.axes) == 2 * 3 * 2  # ID and OOD cells of each arm
     assert len(scatter.figure.axes) == len(shift.figure.axes) == len(gain.figure.axes) == 4
@@ -583,49 +523,18 @@ def test_every_arm_and_depth_has_its_panels() -> None:
 
 
 def test_traces_are_called_a_lower_bound() -> None:
-    drawing = mass_by_ratio(world(**SMALL).assign(samples="trace"))
+    drawing = mass_by_ratio(simulated_results(**SMALL).assign(samples="trace"))
     assert drawing
     assert "≤ Q" in drawing.figure.axes[0].get_ylabel()
 
 
 def test_kl_is_not_drawn_where_there_was_none() -> None:
-    drawing = reward_and_kl(training(kl_betas=(0.0,)))
+    drawing = reward_and_kl(simulated_curves(kl_betas=(0.0,)))
     assert drawing
     assert set(drawing.data["metric"]) == {"rollout/reward"}
 
 
 # The page
-
-HOSTILE = "<script>alert(1)</script> & \"x\" 'y'"
-RECORD = {
-    "source": source(),
-    "started": "2026-01-01T00:00:00+00:00",
-    "duration_s": 1.5,
-    "host": HOSTILE,
-    "machine": "x86_64, 2 cores",
-    "python": "3.11.7",
-    "packages": {"torch": "2.13.0", HOSTILE: HOSTILE},
-    "execution": {"rollout_workers": 3},
-    "git": {"commit": "abc", "changed": True},
-}
-
-
-def published(folder: Path, stages: Collection[Stage], record: object = RECORD) -> Store:
-    """A store that holds these stages, with the results of the paper's world."""
-    store = Store(str(folder / "store"))
-    for stage in stages:
-        files = folder / "files" / stage.id
-        files.mkdir(parents=True)
-        if isinstance(stage, Evaluate):
-            rows = pa.Table.from_pandas(measured(stage.init, as_the_paper_says), SCHEMA, preserve_index=False)
-            pq.write_table(rows, files / "results.parquet")
-        else:
-            kind = stage.id.partition("-")[0]
-            metrics = GRPO_METRICS if kind == "grpo" else (f"{kind}/id/loss",)
-            curve = {"step": [1, 2] * len(metrics), "metric": np.repeat(metrics, 2), "value": [0.5] * 2 * len(metrics)}
-            pq.write_table(pa.table(curve), files / "metrics.parquet")
-        store.publish(stage, files, record)  # pyright: ignore[reportArgumentType]
-    return store
 
 
 def written(folder: Path, stages: list[Stage], store: Store, study: str = "demo") -> str:
@@ -658,7 +567,7 @@ def test_the_folder_is_complete(whole: tuple[Path, str]) -> None:
     )
     summary = pd.read_csv(folder / "summary.csv")
     assert len(summary) == 3 * 3 * 8  # ratios, stages, cells
-    assert set(summary["n_prompts"]) == {N}
+    assert set(summary["n_prompts"]) == {PROMPTS_PER_CELL}
     first = results.to_pandas().query("stage_id == @summary.stage_id[0] and cell == @summary.cell[0]")
     assert (summary["mean_q"][0], summary["greedy_accuracy"][0]) == pytest.approx(
         (first["q"].mean(), first["greedy_correct"].mean())
@@ -780,15 +689,17 @@ def test_a_report_is_written_where_matplotlib_cannot_be_imported(
 
 def test_the_page_counts_stages_of_other_code(tmp_path: Path) -> None:
     stages = study_stages(**SMALL)
-    assert "other code" not in written(tmp_path / "same", stages, published(tmp_path / "same", stages[:2], RECORD))
-    store = published(tmp_path, stages[:2], {**RECORD, "source": "0f0f"})
+    assert "other code" not in written(
+        tmp_path / "same", stages, published(tmp_path / "same", stages[:2], HOSTILE_RECORD)
+    )
+    store = published(tmp_path, stages[:2], {**HOSTILE_RECORD, "source": "0f0f"})
     html = written(tmp_path, stages, store)
     assert "<strong>2 of 2 finished stages</strong> were made by other code (source 0f0f, commit abc" in html
 
 
 def test_what_a_machine_could_not_tell_is_left_out_of_the_page(tmp_path: Path) -> None:
     stages = study_stages(**SMALL)
-    store = published(tmp_path, stages[:1], {**RECORD, "host": None, "user": None, "git": None})
+    store = published(tmp_path, stages[:1], {**HOSTILE_RECORD, "host": None, "user": None, "git": None})
     found = provenance(Plan.of("demo", stages, store.finished_ids()), store)
     assert "host" not in found["facts"]
     assert found["facts"]["commit"] == ["not from a checkout"]
@@ -797,7 +708,13 @@ def test_what_a_machine_could_not_tell_is_left_out_of_the_page(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "record",
-    [{"host": "h"}, [], {**RECORD, "packages": None}, {**RECORD, "duration_s": "?"}, {**RECORD, "execution": {"x": 1}}],
+    [
+        {"host": "h"},
+        [],
+        {**HOSTILE_RECORD, "packages": None},
+        {**HOSTILE_RECORD, "duration_s": "?"},
+        {**HOSTILE_RECORD, "execution": {"x": 1}},
+    ],
 )
 def test_a_record_that_cannot_be_read_is_counted(tmp_path: Path, record: object) -> None:
     stages = study_stages(**SMALL)
@@ -811,7 +728,7 @@ def test_cost_is_what_was_reserved_while_a_stage_ran(tmp_path: Path) -> None:
     """1.5 s each; a measurement has the machines of the stage that it follows."""
     stages = study_stages(**SMALL)[:6]
     run_config = {"train_workers": 2, "train_cpus": 4.0, "train_gpus": 1.0, "rollout_workers": 3, "rollout_gpus": 0.5}
-    store = published(tmp_path, stages, {**RECORD, "execution": run_config})
+    store = published(tmp_path, stages, {**HOSTILE_RECORD, "execution": run_config})
     spent = provenance(Plan.of("demo", stages, store.finished_ids()), store)["spent"]
     hour = 1.5 / 3600
     assert {row["kind"]: (row["n"], row["core_hours"] / hour, row["gpu_hours"] / hour) for row in spent} == {
@@ -824,13 +741,13 @@ def test_cost_is_what_was_reserved_while_a_stage_ran(tmp_path: Path) -> None:
 
 
 def test_the_summary_has_wilsons_interval_of_sampled_answers() -> None:
-    rows = world(**SMALL).query("kind == 'sft'").assign(sampled=16, answer_correct=4)
+    rows = simulated_results(**SMALL).query("kind == 'sft'").assign(sampled=16, answer_correct=4)
     found = page.summary(rows).iloc[0]
-    expected = wilson(4 * N, 16 * N)
+    expected = wilson(4 * PROMPTS_PER_CELL, 16 * PROMPTS_PER_CELL)
     assert (found["sampled_accuracy"], found["sampled_low"], found["sampled_high"]) == pytest.approx(
         (expected.mean, expected.low, expected.high)
     )
-    assert page.summary(world(**SMALL))["sampled_low"].isna().all()
+    assert page.summary(simulated_results(**SMALL))["sampled_low"].isna().all()
 
 
 def test_pass_at_k_is_exact_for_answers_and_estimated_for_traces():

@@ -12,9 +12,9 @@ from rayexp.store.artifacts import DamagedError, Store, StoreError
 from rayexp.store.probe import require_shareable
 from rayexp.tasks.strings import World
 from rayexp.telemetry.metric_log import MetricLog
-from tests.conftest import tiny_chain
+from tests.fixtures.factories import tiny_chain
 
-STAGE = tiny_chain(World("composition"))["pretrain"]
+STAGE = tiny_chain(World("composition")).pretrain
 TABLE = pa.table({"step": [1, 2], "value": [0.5, 0.25]})
 PLACE = f"stages/{STAGE.id}"
 BAD_NAMES = ["../x", "stages/../../x", "/etc/passwd", "", ".", "a\\b", "a\0b"]
@@ -126,7 +126,7 @@ def test_a_missing_file_is_named(store, artifact):
 
 
 def test_a_spec_that_is_not_the_ids_is_refused(store, artifact):
-    other = tiny_chain(World("depth"))["pretrain"]
+    other = tiny_chain(World("depth")).pretrain
     store.publish(STAGE, artifact, {})
     overwrite(store, f"{PLACE}/spec.json", other.model_dump_json().encode())
     with pytest.raises(StoreError, match=f"holds the stage {other.id}"):

@@ -20,10 +20,10 @@ from rayexp.store.filesystem import Files, StoreError, resolved
 from rayexp.store.probe import require_shareable, require_writable
 from rayexp.tasks.strings import World
 from rayexp.timeouts import run_with_timeout
-from tests.conftest import tiny_chain
+from tests.fixtures.factories import tiny_chain
 from tests.fixtures.s3 import S3Server
 
-STAGE = tiny_chain(World("composition"))["pretrain"]
+STAGE = tiny_chain(World("composition")).pretrain
 
 
 @pytest.fixture(autouse=True)

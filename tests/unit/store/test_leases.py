@@ -31,11 +31,10 @@ from rayexp.store.leases import (
 from rayexp.sweep.plan import Trial
 from rayexp.sweep.scheduler import PlanSearcher
 from rayexp.tasks.strings import World
-from tests.conftest import tiny_chain
-from tests.unit.sweep.test_scheduler import EXECUTION
+from tests.fixtures.factories import tiny_chain
 
 STAGES = tiny_chain(World("composition"))
-STAGE = STAGES["pretrain"]
+STAGE = STAGES.pretrain
 FAST = {"beat_s": 0.1, "expiry_s": 0.5}
 
 
@@ -247,9 +246,9 @@ def test_training_does_not_begin_in_a_store_that_is_not_the_drivers(another, tmp
         with pytest.raises(NotSharedError):
             supervised.run_in_process([STAGE], RunConfig(**settings), lambda report: pytest.fail("it trained"))
         with pytest.raises(NotSharedError):
-            grpo.run(STAGES["grpo"], [], RunConfig(**settings), lambda report: pytest.fail("it trained"))
+            grpo.run(STAGES.grpo, [], RunConfig(**settings), lambda report: pytest.fail("it trained"))
         with pytest.raises(NotSharedError):
-            Learner().begin(STAGES["grpo"].model_dump_json(), RunConfig(**settings).model_dump_json())
+            Learner().begin(STAGES.grpo.model_dump_json(), RunConfig(**settings).model_dump_json())
     assert another.empty()
 
 
@@ -294,7 +293,7 @@ def test_a_process_that_wakes_in_the_middle_of_publishing_is_stopped_before_the_
 
 def test_two_searchers_on_one_store_hand_out_each_trial_once(tmp_path, monkeypatch):
     """Whatever one finishes, the other takes as finished; both come to their end."""
-    kinds = [STAGES["pretrain"], STAGES["sft"], STAGES["grpo"]]
+    kinds = [STAGES.pretrain, STAGES.sft, STAGES.grpo]
     chain = [Trial(stage.id, "supervised", (stage,), (stage.parent.id,) if stage.parent else ()) for stage in kinds]
     artifact = tmp_path / "artifact"
     artifact.mkdir()
@@ -305,7 +304,7 @@ def test_two_searchers_on_one_store_hand_out_each_trial_once(tmp_path, monkeypat
     def drive(name):
         store = Store(str(tmp_path / "store"))
         with Leases(store.files, **FAST) as leases:
-            searcher = PlanSearcher(chain, EXECUTION, store, leases)
+            searcher = PlanSearcher(chain, RunConfig(store=store.url), store, leases)
             for number in range(10_000):
                 config = searcher.suggest(f"{name}-{number}")
                 if config == "FINISHED":

@@ -16,8 +16,7 @@ from rayexp.studies.choice import StudyArgs
 from rayexp.sweep import force
 from rayexp.sweep.plan import Plan
 from tests.fixtures import local_sweep
-from tests.unit.cli.test_cli import RECORD
-from tests.unit.reports.test_reports import published
+from tests.fixtures.simulated_study import RECORD, published
 
 STAGES = StudyArgs("demo", "toy", ood_ratios=(0.05,), kl_betas=(0.1, 1.0)).stages()
 PLAN = Plan.of("demo", STAGES, [stage.id for stage in STAGES])

@@ -11,9 +11,9 @@ from rayexp.sweep import placement, preflight
 from rayexp.sweep.placement import Node, fit_together, how_many, nodes_of
 from rayexp.sweep.plan import Plan
 from rayexp.tasks.strings import World
-from tests.conftest import tiny_chain
+from tests.fixtures.factories import tiny_chain
 
-PLAN = Plan.of("test", tiny_chain(World("composition")).values(), ())
+PLAN = Plan.of("test", tiny_chain(World("composition")), ())
 ONE_CPU = {"CPU": 1.0}
 
 

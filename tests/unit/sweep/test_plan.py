@@ -12,7 +12,7 @@ from rayexp.studies.presets import SCALES
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.preflight import PreflightError, require_software
 from rayexp.tasks.strings import World
-from tests.conftest import OPTIMISER, tiny_chain
+from tests.fixtures.factories import OPTIMISER, tiny_chain
 
 WANTED = STUDIES["composition"](SCALES["tiny"], Grid((0.0, 0.1), (0.0, 1.0), (0, 1)))
 
@@ -65,7 +65,7 @@ def test_stages_are_shared_and_parents_come_first():
 
 def test_what_a_wanted_stage_is_built_on_is_planned_too():
     chain = tiny_chain(World("depth"))
-    assert Plan.of("any", [chain["evaluate"]], ()).stages == tuple(chain.values())
+    assert Plan.of("any", [chain.evaluate], ()).stages == tuple(chain)
 
 
 def test_trials_are_a_supervised_one_for_each_pretraining_run_and_one_for_each_grpo_stage():
@@ -99,15 +99,15 @@ def test_a_finished_study_has_no_trials():
 
 def test_a_grpo_stage_that_is_finished_but_not_measured_is_measured_by_itself():
     chain = tiny_chain(World("depth"))
-    plan = Plan.of("any", chain.values(), [stage.id for stage in chain.values() if stage != chain["evaluate"]])
+    plan = Plan.of("any", chain, [stage.id for stage in chain if stage != chain.evaluate])
     (trial,) = plan.trials
-    assert (trial.id, trial.stages, trial.parents) == (chain["grpo"].id, (chain["evaluate"],), ())
+    assert (trial.id, trial.stages, trial.parents) == (chain.grpo.id, (chain.evaluate,), ())
     assert trial.kind == "supervised"
 
 
 def test_descendants_of_a_failed_trial():
     """A chain of three GRPO stages beside another one: only what is built on the failed one is blocked."""
-    first = tiny_chain(World("composition"))["grpo"]
+    first = tiny_chain(World("composition")).grpo
     second = GRPO(init=first, prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
     third = GRPO(init=second, prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
     beside = GRPO(init=first.init, prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
@@ -138,12 +138,12 @@ def test_every_study_plans_at_every_scale_in_every_variant_of_the_world(study, s
 def test_costs_grow_with_what_is_asked_for():
     chain = tiny_chain(World("composition"))
     traced = tiny_chain(World("composition", samples="trace"))
-    pretrain, grpo = chain["pretrain"], chain["grpo"]
+    pretrain, grpo = chain.pretrain, chain.grpo
     matrices = pretrain.decoder.parameters(64) - 64 * pretrain.decoder.width
     assert flops(pretrain) == 6 * matrices * pretrain.world.max_tokens * pretrain.samples
     assert flops(grpo.model_copy(update={"kl_beta": 0.0})) == flops(grpo) * 8 / 10
     assert flops(grpo.model_copy(update={"updates": 2})) == flops(grpo) * 16 / 10
-    assert flops(traced["evaluate"]) > 16 * flops(chain["evaluate"])
+    assert flops(traced.evaluate) > 16 * flops(chain.evaluate)
 
 
 def test_the_summary_counts():

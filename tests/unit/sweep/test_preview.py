@@ -19,8 +19,8 @@ from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.preview import ClusterResources, other_code, render_plan, states
 from rayexp.tasks.strings import World
-from tests.conftest import OPTIMISER, tiny_chain
-from tests.unit.reports.test_reports import published, study_stages
+from tests.fixtures.factories import OPTIMISER, tiny_chain
+from tests.fixtures.simulated_study import published, study_stages
 
 CPU = RunConfig().resolve(num_gpus=0)
 STAGES = study_stages(seeds=(0,), kl_betas=(0.1, 1.0), ood_ratios=(0.0, 0.01))
@@ -170,9 +170,9 @@ def test_sharing_is_counted_by_chains():
     count = {kind: {plan.copies[s.id] for s in STAGES if isinstance(s, kind)} for kind in (Pretrain, SFT, GRPO)}
     assert count == {Pretrain: {2}, SFT: {2}, GRPO: {1}}
     assert sum(plan.copies.values()) == 2 * 2 * 6  # ratios, betas, stages of a chain
-    above = GRPO(init=CHAIN["grpo"], prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
-    beside = GRPO(init=CHAIN["grpo"], prompts="id", kl_beta=1.0, optimiser=OPTIMISER, seed=0)
-    deep = Plan.of("deep", [CHAIN["evaluate"], above, beside, Evaluate(init=beside)], ())
+    above = GRPO(init=CHAIN.grpo, prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
+    beside = GRPO(init=CHAIN.grpo, prompts="id", kl_beta=1.0, optimiser=OPTIMISER, seed=0)
+    deep = Plan.of("deep", [CHAIN.evaluate, above, beside, Evaluate(init=beside)], ())
     by_label = {stage.label.rpartition("/")[2]: deep.copies[stage.id] for stage in deep.stages}
     assert by_label == {"pretrain": 2, "sft": 2, "grpo-ood-b0.1": 2, "evaluate": 1, "grpo-id-b0": 1, "grpo-id-b1": 1}
 
@@ -219,7 +219,7 @@ def test_the_plan_is_in_the_store_before_anything_runs(tmp_path, monkeypatch, ca
 
 
 def test_where_nothing_is_shared_it_says_so(tmp_path):
-    text = render_plan(Plan.of("demo", CHAIN.values(), ()), StoreIndex(Store(str(tmp_path))), CPU, TWO_CORES)
+    text = render_plan(Plan.of("demo", CHAIN, ()), StoreIndex(Store(str(tmp_path))), CPU, TWO_CORES)
     assert text.endswith("sharing: no two chains of this plan have a stage in common")
 
 

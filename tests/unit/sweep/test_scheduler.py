@@ -19,10 +19,10 @@ from rayexp.store.leases import Lease, Leases
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.sweep.scheduler import GRPOGroup, PlanSearcher, run_trial
 from rayexp.tasks.strings import World
-from tests.conftest import tiny_chain
+from tests.fixtures.factories import tiny_chain
 
 EXECUTION = RunConfig(store="somewhere")
-STAGE = tiny_chain(World("composition"))["pretrain"]
+STAGE = tiny_chain(World("composition")).pretrain
 
 
 def searcher_of(trials, fail_fast=False):
@@ -106,16 +106,16 @@ def test_a_failure_names_its_stage_once(why):
 
 def test_a_trial_is_told_its_stages_and_how_to_run_them():
     chain = tiny_chain(World("composition"))
-    plan = Plan.of("any", chain.values(), ())
+    plan = Plan.of("any", chain, ())
     searcher = searcher_of(plan.trials)
     config = searcher.suggest("1")
-    assert [parse_stage(text) for text in config["stages"]] == [chain["pretrain"], chain["sft"]]
+    assert [parse_stage(text) for text in config["stages"]] == [chain.pretrain, chain.sft]
     assert config["kind"] == "supervised"
     told = RunConfig.model_validate_json(config["execution"])
     assert told.model_copy(update={"lease": ""}) == EXECUTION
     assert Lease.parse(told.lease).work == plan.trials[0].id
     searcher.on_trial_complete("1")
-    assert [parse_stage(text) for text in searcher.suggest("2")["stages"]] == [chain["grpo"], chain["evaluate"]]
+    assert [parse_stage(text) for text in searcher.suggest("2")["stages"]] == [chain.grpo, chain.evaluate]
 
 
 def test_a_trial_that_another_driver_has_is_noted():

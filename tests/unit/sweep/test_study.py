@@ -18,8 +18,7 @@ from rayexp.studies.choice import StudyArgs
 from rayexp.sweep import study as module
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.study import Study
-from tests.unit.cli.test_cli import RECORD
-from tests.unit.reports.test_reports import published
+from tests.fixtures.simulated_study import RECORD, published
 
 
 def stages(**grid) -> list[Stage]:

@@ -40,12 +40,12 @@ def test_a_number_without_a_definition_is_refused():
 
 
 def test_a_report_says_which_stage_it_is_about_and_how_far_it_is(chain):
-    said = report(chain["sft"], 1, sft={"id/loss": 2.0})
+    said = report(chain.sft, 1, sft={"id/loss": 2.0})
     assert said == {
-        "stage": chain["sft"].label,
-        "stage_id": chain["sft"].id,
+        "stage": chain.sft.label,
+        "stage_id": chain.sft.id,
         "step": 1,
-        "steps": chain["sft"].steps,
+        "steps": chain.sft.steps,
         "timesteps_total": 1,
         "sft/id/loss": 2.0,
     }
@@ -56,7 +56,7 @@ def test_every_number_of_a_grpo_step_is_defined(chain, model):
     prompts = [[1, 5, 6, 7], [1, 8, 9, 7]]
     completions = TorchSampler(model).generate(prompts, seeds=[0, 1024], group_size=4, max_tokens=[3, 3])
     rewards_PG = np.array([[1, 0, 0, 1], [0, 0, 0, 0]], dtype=np.float32)
-    learner = PolicyLearner(chain["grpo"], model)
+    learner = PolicyLearner(chain.grpo, model)
     learning = learner.update(rollout_batches([0, 1], prompts, completions, rewards_PG), max_logprob_mismatch=1.0)
     rollouts = rollout_statistics(rewards_PG, completions) | {"tokens_per_s": 1.0}
     assert set(named(grpo=learning, rollout=rollouts)) == {m.name for m in METRICS.values() if m.stage == "grpo"}

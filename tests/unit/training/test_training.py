@@ -28,7 +28,7 @@ from rayexp.spec import AdamW, RunConfig
 from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings import Corpus, World, vocabulary
 from rayexp.training.trainer import Trainer, learning_rate
-from tests.conftest import MICRO, OPTIMISER, tiny_chain
+from tests.fixtures.factories import MICRO, OPTIMISER, tiny_chain
 
 STEPS = 20
 CORPUS = Corpus(World("composition"), seed=0)
@@ -211,7 +211,7 @@ def test_the_number_of_parameters_is_the_predicted_one(name):
 
 
 def grpo_spec(**changes):
-    spec = tiny_chain(World("composition"))["grpo"]
+    spec = tiny_chain(World("composition")).grpo
     return spec.model_copy(update={"optimiser": OPTIMISER.model_copy(update={"schedule": "constant"}), **changes})
 
 
