@@ -19,13 +19,14 @@ from torch import Tensor
 from rayexp import rng
 from rayexp.evaluation.mass import gold_scores
 from rayexp.models import decoder
-from rayexp.rl import objectives
-from rayexp.rl.learner import PolicyLearner, rollout_batches
+from rayexp.rl.learner import PolicyLearner
+from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import GRPO, SFT, Pretrain
 from rayexp.studies.presets import SCALES, Budget
 from rayexp.tasks.strings import Corpus, TokenBatch, Verifier, World, vocabulary
+from rayexp.training.loss import next_token_loss
 from rayexp.training.trainer import Trainer
 
 GEMM_SIZE = 8192
@@ -117,7 +118,7 @@ class Chain:
             tokens_NT = torch.from_numpy(token_batch.tokens_NT.astype(np.int64)).to(self.device, non_blocking=True)
             with trainer.precision():
                 logits_NTV = trainer.model(input_ids=tokens_NT[:, :-1], use_cache=False).logits
-            return objectives.next_token_loss(logits_NTV, tokens_NT, start).sum() / counted
+            return next_token_loss(logits_NTV, tokens_NT, start).sum() / counted
 
         trainer.step([lambda r=r, s=s: loss(r, s) for r, s in zip(token_batches, starts, strict=True)])
         return sum(r.tokens_NT[:, 1:].size for r in token_batches)

@@ -28,7 +28,8 @@ from rayexp.execution.grpo import Task
 from rayexp.execution.supervised import run_in_process
 from rayexp.models import decoder
 from rayexp.rl import learner as policies
-from rayexp.rl.learner import PolicyLearner, rollout_batches
+from rayexp.rl.learner import PolicyLearner
+from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.base import Sampler
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler

@@ -11,7 +11,8 @@ import torch
 from rayexp.distributed.rpc import this_call
 from rayexp.evaluation.measure import measure
 from rayexp.models import decoder
-from rayexp.rl.learner import PolicyLearner, RolloutBatch
+from rayexp.rl.learner import PolicyLearner
+from rayexp.rl.rollouts import RolloutBatch
 from rayexp.sampling.base import Completions
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import GRPO, Evaluate, RunConfig, parse_stage
@@ -65,7 +66,7 @@ class Learner:
         """Current weights where they are; a copy, for what Ray hands on directly is not to change on the way."""
         return {name: tensor.detach().clone() for name, tensor in self._policy.model.state_dict().items()}
 
-    def update(self, batches: list[RolloutBatch], rollout_statistics: dict[str, float]) -> dict[str, float]:
+    def update(self, batches: list[RolloutBatch[np.ndarray]], rollout_statistics: dict[str, float]) -> dict[str, float]:
         """One GRPO step on these rollouts; see ``PolicyLearner.update`` for what it raises."""
         with logs.log_context(lambda: f"{self._spec.label}, step {self.completed() + 1}"):
             statistics = self._policy.update(batches, self._execution.mismatch_limit(self._spec.optimiser.precision))

@@ -15,7 +15,7 @@ from rayexp.errors import error_context, first_line
 from rayexp.execution import evaluate
 from rayexp.execution.rollout_log import RolloutLog
 from rayexp.models import decoder
-from rayexp.rl.learner import rollout_batches
+from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.base import Completions, prompt_seed
 from rayexp.spec import GRPO, Evaluate, RunConfig
 from rayexp.store.artifacts import Store

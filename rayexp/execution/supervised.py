@@ -31,12 +31,12 @@ from rayexp.distributed.saving import Saving
 from rayexp.errors import NotFiniteError, PermanentError, StageError, error_context, first_line, sentence
 from rayexp.execution import evaluate, pretrain, sft
 from rayexp.models import decoder
-from rayexp.rl import objectives
 from rayexp.spec import SFT, Evaluate, Pretrain, RunConfig, Stage, parse_stage
 from rayexp.store.artifacts import Store
 from rayexp.tasks.strings import TokenBatch, vocabulary
 from rayexp.telemetry import logs
 from rayexp.telemetry.metric_log import MetricLog, PhaseTimer, report
+from rayexp.training.loss import next_token_loss
 from rayexp.training.trainer import Trainer, learning_rate
 
 Progress = Callable[[dict[str, Any]], None]
@@ -256,7 +256,7 @@ def _nll(trainer: Trainer, token_batch: TokenBatch, start: int) -> Tensor:
     inputs_NT = functional.pad(tokens_NT[:, :-1], (0, 0, 0, -rows % trainer.row_multiple), value=vocabulary.PAD)
     with trainer.precision():
         logits_NTV = trainer.model(input_ids=inputs_NT, use_cache=False).logits
-    return objectives.next_token_loss(logits_NTV[:rows], tokens_NT, start)
+    return next_token_loss(logits_NTV[:rows], tokens_NT, start)
 
 
 @torch.no_grad()

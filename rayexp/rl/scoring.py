@@ -8,7 +8,6 @@ differently, _K the number of a prompt and tokens.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,25 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
 from rayexp.models import decoder
-
-#: Rows are read in multiples of so many. A CPU's bf16 kernels are generated for each shape that is new: without this a
-#: tiny GRPO step took 1.4 times as long (benchmarks/step.py).
-ROW_MULTIPLE = 32
-
-
-def pad_rows(keys_U: np.ndarray) -> np.ndarray:
-    """With the last row repeated up to a multiple of ``ROW_MULTIPLE``; nobody reads what comes of the repetitions."""
-    return np.concatenate([keys_U, np.repeat(keys_U[-1:], -len(keys_U) % ROW_MULTIPLE, axis=0)])
-
-
-def gather_cache_rows(cache: DynamicCache, row_U: Tensor) -> None:
-    """Row i of the cache becomes what row ``row_U[i]`` was; where one is taken several times, gradients add up.
-
-    transformers' ``batch_select_indices`` does the same by indexing, which takes 2.6 times as long on a CPU.
-    """
-    for layer in cast(list[Any], cache.layers):  # transformers' types know no layer's tensors
-        layer.keys = layer.keys.index_select(0, row_U)
-        layer.values = layer.values.index_select(0, row_U)
+from rayexp.models.cache import gather_cache_rows, pad_rows
+from rayexp.objectives.kl import kl_to_reference
+from rayexp.objectives.losses import Scores
 
 
 @dataclass(frozen=True)
@@ -88,3 +71,15 @@ def completion_logprobs(model: LlamaForCausalLM, inputs_NT: Tensor, completion_t
     [N, C, V], fp32."""
     logits_NCV = model(input_ids=inputs_NT, use_cache=False, logits_to_keep=completion_tokens).logits
     return logits_NCV.float().log_softmax(dim=-1)
+
+
+def score_tokens(
+    policy_NCV: Tensor, reference_NCV: Tensor | None, tokens_NC: Tensor, mask_NC: Tensor, kl_estimator: str
+) -> Scores:
+    """Return what a loss reads of log-probabilities over the vocabulary. Without a reference there is no KL."""
+    with torch.no_grad():
+        entropy_NC = -(policy_NCV.exp() * policy_NCV).sum(dim=-1)
+    kl_NC = None
+    if reference_NCV is not None:
+        kl_NC = kl_to_reference(policy_NCV, reference_NCV, tokens_NC, mask_NC, kl_estimator)
+    return Scores(policy_NCV.gather(-1, tokens_NC[..., None]).squeeze(-1), entropy_NC, kl_NC)

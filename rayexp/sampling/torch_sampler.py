@@ -13,7 +13,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from rayexp import rng
 from rayexp.models import decoder
-from rayexp.rl.scoring import gather_cache_rows, pad_rows
+from rayexp.models.cache import gather_cache_rows, pad_rows
 from rayexp.sampling.base import Completions, Weights, as_tensors
 from rayexp.sampling.cuda_graph import CapturedStep
 from rayexp.tasks.strings import vocabulary

@@ -9,7 +9,8 @@ import ray
 from rayexp.distributed.rollout_manager import ParityError, RolloutManager
 from rayexp.execution.grpo import Task
 from rayexp.models import decoder
-from rayexp.rl.learner import MismatchError, PolicyLearner, rollout_batches
+from rayexp.rl.learner import MismatchError, PolicyLearner
+from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.spec import RunConfig
 from rayexp.studies.presets import DECODERS

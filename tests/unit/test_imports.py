@@ -8,7 +8,7 @@ import pytest
 
 from tests.fixtures.checkout import ROOT
 
-PURE = ("tasks", "models", "rl", "training", "sampling", "evaluation")
+PURE = ("tasks", "models", "objectives", "rl", "training", "sampling", "evaluation")
 
 
 def module_of(file):
@@ -51,3 +51,13 @@ def test_importing_the_pure_core_imports_no_ray():
     loaded = {name.split(".")[0] for name in result.stdout.split()}
     assert {"rayexp", "torch"} <= loaded
     assert not loaded & {"ray", "vllm"}
+
+
+def test_objectives_are_named_where_there_is_no_torch():
+    """A plan validates the names; and nothing of the project is below them."""
+    modules = [module for module in FILES if module.startswith("rayexp.objectives")]
+    program = f"import importlib, sys; [importlib.import_module(m) for m in {modules}]; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(result.stdout.split())
+    assert "torch" not in loaded
+    assert {name for name in loaded if name.split(".")[0] == "rayexp"} == {"rayexp", *modules}

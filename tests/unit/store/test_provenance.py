@@ -115,14 +115,14 @@ def test_the_repository_of_a_git_hook_is_not_taken_for_the_packages(repository, 
 
 
 def test_a_change_of_code_that_stages_run_changes_the_fingerprint_and_no_other_does(tmp_path):
-    for name in ("rl/objectives.py", "cli/run.py", "reports/page.py"):
+    for name in ("objectives/losses.py", "cli/run.py", "reports/page.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("loss = 1")
     before = fingerprint(tmp_path)
     (tmp_path / "reports" / "page.py").write_text("title = 2")
-    (tmp_path / "rl" / "notes.txt").write_text("x")
+    (tmp_path / "objectives" / "notes.txt").write_text("x")
     assert fingerprint(tmp_path) == before
-    (tmp_path / "rl" / "objectives.py").write_text("loss = 3")
+    (tmp_path / "objectives" / "losses.py").write_text("loss = 3")
     assert fingerprint(tmp_path) != before
 
 

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from rayexp.execution.grpo import rollout_statistics, tokens_sampled
-from rayexp.rl.learner import PolicyLearner, rollout_batches
+from rayexp.rl.learner import PolicyLearner
+from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.telemetry import grafana
 from rayexp.telemetry.metric_log import MetricLog, report

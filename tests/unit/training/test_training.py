@@ -8,27 +8,16 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, LlamaForCausalLM
 
-from rayexp.distributed.rollout_manager import RolloutWorker
 from rayexp.errors import NotFiniteError
 from rayexp.models import decoder as decoders
-from rayexp.rl.learner import MismatchError, PolicyLearner, rollout_batches
-from rayexp.rl.objectives import GRPOSettings, Rollouts, grpo_loss, next_token_loss
-from rayexp.rl.scoring import ROW_MULTIPLE, UniquePrefixes, completion_logprobs, group_logprobs
-from rayexp.sampling.base import Completions, prompt_seed
-from rayexp.sampling.cuda_graph import StaticStep
-from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.spec import AdamW, RunConfig
+from rayexp.spec import AdamW
 from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings import Corpus, World, vocabulary
+from rayexp.training.loss import next_token_loss
 from rayexp.training.trainer import Trainer, learning_rate
-from tests.fixtures.factories import MICRO, OPTIMISER, tiny_chain
+from tests.fixtures.factories import MICRO, OPTIMISER
+from tests.fixtures.weights import same, weights
 
 STEPS = 20
 CORPUS = Corpus(World("composition"), seed=0)
@@ -42,7 +31,6 @@ GOLDEN_LOSSES = [
     2.541566, 2.511393, 2.478355, 2.481248, 2.462718,
 ]
 # fmt: on
-GOLDEN_UPDATES = [(0.0, 0.0, 1.351103), (0.000993, 0.047686, 1.270126), (0.008700, 0.420324, 1.135734)]
 
 
 def losses_of_step(trainer, step, record):
@@ -72,14 +60,6 @@ def train(trainer, stop):
 
 def micro_trainer(seed=0, optimiser=OPTIMISER):
     return Trainer(decoders.build(MICRO, seed), optimiser, STEPS)
-
-
-def weights(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # Supervised
@@ -205,280 +185,3 @@ def test_equal_seeds_build_equal_decoders_and_leave_the_generator_alone():
 def test_the_number_of_parameters_is_the_predicted_one(name):
     model = decoders.build(DECODERS[name], seed=0)
     assert sum(p.numel() for p in model.parameters()) == DECODERS[name].parameters(vocabulary.SIZE)
-
-
-# GRPO
-
-
-def grpo_spec(**changes):
-    spec = tiny_chain(World("composition")).grpo
-    return spec.model_copy(update={"optimiser": OPTIMISER.model_copy(update={"schedule": "constant"}), **changes})
-
-
-def rollouts(model, group=4):
-    """Numbered prompts of two lengths, completions, and rewards that do not depend on them."""
-    prompts = [row for role in ("id", "ood") for r in CORPUS.tasks("grpo", role, np.arange(6)) for row in r.prompts]
-    seeds = [prompt_seed("test", i) for i in range(len(prompts))]
-    drawn = TorchSampler(model).generate(prompts, seeds, group, [5] * len(prompts))
-    rewards_PG = (np.arange(len(prompts) * group).reshape(-1, group) % 3 == 0).astype(np.float32)
-    return list(range(len(prompts))), prompts, drawn, rewards_PG
-
-
-def test_golden_grpo_updates(model):
-    """Three updates on the same rollouts: loss, KL to the reference and gradient norm of each."""
-    learner = PolicyLearner(grpo_spec(), model)
-    reference = weights(learner.reference)
-    batches = rollout_batches(*rollouts(model))
-    found = [learner.update(batches, max_logprob_mismatch=math.inf) for _ in range(3)]
-    values = [(step["loss"], step["kl"], step["grad_norm"]) for step in found]
-    for value, golden in zip(values, GOLDEN_UPDATES, strict=True):
-        assert value == pytest.approx(golden, abs=1e-5)
-    assert found[0]["max_logprob_mismatch"] < 1e-5
-    assert found[0]["sampler_kl"] == pytest.approx(0, abs=1e-5)
-    assert found[0]["effective_sample_share"] == pytest.approx(1, abs=1e-5)
-    assert found[2]["effective_sample_share"] < 0.999
-    assert same(weights(learner.reference), reference)
-    assert not same(weights(learner.model), reference)
-
-
-@pytest.mark.parametrize("spare_rows", [0, 5])
-def test_a_step_on_fixed_memory_is_a_step_of_a_growing_cache(model, spare_rows):
-    """What a GPU captures, twice over the same memory: the second prompt finds nothing of the first."""
-    group, limit, length = 3, 4, 7
-    fixed = StaticStep(model, 4 * group + spare_rows, length, limit)
-    for seed in range(2):
-        random = torch.Generator().manual_seed(seed)
-        prompts_PT = torch.randint(vocabulary.SIZE, (4, length), generator=random)
-        tokens_NC = torch.randint(vocabulary.SIZE, (4 * group, limit), generator=random)
-        cache = DynamicCache()
-        with torch.no_grad():
-            model(input_ids=prompts_PT, past_key_values=cache, use_cache=True)
-            step = fixed.begin(cache, group)
-            whole_NT = torch.cat([prompts_PT.repeat_interleave(group, dim=0), tokens_NC], dim=1)
-            expected_NTV = model(input_ids=whole_NT, use_cache=False).logits
-            for position in range(limit):
-                torch.testing.assert_close(step(tokens_NC[:, position]), expected_NTV[:, length + position])
-
-
-def test_a_step_in_bf16_sees_weights_that_were_written_in_place(model):
-    """Inside of one autocast context, which keeps copies of weights: a graph would go on reading those."""
-    fixed, cache, token_N = StaticStep(model, 4, 7, 4), DynamicCache(), torch.arange(4)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        model(input_ids=torch.zeros((4, 7), dtype=torch.int64), past_key_values=cache, use_cache=True)
-        before_NV = fixed.begin(cache, 1)(token_N)
-        model.lm_head.weight.mul_(2)
-        torch.testing.assert_close(fixed.begin(cache, 1)(token_N), 2 * before_NV)
-
-
-class NothingFromTheHost(TorchDispatchMode):
-    """Refuses tensors that are made of Python's numbers, which a CUDA graph can't copy to its device."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket is not torch.ops.aten.lift_fresh, "a tensor of the host's numbers"
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_step_neither_waits_for_a_value_nor_takes_one_from_the_host():
-    """What capturing it needs, on tensors without values: whoever asks for one is refused."""
-    with FakeTensorMode(), torch.no_grad():
-        model = LlamaForCausalLM(decoders.config(MICRO))
-        cache, fixed, token_N = DynamicCache(), StaticStep(model, 8, 7, 4), torch.zeros(8, dtype=torch.int64)
-        model(input_ids=torch.zeros((4, 7), dtype=torch.int64), past_key_values=cache, use_cache=True)
-        step = fixed.begin(cache, 2)
-        with NothingFromTheHost():
-            assert step(token_N).shape == (8, vocabulary.SIZE)
-        with pytest.raises(AssertionError, match="numbers"), NothingFromTheHost():
-            torch.tensor([1])
-        with pytest.raises(DataDependentOutputException):
-            step(token_N).max().item()
-
-
-def test_samples_of_another_policy_are_refused(model):
-    learner = PolicyLearner(grpo_spec(), model)
-    numbers, prompts, drawn, rewards_PG = rollouts(model)
-    before = weights(model)
-    drawn.logprobs_NC[5, 0] += 0.05
-    with pytest.raises(MismatchError, match=r"differ by 0\.05 nats .* max_logprob_mismatch = 0\.02"):
-        learner.update(rollout_batches(numbers, prompts, drawn, rewards_PG), max_logprob_mismatch=0.02)
-    assert same(weights(model), before)
-    assert learner.trainer.completed_steps == 0
-
-
-def test_several_updates_start_from_the_policy_that_sampled(model):
-    """Statistics are those of the first one, and the ratio of the second refers to the policy before it."""
-    once, twice = (PolicyLearner(grpo_spec(updates=n), decoders.build(MICRO, 1)) for n in (1, 2))
-    batches = rollout_batches(*rollouts(model))
-    one, two = (learner.update(batches, 0.02) for learner in (once, twice))
-    assert one == pytest.approx(two | {"clipped": 0.0}, abs=1e-6)
-    assert (once.trainer.completed_steps, twice.trainer.completed_steps) == (1, 2)
-    assert not same(weights(once.model), weights(twice.model))
-    once.update(batches, math.inf)  # takes its own policy for the one that sampled
-    assert not same(weights(once.model), weights(twice.model))
-
-
-def test_what_the_clip_cuts_is_counted_over_all_updates(model):
-    """The first of two starts at a ratio of 1, where nothing is cut: the mean is half of what the second one cuts."""
-    spec = grpo_spec(kl_beta=0.0, clip_ratio=0.01)
-    batches = rollout_batches(*rollouts(model))
-    once, twice = (PolicyLearner(spec.model_copy(update={"updates": n}), decoders.build(MICRO, 1)) for n in (1, 2))
-    settings = GRPOSettings(0.0, "exact", "loss", spec.advantage, spec.loss_reduction, spec.clip_ratio)
-
-    def logprobs(batch):
-        with torch.no_grad():
-            return group_logprobs(once.model, UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC))
-
-    def cut_by_the_next_update(batch, before_NCV):
-        tokens_NC = torch.tensor(batch.tokens_NC)
-        old_NC = before_NCV.gather(-1, tokens_NC[..., None]).squeeze(-1)
-        drawn = Rollouts(tokens_NC, torch.tensor(batch.mask_NC), torch.tensor(batch.rewards_PG), None, old_NC)
-        return grpo_loss(logprobs(batch), drawn, settings)[1]["clipped"].item()
-
-    before = [logprobs(batch) for batch in batches]
-    assert once.update(batches, 0.02)["clipped"] == 0
-    completions = sum(len(batch.tokens_NC) for batch in batches)
-    second = sum(map(cut_by_the_next_update, batches, before)) / completions
-    assert second > 0.05
-    assert twice.update(batches, 0.02)["clipped"] == pytest.approx(second / 2, abs=1e-6)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("kl_beta", [0.0, 0.1])
-@pytest.mark.parametrize("decoder", ["toy", "tiny", "small"])
-def test_equal_rewards_leave_the_weights_alone(decoder, kl_beta, precision):
-    """To the last bit, also at the reference: the KL's gradient there is zero, and not what rounding makes of it."""
-    model = decoders.build(DECODERS[decoder], seed=1)
-    learner = PolicyLearner(grpo_spec(kl_beta=kl_beta, optimiser=AdamW(learning_rate=1e-2, precision=precision)), model)
-    assert (learner.reference is None) == (kl_beta == 0)
-    before = weights(model)
-    numbers, prompts, drawn, rewards_PG = rollouts(model)
-    batches = rollout_batches(numbers, prompts, drawn, np.ones_like(rewards_PG))
-    statistics = learner.update(batches, max_logprob_mismatch=0.1)
-    assert statistics["grad_norm"] == 0
-    assert same(weights(model), before)
-
-
-def test_stale_samples_are_weighed_by_the_ratio_to_the_policy_that_drew_them(model):
-    """Gradient of the first update, against the loss by hand: the mean over tokens of -min(r A, clip(r) A)."""
-    spec = grpo_spec(staleness=1, kl_beta=0.0, advantage="mean_only")
-    drawn = rollouts(decoders.build(MICRO, seed=2))
-    learner = PolicyLearner(spec, model)
-    batches = rollout_batches(*drawn)
-    total = torch.zeros(())
-    for batch in batches:
-        tokens_NC, mask_NC = torch.tensor(batch.tokens_NC), torch.tensor(batch.mask_NC)
-        rewards_PG = torch.tensor(batch.rewards_PG)
-        advantage_N1 = (rewards_PG - rewards_PG.mean(dim=1, keepdim=True)).reshape(-1, 1)
-        logprobs_NCV = group_logprobs(model, UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC))
-        chosen_NC = logprobs_NCV.gather(-1, tokens_NC[..., None]).squeeze(-1)
-        ratio_NC = (chosen_NC - torch.tensor(batch.sampler_logprobs_NC)).exp()
-        gain_NC = torch.minimum(ratio_NC * advantage_N1, ratio_NC.clamp(0.8, 1.2) * advantage_N1) * mask_NC
-        total = total - (gain_NC.sum(dim=1) / mask_NC.sum(dim=1)).sum()
-    (total / drawn[3].size).backward()
-    expected = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-    model.zero_grad()
-    found = learner.update(batches, max_logprob_mismatch=1e-9)
-    assert found["grad_norm"] == pytest.approx(expected.item(), rel=1e-4)
-    assert found["max_logprob_mismatch"] > 0.1
-    assert found["clipped"] > 0
-    with pytest.raises(MismatchError):
-        PolicyLearner(grpo_spec(kl_beta=0.0), model).update(batches, max_logprob_mismatch=1e-9)
-
-
-def test_weights_that_were_handed_out_do_not_follow_the_learner(model):
-    learner = PolicyLearner(grpo_spec(), model)
-    handed_out = learner.weights()
-    before = {name: array.copy() for name, array in handed_out.items()}
-    learner.update(rollout_batches(*rollouts(model)), 0.02)
-    assert all((handed_out[name] == before[name]).all() for name in before)
-    assert any((handed_out[name] != array).any() for name, array in learner.weights().items())
-
-
-def test_a_rollout_worker_computes_in_the_threads_it_was_given_cores_for():
-    """And not in those that OMP_NUM_THREADS or the machine says, which round differently."""
-    torch.set_num_threads(3)
-    try:
-        RolloutWorker(MICRO.model_dump_json(), "torch", "cpu", "fp32", cpus=0.5)
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(1)
-
-
-@pytest.mark.parametrize(
-    ("stated", "precision", "limit"), [(None, "fp32", 0.02), (None, "bf16", 1.0), (0.1, "bf16", 0.1)]
-)
-def test_the_limit_on_mismatch_is_that_of_the_precision_unless_stated(stated, precision, limit):
-    assert RunConfig(max_logprob_mismatch=stated).mismatch_limit(precision) == limit
-
-
-def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
-    numbers, prompts, drawn, rewards_PG = rollouts(model)
-    shuffle = [7, 0, 11, 3, 8, 1, 9, 2, 10, 4, 6, 5]
-    rows = [i * 4 + j for i in shuffle for j in range(4)]
-    shuffled = Completions(drawn.tokens_NC[rows], drawn.logprobs_NC[rows], drawn.length_N[rows], 0)
-    batches = rollout_batches(shuffle, [prompts[i] for i in shuffle], shuffled, rewards_PG[shuffle])
-
-    def lines(batch):
-        for n, (tokens, mask, logprobs) in enumerate(
-            zip(batch.tokens_NC, batch.mask_NC, batch.sampler_logprobs_NC, strict=True)
-        ):
-            length = int(mask.sum())
-            prompt, reward = batch.prompts_PT[n // 4], batch.rewards_PG[n // 4, n % 4]
-            yield (
-                int(batch.numbers_P[n // 4]),
-                prompt.tolist(),
-                tokens[:length].tolist(),
-                logprobs[:length].tolist(),
-                float(reward),
-            )
-
-    expected = [
-        (
-            numbers[n // 4],
-            prompts[n // 4].tolist(),
-            row,
-            drawn.logprobs_NC[n, : len(row)].tolist(),
-            float(rewards_PG[n // 4, n % 4]),
-        )
-        for n, row in enumerate(drawn.rows)
-    ]
-    assert sorted(line for batch in batches for line in lines(batch)) == sorted(expected)
-    lengths = [batch.prompts_PT.shape[1] for batch in batches]
-    assert lengths == sorted(set(lengths))
-    assert len(lengths) > 1
-
-
-@pytest.mark.parametrize(("completion_tokens", "symbols"), [(1, 60), (5, 60), (5, 10)])
-def test_what_a_group_shares_changes_neither_value_nor_gradient(completion_tokens, symbols):
-    """Against each completion with its own prompt; of two symbols only, many completions begin alike."""
-    model = decoders.build(DECODERS["tiny"], seed=5)
-    generator = torch.Generator().manual_seed(0)
-    prompts_PT = torch.randint(8, 60, (3, 7), generator=generator)
-    tokens_NC = torch.randint(8, symbols, (60, completion_tokens), generator=generator)
-    weights_NCV = torch.randn((60, completion_tokens, 64), generator=generator)
-    prefixes = UniquePrefixes.of(prompts_PT.numpy(), tokens_NC.numpy())
-    different = {(1, 60): 3, (5, 60): 60, (5, 10): 29}[completion_tokens, symbols]
-    assert len(prefixes.row_N.unique()) == different
-    whole_NT = torch.cat([prompts_PT.repeat_interleave(20, dim=0), tokens_NC[:, :-1]], dim=1)
-    found = []
-    for logprobs_NCV in (group_logprobs(model, prefixes), completion_logprobs(model, whole_NT, completion_tokens)):
-        (logprobs_NCV * weights_NCV).sum().backward()
-        found.append([logprobs_NCV.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
-        model.zero_grad()
-    for shared, alone in zip(*found, strict=True):
-        torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-3)
-
-
-@given(
-    tokens_NC=arrays(np.int64, st.tuples(st.sampled_from([6, 96]), st.integers(1, 4)), elements=st.integers(0, 2)),
-    group=st.sampled_from([1, 2, 6]),
-)
-def test_beginnings_are_those_of_the_completions_and_each_there_once(tokens_NC, group):
-    prompts_PT = np.arange(len(tokens_NC) // group)[:, None] + np.arange(5)
-    prefixes = UniquePrefixes.of(prompts_PT, tokens_NC)
-    assert torch.equal(prefixes.prompts_PT, torch.from_numpy(prompts_PT))
-    owner_N = np.arange(len(tokens_NC)) // group
-    assert (prefixes.tokens_UC[prefixes.row_N].numpy() == tokens_NC[:, :-1]).all()
-    assert (prefixes.prompt_U[prefixes.row_N].numpy() == owner_N).all()
-    different = {(int(owner), *row[:-1].tolist()) for owner, row in zip(owner_N, tokens_NC, strict=True)}
-    assert len(prefixes.row_N.unique()) == len(different)
-    assert len(prefixes.tokens_UC) == math.ceil(len(different) / ROW_MULTIPLE) * ROW_MULTIPLE

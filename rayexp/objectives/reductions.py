@@ -1,0 +1,35 @@
+"""Reductions: from a number for each token of a completion to one for each sequence.
+
+Shape suffixes: _N sequences, _C tokens of a completion.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def masked(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
+    """Replace values under the mask by 0.
+
+    A product with the mask would not do: nothing bounds a log-ratio at padding, so its exponential can overflow, and an
+    infinity times 0 is NaN, in the value or in the gradient.
+    """
+    return values_NC.where(mask_NC > 0, 0.0)
+
+
+def token_sum(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
+    """Return the sum over the tokens of each sequence (Dr. GRPO): [N]."""
+    return masked(values_NC, mask_NC).sum(dim=1)
+
+
+def sequence_mean(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
+    """Return the mean over the tokens of each sequence (GRPO): [N]."""
+    return token_sum(values_NC, mask_NC) / mask_NC.sum(dim=1).clamp(min=1)
+
+
+REDUCTIONS: dict[str, Callable[["Tensor", "Tensor"], "Tensor"]] = {
+    "sequence_mean": sequence_mean,
+    "token_sum": token_sum,
+}

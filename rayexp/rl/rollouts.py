@@ -1,0 +1,65 @@
+"""Rollouts on their way from the sampler to the loss: as arrays of the host, and as tensors of the learner's device.
+
+Shape suffixes: _N completions (prompts times group, a group's members side by side), _P prompts, _G members of a group,
+_T tokens, _C completion tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayexp.sampling.base import Completions
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+@dataclass(frozen=True)
+class RolloutBatch(Generic[Array]):
+    """Groups of completions whose prompts are of one length.
+
+    Completions are padded on the right, which causal attention never looks at, and masked in the loss: one rectangle
+    instead of one for each length that an ``<eos>`` made.
+    """
+
+    numbers_P: Array  # which of the stage's prompts they are
+    prompts_PT: Array  # int64
+    tokens_NC: Array  # int64
+    mask_NC: Array  # float32, 1 on the completion, <eos> included
+    sampler_logprobs_NC: Array  # float32
+    rewards_PG: Array  # float32
+
+
+def rollout_batches(
+    numbers: Sequence[int], prompts: Sequence[Sequence[int]], completions: Completions, rewards_PG: np.ndarray
+) -> list[RolloutBatch[np.ndarray]]:
+    """Cut rollouts of prompts in any order into batches of one prompt length each, shortest first."""
+    group = rewards_PG.shape[1]
+    lengths_P = np.array([len(prompt) for prompt in prompts])
+    mask_NC = completions.mask_NC
+    batches = []
+    for length in np.unique(lengths_P):
+        chosen_P = np.flatnonzero(lengths_P == length)
+        rows_N = (chosen_P[:, None] * group + np.arange(group)).ravel()
+        width = int(completions.length_N[rows_N].max())
+        batches.append(
+            RolloutBatch(
+                numbers_P=np.array([numbers[i] for i in chosen_P]),
+                prompts_PT=np.array([prompts[i] for i in chosen_P], dtype=np.int64),
+                tokens_NC=completions.tokens_NC[rows_N, :width],
+                mask_NC=mask_NC[rows_N, :width],
+                sampler_logprobs_NC=completions.logprobs_NC[rows_N, :width],
+                rewards_PG=rewards_PG[chosen_P].astype(np.float32),
+            )
+        )
+    return batches
+
+
+def on_device(batch: RolloutBatch[np.ndarray], device: torch.device) -> RolloutBatch[Tensor]:
+    """Return a copy of the batch as tensors of the device."""
+    return RolloutBatch(
+        **{field.name: torch.tensor(getattr(batch, field.name), device=device) for field in fields(batch)}
+    )

@@ -1,0 +1,61 @@
+"""The statistics of a GRPO step.
+
+Shape suffixes: _N completions, _C completion tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rayexp.objectives.losses import Scores
+from rayexp.objectives.reductions import masked, sequence_mean
+from rayexp.rl.rollouts import RolloutBatch
+
+
+class UpdateStatistics:
+    """Sums over the completions of one update, which stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.completions = 0
+        self.sums: dict[str, Tensor] = {}
+        self.max_mismatch = torch.zeros(())  # nats, between sampler and learner on a sampled token
+
+    @torch.no_grad()
+    def add(self, batch: RolloutBatch[Tensor], scores: Scores, loss: Tensor, clipped_NC: Tensor) -> None:
+        """Add the completions of a batch. ``loss`` is summed over them."""
+        mask_NC = batch.mask_NC
+        difference_NC = masked(scores.logprob_NC - batch.sampler_logprobs_NC, mask_NC)
+        weight_N = difference_NC.sum(dim=1).exp()
+        sums = {
+            "entropy": sequence_mean(scores.entropy_NC, mask_NC).sum(),
+            "clipped": sequence_mean(clipped_NC.float(), mask_NC).sum(),
+            "loss": loss.detach(),
+            "sampler_kl": -difference_NC.sum(),
+            "weight": weight_N.sum(),
+            "squared_weight": weight_N.square().sum(),
+        }
+        if scores.kl_NC is not None:
+            sums["kl"] = scores.kl_NC.sum(dim=1).sum()
+        self.sums = {name: self.sums[name] + value if self.sums else value for name, value in sums.items()}
+        self.max_mismatch = torch.maximum(self.max_mismatch.to(loss.device), difference_NC.abs().max())
+        self.completions += len(mask_NC)
+
+
+def step_statistics(updates: Sequence[UpdateStatistics], grad_norm: Tensor) -> dict[str, float]:
+    """Return the statistics of the first of a step's updates, by the names in ``rayexp.telemetry.metrics``.
+
+    ``clipped`` is the mean over all updates, because the first starts at a ratio of 1. ``effective_sample_share``:
+    (sum w)^2 / (N sum w^2), with w_N the probability of a completion under the learner over that under the sampler.
+    """
+    first = updates[0]
+    clipped = sum((update.sums["clipped"] for update in updates), torch.zeros(())) / len(updates)
+    sums = {name: value.item() for name, value in (first.sums | {"clipped": clipped}).items()}
+    means = {name: sums[name] / first.completions for name in ("entropy", "clipped", "kl", "loss") if name in sums}
+    weight = sums["weight"]
+    return means | {
+        "grad_norm": grad_norm.item(),
+        "max_logprob_mismatch": first.max_mismatch.item(),
+        "sampler_kl": sums["sampler_kl"] / first.completions,
+        "effective_sample_share": weight * weight / (sums["squared_weight"] * first.completions),
+    }

@@ -1,0 +1,91 @@
+"""The KL to the reference: value and gradient of every estimator, in the loss and in the reward, by enumeration."""
+
+import pytest
+import torch
+
+from rayexp.objectives.kl import ESTIMATORS, kl_to_reference
+from tests.fixtures.tiny_policy import (
+    BETA,
+    MASK,
+    REFERENCE,
+    TOKENS,
+    Rollouts,
+    close,
+    expected_gradient,
+    gradient,
+    logprobs_of,
+    loss_of,
+    mass_of,
+    prefix_kl,
+    random_logits,
+    sequence_kl,
+    settings,
+)
+
+
+def test_the_seven_completions_are_all_there_is():
+    close(mass_of(random_logits(0)).sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_value_of_every_kl_estimator(estimator):
+    """In expectation over completions: the KL between distributions of completions for exact, k1 and k3, not for k2."""
+    logits = random_logits(0)
+    kl_NC = kl_to_reference(logprobs_of(logits), REFERENCE, TOKENS, MASK, estimator)
+    value = (mass_of(logits)[:, None] * kl_NC).sum()
+    if estimator == "k2":
+        assert abs(value - sequence_kl(logits)) > 0.01
+    else:
+        close(value, sequence_kl(logits))
+    assert (kl_NC >= 0).all() == (estimator != "k1")
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_gradient_of_every_kl_estimator_in_the_loss(estimator):
+    """Without rewards only the KL is left of the loss."""
+    expected = {
+        "exact": gradient(prefix_kl),
+        "k1": torch.zeros(3, 3, dtype=torch.float64),
+        "k2": gradient(prefix_kl),
+        "k3": gradient(lambda logits: prefix_kl(logits, forward=True)),
+    }
+    close(expected_gradient(kl_estimator=estimator), BETA * expected[estimator])
+
+
+def test_no_kl_in_the_loss_sees_the_choice_of_prefixes():
+    """The gradients above are not that of the KL between the two distributions of completions."""
+    assert (gradient(prefix_kl) - gradient(sequence_kl)).abs().max() > 0.01
+    assert (gradient(lambda logits: prefix_kl(logits, forward=True)) - gradient(prefix_kl)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kl_in", ["loss", "reward"])
+def test_a_policy_that_equals_its_reference_gets_no_gradient_at_all(kl_in):
+    """Not even rounding noise, which Adam would blow up to full steps."""
+
+    def loss(logits):
+        policy_NCV = logprobs_of(logits.float())
+        rollouts = Rollouts(TOKENS[:6], MASK[:6].float(), torch.zeros(2, 3), policy_NCV[:6].detach())
+        return loss_of(policy_NCV[:6], rollouts, settings(kl_in=kl_in))[0]
+
+    assert not gradient(loss).any()
+
+
+@pytest.mark.parametrize("group_size", [2, 3])
+def test_gradient_of_k1_in_the_reward(group_size):
+    """The full gradient of KL(pi||q), times 1 - 1/G: every completion is part of its own baseline."""
+    found = expected_gradient(group_size=group_size, kl_in="reward", kl_estimator="k1")
+    close(found, (1 - 1 / group_size) * BETA * gradient(sequence_kl))
+
+
+@pytest.mark.parametrize("group_size", [2, 3])
+def test_gradient_of_exact_in_the_reward(group_size):
+    """That of k1: the part that pushes visits goes through the baseline, and the part of the loss is scaled alike."""
+    found = expected_gradient(group_size=group_size, kl_in="reward", kl_estimator="exact")
+    close(found, (1 - 1 / group_size) * BETA * gradient(sequence_kl))
+
+
+def test_gradient_of_k3_in_the_reward():
+    """It pushes visits as k1 does, but at each prefix it lacks the gradient of the forward KL(q||p)."""
+    found = expected_gradient(kl_in="reward", kl_estimator="k3")
+    forward = gradient(lambda logits: prefix_kl(logits, forward=True))
+    close(found, (1 - 1 / 2) * BETA * (gradient(sequence_kl) - forward))

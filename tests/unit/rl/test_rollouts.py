@@ -1,0 +1,42 @@
+"""Batches of rollouts."""
+
+from rayexp.rl.rollouts import rollout_batches
+from rayexp.sampling.base import Completions
+from tests.fixtures.rollouts import rollouts
+
+
+def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
+    numbers, prompts, drawn, rewards_PG = rollouts(model)
+    shuffle = [7, 0, 11, 3, 8, 1, 9, 2, 10, 4, 6, 5]
+    rows = [i * 4 + j for i in shuffle for j in range(4)]
+    shuffled = Completions(drawn.tokens_NC[rows], drawn.logprobs_NC[rows], drawn.length_N[rows], 0)
+    batches = rollout_batches(shuffle, [prompts[i] for i in shuffle], shuffled, rewards_PG[shuffle])
+
+    def lines(batch):
+        for n, (tokens, mask, logprobs) in enumerate(
+            zip(batch.tokens_NC, batch.mask_NC, batch.sampler_logprobs_NC, strict=True)
+        ):
+            length = int(mask.sum())
+            prompt, reward = batch.prompts_PT[n // 4], batch.rewards_PG[n // 4, n % 4]
+            yield (
+                int(batch.numbers_P[n // 4]),
+                prompt.tolist(),
+                tokens[:length].tolist(),
+                logprobs[:length].tolist(),
+                float(reward),
+            )
+
+    expected = [
+        (
+            numbers[n // 4],
+            prompts[n // 4].tolist(),
+            row,
+            drawn.logprobs_NC[n, : len(row)].tolist(),
+            float(rewards_PG[n // 4, n % 4]),
+        )
+        for n, row in enumerate(drawn.rows)
+    ]
+    assert sorted(line for batch in batches for line in lines(batch)) == sorted(expected)
+    lengths = [batch.prompts_PT.shape[1] for batch in batches]
+    assert lengths == sorted(set(lengths))
+    assert len(lengths) > 1
