@@ -69,7 +69,7 @@ def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
         else:
             found += [part for part in word.replace(",", " ").split() if part]
     if empty := [name for name, parts in values.items() if not parts]:
-        raise ValueError(f"{empty[0]} has no value; allowed: one or more, separated by blanks or commas")
+        raise ValueError(f"the option {empty[0]} has no value; allowed: one or more, separated by blanks or commas")
     return [*others, *itertools.chain.from_iterable([name, *parts] for name, parts in values.items())]
 
 

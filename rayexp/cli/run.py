@@ -64,8 +64,6 @@ class Sweep(StudyArgs):
     force: tuple[str, ...] = ()
     """Make these stages again (id, beginning of one, or label), and all of the plan that is built on them. What the
     store has of them is moved to its folder replaced/."""
-    keep_going: bool = False
-    """After a failure, run everything that does not depend on it; the default."""
     fail_fast: bool = False
     """After a failure, stop."""
     loggers: tuple[str, ...] = ()
@@ -125,8 +123,6 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
 def parse_args(arguments: list[str] | None, defaults: Sweep, description: str | None) -> Sweep:
     """The command line as a Sweep. Raises ValueError with one sentence."""
     sweep = terminal.parse_args(Sweep, arguments, default=defaults, description=description)
-    if sweep.keep_going and sweep.fail_fast:
-        raise ValueError("keep_going and fail_fast are both set; allowed: one of them")
     if sweep.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", sweep.name):
         raise ValueError(f"name is {sweep.name!r}; allowed: up to 100 letters, digits, and _ . - after the first")
     return sweep

@@ -7,7 +7,7 @@ among prompts and stops after finitely many steps, so that it may end on either 
 """
 
 import numpy as np
-from scipy.special import expit, logit, xlogy
+from scipy.special import expit, logit
 
 
 def tilted(q: np.ndarray, beta: float) -> np.ndarray:
@@ -32,16 +32,3 @@ def peak(beta: float) -> tuple[float, float]:
     if beta == 0:
         return 0.0, 1.0
     return float(expit(-0.5 / beta)), float(np.tanh(0.25 / beta))
-
-
-def bernoulli_kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """KL between right and wrong alone, in nats. At most KL(pi || q) for every prompt (data processing)."""
-    p, q = np.asarray(p, dtype=float), np.asarray(q, dtype=float)
-    with np.errstate(divide="ignore"):
-        return xlogy(p, p) - xlogy(p, q) + xlogy(1 - p, 1 - p) - xlogy(1 - p, 1 - q)
-
-
-def chance_of_a_hit(q: np.ndarray, rollouts: int) -> np.ndarray:
-    """Probability that at least one of ``rollouts`` completions is correct: below it GRPO has nothing to learn from."""
-    with np.errstate(divide="ignore"):
-        return -np.expm1(rollouts * np.log1p(-np.asarray(q, dtype=float)))

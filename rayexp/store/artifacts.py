@@ -26,10 +26,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from rayexp.errors import first_line
-from rayexp.spec import RunConfig, Stage, canonical_json, explain, parse_stage
+from rayexp.spec import RunConfig, Stage, canonical_json
 from rayexp.store.filesystem import Files, StoreError, inside
 from rayexp.store.leases import Lease
 
@@ -104,19 +103,6 @@ class Store:
         for stage_id in self.finished_ids(self.files.names("work")):
             if FAILURE not in self.files.names(f"work/{stage_id}"):
                 self.files.remove(f"work/{stage_id}")
-
-    def spec(self, stage_id: str) -> Stage:
-        """The value that an artifact was made from. Raises StoreError if it does not hash to its id."""
-        path = f"stages/{stage_id}/spec.json"
-        try:
-            stage = parse_stage(self.files.read(path))
-        except FileNotFoundError:
-            raise StoreError(f"{self.url}/{path} is not there") from None
-        except ValidationError as error:
-            raise StoreError(f"{self.url}/{path} is not a stage: {explain(error)}") from error
-        if stage.id != stage_id:
-            raise StoreError(f"{self.url}/{path} holds the stage {stage.id}")
-        return stage
 
     def provenance(self, stage_id: str) -> dict[str, Any]:
         """Where, when and with what an artifact was made, verified."""

@@ -15,9 +15,6 @@ DECODERS: dict[str, Decoder] = {
     "small": Decoder(layers=4, width=256, ff_width=704, heads=4, kv_heads=4),
     # 45M in 4 layers: the paper's decoder, as far as it is known.
     "paper": Decoder(layers=4, width=1024, ff_width=2816, heads=16, kv_heads=4),
-    "deep16": Decoder(layers=16, width=1024, ff_width=2816, heads=16, kv_heads=4),
-    "deep32": Decoder(layers=32, width=1024, ff_width=2816, heads=16, kv_heads=4),
-    "1b": Decoder(layers=22, width=2048, ff_width=5632, heads=16, kv_heads=4),
 }
 
 

@@ -5,6 +5,7 @@ import pytest
 from rayexp.reports import table
 from rayexp.spec import GRPO, Evaluate, RunConfig
 from rayexp.store.artifacts import Store
+from rayexp.store.index import StoreIndex
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import preflight, scheduler
@@ -41,7 +42,7 @@ def test_scaling_runs_at_toy_width_and_rollouts_are_kept(cluster, tmp_path):
     store = Store(run_config.store)
     plan = plan_of(stages, run_config.store)
     assert not plan.to_run
-    assert store.spec(again.id) == again
+    assert StoreIndex(store).specs([again.id]) == {again.id: again}
 
     rollouts = store.table(last.id, "rollouts.parquet").to_pandas()
     assert len(rollouts) == last.steps * last.prompts_per_step * last.group_size

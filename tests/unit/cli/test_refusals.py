@@ -110,10 +110,6 @@ def test_values_are_joined_whether_repeated_or_separated_by_blanks_or_commas(see
     assert (asked.seeds, asked.kl_betas, asked.scale, asked.plan) == ((0, 1, 2), (0.1, 1.0), "toy", True)
 
 
-def test_going_on_and_stopping_after_a_failure_exclude_each_other(refusal):
-    assert "keep_going and fail_fast are both set" in refusal("--keep-going", "--fail-fast")
-
-
 def test_a_user_without_a_home_is_told_to_set_one(refusal, monkeypatch):
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     assert "HOME is not set" in refusal()

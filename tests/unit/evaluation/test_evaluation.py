@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.special import rel_entr
 from scipy.stats import binom, chisquare
 
 from rayexp.evaluation import theory
@@ -291,7 +292,7 @@ def test_the_optimum_shifts_the_logit_by_one_over_beta(q, beta):
 def test_the_tilted_policy_is_the_maximiser(beta):
     """Of E[R] - beta KL(pi||q) over the correct mass p, on a grid."""
     p, q = np.linspace(1e-4, 1 - 1e-4, 20_000), 0.03
-    best = p[np.argmax(p - beta * theory.bernoulli_kl(p, q))]
+    best = p[np.argmax(p - beta * (rel_entr(p, q) + rel_entr(1 - p, 1 - q)))]
     assert float(theory.tilted(np.array(q), beta)) == pytest.approx(best, abs=1e-4)
 
 
@@ -322,27 +323,10 @@ def test_extreme_masses_are_finite_and_silent(beta):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("function", [pass_at_k, theory.chance_of_a_hit])
-def test_chances_at_extreme_masses_are_finite_and_silent(function):
-    np.testing.assert_allclose(function(np.array([0.0, 1e-12, 0.5, 1.0]), 8), [0, 8e-12, 1 - 0.5**8, 1], rtol=1e-9)
+def test_chances_at_extreme_masses_are_finite_and_silent():
+    np.testing.assert_allclose(pass_at_k(np.array([0.0, 1e-12, 0.5, 1.0]), 8), [0, 8e-12, 1 - 0.5**8, 1], rtol=1e-9)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.001])
 def test_the_peak_without_a_kl_is_at_zero(beta):
     assert theory.peak(beta) == pytest.approx((0, 1), abs=1e-12)
-
-
-@given(st.lists(st.tuples(st.floats(1e-6, 1), st.floats(1e-6, 1), st.booleans()), min_size=2, max_size=8))
-def test_bernoulli_kl_never_exceeds_the_kl_of_completions(outcomes):
-    """p, q and whether it is correct, for every completion."""
-    p, q, correct = map(np.array, zip(*outcomes, strict=True))
-    p, q = p / p.sum(), q / q.sum()
-    both = p[correct].sum().clip(0, 1), q[correct].sum().clip(0, 1)
-    assert -1e-12 <= theory.bernoulli_kl(*both) <= (p * np.log(p / q)).sum() + 1e-9
-
-
-@pytest.mark.filterwarnings("error")
-def test_bernoulli_kl_at_the_edges():
-    assert theory.bernoulli_kl(np.array([0.0, 1.0, 0.3]), np.array([0.0, 1.0, 0.3])).tolist() == [0, 0, 0]
-    assert theory.bernoulli_kl(np.array([0.0, 1.0]), 0.5) == pytest.approx([math.log(2)] * 2)
-    assert theory.bernoulli_kl(np.array([0.5, 0.5]), np.array([0.0, 1.0])).tolist() == [math.inf, math.inf]

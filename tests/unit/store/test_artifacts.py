@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayexp.store.artifacts import DamagedError, Store, StoreError
+from rayexp.store.index import StoreIndex
 from rayexp.store.probe import require_shareable
 from rayexp.tasks.strings import World
 from rayexp.telemetry.metric_log import MetricLog
@@ -72,7 +73,7 @@ def test_a_published_artifact_comes_back_whole(store, artifact):
     store.publish(STAGE, artifact, {"host": "here"})
     assert store.finished(STAGE.id)
     assert store.finished_ids() == {STAGE.id}
-    assert store.spec(STAGE.id) == STAGE
+    assert StoreIndex(store).specs([STAGE.id]) == {STAGE.id: STAGE}
     assert store.table(STAGE.id, "metrics.parquet") == TABLE
     with store.model(STAGE.id) as folder:
         assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
@@ -125,14 +126,6 @@ def test_a_missing_file_is_named(store, artifact):
         store.table(STAGE.id, "metrics.parquet")
 
 
-def test_a_spec_that_is_not_the_ids_is_refused(store, artifact):
-    other = tiny_chain(World("depth")).pretrain
-    store.publish(STAGE, artifact, {})
-    overwrite(store, f"{PLACE}/spec.json", other.model_dump_json().encode())
-    with pytest.raises(StoreError, match=f"holds the stage {other.id}"):
-        store.spec(STAGE.id)
-
-
 # Checkpoints
 
 
@@ -181,7 +174,6 @@ def test_names_that_lead_out_of_the_store_are_refused(store, name):
 def test_ids_that_lead_out_of_the_store_are_refused(store, checkpoint):
     for call in (
         store.finished,
-        store.spec,
         lambda x: store.table(x, "t"),
         lambda x: store.save_checkpoint(x, 1, checkpoint("a")),
     ):
