@@ -178,10 +178,4 @@ def _concat(parts: list[Completions]) -> Completions:
     versions = {part.weight_version for part in parts}
     if len(versions) != 1:
         raise RuntimeError(f"rollout workers sampled from different weight versions: {sorted(versions)}")
-    rows = [row for part in parts for row in part.rows]
-    logprobs = [
-        values[:length].tolist()
-        for part in parts
-        for values, length in zip(part.logprobs_NC, part.length_N, strict=True)
-    ]
-    return Completions.from_rows(rows, logprobs, versions.pop())
+    return Completions.concatenate(parts)

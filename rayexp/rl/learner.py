@@ -40,7 +40,7 @@ class _Part:
 
 
 class PolicyLearner:
-    """Trains ``model`` itself, which is the policy. The reference is a frozen copy of what it was at the start."""
+    """The policy, which is ``model`` itself, its trainer, and its reference: a frozen copy of its first weights."""
 
     def __init__(self, spec: GRPO, model: LlamaForCausalLM) -> None:
         self.model = model
@@ -58,9 +58,9 @@ class PolicyLearner:
     def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
         """Take ``spec.updates`` optimiser steps on one set of rollouts. Return their statistics.
 
-        Raises MismatchError when the sampler's log-probability of a token differs from the learner's by more than the
+        Raises MismatchError if the sampler's log-probability of a token differs from the learner's by more than the
         limit, in nats (not with staleness, where they are of different weights), and NotFiniteError, with the prompts
-        at fault, on a number that is none; the weights are untouched then.
+        at fault, if a number is not finite. The weights are untouched then.
         """
         for batch in batches:
             _require_finite("the reward", batch.rewards_PG, batch.numbers_P)
@@ -84,7 +84,8 @@ class PolicyLearner:
 
     @torch.no_grad()
     def _with_old_policy(self, part: _Part) -> _Part:
-        """Fix what the ratios (but stale ones) and the KL in the reward refer to, before the first of the updates."""
+        """Keep the log-probabilities and the KL of the policy before the first of several updates. Ratios of stale
+        rollouts go on referring to the policy that drew them."""
         scores = self._scores(part)
         old_logprob_NC = scores.logprob_NC if part.old_logprob_NC is None else part.old_logprob_NC
         old_kl_N = None if scores.kl_NC is None else scores.kl_NC.sum(dim=1)
@@ -135,7 +136,8 @@ class PolicyLearner:
 
 
 def _require_finite(what: str, values: np.ndarray, numbers_P: np.ndarray) -> None:
-    """``values`` belong to prompts, or to groups of completions of prompts, along their first axis."""
+    """Raise NotFiniteError for the prompts with a value that is not finite. The first axis of ``values`` is that of
+    prompts, or of their completions with a group's members side by side."""
     bad_P = ~np.isfinite(values).reshape(len(numbers_P), -1).all(axis=1)
     if bad_P.any():
         raise NotFiniteError(f"{what} is not finite for prompt {', '.join(str(n) for n in numbers_P[bad_P])}")

@@ -3,8 +3,8 @@
 Prompts are longer than answers, and a group shares one. A policy that is sure of itself draws the same completion again
 and again: after SFT on the composition axis up to 70 % of a group are copies of other members, after GRPO nearly all.
 
-Shape suffixes: _N completions, _P prompts, _T tokens, _C completion tokens, _V vocabulary, _U completions that begin
-differently, _K the number of a prompt and tokens.
+Shape suffixes: _N completions, _P prompts, _T tokens, _C completion tokens, _V vocabulary, _U unique prefixes, _K the
+index of a prompt and the tokens of a prefix.
 """
 
 from dataclasses import dataclass
@@ -22,22 +22,22 @@ from rayexp.objectives.losses import Scores
 
 @dataclass(frozen=True)
 class UniquePrefixes:
-    """What has to be read of groups of completions: each prompt once, and each different beginning once. The last token
-    of a completion is predicted, and never read.
+    """The input of a decoder that scores groups of completions: each prompt once, and each different prefix once.
 
-    tokens_UC: the beginnings, one token shorter than completions. prompt_U: the prompt of each. row_N: the beginning
-    that each completion has.
+    A prefix is a completion without its last token, which is predicted and never read.
     """
 
     prompts_PT: Tensor
-    tokens_UC: Tensor
-    prompt_U: Tensor
-    row_N: Tensor
+    tokens_UC: Tensor  # one token shorter than completions
+    prompt_U: Tensor  # index of the prompt that the prefix follows
+    row_N: Tensor  # index of the completion's prefix
 
     @classmethod
     def of(cls, prompts_PT: np.ndarray, tokens_NC: np.ndarray, device: torch.device = decoder.CPU) -> "UniquePrefixes":
-        """``tokens_NC``: the members of each prompt's group side by side. They are compared on the host: a GPU would
-        have to be waited for until it says how many there are."""
+        """Find the prefixes. In ``tokens_NC`` the members of each prompt's group are side by side.
+
+        They are compared on the host, because their number decides a shape, which would be waited for on a GPU.
+        """
         prompt_N = np.repeat(np.arange(len(prompts_PT)), len(tokens_NC) // len(prompts_PT))
         keys_NK = np.concatenate([prompt_N[:, None], tokens_NC[:, :-1]], axis=1, dtype=np.int64)
         keys_UK, row_N = np.unique(keys_NK, axis=0, return_inverse=True)
@@ -51,10 +51,10 @@ class UniquePrefixes:
 
 
 def group_logprobs(model: LlamaForCausalLM, prefixes: UniquePrefixes) -> Tensor:
-    """Log-probabilities over the vocabulary at every token of groups of completions: [N, C, V], fp32.
+    """Return log-probabilities over the vocabulary at every token of groups of completions: [N, C, V], fp32.
 
-    Keys and values of a prompt are shared by its group, and what a beginning leads to by all that have it, gradients
-    included.
+    A group shares the keys and values of its prompt, and completions with the same prefix share all that follows from
+    it, gradients included.
     """
     cache = DynamicCache()
     first_P1V = model(input_ids=prefixes.prompts_PT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
@@ -67,8 +67,10 @@ def group_logprobs(model: LlamaForCausalLM, prefixes: UniquePrefixes) -> Tensor:
 
 
 def completion_logprobs(model: LlamaForCausalLM, inputs_NT: Tensor, completion_tokens: int) -> Tensor:
-    """Log-probabilities over the vocabulary at the last ``completion_tokens`` positions, each row read by itself:
-    [N, C, V], fp32."""
+    """Return log-probabilities over the vocabulary at the last ``completion_tokens`` positions: [N, C, V], fp32.
+
+    Each row is read by itself.
+    """
     logits_NCV = model(input_ids=inputs_NT, use_cache=False, logits_to_keep=completion_tokens).logits
     return logits_NCV.float().log_softmax(dim=-1)
 
@@ -76,7 +78,7 @@ def completion_logprobs(model: LlamaForCausalLM, inputs_NT: Tensor, completion_t
 def score_tokens(
     policy_NCV: Tensor, reference_NCV: Tensor | None, tokens_NC: Tensor, mask_NC: Tensor, kl_estimator: str
 ) -> Scores:
-    """Return what a loss reads of log-probabilities over the vocabulary. Without a reference there is no KL."""
+    """Reduce log-probabilities over the vocabulary to what a loss reads of them. Without a reference there is no KL."""
     with torch.no_grad():
         entropy_NC = -(policy_NCV.exp() * policy_NCV).sum(dim=-1)
     kl_NC = None

@@ -65,6 +65,22 @@ class Completions:
         length_N = np.array([len(row) for row in tokens], dtype=np.int64)
         return cls(tokens_NC, logprobs_NC, length_N, weight_version)
 
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Completions]") -> "Completions":
+        """Join completions that were drawn from the same weights, in the order of the parts."""
+        width = max(part.tokens_NC.shape[1] for part in parts)
+
+        def joined(arrays: Sequence[np.ndarray], fill: float) -> np.ndarray:
+            wide = [np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill) for array in arrays]
+            return np.concatenate(wide)
+
+        return cls(
+            joined([part.tokens_NC for part in parts], vocabulary.PAD),
+            joined([part.logprobs_NC for part in parts], 0.0),
+            np.concatenate([part.length_N for part in parts]),
+            parts[0].weight_version,
+        )
+
 
 def as_tensors(weights: Weights) -> "dict[str, Tensor]":
     """Without a copy; to be read only."""

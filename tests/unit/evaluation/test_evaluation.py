@@ -216,6 +216,15 @@ def test_completions_from_rows_and_back():
     assert completions.mask_NC.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
+def test_completions_of_several_samplers_are_those_of_one():
+    rows, logprobs = [[4], [5, 2], [3, 4, 2], [2]], [[-0.5], [-1.5, -2.0], [-1.0, -2.0, -3.0], [-4.0]]
+    parts = [Completions.from_rows(rows[part], logprobs[part], 7) for part in (slice(1), slice(1, 3), slice(3, 4))]
+    joined, whole = Completions.concatenate(parts), Completions.from_rows(rows, logprobs, 7)
+    for name, array in vars(whole).items():
+        np.testing.assert_array_equal(getattr(joined, name), array, strict=name != "weight_version")
+    assert joined.tokens_NC.flags.writeable
+
+
 # Metrics
 
 

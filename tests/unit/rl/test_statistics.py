@@ -1,9 +1,11 @@
-"""The statistics of an update, by hand on completions of a tiny policy."""
+"""The statistics of an update and of a step, by hand on completions of a tiny policy."""
 
+import pytest
 import torch
 
 from rayexp.objectives.kl import kl_to_reference
 from rayexp.objectives.reductions import sequence_mean
+from rayexp.rl.statistics import UpdateStatistics, step_statistics
 from tests.fixtures.tiny_policy import (
     MASK,
     REFERENCE,
@@ -26,3 +28,35 @@ def test_statistics_are_sums_over_sequences():
     entropy_NC = torch.distributions.Categorical(logits=policy_NCV).entropy()
     close(statistics["entropy"], sequence_mean(entropy_NC, MASK[rows]).sum())
     assert statistics["clipped"] == 0
+
+
+def test_the_sampler_is_compared_with_the_policy_by_whole_completions():
+    """With log-probabilities of another policy than the one that learns; log(p / q) of a completion is a sum."""
+    rows, rollouts = rollouts_of(old=True)
+    policy_NCV = logprobs_of(random_logits(0))[rows]
+    statistics = statistics_of(policy_NCV, rollouts, settings())
+    difference_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1) - rollouts.old_logprob_NC
+    seen = [[difference_NC[n, c].item() for c in range(2) if MASK[rows][n, c]] for n in range(6)]
+    weights = torch.tensor([sum(row) for row in seen], dtype=torch.float64).exp()
+    close(statistics["sampler_kl"], torch.tensor(-sum(map(sum, seen)), dtype=torch.float64))
+    close(statistics["weight"], weights.sum())
+    close(statistics["squared_weight"], weights.square().sum())
+    assert statistics["max_mismatch"] == max(abs(value) for row in seen for value in row)
+
+
+def test_statistics_of_a_step_are_means_of_its_first_update_but_for_the_clip():
+    first, second = UpdateStatistics(), UpdateStatistics()
+    names = ("entropy", "clipped", "loss", "sampler_kl", "weight", "squared_weight", "kl")
+    first.sums = dict(zip(names, torch.tensor([4.0, 0.0, 2.0, 1.0, 4.0, 8.0, 6.0]), strict=True))
+    second.sums = dict.fromkeys(names, torch.tensor(3.0))
+    first.completions, first.max_mismatch = 4, torch.tensor(0.5)
+    assert step_statistics([first, second], grad_norm=torch.tensor(7.0)) == {
+        "entropy": 1.0,
+        "clipped": 1.5 / 4,
+        "kl": 1.5,
+        "loss": 0.5,
+        "grad_norm": 7.0,
+        "max_logprob_mismatch": 0.5,
+        "sampler_kl": 0.25,
+        "effective_sample_share": pytest.approx(16 / (8 * 4)),
+    }
