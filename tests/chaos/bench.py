@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import psutil
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
 
 from rayexp.distributed import access
 from rayexp.store.artifacts import Store

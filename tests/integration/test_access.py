@@ -30,7 +30,7 @@ def sweep(*options: str):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert driver.stdout
+    assert driver.stdout is not None
     said = []
     for line in driver.stdout:
         said.append(line)
@@ -43,6 +43,8 @@ def sweep(*options: str):
         driver.wait(timeout=60)
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
 @pytest.mark.timeout(300)
 def test_the_cluster_of_a_sweep_answers_no_stranger_and_its_token_is_nowhere_else(tmp_path):
     """The driver says which file has the token, and with it the dashboard answers; no log, artifact or command does."""
@@ -56,6 +58,7 @@ def test_the_cluster_of_a_sweep_answers_no_stranger_and_its_token_is_nowhere_els
         strangers.require_refusal(address)
         assert strangers.page(strangers.place(address), "/api/jobs/", Authorization=f"Bearer {token}")[0] == 200
         said += [" ".join(process.cmdline()) for process in [root, *root.children(recursive=True)]]
+        assert driver.stdout is not None
         said += driver.stdout
         assert driver.wait(timeout=60) == 0, said
     assert token not in "".join(said)

@@ -10,6 +10,8 @@ from tests.fixtures.checkout import ROOT
 FAULTS, SEED = 5, 55
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
 @pytest.mark.timeout(900)
 def test_five_faults_lose_nothing():
     """In a process of its own, all of whose children may be killed."""

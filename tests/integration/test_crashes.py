@@ -43,6 +43,7 @@ def undisturbed(tmp_path_factory):
     return result(folder)
 
 
+@pytest.mark.slow
 def test_killed_at_every_step_of_every_stage(undisturbed, tmp_path):
     assert {step.split()[0] for step in crash_harness.STEPS} == {"pretrain", "sft", "grpo"}
     for step in crash_harness.STEPS:
@@ -55,6 +56,7 @@ def test_killed_at_every_step_of_every_stage(undisturbed, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_killed_at_operations_of_the_store(undisturbed, tmp_path):
     """Between any two files: in the middle of a checkpoint, of its removal, of publishing."""
     chance, killed = random.Random(0), 0

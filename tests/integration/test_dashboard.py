@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray._common.utils import get_ray_address_file
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 from ray.train.v2._internal.state.util import is_actor_alive
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 from rayexp.spec import RunConfig
 from rayexp.store.artifacts import Store
@@ -65,6 +65,7 @@ class Witness:
                     self.series.setdefault(sample.name, set()).add(sample.labels.get("stage", ""))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
     """Every metric that is defined is scraped; actors and placement groups have roles, and calls their stage; the
@@ -123,9 +124,12 @@ def scalars(data: bytes) -> dict[str, list[tuple[int, float]]]:
 class Asking:
     def alive(self) -> bool:
         """Whether this actor lives, as Ray Train asks of its controller."""
-        return bool(is_actor_alive(ray.get_runtime_context().get_actor_id(), timeout=20))
+        own_id = ray.get_runtime_context().get_actor_id()
+        assert own_id
+        return bool(is_actor_alive(own_id, timeout=20))
 
 
+@pytest.mark.slow
 def test_a_worker_asks_its_own_cluster_whatever_others_are_on_the_machine(cluster):
     """The address file names the cluster that was started last by ``ray start``, or one that is gone."""
     file = Path(get_ray_address_file(None))

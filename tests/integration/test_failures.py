@@ -103,6 +103,7 @@ def at_step(monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_a_learner_that_dies_goes_on_from_its_checkpoint_with_the_same_result(cluster, run_config, at_step, tmp_path):
     elsewhere = run_config.model_copy(update={"store": str(tmp_path / "undisturbed")})
     shutil.copytree(run_config.store, elsewhere.store)
@@ -119,6 +120,7 @@ def test_a_learner_that_dies_goes_on_from_its_checkpoint_with_the_same_result(cl
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["rollout", "learner"])
 def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_the_attempt(
     who, cluster, run_config, at_step, tmp_path, monkeypatch
@@ -153,6 +155,7 @@ def test_actors_that_do_not_join_are_named_and_a_group_that_is_gone_hides_no_fai
     group.forget()
 
 
+@pytest.mark.slow
 def test_a_learner_that_keeps_dying_ends_the_stage(cluster, run_config, monkeypatch):
     begin = crews.LearnerHandle.begin
 
@@ -167,6 +170,7 @@ def test_a_learner_that_keeps_dying_ends_the_stage(cluster, run_config, monkeypa
     assert not Store(run_config.store).finished(STAGE.id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "named"),
     [
@@ -304,6 +308,7 @@ def spoilt_trial(config):
         run_trial(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail_fast", [False, True])
 def test_a_failed_stage_blocks_its_descendants_and_the_rest_goes_on_unless_it_is_not_to(
     cluster, run_config, monkeypatch, fail_fast

@@ -16,6 +16,8 @@ class StopHereError(Exception):
     pass
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
 def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(grpo_stage.Task, "rewards", crash_harness.odd_rewards)
     stage = grpo(sft(pretrain()), steps=5)

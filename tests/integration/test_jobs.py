@@ -81,7 +81,7 @@ def head(tmp_path_factory):
         assert psutil.wait_procs(started, timeout=60)[1] == [], "a head that is told to end leaves nothing"
 
 
-def answering(home: Path, process: subprocess.Popen[str]) -> Head:
+def answering(home: Path, process: subprocess.Popen[bytes]) -> Head:
     """The head, once its dashboard answers where ``make head`` says that it is."""
     deadline = time.monotonic() + 90
     while True:
@@ -107,6 +107,7 @@ def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_head_answers_no_stranger(head):
     """Its token is Ray's own, which nobody else can read."""
     assert strangers.answers(head.process) == []
@@ -115,6 +116,8 @@ def test_a_head_answers_no_stranger(head):
     strangers.require_refusal(head.address)
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_both_ways_to_submit(head, tmp_path):
     """With an uploaded working directory the whole study runs; in short form, on the head's own checkout, one more
@@ -151,12 +154,15 @@ def test_both_ways_to_submit(head, tmp_path):
     assert "Ray dashboard" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_relative_store_in_an_uploaded_directory_is_refused(head):
     done = submit(head, "--working-dir", ".", "--", *TOY_SWEEP, "--store", "runs")
     assert done.returncode != 0
     assert "store is 'runs', relative to Ray's temporary copy" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
 def test_a_sweep_that_is_stopped_twice_ends_once_and_leaves_no_process(tmp_path):
     """SIGTERM, and more of them and Ctrl-C while it stops: no traceback, exit code 130, nothing of Ray's behind."""
     log = (tmp_path / "log").open("w+")
@@ -200,6 +206,8 @@ def at_work(head: Head) -> dict[str, list[str]]:
     return {"actors": [name for name in actors if name != "JobSupervisor"], "groups": groups}
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_a_stopped_job_leaves_nothing_behind_and_is_finished_by_the_next(head, tmp_path):
     """`ray job stop` in the middle of a stage; then the same command."""

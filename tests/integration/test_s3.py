@@ -27,6 +27,7 @@ def tables(store: Store):
     )
 
 
+@pytest.mark.slow
 def test_a_chain_on_s3_under_faults_ends_as_on_the_local_disk(server, tmp_path):
     remote, local = Store("s3://study/runs"), Store(str(tmp_path))
     for kind, count in (("500", 6), ("reset", 6), ("slow", 3)):

@@ -1,6 +1,7 @@
 """Pretraining and SFT under Ray Train: worker counts, resume, what an artifact is."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,7 @@ def test_loss_falls_and_sft_trains_on_id_samples_only(one_rank):
     assert "sft/ood/loss" not in metrics
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one(one_rank, cluster, tmp_path):
     store, base, tuned, stages = one_rank
     run_config = RunConfig(store=str(tmp_path), train_workers=2)
@@ -129,6 +131,7 @@ def in_process(stages, run_config):
     supervised.run_in_process(stages, run_config, lambda report: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [in_process, supervised.run], ids=["in_process", "worker_group"])
 def test_what_trains_saves_itself_when_its_driver_asks(cluster, tmp_path, run):
     """Long before its first checkpoint would be due, and the driver waits no longer than that takes."""
@@ -145,7 +148,8 @@ def test_what_trains_saves_itself_when_its_driver_asks(cluster, tmp_path, run):
 def test_a_model_folder_loads_in_stock_transformers(one_rank):
     store, _, tuned, _ = one_rank
     with store.model(tuned.id) as folder:
-        model, report = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, report = loaded
     assert not any(report.values())
     assert torch.isfinite(model(input_ids=torch.tensor([[1, 8, 9]])).logits).all()
 

@@ -17,6 +17,8 @@ from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings import Corpus
 from tests.fixtures.factories import TOY, grpo, pretrain, sft
 
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
 
 @pytest.fixture(scope="module")
 def case():

@@ -21,7 +21,7 @@ from rayexp.cli import run
 from rayexp.evaluation.metrics import cluster_bootstrap
 from rayexp.reports import table
 from rayexp.reports.compare import Study, compare
-from rayexp.spec import GRPO, Evaluate, Pretrain, RunConfig, Stage, parse_stage
+from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, RunConfig, Stage, parse_stage
 from rayexp.stages import settings
 from rayexp.store.artifacts import Store
 from rayexp.store.index import AmbiguousError, StoreIndex, find
@@ -143,7 +143,7 @@ def test_show_says_all_of_it(whole, said):
     grpo = next(stage for stage in STAGES if isinstance(stage, GRPO))
     code, text = said("show", grpo.label, "--store", whole.url)
     assert code == 0
-    for part in (grpo.id, grpo.parent.id, grpo.root.id, "ood_ratio", "kl_beta", "host", "somewhere", "abc", "1.5 min"):
+    for part in (grpo.id, grpo.init.id, grpo.root.id, "ood_ratio", "kl_beta", "host", "somewhere", "abc", "1.5 min"):
         assert part in text
     measurement = next(s for s in STAGES if isinstance(s, Evaluate) and s.init == grpo)
     assert f"built on it\n  stage                      label\n  {measurement.id}" in text
@@ -232,6 +232,7 @@ def test_a_stage_of_a_plan_is_compared_with_the_nearest_finished_one(tmp_path, s
     chosen = StudyArgs("demo", "tiny", (0.0, 0.01), (0.1,), (0,))
     wanted = chosen.stages()
     near = wanted[2].model_copy(update={"samples": 77})
+    assert isinstance(near, SFT)
     far = near.model_copy(update={"init": near.init.model_copy(update={"seed": 5})})
     store = published(tmp_path, [near, far], RECORD)
     grid = ["--study", "demo", "--ood-ratios", "0", "0.01", "--kl-betas", "0.1", "--seeds", "0", "--store", store.url]
@@ -353,7 +354,8 @@ def test_what_has_no_partner_is_counted(whole, tmp_path):
 
 
 def test_studies_with_nothing_in_common_say_so(whole, tmp_path, said):
-    strange = study(tmp_path, study_stages(**GRID | {"seeds": (2, 3)}))
+    grid: dict[str, Any] = GRID | {"seeds": (2, 3)}
+    strange = study(tmp_path, study_stages(**grid))
     code, text = said("compare", "demo-tiny", f"{strange.url}/studies/demo-tiny/", "--store", whole.url)
     assert code == 0
     assert "no value in common: nothing pairs" in text

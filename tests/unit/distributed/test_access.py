@@ -6,7 +6,7 @@ import socket
 import pytest
 from ray._private import ray_constants
 from ray._private.parameter import RayParams
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 
 from rayexp.distributed import access
 from rayexp.errors import RefusedError

@@ -1,6 +1,7 @@
 """Before anything is trained every node of a cluster looks for what its driver wrote into the store."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.exceptions import WorkerCrashedError
@@ -19,7 +20,7 @@ def files(tmp_path):
 @pytest.fixture
 def cluster(monkeypatch):
     """Ray with nodes, each of which looks into a store of its own: a URL, or what its process dies of."""
-    seen: dict[str, object] = {}
+    seen: dict[str, Any] = {}
 
     class Task:
         def options(self, scheduling_strategy, **_):

@@ -48,7 +48,8 @@ def by_hand(policy_NCV, rollouts, s):
         rewards = rollouts.rewards_PG[n // rows]
         scale = rewards.std(unbiased=False) if s.advantage == "group_std" and rewards.unique().numel() > 1 else 1.0
         advantage = (rewards[n % rows] - rewards.mean()) / scale
-        paid = [sum(kl[m]).detach() if rollouts.old_kl_N is None else rollouts.old_kl_N[m] for m in group]
+        kl_of_completion = {m: sum(kl[m], torch.zeros(())).detach() for m in group}
+        paid = [kl_of_completion[m] if rollouts.old_kl_N is None else rollouts.old_kl_N[m] for m in group]
         if s.kl_in == "reward":
             advantage = advantage - s.kl_beta * (paid[n % rows] - sum(paid) / rows) / scale
         parts = []

@@ -15,6 +15,11 @@ from rayexp.rl.scoring import UniquePrefixes, completion_logprobs, group_logprob
 from rayexp.studies.presets import DECODERS
 
 
+def gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad.clone()
+
+
 @pytest.mark.parametrize(("completion_tokens", "symbols"), [(1, 60), (5, 60), (5, 10)])
 def test_what_a_group_shares_changes_neither_value_nor_gradient(completion_tokens, symbols):
     """Against each completion with its own prompt; of two symbols only, many completions begin alike."""
@@ -30,7 +35,7 @@ def test_what_a_group_shares_changes_neither_value_nor_gradient(completion_token
     found = []
     for logprobs_NCV in (group_logprobs(model, prefixes), completion_logprobs(model, whole_NT, completion_tokens)):
         (logprobs_NCV * weights_NCV).sum().backward()
-        found.append([logprobs_NCV.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+        found.append([logprobs_NCV.detach(), *map(gradient, model.parameters())])
         model.zero_grad()
     for shared, alone in zip(*found, strict=True):
         torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-3)

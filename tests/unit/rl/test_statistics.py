@@ -35,6 +35,7 @@ def test_the_sampler_is_compared_with_the_policy_by_whole_completions():
     rows, rollouts = rollouts_of(old=True)
     policy_NCV = logprobs_of(random_logits(0))[rows]
     statistics = statistics_of(policy_NCV, rollouts, settings())
+    assert rollouts.old_logprob_NC is not None
     difference_NC = policy_NCV.gather(-1, rollouts.tokens_NC[..., None]).squeeze(-1) - rollouts.old_logprob_NC
     seen = [[difference_NC[n, c].item() for c in range(2) if MASK[rows][n, c]] for n in range(6)]
     weights = torch.tensor([sum(row) for row in seen], dtype=torch.float64).exp()

@@ -4,7 +4,7 @@ import copy
 import json
 import pickle
 from dataclasses import fields, is_dataclass
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -112,7 +112,7 @@ def variants(stage):
 
 @every_stage
 def test_every_setting_of_the_whole_lineage_changes_the_id(stage):
-    seen = {stage.id: ()}
+    seen: dict[str, tuple[Any, ...]] = {stage.id: ()}
     for path, variant in variants(stage):
         assert variant.id not in seen, f"{path} has the id of {seen.get(variant.id)}"
         seen[variant.id] = path
@@ -295,8 +295,8 @@ def from_json(**changes):
         (lambda: from_json(world={"axis": "colour"}), ["world.axis is 'colour'", "depth, length, tokens, composition"]),
         (lambda: from_json(world={"axis": "depth", "seed": -1}), ["world.seed is -1", "integers >= 0"]),
         (lambda: from_json(kind="train"), ["kind is 'train'", "'pretrain', 'sft', 'grpo', 'evaluate'"]),
-        (lambda: SFT(init=TUNED, optimiser=OPTIMISER, seed=0), ["init is SFT(", "Pretrain"]),
-        (lambda: Evaluate(init=MEASURED), ["init.kind is 'evaluate'", "'pretrain', 'sft', 'grpo'"]),
+        (lambda: changed(TUNED, init=TUNED), ["init is SFT(", "Pretrain"]),
+        (lambda: changed(MEASURED, init=MEASURED), ["init.kind is 'evaluate'", "'pretrain', 'sft', 'grpo'"]),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_in_one_line_with_field_value_and_what_is_allowed(make, parts):
@@ -314,14 +314,15 @@ def test_an_unknown_or_missing_field_is_named():
         changed(PRETRAIN, ood_share=0.1)
     assert explain(caught.value).startswith("ood_share is not a setting")
     with pytest.raises(ValidationError) as caught:
-        GRPO(init=TUNED, prompts="ood", optimiser=OPTIMISER, seed=0)
+        GRPO.model_validate({"init": TUNED, "prompts": "ood", "optimiser": OPTIMISER, "seed": 0})
     assert explain(caught.value).startswith("kl_beta is missing")
 
 
 @pytest.mark.parametrize("setting", ["axis", "graph", "traversal", "samples"])
 def test_a_world_refuses_unknown_words(setting):
+    settings: dict[str, Any] = {"axis": "depth", setting: "odd"}
     with pytest.raises(ValueError, match=f"^world.{setting} is 'odd'; allowed: "):
-        World(**{"axis": "depth", setting: "odd"})
+        World(**settings)
 
 
 @pytest.mark.parametrize("seed", [0.0, True, 1.5, "1"])

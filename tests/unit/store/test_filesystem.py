@@ -248,11 +248,12 @@ def test_a_full_disk_leaves_the_store_valid(tmp_path, monkeypatch):
     assert all("No space left on device" in refusal for refusal in outcomes[:-1])
 
 
-def test_a_call_that_hangs_ends_with_who_was_waited_for_and_how_long(tmp_path):
+def test_a_call_that_hangs_ends_with_who_was_waited_for_and_how_long(tmp_path, monkeypatch):
     files = Files(str(tmp_path), timeout_s=0.2)
     hang = threading.Event()
-    files.fs = Faulty(files.fs, set(), [])
-    files.fs.cat_file = lambda place: hang.wait(30)
+    hanging = Faulty(files.fs, set(), [])
+    monkeypatch.setattr(hanging, "cat_file", lambda place: hang.wait(30))
+    monkeypatch.setattr(files, "fs", hanging)
     began = time.monotonic()
     with pytest.raises(StoreError, match=rf"no answer from the store {tmp_path} \(read x\) within 0.2 s"):
         files.read("x")

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -35,7 +36,7 @@ from tests.fixtures.factories import tiny_chain
 
 STAGES = tiny_chain(World("composition"))
 STAGE = STAGES.pretrain
-FAST = {"beat_s": 0.1, "expiry_s": 0.5}
+FAST: dict[str, Any] = {"beat_s": 0.1, "expiry_s": 0.5}
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -48,6 +49,13 @@ def dead(files, **settings):
     leases = Leases(files, **{**FAST, **settings})
     leases.beat()
     return leases
+
+
+def taken(leases: Leases, work: str) -> Lease:
+    """Take a lease that is free."""
+    lease = leases.take(work)
+    assert lease is not None
+    return lease
 
 
 def test_one_driver_has_a_lease_until_it_gives_it_back(files):
@@ -75,9 +83,9 @@ def test_of_many_drivers_that_want_a_lease_at_once_one_gets_it(tmp_path):
 
 def test_a_lease_outlives_its_expiry_while_its_driver_lives_and_is_taken_over_when_it_does_not(files):
     gone = dead(files)
-    old = gone.take("work")
+    old = taken(gone, "work")
     with Leases(files, **FAST) as living, Leases(files, **FAST) as next_one:
-        kept = living.take("kept")
+        kept = taken(living, "kept")
         deadline = time.monotonic() + 20
         while (lease := next_one.take("work")) is None:
             assert time.monotonic() < deadline
@@ -112,7 +120,7 @@ def test_a_driver_whose_process_this_machine_sees_ended_is_not_waited_for(files)
         files.write(f"drivers/{elsewhere.driver}", f"1 another-boot {running.partition(' ')[2]}".encode())
         assert other.take("work") is None
         process.kill()
-    assert other.take("work").number == 2
+    assert taken(other, "work").number == 2
     assert other.take("other work") is None
 
 
@@ -158,7 +166,7 @@ class Late:
 def test_a_driver_that_lives_is_not_thought_dead_by_a_store_that_shows_its_beats_late(files, lag_s):
     clock = Clock()
     living = Leases(files, clock=clock)
-    other = Leases(Late(files, clock, lag_s), clock=clock)
+    other = Leases(cast(Files, Late(files, clock, lag_s)), clock=clock)
     living.beat()
     other.beat()
     assert living.take("work")
@@ -180,7 +188,7 @@ def test_a_driver_is_dead_when_it_was_watched_for_long_and_did_not_beat(files):
     clock.now += 1
     assert other.take("work") is None
     clock.now += EXPIRY_S + 1
-    assert other.take("work").number == 2
+    assert taken(other, "work").number == 2
     assert files.names("drivers") == [other.driver]
 
 
@@ -204,7 +212,7 @@ def test_a_lease_that_is_just_being_written_is_held_until_nothing_more_comes(fil
     files.write("leases/work.000001", writer.driver.encode()[:written])
     assert other.take("work") is None
     clock.now += EXPIRY_S + 1
-    assert other.take("work").number == 2, "the writer died in the middle"
+    assert taken(other, "work").number == 2, "the writer died in the middle"
 
 
 @pytest.fixture
@@ -215,7 +223,7 @@ def another(tmp_path):
 
 def test_a_process_sees_that_its_store_is_not_its_drivers(files, another):
     with Leases(files, **FAST) as leases:
-        lease = leases.take("work")
+        lease = taken(leases, "work")
         lease.require_shared(files)
         for style in (lease.require_shared, lease.require_held):
             with pytest.raises(
@@ -226,13 +234,13 @@ def test_a_process_sees_that_its_store_is_not_its_drivers(files, another):
 
 def test_a_lease_that_another_driver_has_is_lost_and_not_unshared(files):
     gone = dead(files, expiry_s=0.0)
-    old = gone.take("work")
+    old = taken(gone, "work")
     new = dead(files, expiry_s=-1.0)
     new.take("work")
     for style in (old.require_shared, old.require_held):
         with pytest.raises(LeaseLostError, match=f"{gone.driver}: the driver {new.driver} has it"):
             style(files)
-    given_back = new.take("other work")
+    given_back = taken(new, "other work")
     new.release("other work")
     for style in (given_back.require_shared, given_back.require_held):
         with pytest.raises(LeaseLostError, match=f"{new.driver}: it was given back"):
@@ -252,6 +260,7 @@ def test_training_does_not_begin_in_a_store_that_is_not_the_drivers(another, tmp
     assert another.empty()
 
 
+@pytest.mark.slow
 def test_whoever_lost_its_lease_can_write_neither_a_checkpoint_nor_an_artifact(files, tmp_path):
     gone = dead(files, expiry_s=0.0)
     lost = Store(files.url, str(gone.take("work")), 20)
@@ -267,6 +276,7 @@ def test_whoever_lost_its_lease_can_write_neither_a_checkpoint_nor_an_artifact(f
     (folder / "trainer.pt").write_text("mine")
     mine.save_checkpoint(STAGE.id, 1, folder)
     with mine.latest_checkpoint(STAGE.id) as found:
+        assert found is not None
         assert (found / "trainer.pt").read_text() == "mine"
     mine.publish(STAGE, folder, {})
     assert json.loads(files.read(f"stages/{STAGE.id}/manifest.json"))["id"] == STAGE.id
@@ -312,6 +322,7 @@ def test_two_searchers_on_one_store_hand_out_each_trial_once(tmp_path, monkeypat
                 if config is None:
                     time.sleep(0.01)
                     continue
+                assert isinstance(config, dict)
                 ran.append(config["trial"])
                 stage = next(stage for stage in kinds if stage.id == config["trial"])
                 if stage.parent and not store.finished(stage.parent.id):

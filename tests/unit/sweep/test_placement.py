@@ -113,9 +113,10 @@ def test_at_once_is_what_the_largest_kind_has_room_for():
 def by_trying_all(parts, nodes):
     """Every way to put the parts on the nodes."""
     for places in itertools.product(range(len(nodes)), repeat=len(parts)):
-        left = [Node.of(node) for node in nodes]
+        left: list[Node | None] = [Node.of(node) for node in nodes]
         for part, place in zip(parts, places, strict=True):
-            left[place] = left[place] and left[place].without(part)
+            node = left[place]
+            left[place] = node and node.without(part)
         if None not in left:
             return True
     return False

@@ -24,6 +24,7 @@ from tests.fixtures.simulated_study import published, study_stages
 
 CPU = RunConfig().resolve(num_gpus=0)
 STAGES = study_stages(seeds=(0,), kl_betas=(0.1, 1.0), ood_ratios=(0.0, 0.01))
+PRETRAIN = next(stage for stage in STAGES if isinstance(stage, Pretrain))
 TWO_CORES = ClusterResources(nodes_of([{"CPU": 2.0}]), "a test")
 CHAIN = tiny_chain(World("composition"))
 
@@ -81,7 +82,7 @@ def test_the_lease_of_a_living_driver_is_a_running_trial(tmp_path):
 
 
 def test_time_is_measured_where_the_store_has_stages_that_are_alike(tmp_path):
-    pretrain, measurement = STAGES[0], STAGES[1]
+    pretrain, measurement = PRETRAIN, STAGES[1]
     twice = pretrain.model_copy(update={"samples": 2 * pretrain.samples})
     store = published(tmp_path, [pretrain], record(7.0))
     estimates = CostModel.of(StoreIndex(store), CPU)
@@ -110,8 +111,8 @@ def test_stages_that_were_run_otherwise_or_do_not_say_how_are_no_measure(tmp_pat
 
 
 def test_a_decoder_of_another_size_is_no_measure(tmp_path):
-    wide = STAGES[0].decoder.model_copy(update={"width": 512, "ff_width": 1536})
-    other = STAGES[0].model_copy(update={"decoder": wide})
+    wide = PRETRAIN.decoder.model_copy(update={"width": 512, "ff_width": 1536})
+    other = PRETRAIN.model_copy(update={"decoder": wide})
     estimates = CostModel.of(StoreIndex(published(tmp_path, [other], record(7.0))), CPU)
     assert estimates.cost(other).measured == 1
     assert estimates.cost(STAGES[0]).measured == 0
@@ -144,7 +145,7 @@ def test_more_cores_and_gpus_make_an_assumption_shorter():
 
 def test_storage_is_what_is_kept_and_what_checkpoints_need():
     estimates, plan = CostModel(CPU), Plan.of("demo", STAGES, ())
-    parameters = STAGES[0].decoder.parameters(64)
+    parameters = PRETRAIN.decoder.parameters(64)
     assert 4 * parameters < estimates.cost(STAGES[0]).bytes < 4 * parameters + 20_000
     assert estimates.checkpoint_bytes(plan, 2) == 2 * 3 * 12 * parameters
     assert estimates.checkpoint_bytes(Plan.of("demo", STAGES, [stage.id for stage in STAGES]), 2) == 0
@@ -159,7 +160,7 @@ def test_trials_run_side_by_side_as_soon_as_their_parents_have():
     assert [len(trial.stages) for trial in plan.trials if trial.kind == "grpo"] == [2] * 4
 
     def span(at_once):
-        return makespan(plan, lambda stages: float(len(stages)), at_once)
+        return makespan(plan, lambda stages: float(len(list(stages))), at_once)
 
     assert (span(1), span(2), span(4), span(100)) == (16.0, 8.0, 6.0, 6.0)
     assert makespan(Plan.of("demo", STAGES, [stage.id for stage in STAGES]), lambda stages: 1.0, 2) == 0.0

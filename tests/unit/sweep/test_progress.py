@@ -4,13 +4,14 @@ import csv
 import io
 import pickle
 from pathlib import Path
+from typing import cast
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
 
 from rayexp.errors import StageError
-from rayexp.spec import GRPO, RunConfig
+from rayexp.spec import GRPO, Pretrain, RunConfig
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import display
@@ -18,7 +19,7 @@ from rayexp.sweep.cost import CostModel
 from rayexp.sweep.failures import root_cause
 from rayexp.sweep.plan import Plan, flops
 from rayexp.sweep.progress import Progress
-from rayexp.sweep.scheduler import TuneEvents
+from rayexp.sweep.scheduler import PlanSearcher, TuneEvents
 from rayexp.sweep.trackers import Trackers
 from rayexp.telemetry.metric_log import report
 
@@ -128,8 +129,10 @@ def test_what_was_seen_of_a_kind_corrects_what_was_estimated_of_it(clock):
     progress.end(one.id, "done")
     assert progress.remaining_s == pytest.approx(2 * seconds([second]) + 5 * seconds([other])), "but for its start"
     progress.start(second.id)
-    progress.report(second.id, spoken(second.stages[0], second.stages[0].steps))
-    left = seconds([second]) - estimated(second.stages[0])
+    pretrain = second.stages[0]
+    assert isinstance(pretrain, Pretrain)
+    progress.report(second.id, spoken(pretrain, pretrain.steps))
+    left = seconds([second]) - estimated(pretrain)
     assert progress.remaining_s == pytest.approx(2 * left + 5 * seconds([other]))
     progress.end(second.id, "failed", "why")
     assert progress.remaining_s == 0, "its GRPO trial is blocked"
@@ -244,9 +247,10 @@ def test_lines_say_when_trials_start_and_end_and_little_in_between(clock, capsys
 
 
 def drawn(progress, columns, lines):
-    console = Console(file=io.StringIO(), width=columns, height=lines, force_terminal=True, color_system=None)
+    shown = io.StringIO()
+    console = Console(file=shown, width=columns, height=lines, force_terminal=True, color_system=None)
     console.print(display.picture(progress, console.size))
-    return console.file.getvalue().splitlines()
+    return shown.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("columns", [40, 80, 140])
@@ -286,20 +290,22 @@ def test_the_view_is_chosen_by_where_the_output_goes(clock):
     progress = progress_of(clock)
     with display.open_display(Console(file=io.StringIO()), progress) as view:
         assert isinstance(view, display.LogDisplay)
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=80, height=24)
     with display.open_display(terminal, progress) as view:
         assert isinstance(view, display.LiveDisplay)
         progress.start(progress.plan.trials[0].id)
         clock.now += 1
         view()
-        assert "running 1" in terminal.file.getvalue()
+        assert "running 1" in shown.getvalue()
 
 
 def test_the_terminal_is_given_back_after_ctrl_c(clock):
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=80, height=24)
     with pytest.raises(KeyboardInterrupt), display.open_display(terminal, progress_of(clock)):
         raise KeyboardInterrupt
-    written = terminal.file.getvalue()
+    written = shown.getvalue()
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l"), "the cursor is still hidden"
 
 
@@ -331,7 +337,7 @@ class Failures:
 
 
 def events_of(progress, views=()):
-    return TuneEvents(Failures(), progress, views, Trackers())
+    return TuneEvents(cast(PlanSearcher, Failures()), progress, views, Trackers())
 
 
 def test_tunes_events_are_told(clock):

@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import sys
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -29,6 +30,13 @@ def searcher_of(trials, fail_fast=False):
     """The searcher of the only driver of an empty store."""
     store = Store(f"memory://{uuid4().hex}")
     return PlanSearcher(trials, EXECUTION, store, Leases(store.files), fail_fast)
+
+
+def suggested(searcher: PlanSearcher, tune_id: str) -> dict[str, Any]:
+    """Return the configuration of the trial that is handed out."""
+    config = searcher.suggest(tune_id)
+    assert isinstance(config, dict)
+    return config
 
 
 def a_trial(name, *parents):
@@ -81,6 +89,7 @@ def test_any_order_of_completions_and_failures_obeys_the_graph(trials, seed):
             assert not ready
             break
         else:
+            assert isinstance(config, dict)
             assert config["trial"] in ready
             running[f"tune{asked:03}"] = config["trial"]
     assert set(parents) - succeeded - failed == blocked_by(trials, failed)
@@ -89,7 +98,7 @@ def test_any_order_of_completions_and_failures_obeys_the_graph(trials, seed):
 def test_completions_of_unknown_trials_are_ignored():
     searcher = searcher_of([a_trial("a"), a_trial("b", "a")])
     searcher.on_trial_complete("never started")
-    assert searcher.suggest("1")["trial"] == "a"
+    assert suggested(searcher, "1")["trial"] == "a"
     assert searcher.suggest("2") is None
     searcher.on_trial_complete("1", error=True)
     searcher.on_trial_complete("1")
@@ -108,21 +117,21 @@ def test_a_trial_is_told_its_stages_and_how_to_run_them():
     chain = tiny_chain(World("composition"))
     plan = Plan.of("any", chain, ())
     searcher = searcher_of(plan.trials)
-    config = searcher.suggest("1")
+    config = suggested(searcher, "1")
     assert [parse_stage(text) for text in config["stages"]] == [chain.pretrain, chain.sft]
     assert config["kind"] == "supervised"
     told = RunConfig.model_validate_json(config["execution"])
     assert told.model_copy(update={"lease": ""}) == EXECUTION
     assert Lease.parse(told.lease).work == plan.trials[0].id
     searcher.on_trial_complete("1")
-    assert [parse_stage(text) for text in searcher.suggest("2")["stages"]] == [chain.grpo, chain.evaluate]
+    assert [parse_stage(text) for text in suggested(searcher, "2")["stages"]] == [chain.grpo, chain.evaluate]
 
 
 def test_a_trial_that_another_driver_has_is_noted():
     store = Store(f"memory://{uuid4().hex}")
     noted = []
     with Leases(store.files) as ours, Leases(store.files) as theirs:
-        assert PlanSearcher([a_trial("a")], EXECUTION, store, theirs).suggest("1")["trial"] == "a"
+        assert suggested(PlanSearcher([a_trial("a")], EXECUTION, store, theirs), "1")["trial"] == "a"
         searcher = PlanSearcher(
             [a_trial("a")], EXECUTION, store, ours, note=lambda trial, state: noted.append((trial, state))
         )
@@ -136,7 +145,7 @@ def test_a_trial_that_another_driver_has_is_noted():
 def test_a_store_that_is_not_shared_ends_the_sweep_after_the_first_trial(result):
     """Also where the trial found leases of others in a store of its own: this driver holds the one that it lost."""
     searcher = searcher_of([a_trial("a"), a_trial("b")])
-    assert searcher.suggest("1")["trial"] == "a"
+    assert suggested(searcher, "1")["trial"] == "a"
     searcher.on_trial_complete("1", result)
     assert searcher.stopped
     assert next(iter(result.values())) in searcher.unshared
@@ -147,7 +156,7 @@ def test_a_trial_that_another_driver_took_over_waits_for_it():
     store = Store(f"memory://{uuid4().hex}")
     with Leases(store.files) as ours, Leases(store.files) as theirs:
         searcher = PlanSearcher([a_trial("a")], EXECUTION, store, ours)
-        assert searcher.suggest("1")["trial"] == "a"
+        assert suggested(searcher, "1")["trial"] == "a"
         ours.release("a")
         assert theirs.take("a")
         searcher.on_trial_complete("1", {"lease_lost": "the driver THEIRS has it"})
@@ -170,7 +179,7 @@ def test_what_cannot_be_imported_on_a_worker_is_recorded_like_every_failure(tmp_
     monkeypatch.setitem(sys.modules, "rayexp.execution.supervised", None)
     monkeypatch.delattr(rayexp.execution, "supervised", raising=False)
     with pytest.raises(StageError, match=r"ModuleNotFoundError: .*rayexp\.execution\.supervised"):
-        run_trial({**searcher.suggest("one"), "execution": run_config})
+        run_trial({**suggested(searcher, "one"), "execution": run_config})
     record = json.loads(store.files.read(f"work/{STAGE.id}/failure.json"))
     assert record["label"] == STAGE.label
     assert "supervised" in record["error"]

@@ -1,5 +1,7 @@
 """Tune's loggers: refused before anything starts, or their files are kept, however the sweep ends."""
 
+from typing import Any
+
 import pytest
 
 from rayexp.store.artifacts import Store
@@ -39,8 +41,8 @@ def test_wandb_without_a_login_is_refused(monkeypatch, tmp_path):
 def test_wandb_has_no_run_to_end_of_a_trial_whose_process_never_started(monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    (callback,) = tracker_callbacks(Trackers(("wandb",), "demo"))
-    callback.log_trial_end(object(), failed=True)
+    callbacks: list[Any] = tracker_callbacks(Trackers(("wandb",), "demo"))
+    callbacks[0].log_trial_end(object(), failed=True)
 
 
 def test_files_are_kept_though_the_sweep_is_stopped(tmp_path, capsys):

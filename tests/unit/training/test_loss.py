@@ -13,7 +13,7 @@ def test_next_token_loss_is_the_negative_log_likelihood_of_each_row(start, last_
     logits_NTV = torch.randn(4, 6, 5, generator=generator)
     tokens_NT = torch.randint(5, (4, 6), generator=generator)
     by_hand_N = [
-        -sum(logits_NTV[n, t - 1].double().softmax(dim=0)[tokens_NT[n, t]].log() for t in range(start, 6))
+        -torch.stack([logits_NTV[n, t - 1].double().softmax(0)[tokens_NT[n, t]].log() for t in range(start, 6)]).sum()
         for n in range(4)
     ]
     nll_N = next_token_loss(logits_NTV if last_logits else logits_NTV[:, :-1], tokens_NT, start)

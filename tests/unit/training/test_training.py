@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -107,6 +108,10 @@ def test_a_number_that_is_not_finite_is_named_and_changes_nothing(bad, where):
     assert same(weights(disturbed.module), weights(quiet.module))
 
 
+def total(losses: Iterable[torch.Tensor]) -> torch.Tensor:
+    return sum(losses, torch.zeros(()))
+
+
 def finite_with_gradient(parameter, gradient):
     """A loss of 0 whose gradient is whatever one likes."""
     value = (parameter * 0).sum()
@@ -119,7 +124,7 @@ def test_a_step_adds_its_losses_up_and_returns_the_norm_before_clipping():
     parts = losses_of_step(one, 0, [])
     assert len(parts) > 1
     norm = one.step(parts)
-    torch.testing.assert_close(other.step([lambda: sum(part() for part in losses_of_step(other, 0, []))]), norm)
+    torch.testing.assert_close(other.step([lambda: total(part() for part in losses_of_step(other, 0, []))]), norm)
     for a, b in zip(weights(one.module).values(), weights(other.module).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
     clipped = Trainer(decoders.build(MICRO, 0), OPTIMISER.model_copy(update={"clip_norm": 1e-3}), STEPS)
@@ -130,7 +135,7 @@ def test_a_step_adds_its_losses_up_and_returns_the_norm_before_clipping():
 def test_weight_decay_shrinks_matrices_only():
     trainer = micro_trainer(optimiser=AdamW(learning_rate=0.1, weight_decay=0.5, schedule="constant"))
     before = weights(trainer.module)
-    trainer.step([lambda: sum(p.sum() for p in trainer.module.parameters()) * 0.0])
+    trainer.step([lambda: total(p.sum() for p in trainer.module.parameters()) * 0.0])
     for name, now in weights(trainer.module).items():
         torch.testing.assert_close(now, before[name] * (0.95 if now.ndim > 1 else 1.0))
 
@@ -154,7 +159,7 @@ def test_the_trainer_follows_the_schedule():
     """With its moments at rest, Adam's first step is as long as the rate."""
     trainer = micro_trainer(optimiser=AdamW(learning_rate=0.4, warmup_steps=4))
     before = weights(trainer.module)["model.norm.weight"]
-    trainer.step([lambda: sum(p.sum() for p in trainer.module.parameters())])
+    trainer.step([lambda: total(p.sum() for p in trainer.module.parameters())])
     torch.testing.assert_close(weights(trainer.module)["model.norm.weight"], before - 0.1)
 
 
