@@ -90,6 +90,16 @@ def test_a_command_that_nobody_knows_is_an_error():
         shell.prove(["python", "jobs/sweep.py", "--study", "colours"])
 
 
+# README.md
+
+
+def test_the_tree_is_that_of_the_checkout():
+    tree = shell.blocks((ROOT / "README.md").read_text().partition("## The code")[2], "")[0]
+    packages = re.findall(r"^  (\w+)/  +\S", tree, re.MULTILINE)
+    assert sorted(packages) == sorted(folder.parent.name for folder in (ROOT / "rayexp").glob("*/__init__.py"))
+    assert all((ROOT / name).is_dir() for name in re.findall(r"^(\w+)/", tree, re.MULTILINE))
+
+
 # docs/results.md
 
 

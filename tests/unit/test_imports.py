@@ -1,6 +1,7 @@
 """The pure core runs where there is no Ray, and imports go one way."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -61,3 +62,8 @@ def test_objectives_are_named_where_there_is_no_torch():
     loaded = set(result.stdout.split())
     assert "torch" not in loaded
     assert {name for name in loaded if name.split(".")[0] == "rayexp"} == {"rayexp", *modules}
+
+
+def test_no_test_module_serves_another():
+    imported = {name for file in (ROOT / "tests").rglob("*.py") for name in imports_of(file)}
+    assert [name for name in imported if re.match(r"tests\.(.*\.)?(test_|conftest)", name)] == []
