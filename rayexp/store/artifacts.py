@@ -107,11 +107,9 @@ class Store:
     def provenance(self, stage_id: str) -> dict[str, Any]:
         """Where, when and with what an artifact was made, verified."""
         with self.fetched(f"stages/{stage_id}", prefix="provenance.json") as folder:
-            try:
-                record = json.loads((folder / "provenance.json").read_bytes())
-            except (OSError, ValueError, RecursionError) as error:
-                raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no JSON") from error
-        if not isinstance(record, dict):
+            file = folder / "provenance.json"
+            record = read_record(file.read_bytes()) if file.is_file() else None
+        if record is None:
             raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no record")
         return record
 
@@ -315,20 +313,22 @@ class Store:
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
-    """A manifest; None if it is torn, or is none."""
+    """Return a manifest; None if it is torn, or is none. Names and checksums end up in sentences for people."""
+    manifest = read_record(data) or {}
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(name.isprintable() for name in files):
+        return None
+    sums = [about.get("sha256") if isinstance(about, dict) else None for about in files.values()]
+    return manifest if all(isinstance(text, str) and _SHA256.fullmatch(text) for text in sums) else None
+
+
+def read_record(data: bytes) -> dict[str, Any] | None:
+    """Return the object of a JSON text; None if it is torn, or is none."""
     try:
-        manifest = json.loads(data)
+        record = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict):
-        return None
-    return manifest if all(name.isprintable() and _is_described(about) for name, about in files.items()) else None
-
-
-def _is_described(about: Any) -> bool:
-    """Whether a manifest says of a file what it has to; what it says ends up in sentences for people."""
-    return isinstance(about, dict) and isinstance(about.get("sha256"), str) and bool(_SHA256.fullmatch(about["sha256"]))
+    return record if isinstance(record, dict) else None
 
 
 def _sha256(file: Path) -> str:
