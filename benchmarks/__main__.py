@@ -1,7 +1,7 @@
 """Ratios of this project to its peers on this machine, one thread each.
 
     python -m benchmarks               all of them; the whole takes about half an hour
-    python -m benchmarks world sync    some of them
+    python -m benchmarks task sync     some of them
     python -m benchmarks --write       and put their tables into docs/performance.md
     python -m benchmarks regression    the short form that CI runs
 
@@ -27,7 +27,7 @@ from rayexp import terminal
 from rayexp.cli.command import run_command, working
 
 OnThePage = Literal[
-    "world", "plan", "pretrain", "rollouts", "step", "sync", "evaluation", "staleness", "growth", "nodes", "sweep"
+    "task", "plan", "pretrain", "rollouts", "step", "sync", "evaluation", "staleness", "growth", "nodes", "sweep"
 ]
 BENCHMARKS: tuple[OnThePage, ...] = get_args(OnThePage)
 Name = OnThePage | Literal["regression"]

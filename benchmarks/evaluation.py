@@ -9,11 +9,12 @@ import torch
 
 from benchmarks.measure import Row, alternate, publish
 from rayexp.evaluation.mass import gold_scores
-from rayexp.models import decoder
+from rayexp.models import factory
 from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.studies.presets import DECODERS
-from rayexp.tasks.strings import Corpus, Verifier, World
+from rayexp.tasks.strings import StringTask
+from rayexp.tasks.strings.symbols import VOCABULARY
 
 PROMPTS, COMPLETIONS, ROUNDS = 200, 64, 5
 CASES = ("tiny", "small")
@@ -25,17 +26,18 @@ def run() -> list[Row]:
 
 
 def row(name: str) -> Row:
-    world = World("composition")
-    cell = world.cells.ood[0]
-    model, verifier = decoder.build(DECODERS[name], 0), Verifier(world)
-    token_batch = Corpus(world, 0).cell("test", cell, 0, PROMPTS)
+    task = StringTask(axis="composition")
+    cell = task.cells("ood")[0]
+    model = factory.build(DECODERS[name], VOCABULARY, 0)
+    token_batch = task.of_cell("test", 0, cell, 0, PROMPTS)
     prompts = [prompt.tolist() for prompt in token_batch.prompts]
     seeds = [prompt_seed("benchmark", i) for i in range(PROMPTS)]
-    budgets = [world.completion_budget(cell)] * PROMPTS
+    limits = [task.max_completion_tokens(cell)] * PROMPTS
 
     def sampled() -> np.ndarray:
-        drawn = TorchSampler(model).generate(prompts, seeds, COMPLETIONS, budgets)
-        return np.array([verifier.judge(prompts[i // COMPLETIONS], row).answer for i, row in enumerate(drawn.rows)])
+        drawn = TorchSampler(model).generate(prompts, seeds, COMPLETIONS, limits)
+        solutions = [task.solve(prompt) for prompt in prompts]
+        return np.array([task.judge(solutions[i // COMPLETIONS], row).answer for i, row in enumerate(drawn.rows)])
 
     timed = alternate({"exact": lambda: gold_scores(model, token_batch), "sampled": sampled}, ROUNDS)
     return Row(

@@ -18,14 +18,16 @@ from torch import Tensor
 
 from rayexp import rng
 from rayexp.evaluation.mass import gold_scores
-from rayexp.models import decoder
-from rayexp.rl.learner import PolicyLearner
+from rayexp.models import devices, factory
+from rayexp.rl.learner import GRPOLearner
+from rayexp.rl.prompts import Prompts, group_rewards
 from rayexp.rl.rollouts import rollout_batches
-from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.spec import GRPO, SFT, Pretrain
+from rayexp.stages import GRPO, SFT, Pretrain
 from rayexp.studies.presets import SCALES, Budget
-from rayexp.tasks.strings import Corpus, TokenBatch, Verifier, World, vocabulary
+from rayexp.tasks import TokenBatch
+from rayexp.tasks.strings import StringTask
+from rayexp.tasks.strings.symbols import VOCABULARY
 from rayexp.training.loss import next_token_loss
 from rayexp.training.trainer import Trainer
 
@@ -51,7 +53,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    device = decoder.resolve_device(arguments.device)
+    device = devices.resolve_device(arguments.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"torch {torch.__version__} on {name}, decoder of the {arguments.scale} scale")
     chain = Chain(SCALES[arguments.scale], device)
@@ -64,9 +66,9 @@ class Chain:
     """One pretraining, SFT and GRPO at an OOD ratio of 1 %, a step at a time."""
 
     def __init__(self, budget: Budget, device: torch.device) -> None:
-        self.world, self.device, self.budget = World("composition"), device, budget
+        self.task, self.device, self.budget = StringTask(axis="composition"), device, budget
         self.pretrain = Pretrain(
-            world=self.world,
+            task=self.task,
             decoder=budget.decoder,
             ood_ratio=0.01,
             samples=budget.pretrain_samples,
@@ -78,7 +80,7 @@ class Chain:
         self.grpo = GRPO.model_validate(
             {
                 "init": self.sft,
-                "prompts": "ood",
+                "prompt_role": "ood",
                 "kl_beta": 0.1,
                 "steps": budget.grpo_steps,
                 "prompts_per_step": budget.grpo_prompts_per_step,
@@ -88,8 +90,8 @@ class Chain:
                 "sampler": "torch",
             }
         )
-        self.corpus = Corpus(self.world, 0)
-        self.model = decoder.build(budget.decoder, 0, device)
+        self.prompts = Prompts(self.grpo)
+        self.model = factory.build(budget.decoder, VOCABULARY, 0, device)
 
     def trainer(self, stage: Pretrain | SFT) -> Trainer:
         return Trainer(self.model, stage.optimiser, stage.steps)
@@ -101,10 +103,10 @@ class Chain:
         """The samples of a step, and whether their prompts count."""
         start = step * stage.batch_samples
         if isinstance(stage, Pretrain):
-            return self.corpus.mixture("pretrain", 0.01, start, min(stage.batch_samples, stage.samples - start)), True
+            return self.task.mixture("pretrain", 0, 0.01, start, min(stage.batch_samples, stage.samples - start)), True
         stop = min(start + stage.batch_samples, stage.samples * stage.epochs)
         numbers = rng.epochs(rng.stream_key(0, "sft order"), stage.samples, start, stop)
-        return self.corpus.tasks("sft", "id", numbers), False
+        return self.task.of_role("sft", 0, "id", numbers), False
 
     def learn(self, trainer: Trainer, stage: Pretrain | SFT) -> int:
         """One step of the trainer; tokens read."""
@@ -123,21 +125,6 @@ class Chain:
         trainer.step([lambda r=r, s=s: loss(r, s) for r, s in zip(token_batches, starts, strict=True)])
         return sum(r.tokens_NT[:, 1:].size for r in token_batches)
 
-    def rollouts(self, step: int) -> tuple[list[int], list[list[int]], list[int], list[int]]:
-        """Numbers, prompts, seeds and token budgets of a GRPO step."""
-        spec = self.grpo
-        first = step * spec.prompts_per_step
-        order = rng.stream_key(0, "grpo order")
-        numbers = rng.epochs(order, spec.prompt_count, first, first + spec.prompts_per_step)
-        prompts: dict[int, list[int]] = {}
-        for token_batch in self.corpus.tasks("grpo", "ood", numbers):
-            pairs = zip(token_batch.index_N, token_batch.prompts, strict=True)
-            prompts |= {int(i): prompt.tolist() for i, prompt in pairs}
-        chosen = [int(i) for i in numbers]
-        cells = self.world.cells.ood
-        budgets = [self.world.completion_budget(cells[i % len(cells)]) for i in chosen]
-        return chosen, [prompts[i] for i in chosen], [prompt_seed(0, step, i) for i in range(len(chosen))], budgets
-
 
 def kernels(chain: Chain, arguments: Arguments) -> None:
     """Rates of the parts."""
@@ -148,18 +135,18 @@ def kernels(chain: Chain, arguments: Arguments) -> None:
     gemm = 2 * arguments.gemm_size**3 / clock.median(lambda: side @ side, arguments.rounds)
     tokens = chain.learn(trainer, chain.pretrain)
     rate = tokens / clock.median(lambda: chain.learn(trainer, chain.pretrain), arguments.rounds)
-    parameters = chain.budget.decoder.parameters(vocabulary.SIZE) - vocabulary.SIZE * chain.budget.decoder.width
+    parameters = chain.budget.decoder.parameters(VOCABULARY.size) - VOCABULARY.size * chain.budget.decoder.width
     share = 6 * parameters * rate / gemm
     print(f"GEMM ({'bf16' if mixed else 'fp32'})      {gemm / 1e12:10.2f} TFLOP/s")
     print(f"training          {rate:10,.0f} tokens/s, {share:.1%} of GEMM")
 
     sampler = chain.sampler()
-    _, prompts, seeds, budgets = chain.rollouts(0)
-    drawn = sampler.generate(prompts, seeds, chain.grpo.group_size, budgets)
-    seconds = clock.median(lambda: sampler.generate(prompts, seeds, chain.grpo.group_size, budgets), arguments.rounds)
+    request = chain.prompts.at(0).request(chain.grpo.group_size)
+    drawn = sampler.generate(*request)
+    seconds = clock.median(lambda: sampler.generate(*request), arguments.rounds)
     drawn_tokens, completions = drawn.length_N.sum(), len(drawn.length_N)
     print(f"sampling          {drawn_tokens / seconds:10,.0f} tokens/s, {completions / seconds:,.0f} completions/s")
-    token_batch = chain.corpus.cell("test", chain.world.cells.ood[0], 0, 1024)
+    token_batch = chain.task.of_cell("test", 0, chain.task.cells("ood")[0], 0, 1024)
     seconds = clock.median(lambda: gold_scores(chain.model, token_batch), arguments.rounds)
     print(f"exact Q           {1024 / seconds:10,.0f} prompts/s")
 
@@ -188,15 +175,15 @@ def run_chain(chain: Chain, file: Path, limit_s: float) -> None:
     if file.exists():
         saved = torch.load(file, map_location=chain.device, weights_only=True)
     else:
-        chain.model = decoder.build(chain.budget.decoder, 0, chain.device)  # the measurements have trained the other
+        # The measurements have trained the other one.
+        chain.model = factory.build(chain.budget.decoder, VOCABULARY, 0, chain.device)
     deadline = time.monotonic() + limit_s
     names = ("pretraining", "SFT", "GRPO")
-    verifier = Verifier(chain.world)
     while saved["stage"] < len(names):
         number, stage = saved["stage"], (chain.pretrain, chain.sft, chain.grpo)[saved["stage"]]
         if saved["init"] is not None:
             chain.model.load_state_dict(saved["init"])
-        learner = PolicyLearner(stage, chain.model) if isinstance(stage, GRPO) else None
+        learner = GRPOLearner(stage, chain.model) if isinstance(stage, GRPO) else None
         trainer = learner.trainer if learner else chain.trainer(stage)  # pyright: ignore[reportArgumentType]
         sampler = chain.sampler()  # keeps what it has captured
         if saved["trainer"] is not None:
@@ -206,13 +193,10 @@ def run_chain(chain: Chain, file: Path, limit_s: float) -> None:
             if learner is None:
                 chain.learn(trainer, stage)  # pyright: ignore[reportArgumentType]
                 continue
-            numbers, prompts, seeds, budgets = chain.rollouts(trainer.completed_steps)
-            drawn = sampler.generate(prompts, seeds, chain.grpo.group_size, budgets)
-            right = [
-                verifier.judge(prompts[i // chain.grpo.group_size], row).answer for i, row in enumerate(drawn.rows)
-            ]
-            rewards_PG = np.array(right, np.float32).reshape(-1, chain.grpo.group_size)
-            learner.update(rollout_batches(numbers, prompts, drawn, rewards_PG), max_logprob_mismatch=1.0)
+            batch = chain.prompts.at(trainer.completed_steps)
+            drawn = sampler.generate(*batch.request(chain.grpo.group_size))
+            rewards_PG = group_rewards(chain.task, chain.grpo.rewards, batch.prompts, drawn)
+            learner.update(rollout_batches(batch, drawn, rewards_PG), max_logprob_mismatch=1.0)
         if chain.device.type == "cuda":
             torch.cuda.synchronize(chain.device)
         saved["seconds"][number] += time.monotonic() - began
@@ -225,7 +209,7 @@ def run_chain(chain: Chain, file: Path, limit_s: float) -> None:
         saved = saved | {"stage": number + 1, "trainer": None, "init": weights}
         torch.save(saved, file)
     chain.model.load_state_dict(saved["init"])
-    token_batch = chain.corpus.cell("test", chain.world.cells.ood[0], 0, chain.budget.prompts_per_cell)
+    token_batch = chain.task.of_cell("test", 0, chain.task.cells("ood")[0], 0, chain.budget.prompts_per_cell)
     mass = float(np.exp(gold_scores(chain.model, token_batch).log_mass_N).mean())
     print(f"whole chain: {sum(saved['seconds']):.0f} s; mean Q of the OOD cell {mass:.3g}")
 

@@ -89,7 +89,7 @@ def grpo_step(prompts: int = 32, group: int = 8, **decoder: int) -> float:
     import torch
 
     from benchmarks.step import Case, Parts, our_steps, reinforcement
-    from rayexp.models.decoder import build
+    from rayexp.models.factory import build
     from rayexp.sampling.torch_sampler import TorchSampler
 
     torch.set_num_threads(1)
@@ -97,8 +97,8 @@ def grpo_step(prompts: int = 32, group: int = 8, **decoder: int) -> float:
     root = spec.root.model_copy(update={"decoder": spec.root.decoder.model_copy(update=decoder)})
     init = spec.init.model_copy(update={"init": root})
     spec = spec.model_copy(update={"init": init, "prompts_per_step": prompts, "group_size": group})
-    model = build(spec.root.decoder, seed=0)
-    return best(our_steps(spec, model, TorchSampler(build(spec.root.decoder, seed=0)), Parts()))
+    model, sampled = (build(spec.root.decoder, spec.root.task.vocabulary, seed=0) for _ in range(2))
+    return best(our_steps(spec, model, TorchSampler(sampled), Parts()))
 
 
 def planned(stages: int) -> float:
@@ -159,19 +159,20 @@ def rollouts(actors: int) -> float:
     import ray
 
     from benchmarks.step import Case, reinforcement
+    from rayexp.config import RunConfig
     from rayexp.distributed.rollout_manager import RolloutManager
-    from rayexp.execution.grpo import Task
-    from rayexp.models import decoder
-    from rayexp.spec import RunConfig
+    from rayexp.models import factory
+    from rayexp.rl.prompts import Prompts
+    from rayexp.tasks.strings.symbols import VOCABULARY
 
     spec = reinforcement(Case("tiny", ROUNDS), "fp32").model_copy(update={"prompts_per_step": 256})
     rollout_manager = RolloutManager(spec, RunConfig(rollout_workers=actors))
-    model = decoder.build(spec.root.decoder, 0)
+    model = factory.build(spec.root.decoder, VOCABULARY, 0)
     rollout_manager.sync(ray.put({name: np.array(tensor) for name, tensor in model.state_dict().items()}), 0)
-    task, seconds = Task(spec), []
+    prompts, seconds = Prompts(spec), []
     for step in range(1 + ROUNDS):
         started = time.monotonic()
-        rollout_manager.generate(*task.request(step))
+        rollout_manager.generate(*prompts.at(step).request(spec.group_size))
         seconds.append(time.monotonic() - started)
     rollout_manager.stop()
     return min(seconds[1:])
@@ -180,8 +181,8 @@ def rollouts(actors: int) -> float:
 def ranks(workers: int) -> float:
     """Seconds of a pretraining run in a worker group."""
     from benchmarks.step import Case, reinforcement
+    from rayexp.config import RunConfig
     from rayexp.execution import supervised
-    from rayexp.spec import RunConfig
 
     root = reinforcement(Case("tiny", ROUNDS), "fp32").root.model_copy(
         update={"samples": 40 * 256, "batch_samples": 256}
@@ -195,7 +196,7 @@ def ranks(workers: int) -> float:
 def trials(at_once: int) -> float:
     """Seconds of a sweep of eight pretraining runs."""
     from benchmarks.nodes import plan
-    from rayexp.spec import RunConfig
+    from rayexp.config import RunConfig
     from rayexp.sweep import scheduler
 
     chains = [stage.model_copy(update={"samples": 10_000}) for stage in plan(8).stages]

@@ -16,13 +16,14 @@ from ray import tune as ray_tune
 from ray.cluster_utils import Cluster
 
 from benchmarks.measure import Row, publish
+from rayexp.config import RunConfig
 from rayexp.distributed import access, runtime
-from rayexp.spec import Pretrain, RunConfig
+from rayexp.stages import Pretrain
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import scheduler
-from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.plan import Plan
 from rayexp.sweep.progress import Progress
-from rayexp.tasks.strings import World
+from rayexp.tasks.strings import StringTask
 
 NODES, PLACES_PER_NODE = 8, 8
 WAVES = 6
@@ -34,7 +35,7 @@ class Places(Progress):
     """The times at which trials started and ended, by the driver's clock."""
 
     def __init__(self, plan: Plan) -> None:
-        super().__init__(plan, flops)
+        super().__init__(plan, lambda stage: stage.flops)
         self.starts: list[float] = []
         self.ends: list[float] = []
 
@@ -94,7 +95,7 @@ def plan(trials: int) -> Plan:
         "nodes",
         [
             Pretrain(
-                world=World("composition"),
+                task=StringTask(axis="composition"),
                 decoder=budget.decoder,
                 ood_ratio=0.1,
                 samples=128,

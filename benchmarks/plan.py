@@ -77,7 +77,7 @@ def plan_repeatedly() -> None:
 
 def seconds_of_a_suggestion(plan: "Plan") -> float:
     """What the driver needs to hand out one trial of the plan and to hear of its end, without store and leases."""
-    from rayexp.spec import RunConfig
+    from rayexp.config import RunConfig
     from rayexp.sweep.scheduler import PlanSearcher
 
     class Nobody:

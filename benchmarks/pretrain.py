@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, alternate, publish
-from rayexp.execution import pretrain, supervised
-from rayexp.models import decoder
-from rayexp.spec import AdamW, Pretrain
+from rayexp.execution import pretrain
+from rayexp.models import factory
+from rayexp.stages import AdamW, Pretrain
 from rayexp.studies.presets import DECODERS, SCALES
-from rayexp.tasks.strings import World, vocabulary
+from rayexp.tasks.strings import StringTask
+from rayexp.tasks.strings.symbols import VOCABULARY
+from rayexp.training.batch_loss import LossMeter, rank_loss
 from rayexp.training.trainer import Trainer
 
 GEMM_SIZE = 1024
@@ -68,7 +70,7 @@ def measured(case: Case) -> list[Row]:
     )
     tokens = case.steps * sum(tokens_NT.numel() for tokens_NT in batches[0])
     read = case.steps * sum(tokens_NT[:, 1:].numel() for tokens_NT in batches[0])  # the last token is only predicted
-    parameters = spec.decoder.parameters(vocabulary.SIZE) - vocabulary.SIZE * spec.decoder.width
+    parameters = spec.decoder.parameters(VOCABULARY.size) - VOCABULARY.size * spec.decoder.width
     share = (6 * parameters * read / timed["ours"].median) / (2 * GEMM_SIZE**3 / timed["gemm"].median)
     rows = []
     for peer, target in (("HF Trainer", case.target), ("loop", 1.0)):
@@ -90,7 +92,7 @@ def pretraining(case: Case) -> Pretrain:
     """A run that is as long as the benchmark, its warm-up turn included."""
     optimiser = SCALES["tiny"].pretrain.model_dump() | {"precision": case.precision}
     return Pretrain(
-        world=World("composition"),
+        task=StringTask(axis="composition"),
         decoder=DECODERS[case.decoder],
         ood_ratio=0.01,
         samples=case.batch_samples * case.steps * (case.rounds + 1),
@@ -102,15 +104,15 @@ def pretraining(case: Case) -> Pretrain:
 
 def our_steps(spec: Pretrain, steps: int) -> Callable[[], None]:
     """``supervised.train``'s loop, without reports and checkpoints."""
-    trainer = Trainer(decoder.build(spec.decoder, spec.seed), spec.optimiser, spec.steps)
-    losses = supervised._LossMeter(trainer.device)
+    trainer = Trainer(factory.build(spec.decoder, VOCABULARY, spec.seed), spec.optimiser, spec.steps)
+    losses = LossMeter(trainer.device)
 
     def turn() -> None:
         for _ in range(steps):
             token_batches = pretrain.batch(spec, trainer.completed_steps)
             counted = sum(r.tokens_NT.size - len(r.tokens_NT) * pretrain.loss_start(r) for r in token_batches)
             trainer.step(
-                partial(supervised._loss, trainer, losses, r.shard(0, 1), pretrain.loss_start(r), 1 / counted)
+                partial(rank_loss, trainer, losses, r.shard(0, 1), pretrain.loss_start(r), 1 / counted)
                 for r in token_batches
             )
 
@@ -119,7 +121,7 @@ def our_steps(spec: Pretrain, steps: int) -> Callable[[], None]:
 
 def plain_steps(spec: Pretrain, batches: list[list[Tensor]], steps: int) -> Callable[[], None]:
     """Transformers' own loss and torch's own AdamW, at their defaults."""
-    model = decoder.build(spec.decoder, spec.seed)
+    model = factory.build(spec.decoder, VOCABULARY, spec.seed)
     settings = spec.optimiser
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16")
@@ -154,7 +156,7 @@ def hf_trainer_steps(spec: Pretrain, batches: list[list[Tensor]], steps: int) ->
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             self.ended = time.process_time()
 
-    model = decoder.build(spec.decoder, spec.seed)
+    model = factory.build(spec.decoder, VOCABULARY, spec.seed)
     remaining = iter(batches)
 
     def turn() -> float:
@@ -183,8 +185,8 @@ def hf_trainer_steps(spec: Pretrain, batches: list[list[Tensor]], steps: int) ->
 def padded(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Samples of two lengths as one batch, as users of HF Trainer make them."""
     rows = [sample["tokens"] for sample in samples]
-    tokens_NT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=vocabulary.PAD)
-    mask_NT = tokens_NT != vocabulary.PAD
+    tokens_NT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=VOCABULARY.pad)
+    mask_NT = tokens_NT != VOCABULARY.pad
     return {
         "input_ids": tokens_NT,
         "attention_mask": mask_NT.long(),

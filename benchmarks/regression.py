@@ -9,11 +9,12 @@ from benchmarks import evaluation, pretrain
 from benchmarks.measure import Row, Samples, alternate, publish
 from benchmarks.rollouts import GROUP, hf_generate, questions
 from benchmarks.step import Case, reinforcement
-from rayexp.models import decoder
+from rayexp.models import factory
 from rayexp.rl.scoring import UniquePrefixes, completion_logprobs, group_logprobs
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.studies.presets import DECODERS
-from rayexp.tasks.strings import World
+from rayexp.tasks.strings import StringTask
+from rayexp.tasks.strings.symbols import VOCABULARY
 
 ROUNDS = 5
 #: What was measured when it was last looked at, by name; half of it fails.
@@ -53,8 +54,8 @@ def pretraining() -> float:
 def learning(different: int = GROUP) -> float:
     """Completions that share the reading of their prompt, and of what ``different`` of a group have in common, against
     each with a prompt of its own; with gradients."""
-    model = decoder.build(DECODERS["tiny"], 0)
-    prompts, _, limits = questions(World("composition"))
+    model = factory.build(DECODERS["tiny"], VOCABULARY, 0)
+    prompts, _, limits = questions(StringTask(axis="composition"))
     prompts_PT = torch.tensor(prompts)
     shape = (len(prompts) * different, limits[0])
     tokens_NC = torch.randint(8, 34, shape, generator=torch.Generator().manual_seed(0))
@@ -69,8 +70,8 @@ def learning(different: int = GROUP) -> float:
 
 def sampling() -> float:
     spec = reinforcement(Case("tiny", ROUNDS), "fp32")
-    model = decoder.build(spec.root.decoder, 0)
-    prompts, seeds, limits = questions(spec.root.world)
+    model = factory.build(spec.root.decoder, VOCABULARY, 0)
+    prompts, seeds, limits = questions(spec.root.task)
     ours = partial(TorchSampler(model).generate, prompts, seeds, GROUP, limits)
     return ratio(ours, hf_generate(model, prompts, limits[0]))
 

@@ -15,15 +15,18 @@ import ray
 import torch
 
 from benchmarks.measure import Row, Samples, alternate, publish
+from rayexp.config import RunConfig
 from rayexp.distributed import runtime
 from rayexp.distributed.rollout_manager import RolloutManager
-from rayexp.models import decoder
+from rayexp.models import devices, factory
 from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
-from rayexp.spec import GRPO, Pretrain, RunConfig
+from rayexp.stages import GRPO, Pretrain
 from rayexp.studies.presets import DECODERS, SCALES
-from rayexp.tasks.strings import Corpus, World, vocabulary
+from rayexp.tasks import Task
+from rayexp.tasks.strings import StringTask
+from rayexp.tasks.strings.symbols import VOCABULARY
 
 PROMPTS = 64
 GROUP = 8
@@ -36,23 +39,23 @@ def run() -> list[Row]:
     return [*rows, in_its_actor("tiny", ROUNDS["tiny"])]
 
 
-def questions(world: World) -> tuple[list[list[int]], list[int], list[int]]:
+def questions(task: Task) -> tuple[list[list[int]], list[int], list[int]]:
     """Prompts, seeds, and most tokens of each completion."""
-    token_batches = Corpus(world, seed=0).tasks("grpo", "ood", np.arange(PROMPTS))
+    token_batches = task.of_role("grpo", 0, "ood", np.arange(PROMPTS))
     prompts = [prompt.tolist() for token_batch in token_batches for prompt in token_batch.prompts]
     seeds = [prompt_seed(0, "benchmark", i) for i in range(PROMPTS)]
-    return prompts, seeds, [world.completion_budget(world.cells.ood[0])] * PROMPTS
+    return prompts, seeds, [task.max_completion_tokens(task.cells("ood")[0])] * PROMPTS
 
 
 def in_process(name: str, rounds: int) -> list[Row]:
-    device = decoder.resolve_device("auto")
+    device = devices.resolve_device("auto")
     shape = DECODERS[name]
-    model = decoder.build(shape, 0, device)
+    model = factory.build(shape, VOCABULARY, 0, device)
     reference = TorchSampler(model)
-    sampler = VLLMSampler(shape, device=device.type)
+    sampler = VLLMSampler(shape, VOCABULARY, device=device.type)
     sampler.sync({name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}, version=0)
     torch.set_num_threads(1)  # after vLLM, which sets it too
-    prompts, seeds, limits = questions(World("composition"))
+    prompts, seeds, limits = questions(StringTask(axis="composition"))
     timed = alternate(
         {
             "sampler": lambda: sampler.generate(prompts, seeds, GROUP, limits),
@@ -76,16 +79,16 @@ def hf_generate(model: Any, prompts: list[list[int]], limit: int) -> Callable[[]
     """``model.generate``, with what it needs to be told so that it does the same work."""
     ids_NT = torch.tensor(prompts, device=model.device).repeat_interleave(GROUP, dim=0)
     settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": limit}
-    tokens = {"pad_token_id": vocabulary.PAD, "eos_token_id": vocabulary.EOS}
+    tokens = {"pad_token_id": VOCABULARY.pad, "eos_token_id": VOCABULARY.eos}
     mask_NT = torch.ones_like(ids_NT)
     return lambda: model.generate(ids_NT, attention_mask=mask_NT, **settings, **tokens)
 
 
 def in_its_actor(name: str, rounds: int) -> Row:
     """What a GRPO stage waits for, against the direct call, timed where it is made."""
-    budget, world = SCALES[name], World("composition")
+    budget, task = SCALES[name], StringTask(axis="composition")
     base = Pretrain(
-        world=world,
+        task=task,
         decoder=DECODERS[name],
         ood_ratio=0.0,
         samples=1,
@@ -93,8 +96,8 @@ def in_its_actor(name: str, rounds: int) -> Row:
         optimiser=budget.pretrain,
         seed=0,
     )
-    spec = GRPO(init=base, prompts="ood", kl_beta=0.0, optimiser=budget.grpo, seed=0)
-    prompts, seeds, limits = questions(world)
+    spec = GRPO(init=base, prompt_role="ood", kl_beta=0.0, optimiser=budget.grpo, seed=0)
+    prompts, seeds, limits = questions(task)
 
     def direct_call(worker: Any) -> float:
         started = time.perf_counter()
@@ -103,7 +106,7 @@ def in_its_actor(name: str, rounds: int) -> Row:
 
     runtime.connect(cpus=2)
     rollout_manager = RolloutManager(spec, RunConfig())
-    weights = {key: tensor.numpy() for key, tensor in decoder.build(DECODERS[name], 0).state_dict().items()}
+    weights = {key: tensor.numpy() for key, tensor in factory.build(DECODERS[name], VOCABULARY, 0).state_dict().items()}
     rollout_manager.sync(ray.put(weights), 0)
     (actor,) = rollout_manager.workers
     timed = alternate(
@@ -140,7 +143,7 @@ def direct(sampler: Any, prompts: list[list[int]], seeds: Sequence[int | None], 
             temperature=1.0,
             max_tokens=limit,
             logprobs=0,
-            stop_token_ids=[vocabulary.EOS],
+            stop_token_ids=[VOCABULARY.eos],
             detokenize=False,
         )
         for limit, seed in zip(limits, seeds, strict=True)

@@ -9,10 +9,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from benchmarks.measure import Row, publish
+from rayexp.config import RunConfig
 from rayexp.distributed import runtime
 from rayexp.evaluation.metrics import cluster_bootstrap
-from rayexp.execution import grpo, supervised
-from rayexp.spec import GRPO, Evaluate, RunConfig, Stage
+from rayexp.execution import rollout_loop, supervised
+from rayexp.stages import GRPO, Evaluate, Stage
 from rayexp.store.artifacts import Store
 from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import SCALES
@@ -29,15 +30,17 @@ def run() -> list[Row]:
     q: dict[int, list[np.ndarray]] = {0: [], 1: []}
     with TemporaryDirectory() as folder:
         run_config, store = RunConfig(store=folder), Store(folder)
-        wanted = stage_chains(grid.world("composition"), budget, grid, prompts=("ood",))
+        wanted = stage_chains(grid.task("composition"), budget, grid, prompt_roles=("ood",))
         for fresh in [stage for stage in wanted if isinstance(stage, GRPO)]:
             supervised.run_in_process(list(fresh.lineage[:-1]), run_config, lambda report: None)
-            grpo.run(fresh.model_copy(update={"steps": 2}), [], run_config, lambda report: None)  # starts the actors
+            rollout_loop.run(
+                fresh.model_copy(update={"steps": 2}), [], run_config, lambda report: None
+            )  # starts the actors
             for staleness, found in seconds.items():
                 stage = fresh.model_copy(update={"staleness": staleness})
                 evaluation = Evaluate.model_validate({"init": stage, "prompts_per_cell": budget.prompts_per_cell})
                 started = time.monotonic()
-                grpo.run(stage, [evaluation], run_config, lambda report: None)
+                rollout_loop.run(stage, [evaluation], run_config, lambda report: None)
                 found.append(time.monotonic() - started)
                 q[staleness].append(mass(store, evaluation))
     difference = cluster_bootstrap([stale - on for on, stale in zip(q[0], q[1], strict=True)])

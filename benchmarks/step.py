@@ -19,24 +19,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from benchmarks.measure import Row, Samples, alternate, publish
-from rayexp.execution.grpo import Task
+from rayexp.config import RunConfig
 from rayexp.execution.supervised import run_in_process
-from rayexp.models import decoder
+from rayexp.models import factory, io
 from rayexp.rl import learner as policies
-from rayexp.rl.learner import PolicyLearner
+from rayexp.rl.learner import GRPOLearner
+from rayexp.rl.prompts import Prompts, group_rewards
 from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.base import Sampler
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
-from rayexp.spec import GRPO, SFT, Pretrain, RunConfig
+from rayexp.stages import GRPO, SFT, Pretrain
 from rayexp.store.artifacts import Store
 from rayexp.studies.presets import DECODERS, SCALES
-from rayexp.tasks.strings import Verifier, World, vocabulary
+from rayexp.tasks.strings import StringTask
+from rayexp.tasks.strings.symbols import VOCABULARY
 
 PROMPTS, GROUP, BETA = 64, 8, 0.04
 
@@ -91,7 +92,7 @@ def measured(case: Case) -> list[Row]:
         f"native, {precision}": (precision, TorchSampler(copy.deepcopy(model), precision=precision))
         for precision in PRECISIONS
     }
-    samplers[DEFAULT] = ("fp32", VLLMSampler(specs["fp32"].root.decoder))
+    samplers[DEFAULT] = ("fp32", VLLMSampler(specs["fp32"].root.decoder, VOCABULARY))
     parts = {name: Parts() for name in samplers}
     sides: dict[str, Callable[[], object]] = {f"TRL {name}": trl_steps(spec, model) for name, spec in specs.items()}
     for name, (precision, sampler) in samplers.items():
@@ -128,7 +129,7 @@ def reinforcement(case: Case, precision: str) -> GRPO:
     return GRPO.model_validate(
         {
             "init": supervised(case),
-            "prompts": "ood",
+            "prompt_role": "ood",
             "kl_beta": BETA,
             "steps": 1000,
             "prompts_per_step": PROMPTS,
@@ -144,7 +145,7 @@ def supervised(case: Case) -> SFT:
     """What comes before."""
     budget = SCALES["tiny"]
     base = Pretrain(
-        world=World("composition"),
+        task=StringTask(axis="composition"),
         decoder=DECODERS[case.decoder],
         ood_ratio=0.01,
         samples=budget.pretrain_samples,
@@ -155,22 +156,22 @@ def supervised(case: Case) -> SFT:
     return SFT(init=base, samples=budget.sft_samples, optimiser=budget.sft, seed=0)
 
 
-def initial(case: Case) -> LlamaForCausalLM:
+def initial(case: Case) -> PreTrainedModel:
     """The decoder that the first step meets."""
     stage = supervised(case)
     if not case.trained:
-        return decoder.build(stage.root.decoder, seed=0)
+        return factory.build(stage.root.decoder, VOCABULARY, seed=0)
     with TemporaryDirectory(prefix="rayexp-bench-") as folder:
         run_config = RunConfig(store=folder, device="cpu")
         run_in_process([stage.root, stage], run_config, progress=lambda _: None)
         with Store.of(run_config).model(stage.id) as saved:
-            return decoder.load(saved)
+            return io.load(saved)
 
 
-def our_steps(spec: GRPO, model: LlamaForCausalLM, sampler: Sampler, parts: Parts) -> Callable[[], None]:
+def our_steps(spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts) -> Callable[[], None]:
     """Return what does one step of a stage a turn, timed by parts."""
-    learner = PolicyLearner(spec, copy.deepcopy(model))
-    task, step = Task(spec), 0
+    learner = GRPOLearner(spec, copy.deepcopy(model))
+    prompts, step = Prompts(spec), 0
     score = policies.group_logprobs
 
     def timed_score(model: Any, *arguments: Any) -> Any:
@@ -184,14 +185,14 @@ def our_steps(spec: GRPO, model: LlamaForCausalLM, sampler: Sampler, parts: Part
         with parts.time("sync"):
             sampler.sync(learner.weights(), step)
         with parts.time("rollout"):
-            prompts = task.prompts(step)
-            completions = sampler.generate(*task.request(step))
+            batch = prompts.at(step)
+            completions = sampler.generate(*batch.request(spec.group_size))
         with parts.time("reward"):
-            rewards_PG = task.rewards(prompts, completions)
+            rewards_PG = group_rewards(spec.root.task, spec.rewards, batch.prompts, completions)
         before = parts.seconds.get("reference", 0.0)
         with parts.time("learn"):
             policies.group_logprobs = timed_score
-            learner.update(rollout_batches(task.numbers(step), prompts, completions, rewards_PG), 1e9)
+            learner.update(rollout_batches(batch, completions, rewards_PG), 1e9)
             policies.group_logprobs = score
         parts.seconds["learn"] -= parts.seconds["reference"] - before
         step += 1
@@ -199,7 +200,7 @@ def our_steps(spec: GRPO, model: LlamaForCausalLM, sampler: Sampler, parts: Part
     return turn
 
 
-def trl_steps(spec: GRPO, model: LlamaForCausalLM) -> Callable[[], float]:
+def trl_steps(spec: GRPO, model: PreTrainedModel) -> Callable[[], float]:
     """One step of TRL's GRPOTrainer a turn; what it sets up before the step is left out."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from tokenizers import Tokenizer
@@ -209,19 +210,20 @@ def trl_steps(spec: GRPO, model: LlamaForCausalLM) -> Callable[[], float]:
     from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingImports]
     from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
 
-    symbols = {symbol: i for i, symbol in enumerate(vocabulary.SYMBOLS)}
+    symbols = {symbol: i for i, symbol in enumerate(VOCABULARY.symbols)}
     words = Tokenizer(WordLevel(symbols | {"<unused>": len(symbols)}, unk_token="<unused>"))
     words.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
     )
-    task, verifier = Task(spec), Verifier(spec.root.world)
-    texts = [vocabulary.decode(prompt) for prompt in task.prompts(0)]
+    task = spec.root.task
+    first = Prompts(spec).at(0)
+    texts = [VOCABULARY.decode(prompt) for prompt in first.prompts]
     data = Dataset.from_list([{"prompt": text} for text in texts])
 
     def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
-        pairs = zip(prompts, completion_ids, strict=True)
-        return [float(verifier.judge(vocabulary.encode(prompt), row).answer) for prompt, row in pairs]
+        pairs = zip(map(VOCABULARY.encode, prompts), completion_ids, strict=True)
+        return [float(task.judge(task.solve(prompt), row).answer) for prompt, row in pairs]
 
     class ProgressCallback(TrainerCallback):
         seconds = 0.0
@@ -233,7 +235,7 @@ def trl_steps(spec: GRPO, model: LlamaForCausalLM) -> Callable[[], float]:
             self.seconds += time.process_time()
 
     folder = mkdtemp(prefix="rayexp-bench-")
-    decoder.save(model, Path(folder))
+    io.save(model, Path(folder))
 
     def turn() -> float:
         watch = ProgressCallback()
@@ -242,7 +244,7 @@ def trl_steps(spec: GRPO, model: LlamaForCausalLM) -> Callable[[], float]:
             model_init_kwargs={"dtype": "float32"},
             per_device_train_batch_size=PROMPTS * GROUP,
             num_generations=GROUP,
-            max_completion_length=int(np.max(task.max_tokens(0))),
+            max_completion_length=max(first.max_tokens),
             beta=BETA,
             loss_type="grpo",
             learning_rate=spec.optimiser.learning_rate,

@@ -11,13 +11,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.measure import Row, publish
+from rayexp.config import RunConfig
 from rayexp.distributed import runtime
-from rayexp.spec import GRPO, Evaluate, RunConfig
+from rayexp.stages import GRPO, Evaluate
 from rayexp.store.artifacts import Store
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import placement, preflight, scheduler
-from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.plan import Plan
 from rayexp.sweep.progress import Progress
 
 #: Parts of a stage that are what a user came for; see ``PhaseTimer`` where they are timed.
@@ -29,7 +30,7 @@ class Starts(Progress):
     """Seconds from a trial's start to its first report, by the driver's clock."""
 
     def __init__(self, plan: Plan) -> None:
-        super().__init__(plan, flops)
+        super().__init__(plan, lambda stage: stage.flops)
         self.first_s: dict[str, float] = {}
 
     def report(self, trial_id: str, result: dict[str, Any]) -> None:

@@ -6,23 +6,24 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row, alternate, publish
-from rayexp.models import decoder
+from rayexp.models import devices, factory
 from rayexp.sampling.vllm_sampler import VLLMSampler
 from rayexp.studies.presets import DECODERS
+from rayexp.tasks.strings.symbols import VOCABULARY
 
 TARGETS_S = {"tiny": 0.01, "paper": 0.1}
 ROUNDS = 7
 
 
 def run() -> list[Row]:
-    device = decoder.resolve_device("auto").type
+    device = devices.resolve_device("auto").type
     return [row(name, target, device) for name, target in TARGETS_S.items()]
 
 
 def row(name: str, target: float, device: str) -> Row:
     shape = DECODERS[name]
-    weights = {key: tensor.numpy() for key, tensor in decoder.build(shape, seed=0).state_dict().items()}
-    sampler = VLLMSampler(shape, device=device)
+    weights = {key: tensor.numpy() for key, tensor in factory.build(shape, VOCABULARY, seed=0).state_dict().items()}
+    sampler = VLLMSampler(shape, VOCABULARY, device=device)
     torch.set_num_threads(1)  # after vLLM, which sets it too
     timed = alternate({"ours": lambda: sampler.sync(weights, 1), "vLLM": reload(sampler, weights)}, ROUNDS, device)
     megabytes = sum(array.nbytes for array in weights.values()) / 1e6

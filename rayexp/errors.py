@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-from rayexp.telemetry import logs
+from rayexp import logs
 
 
 class PermanentError(RuntimeError):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 
 from rayexp.errors import did_you_mean
-from rayexp.spec import one_line
+from rayexp.formatting import one_line
 
 T = TypeVar("T")
 
@@ -117,9 +117,11 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
         shown.remove(spare[-1])
     while too_wide() and (cut := [i for i in shown if columns[i].cut and widths[i] > NARROWEST]):
         widths[max(cut, key=lambda i: widths[i])] -= 1
-    aligned = [f"{'>' if column.right else '<'}{width}" for column, width in zip(columns, widths, strict=True)]
-    lines = ("  ".join(f"{shortened(row[i], widths[i]):{aligned[i]}}" for i in shown) for row in cells)
-    return "\n".join(line.rstrip() for line in lines)
+    lines = [
+        "  ".join(_padded(shortened(row[i], widths[i]), widths[i], columns[i].right) for i in shown).rstrip()
+        for row in cells
+    ]
+    return "\n".join(lines)
 
 
 def terminal_width() -> int | None:
@@ -142,6 +144,10 @@ def abbreviated(ids: Sequence[str], digits: int = 8) -> dict[str, str]:
         if len(set(short.values())) == len(short):
             return short
         digits += 1
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    return text.rjust(width) if right else text.ljust(width)
 
 
 def duration(seconds: float) -> str:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from rayexp.models import decoder as decoders
-from rayexp.tasks.strings import World
+from rayexp.models import factory
+from rayexp.tasks.strings import StringTask
+from rayexp.tasks.strings.symbols import VOCABULARY
 from tests.fixtures.factories import MICRO, TinyChain, tiny_chain
 
 torch.set_num_threads(1)
@@ -32,10 +33,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def chain() -> TinyChain:
-    return tiny_chain(World("composition"))
+    return tiny_chain(StringTask(axis="composition"))
 
 
 @pytest.fixture
 def model():
     """A decoder of some 14,000 random weights."""
-    return decoders.build(MICRO, seed=1)
+    return factory.build(MICRO, VOCABULARY, seed=1)

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rayexp.config import explain
 from rayexp.errors import PermanentError, RefusedError, StageError, first_line, sentence
-from rayexp.spec import explain
 from rayexp.terminal import exit_with_error, tell
 
 #: OSError includes ConnectionError; StoreError is a PermanentError.

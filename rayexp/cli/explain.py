@@ -8,11 +8,11 @@ from typing import Annotated
 import tyro
 
 from rayexp.cli.place import StoreArgs
-from rayexp.spec import Evaluate, Stage, one_line
-from rayexp.stages import settings
+from rayexp.cli.study_args import StudyArgs
+from rayexp.formatting import one_line
+from rayexp.stages import Stage, kind_in, settings
 from rayexp.store.index import Finished, StoreIndex, find
 from rayexp.store.provenance import code_here
-from rayexp.studies.choice import StudyArgs
 from rayexp.sweep.plan import Plan
 from rayexp.terminal import Column, duration, table, terminal_width
 
@@ -45,8 +45,8 @@ class Explain(StudyArgs, StoreArgs):
         """The stage that is asked for, and the id that it was asked for by, which may be of an earlier version."""
         if self.study:
             stages = Plan.of(self.study, self.stages(), ()).stages
-            labels = {stage.id: stage.label for stage in stages}
-            stage_id = find(self.stage, labels, self._planned(index))
+            make_plan = {stage.id: stage.label for stage in stages}
+            stage_id = find(self.stage, make_plan, self._planned(index))
             return stage_id, next(stage for stage in stages if stage.id == stage_id)
         stage_id = find(self.stage, index.labels())
         if stage := index.specs([stage_id]).get(stage_id):
@@ -83,7 +83,7 @@ def _finished(index: StoreIndex, finished: Finished, stage: Stage) -> str:
 def _missing(index: StoreIndex, stage: Stage) -> str:
     """That the stage is not in the store, and what is known of attempts at it and of its parents."""
     lines = [f"It would run: the store {index.store.url} has no finished stage {stage.id}."]
-    subject = stage.parent if isinstance(stage, Evaluate) and stage.parent else stage
+    subject = stage.subject
     trials = [stage.root.id, subject.id]
     for attempt in index.failures(dict.fromkeys(trials)).values():
         why = one_line(attempt.why)
@@ -96,8 +96,8 @@ def _missing(index: StoreIndex, stage: Stage) -> str:
 
 def _nearest(index: StoreIndex, stage: Stage) -> str:
     """The finished stages of its kind that differ from it in the fewest settings, and in which."""
-    kind = stage.id.partition("-")[0]
-    ids = [stage_id for stage_id in index.labels() if stage_id.startswith(f"{kind}-")]
+    kind = stage.kind
+    ids = [stage_id for stage_id in index.labels() if kind_in(stage_id) == kind]
     specs = index.specs(ids)
     if not specs:
         return f"\nNo {kind} stage is finished there that it could be compared with."
@@ -106,9 +106,9 @@ def _nearest(index: StoreIndex, stage: Stage) -> str:
     order = sorted(distance, key=lambda stage_id: (distance[stage_id], stage_id))
     nearest = index.finished(order[:1])[order[0]]
     theirs = settings.along(specs[nearest.id])
-    if nearest.contracts:
-        mine |= _named([each.contract for each in stage.lineage])
-        theirs |= _named(nearest.contracts)
+    if nearest.versions:
+        mine |= _named([each.version for each in stage.lineage])
+        theirs |= _named(nearest.versions)
     differing = settings.differences(mine, theirs)
     lines = ["", f"The nearest finished {kind} stage is {nearest.id} ({one_line(nearest.label)})."]
     if differing:
@@ -129,14 +129,14 @@ def _nearest(index: StoreIndex, stage: Stage) -> str:
 
 def _same_settings(stage: Stage, nearest: Finished) -> str:
     """Why two ids differ though no setting does."""
-    kind = stage.id.partition("-")[0]
-    known = "is above" if nearest.contracts else "is not recorded"
+    known = "is above" if nearest.versions else "is not recorded"
     return (
-        f"No setting differs, and the id does: a stage's contract is part of it ({stage.contract} for {kind} in this\n"
-        f"version; that of the other one {known}). It is raised when the same settings would give another result."
+        f"No setting differs, and the id does: the version of {stage.kind} stages is part of it.\n"
+        f"It is {stage.version} here; that of the other one {known}. It is raised when the same settings would give "
+        "another result."
     )
 
 
-def _named(contracts: Sequence[int]) -> dict[str, int]:
-    """The contracts that the stages of a lineage were made under, by dotted names."""
-    return {f"{'init.' * depth}contract": contract for depth, contract in enumerate(reversed(contracts))}
+def _named(versions: Sequence[int]) -> dict[str, int]:
+    """The versions that the stages of a lineage were made under, by dotted names."""
+    return {f"{'init.' * depth}version": version for depth, version in enumerate(reversed(versions))}

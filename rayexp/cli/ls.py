@@ -8,7 +8,8 @@ from typing import Literal
 from rich import filesize
 
 from rayexp.cli.place import StoreArgs
-from rayexp.spec import one_line
+from rayexp.formatting import one_line
+from rayexp.stages import KINDS, kind_in
 from rayexp.store.index import Finished, UnfinishedStage
 from rayexp.terminal import Column, abbreviated, duration, table, terminal_width
 
@@ -38,7 +39,7 @@ ORDERS: dict[str, Callable[[Finished], object]] = {
 class Ls(StoreArgs):
     """List finished stages, and those that were begun: running, failed, or left."""
 
-    kind: Literal["any", "pretrain", "sft", "grpo", "evaluate"] = "any"
+    kind: Literal["any", *KINDS] = "any"  # pyright: ignore[reportInvalidTypeForm]
     """Only stages of this kind."""
     study: str = ""
     """Only stages of this study, as it is called below studies/ in the store."""
@@ -52,7 +53,7 @@ class Ls(StoreArgs):
         begun = [
             attempt
             for attempt in index.unfinished()
-            if (among is None or attempt.id in among) and self.kind in ("any", attempt.id.partition("-")[0])
+            if (among is None or attempt.id in among) and self.kind in ("any", kind_in(attempt.id))
         ]
         finished.sort(key=ORDERS[self.sort])  # pyright: ignore[reportArgumentType]
         width = terminal_width()

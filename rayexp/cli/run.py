@@ -20,13 +20,13 @@ import tyro
 
 from rayexp import terminal
 from rayexp.cli.command import run_command, stopped_once, working
-from rayexp.spec import RunConfig
+from rayexp.cli.study_args import StudyArgs
+from rayexp.config import RunConfig
 from rayexp.store.artifacts import FAILURE, Store
 from rayexp.store.filesystem import resolved
 from rayexp.store.index import StoreIndex
 from rayexp.store.probe import require_seen_by_others, require_shareable
 from rayexp.store.provenance import command_line, without_secrets
-from rayexp.studies.choice import StudyArgs
 from rayexp.sweep import force, placement, preflight, trackers
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preview import ClusterResources, other_code, render_plan

@@ -12,8 +12,8 @@ from rich import filesize
 
 from rayexp.cli.place import StoreArgs
 from rayexp.errors import first_line
-from rayexp.spec import Stage, one_line
-from rayexp.stages import settings
+from rayexp.formatting import one_line
+from rayexp.stages import Stage, settings
 from rayexp.store.artifacts import StoreError
 from rayexp.store.index import Finished, StoreIndex, file_bytes, find
 from rayexp.store.provenance import code_here
@@ -69,9 +69,8 @@ def _spec_sections(index: StoreIndex, finished: Finished, spec: Stage, labels: M
     for each in spec.lineage:
         where = "this stage" if each is spec else each.id + ("" if each.id in labels else ", not in this store")
         rows = [(name, settings.shown(value)) for name, value in settings.own(each).items() if name != "kind"]
-        kind = each.id.partition("-")[0]
         text = table((Column("setting"), Column("value", cut=True)), rows, _width())
-        sections.append(_titled(f"{kind} ({where})", text))
+        sections.append(_titled(f"{each.kind} ({where})", text))
     children = _children(index, finished, labels)
     if children:
         rows = [(child, labels[child]) for child in children]
@@ -132,9 +131,9 @@ def _contents(index: StoreIndex, finished: Finished, spec: Stage | None, labels:
         own = [i for i in _children(index, finished, labels) if i.startswith("evaluate-")]
         measured = own[0] if own else ""
     if measured:
-        world = spec.root.world if spec else None
+        exact = spec is None or spec.root.task.unique
         title = "results by cell" if measured == finished.id else f"results by cell ({measured})"
-        sections.append(_titled(title, _results(index, measured, bool(world and world.samples == "trace"))))
+        sections.append(_titled(title, _results(index, measured, not exact)))
     return sections
 
 

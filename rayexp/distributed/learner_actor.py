@@ -1,107 +1,104 @@
-"""The learner of a GRPO stage as a Ray actor: a ``PolicyLearner`` that can read and write the store."""
+"""The learner of a stage as a Ray actor: weights and optimiser, which it saves to and loads from the store.
 
+What else belongs to a stage (metrics, rollouts, timing, the record of the run) is its driver's, which hands it over as
+files, to be saved together with the weights under one manifest.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
+from rayexp import logs
+from rayexp.config import RunConfig
 from rayexp.distributed.rpc import this_call
-from rayexp.evaluation.measure import measure
-from rayexp.models import decoder
-from rayexp.rl.learner import PolicyLearner
+from rayexp.models import devices, io
+from rayexp.rl.learner import Learner
 from rayexp.rl.rollouts import RolloutBatch
-from rayexp.sampling.base import Completions
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.spec import GRPO, Evaluate, RunConfig, parse_stage
+from rayexp.stages import RolloutStage, parse_stage
 from rayexp.store.artifacts import Store
-from rayexp.telemetry import logs
-from rayexp.telemetry.metric_log import MetricLog
+
+#: Name of the learner's own file in a checkpoint.
+STATE = "trainer.pt"
+#: The other files of a checkpoint or an artifact, by name.
+Files = Mapping[str, bytes]
 
 
-class Learner:
-    """Turns to one stage after the other; ``completed`` says which step of it comes next."""
+class LearnerActor:
+    """Turns to one stage after the other."""
 
     def __init__(self) -> None:
         logs.configure_worker_logging(this_call)
 
-    def begin(self, stage: str, run_config: str) -> None:
-        """Turn to a stage (both arguments are JSON): at its last checkpoint, or at its ``init``."""
-        spec = parse_stage(stage)
-        assert isinstance(spec, GRPO)
-        self._spec = spec
-        self._execution = RunConfig.model_validate_json(run_config)
-        self._store = Store.of(self._execution)
+    def begin(
+        self, stage_json: str, run_config_json: str, make: Callable[[Any, Any], Learner]
+    ) -> tuple[int, dict[str, bytes]]:
+        """Turn to a stage, at its last checkpoint or at its ``init``; ``make`` makes the learner of a stage and a
+        model.
+
+        Return the number of steps done, and the driver's files in the checkpoint.
+        """
+        stage = parse_stage(stage_json)
+        if not isinstance(stage, RolloutStage):
+            raise TypeError(f"a {stage.kind} stage has no learner")
+        self._stage = stage
+        self._run_config = RunConfig.model_validate_json(run_config_json)
+        self._store = Store.of(self._run_config)
         self._store.require_shared()
-        self._journal = MetricLog()
-        self._drawn: Completions | None = None
-        decoder.use_cores(self._execution.learner_cpus)
-        device = decoder.resolve_device(self._execution.device)
-        with self._store.model(spec.init.id) as folder:
-            self._policy = PolicyLearner(spec, decoder.load(folder, device))
-        with self._store.latest_checkpoint(spec.id) as folder:
+        devices.use_cores(self._run_config.learner_cpus)
+        device = devices.resolve_device(self._run_config.device)
+        with self._store.model(stage.init.id) as folder:
+            self._learner = make(stage, io.load(folder, device))
+        files: dict[str, bytes] = {}
+        with self._store.latest_checkpoint(stage.id) as folder:
             if folder is not None:
-                state = torch.load(folder / "trainer.pt", map_location=device, weights_only=True)
-                self._policy.trainer.restore(state)
-                self._journal.load(folder)
-                if drawn := state["drawn"]:
-                    arrays = {name: tensor.cpu().numpy() for name, tensor in drawn["arrays"].items()}
-                    self._drawn = Completions(**arrays, weight_version=drawn["weight_version"])
+                self._learner.restore(torch.load(folder / STATE, map_location=device, weights_only=True))
+                files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != STATE}
+        return self._learner.completed, files
 
-    def completed(self) -> int:
-        """GRPO steps done so far."""
-        return self._policy.trainer.completed_steps // self._spec.updates
-
-    def drawn(self) -> Completions | None:
-        """Completions of the next step, where the checkpoint that the stage goes on from has them."""
-        return self._drawn
+    def ready(self) -> None:
+        """Return once all calls before this one are answered."""
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Current weights, to be handed on by reference."""
-        return self._policy.weights()
+        """Return the current weights, to be handed on by reference."""
+        return self._learner.weights()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Current weights where they are; a copy, for what Ray hands on directly is not to change on the way."""
-        return {name: tensor.detach().clone() for name, tensor in self._policy.model.state_dict().items()}
+        """Return the current weights where they are; a copy, because Ray hands them on while the learner goes on."""
+        return {name: tensor.detach().clone() for name, tensor in self._learner.model.state_dict().items()}
 
-    def update(self, batches: list[RolloutBatch[np.ndarray]], rollout_statistics: dict[str, float]) -> dict[str, float]:
-        """One GRPO step on these rollouts; see ``PolicyLearner.update`` for what it raises."""
-        with logs.log_context(lambda: f"{self._spec.label}, step {self.completed() + 1}"):
-            statistics = self._policy.update(batches, self._execution.mismatch_limit(self._spec.optimiser.precision))
-        self._journal.log(self.completed(), grpo=statistics, rollout=rollout_statistics)
-        return statistics
+    def update(self, batches: list[RolloutBatch[np.ndarray]]) -> dict[str, float]:
+        """Take one step on these rollouts, and return its statistics; see ``Learner.update`` for the errors."""
+        with logs.log_context(lambda: f"{self._stage.label}, step {self._learner.completed + 1}"):
+            return self._learner.update(batches, self._run_config.mismatch_limit(self._stage.optimiser.precision))
 
     def score(self, sequences: list[list[int]]) -> list[np.ndarray]:
-        """Log-probabilities of fixed tokens, for the parity probe."""
-        return TorchSampler(self._policy.model, precision=self._spec.optimiser.precision).score(sequences)
+        """Return log-probabilities of fixed tokens, for the parity check."""
+        return TorchSampler(self._learner.model, precision=self._stage.optimiser.precision).score(sequences)
 
-    def checkpoint(self, drawn: Completions | None) -> None:
-        """Save everything that a continued stage needs; the prompt cursor is the step count. ``drawn``: completions of
-        the next step that were drawn with weights which are gone by now (staleness)."""
-        saved = None
-        if drawn is not None:
-            arrays = {name: getattr(drawn, name) for name in ("tokens_NC", "logprobs_NC", "length_N")}
-            tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-            saved = {"arrays": tensors, "weight_version": drawn.weight_version}
-        with TemporaryDirectory() as folder:
-            torch.save(self._policy.trainer.state() | {"drawn": saved}, Path(folder) / "trainer.pt")
-            self._journal.save(Path(folder))
-            self._store.save_checkpoint(self._spec.id, self.completed(), Path(folder))
+    def measure(self, evaluation_json: str, measure: Callable[[Any, Any], Any]) -> Any:
+        """Return what ``measure`` finds in the current weights."""
+        return measure(self._learner.model, parse_stage(evaluation_json))
 
-    def measure(self, evaluate: str) -> pa.Table:
-        """Rows of ``measure.SCHEMA`` for the current weights."""
-        spec = parse_stage(evaluate)
-        assert isinstance(spec, Evaluate)
-        return measure(self._policy.model, self._spec.root.world, spec)
-
-    def publish(self, rollouts: pa.Table | None, seconds: dict[str, float]) -> None:
-        """Make the finished stage's artifact. ``seconds``: how long each part of the loop took."""
+    def checkpoint(self, files: Files) -> None:
+        """Save the state of the learner with the driver's files: all that a continued stage needs."""
         with TemporaryDirectory() as name:
-            folder = Path(name)
-            decoder.save(self._policy.model, folder / "model")
-            self._journal.save(folder)
-            if rollouts is not None:
-                pq.write_table(rollouts, folder / "rollouts.parquet")
-            self._store.publish(self._spec, folder, self._journal.provenance(self._execution, seconds))
+            torch.save(self._learner.state(), Path(name) / STATE)
+            _write(files, Path(name))
+            self._store.save_checkpoint(self._stage.id, self._learner.completed, Path(name))
+
+    def publish(self, files: Files, provenance: dict[str, Any]) -> None:
+        """Make the artifact of the finished stage: its weights and the driver's files."""
+        with TemporaryDirectory() as name:
+            io.save(self._learner.model, Path(name) / "model")
+            _write(files, Path(name))
+            self._store.publish(self._stage, Path(name), provenance)
+
+
+def _write(files: Files, folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)

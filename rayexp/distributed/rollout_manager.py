@@ -1,4 +1,4 @@
-"""Rollout workers, which are samplers as Ray actors, and their manager, which a GRPO stage talks to."""
+"""Rollout workers, which are samplers as Ray actors, and their manager, which a stage talks to."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,15 +10,19 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 
+from rayexp import logs
+from rayexp.config import RunConfig
 from rayexp.distributed import weight_sync
 from rayexp.distributed.rpc import answer, calling, placed, this_call, unique
 from rayexp.errors import PermanentError, StageError, first_line
-from rayexp.models import decoder
+from rayexp.formatting import number
+from rayexp.models import devices, factory
+from rayexp.models.config import Decoder
 from rayexp.sampling.base import Completions, Sampler, Weights
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
-from rayexp.spec import GRPO, Decoder, RunConfig, number
-from rayexp.telemetry import logs
+from rayexp.stages import RolloutStage
+from rayexp.tasks import Vocabulary
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3
@@ -33,16 +37,18 @@ class ParityError(PermanentError):
 class RolloutWorker:
     """One sampler in one process. Forgets its weights when it is restarted; the manager sends them again."""
 
-    def __init__(self, decoder_json: str, sampler: str, device: str, precision: str, cpus: float) -> None:
+    def __init__(
+        self, decoder_json: str, vocabulary: Vocabulary, sampler: str, device: str, precision: str, cpus: float
+    ) -> None:
         logs.configure_worker_logging(this_call)
         shape = Decoder.model_validate_json(decoder_json)
-        where = decoder.resolve_device(device)
+        where = devices.resolve_device(device)
         self._sampler: Sampler
         if sampler == "vllm":
-            self._sampler = VLLMSampler(shape, dtype=DTYPES[precision], device=where.type)
+            self._sampler = VLLMSampler(shape, vocabulary, dtype=DTYPES[precision], device=where.type)
         else:
-            self._sampler = TorchSampler(decoder.build(shape, seed=0, device=where), precision=precision)
-        decoder.use_cores(cpus)  # here, because vLLM sets another number
+            self._sampler = TorchSampler(factory.build(shape, vocabulary, seed=0, device=where), precision=precision)
+        devices.use_cores(cpus)  # here, because vLLM sets another number
 
     def sync(self, weights: Weights, version: int) -> None:
         self._sampler.sync(weights, version)
@@ -65,41 +71,44 @@ class RolloutManager:
     """All rollout workers of a stage as one sampler. Results do not depend on how many there are: seeds belong to
     prompts, and completions come back in the order of the prompts."""
 
-    def __init__(self, spec: GRPO, run_config: RunConfig, first_bundle: int = 0) -> None:
+    def __init__(self, stage: RolloutStage, run_config: RunConfig, first_bundle: int = 0) -> None:
         options: dict[str, Any] = {
             "num_cpus": run_config.rollout_cpus,
             "num_gpus": run_config.rollout_gpus or 0,
         }
         kind = weight_sync.actor(RolloutWorker, run_config)
         self._weights: tuple[Any, int] | None = None
-        self.begin(spec, run_config)
+        self.begin(stage, run_config)
         self.workers = [
             kind.options(name=unique(f"rollout-{i}"), **placed(first_bundle + i), **options).remote(
-                spec.root.decoder.model_dump_json(),
-                spec.sampler,
+                stage.root.decoder.model_dump_json(),
+                stage.root.task.vocabulary,
+                stage.sampler,
                 run_config.device,
-                spec.optimiser.precision,
+                stage.optimiser.precision,
                 run_config.rollout_cpus,
             )
             for i in range(run_config.rollout_workers)
         ]
 
-    def begin(self, spec: GRPO, run_config: RunConfig) -> None:
+    def begin(self, stage: RolloutStage, run_config: RunConfig) -> None:
         """Turn to a stage. Until the next ``sync`` the workers hold the weights of the one before."""
-        self._spec = spec
-        self._execution = run_config
+        self._stage = stage
+        self._run_config = run_config
         self._weights = None
 
     def sync(self, weights: Any, version: int) -> None:
         """Give all workers the weights behind an object reference."""
-        self._weights = None if weight_sync.direct(self._execution) else (weights, version)
+        self._weights = None if weight_sync.direct(self._run_config) else (weights, version)
         self._call_workers(lambda sync, _: sync.remote(weights, version), "sync")()
 
     def start(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
     ) -> Callable[[], Completions]:
-        """Begin to draw what ``generate`` returns; what is returned here waits for it, and has to be called before the
-        next ``sync``, for a worker that died draws again with the weights of the last one."""
+        """Start generating without blocking. Return a function that waits for the completions.
+
+        Call it before the next ``sync``: a restarted worker regenerates with the weights that were synced last.
+        """
         return self._shard_prompts(
             len(prompts),
             lambda generate, part: generate.remote(prompts[part], seeds[part], group_size, max_tokens[part]),
@@ -119,17 +128,17 @@ class RolloutManager:
         )()
 
     def require_parity(self, sequences: list[list[int]], expected: list[np.ndarray]) -> float:
-        """Largest difference, over all workers and tokens, to the learner's log-probabilities, in nats.
+        """Return the largest difference, over all workers and tokens, to the learner's log-probabilities, in nats.
 
         Raises ParityError above the stated limit.
         """
         scores = self._call_workers(lambda score, _: score.remote(sequences), "score")()
         worst = max(float(np.abs(a - b).max()) for rows in scores for a, b in zip(rows, expected, strict=True))
-        limit = self._execution.mismatch_limit(self._spec.optimiser.precision)
+        limit = self._run_config.mismatch_limit(self._stage.optimiser.precision)
         if not worst <= limit:
             raise ParityError(
                 f"sampler and learner differ by {worst:.3g} nats on fixed tokens after a weight sync of "
-                f"{self._spec.label}; allowed: max_logprob_mismatch = {number(limit)}"
+                f"{self._stage.label}; allowed: max_logprob_mismatch = {number(limit)}"
             )
         return worst
 
@@ -139,7 +148,8 @@ class RolloutManager:
             ray.kill(worker)
 
     def _shard_prompts(self, prompts: int, ask: Callable[[Any, slice], Any], method: str) -> Callable[[], Completions]:
-        """Completions of all prompts, once they are waited for; a worker whose share is empty is not asked."""
+        """Ask workers for contiguous shares of the prompts; a worker whose share is empty is not asked. Return a
+        function that waits for all completions."""
         bounds = np.linspace(0, prompts, len(self.workers) + 1).astype(int)
         shares = [slice(int(first), int(last)) for first, last in pairwise(bounds)]
         busy = [i for i, share in enumerate(shares) if share.start < share.stop]
@@ -149,28 +159,30 @@ class RolloutManager:
     def _call_workers(
         self, ask: Callable[[Any, int], Any], method: str, workers: Sequence[int] | None = None
     ) -> Callable[[], list[Any]]:
-        """Ask all workers (or these) at once; what is returned waits for their answers. ``ask`` is given the method and
-        the number of the worker. One that died is started again by Ray, given the weights, and asked again: with the
-        same seeds it answers what it would have answered."""
+        """Ask all workers (or these) at once, and return a function that waits for their answers.
+
+        ``ask`` is given the method and the number of the worker. One that died is started again by Ray, given the
+        weights, and asked again: with the same seeds it answers what it would have answered.
+        """
         asked = range(len(self.workers)) if workers is None else workers
-        references = {i: ask(calling(self.workers[i], method, self._spec), i) for i in asked}
+        references = {i: ask(calling(self.workers[i], method, self._stage), i) for i in asked}
         return lambda: [self._await_with_restart(i, reference, ask, method) for i, reference in references.items()]
 
     def _await_with_restart(self, i: int, reference: Any, ask: Callable[[Any, int], Any], method: str) -> Any:
-        who = f"rollout worker {i} ({method}) of {self._spec.label}"
+        who = f"rollout worker {i} ({method}) of {self._stage.label}"
         for attempt in range(ATTEMPTS):
             try:
-                return answer(reference, who, self._execution.timeout_s)
+                return answer(reference, who, self._run_config.timeout_s)
             except RayActorError as error:
                 if attempt == ATTEMPTS - 1:
                     raise StageError(f"{who} died {ATTEMPTS} times: {first_line(error)}") from error
                 log.warning("%s died (%s); asking its successor", who, type(error).__name__)
             if self._weights is not None:
                 # Unlike other calls this one waits for the actor to be back; weights come before anything else.
-                sync = calling(self.workers[i], "sync", self._spec, max_task_retries=-1)
+                sync = calling(self.workers[i], "sync", self._stage, max_task_retries=-1)
                 revived = sync.remote(*self._weights)
-                answer(revived, f"{who}, being started again", self._execution.timeout_s)
-            reference = ask(calling(self.workers[i], method, self._spec), i)
+                answer(revived, f"{who}, being started again", self._run_config.timeout_s)
+            reference = ask(calling(self.workers[i], method, self._stage), i)
         raise AssertionError("unreachable")
 
 

@@ -9,7 +9,8 @@ from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayexp.errors import PermanentError, StageError, sentence
-from rayexp.spec import Stage, number
+from rayexp.formatting import number
+from rayexp.stages import Stage
 
 
 class RemoteTimeoutError(StageError):

@@ -18,7 +18,7 @@ from ray.job_config import JobConfig
 from rayexp import host
 from rayexp.distributed import access, interpreter, surroundings
 from rayexp.errors import RefusedError
-from rayexp.spec import one_line
+from rayexp.formatting import one_line
 
 #: For the driver and every process it starts, unless they are set already.
 ENVIRONMENT = {

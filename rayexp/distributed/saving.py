@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import ray
 from ray.experimental import internal_kv
 
-from rayexp.spec import RunConfig
+from rayexp.config import RunConfig
 from rayexp.store.leases import Lease
 
 #: Seconds until the first checkpoint of an attempt; each further one comes after twice as long.

@@ -14,9 +14,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from rayexp.config import RunConfig
 from rayexp.distributed.rpc import RemoteTimeoutError
 from rayexp.errors import StageError, sentence
-from rayexp.spec import RunConfig, number
+from rayexp.formatting import number
 from rayexp.timeouts import TimeoutError, run_with_timeout
 
 #: Backends of the transports that need a group of actors.

@@ -1,36 +1,38 @@
-"""The actors of a GRPO stage, and how they are kept warm from one stage to the next.
+"""The actors of a rollout stage, and how they are kept warm from one stage to the next.
 
 A trial's process owns its workers, and everything dies with it. Ray Tune hands a process on to the next trial that asks
 for the same resources; if that one's decoder has the same shape, it finds the workers here and gives them new weights,
 which takes milliseconds where an engine takes seconds. Workers that saw a failure are not used again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
+from rayexp.config import RunConfig
 from rayexp.distributed import weight_sync
-from rayexp.distributed.learner_actor import Learner
+from rayexp.distributed.learner_actor import LearnerActor
 from rayexp.distributed.rollout_manager import RolloutManager
 from rayexp.distributed.rpc import answer, calling, placed, unique
 from rayexp.errors import StageError, first_line
-from rayexp.spec import GRPO, RunConfig
+from rayexp.rl.learner import Learner
+from rayexp.stages import RolloutStage
 
 LEARNER_BUNDLE = 0  # of a trial's placement group; rollout workers follow (the trial's own process holds none)
 
-_idle_workers: "GRPOWorkers | None" = None
+_idle_workers: "StageWorkers | None" = None
 
 
-class GRPOWorkers:
+class StageWorkers:
     """One learner and its rollout workers. ``shape`` is all that the processes were started for."""
 
-    def __init__(self, spec: GRPO, run_config: RunConfig) -> None:
-        self.shape = _shape(spec, run_config)
-        self.rollout_manager = RolloutManager(spec, run_config, first_bundle=LEARNER_BUNDLE + 1)
-        self.learner = LearnerHandle(spec, run_config)
+    def __init__(self, stage: RolloutStage, run_config: RunConfig) -> None:
+        self.shape = _shape(stage, run_config)
+        self.rollout_manager = RolloutManager(stage, run_config, first_bundle=LEARNER_BUNDLE + 1)
+        self.learner = LearnerHandle(run_config)
         self.group = weight_sync.TransferGroup([self.learner.actor, *self.rollout_manager.workers], run_config)
 
     def stop(self) -> None:
@@ -47,12 +49,10 @@ class LearnerDiedError(StageError):
 class LearnerHandle:
     """The learner actor, called with a limit on how long an answer may take."""
 
-    def __init__(self, spec: GRPO, run_config: RunConfig) -> None:
-        self._spec = spec
-        self._timeout_s = run_config.timeout_s
-        self._transfer = run_config.weight_transfer
+    def __init__(self, run_config: RunConfig) -> None:
+        self._run_config = run_config
         self.actor = (
-            weight_sync.actor(Learner, run_config)
+            weight_sync.actor(LearnerActor, run_config)
             .options(
                 name=unique("learner"),
                 **placed(LEARNER_BUNDLE),
@@ -62,24 +62,26 @@ class LearnerHandle:
             .remote()
         )
 
-    def begin(self, spec: GRPO, run_config: RunConfig) -> None:
-        """Turn to a stage, at its last checkpoint or at its init; a learner that died is waited for."""
-        self._spec = spec
-        self._timeout_s = run_config.timeout_s
-        method = calling(self.actor, "begin", spec, max_task_retries=-1)
-        self._answer(method.remote(spec.model_dump_json(), run_config.model_dump_json()), "begin")
+    def begin(
+        self, stage: RolloutStage, run_config: RunConfig, make: Callable[[Any, Any], Learner]
+    ) -> tuple[int, dict[str, bytes]]:
+        """Turn to a stage; see ``LearnerActor.begin``. A learner that died is waited for."""
+        self._stage, self._run_config = stage, run_config
+        method = calling(self.actor, "begin", stage, max_task_retries=-1)
+        return self._answer(method.remote(stage.model_dump_json(), run_config.model_dump_json(), make), "begin")
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """The answer of one of the learner's methods. Raises LearnerDiedError, or what ``answer`` raises."""
-        return self._answer(calling(self.actor, method, self._spec).remote(*arguments), method)
+        """Return the answer of one of the learner's methods. Raises LearnerDiedError, or what ``answer`` raises."""
+        return self._answer(calling(self.actor, method, self._stage).remote(*arguments), method)
 
     def weights(self) -> Any:
-        """A reference to the current weights, which are there when this returns."""
-        if self._transfer == "object_store":
-            reference = calling(self.actor, "weights", self._spec).remote()
+        """Return a reference to the current weights, which are there when this returns."""
+        if weight_sync.direct(self._run_config):
+            transport = self._run_config.weight_transfer
+            reference = calling(self.actor, "tensors", self._stage, tensor_transport=transport).remote()
         else:
-            reference = calling(self.actor, "tensors", self._spec, tensor_transport=self._transfer).remote()
-        self.call("completed")  # its calls are answered in order
+            reference = calling(self.actor, "weights", self._stage).remote()
+        self.call("ready")
         return reference
 
     def stop(self) -> None:
@@ -87,26 +89,25 @@ class LearnerHandle:
         ray.kill(self.actor)
 
     def _answer(self, reference: Any, method: str) -> Any:
-        who = f"the learner of {self._spec.label}"
+        who = f"the learner of {self._stage.label}"
         try:
-            return answer(reference, f"{who} ({method})", self._timeout_s)
+            return answer(reference, f"{who} ({method})", self._run_config.timeout_s)
         except RayActorError as error:
             raise LearnerDiedError(f"{who} died ({method}): {first_line(error)}") from error
 
 
 @contextmanager
-def acquire_workers(spec: GRPO, run_config: RunConfig) -> Iterator[GRPOWorkers]:
-    """Provide workers that have turned to ``spec``: this process's idle ones if their shape fits, else new ones."""
+def acquire_workers(stage: RolloutStage, run_config: RunConfig) -> Iterator[StageWorkers]:
+    """Provide workers that have turned to ``stage``: this process's idle ones if their shape fits, else new ones."""
     global _idle_workers
-    if _idle_workers is not None and _idle_workers.shape != _shape(spec, run_config):
+    if _idle_workers is not None and _idle_workers.shape != _shape(stage, run_config):
         _idle_workers.stop()
         _idle_workers = None
-    workers = _idle_workers or GRPOWorkers(spec, run_config)
+    workers = _idle_workers or StageWorkers(stage, run_config)
     _idle_workers = None
     try:
         workers.group.join()
-        workers.rollout_manager.begin(spec, run_config)
-        workers.learner.begin(spec, run_config)
+        workers.rollout_manager.begin(stage, run_config)
         yield workers
     except BaseException:
         workers.stop()
@@ -114,12 +115,13 @@ def acquire_workers(spec: GRPO, run_config: RunConfig) -> Iterator[GRPOWorkers]:
     _idle_workers = workers
 
 
-def _shape(spec: GRPO, run_config: RunConfig) -> tuple[Any, ...]:
+def _shape(stage: RolloutStage, run_config: RunConfig) -> tuple[Any, ...]:
     resources = (run_config.learner_cpus, run_config.learner_gpus, run_config.rollout_cpus, run_config.rollout_gpus)
     return (
-        spec.root.decoder,
-        spec.sampler,
-        spec.optimiser.precision,
+        stage.root.decoder,
+        stage.root.task.vocabulary,
+        stage.sampler,
+        stage.optimiser.precision,
         run_config.device,
         run_config.weight_transfer,
         run_config.rollout_workers,

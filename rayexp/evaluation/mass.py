@@ -1,7 +1,8 @@
 """The exact correct mass Q(x): the probability that a decoder completes prompt x correctly.
 
-With answer-only samples the correct completion is unique, so one teacher-forced pass gives Q(x), and the same pass says
-whether greedy decoding finds it. With traces it gives the mass of the gold trace, a lower bound of Q.
+Where the right completion is unique, one teacher-forced pass gives Q(x), and the same pass says
+whether greedy decoding finds it. Where it is not, the pass
+gives the mass of the gold completion, a lower bound of Q.
 
 Shape suffixes: _N prompts, _T tokens, _C completion tokens, _V vocabulary.
 """
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from rayexp.rl.scoring import completion_logprobs
-from rayexp.tasks.strings import TokenBatch
+from rayexp.tasks import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class GoldScores:
 
 
 @torch.no_grad()
-def gold_scores(model: LlamaForCausalLM, token_batch: TokenBatch, chunk: int = 1024) -> GoldScores:
+def gold_scores(model: PreTrainedModel, token_batch: TokenBatch, chunk: int = 1024) -> GoldScores:
     """Score the gold completion of every row, in fp32. Greedy decoding follows the gold path as long as it agrees
     with it, so it finds the gold completion exactly if the most likely token is right at every position of it."""
     log_mass, greedy = [], []

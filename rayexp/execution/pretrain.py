@@ -1,26 +1,26 @@
-"""Pretraining: what a step reads and what it is scored on."""
+"""The runner of pretraining: a fresh decoder, and the samples of a step."""
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
-from rayexp.models import decoder
-from rayexp.spec import Pretrain
+from rayexp.models import factory
+from rayexp.stages import Pretrain
 from rayexp.store.artifacts import Store
-from rayexp.tasks.strings import Corpus, TokenBatch
+from rayexp.tasks import TokenBatch
 
 
-def initial(spec: Pretrain, store: Store, device: torch.device) -> LlamaForCausalLM:
-    """A fresh decoder."""
-    return decoder.build(spec.decoder, spec.seed, device)
+def initial(stage: Pretrain, store: Store, device: torch.device) -> PreTrainedModel:
+    """Return a fresh decoder."""
+    return factory.build(stage.decoder, stage.task.vocabulary, stage.seed, device)
 
 
-def batch(spec: Pretrain, step: int) -> list[TokenBatch]:
-    """The samples of step ``step``: the next ``batch_samples`` of the mixture, as far as the budget goes."""
-    start = step * spec.batch_samples
-    count = min(spec.batch_samples, spec.samples - start)
-    return Corpus(spec.world, spec.seed).mixture("pretrain", spec.ood_ratio, start, count)
+def batch(stage: Pretrain, step: int) -> list[TokenBatch]:
+    """Return the samples of a step: the next ``batch_samples`` of the mixture, as far as the budget goes."""
+    start = step * stage.batch_samples
+    count = min(stage.batch_samples, stage.samples - start)
+    return stage.task.mixture("pretrain", stage.seed, stage.ood_ratio, start, count)
 
 
 def loss_start(token_batch: TokenBatch) -> int:
-    """First token that counts: all but ``<bos>``, for pretraining models the whole sample."""
+    """Return the first token that counts: all but ``<bos>`` do, because pretraining models the whole sample."""
     return 1

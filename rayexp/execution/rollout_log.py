@@ -1,4 +1,4 @@
-"""Every rollout of a GRPO stage as Parquet, when asked for.
+"""Every rollout of a stage as Parquet, when asked for.
 
 Rows are written to the stage's work folder just before each checkpoint, in a part named by its first step. An attempt
 starts at a checkpoint, or at step 0 where every checkpoint is lost. So the parts before its first step are its past,
@@ -8,15 +8,15 @@ and all others belong to an attempt that was abandoned: they are removed when it
 import io
 import logging
 import re
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayexp.rl.prompts import PromptBatch
 from rayexp.sampling.base import Completions
+from rayexp.stages import Stage
 from rayexp.store.artifacts import Store
-from rayexp.tasks.strings import vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _PART = re.compile(r"(\d{9})\.parquet")  # and not what a process that was kille
 
 
 class RolloutLog:
-    """Collects rollouts; ``table`` is all of them, or None when disabled."""
+    """Rollouts of a stage, as far as they are kept."""
 
     #: One row a completion. logprobs: of its tokens under the policy that drew it, in nats.
     SCHEMA = pa.schema(
@@ -40,10 +40,11 @@ class RolloutLog:
         ]
     )
 
-    def __init__(self, store: Store, stage_id: str, enabled: bool, first_step: int = 0) -> None:
+    def __init__(self, store: Store, stage: Stage, enabled: bool, first_step: int = 0) -> None:
         """``first_step``: where this attempt starts."""
         self._store = store
-        self._stage_id = stage_id
+        self._stage_id = stage_id = stage.id
+        self._decode = stage.root.task.vocabulary.decode
         self._enabled = enabled
         self._rows: list[dict[str, object]] = []
         self._first_step: int | None = None
@@ -51,14 +52,7 @@ class RolloutLog:
             if not ((part := _PART.fullmatch(name)) and int(part[1]) < first_step):
                 store.remove_work(stage_id, f"rollouts/{name}")
 
-    def add(
-        self,
-        step: int,
-        numbers: Sequence[int],
-        prompts: Sequence[Sequence[int]],
-        completions: Completions,
-        rewards_PG: np.ndarray,
-    ) -> None:
+    def add(self, step: int, batch: PromptBatch, completions: Completions, rewards_PG: np.ndarray) -> None:
         """Keep the rollouts of one step."""
         if not self._enabled:
             return
@@ -69,10 +63,10 @@ class RolloutLog:
             self._rows.append(
                 {
                     "step": step,
-                    "prompt_number": numbers[i // group],
+                    "prompt_number": batch.numbers[i // group],
                     "member": i % group,
-                    "prompt": vocabulary.decode(prompts[i // group]),
-                    "completion": vocabulary.decode(row),
+                    "prompt": self._decode(batch.prompts[i // group]),
+                    "completion": self._decode(row),
                     "reward": float(rewards_PG[i // group, i % group]),
                     "logprobs": completions.logprobs_NC[i, : len(row)].tolist(),
                     "weight_version": completions.weight_version,
@@ -82,15 +76,15 @@ class RolloutLog:
     def flush(self) -> None:
         """Write what was collected since the last flush."""
         if self._rows:
-            sink = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(self._rows, schema=self.SCHEMA), sink)
-            self._store.save_work(self._stage_id, f"rollouts/{self._first_step:09d}.parquet", sink.getvalue())
+            part = _written(pa.Table.from_pylist(self._rows, schema=self.SCHEMA))
+            self._store.save_work(self._stage_id, f"rollouts/{self._first_step:09d}.parquet", part)
             self._rows, self._first_step = [], None
 
-    def table(self, steps: int) -> pa.Table | None:
-        """All rollouts of the stage's ``steps`` steps; steps that were run without keeping them are warned of."""
+    def files(self, steps: int) -> dict[str, bytes]:
+        """Return all rollouts of the stage's ``steps`` steps as ``rollouts.parquet``, if they are kept at all; steps
+        that were run without keeping them are warned of."""
         if not self._enabled:
-            return None
+            return {}
         parts = filter(_PART.fullmatch, self._store.work_names(self._stage_id, "rollouts"))
         past = [pq.read_table(io.BytesIO(self._store.work(self._stage_id, f"rollouts/{part}"))) for part in parts]
         whole = pa.concat_tables([*past, pa.Table.from_pylist(self._rows, schema=self.SCHEMA)])
@@ -99,4 +93,10 @@ class RolloutLog:
                 "rollouts.parquet lacks %d of %d steps (the first is %d), which were run without keep_rollouts",
                 *(len(missing), steps, missing[0]),
             )
-        return whole
+        return {"rollouts.parquet": _written(whole)}
+
+
+def _written(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()

@@ -1,29 +1,29 @@
-"""Supervised fine-tuning: what a step reads and what it is scored on."""
+"""The runner of supervised fine-tuning: the model to go on with, and the samples of a step."""
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from rayexp import rng
-from rayexp.models import decoder
-from rayexp.spec import SFT
+from rayexp.models import io
+from rayexp.stages import SFT
 from rayexp.store.artifacts import Store
-from rayexp.tasks.strings import Corpus, TokenBatch
+from rayexp.tasks import TokenBatch
 
 
-def initial(spec: SFT, store: Store, device: torch.device) -> LlamaForCausalLM:
-    """The pretrained decoder."""
-    with store.model(spec.init.id) as folder:
-        return decoder.load(folder, device)
+def initial(stage: SFT, store: Store, device: torch.device) -> PreTrainedModel:
+    """Return the model of ``init``."""
+    with store.model(stage.init.id) as folder:
+        return io.load(folder, device)
 
 
-def batch(spec: SFT, step: int) -> list[TokenBatch]:
-    """ID samples only: ``samples`` different ones, in a fresh order each epoch."""
-    start = step * spec.batch_samples
-    stop = min(start + spec.batch_samples, spec.samples * spec.epochs)
-    numbers = rng.epochs(rng.stream_key(spec.seed, "sft order"), spec.samples, start, stop)
-    return Corpus(spec.root.world, spec.seed).tasks("sft", "id", numbers)
+def batch(stage: SFT, step: int) -> list[TokenBatch]:
+    """Return ID samples only: ``samples`` different ones, in a fresh order each epoch."""
+    start = step * stage.batch_samples
+    stop = min(start + stage.batch_samples, stage.samples * stage.epochs)
+    numbers = rng.epochs(rng.stream_key(stage.seed, "sft order"), stage.samples, start, stop)
+    return stage.root.task.of_role("sft", stage.seed, "id", numbers)
 
 
 def loss_start(token_batch: TokenBatch) -> int:
-    """First token that counts: the first one of the completion."""
+    """Return the first token that counts: the first one of the completion."""
     return token_batch.prompt_tokens

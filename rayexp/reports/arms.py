@@ -18,13 +18,13 @@ TARGET_OF = {"id": "ood", "ood": "ood", "probe": "probe"}
 
 @dataclass(frozen=True)
 class Arm:
-    """GRPO on ``prompts`` (id, ood, probe) in one condition.
+    """GRPO on prompts of a role (id, ood, probe) in one condition.
 
     rows: those of ``table.results``, and ``gain``, which is q - init_q.
     """
 
     condition: str
-    prompts: str
+    prompt_role: str
     rows: pd.DataFrame
 
     @property
@@ -34,25 +34,25 @@ class Arm:
     @property
     def about(self) -> dict[str, Any]:
         """Columns that tell its rows from those of other arms."""
-        return {"condition": self.condition, "layers": self.layers, "prompts": self.prompts}
+        return {"condition": self.condition, "layers": self.layers, "prompt_role": self.prompt_role}
 
     def of(self, data: pd.DataFrame) -> pd.DataFrame:
         """The rows of a table that are about this arm."""
-        return data[(data["condition"] == self.condition) & (data["prompts"] == self.prompts)]
+        return data[(data["condition"] == self.condition) & (data["prompt_role"] == self.prompt_role)]
 
     @property
     def target(self) -> str:
-        return TARGET_OF[self.prompts]
+        return TARGET_OF[self.prompt_role]
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Roles of the cells to show: the one in question, and the one that GRPO trained on."""
-        return tuple(dict.fromkeys((self.target, self.prompts)))
+        return tuple(dict.fromkeys((self.target, self.prompt_role)))
 
     @property
     def short_name(self) -> str:
         """For people, e.g. ``OOD prompts``; with the condition where a study has several."""
-        return f"{ROLE_NAMES[self.prompts]} prompts{told(self.condition)}"
+        return f"{ROLE_NAMES[self.prompt_role]} prompts{told(self.condition)}"
 
     @property
     def name(self) -> str:
@@ -64,13 +64,13 @@ class Arm:
 
 def arms(results: pd.DataFrame) -> list[Arm]:
     """The arms with at least one measured pair, by condition and then by role."""
-    pairs = results[(results["kind"] == "grpo") & results["init_q"].notna()]
+    pairs = results[results["kl_beta"].notna() & results["init_q"].notna()]
     pairs = pairs.assign(gain=pairs["q"] - pairs["init_q"], kl_beta=pairs["kl_beta"].astype(float))
     return [
-        Arm(condition, prompts, rows)
+        Arm(condition, role, rows)
         for condition in pairs["condition"].unique().tolist()
-        for prompts in ROLE_NAMES
-        if len(rows := pairs[(pairs["condition"] == condition) & (pairs["prompts"] == prompts)])
+        for role in ROLE_NAMES
+        if len(rows := pairs[(pairs["condition"] == condition) & (pairs["prompt_role"] == role)])
     ]
 
 
@@ -85,9 +85,8 @@ def percent(ratio: float) -> str:
 
 
 def mass_name(results: pd.DataFrame) -> str:
-    """What q is in this study: for traces only the mass of one correct completion among several."""
-    traces = (results["samples"] == "trace").any()
-    return "gold-trace mass (≤ Q)" if traces else "correct mass Q"
+    """Return the name of q in this study: where several completions are right, it is the mass of one of them."""
+    return "correct mass Q" if results["exact"].all() else "gold mass (≤ Q)"
 
 
 def counted(counts: pd.Series, noun: str) -> str:

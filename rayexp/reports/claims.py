@@ -23,8 +23,8 @@ from rayexp.evaluation.statistics import (
     proportion,
 )
 from rayexp.evaluation.theory import paper_bound, tilted
+from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, Arm, arms, before, percent
-from rayexp.spec import number
 
 HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "does not hold", "undecided", "not measured"
 #: Where GRPO did nothing, whatever is said of its limits is true and worth nothing.
@@ -71,7 +71,7 @@ class Claim:
 def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row for each claim, arm and beta. curves: where they are given, it is said where GRPO earned no reward.
 
-    Columns: claim, title, prediction, setting, layers, condition, prompts (GRPO's arm), kl_beta, role (of the cells);
+    Columns: claim, title, prediction, setting, layers, condition, prompt_role (of GRPO), kl_beta, role (of the cells);
     value, low, high (of what the verdict compares), seeds, n (pairs of a seed and a prompt); measured, verdict, note;
     p, p_holm (adjusted over all rows that have one), verdict_holm.
     """
@@ -105,7 +105,7 @@ def _row(claim: Claim, finding: Finding, arm: Arm | None, beta: float) -> dict[s
         "setting": setting,
         "layers": arm.layers if arm else None,
         "condition": arm.condition if arm else None,
-        "prompts": arm.prompts if arm else None,
+        "prompt_role": arm.prompt_role if arm else None,
         "kl_beta": beta,
         "role": finding.role,
         "value": value.mean if value else None,
@@ -249,25 +249,27 @@ def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     Only where that is below 1: elsewhere nothing could exceed it. Wilson's interval takes prompts as independent, which
     those of one run are not, so it is widened to that over seeds.
     """
-    trained = rows[rows["role"] == arm.prompts]
+    trained = rows[rows["role"] == arm.prompt_role]
     beta = float(rows["kl_beta"].iloc[0])
     if beta == 0:
-        return [_missing("without a KL penalty there is no bound", arm.prompts)]
+        return [_missing("without a KL penalty there is no bound", arm.prompt_role)]
     if trained.empty:
-        return [_missing("GRPO's own cells have not been measured", arm.prompts)]
+        return [_missing("GRPO's own cells have not been measured", arm.prompt_role)]
     q, p = trained["init_q"].to_numpy(), trained["q"].to_numpy()
     bound, optimum = paper_bound(q, beta), tilted(q, beta)
     trained = trained.assign(over=p > bound * (1 + ROUNDING), over_optimum=p > optimum * (1 + ROUNDING))
     binding = trained[bound < 1]
     beyond = f"above the tilted optimum: {proportion(trained, 'over_optimum')} of {len(trained)}"
     if binding.empty:
-        missing = _missing(f"the bound is 1 for all {len(trained)} prompts, whose Q is above exp(-1/β)", arm.prompts)
+        missing = _missing(
+            f"the bound is 1 for all {len(trained)} prompts, whose Q is above exp(-1/β)", arm.prompt_role
+        )
         return [replace(missing, note=f"Share {beyond}.")]
     share = proportion(binding, "over")
     measured = f"share above the bound {share} of {len(binding)}; {beyond}"
     note = f"The bound is below 1 for {len(binding)} of {len(trained)} prompts. {_idle(trained)}".strip()
     p = p_of_proportion(binding, "over", TOLERATED_SHARE)
-    return [Finding(_below(share, TOLERATED_SHARE), measured, share, p, arm.prompts, note)]
+    return [Finding(_below(share, TOLERATED_SHARE), measured, share, p, arm.prompt_role, note)]
 
 
 CLAIMS = (

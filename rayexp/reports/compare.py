@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from rayexp.errors import did_you_mean, first_line
 from rayexp.evaluation.statistics import interval, possible_change
-from rayexp.spec import Stage, number
-from rayexp.stages import settings
+from rayexp.formatting import number
+from rayexp.stages import Stage, kind_in, settings
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.index import StoreIndex
 
@@ -131,16 +131,16 @@ def _values(study: Study) -> dict[tuple[str, str], list[str]]:
     """The values of every setting, as text, by kind of stage and dotted name."""
     names: dict[str, dict[str, None]] = {}
     for stage_id, flat in study.flat.items():
-        names.setdefault(_kind(stage_id), {}).update(dict.fromkeys(flat))
+        names.setdefault(kind_in(stage_id), {}).update(dict.fromkeys(flat))
     return {
-        (kind, name): [repr(flat.get(name)) for i, flat in study.flat.items() if _kind(i) == kind]
+        (kind, name): [repr(flat.get(name)) for i, flat in study.flat.items() if kind_in(i) == kind]
         for kind, all_names in names.items()
         for name in all_names
     }
 
 
 def _key(study: Study, stage_id: str, bearing: Mapping[tuple[str, str], str]) -> tuple[Any, ...]:
-    kind, flat = _kind(stage_id), study.flat[stage_id]
+    kind, flat = kind_in(stage_id), study.flat[stage_id]
     return kind, *sorted((name, repr(flat[name])) for name in flat if bearing.get((kind, name)) != DROPPED)
 
 
@@ -174,10 +174,10 @@ def _differing(a: Study, b: Study, bearing: Mapping[tuple[str, str], str]) -> li
     """Each setting that is not the same in both, once, though every stage below has it in its lineage too."""
     found: dict[tuple[str, str], tuple[str, str, str, str, str]] = {}
     for (kind, name), how in bearing.items():
-        stage = next(stage for i, stage in a.stages.items() if _kind(i) == kind)
+        stage = next(stage for i, stage in a.stages.items() if kind_in(i) == kind)
         of, own = settings.kind_at(name, stage), name.rpartition("init.")[2]
         mine, theirs = (
-            settings.listed([flat.get(name, settings.ABSENT) for i, flat in study.flat.items() if _kind(i) == kind])
+            settings.listed([flat.get(name, settings.ABSENT) for i, flat in study.flat.items() if kind_in(i) == kind])
             for study in (a, b)
         )
         found.setdefault((of, own), (of, own, mine, theirs, how))
@@ -192,7 +192,7 @@ def _unpaired(a: Study, b: Study, pairs: Mapping[str, str], joined: pd.DataFrame
         if unread := measured - study.stages.keys():
             said.append(f"{len(unread)} measured stages of {letter}, whose specs are not in its store")
         if alone := measured & study.stages.keys() - paired:
-            kinds = Counter(_kind(stage_id) for stage_id in sorted(alone))
+            kinds = Counter(kind_in(stage_id) for stage_id in sorted(alone))
             counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
             said.append(f"{len(alone)} of {len(measured)} measured stages of {letter} ({counted})")
         rows = int(study.rows["stage_id"].isin(paired).sum())
@@ -227,7 +227,3 @@ def _chains(mine: Stage, theirs: Stage) -> str:
 
 def _both(mine: str, theirs: str) -> str:
     return mine if mine == theirs else f"{mine}|{theirs}"
-
-
-def _kind(stage_id: str) -> str:
-    return stage_id.partition("-")[0]

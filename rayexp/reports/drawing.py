@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from rayexp.formatting import number
 from rayexp.reports.arms import counted, percent, told
-from rayexp.spec import number
 
 WIDTH_INCHES = 4.4
 DPI = 220

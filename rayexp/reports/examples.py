@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, arms, percent
-from rayexp.spec import number
+from rayexp.stages import KINDS
 
 PERCENTILES = (10, 50, 90)
 #: The rule as the page states it.
@@ -20,7 +21,6 @@ RULE = (
     f"those at the {', '.join(f'{p}th' for p in PERCENTILES[:-1])} and {PERCENTILES[-1]}th percentile of the gain "
     "P - Q; among equals the first in the results table."
 )
-STAGE_NAMES = {"pretrain": "pretraining", "sft": "SFT", "grpo": "GRPO"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt, and the answers of the chain of decoders from pretraining to GRPO."""
+    """One prompt, and the answers of the chain of models from its root to GRPO."""
 
     percentile: int
     cell: str
@@ -91,5 +91,4 @@ def _example(percentile: int, row: "pd.Series[Any]", results: pd.DataFrame) -> E
 def _answer(row: "pd.Series[Any]") -> Answer:
     gold, written = str(row["gold"]).split(), str(row["completion"]).split()
     tokens = [(token, i < len(gold) and token == gold[i]) for i, token in enumerate(written)]
-    kind = str(row["kind"])
-    return Answer(STAGE_NAMES.get(kind, kind), tokens, bool(row["greedy_correct"]), float(row["q"]))
+    return Answer(KINDS[str(row["kind"])].name, tokens, bool(row["greedy_correct"]), float(row["q"]))

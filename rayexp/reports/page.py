@@ -31,7 +31,18 @@ from rayexp.store.provenance import code_here
 from rayexp.sweep.plan import Plan
 
 #: Columns of ``table.STAGE_COLUMNS`` that summary.csv repeats for each cell.
-SUMMARY_STAGE = ["stage_id", "label", "kind", "axis", "layers", "ood_ratio", "seed", "prompts", "kl_beta", "condition"]
+SUMMARY_STAGE = [
+    "stage_id",
+    "label",
+    "kind",
+    "task",
+    "layers",
+    "ood_ratio",
+    "seed",
+    "prompt_role",
+    "kl_beta",
+    "condition",
+]
 SUMMARY_VALUES = [
     *("mean_q", "q_low", "q_high", "greedy_accuracy"),
     *("sampled_accuracy", "sampled_low", "sampled_high", "n_prompts"),
@@ -61,7 +72,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
     page.write_text(
         _template().render(
             study=plan.study,
-            axis="” and “".join(dict.fromkeys(stage.root.world.axis for stage in plan.stages)),
+            task="” and “".join(dict.fromkeys(stage.root.task.label for stage in plan.stages)),
             mass=mass_name(results),
             stages=stage_counts(plan),
             finished=len(plan.finished),

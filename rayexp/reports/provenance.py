@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from rayexp.spec import GRPO, Evaluate, Pretrain, RunConfig, Stage, number, one_line
-from rayexp.stages.settings import condition, labelled, varying
+from rayexp.config import RunConfig
+from rayexp.formatting import one_line
+from rayexp.stages import KINDS, Stage, kind_in
+from rayexp.stages.settings import condition, labelled, shown, varying
 from rayexp.store.artifacts import DamagedError, Store, StoreError
 from rayexp.store.provenance import commit, other_code
 from rayexp.sweep.plan import Plan
-from rayexp.tasks.strings import vocabulary
-
-KINDS = ("pretrain", "sft", "grpo", "evaluate")
 
 
 def provenance(plan: Plan, store: Store) -> dict[str, Any]:
@@ -50,8 +49,7 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
 
 def reserved(stage: Stage, run_config: RunConfig) -> tuple[float, float]:
     """Cores and GPUs that were kept for a stage while it ran. A measurement has those of the stage it follows."""
-    subject = stage.init if isinstance(stage, Evaluate) else stage
-    if subject.id.startswith("grpo-"):
+    if stage.subject.pool == "rollout":
         workers = run_config.rollout_workers
         return (
             run_config.learner_cpus + workers * run_config.rollout_cpus,
@@ -70,7 +68,7 @@ def _facts(record: dict[str, Any]) -> dict[str, str]:
 
 def _spent(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """By kind of stage and in all: number, median seconds, hours, core-hours, GPU-hours; of each last attempt."""
-    of_kind = {kind: [run for run in runs if run["id"].startswith(f"{kind}-")] for kind in KINDS}
+    of_kind = {kind: [run for run in runs if kind_in(run["id"]) == kind] for kind in KINDS}
     return [
         {
             "kind": kind,
@@ -89,9 +87,8 @@ def settings(stages: Iterable[Stage]) -> list[tuple[str, str, str]]:
     """Kind, field and distinct values of every setting of the planned stages; a decoder's count as pretraining's."""
     distinct: dict[tuple[str, str], dict[str, None]] = {}
     for stage in stages:
-        kind = stage.id.partition("-")[0]
         for field, value in _flat(stage.model_dump(mode="json", exclude={"init", "kind"})):
-            distinct.setdefault((kind, field), {})[str(value)] = None
+            distinct.setdefault((stage.kind, field), {})[str(value)] = None
     return [(kind, field, ", ".join(values)) for (kind, field), values in distinct.items()]
 
 
@@ -106,31 +103,36 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def design(stages: Sequence[Stage]) -> dict[str, list[str]]:
     """The distinct values of what varies in a plan, and its decoders, for people."""
-    trained = [stage for stage in stages if not isinstance(stage, Evaluate)]
-    roots = [stage for stage in trained if isinstance(stage, Pretrain)]
+    trained = [stage for stage in stages if stage.pool != "measure"]
+    roots = [stage.root for stage in trained]
     decoders = [
-        f"{root.decoder.parameters(vocabulary.SIZE):,} parameters ("
+        f"{root.parameters:,} parameters ("
         + ", ".join(f"{name} {value}" for name, value in root.decoder.model_dump().items())
         + ")"
         for root in roots
     ]
-    seeds, ratios = ([number(getattr(root, name)) for root in roots] for name in ("seed", "ood_ratio"))
-    distinct = {"seed": seeds, "OOD ratio": ratios, "decoder": decoders}
-    distinct |= {"GRPO prompts": [], "β": []}
-    for stage in trained:
-        if isinstance(stage, GRPO):
-            distinct["GRPO prompts"].append(stage.prompts)
-            distinct["β"].append(number(stage.kl_beta))
+    distinct = {
+        "seed": _values(roots, "seed"),
+        "OOD ratio": _values(roots, "ood_ratio"),
+        "decoder": decoders,
+        "prompts": _values(trained, "prompt_role"),
+        "β": _values(trained, "kl_beta"),
+    }
     for setting, title in varying(trained).items():
         distinct[title] = [condition(stage, {setting: title}).partition(" = ")[2] for stage in trained]
     return {name: list(filter(None, dict.fromkeys(values))) for name, values in distinct.items() if any(values)}
+
+
+def _values(stages: Iterable[Stage], field: str) -> list[str]:
+    """Return the values of a field, of the stages that have it."""
+    return [shown(getattr(stage, field)) for stage in stages if hasattr(stage, field)]
 
 
 def stage_counts(plan: Plan) -> list[dict[str, Any]]:
     """Planned and finished stages by kind."""
     counts = []
     for kind in KINDS:
-        ids = {i for i in [*(stage.id for stage in plan.stages), *plan.unread] if i.startswith(f"{kind}-")}
+        ids = {i for i in [*(stage.id for stage in plan.stages), *plan.unread] if kind_in(i) == kind}
         if ids:
             counts.append({"kind": kind, "planned": len(ids), "finished": len(ids & plan.finished)})
     return counts

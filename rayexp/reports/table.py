@@ -11,38 +11,35 @@ import pandas as pd
 import pyarrow as pa
 
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
-from rayexp.spec import GRPO, Evaluate, Stage
+from rayexp.stages import Stage
 from rayexp.stages.settings import Setting, condition, labelled, varying
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.sweep.plan import Plan
-from rayexp.tasks.strings import vocabulary
 
 #: Columns that say which stage a row is about; None where a setting does not apply.
 STAGE_COLUMNS: dict[str, pa.DataType] = {
     "stage_id": pa.string(),
-    "kind": pa.string(),  # pretrain, sft, grpo
+    "kind": pa.string(),
     "label": pa.string(),
     "init_id": pa.string(),
-    "axis": pa.string(),
-    "graph": pa.string(),
-    "traversal": pa.string(),
-    "samples": pa.string(),
+    "task": pa.string(),
+    "exact": pa.bool_(),  # whether the right completion is unique, so that q is all of Q
     "layers": pa.int64(),
     "parameters": pa.int64(),
     "ood_ratio": pa.float64(),
     "seed": pa.int64(),
-    "prompts": pa.string(),  # GRPO's arm: id, ood, probe
+    "prompt_role": pa.string(),  # of the prompts that completions are drawn for: id, ood, probe
     "kl_beta": pa.float64(),
     "group_size": pa.int64(),
-    "grpo_steps": pa.int64(),
+    "steps": pa.int64(),
     "condition": pa.string(),  # what else differs within the study, along the chain; empty where nothing does
 }
-#: Values of k for which pass@k is written down; for answer-only samples any other follows from q.
+#: Values of k for which pass@k is written down; where q is exact any other follows from it.
 PASS_AT = (8, 64, 1024)
-#: log_mass: log-probability of the gold completion, nats. q: its exponential, the exact correct mass for answer-only
-#: samples, a lower bound for traces. init_q: the same for the stage's init, NaN for pretraining. pass_at_k: exact for
-#: answer-only samples; for traces the unbiased estimate from the sampled answers, NaN where fewer than k were drawn.
-#: completion: what greedy decoding writes.
+#: log_mass: log-probability of the gold completion, nats. q: its exponential: the exact correct mass where the right
+#: completion is unique, else a lower bound. init_q: the same for the stage's init, NaN for pretraining. pass_at_k:
+#: exact where q is; else the unbiased estimate from the sampled answers, NaN where fewer than k were drawn. completion:
+#: what greedy decoding writes.
 RESULTS = pa.schema(
     [
         *STAGE_COLUMNS.items(),
@@ -72,24 +69,19 @@ ROUNDING = 1e-3
 
 def settings(stage: Stage, varies: Mapping[Setting, str]) -> dict[str, Any]:
     """The stage's values of ``STAGE_COLUMNS``. varies: what differs within its study (``settings.varying``)."""
-    root, grpo = stage.root, stage if isinstance(stage, GRPO) else None
+    root = stage.root
     return {
         "stage_id": stage.id,
-        "kind": stage.id.partition("-")[0],
+        "kind": stage.kind,
         "label": labelled(stage, varies),
         "init_id": stage.parent.id if stage.parent else None,
-        "axis": root.world.axis,
-        "graph": root.world.graph,
-        "traversal": root.world.traversal,
-        "samples": root.world.samples,
+        "task": root.task.label,
+        "exact": root.task.unique,
         "layers": root.decoder.layers,
-        "parameters": root.decoder.parameters(vocabulary.SIZE),
-        "ood_ratio": root.ood_ratio,
+        "parameters": root.parameters,
+        "ood_ratio": getattr(root, "ood_ratio", None),
         "seed": root.seed,
-        "prompts": grpo.prompts if grpo else None,
-        "kl_beta": grpo.kl_beta if grpo else None,
-        "group_size": grpo.group_size if grpo else None,
-        "grpo_steps": grpo.steps if grpo else None,
+        **{name: getattr(stage, name, None) for name in ("prompt_role", "kl_beta", "group_size", "steps")},
         "condition": condition(stage, varies),
     }
 
@@ -99,10 +91,10 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
     frames: dict[str, pd.DataFrame] = {}
     varies = varying(plan.trained)
     for stage in plan.stages:
-        if isinstance(stage, Evaluate) and stage.id in plan.finished:
+        if stage.pool == "measure" and stage.id in plan.finished:
             frame = _read(store, stage.id, "results.parquet", MEASURED)
             frame["q"] = np.exp(frame["log_mass"].clip(upper=0))
-            frames[stage.init.id] = with_pass_at_k(frame.assign(**settings(stage.init, varies)))
+            frames[stage.subject.id] = with_pass_at_k(frame.assign(**settings(stage.subject, varies)))
     for frame in frames.values():
         init = frames.get(str(frame["init_id"].iloc[0]))
         keys = ["cell", "prompt_index"]

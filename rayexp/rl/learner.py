@@ -1,26 +1,29 @@
-"""The GRPO learner: a policy, its frozen reference, and the update from one set of rollouts.
+"""Learners: a policy, and its update from one set of rollouts; GRPO's has a frozen reference besides.
 
 Shape suffixes: _N completions, _P prompts, _G members of a group, _C completion tokens, _V vocabulary.
 """
 
 import copy
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from rayexp.errors import NotFiniteError, PermanentError
-from rayexp.models import decoder
+from rayexp.formatting import number
+from rayexp.models import devices
 from rayexp.objectives.losses import GRPOSettings, Scores, grpo_loss
 from rayexp.objectives.reductions import masked
 from rayexp.rl.rollouts import RolloutBatch, on_device
 from rayexp.rl.scoring import UniquePrefixes, group_logprobs, score_tokens
 from rayexp.rl.statistics import UpdateStatistics, step_statistics
-from rayexp.spec import GRPO, number
+from rayexp.stages import GRPO, RolloutStage
 from rayexp.training.trainer import Trainer
 
 
@@ -39,36 +42,62 @@ class _Part:
     old_kl_N: Tensor | None = None  # that a KL in the reward is paid for; None: that of the policy itself
 
 
-class PolicyLearner:
-    """The policy, which is ``model`` itself, its trainer, and its reference: a frozen copy of its first weights."""
+class Learner(ABC):
+    """The policy of a stage, and its optimiser. Trains ``model`` itself."""
 
-    def __init__(self, spec: GRPO, model: LlamaForCausalLM) -> None:
+    def __init__(self, stage: RolloutStage, model: PreTrainedModel, updates_per_step: int) -> None:
         self.model = model
-        # Only ever run without gradients. Its parameters would still have them: torch picks other kernels where they do
-        # not, and a policy that equals its reference would seem to differ from it by rounding.
-        self.reference = copy.deepcopy(model) if spec.kl_beta > 0 else None
-        self.trainer = Trainer(model, spec.optimiser, spec.steps * spec.updates)
-        self._spec = spec
-        self._settings = GRPOSettings(**{field.name: getattr(spec, field.name) for field in fields(GRPOSettings)})
+        self.trainer = Trainer(model, stage.optimiser, stage.steps * updates_per_step)
+
+    @property
+    @abstractmethod
+    def completed(self) -> int:
+        """Steps of the stage that are done."""
+
+    @abstractmethod
+    def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
+        """Take one step of the stage on a set of rollouts. Return its statistics, by the names of the stage's metrics.
+
+        Raises MismatchError when the sampler's log-probability of a token differs from the learner's by more than the
+        limit, in nats, and NotFiniteError, with the prompts at fault, on a number that is none; the weights are
+        untouched then.
+        """
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return a copy of the policy's weights under transformers' names, in fp32, on the CPU."""
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.model.state_dict().items()}
 
-    def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
-        """Take ``spec.updates`` optimiser steps on one set of rollouts. Return their statistics.
+    def state(self) -> dict[str, Any]:
+        """Return all that a continued stage needs: tensors and plain values only."""
+        return self.trainer.state()
 
-        Raises MismatchError if the sampler's log-probability of a token differs from the learner's by more than the
-        limit, in nats (not with staleness, where they are of different weights), and NotFiniteError, with the prompts
-        at fault, if a number is not finite. The weights are untouched then.
-        """
-        for batch in batches:
-            _require_finite("the reward", batch.rewards_PG, batch.numbers_P)
-            _require_finite("the sampler's log-probability", batch.sampler_logprobs_NC, batch.numbers_P)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from ``state`` as if nothing had happened."""
+        self.trainer.restore(state)
+
+
+class GRPOLearner(Learner):
+    """The learner of GRPO. The reference is a frozen copy of what the policy was at the start."""
+
+    def __init__(self, stage: GRPO, model: PreTrainedModel) -> None:
+        super().__init__(stage, model, stage.updates)
+        # Only ever run without gradients. Its parameters would still have them: torch picks other kernels where they do
+        # not, and a policy that equals its reference would seem to differ from it by rounding.
+        self.reference = copy.deepcopy(model) if stage.kl_beta > 0 else None
+        self._stage = stage
+        self._settings = GRPOSettings(**{field.name: getattr(stage, field.name) for field in fields(GRPOSettings)})
+
+    @property
+    def completed(self) -> int:
+        return self.trainer.completed_steps // self._stage.updates
+
+    def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
+        """Take ``updates`` optimiser steps. With staleness a mismatch is none: the completions are of other weights."""
+        require_finite_rollouts(batches)
         parts = [self._part(batch) for batch in batches]
-        if self._spec.updates > 1:
+        if self._stage.updates > 1:
             parts = [self._with_old_policy(part) for part in parts]
-        updates = [UpdateStatistics() for _ in range(self._spec.updates)]
+        updates = [UpdateStatistics() for _ in range(self._stage.updates)]
         check = partial(self._require_match, updates[0], max_logprob_mismatch)
         norms = [self._step(parts, statistics, check) for statistics in updates]
         return step_statistics(updates, norms[0])
@@ -77,10 +106,10 @@ class PolicyLearner:
         prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, self.trainer.device)
         reference_NCV = None
         if self.reference is not None:
-            with torch.no_grad(), decoder.autocast(self.reference, self._spec.optimiser.precision):
+            with torch.no_grad(), devices.autocast(self.reference, self._stage.optimiser.precision):
                 reference_NCV = group_logprobs(self.reference, prefixes)
         tensors = on_device(batch, self.trainer.device)
-        return _Part(tensors, prefixes, reference_NCV, tensors.sampler_logprobs_NC if self._spec.staleness else None)
+        return _Part(tensors, prefixes, reference_NCV, tensors.sampler_logprobs_NC if self._stage.staleness else None)
 
     @torch.no_grad()
     def _with_old_policy(self, part: _Part) -> _Part:
@@ -116,12 +145,8 @@ class PolicyLearner:
         return loss / sequences
 
     def _require_match(self, first: UpdateStatistics, limit: float) -> None:
-        mismatch = first.max_mismatch.item()
-        if not self._spec.staleness and not mismatch <= limit:
-            raise MismatchError(
-                f"sampler and learner differ by {mismatch:.3g} nats on a sampled token; "
-                f"allowed: max_logprob_mismatch = {number(limit)}"
-            )
+        if not self._stage.staleness:
+            require_match(first.max_mismatch.item(), limit)
 
     @torch.no_grad()
     def _name_culprits(self, parts: list[_Part]) -> None:
@@ -133,6 +158,22 @@ class PolicyLearner:
                 if logprobs_NCV is not None:
                     seen_NCV = masked(logprobs_NCV, part.batch.mask_NC[..., None]).cpu().numpy()
                     _require_finite(f"the {whose}'s log-probability", seen_NCV, part.batch.numbers_P.cpu().numpy())
+
+
+def require_finite_rollouts(batches: Sequence[RolloutBatch[np.ndarray]]) -> None:
+    """Raise NotFiniteError for the prompts of which a reward or a log-probability of the sampler is not finite."""
+    for batch in batches:
+        _require_finite("the reward", batch.rewards_PG, batch.numbers_P)
+        _require_finite("the sampler's log-probability", batch.sampler_logprobs_NC, batch.numbers_P)
+
+
+def require_match(mismatch: float, limit: float) -> None:
+    """Raise MismatchError if a token's log-probability differs between sampler and learner by more than the limit."""
+    if not mismatch <= limit:
+        raise MismatchError(
+            f"sampler and learner differ by {mismatch:.3g} nats on a sampled token; "
+            f"allowed: max_logprob_mismatch = {number(limit)}"
+        )
 
 
 def _require_finite(what: str, values: np.ndarray, numbers_P: np.ndarray) -> None:

@@ -4,7 +4,6 @@ Shape suffixes: _N completions (prompts times group, a group's members side by s
 _T tokens, _C completion tokens.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayexp.rl.prompts import PromptBatch
 from rayexp.sampling.base import Completions
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -34,11 +34,11 @@ class RolloutBatch(Generic[Array]):
 
 
 def rollout_batches(
-    numbers: Sequence[int], prompts: Sequence[Sequence[int]], completions: Completions, rewards_PG: np.ndarray
+    prompts: PromptBatch, completions: Completions, rewards_PG: np.ndarray
 ) -> list[RolloutBatch[np.ndarray]]:
     """Cut rollouts of prompts in any order into batches of one prompt length each, shortest first."""
     group = rewards_PG.shape[1]
-    lengths_P = np.array([len(prompt) for prompt in prompts])
+    lengths_P = np.array([len(prompt) for prompt in prompts.prompts])
     mask_NC = completions.mask_NC
     batches = []
     for length in np.unique(lengths_P):
@@ -47,8 +47,8 @@ def rollout_batches(
         width = int(completions.length_N[rows_N].max())
         batches.append(
             RolloutBatch(
-                numbers_P=np.array([numbers[i] for i in chosen_P]),
-                prompts_PT=np.array([prompts[i] for i in chosen_P], dtype=np.int64),
+                numbers_P=np.array([prompts.numbers[i] for i in chosen_P]),
+                prompts_PT=np.array([prompts.prompts[i] for i in chosen_P], dtype=np.int64),
                 tokens_NC=completions.tokens_NC[rows_N, :width],
                 mask_NC=mask_NC[rows_N, :width],
                 sampler_logprobs_NC=completions.logprobs_NC[rows_N, :width],

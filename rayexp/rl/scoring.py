@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache, PreTrainedModel
 
-from rayexp.models import decoder
+from rayexp.models import devices
 from rayexp.models.cache import gather_cache_rows, pad_rows
 from rayexp.objectives.kl import kl_to_reference
 from rayexp.objectives.losses import Scores
@@ -33,7 +33,7 @@ class UniquePrefixes:
     row_N: Tensor  # index of the completion's prefix
 
     @classmethod
-    def of(cls, prompts_PT: np.ndarray, tokens_NC: np.ndarray, device: torch.device = decoder.CPU) -> "UniquePrefixes":
+    def of(cls, prompts_PT: np.ndarray, tokens_NC: np.ndarray, device: torch.device = devices.CPU) -> "UniquePrefixes":
         """Find the prefixes. In ``tokens_NC`` the members of each prompt's group are side by side.
 
         They are compared on the host, because their number decides a shape, which would be waited for on a GPU.
@@ -50,7 +50,7 @@ class UniquePrefixes:
         )
 
 
-def group_logprobs(model: LlamaForCausalLM, prefixes: UniquePrefixes) -> Tensor:
+def group_logprobs(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
     """Return log-probabilities over the vocabulary at every token of groups of completions: [N, C, V], fp32.
 
     A group shares the keys and values of its prompt, and completions with the same prefix share all that follows from
@@ -66,7 +66,7 @@ def group_logprobs(model: LlamaForCausalLM, prefixes: UniquePrefixes) -> Tensor:
     return logits_UCV.float().log_softmax(dim=-1).index_select(0, prefixes.row_N)
 
 
-def completion_logprobs(model: LlamaForCausalLM, inputs_NT: Tensor, completion_tokens: int) -> Tensor:
+def completion_logprobs(model: PreTrainedModel, inputs_NT: Tensor, completion_tokens: int) -> Tensor:
     """Return log-probabilities over the vocabulary at the last ``completion_tokens`` positions: [N, C, V], fp32.
 
     Each row is read by itself.

@@ -1,4 +1,4 @@
-"""What a sampler is: token ids and seeds in, token ids and behaviour log-probabilities out.
+"""The seam for samplers: token ids and seeds in, token ids and behaviour log-probabilities out.
 
 A sampler draws from the decoder's distribution as it is: temperature 1, the whole vocabulary. Equal weights, prompts
 and seeds give equal completions, in whatever batches they are asked for.
@@ -6,19 +6,21 @@ and seeds give equal completions, in whatever batches they are asked for.
 Shape suffixes: _P prompts, _N completions (prompts times group, a group's members side by side), _C tokens.
 """
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
 from rayexp import rng
-from rayexp.tasks.strings import vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: Token behind the end of a completion. Masks tell it from one that was drawn, so any would do.
+PADDING = 0
 #: Distance between the seeds of two prompts. Member j of a group uses seed + j, as vLLM does, so that two prompts
 #: whose seeds lie closer than the group is large would share random numbers.
 SEED_STRIDE = 1024
@@ -35,7 +37,7 @@ Weights: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Completions:
-    """tokens_NC and logprobs_NC are padded on the right (``<pad>``, 0.0) from length_N on; ``<eos>`` counts."""
+    """tokens_NC and logprobs_NC are padded on the right (``PADDING``, 0.0) from length_N on; ``<eos>`` counts."""
 
     tokens_NC: np.ndarray  # int64
     logprobs_NC: np.ndarray  # float32, of the distribution sampled from
@@ -47,6 +49,18 @@ class Completions:
         """float32, 1 on tokens of the completion."""
         return (np.arange(self.tokens_NC.shape[1]) < self.length_N[:, None]).astype(np.float32)
 
+    def to_bytes(self) -> bytes:
+        """Return them as one file, for ``from_bytes``."""
+        file = io.BytesIO()
+        arrays: dict[str, Any] = {each.name: np.asarray(getattr(self, each.name)) for each in fields(self)}
+        np.savez(file, **arrays)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Completions":
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return cls(**{**arrays, "weight_version": int(arrays["weight_version"])})
+
     @property
     def rows(self) -> list[list[int]]:
         """Completions as lists of token ids, without padding."""
@@ -57,7 +71,7 @@ class Completions:
         cls, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]], weight_version: int
     ) -> "Completions":
         width = max(len(row) for row in tokens)
-        tokens_NC = np.full((len(tokens), width), vocabulary.PAD, dtype=np.int64)
+        tokens_NC = np.full((len(tokens), width), PADDING, dtype=np.int64)
         logprobs_NC = np.zeros((len(tokens), width), dtype=np.float32)
         for i, (row, values) in enumerate(zip(tokens, logprobs, strict=True)):
             tokens_NC[i, : len(row)] = row
@@ -75,7 +89,7 @@ class Completions:
             return np.concatenate(wide)
 
         return cls(
-            joined([part.tokens_NC for part in parts], vocabulary.PAD),
+            joined([part.tokens_NC for part in parts], PADDING),
             joined([part.logprobs_NC for part in parts], 0.0),
             np.concatenate([part.length_N for part in parts]),
             parts[0].weight_version,

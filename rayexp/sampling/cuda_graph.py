@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from rayexp.tasks.strings import vocabulary
+from rayexp.sampling.base import PADDING
 
 
 class StaticStep:
@@ -24,13 +24,13 @@ class StaticStep:
     ``rows`` may be more than are decoded; the rest computes what nobody reads.
     """
 
-    def __init__(self, model: LlamaForCausalLM, rows: int, prompt_tokens: int, limit: int) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, prompt_tokens: int, limit: int) -> None:
         device = model.device
         self._model = model
         self._prompt_tokens = prompt_tokens
         self._cache = StaticCache(model.config, max_cache_len=prompt_tokens + limit)
         self._layers = cast(list[Any], self._cache.layers)  # transformers' types know no layer's tensors
-        self._token_N1 = torch.full((rows, 1), vocabulary.PAD, device=device)
+        self._token_N1 = torch.full((rows, 1), PADDING, device=device)
         self._position_11 = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self._seen_111T = torch.zeros((1, 1, 1, prompt_tokens + limit), dtype=torch.bool, device=device)
 

@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache, PreTrainedModel
 
 from rayexp import rng
-from rayexp.models import decoder
+from rayexp.models import devices
 from rayexp.models.cache import gather_cache_rows, pad_rows
-from rayexp.sampling.base import Completions, Weights, as_tensors
+from rayexp.sampling.base import PADDING, Completions, Weights, as_tensors
 from rayexp.sampling.cuda_graph import CapturedStep
-from rayexp.tasks.strings import vocabulary
 
 #: Captured decoding steps, each with a cache of its own, that a sampler keeps.
 SHAPES_KEPT = 8
@@ -25,8 +24,9 @@ SHAPES_KEPT = 8
 class TorchSampler:
     """``Sampler`` over a decoder in this process; ``sync`` writes into that decoder. precision: that it computes in."""
 
-    def __init__(self, model: LlamaForCausalLM, weight_version: int = -1, precision: str = "fp32") -> None:
+    def __init__(self, model: PreTrainedModel, weight_version: int = -1, precision: str = "fp32") -> None:
         self._model = model
+        self._eos: int = model.config.eos_token_id
         self._precision = precision
         self._steps: dict[tuple[int, int, int], CapturedStep] = {}
         self.weight_version = weight_version
@@ -60,7 +60,7 @@ class TorchSampler:
         scores = []
         for sequence in sequences:
             ids_1T = torch.tensor([list(sequence)], device=self._model.device)
-            with decoder.autocast(self._model, self._precision):
+            with devices.autocast(self._model, self._precision):
                 logits_TV = self._model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
             logprobs_TV = logits_TV.log_softmax(dim=-1)
             scores.append(logprobs_TV.gather(1, ids_1T[0, 1:, None]).squeeze(1).cpu().numpy())
@@ -77,10 +77,10 @@ class TorchSampler:
         for (_, limit), members in groups.items():
             prompts_PT = torch.tensor([list(map(int, prompts[i])) for i in members], device=self._model.device)
             rows_N = np.array([i * group_size + j for i in members for j in range(group_size)])
-            with decoder.autocast(self._model, self._precision):
+            with devices.autocast(self._model, self._precision):
                 chosen_NC, scores_NC = self._decode_batch(prompts_PT, limit, group_size, rows_N, choose)
             for row, ids, values in zip(rows_N, chosen_NC.tolist(), scores_NC.tolist(), strict=True):
-                length = ids.index(vocabulary.EOS) + 1 if vocabulary.EOS in ids else len(ids)
+                length = ids.index(self._eos) + 1 if self._eos in ids else len(ids)
                 tokens[row], logprobs[row] = ids[:length], values[:length]
         return Completions.from_rows(tokens, logprobs, self.weight_version)
 
@@ -96,10 +96,10 @@ class TorchSampler:
             token_N = choose(logits_NV, position, rows_N)
             chosen.append(token_N)
             scores.append(logits_NV.log_softmax(dim=-1).gather(1, token_N[:, None]).squeeze(1))
-            ended_N |= token_N == vocabulary.EOS
+            ended_N |= token_N == self._eos
             if position + 1 == limit or bool(ended_N.all()):
                 break
-            logits_NV = step(token_N.where(~ended_N, vocabulary.PAD))
+            logits_NV = step(token_N.where(~ended_N, PADDING))
         return torch.stack(chosen, dim=1), torch.stack(scores, dim=1)
 
     def _stepped(

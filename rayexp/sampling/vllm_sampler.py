@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from rayexp.errors import RefusedError
+from rayexp.models.config import Decoder
 from rayexp.sampling.base import Completions, Weights, as_tensors
-from rayexp.spec import Decoder
-from rayexp.tasks.strings import vocabulary
+from rayexp.tasks import Vocabulary
 
 INSTALL = 'uv pip install --editable ".[{}]"'
 
@@ -40,6 +40,7 @@ class VLLMSampler:
     def __init__(
         self,
         decoder: Decoder,
+        vocabulary: Vocabulary,
         *,
         dtype: str = "float32",
         device: str = "cpu",
@@ -58,12 +59,13 @@ class VLLMSampler:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # Ray decides how many threads there are
         from vllm import LLM, SamplingParams
 
-        from rayexp.models import decoder as decoders
+        from rayexp.models import factory
 
         self._params: type[Any] = SamplingParams
+        self._eos = vocabulary.eos
         self.weight_version = -1
         with TemporaryDirectory() as folder:
-            decoders.config(decoder).save_pretrained(Path(folder))
+            factory.llama_config(decoder, vocabulary).save_pretrained(Path(folder))
             self._llm: Any = LLM(
                 model=folder,
                 load_format="dummy",
@@ -115,7 +117,7 @@ class VLLMSampler:
         return {
             "max_tokens": int(limit),
             "logprobs": 0,  # of the sampled token only
-            "stop_token_ids": [vocabulary.EOS],
+            "stop_token_ids": [self._eos],
             "detokenize": False,
         }
 

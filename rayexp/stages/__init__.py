@@ -1,0 +1,65 @@
+"""Kinds of stages, in the order in which a chain goes through them.
+
+A module of this package that defines a ``Stage`` with a ``kind`` is one; nothing lists them.
+"""
+
+from typing import get_args
+
+from pydantic import TypeAdapter
+
+from rayexp.config import kind_of, kinds_in, one_of
+from rayexp.stages.base import Metric, Pool, RootStage, Stage
+from rayexp.stages.evaluate import Evaluate
+from rayexp.stages.grpo import GRPO
+from rayexp.stages.optimiser import AdamW
+from rayexp.stages.pretrain import Pretrain
+from rayexp.stages.rft import RFT
+from rayexp.stages.rollouts import RolloutStage
+from rayexp.stages.sft import SFT
+
+POOLS: tuple[Pool, ...] = get_args(Pool)
+
+
+def _ordered(kinds: dict[str, type[Stage]]) -> dict[str, type[Stage]]:
+    """Sort kinds as a chain goes through them: by pool, roots first."""
+
+    def place(stage: type[Stage]) -> tuple[int, bool, str]:
+        return POOLS.index(stage.pool), not issubclass(stage, RootStage), stage.__name__
+
+    return {kind_of(stage): stage for stage in sorted(kinds.values(), key=place)}
+
+
+KINDS = _ordered(kinds_in(__path__, __name__, Stage))
+for _stage in KINDS.values():
+    _models = one_of([stage for stage in KINDS.values() if stage.pool != "measure"])
+    _stage.model_rebuild(_types_namespace={"ModelStage": _models})
+_ANY: TypeAdapter[Stage] = TypeAdapter(one_of(KINDS.values()))
+
+
+def parse_stage(text: str | bytes) -> Stage:
+    """Return a stage from its JSON. Raises pydantic's ValidationError on anything that is not exactly a stage."""
+    return _ANY.validate_json(text)
+
+
+def kind_in(stage_id: str) -> str:
+    """Return the kind that an id begins with; for stages of which no more is known than the id."""
+    return stage_id.partition("-")[0]
+
+
+__all__ = [
+    "GRPO",
+    "KINDS",
+    "POOLS",
+    "RFT",
+    "SFT",
+    "AdamW",
+    "Evaluate",
+    "Metric",
+    "Pool",
+    "Pretrain",
+    "RolloutStage",
+    "RootStage",
+    "Stage",
+    "kind_in",
+    "parse_stage",
+]

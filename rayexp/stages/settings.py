@@ -7,7 +7,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from rayexp.spec import Evaluate, Stage, number
+from rayexp.formatting import number
+from rayexp.stages import Stage
 
 #: Where one of two stages has no such setting.
 ABSENT = "-"
@@ -54,8 +55,7 @@ def condition(stage: Stage, among: Mapping[Setting, str]) -> str:
 
 def labelled(stage: Stage, among: Mapping[Setting, str]) -> str:
     """Return the label of a stage with its condition, so that no two stages of a study have the same."""
-    subject = stage.parent if isinstance(stage, Evaluate) and stage.parent else stage
-    return ", ".join(filter(None, [stage.label, condition(subject, among)]))
+    return ", ".join(filter(None, [stage.label, condition(stage.subject, among)]))
 
 
 def within(part: str, whole: str) -> bool:
@@ -65,11 +65,13 @@ def within(part: str, whole: str) -> bool:
 
 def _conditions(stage: Stage) -> dict[Setting, str]:
     """The settings along the lineage, as text, without those that results are grouped by; and the kinds in it."""
-    kinds = [each.id.partition("-")[0] for each in stage.lineage]
+    kinds = [each.kind for each in stage.lineage]
     found: dict[Setting, str] = {}
     for level, each in enumerate(stage.lineage):
         nth = kinds[: level + 1].count(kinds[level])
-        grouped = {"ood_ratio", "seed"} if each is stage.root else {"prompts", "kl_beta"} if each is stage else set()
+        grouped = (
+            {"ood_ratio", "seed"} if each is stage.root else {"prompt_role", "kl_beta"} if each is stage else set()
+        )
         for name, value in own(each).items():
             if name not in grouped | {"kind"}:
                 found[kinds[level] if nth == 1 else f"{kinds[level]} {nth}", name] = shown(value)
@@ -96,12 +98,22 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[
 def kind_at(name: str, stage: Stage) -> str:
     """The kind of stage, in a lineage, that a dotted name is a setting of."""
     level = len(stage.lineage) - 1 - name.count("init.")
-    return stage.lineage[level].id.partition("-")[0] if level >= 0 else ABSENT
+    return stage.lineage[level].kind if level >= 0 else ABSENT
 
 
 def shown(value: Any) -> str:
-    """A value for people."""
-    return number(value) if isinstance(value, float) else str(value)
+    """Return the text of a value for people; of a list of parts, such as rewards, their sum: ``answer + 0.5
+    letters``."""
+    match value:
+        case float():
+            return number(value)
+        case list():
+            return " + ".join(map(shown, value))
+        case {"kind": kind, **settings}:
+            weight = settings.pop("weight", 1.0)
+            inside = ", ".join(f"{name} {shown(each)}" for name, each in settings.items())
+            return f"{'' if weight == 1 else f'{number(weight)} '}{kind}{f' ({inside})' if inside else ''}"
+    return str(value)
 
 
 def listed(values: Sequence[Any]) -> str:

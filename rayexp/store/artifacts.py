@@ -27,8 +27,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayexp.config import RunConfig, canonical_json
 from rayexp.errors import first_line
-from rayexp.spec import RunConfig, Stage, canonical_json
+from rayexp.stages import Stage
 from rayexp.store.filesystem import Files, StoreError, inside
 from rayexp.store.leases import Lease
 
@@ -78,7 +79,7 @@ class Store:
     def manifests(self, among: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
         """Manifests of all finished stages, or of those ``among`` some: one listing, and the files read together.
 
-        ``files`` of each maps names to ``bytes`` and ``sha256``; ``label`` and ``contracts`` are as ``publish`` wrote
+        ``files`` of each maps names to ``bytes`` and ``sha256``; ``label`` and ``versions`` are as ``publish`` wrote
         them, or as whoever may write to the store did.
         """
         names = self.files.names("stages") if among is None else among
@@ -91,8 +92,8 @@ class Store:
         if not self.finished(stage.id):  # by a process that was thought dead
             (folder / "spec.json").write_text(stage.model_dump_json(indent=1), encoding="utf-8")
             (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
-            contracts = [each.contract for each in stage.lineage]
-            self._put(folder, f"stages/{stage.id}", {"id": stage.id, "label": stage.label, "contracts": contracts})
+            versions = [each.version for each in stage.lineage]
+            self._put(folder, f"stages/{stage.id}", {"id": stage.id, "label": stage.label, "versions": versions})
         self.files.remove(f"work/{stage.id}")
 
     def tidy(self) -> None:
@@ -107,9 +108,11 @@ class Store:
     def provenance(self, stage_id: str) -> dict[str, Any]:
         """Where, when and with what an artifact was made, verified."""
         with self.fetched(f"stages/{stage_id}", prefix="provenance.json") as folder:
-            file = folder / "provenance.json"
-            record = read_record(file.read_bytes()) if file.is_file() else None
-        if record is None:
+            try:
+                record = json.loads((folder / "provenance.json").read_bytes())
+            except (OSError, ValueError, RecursionError) as error:
+                raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no JSON") from error
+        if not isinstance(record, dict):
             raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no record")
         return record
 
@@ -313,22 +316,20 @@ class Store:
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
-    """Return a manifest; None if it is torn, or is none. Names and checksums end up in sentences for people."""
-    manifest = read_record(data) or {}
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not all(name.isprintable() for name in files):
-        return None
-    sums = [about.get("sha256") if isinstance(about, dict) else None for about in files.values()]
-    return manifest if all(isinstance(text, str) and _SHA256.fullmatch(text) for text in sums) else None
-
-
-def read_record(data: bytes) -> dict[str, Any] | None:
-    """Return the object of a JSON text; None if it is torn, or is none."""
+    """A manifest; None if it is torn, or is none."""
     try:
-        record = json.loads(data)
+        manifest = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        return None
+    return manifest if all(name.isprintable() and _is_described(about) for name, about in files.items()) else None
+
+
+def _is_described(about: Any) -> bool:
+    """Whether a manifest says of a file what it has to; what it says ends up in sentences for people."""
+    return isinstance(about, dict) and isinstance(about.get("sha256"), str) and bool(_SHA256.fullmatch(about["sha256"]))
 
 
 def _sha256(file: Path) -> str:

@@ -4,6 +4,7 @@ What it says of a stage comes from manifests and records that are not verified h
 them through ``rayexp.store.artifacts``, which verifies.
 """
 
+import json
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -12,9 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rayexp.errors import RefusedError, did_you_mean
-from rayexp.spec import Stage, parse_stage
-from rayexp.store.artifacts import Store, StoreError, read_record
+from rayexp.errors import RefusedError, did_you_mean, first_line
+from rayexp.stages import Stage, kind_in, parse_stage
+from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.leases import EXPIRY_S
 from rayexp.store.provenance import other_code
 
@@ -35,12 +36,12 @@ class Finished:
     id: str
     label: str
     files: dict[str, dict[str, Any]]
-    contracts: tuple[int, ...]
+    versions: tuple[int, ...]
     provenance: dict[str, Any]
 
     @property
     def kind(self) -> str:
-        return self.id.partition("-")[0]
+        return kind_in(self.id)
 
     @property
     def bytes(self) -> int:
@@ -101,7 +102,7 @@ class StoreIndex:
                 stage_id,
                 label if isinstance(label := manifest.get("label"), str) else "",
                 manifest["files"],
-                tuple(contracts) if isinstance(contracts := manifest.get("contracts"), list) else (),
+                tuple(versions) if isinstance(versions := manifest.get("versions"), list) else (),
                 records.get(stage_id, {}),
             )
             for stage_id, manifest in sorted(manifests.items())
@@ -114,7 +115,7 @@ class StoreIndex:
     def specs(self, ids: Iterable[str]) -> dict[str, Stage]:
         """The values that finished stages were made from; without those that can't be read.
 
-        One that was made under another contract, or by an earlier version of the settings, has another id today.
+        One that was made under another version, or by an earlier version of the settings, has another id today.
         """
         found = self.store.files.read_existing([f"stages/{stage_id}/spec.json" for stage_id in ids])
         specs: dict[str, Stage] = {}
@@ -176,22 +177,27 @@ class StoreIndex:
 
     def study(self, name: str) -> dict[str, str]:
         """Labels, by id and in order, of the stages that a study consists of. Raises StoreError if there is none."""
-        labels = self.about(name)["stages"]
+        about = self.about(name)
+        labels = about["stages"]
         if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
-            where = f"{self.store.url}/studies/{name}/plan.json"
+            path = f"studies/{name}/plan.json"
+            where = f"{self.store.url}/{path}"
             raise StoreError(f"{where} is no table of labels; remove it, and jobs/report.py makes one")
         return labels
 
     def about(self, name: str) -> dict[str, Any]:
         """Return what plan.json holds of a study: labels of its stages, and what makes it one (``rayexp.sweep.study``).
         One of an earlier version holds labels only. Raises StoreError if there is none."""
+        path = f"studies/{name}/plan.json"
         try:
-            about = read_record(self.store.files.read(f"studies/{name}/plan.json"))
+            about = json.loads(self.store.files.read(path))
         except FileNotFoundError:
             known = self.studies()
             allowed = f"allowed, in the store {self.store.url}: {', '.join(known) or 'there are none'}"
             raise StoreError(f"study is {name!r}; {did_you_mean(name, known)}{allowed}") from None
-        return about if about and isinstance(about.get("stages"), dict) else {"stages": about}
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{self.store.url}/{path} is no JSON ({first_line(error)})") from error
+        return about if isinstance(about, dict) and isinstance(about.get("stages"), dict) else {"stages": about}
 
     def _planned(self) -> dict[str, str]:
         """Labels of all stages that any study consists of."""
@@ -204,8 +210,15 @@ class StoreIndex:
     def _json(self, path: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """One small record of each of some stages; without those that are not there or are none."""
         paths = {path.format(stage_id): stage_id for stage_id in ids}
-        found = self.store.files.read_existing(list(paths))
-        return {paths[name]: record for name, data in found.items() if (record := read_record(data)) is not None}
+        records: dict[str, dict[str, Any]] = {}
+        for name, data in self.store.files.read_existing(list(paths)).items():
+            try:
+                record = json.loads(data)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict):
+                records[paths[name]] = record
+        return records
 
     def _alive(self, driver: str) -> bool:
         """Whether a driver has shown, of late and by this machine's clock, that it lives."""

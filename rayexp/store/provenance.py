@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayexp import host
-from rayexp.spec import RunConfig, one_line
+from rayexp.config import RunConfig
+from rayexp.formatting import one_line
 
 T = TypeVar("T")
 

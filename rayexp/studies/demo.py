@@ -4,10 +4,10 @@ Where pretraining gave the composition no mass, GRPO finds nothing; where it is 
 lies the gain.
 """
 
-from rayexp.spec import Stage
+from rayexp.stages import Stage
 from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import Budget
 
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:
-    return stage_chains(grid.world("composition"), budget, grid, prompts=("ood",))
+    return stage_chains(grid.task("composition"), budget, grid, prompt_roles=("ood",))

@@ -4,41 +4,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayexp.spec import GRPO, SFT, Decoder, Evaluate, Pretrain, Stage
+from rayexp.models.config import Decoder
+from rayexp.stages import GRPO, SFT, Evaluate, Pretrain, Stage
 from rayexp.studies.presets import Budget
-from rayexp.tasks.strings import World
+from rayexp.tasks import Task
+from rayexp.tasks.strings import StringTask
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The values a study runs through, and the variant of the world it runs in (see ``world.World``)."""
+    """The values a study runs through, and the variant of the strings it is about (see ``StringTask``)."""
 
     ood_ratios: Sequence[float]
     kl_betas: Sequence[float]
     seeds: Sequence[int]
     graph: str = "hidden"
     traversal: str = "uniform"
-    samples: str = "answer"
+    completion_format: str = "answer"
 
-    def world(self, axis: str) -> World:
-        """The variant of one axis."""
-        return World(axis, self.graph, self.traversal, self.samples)
+    def task(self, axis: str) -> StringTask:
+        """Return the variant of one axis."""
+        variant = {"graph": self.graph, "traversal": self.traversal, "completion_format": self.completion_format}
+        return StringTask.model_validate({"axis": axis, **variant})
 
 
 def stage_chains(
-    world: World, budget: Budget, grid: Grid, prompts: Sequence[str], decoder: Decoder | None = None, **grpo: Any
+    task: Task, budget: Budget, grid: Grid, prompt_roles: Sequence[str], decoder: Decoder | None = None, **grpo: Any
 ) -> list[Stage]:
-    """Pretraining, SFT, then GRPO for every arm of ``prompts`` and every beta; everything measured.
+    """Pretraining, SFT, then GRPO for every role of prompts and every beta; everything measured.
 
     Stages that two chains share appear once in a plan, because they are equal. grpo: settings of every GRPO stage that
     are not to have their defaults, such as ``advantage="mean_only"``. Raises ValidationError on one it can't have.
     """
-    decoder = decoder or with_context_for(budget.decoder, world)
+    decoder = decoder or with_context_for(budget.decoder, task)
     stages: list[Stage] = []
     for seed in grid.seeds:
         for ratio in grid.ood_ratios:
             base = Pretrain(
-                world=world,
+                task=task,
                 decoder=decoder,
                 ood_ratio=ratio,
                 samples=budget.pretrain_samples,
@@ -51,7 +54,7 @@ def stage_chains(
                 GRPO.model_validate(
                     {
                         "init": tuned,
-                        "prompts": arm,
+                        "prompt_role": role,
                         "kl_beta": beta,
                         "steps": budget.grpo_steps,
                         "prompts_per_step": budget.grpo_prompts_per_step,
@@ -61,7 +64,7 @@ def stage_chains(
                         **grpo,
                     }
                 )
-                for arm in prompts
+                for role in prompt_roles
                 for beta in grid.kl_betas
             ]
             stages += with_evaluations([base, tuned, *reinforced], budget)
@@ -76,7 +79,7 @@ def with_evaluations(stages: Sequence[Stage], budget: Budget) -> list[Stage]:
     return out
 
 
-def with_context_for(decoder: Decoder, world: World) -> Decoder:
-    """The decoder with a context long enough for the world: a multiple of 64 tokens."""
-    tokens = -(-world.max_tokens // 64) * 64
+def with_context_for(decoder: Decoder, task: Task) -> Decoder:
+    """The decoder with a context long enough for the task: a multiple of 64 tokens."""
+    tokens = -(-task.max_tokens // 64) * 64
     return decoder.model_copy(update={"context_tokens": max(decoder.context_tokens, tokens)})

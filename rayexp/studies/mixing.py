@@ -3,10 +3,10 @@
 No pretraining run has seen such a prompt; GRPO is run on exactly these.
 """
 
-from rayexp.spec import Stage
+from rayexp.stages import Stage
 from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import Budget
 
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:
-    return stage_chains(grid.world("tokens"), budget, grid, prompts=("probe",))
+    return stage_chains(grid.task("tokens"), budget, grid, prompt_roles=("probe",))

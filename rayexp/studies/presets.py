@@ -5,7 +5,8 @@ A ``Budget`` says how much of everything a scale spends; studies combine it with
 
 from dataclasses import dataclass
 
-from rayexp.spec import AdamW, Decoder
+from rayexp.models.config import Decoder
+from rayexp.stages import AdamW
 
 DECODERS: dict[str, Decoder] = {
     "toy": Decoder(layers=1, width=64, ff_width=128, heads=2, kv_heads=2),

@@ -1,6 +1,6 @@
 """Decoder depth: does the picture change with 4, 16 and 32 layers? Composition axis, OOD prompts."""
 
-from rayexp.spec import Stage
+from rayexp.stages import Stage
 from rayexp.studies.grid import Grid, stage_chains, with_context_for
 from rayexp.studies.presets import Budget
 
@@ -9,15 +9,15 @@ LAYERS = {"toy": (4, 8), "tiny": (4, 8), "small": (4, 16, 32), "paper": (4, 16, 
 
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:
-    world = grid.world("composition")
+    task = grid.task("composition")
     return [
         stage
         for layers in LAYERS[budget.name]
         for stage in stage_chains(
-            world,
+            task,
             budget,
             grid,
-            prompts=("ood",),
-            decoder=with_context_for(budget.decoder, world).model_copy(update={"layers": layers}),
+            prompt_roles=("ood",),
+            decoder=with_context_for(budget.decoder, task).model_copy(update={"layers": layers}),
         )
     ]

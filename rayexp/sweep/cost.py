@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Any
 
-from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, RunConfig, Stage
+from rayexp.config import RunConfig
+from rayexp.stages import Pool, Stage, kind_in
 from rayexp.store.artifacts import CHECKPOINTS_KEPT
 from rayexp.store.index import Finished, StoreIndex
-from rayexp.sweep.plan import Plan, flops
-from rayexp.tasks.strings import vocabulary
+from rayexp.sweep.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,17 @@ class Throughput:
     start_s: float = 0.0
 
 
-#: By device, and whether the stage is GRPO. CPU: one core of a 2024 server in fp32 trains decoders of 0.4M, 3M and 40M
-#: parameters at 48, 71 and 79 GFLOP/s; rollouts are drawn token by token, at half of that. GPU: published logs of
+#: By device, and by the pool that runs a stage. CPU: one core of a 2024 server in fp32 trains decoders of 0.4M, 3M and
+#: 40M parameters at 48, 71 and 79 GFLOP/s; rollouts are drawn token by token, at half of that. GPU: published logs of
 #: decoders of width 512 on an H100 come to 2e14 FLOP/s, a fifth of its peak; a step launches kernels for 10 ms at
 #: least, a GRPO step moves weights and samples for half a second. A GRPO stage starts vLLM, which takes 10 s.
-ASSUMED: dict[tuple[str, bool], Throughput] = {
-    ("cpu", False): Throughput(5e10),
-    ("cpu", True): Throughput(2.5e10, start_s=10.0),
-    ("cuda", False): Throughput(2e14, step_s=0.01),
-    ("cuda", True): Throughput(1e14, step_s=0.5, start_s=10.0),
+ASSUMED: dict[tuple[str, Pool], Throughput] = {
+    ("cpu", "train"): Throughput(5e10),
+    ("cpu", "rollout"): Throughput(2.5e10, start_s=10.0),
+    ("cpu", "measure"): Throughput(5e10),
+    ("cuda", "train"): Throughput(2e14, step_s=0.01),
+    ("cuda", "rollout"): Throughput(1e14, step_s=0.5, start_s=10.0),
+    ("cuda", "measure"): Throughput(2e14, step_s=0.01),
 }
 #: Below this width a decoder does not fill a GPU; its speed falls in proportion.
 FILLS_A_GPU = 512
@@ -86,7 +88,7 @@ class CostModel:
         """Estimates that go by what finished stages in a store took."""
         kinds: dict[str, list[str]] = {}
         for stage_id in index.store.files.names("stages"):
-            kinds.setdefault(stage_id.partition("-")[0], []).append(stage_id)
+            kinds.setdefault(kind_in(stage_id), []).append(stage_id)
         some = [stage_id for ids in kinds.values() for stage_id in ids[:SAMPLES]]  # ids are hashes: a fair choice
         finished, specs = index.finished(some), index.specs(some)
         return cls(run_config, filter(None, (_sample(finished[i], specs[i]) for i in specs.keys() & finished.keys())))
@@ -94,8 +96,7 @@ class CostModel:
     def cost(self, stage: Stage) -> StageCost:
         """What a stage will take."""
         if stage.id not in self._costs:
-            flop = flops(stage)
-            self._costs[stage.id] = StageCost(flop, *self._time(stage, flop), _bytes(stage))
+            self._costs[stage.id] = StageCost(stage.flops, *self._time(stage), _bytes(stage))
         return self._costs[stage.id]
 
     def seconds(self, stages: Iterable[Stage]) -> float:
@@ -104,34 +105,35 @@ class CostModel:
 
     def checkpoint_bytes(self, plan: Plan, trials_at_once: int) -> float:
         """The most that checkpoints can take up at one time: those kept and one that is being written, a trial."""
-        largest = max((_parameters(stage) for stage in plan.to_run if not isinstance(stage, Evaluate)), default=0)
+        largest = max((stage.root.parameters for stage in plan.to_run if stage.pool != "measure"), default=0)
         return CHECKPOINT_BYTES * largest * (CHECKPOINTS_KEPT + 1) * min(trials_at_once, len(plan.trials))
 
-    def _time(self, stage: Stage, flop: float) -> tuple[float, int]:
-        """Seconds, and the number of finished stages that they come from."""
-        key = kind, parameters, _, _ = _kind(stage), _parameters(stage), flop, _steps(stage)
+    def _time(self, stage: Stage) -> tuple[float, int]:
+        """Return seconds, and the number of finished stages that they come from."""
+        flop = stage.flops
+        key = stage.kind, stage.root.parameters, flop, stage.steps
         if key not in self._times:
-            alike = [sample for sample in self._samples if self._alike(sample, stage, kind, parameters)]
+            alike = [sample for sample in self._samples if self._alike(sample, stage)]
             near = heapq.nsmallest(NEAREST, alike, key=lambda sample: abs(math.log(sample.flop / flop)))
             per_flop = [sample.seconds / sample.flop for sample in near]
-            self._times[key] = (statistics.median(per_flop) * flop if near else self._assumed(stage, flop)), len(near)
+            self._times[key] = (statistics.median(per_flop) * flop if near else self._assumed(stage)), len(near)
         return self._times[key]
 
-    def _alike(self, sample: ObservedRun, stage: Stage, kind: str, parameters: int) -> bool:
+    def _alike(self, sample: ObservedRun, stage: Stage) -> bool:
         workers = _workers(stage, self.run_config.train_workers, self.run_config.rollout_workers)
-        same = (sample.kind, sample.device, sample.workers) == (kind, self.run_config.device, workers)
-        return same and 0.5 <= sample.parameters / parameters <= 2
+        same = (sample.kind, sample.device, sample.workers) == (stage.kind, self.run_config.device, workers)
+        return same and 0.5 <= sample.parameters / stage.root.parameters <= 2
 
-    def _assumed(self, stage: Stage, flop: float) -> float:
-        run_config, learning = self.run_config, isinstance(stage, GRPO)
-        speed = ASSUMED[run_config.device, learning]
+    def _assumed(self, stage: Stage) -> float:
+        run_config = self.run_config
+        speed = ASSUMED[run_config.device, stage.pool]
         unit = "gpus" if run_config.device == "cuda" else "cpus"
         share = {name: float(getattr(run_config, f"{name}_{unit}") or 0.0) for name in ("train", "learner", "rollout")}
         units = share["learner"] + share["rollout"] * run_config.rollout_workers
-        if not learning:
+        if stage.pool != "rollout":
             units = share["train"] * run_config.train_workers
         filled = min(1.0, stage.root.decoder.width / FILLS_A_GPU) if unit == "gpus" else 1.0
-        return speed.start_s + speed.step_s * _steps(stage) + flop / (speed.flop_per_s * filled * (units or 1.0))
+        return speed.start_s + speed.step_s * stage.steps + stage.flops / (speed.flop_per_s * filled * (units or 1.0))
 
 
 def makespan(plan: Plan, seconds: Callable[[Iterable[Stage]], float], trials_at_once: int) -> float:
@@ -153,9 +155,9 @@ def makespan(plan: Plan, seconds: Callable[[Iterable[Stage]], float], trials_at_
 
 
 def _bytes(stage: Stage) -> float:
-    if isinstance(stage, Evaluate):
-        return RECORD_BYTES + ROW_BYTES * stage.prompts_per_cell * len(stage.root.world.cells.roles())
-    return RECORD_BYTES + WEIGHT_BYTES * _parameters(stage)
+    if stage.pool == "measure":
+        return RECORD_BYTES + ROW_BYTES * stage.rows
+    return RECORD_BYTES + WEIGHT_BYTES * stage.root.parameters
 
 
 def _sample(finished: Finished, stage: Stage) -> ObservedRun | None:
@@ -166,27 +168,10 @@ def _sample(finished: Finished, stage: Stage) -> ObservedRun | None:
     train_workers, rollout_workers = run_config.get("train_workers"), run_config.get("rollout_workers")
     if not isinstance(train_workers, int) or not isinstance(rollout_workers, int):
         return None
-    about = (_kind(stage), str(run_config.get("device")), _workers(stage, train_workers, rollout_workers))
-    return ObservedRun(*about, _parameters(stage), flops(stage), finished.duration_s)
+    about = (stage.kind, str(run_config.get("device")), _workers(stage, train_workers, rollout_workers))
+    return ObservedRun(*about, stage.root.parameters, stage.flops, finished.duration_s)
 
 
 def _workers(stage: Stage, train_workers: int, rollout_workers: int) -> int:
-    """How many of the workers that an execution names take part in a stage."""
-    match stage:
-        case GRPO():
-            return rollout_workers
-        case Evaluate():
-            return 1
-    return train_workers
-
-
-def _kind(stage: Stage) -> str:
-    return stage.id.partition("-")[0]
-
-
-def _parameters(stage: Stage) -> int:
-    return stage.root.decoder.parameters(vocabulary.SIZE)
-
-
-def _steps(stage: Stage) -> int:
-    return stage.steps if isinstance(stage, Pretrain | SFT | GRPO) else 1
+    """Return how many of the workers that a RunConfig names take part in a stage."""
+    return {"train": train_workers, "rollout": rollout_workers, "measure": 1}[stage.pool]

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rayexp.spec import one_line
+from rayexp.formatting import one_line
 from rayexp.sweep.progress import Ended, Progress, Running
 
 #: What is shown of a stage's numbers, by the end of their names, and how it is called in a line.

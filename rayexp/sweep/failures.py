@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rayexp.errors import PermanentError, StageError, sentence
-from rayexp.spec import one_line
+from rayexp.formatting import one_line
 
 #: All that is known of a failure that left no error behind.
 DIED = "its process died"

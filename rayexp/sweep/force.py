@@ -7,7 +7,8 @@ can be refused any more.
 from collections.abc import Iterable, Sequence
 
 from rayexp.errors import RefusedError
-from rayexp.spec import Stage, one_line
+from rayexp.formatting import one_line
+from rayexp.stages import Stage
 from rayexp.store.artifacts import Store
 from rayexp.store.index import StoreIndex, find
 from rayexp.store.leases import Leases

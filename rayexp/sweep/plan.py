@@ -1,16 +1,15 @@
 """The plan: the set of unique stages that a study wants, what of it is finished, and the trials that run the rest.
 
-A trial is what is scheduled at once. Supervised stages that share a pretraining run go into one trial (they share a
-worker group, which costs more to start than they cost to run), each GRPO stage goes with its measurements into one of
-its own.
+A trial is what is scheduled at once. Training stages that share a root go into one trial (they share a worker group,
+which costs more to start than they cost to run), each stage that draws rollouts goes into one of its own, and
+measurements go with what they measure.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, Stage
-from rayexp.tasks.strings import vocabulary
+from rayexp.stages import KINDS, Pool, Stage
 from rayexp.terminal import Column, table
 
 
@@ -19,7 +18,7 @@ class Trial:
     """Stages that run one after the other, parents first, and the trials that must have finished before."""
 
     id: str
-    kind: str  # "grpo" or "supervised"
+    pool: Pool  # of its first stage; a measurement by itself takes one process, as training does
     stages: tuple[Stage, ...]
     parents: tuple[str, ...]
 
@@ -35,7 +34,7 @@ class Trial:
     @property
     def flops(self) -> float:
         """Estimated floating-point operations of all its stages."""
-        return sum(map(flops, self.stages))
+        return sum(stage.flops for stage in self.stages)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Plan:
     @property
     def trained(self) -> tuple[Stage, ...]:
         """Without the measurements."""
-        return tuple(stage for stage in self.stages if not isinstance(stage, Evaluate))
+        return tuple(stage for stage in self.stages if stage.pool != "measure")
 
     @property
     def to_run(self) -> tuple[Stage, ...]:
@@ -73,11 +72,11 @@ class Plan:
         it is in. A chain ends where nothing else is trained from; measurements go with what they measure."""
         ends = {stage.id: 0 for stage in self.stages}
         for stage in reversed(self.stages):
-            if not isinstance(stage, Evaluate):
+            if stage.pool != "measure":
                 ends[stage.id] = ends[stage.id] or 1
                 if stage.parent:
                     ends[stage.parent.id] += ends[stage.id]
-        return {stage.id: ends[stage.init.id if isinstance(stage, Evaluate) else stage.id] for stage in self.stages}
+        return {stage.id: ends[stage.subject.id] for stage in self.stages}
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
@@ -89,7 +88,7 @@ class Plan:
         return tuple(
             Trial(
                 id=group,
-                kind="grpo" if isinstance(members[0], GRPO) else "supervised",
+                pool="train" if members[0].pool == "measure" else members[0].pool,
                 stages=tuple(members),
                 parents=tuple(
                     dict.fromkeys(
@@ -103,9 +102,12 @@ class Plan:
         )
 
     def trial_of(self, stage: Stage) -> str:
-        """The id of the trial of a stage: the same one in every plan, finished or not, because leases go by it."""
-        subject = stage.parent if isinstance(stage, Evaluate) and stage.parent else stage
-        return subject.id if isinstance(subject, GRPO) else subject.root.id
+        """Return the id of the trial of a stage: the same one in every plan, finished or not, because leases go by
+        it."""
+        first = stage.subject
+        while first.pool == "train" and first.parent and first.parent.pool == "train":
+            first = first.parent
+        return first.id
 
     def descendants(self, failed: Collection[str]) -> set[str]:
         """Trials that can't run because one of ``failed`` (trial ids) is among their ancestors."""
@@ -121,10 +123,10 @@ class Plan:
         def row(name: str, stages: Sequence[Stage]) -> tuple[str, ...]:
             pending = [stage for stage in stages if stage.id not in self.finished]
             counts = (len(stages), len(stages) - len(pending), len(pending))
-            return (name, *map(str, counts), f"{sum(map(flops, pending)):.2g}")
+            return (name, *map(str, counts), f"{sum(stage.flops for stage in pending):.2g}")
 
-        kinds = ("pretrain", "sft", "grpo", "evaluate")
-        rows = [row(kind, [stage for stage in self.stages if stage.id.startswith(f"{kind}-")]) for kind in kinds]
+        of_kind = {kind: [stage for stage in self.stages if stage.kind == kind] for kind in KINDS}
+        rows = [row(kind, stages) for kind, stages in of_kind.items() if stages]
         numbers = ("in all", "cached", "to run", "estimated FLOP to run")
         columns = (Column("stage"), *(Column(name, right=True) for name in numbers))
         shared = sum(self.copies.values()) - len(self.stages)
@@ -132,26 +134,3 @@ class Plan:
             f"plan of study {self.study}: {len(self.stages)} stages ({shared} more if nothing were shared), "
             f"{len(self.trials)} trials to run\n{table(columns, [*rows, row('total', self.stages)])}"
         )
-
-
-def flops(stage: Stage) -> float:
-    """Estimated floating-point operations: 2 a parameter and token forward, 4 backward; embeddings are look-ups.
-
-    A GRPO token is read by the sampler (2), the reference (2, if there is one) and the learner (6).
-    """
-    root = stage.root
-    width, size = root.decoder.width, vocabulary.SIZE
-    parameters = root.decoder.parameters(size) - size * width
-    tokens = root.world.max_tokens
-    match stage:
-        case Pretrain():
-            return 6.0 * parameters * tokens * stage.samples
-        case SFT():
-            return 6.0 * parameters * tokens * stage.samples * stage.epochs
-        case GRPO():
-            passes = 2 + (2 if stage.kl_beta > 0 else 0) + 6 * stage.updates
-            return float(passes) * parameters * tokens * stage.steps * stage.prompts_per_step * stage.group_size
-        case Evaluate():
-            draws = 1 + (stage.sampled_completions if root.world.samples == "trace" else 0)
-            return 2.0 * parameters * tokens * stage.prompts_per_cell * len(root.world.cells.roles()) * draws
-    raise TypeError(f"no cost is known for a {type(stage).__name__}")

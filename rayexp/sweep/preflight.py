@@ -3,16 +3,18 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from rayexp.config import RunConfig
 from rayexp.distributed import autoscaling
 from rayexp.errors import RefusedError
 from rayexp.sampling.vllm_sampler import require_vllm
-from rayexp.spec import GRPO, RunConfig
+from rayexp.stages import Pool, RolloutStage
 from rayexp.sweep import placement
 from rayexp.sweep.placement import Node, Nodes
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.terminal import Column, table
 
 NODES_SHOWN = 3
+TRIAL_NAMES: dict[Pool, str] = {"train": "training trial", "rollout": "rollout trial"}
 
 
 class PreflightError(RefusedError):
@@ -24,25 +26,25 @@ Bundle = dict[str, float]
 
 def bundles(trial: Trial, run_config: RunConfig) -> list[Bundle]:
     """Return what the processes of a trial ask Ray for, each on one node."""
-    if trial.kind == "supervised":
+    if trial.pool == "train":
         return [_bundle(run_config.train_cpus, run_config.train_gpus)] * run_config.train_workers
-    parts = grpo_bundles(run_config)
+    parts = rollout_bundles(run_config)
     return [total(parts)] if on_one_node(run_config) else parts
 
 
 def on_one_node(run_config: RunConfig) -> bool:
-    """Return whether the actors of a GRPO stage have to share a node, because a GPU hands memory over within one."""
+    """Return whether the actors of a rollout stage have to share a node, because a GPU hands memory over within one."""
     return run_config.weight_transfer == "cuda_ipc"
 
 
 def in_process(trial: Trial, run_config: RunConfig) -> bool:
-    """Whether a supervised trial is so small that it trains in its own process."""
+    """Return whether a training trial is so small that it trains in its own process."""
     alone = run_config.train_workers == 1 and not run_config.train_gpus
-    return trial.kind == "supervised" and alone and trial.flops <= run_config.in_process_flop
+    return trial.pool == "train" and alone and trial.flops <= run_config.in_process_flop
 
 
-def grpo_bundles(run_config: RunConfig) -> list[Bundle]:
-    """The learner, then the rollout workers."""
+def rollout_bundles(run_config: RunConfig) -> list[Bundle]:
+    """Return what the learner asks for, then what each rollout worker does."""
     learner = _bundle(run_config.learner_cpus, run_config.learner_gpus)
     return [learner] + [_bundle(run_config.rollout_cpus, run_config.rollout_gpus)] * run_config.rollout_workers
 
@@ -69,7 +71,7 @@ def require_software(plan: Plan, run_config: RunConfig) -> None:
         raise PreflightError(
             f"weight_transfer is 'cuda_ipc', whose learner and rollout workers share one GPU; they ask for {together:g}"
         )
-    with_vllm = any(isinstance(stage, GRPO) and stage.sampler == "vllm" for stage in plan.to_run)
+    with_vllm = any(isinstance(stage, RolloutStage) and stage.sampler == "vllm" for stage in plan.to_run)
     if transfer == "gloo" and with_vllm:  # each wants to be the only one that sets up torch.distributed
         raise PreflightError("weight_transfer is 'gloo'; allowed where vLLM samples: object_store, nccl, cuda_ipc")
     if with_vllm:
@@ -84,13 +86,15 @@ def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = N
         if share > 1 and share != int(share):
             raise PreflightError(f"{field} is {share:g}; allowed: up to 1, or a whole number, as Ray deals GPUs")
     nodes = capacity() if nodes is None else nodes
-    trials = {trial.kind: trial for trial in plan.trials}.values()
+    trials = {trial.pool: trial for trial in plan.trials}.values()
     crowded = [trial for trial in trials if not placement.fit_together(bundles(trial, run_config), nodes)]
     if not crowded:
         return
     parts = {name: part for trial in crowded for name, part in _parts(trial, run_config).items()}
     alone = [f"a {name}" for name, part in parts.items() if not placement.fits(part, nodes)]
-    room = f"no node has room for {' or '.join(alone)}" if alone else f"no room for a whole {crowded[0].kind} trial"
+    room = (
+        f"no node has room for {' or '.join(alone)}" if alone else f"no room for a whole {TRIAL_NAMES[crowded[0].pool]}"
+    )
     rows = [row for trial in trials for row in _needs(trial, run_config)] + _has(nodes)
     columns = (Column(""), Column("CPU", right=True), Column("GPU", right=True))
     cells = [(name, f"{part.get('CPU', 0.0):g}", f"{part.get('GPU', 0.0):g}") for name, part in rows]
@@ -99,14 +103,14 @@ def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = N
 
 def _parts(trial: Trial, run_config: RunConfig) -> dict[str, Bundle]:
     """Name what is placed as one; one of those that are alike."""
-    alike = {"supervised": ("training rank",), "grpo": ("learner", "rollout worker")}[trial.kind]
-    names = ("learner with its rollout workers",) if on_one_node(run_config) and trial.kind == "grpo" else alike
+    alike = {"train": ("training rank",), "rollout": ("learner", "rollout worker")}[trial.pool]
+    names = ("learner with its rollout workers",) if on_one_node(run_config) and trial.pool == "rollout" else alike
     return dict(zip(names, bundles(trial, run_config), strict=False))
 
 
 def _needs(trial: Trial, run_config: RunConfig) -> list[tuple[str, Bundle]]:
     parts = [(f"  a {name}", part) for name, part in _parts(trial, run_config).items()]
-    return [(f"{trial.kind} trial needs", total(bundles(trial, run_config))), *parts]
+    return [(f"{TRIAL_NAMES[trial.pool]} needs", total(bundles(trial, run_config))), *parts]
 
 
 def _has(nodes: Nodes) -> list[tuple[str, Bundle]]:
@@ -122,7 +126,7 @@ def concurrency(plan: Plan, run_config: RunConfig, nodes: Nodes | None = None) -
     if run_config.max_concurrent:
         return run_config.max_concurrent
     nodes = capacity() if nodes is None else nodes
-    kinds = {trial.kind: bundles(trial, run_config) for trial in plan.trials}
+    kinds = {trial.pool: bundles(trial, run_config) for trial in plan.trials}
     fits = [placement.how_many(parts, nodes, len(plan.trials)) for parts in kinds.values()]
     return max(1, min(fits, default=1))
 

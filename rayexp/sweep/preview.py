@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from rich import filesize
 
 from rayexp import host
-from rayexp.spec import RunConfig, Stage, one_line
+from rayexp.config import RunConfig
+from rayexp.formatting import one_line
+from rayexp.stages import KINDS, Stage
 from rayexp.store.index import StoreIndex, UnfinishedStage
 from rayexp.store.provenance import code_here
 from rayexp.sweep import preflight
@@ -29,7 +31,6 @@ MEANINGS = {
     "failed": "the last attempt at its trial failed; a sweep tries it again",
     "blocked": "built on a failed one; runs when that has succeeded",
 }
-KINDS = ("pretrain", "sft", "grpo", "evaluate")
 FAILURES_SHOWN = 10
 
 
@@ -129,14 +130,14 @@ def _time(plan: Plan, estimates: CostModel, run_config: RunConfig, machines: Clu
         f"time: about {duration(span)} on {machines.description}, {trials}; "
         f"{duration(estimates.seconds(plan.to_run))} one after the other, {flop:.1e} FLOP"
     ]
-    for kind in KINDS:
-        samples = [cost.measured for stage_id, cost in costs.items() if stage_id.startswith(f"{kind}-")]
+    for kind, stage_type in KINDS.items():
+        samples = [costs[stage.id].measured for stage in plan.to_run if stage.kind == kind]
         if not samples:
             continue
         if all(samples):
             lines.append(f"  {kind}: from what {_range(samples)} finished stages like it in this store took")
         else:
-            speed = ASSUMED[run_config.device, kind == "grpo"]
+            speed = ASSUMED[run_config.device, stage_type.pool]
             unit = "GPU" if run_config.device == "cuda" else "CPU core"
             besides = [f"{speed.step_s:g} s a step"] * bool(speed.step_s)
             besides += [f"{speed.start_s:g} s to start"] * bool(speed.start_s)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayexp.spec import Stage
+from rayexp.stages import Stage
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.telemetry.metrics import METRICS
 
-#: A kind of trial that has not been at work is taken to be wrongly estimated like the others, by this factor at most.
+#: A pool of trials that has not been at work is taken to be wrongly estimated like the others, by this factor at most.
 BORROWED_AT_MOST = 2.0
 STATES = ("done", "running", "waiting", "elsewhere", "failed", "blocked")
 
@@ -79,11 +79,6 @@ class Ended:
     took_s: float
     why: str = ""
 
-    @property
-    def failure(self) -> str:
-        """Return the sentence, which names the trial once."""
-        return self.why if self.why.startswith(self.trial.label) else f"{self.trial.label}: {self.why}"
-
 
 class Progress:
     """The progress of one run of a plan by this driver. ``estimate``: seconds of a stage before anything of it was
@@ -109,7 +104,7 @@ class Progress:
         self._states = dict.fromkeys(self._trials, "waiting")
         self._done: dict[
             str, list[float]
-        ] = {}  # by kind of trial, of those that are done: estimated seconds, true ones
+        ] = {}  # by pool of trials, of those that are done: estimated seconds, true ones
 
     # What happens
 
@@ -132,7 +127,7 @@ class Progress:
         self.ended.append(Ended(self._trials[trial_id], state, took, why))
         self._states[trial_id] = state
         if run and state == "done":
-            done = self._done.setdefault(run.trial.kind, [0.0, 0.0])
+            done = self._done.setdefault(run.trial.pool, [0.0, 0.0])
             estimated, true = run.whole_work(self._clock())
             done[0] += estimated
             done[1] += true
@@ -161,7 +156,7 @@ class Progress:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds to the end of the sweep: estimates, corrected by what was seen of each kind of trial. It takes as
+        """Seconds to the end of the sweep: estimates, corrected by what was seen of each pool of trials. It takes as
         long as the longest chain of trials, and no less than all of them ``at_once``."""
         correction = self._corrections()
         total = 0.0
@@ -170,18 +165,18 @@ class Progress:
             if self._states[trial.id] in ("done", "failed", "blocked"):
                 continue
             done_s = self.running[trial.id].done_s if trial.id in self.running else 0.0
-            own = (self._totals[trial.id] - done_s) * correction[trial.kind]
+            own = (self._totals[trial.id] - done_s) * correction[trial.pool]
             finish[trial.id] = own + max((finish.get(parent, 0.0) for parent in trial.parents), default=0.0)
             total += own
         return max(total / self.at_once, max(finish.values(), default=0.0))
 
     def _corrections(self) -> dict[str, float]:
-        """True seconds of an estimated one, by kind of trial: of those that are done, or while there are none, of those
-        that run. A kind that was not seen at work borrows from the others, within limits: a short trial is mostly
+        """True seconds of an estimated one, by pool of trials: of those that are done, or while there are none, of
+        those that run. A kind that was not seen at work borrows from the others, within limits: a short trial is mostly
         start."""
         seen: dict[str, list[float]] = {}
         for run in self.running.values():
-            work = seen.setdefault(run.trial.kind, [0.0, 0.0])
+            work = seen.setdefault(run.trial.pool, [0.0, 0.0])
             estimated, true = run.work
             work[0] += estimated
             work[1] += true
@@ -189,4 +184,4 @@ class Progress:
         estimated, true = (sum(work[i] for work in seen.values()) for i in (0, 1))
         borrowed = min(max(true / estimated, 1 / BORROWED_AT_MOST), BORROWED_AT_MOST) if seen else 1.0
         own = {kind: true / estimated for kind, (estimated, true) in seen.items()}
-        return {trial.kind: own.get(trial.kind, borrowed) for trial in self.plan.trials}
+        return {trial.pool: own.get(trial.pool, borrowed) for trial in self.plan.trials}

@@ -18,13 +18,13 @@ from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCall
 from ray.tune.search import Searcher
 from ray.util.placement_group import PlacementGroup, placement_group
 
+from rayexp.config import RunConfig
 from rayexp.distributed.rpc import unique
 from rayexp.distributed.saving import ask_to_save
-from rayexp.spec import RunConfig
 from rayexp.store.artifacts import Store
 from rayexp.store.leases import Leases, NotSharedError
 from rayexp.sweep import preflight
-from rayexp.sweep.failures import why_failed
+from rayexp.sweep.failures import DIED, why_failed
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.sweep.progress import Progress
 from rayexp.sweep.trackers import Trackers
@@ -79,7 +79,7 @@ def run(
                 name="sweep",
                 storage_path=folder,  # Tune's own notes: the store is what a sweep goes on from
                 failure_config=tune.FailureConfig(max_failures=run_config.worker_failures),
-                callbacks=[TuneEvents(progress, views, trackers), *tracker_callbacks(trackers)],
+                callbacks=[TuneEvents(searcher, progress, views, trackers), *tracker_callbacks(trackers)],
                 stop=_StopWhen(searcher),
                 verbose=0,
             ),
@@ -94,8 +94,7 @@ def run(
         store.tidy()
     finished = store.finished_ids([stage.id for stage in plan.to_run])
     missing = {trial.id for trial in plan.trials if not finished.issuperset(stage.id for stage in trial.stages)}
-    failed = {each.trial.id: each.failure for each in progress.ended if each.state == "failed"}
-    failed = {trial: failure for trial, failure in failed.items() if trial in missing}
+    failed = {trial: why for trial, why in searcher.failed.items() if trial in missing}
     return Outcome(failed, missing - failed.keys())
 
 
@@ -114,29 +113,29 @@ class NamedGroup(PlacementGroupFactory):
         return placement_group(self.bundles, strategy=self.strategy, name=unique(self.role))
 
 
-class SupervisedGroup(NamedGroup):
-    role = "supervised"
+class TrainGroup(NamedGroup):
+    role = "train"
 
 
-class GRPOGroup(NamedGroup):
-    role = "grpo"
+class RolloutGroup(NamedGroup):
+    role = "rollout"
 
 
 def _resources(config: dict[str, Any], run_config: RunConfig) -> PlacementGroupFactory:
-    """A small supervised trial is one process. A larger one holds nothing but a place on the head: Ray Train makes its
-    own placement group, and a trial that held CPUs would wait for itself. A GRPO trial is one group, so it starts whole
-    or not at all, and on one node where its actors have to share one."""
+    """Return what a trial holds. A small training trial is one process. A larger one holds nothing but a place on the
+    head: Ray Train makes its own placement group, and a trial that held CPUs would wait for itself. A rollout trial is
+    one group, so it starts whole or not at all, and on one node where its actors have to share one."""
     if config["in_process"]:
-        return SupervisedGroup([{"CPU": run_config.train_cpus}])
-    if config["kind"] == "supervised":
-        return SupervisedGroup([{"node:__internal_head__": 0.001}])
+        return TrainGroup([{"CPU": run_config.train_cpus}])
+    if config["pool"] == "train":
+        return TrainGroup([{"node:__internal_head__": 0.001}])
     strategy = "STRICT_PACK" if preflight.on_one_node(run_config) else "PACK"
-    return GRPOGroup([{}, *preflight.grpo_bundles(run_config)], strategy)
+    return RolloutGroup([{}, *preflight.rollout_bundles(run_config)], strategy)
 
 
 class PlanSearcher(Searcher):
     """Not a search at all: hands out the trials of a plan, each when its parents have finished and no other driver has
-    it. ``failed``: those that failed for good."""
+    it. ``failed`` has a sentence for each trial that failed for good."""
 
     def __init__(
         self,
@@ -148,7 +147,7 @@ class PlanSearcher(Searcher):
         note: Callable[[str, str], None] = lambda trial, state: None,
     ) -> None:
         super().__init__()  # without a metric: a trial that only measures reports nothing
-        self.failed: set[str] = set()
+        self.failed: dict[str, str] = {}
         self.unshared = ""  # the sentence of a trial whose process has another store
         self._trials = {trial.id: trial for trial in trials}
         self._execution = run_config
@@ -219,10 +218,17 @@ class PlanSearcher(Searcher):
                     f"store is {self._store.url!r}, of which a trial has another one: {result['lease_lost']}"
                 )
             self._ready[trial] = None
-        elif error or (result and "failed" in result):
-            self.failed.add(trial)
+        elif error:
+            self.fail(trial, DIED)
+        elif result and "failed" in result:
+            self.fail(trial, result["failed"])
         else:
             self._release_children(trial)
+
+    def fail(self, trial: str, why: str) -> None:
+        """Keep a sentence about a trial that failed; it begins with the trial's label."""
+        label = self._trials[trial].label
+        self.failed[trial] = why if why.startswith(label) else f"{label}: {why}"
 
     def _release_children(self, trial: str) -> None:
         self._graph.done(trial)
@@ -240,9 +246,12 @@ class PlanSearcher(Searcher):
 
 
 class TuneEvents(tune.Callback):
-    """Tune's events, handed to what keeps account of them: progress, trackers, and views after each turn."""
+    """Tune's events, handed to what keeps account of them: searcher, progress, trackers, and views after each turn."""
 
-    def __init__(self, progress: Progress, views: Sequence[Callable[[], None]], trackers: Trackers) -> None:
+    def __init__(
+        self, searcher: PlanSearcher, progress: Progress, views: Sequence[Callable[[], None]], trackers: Trackers
+    ) -> None:
+        self._searcher = searcher
         self._progress = progress
         self._views = views
         self._trackers = trackers
@@ -268,7 +277,9 @@ class TuneEvents(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Take in a failure, perhaps of a trial that never started because its process could not be made."""
-        self._progress.end(trial.config["trial"], "failed", why_failed(trial.pickled_error_file, trial.error_file))
+        why = why_failed(trial.pickled_error_file, trial.error_file)
+        self._searcher.fail(trial.config["trial"], why)
+        self._progress.end(trial.config["trial"], "failed", why)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         for view in self._views:

@@ -17,8 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from rayexp.errors import RefusedError
-from rayexp.spec import Stage
-from rayexp.stages import settings
+from rayexp.stages import Stage, settings
 from rayexp.store.artifacts import Store
 from rayexp.store.index import STUDY_LEASE, StoreIndex
 from rayexp.store.leases import Leases
@@ -81,7 +80,7 @@ class Study:
         """Return the plan of all stages that were ever asked for, with what is finished now.
 
         Values of stages that this plan lacks are those that the store has beside their artifacts. Stages that were made
-        under an earlier contract have other ids today, and no part in it.
+        under an earlier version have other ids today, and no part in it.
         """
         here = {stage.id: stage for stage in plan.stages}
         finished = self.store.finished_ids(labels)
@@ -144,5 +143,5 @@ def varied(stages: Iterable[Stage]) -> dict[str, list[Any]]:
     for stage in stages:
         for name, value in settings.own(stage).items():
             if name not in GRID:
-                found.setdefault(f"{stage.id.partition('-')[0]}.{name}", {})[json.dumps(value)] = value
+                found.setdefault(f"{stage.kind}.{name}", {})[json.dumps(value)] = value
     return {name: [values[text] for text in sorted(values)] for name, values in found.items()}

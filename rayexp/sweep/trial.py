@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from rayexp import logs
+from rayexp.config import RunConfig, canonical_json
 from rayexp.errors import PermanentError, StageError, sentence
-from rayexp.spec import GRPO, Evaluate, RunConfig, canonical_json, parse_stage
+from rayexp.stages import RolloutStage, parse_stage
 from rayexp.store.artifacts import FAILURE, Store
 from rayexp.store.filesystem import StoreError
 from rayexp.store.leases import LeaseLostError, NotSharedError
 from rayexp.sweep import preflight
 from rayexp.sweep.plan import Trial
-from rayexp.telemetry import logs
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -27,7 +28,7 @@ def trial_config(trial: Trial, run_config: RunConfig) -> dict[str, Any]:
     return {
         "trial": trial.id,
         "name": trial.name,
-        "kind": trial.kind,
+        "pool": trial.pool,
         "in_process": preflight.in_process(trial, run_config),
         "stages": [stage.model_dump_json() for stage in trial.stages],
         "execution": run_config.model_dump_json(),
@@ -41,17 +42,16 @@ def run_stages(config: dict[str, Any], report: Report, train_callbacks: Callable
     run_config = RunConfig.model_validate_json(config["execution"])
     stages = [parse_stage(text) for text in config["stages"]]
     try:
-        from rayexp.execution import grpo, supervised  # torch and transformers, which the driver does not need
+        from rayexp.execution import rollout_loop, supervised  # torch and transformers, which the driver does not need
 
         if config["in_process"]:
             supervised.run_in_process(stages, run_config, _now_and_then(report))
-        elif config["kind"] == "supervised":
+        elif config["pool"] == "train":
             supervised.run(stages, run_config, callbacks=train_callbacks())
         else:
-            first, *evaluations = stages
-            assert isinstance(first, GRPO)
-            measured = [stage for stage in evaluations if isinstance(stage, Evaluate)]
-            grpo.run(first, measured, run_config, _now_and_then(report))
+            first, *measurements = stages
+            assert isinstance(first, RolloutStage)
+            rollout_loop.run(first, measurements, run_config, _now_and_then(report))
     except NotSharedError as error:
         report({"step": 0, "not_shared": sentence(error)})
     except LeaseLostError as error:

@@ -1,0 +1,14 @@
+"""Tasks, by kind. A module of this package that defines a ``Task`` with a ``kind`` is a task; nothing lists them."""
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from rayexp.config import kinds_in, one_of
+from rayexp.tasks.base import ROLES, Solution, Task, TokenBatch, Verdict, Vocabulary
+
+TASKS: dict[str, type[Task]] = kinds_in(__path__, __name__, Task)
+if TYPE_CHECKING:
+    AnyTask: TypeAlias = Task
+else:
+    AnyTask = one_of(TASKS.values())
+
+__all__ = ["ROLES", "TASKS", "AnyTask", "Solution", "Task", "TokenBatch", "Verdict", "Vocabulary"]

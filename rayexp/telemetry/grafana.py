@@ -1,4 +1,4 @@
-"""The Grafana dashboard of a sweep, made from ``rayexp.telemetry.metrics``: a row a kind of stage, a panel a metric.
+"""The Grafana dashboard of a sweep, made from ``rayexp.telemetry.metrics``: a row a group of metrics, a panel a metric.
 
 python -m rayexp.telemetry.grafana        writes deploy/grafana/rayexp.json again
 """
@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rayexp.telemetry.metrics import METRICS, Metric
+from rayexp.stages import KINDS, Metric
+from rayexp.telemetry.metrics import METRICS
 
 FILE = Path(__file__).parents[2] / "deploy/grafana/rayexp.json"
-TITLES = {"sweep": "Sweep", "pretrain": "Pretraining", "sft": "Supervised fine-tuning", "grpo": "GRPO"}
+#: Of a row, by the first part of its metrics' names.
+TITLES = {"sweep": "Sweep", "rollout": "Rollouts"} | {kind: stage.name for kind, stage in KINDS.items()}
 #: Grafana's own units; any other is written behind the number.
 UNITS = {"": "none", "share": "percentunit", "s": "s"}
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -25,18 +27,19 @@ STAGE_QUERY = ('max by (stage) ({name}{{study=~"$study", stage=~"$stage"}})', "{
 
 
 def exposed(metric: Metric) -> str:
-    """Its name in Prometheus, where Ray puts its own before it."""
+    """Return its name in Prometheus, where Ray puts its own before it."""
     return f"ray_{metric.exported}"
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard in Grafana's JSON model, for file provisioning or import."""
+    """Return the dashboard in Grafana's JSON model, for file provisioning or import."""
     panels: list[dict[str, Any]] = []
     y = 0
-    for kind, title in TITLES.items():
+    for group in dict.fromkeys(map(_group, METRICS.values())):
+        title = TITLES[group][:1].upper() + TITLES[group][1:]
         panels.append({"type": "row", "title": title, "gridPos": {"x": 0, "y": y, "w": COLUMNS, "h": 1}})
         y += 1
-        metrics = [metric for metric in METRICS.values() if metric.stage == kind]
+        metrics = [metric for metric in METRICS.values() if _group(metric) == group]
         for place, metric in enumerate(metrics):
             row, column = divmod(place, COLUMNS // WIDTH)
             panels.append(_panel(metric, column * WIDTH, y + row * HEIGHT))
@@ -52,6 +55,10 @@ def dashboard() -> dict[str, Any]:
         "templating": {"list": [_datasource(), _variable("study"), _variable("stage")]},
         "panels": [{"id": number, **panel} for number, panel in enumerate(panels, start=1)],
     }
+
+
+def _group(metric: Metric) -> str:
+    return metric.name.partition("/")[0]
 
 
 def _panel(metric: Metric, x: int, y: int) -> dict[str, Any]:

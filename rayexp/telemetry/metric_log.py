@@ -1,17 +1,18 @@
 """What a stage wrote down while it ran: numbers by step and name, and where and how it was run."""
 
+import io
 import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayexp.spec import GRPO, SFT, Pretrain, RunConfig
+from rayexp.config import RunConfig
+from rayexp.stages import Stage
 from rayexp.store import provenance
 from rayexp.telemetry import metrics
 
@@ -46,10 +47,16 @@ class PhaseTimer:
 class MetricLog:
     """Metrics of one stage. Part of its checkpoints, so that a continued stage has its whole curve."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: bytes | None = None) -> None:
+        """before: the file of an earlier attempt, to continue from."""
         self._rows: list[tuple[int, str, float]] = []
         self._started = time.time()
-        self._sources = [source for source in [provenance.source()] if source]
+        sources = [provenance.source() or ""]
+        if before is not None:
+            table = pq.read_table(pa.BufferReader(before))
+            self._rows = list(zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True))
+            sources = [*(table.schema.metadata or {}).get(SOURCES, b"").decode().split("+"), *sources]
+        self._sources = list(dict.fromkeys(filter(None, sources)))
 
     def log(self, step: int, **groups: dict[str, float]) -> None:
         """Write down ``{group}/{name}`` for every name of every group; values that are not finite are left out.
@@ -60,26 +67,20 @@ class MetricLog:
             (step, name, float(value)) for name, value in metrics.named(**groups).items() if math.isfinite(value)
         ]
 
-    def save(self, folder: Path) -> None:
-        """Write ``metrics.parquet``."""
+    def to_bytes(self) -> bytes:
+        """Return the content of ``metrics.parquet``."""
         columns = list(zip(*self._rows, strict=True)) or [(), (), ()]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-        schema = SCHEMA.with_metadata({SOURCES: "+".join(self._sources)})
-        pq.write_table(pa.table(arrays, schema), folder / "metrics.parquet")
-
-    def load(self, folder: Path) -> None:
-        """Continue from a saved one."""
-        table = pq.read_table(folder / "metrics.parquet")
-        self._rows = list(zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True))
-        before = (table.schema.metadata or {}).get(SOURCES, b"").decode().split("+")
-        self._sources = list(dict.fromkeys(filter(None, [*before, *self._sources])))
+        file = io.BytesIO()
+        pq.write_table(pa.table(arrays, SCHEMA.with_metadata({SOURCES: "+".join(self._sources)})), file)
+        return file.getvalue()
 
     def provenance(self, run_config: RunConfig, seconds: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
         """Where, when, by whom and with what this attempt was run. Durations in seconds; ``seconds`` by part of it."""
         return provenance.record(self._started, seconds, run_config, self._sources)
 
 
-def report(stage: Pretrain | SFT | GRPO, step: int, **groups: dict[str, float]) -> dict[str, Any]:
+def progress_event(stage: Stage, step: int, **groups: dict[str, float]) -> dict[str, Any]:
     """What a running stage says of itself: which one it is, how far it is, and its numbers under their full names.
 
     ``timesteps_total`` is the step once more, by the name under which Tune's loggers look for their horizontal axis.

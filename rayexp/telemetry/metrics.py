@@ -5,73 +5,17 @@ them under ``exported``, which Ray prefixes with ``ray_``. The Grafana dashboard
 from this.
 """
 
-from dataclasses import dataclass
-
 from rayexp.errors import PermanentError
+from rayexp.stages import KINDS, Metric
 
-
-@dataclass(frozen=True)
-class Metric:
-    """``stage``: the kind of stage that logs it; ``sweep`` for those of the sweep as a whole, which no stage logs."""
-
-    name: str
-    stage: str
-    unit: str
-    meaning: str
-
-    @property
-    def exported(self) -> str:
-        """Its name in ``ray.util.metrics``."""
-        return f"rayexp_{self.name.replace('/', '_')}"
-
-
-_SUPERVISED = tuple(
-    Metric(f"{stage}/{name}", stage, unit, meaning)
-    for stage, name, unit, meaning in (
-        ("pretrain", "id/loss", "nats/token", "Mean next-token loss of the ID samples since the last point"),
-        ("pretrain", "ood/loss", "nats/token", "Mean next-token loss of the OOD samples since the last point"),
-        ("pretrain", "learning_rate", "", "Learning rate of the step"),
-        ("pretrain", "tokens_per_s", "tokens/s", "Tokens trained on a second, all ranks together"),
-        ("sft", "id/loss", "nats/token", "Mean loss of the completions' tokens since the last point"),
-        ("sft", "learning_rate", "", "Learning rate of the step"),
-        ("sft", "tokens_per_s", "tokens/s", "Tokens trained on a second, all ranks together"),
-    )
+SWEEP = (
+    Metric("sweep/trials", "trials", "Trials of the plan by state"),
+    Metric("sweep/remaining_s", "s", "Estimated time to the end of the sweep"),
+    Metric("sweep/stage_step", "steps", "Steps that a running stage has done"),
+    Metric("sweep/stage_remaining_s", "s", "Estimated time to the end of a running stage's last step"),
 )
 
-
-_GRPO = tuple(
-    Metric(name, "grpo", unit, meaning)
-    for name, unit, meaning in (
-        ("rollout/reward", "share", "Share of the completions that are right"),
-        ("rollout/zero_variance_groups", "share", "Share of the groups whose members did equally well: no gradient"),
-        ("rollout/completion_tokens", "tokens", "Mean length of a completion"),
-        (
-            "rollout/tokens_per_s",
-            "tokens/s",
-            "Tokens of prompts and completions drawn a second, over whole steps",
-        ),
-        ("grpo/loss", "", "Clipped loss with the KL penalty, mean over completions"),
-        ("grpo/kl", "nats/completion", "KL to the reference by the stage's estimator"),
-        ("grpo/entropy", "nats/token", "Entropy of the policy's next token at the visited prefixes"),
-        ("grpo/clipped", "share", "Share of the tokens whose gradient the clip cuts, mean over all updates of a step"),
-        ("grpo/grad_norm", "", "Norm of the gradient before clipping"),
-        ("grpo/max_logprob_mismatch", "nats", "Largest difference between sampler and learner in a token's log-prob"),
-        ("grpo/sampler_kl", "nats/completion", "KL of the sampler to the learner, estimated from the completions"),
-        ("grpo/effective_sample_share", "share", "Effective sample size of the completions, as a share of them"),
-    )
-)
-
-_SWEEP = tuple(
-    Metric(f"sweep/{name}", "sweep", unit, meaning)
-    for name, unit, meaning in (
-        ("trials", "trials", "Trials of the plan by state"),
-        ("remaining_s", "s", "Estimated time to the end of the sweep"),
-        ("stage_step", "steps", "Steps that a running stage has done"),
-        ("stage_remaining_s", "s", "Estimated time to the end of a running stage's last step"),
-    )
-)
-
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_SWEEP, *_SUPERVISED, *_GRPO)}
+METRICS = {metric.name: metric for metric in (*SWEEP, *(each for stage in KINDS.values() for each in stage.metrics))}
 #: Tags of every exported metric of a stage. Only what runs is exported, so there are few of them at any time.
 STAGE_TAGS = ("study", "stage")
 

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from rayexp.errors import NotFiniteError
-from rayexp.models import decoder
-from rayexp.spec import AdamW
+from rayexp.models import devices
+from rayexp.stages import AdamW
 
 
 def learning_rate(optimiser: AdamW, step: int, steps: int) -> float:
@@ -64,7 +64,7 @@ class Trainer:
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context that forward passes of training run in."""
-        return decoder.autocast(cast(LlamaForCausalLM, self.module), self._settings.precision)
+        return devices.autocast(cast(PreTrainedModel, self.module), self._settings.precision)
 
     def step(
         self,

@@ -16,11 +16,12 @@ import ray
 import tyro
 from ray.util.state import list_actors, list_placement_groups
 
+from rayexp.config import RunConfig
 from rayexp.distributed import runtime
-from rayexp.spec import RunConfig, Stage
+from rayexp.stages import Stage
 from rayexp.store.artifacts import Store
 from rayexp.sweep import scheduler
-from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.plan import Plan
 from rayexp.sweep.progress import Progress
 from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
@@ -107,7 +108,7 @@ def run(arguments: Arguments, folder: str) -> tuple[Memory, dict[str, int]]:
     first = grpo(sft(pretrain(seed=arguments.chains, samples=300)), steps=1, sampler="torch")
     scheduler.run(Plan.of("first", [first], ()), run_config)  # what Ray starts once, and keeps
     plan = Plan.of("load", stages(arguments.chains, arguments.reinforced), ())
-    progress = Progress(plan, flops)
+    progress = Progress(plan, lambda stage: stage.flops)
     memory = Memory(progress)
     before = held()
     outcome = scheduler.run(plan, run_config, progress, [memory])

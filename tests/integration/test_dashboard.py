@@ -14,10 +14,10 @@ from ray._private.authentication.http_token_authentication import get_auth_heade
 from ray.train.v2._internal.state.util import is_actor_alive
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
-from rayexp.spec import RunConfig
+from rayexp.config import RunConfig
 from rayexp.store.artifacts import Store
 from rayexp.sweep import prometheus, scheduler, trackers
-from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.plan import Plan
 from rayexp.sweep.progress import Progress
 from rayexp.telemetry.grafana import exposed
 from rayexp.telemetry.metrics import METRICS
@@ -76,7 +76,7 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
     store = Store(str(tmp_path))
     reinforced = grpo(sft(pretrain()), steps=60, sampler="torch")
     plan = Plan.of("test", [reinforced, evaluate(reinforced)], ())
-    progress = Progress(plan, flops)
+    progress = Progress(plan, lambda stage: stage.flops)
     witness = Witness(progress, cluster["dashboard"])
     with trackers.opened(names, store, "seen") as opened:
         outcome = scheduler.run(plan, RunConfig(store=store.url), progress, [witness], opened)
@@ -101,7 +101,7 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
     (events,) = (folder / plan.trials[-1].name).glob("events.out.tfevents.*")
     logged = scalars(events.read_bytes())
     assert logged["ray/tune/rollout/reward"][-1][0] == reinforced.steps
-    assert {f"ray/tune/{metric.name}" for metric in METRICS.values() if metric.stage == "grpo"} <= logged.keys()
+    assert {f"ray/tune/{metric.name}" for metric in reinforced.metrics} <= logged.keys()
     assert (folder / plan.trials[0].name / "progress.csv").read_text().count("\n") > 1
     (offline,) = (folder / plan.trials[-1].name).glob("wandb/offline-run-*/run-*.wandb")
     assert b"rollout/reward" in offline.read_bytes()

@@ -17,20 +17,21 @@ import ray
 import torch
 from ray.experimental import collective
 
+from rayexp.config import RunConfig
 from rayexp.distributed import weight_sync
 from rayexp.distributed import workers as crews
 from rayexp.distributed.rpc import RemoteTimeoutError
 from rayexp.distributed.saving import ask_to_save
 from rayexp.errors import NotFiniteError, StageError
-from rayexp.execution import grpo as grpo_stage
-from rayexp.execution import supervised
+from rayexp.execution import rollout_loop, supervised
+from rayexp.rl.prompts import Prompts
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.spec import RunConfig
+from rayexp.stages import parse_stage
 from rayexp.store.artifacts import Store
 from rayexp.store.filesystem import Files, StoreError
 from rayexp.store.leases import Leases
 from rayexp.sweep import scheduler
-from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.plan import Plan
 from rayexp.sweep.progress import Progress
 from rayexp.sweep.scheduler import run_trial
 from tests.fixtures import crash_harness
@@ -60,7 +61,7 @@ def run_config(trained, tmp_path):
 @pytest.fixture
 def alone(monkeypatch):
     """The crew is in this process."""
-    monkeypatch.setattr(grpo_stage, "acquire_workers", crash_harness.local_workers)
+    monkeypatch.setattr(rollout_loop, "acquire_workers", crash_harness.local_workers)
 
 
 def process_of(actor) -> psutil.Process:
@@ -74,7 +75,7 @@ def members(workers) -> dict[str, psutil.Process]:
 @pytest.fixture
 def at_step(monkeypatch):
     """Makes a progress callback that strikes one process of the crew, once, after a step."""
-    acquire_workers, seen = grpo_stage.acquire_workers, {}
+    acquire_workers, seen = rollout_loop.acquire_workers, {}
 
     def watched(spec, run_config):
         manager = acquire_workers(spec, run_config)
@@ -90,7 +91,7 @@ def at_step(monkeypatch):
 
         return Watched()
 
-    monkeypatch.setattr(grpo_stage, "acquire_workers", watched)
+    monkeypatch.setattr(rollout_loop, "acquire_workers", watched)
 
     def make(step, who, how):
         def progress(report):
@@ -108,9 +109,9 @@ def test_a_learner_that_dies_goes_on_from_its_checkpoint_with_the_same_result(cl
     elsewhere = run_config.model_copy(update={"store": str(tmp_path / "undisturbed")})
     shutil.copytree(run_config.store, elsewhere.store)
     progress, seen = at_step(3, "learner", signal.SIGKILL)
-    grpo_stage.run(STAGE, [evaluate(STAGE)], run_config, progress)
+    rollout_loop.run(STAGE, [evaluate(STAGE)], run_config, progress)
     assert not seen["struck"].is_running() or seen["struck"].status() == psutil.STATUS_ZOMBIE
-    grpo_stage.run(STAGE, [evaluate(STAGE)], elsewhere, lambda report: None)
+    rollout_loop.run(STAGE, [evaluate(STAGE)], elsewhere, lambda report: None)
     found, expected = Store(run_config.store), Store(elsewhere.store)
     assert weights_digest(found, STAGE) == weights_digest(expected, STAGE)
     assert logged(found, STAGE) == logged(expected, STAGE)
@@ -126,16 +127,16 @@ def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_th
     who, cluster, run_config, at_step, tmp_path, monkeypatch
 ):
     """Over gloo, to two workers; NCCL and CUDA IPC are the same calls between GPUs."""
-    monkeypatch.setattr(grpo_stage.Task, "rewards", crash_harness.odd_rewards)
+    monkeypatch.setattr(rollout_loop, "group_rewards", crash_harness.odd_rewards)
     straight = run_config.model_copy(update={"weight_transfer": "gloo", "rollout_workers": 2, "timeout_s": 60.0})
     elsewhere = straight.model_copy(update={"store": str(tmp_path / "undisturbed"), "weight_transfer": "object_store"})
     shutil.copytree(run_config.store, elsewhere.store)
-    grpo_stage.run(STAGE, [], elsewhere, lambda report: None)
+    rollout_loop.run(STAGE, [], elsewhere, lambda report: None)
     progress, _ = at_step(3, who, signal.SIGKILL)
     with pytest.raises(StageError, match=r"grpo-id-b0\.1, step \d"):
-        grpo_stage.run(STAGE, [], straight, progress)
+        rollout_loop.run(STAGE, [], straight, progress)
     steps = []
-    grpo_stage.run(STAGE, [], straight, lambda report: steps.append(report["step"]))
+    rollout_loop.run(STAGE, [], straight, lambda report: steps.append(report["step"]))
     assert steps in ([3, 4, 5], [4, 5])
     found, expected = Store(run_config.store), Store(elsewhere.store)
     assert weights_digest(found, STAGE) == weights_digest(expected, STAGE) != weights_digest(found, STAGE.init)
@@ -159,14 +160,15 @@ def test_actors_that_do_not_join_are_named_and_a_group_that_is_gone_hides_no_fai
 def test_a_learner_that_keeps_dying_ends_the_stage(cluster, run_config, monkeypatch):
     begin = crews.LearnerHandle.begin
 
-    def begin_and_die(self, spec, run_config):
-        begin(self, spec, run_config)
+    def begin_and_die(self, *given):
+        begun = begin(self, *given)
         process_of(self.actor).kill()
+        return begun
 
     monkeypatch.setattr(crews.LearnerHandle, "begin", begin_and_die)
     once = run_config.model_copy(update={"worker_failures": 1})
     with pytest.raises(crews.LearnerDiedError, match=r"the learner of \S+/grpo-id-b0\.1 died"):
-        grpo_stage.run(STAGE, [], once, lambda report: None)
+        rollout_loop.run(STAGE, [], once, lambda report: None)
     assert not Store(run_config.store).finished(STAGE.id)
 
 
@@ -181,9 +183,9 @@ def test_a_learner_that_keeps_dying_ends_the_stage(cluster, run_config, monkeypa
 def test_a_peer_that_hangs_is_named_and_ended(cluster, run_config, at_step, who, named):
     progress, seen = at_step(2, who, signal.SIGSTOP)
     short = run_config.model_copy(update={"timeout_s": 6.0})
-    grpo_stage.run(STAGE.model_copy(update={"steps": 1}), [], run_config, lambda report: None)  # starts the actors
+    rollout_loop.run(STAGE.model_copy(update={"steps": 1}), [], run_config, lambda report: None)  # starts the actors
     with pytest.raises(RemoteTimeoutError, match=named):
-        grpo_stage.run(STAGE, [], short, progress)
+        rollout_loop.run(STAGE, [], short, progress)
     deadline = time.monotonic() + 20
     while seen[who].is_running() and seen[who].status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, f"the {who} that hung is still there"
@@ -201,16 +203,16 @@ def test_storage_that_hangs_ends_the_stage_with_its_name(alone, run_config, monk
     monkeypatch.setattr(Files, "write", hang)
     short = run_config.model_copy(update={"timeout_s": 2.0})
     with pytest.raises(StoreError, match=r"step 1: no answer from the store .* \(write work/\S+\) within 2 s"):
-        grpo_stage.run(STAGE, [], short, lambda report: None)
+        rollout_loop.run(STAGE, [], short, lambda report: None)
 
 
 def test_a_learner_computes_in_the_threads_it_was_given_cores_for(alone, run_config):
     """As does the measurement of an attempt before it."""
     torch.set_num_threads(3)
     try:
-        grpo_stage.run(STAGE, [], run_config, lambda report: assert_threads(1))
+        rollout_loop.run(STAGE, [], run_config, lambda report: assert_threads(1))
         torch.set_num_threads(3)
-        grpo_stage.run(STAGE, [evaluate(STAGE)], run_config, lambda report: None)
+        rollout_loop.run(STAGE, [evaluate(STAGE)], run_config, lambda report: None)
         assert_threads(1)
     finally:
         torch.set_num_threads(1)
@@ -224,7 +226,7 @@ def test_a_grpo_stage_saves_itself_when_its_driver_asks(cluster, alone, run_conf
     with Leases(Store(run_config.store).files) as leases, ThreadPoolExecutor() as pool:
         asked = pool.submit(ask_to_save, leases.driver, {STAGE.id}, patience_s=60)
         leased = {"lease": str(leases.take(STAGE.id)), "checkpoint_every_s": 60.0}
-        grpo_stage.run(
+        rollout_loop.run(
             STAGE.model_copy(update={"steps": 200}), [], run_config.model_copy(update=leased), lambda report: None
         )
         assert asked.result() == set()
@@ -232,7 +234,7 @@ def test_a_grpo_stage_saves_itself_when_its_driver_asks(cluster, alone, run_conf
 
 def test_stale_rollouts_survive_an_interruption(alone, run_config, tmp_path, monkeypatch):
     """Each step but the first learns from weights before the last update, also behind a checkpoint."""
-    monkeypatch.setattr(grpo_stage.Task, "rewards", crash_harness.odd_rewards)
+    monkeypatch.setattr(rollout_loop, "group_rewards", crash_harness.odd_rewards)
     stage = STAGE.model_copy(update={"staleness": 1})
     elsewhere = run_config.model_copy(update={"store": str(tmp_path / "undisturbed")})
     shutil.copytree(run_config.store, elsewhere.store)
@@ -242,16 +244,16 @@ def test_stale_rollouts_survive_an_interruption(alone, run_config, tmp_path, mon
             raise InterruptedError
 
     with pytest.raises(StageError, match="step 3"):
-        grpo_stage.run(stage, [], run_config, stop)
-    grpo_stage.run(stage, [], run_config, lambda report: None)
-    grpo_stage.run(stage, [], elsewhere, lambda report: None)
+        rollout_loop.run(stage, [], run_config, stop)
+    rollout_loop.run(stage, [], run_config, lambda report: None)
+    rollout_loop.run(stage, [], elsewhere, lambda report: None)
     found, expected = Store(run_config.store), Store(elsewhere.store)
     assert weights_digest(found, stage) == weights_digest(expected, stage)
     assert logged(found, stage) == logged(expected, stage)
     assert found.table(stage.id, "rollouts.parquet").equals(expected.table(stage.id, "rollouts.parquet"))
     drawn = expected.table(stage.id, "rollouts.parquet").to_pandas()
     assert drawn.groupby("step")["weight_version"].unique().map(list).to_list() == [[0], [0], [1], [2], [3]]
-    grpo_stage.run(STAGE, [], elsewhere, lambda report: None)
+    rollout_loop.run(STAGE, [], elsewhere, lambda report: None)
     assert weights_digest(expected, STAGE) != weights_digest(expected, stage)
 
 
@@ -264,33 +266,33 @@ def test_a_number_that_is_none_names_its_prompt_and_leaves_the_last_checkpoint(a
         values[rows] = np.nan
         return values
 
-    rewards, generate = grpo_stage.Task.rewards, TorchSampler.generate
+    rewards, generate = rollout_loop.group_rewards, TorchSampler.generate
 
-    def rewards_with_nan(self, prompts, completions):
-        found = rewards(self, prompts, completions)
-        if completions.weight_version == 2 and what == "the reward":
-            spoilt.append(self.numbers(2)[1])
+    def rewards_with_nan(*given):
+        found = rewards(*given)
+        if given[-1].weight_version == 2 and what == "the reward":
+            spoilt.append(Prompts(STAGE).at(2).numbers[1])
             return spoil(found, 1)
         return found
 
     def generate_nan(self, prompts, seeds, group_size, max_tokens):
         found = generate(self, prompts, seeds, group_size, max_tokens)
         if found.weight_version == 2 and what != "the reward":
-            spoilt.append(grpo_stage.Task(STAGE).numbers(2)[1])
+            spoilt.append(Prompts(STAGE).at(2).numbers[1])
             found.logprobs_NC[group_size, 0] = np.nan
         return found
 
-    monkeypatch.setattr(grpo_stage.Task, "rewards", rewards_with_nan)
+    monkeypatch.setattr(rollout_loop, "group_rewards", rewards_with_nan)
     monkeypatch.setattr(TorchSampler, "generate", generate_nan)
     with pytest.raises(NotFiniteError) as caught:
-        grpo_stage.run(STAGE, [], run_config, lambda report: None)
+        rollout_loop.run(STAGE, [], run_config, lambda report: None)
     assert "step 3: " in str(caught.value)
     assert f"{what} is not finite for prompt {spoilt[0]}" in str(caught.value)
     steps = Store(run_config.store)._checkpoint_steps(STAGE.id)
     assert max(steps) == 2
-    monkeypatch.setattr(grpo_stage.Task, "rewards", rewards)
+    monkeypatch.setattr(rollout_loop, "group_rewards", rewards)
     monkeypatch.setattr(TorchSampler, "generate", generate)
-    grpo_stage.run(STAGE, [], run_config, lambda report: None)
+    rollout_loop.run(STAGE, [], run_config, lambda report: None)
     assert Store(run_config.store).finished(STAGE.id)
 
 
@@ -299,12 +301,12 @@ DOOMED = grpo(sft(BASE), seed=1, steps=3, sampler="torch")
 
 def spoilt_trial(config):
     """What a trial's process does where the reward of DOOMED is NaN."""
-    rewards = grpo_stage.Task.rewards
+    rewards, doomed = rollout_loop.group_rewards, any(parse_stage(text) == DOOMED for text in config["stages"])
 
-    def spoilt(self, prompts, completions):
-        return rewards(self, prompts, completions) * (np.nan if self._spec == DOOMED else 1)
+    def spoilt(*given):
+        return rewards(*given) * (np.nan if doomed else 1)
 
-    with mock.patch.object(grpo_stage.Task, "rewards", spoilt):
+    with mock.patch.object(rollout_loop, "group_rewards", spoilt):
         run_trial(config)
 
 
@@ -339,7 +341,7 @@ def test_trials_whose_process_can_not_start_fail_in_one_sentence_each_and_end_no
     monkeypatch.setattr(scheduler, "run_trial", importlib.import_module("only_on_the_head").run_trial)
     one, other = grpo(sft(BASE), seed=1, sampler="torch"), grpo(sft(BASE), seed=2, sampler="torch")
     plan = Plan.of("test", [one, other], Store(run_config.store).finished_ids())
-    progress = Progress(plan, flops)
+    progress = Progress(plan, lambda stage: stage.flops)
     outcome = scheduler.run(plan, run_config.model_copy(update={"worker_failures": 0}), progress)
     assert outcome.failed.keys() == {one.id, other.id}
     for trial, why in outcome.failed.items():

@@ -2,10 +2,9 @@
 
 import pytest
 
+from rayexp.config import RunConfig
 from rayexp.errors import StageError
-from rayexp.execution import grpo as grpo_stage
-from rayexp.execution import supervised
-from rayexp.spec import RunConfig
+from rayexp.execution import rollout_loop, supervised
 from rayexp.store.artifacts import Store
 from tests.fixtures import crash_harness
 from tests.fixtures.artifacts import logged, weights_digest
@@ -19,7 +18,7 @@ class StopHereError(Exception):
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(grpo_stage.Task, "rewards", crash_harness.odd_rewards)
+    monkeypatch.setattr(rollout_loop, "group_rewards", crash_harness.odd_rewards)
     stage = grpo(sft(pretrain()), steps=5)
     run_config = RunConfig(store=str(tmp_path / "a"), checkpoint_every_s=0, keep_rollouts=True)
     elsewhere = run_config.model_copy(update={"store": str(tmp_path / "b")})
@@ -33,12 +32,12 @@ def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cl
             raise StopHereError
 
     with pytest.raises(StageError, match=r"grpo-id-b0\.1, step 3: StopHereError"):
-        grpo_stage.run(stage, [], run_config, stop_after_step_3)
+        rollout_loop.run(stage, [], run_config, stop_after_step_3)
     assert not Store(run_config.store).finished(stage.id)
-    grpo_stage.run(stage, [evaluate(stage)], run_config, lambda report: steps.append(report["step"]))
+    rollout_loop.run(stage, [evaluate(stage)], run_config, lambda report: steps.append(report["step"]))
     assert steps == [1, 2, 3, 3, 4, 5]  # step 3 was not checkpointed yet
 
-    grpo_stage.run(stage, [], elsewhere, lambda report: None)  # undisturbed, by the crew that ended the other run
+    rollout_loop.run(stage, [], elsewhere, lambda report: None)  # undisturbed, by the crew that ended the other run
     resumed, whole = Store(run_config.store), Store(elsewhere.store)
     assert weights_digest(resumed, stage) == weights_digest(whole, stage)
     assert logged(resumed, stage) == logged(whole, stage)

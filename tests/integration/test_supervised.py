@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from rayexp.config import RunConfig
 from rayexp.distributed.saving import ask_to_save
 from rayexp.execution import pretrain as pretrain_stage
 from rayexp.execution import supervised
-from rayexp.spec import RunConfig
 from rayexp.store.artifacts import Store
 from rayexp.store.leases import Leases
 from rayexp.studies.grid import with_context_for
-from rayexp.tasks.strings import World
+from rayexp.tasks.strings import StringTask
 from rayexp.training.trainer import Trainer
 from tests.fixtures.artifacts import files_of, losses, weights_digest
 from tests.fixtures.factories import TOY, evaluate, pretrain, sft
@@ -157,8 +157,8 @@ def test_a_model_folder_loads_in_stock_transformers(one_rank):
 @pytest.mark.parametrize("axis", ["tokens", "length"])
 def test_the_hardest_variant_of_the_world_trains_and_is_measured(axis, tmp_path):
     """A printed map, traversal by position, traces: long prompts, and completions that are sampled and judged."""
-    world = World(axis, graph="printed", traversal="positional", samples="trace")
-    base = pretrain(world=world, decoder=with_context_for(TOY.decoder, world), samples=300)
+    task = StringTask(axis=axis, graph="printed", traversal="positional", completion_format="trace")
+    base = pretrain(task=task, decoder=with_context_for(TOY.decoder, task), samples=300)
     stages = [base, evaluate(base)]
     run_config = RunConfig(store=str(tmp_path))
     supervised.run_in_process(stages, run_config, lambda report: None)

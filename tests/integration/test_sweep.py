@@ -2,8 +2,9 @@
 
 import pytest
 
+from rayexp.config import RunConfig
 from rayexp.reports import table
-from rayexp.spec import GRPO, Evaluate, RunConfig
+from rayexp.stages import GRPO, Evaluate
 from rayexp.store.artifacts import Store
 from rayexp.store.index import StoreIndex
 from rayexp.studies import STUDIES, Grid
@@ -70,7 +71,7 @@ def test_a_plan_that_can_never_fit_is_refused_with_needs_and_has(cluster, tmp_pa
     plan = plan_of([grpo(sft(pretrain()))], str(tmp_path))
     with pytest.raises(preflight.PreflightError) as refusal:
         preflight.require_resources(plan, RunConfig(store=str(tmp_path), learner_cpus=64))
-    assert "grpo trial needs" in str(refusal.value)
+    assert "rollout trial needs" in str(refusal.value)
     assert "cluster has" in str(refusal.value)
     assert "64.5" in str(refusal.value)
     preflight.require_resources(plan, RunConfig(store=str(tmp_path)))

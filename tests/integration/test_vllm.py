@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import ray
 
+from rayexp.config import RunConfig
 from rayexp.distributed.rollout_manager import ParityError, RolloutManager
-from rayexp.execution.grpo import Task
-from rayexp.models import decoder
-from rayexp.rl.learner import MismatchError, PolicyLearner
+from rayexp.models import factory, io
+from rayexp.rl.learner import GRPOLearner, MismatchError
+from rayexp.rl.prompts import Prompts, group_rewards
 from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.spec import RunConfig
 from rayexp.studies.presets import DECODERS
-from rayexp.tasks.strings import Corpus
+from rayexp.tasks.strings.symbols import VOCABULARY
 from tests.fixtures.factories import TOY, grpo, pretrain, sft
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -24,11 +24,13 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 def case():
     """A decoder with sharp preferences, its weights by reference, and prompts of several lengths."""
     base = pretrain()
-    model = decoder.build(base.decoder, seed=3)
-    corpus = Corpus(base.world, 0)
+    model = factory.build(base.decoder, VOCABULARY, seed=3)
     numbers = np.arange(12)
     prompts = [
-        row.tolist() for role in ("id", "probe") for r in corpus.tasks("grpo", role, numbers) for row in r.prompts
+        row.tolist()
+        for role in ("id", "probe")
+        for r in base.task.of_role("grpo", 0, role, numbers)
+        for row in r.prompts
     ]
     return grpo(sft(base)), model, prompts
 
@@ -86,7 +88,7 @@ def test_a_sync_that_did_not_arrive_is_noticed(fleets, case):
     spec, model, prompts = case
     expected = TorchSampler(model).score(prompts[:2])
     assert fleets[1].require_parity(prompts[:2], expected) < 1e-4
-    other = TorchSampler(decoder.build(spec.root.decoder, seed=4)).score(prompts[:2])
+    other = TorchSampler(factory.build(spec.root.decoder, VOCABULARY, seed=4)).score(prompts[:2])
     with pytest.raises(ParityError, match="nats on fixed tokens"):
         fleets[1].require_parity(prompts[:2], other)
 
@@ -102,17 +104,18 @@ def test_a_worker_that_dies_is_replaced_with_the_same_answer(fleets, case):
 def test_bf16_passes_the_default_limit_on_mismatch_and_not_that_of_fp32(cluster):
     base = pretrain(decoder=DECODERS["tiny"])
     spec = grpo(sft(base), optimiser=TOY.grpo.model_copy(update={"precision": "bf16"}))
-    model, run_config = decoder.build(base.decoder, seed=3), RunConfig(store="unused")
-    rollout_manager, learner, task = RolloutManager(spec, run_config), PolicyLearner(spec, model), Task(spec)
+    model, run_config = factory.build(base.decoder, VOCABULARY, seed=3), RunConfig(store="unused")
+    rollout_manager, learner, stage_prompts = RolloutManager(spec, run_config), GRPOLearner(spec, model), Prompts(spec)
     try:
         rollout_manager.sync(ray.put(learner.weights()), version=0)
-        completions = rollout_manager.generate(*task.request(0))
-        expected = TorchSampler(model, precision="bf16").score(task.probe)
-        assert rollout_manager.require_parity(task.probe, expected) > 1e-3
+        batch = stage_prompts.at(0)
+        completions = rollout_manager.generate(*batch.request(spec.group_size))
+        expected = TorchSampler(model, precision="bf16").score(stage_prompts.probe)
+        assert rollout_manager.require_parity(stage_prompts.probe, expected) > 1e-3
     finally:
         rollout_manager.stop()
-    rewards_PG = task.rewards(task.prompts(0), completions)
-    batches = rollout_batches(task.numbers(0), task.prompts(0), completions, rewards_PG)
+    rewards_PG = group_rewards(spec.root.task, spec.rewards, batch.prompts, completions)
+    batches = rollout_batches(batch, completions, rewards_PG)
     with pytest.raises(MismatchError):
         learner.update(batches, run_config.mismatch_limit("fp32"))
     assert learner.update(batches, run_config.mismatch_limit("bf16"))["max_logprob_mismatch"] > 0.02
@@ -120,7 +123,7 @@ def test_bf16_passes_the_default_limit_on_mismatch_and_not_that_of_fp32(cluster)
 
 def test_a_model_folder_loads_in_stock_vllm(cluster, case, tmp_path):
     _, model, prompts = case
-    decoder.save(model, tmp_path / "model")
+    io.save(model, tmp_path / "model")
     expected = TorchSampler(model).greedy(prompts[:3], [6] * 3).rows
 
     @ray.remote(num_cpus=0.5, max_calls=1, runtime_env={"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}})

@@ -15,7 +15,7 @@ from rayexp.execution.rollout_log import RolloutLog
 from rayexp.reports import table
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
-from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.plan import Plan
 from tests.fixtures import local_sweep, shell
 from tests.fixtures.checkout import ROOT
 
@@ -156,7 +156,7 @@ H100_FLOPS = 1e14  # assumed: floating-point operations a second that training k
 
 def cost(study: str, scale: str) -> str:
     """What a cell of the table says: stages, estimated FLOP, and the time that follows where there is a rate."""
-    flop = {name: sum(map(flops, plan_of(name, scale).stages)) for name in {study, "demo"}}
+    flop = {name: sum(stage.flops for stage in plan_of(name, scale).stages) for name in {study, "demo"}}
     time = {
         "tiny": f", {DEMO_MINUTES * flop[study] / flop['demo']:.0f} min",
         "small": "",

@@ -30,13 +30,14 @@ from pydantic import ValidationError
 
 from rayexp.cli import report
 from rayexp.cli import run as sweep
+from rayexp.config import explain
 from rayexp.distributed import runtime
 from rayexp.reports import page, table
-from rayexp.spec import explain, parse_stage
+from rayexp.stages import parse_stage
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.index import StoreIndex
 from rayexp.sweep.plan import Plan
-from rayexp.tasks.strings import World
+from rayexp.tasks.strings import StringTask
 from tests.fixtures.factories import tiny_chain
 from tests.fixtures.simulated_study import HOSTILE, published
 
@@ -115,7 +116,7 @@ def mutant(draw: st.DrawFn, good: Any) -> tuple[str, bytes]:
 @pytest.mark.slow
 def test_a_hostile_spec_is_refused_in_one_line():
     store = Store(f"memory://{uuid4().hex}")
-    chain = [json.loads(stage.model_dump_json()) for stage in tiny_chain(World("composition"))]
+    chain = [json.loads(stage.model_dump_json()) for stage in tiny_chain(StringTask(axis="composition"))]
 
     def check(data):
         how, text = mutant(data.draw, data.draw(st.sampled_from(chain)))

@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, counted, told
 from rayexp.reports.drawing import WIDE, ReportFigure, lines, panels, ratio_colours, ratio_legend, ratio_places, taller
-from rayexp.spec import number
 
 SEEDS = "Lines are means over seeds, bands reach from the lowest to the highest seed."
 
@@ -65,8 +65,8 @@ def entropy_and_mismatch(curves: pd.DataFrame) -> ReportFigure | None:
 
 
 def _summarised(curves: pd.DataFrame, wanted: tuple[Curve, Curve]) -> pd.DataFrame:
-    logged = curves[(curves["kind"] == "grpo") & curves["metric"].isin([curve.metric for curve in wanted])]
-    keys = ["condition", "layers", "prompts", "kl_beta", "metric", "ood_ratio", "step"]
+    logged = curves[curves["kl_beta"].notna() & curves["metric"].isin([curve.metric for curve in wanted])]
+    keys = ["condition", "layers", "prompt_role", "kl_beta", "metric", "ood_ratio", "step"]
     # In the order of the plan, where 4 layers come before 16.
     order = pd.Categorical(logged["condition"], logged["condition"].unique())
     grouped = logged.assign(condition=order).groupby(keys, observed=True)["value"]
@@ -77,10 +77,10 @@ def _summarised(curves: pd.DataFrame, wanted: tuple[Curve, Curve]) -> pd.DataFra
 def _drawn(data: pd.DataFrame, *sides: Curve):
     """A row of panels for each arm and beta, a column for each of two curves."""
     ratios = ratio_places(data)
-    rows = data[["condition", "prompts", "kl_beta"]].drop_duplicates()
+    rows = data[["condition", "prompt_role", "kl_beta"]].drop_duplicates()
     figure, axes = panels(len(rows), 1.7 + taller(data["condition"], WIDE))
     for (condition, prompts, beta), row in zip(rows.itertuples(index=False), axes, strict=True):
-        here = data[(data["condition"] == condition) & (data["prompts"] == prompts) & (data["kl_beta"] == beta)]
+        here = data[(data["condition"] == condition) & (data["prompt_role"] == prompts) & (data["kl_beta"] == beta)]
         title = f"GRPO on {ROLE_NAMES[prompts]} prompts{told(condition)}, β = {number(beta)}"
         row[0].set_title(lines(title, WIDE), loc="left")
         for axis, curve in zip(row, sides, strict=True):

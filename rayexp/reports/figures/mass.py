@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from textwrap import fill
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rayexp.evaluation.statistics import ALPHA, holm, p_of_mean, summarised
+from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, TARGET_OF, Arm, arms, before, mass_name, percent, told
 from rayexp.reports.drawing import (
     BOOTSTRAP,
@@ -25,7 +27,7 @@ from rayexp.reports.drawing import (
     series_legend,
     taller,
 )
-from rayexp.spec import number
+from rayexp.stages import KINDS
 from rayexp.stages.settings import within
 
 
@@ -88,10 +90,10 @@ def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
     if data.empty:
         return None
     mass, ratios, stages = mass_name(results), ratio_places(data), _stage_series(data)
-    rows = data[["condition", "prompts", "role"]].drop_duplicates()
+    rows = data[["condition", "prompt_role", "role"]].drop_duplicates()
     figure, axes = panels(len(rows), 1.9 + taller(data["condition"], WIDE), 0.8 + legend_rows(stages))
     for (condition, prompts, role), (left, right) in zip(rows.itertuples(index=False), axes, strict=True):
-        here = data[(data["condition"] == condition) & (data["prompts"] == prompts) & (data["role"] == role)]
+        here = data[(data["condition"] == condition) & (data["prompt_role"] == prompts) & (data["role"] == role)]
         for one in stages:
             points = here[here["stage"] == one.key]
             intervals(left, points, "greedy", ratios, one, stages)
@@ -119,20 +121,22 @@ def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
 def _stage_rows(measured: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """A row for each condition, arm, role, stage and ratio. What was before GRPO is repeated for every arm."""
     betas = measured["kl_beta"].astype(float)
-    names = {"pretrain": "pretraining", "sft": "SFT"}
-    stages = [names.get(kind, f"GRPO, β = {number(beta)}") for kind, beta in zip(measured["kind"], betas, strict=True)]
+    stages = [
+        KINDS[kind].name if np.isnan(beta) else f"{KINDS[kind].name}, β = {number(beta)}"
+        for kind, beta in zip(measured["kind"], betas, strict=True)
+    ]
     measured = measured.assign(stage=stages, kl_beta=betas)
     conditions = measured["condition"].unique().tolist()
     for condition in _longest(conditions):
         chains = measured[measured["condition"].isin([each for each in conditions if within(each, condition)])]
         layers = chains["layers"].iloc[-1]
-        for arm in [role for role in ROLE_NAMES if (chains["prompts"] == role).any()] or [""]:
-            of_arm = chains[chains["prompts"].isna() | (chains["prompts"] == arm)]
+        for arm in [role for role in ROLE_NAMES if (chains["prompt_role"] == role).any()] or [""]:
+            of_arm = chains[chains["prompt_role"].isna() | (chains["prompt_role"] == arm)]
             for role in dict.fromkeys(("id", TARGET_OF.get(arm, "ood"))):
                 rows = of_arm[of_arm["role"] == role]
                 for stage, ratio in rows[["stage", "ood_ratio"]].drop_duplicates().itertuples(index=False):
                     group = rows[(rows["stage"] == stage) & (rows["ood_ratio"] == ratio)]
-                    about = {"condition": condition, "layers": layers, "prompts": arm, "role": role, "stage": stage}
+                    about = {"condition": condition, "layers": layers, "prompt_role": arm, "role": role, "stage": stage}
                     about |= {"kl_beta": group["kl_beta"].iloc[0], "ood_ratio": ratio}
                     yield {**about, **summarised(group, greedy="greedy_correct", q="q")}
 

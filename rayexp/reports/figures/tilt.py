@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 
 from rayexp.evaluation.statistics import summarised
 from rayexp.evaluation.theory import gain, paper_bound, peak, tilted
+from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, Arm, arms, counted, mass_name, percent
 from rayexp.reports.drawing import (
     BOOTSTRAP,
@@ -28,7 +29,6 @@ from rayexp.reports.drawing import (
     ratio_places,
     taller,
 )
-from rayexp.spec import number
 
 #: What the scatter plots draw at most, for each panel and ratio: more points would hide one another.
 POINTS = 300
@@ -83,7 +83,7 @@ def after_against_before(results: pd.DataFrame) -> ReportFigure | None:
     ]
     figure.legend(handles=theory, loc="outside upper center", ncols=3, title=note)
     ratio_legend(figure, ratios, "OOD samples in pretraining", "outside lower center", linestyle="", marker="o")
-    tilt = "an upper limit of the optimum" if (results["samples"] == "trace").any() else "the optimum with a KL penalty"
+    tilt = "an upper limit of the optimum" if not results["exact"].all() else "the optimum with a KL penalty"
     return ReportFigure(
         caption="A point is a test prompt of one seed; axes are logit-scaled. Solid: the tilted distribution, "
         f"{tilt}, a shift by 1/β on these axes. Dashed: the paper's bound exp(1/β) Q. Without a KL penalty (β = 0) "
@@ -100,7 +100,7 @@ def _points(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.sample(frac=1, random_state=0).groupby("ood_ratio").head(POINTS)
     q, p = (rows[column].clip(SMALLEST, LARGEST).to_numpy(dtype=float) for column in ("init_q", "q"))
     beta = float(rows["kl_beta"].iloc[0])
-    about = rows[["condition", "layers", "prompts", "role", "kl_beta", "ood_ratio", "seed", "cell", "prompt_index"]]
+    about = rows[["condition", "layers", "prompt_role", "role", "kl_beta", "ood_ratio", "seed", "cell", "prompt_index"]]
     return about.assign(q=q, p=p, tilted_optimum=tilted(q, beta), paper_bound=paper_bound(q, beta))
 
 
@@ -230,7 +230,7 @@ def _binned(rows: pd.DataFrame) -> pd.DataFrame:
     q = rows["init_q"].clip(SMALLEST, LARGEST).to_numpy(dtype=float)
     number = np.floor(logit(q) / BIN_NATS)
     rows = rows.assign(cut=q, predicted=gain(q, beta))
-    about = rows[["condition", "layers", "prompts", "role", "kl_beta"]].iloc[0].to_dict()
+    about = rows[["condition", "layers", "prompt_role", "role", "kl_beta"]].iloc[0].to_dict()
     return pd.DataFrame(
         [
             {**about, "q_from": expit(BIN_NATS * this), "q_to": expit(BIN_NATS * (this + 1))}

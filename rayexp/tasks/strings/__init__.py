@@ -1,7 +1,9 @@
-"""The synthetic world: strings, two operations on them, four axes of generalisation. Pure numpy."""
+"""The paper's strings: operations on letters that a decoder learns from examples (arXiv 2510.15990).
+
+A generator writes samples, and a verifier that shares no code with it solves and judges them.
+"""
 
 from rayexp.tasks.strings.axes import AXES, Axis, Cell
-from rayexp.tasks.strings.corpus import Corpus, TokenBatch, World
-from rayexp.tasks.strings.verifier import Verdict, Verifier
+from rayexp.tasks.strings.task import StringTask
 
-__all__ = ["AXES", "Axis", "Cell", "Corpus", "TokenBatch", "Verdict", "Verifier", "World"]
+__all__ = ["AXES", "Axis", "Cell", "StringTask"]

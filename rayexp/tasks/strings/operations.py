@@ -9,7 +9,7 @@ Shape suffixes: _N strings, _L letters of a string, _V the 52 letters, _K operat
 import numpy as np
 
 from rayexp import rng
-from rayexp.tasks.strings.vocabulary import ALPHABET
+from rayexp.tasks.strings.symbols import ALPHABET
 
 
 def hidden_cycle(seed: int) -> np.ndarray:

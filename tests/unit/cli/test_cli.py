@@ -18,15 +18,15 @@ import pytest
 
 from rayexp import cli
 from rayexp.cli import run
+from rayexp.cli.study_args import StudyArgs
+from rayexp.config import RunConfig
 from rayexp.evaluation.metrics import cluster_bootstrap
 from rayexp.reports import table
 from rayexp.reports.compare import Study, compare
-from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, RunConfig, Stage, parse_stage
-from rayexp.stages import settings
+from rayexp.stages import GRPO, SFT, Evaluate, Pretrain, Stage, parse_stage, settings
 from rayexp.store.artifacts import Store
 from rayexp.store.index import AmbiguousError, StoreIndex, find
 from rayexp.store.provenance import source
-from rayexp.studies.choice import StudyArgs
 from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preview import ClusterResources, render_plan
@@ -261,13 +261,13 @@ def test_a_stage_outside_of_the_plan_is_said_to_be_outside(whole, said):
 
 def test_a_raised_contract_is_what_differs_where_no_setting_does(tmp_path, said, monkeypatch):
     store = published(tmp_path, STAGES[:3], RECORD)
-    monkeypatch.setattr(Pretrain, "contract", 3)
+    monkeypatch.setattr(Pretrain, "version", 3)
     stages = study_stages(**GRID)
     assert stages[2].id != STAGES[2].id
     text = said("explain", STAGES[2].id, "--store", store.url)[1]
     assert f"has no finished stage {parse_stage(stages[2].model_dump_json()).id}" in text
-    (line,) = [line for line in text.splitlines() if line.startswith("init.contract")]
-    assert line.split() == ["init.contract", "pretrain", "3", "2"]
+    (line,) = [line for line in text.splitlines() if line.startswith("init.version")]
+    assert line.split() == ["init.version", "pretrain", "3", "2"]
     assert "No setting differs, and the id does" in text
     assert f"the same settings have the id {stages[2].id} today" in said("show", STAGES[2].id, "--store", store.url)[1]
 
@@ -283,7 +283,7 @@ def test_the_last_failure_is_part_of_the_explanation(tmp_path, said):
 
 def test_differences_go_along_the_lineage():
     grpo = next(stage for stage in STAGES if isinstance(stage, GRPO))
-    above = GRPO(init=grpo, prompts="id", kl_beta=0.5, optimiser=OPTIMISER, seed=0)
+    above = GRPO(init=grpo, prompt_role="id", kl_beta=0.5, optimiser=OPTIMISER, seed=0)
     other = above.model_copy(update={"kl_beta": 0.25, "init": grpo.model_copy(update={"kl_beta": 3.0})})
     found = settings.differences(settings.along(above), settings.along(other))
     assert found == [("kl_beta", 0.5, 0.25), ("init.kl_beta", 0.1, 3.0)]
@@ -602,7 +602,7 @@ def test_names_that_lead_nowhere(whole, said, name):
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("manifest.json", {"label": ["x"], "contracts": "many"}),
+        ("manifest.json", {"label": ["x"], "versions": "many"}),
         ("manifest.json", {"label": "a\nb\x1b[31m"}),
         ("provenance.json", {"started": 5, "duration_s": -1, "packages": [], "execution": 3, "git": {"a": {"b": 1}}}),
         ("provenance.json", {"duration_s": 10**400, "started": "x" * 5000}),

@@ -34,11 +34,11 @@ def refusal(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "field", "value", "allowed"),
     [
-        (["--study", "colours"], "study", "'colours'", "composition, mixing, scaling"),
+        (["--study", "colours"], "study", "'colours'", "demo, mixing, scaling"),
         (["--scale", "huge"], "scale", "'huge'", "tiny, small, paper"),
         (["--graph", "drawn"], "graph", "'drawn'", "hidden, printed"),
         (["--traversal", "x"], "traversal", "'x'", "uniform, positional"),
-        (["--samples", "x"], "samples", "'x'", "answer, trace"),
+        (["--completion-format", "x"], "completion_format", "'x'", "answer, trace"),
         (["--ood-ratios", "0", "0.7"], "ood_ratio", "0.7", "0.5"),
         (["--ood-ratios", "-0.1"], "ood_ratio", "-0.1", "0"),
         (["--ood-ratios", "nan"], "ood_ratio", "nan", "finite"),

@@ -2,8 +2,8 @@
 
 import pytest
 
+from rayexp.config import RunConfig
 from rayexp.distributed.saving import Saving
-from rayexp.spec import RunConfig
 
 
 def saved_at(seconds, **settings):

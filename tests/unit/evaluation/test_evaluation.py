@@ -16,15 +16,17 @@ from rayexp.evaluation import theory
 from rayexp.evaluation.mass import gold_scores
 from rayexp.evaluation.measure import SCHEMA, measure
 from rayexp.evaluation.metrics import cluster_bootstrap, pass_at_k, pass_at_k_sampled, wilson
-from rayexp.models import decoder as decoders
+from rayexp.models import factory
 from rayexp.sampling.base import SEED_STRIDE, Completions, prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.tasks.strings import Cell, Corpus, TokenBatch, World, vocabulary
+from rayexp.tasks import TokenBatch
+from rayexp.tasks.strings import StringTask
+from rayexp.tasks.strings.symbols import VOCABULARY
 from tests.fixtures.factories import tiny_chain
 
-PROMPT = vocabulary.encode("<bos> a0 a1 a2 a3 : T =")
+PROMPT = VOCABULARY.encode("<bos> a0 a1 a2 a3 : T =")
 OTHERS = [
-    vocabulary.encode(f"<bos> {letters} : {order} =")
+    VOCABULARY.encode(f"<bos> {letters} : {order} =")
     for letters in ("a5 a5 a5 a5", "b1 a2 b3 a4")
     for order in ("T", "S S")
 ]
@@ -48,7 +50,7 @@ def next_token_probabilities(model, tokens):
 
 
 def test_gold_mass_is_the_product_of_conditionals(model):
-    token_batch = Corpus(World("composition"), 0).cell("test", Cell("TS"), 0, 5)
+    token_batch = StringTask(axis="composition").of_cell("test", 0, "TS", 0, 5)
     expected = [
         sum(
             math.log(next_token_probabilities(model, row[:t])[row[t]])
@@ -62,8 +64,8 @@ def test_gold_mass_is_the_product_of_conditionals(model):
 
 def test_masses_of_all_completions_add_up_to_one(model):
     """``<eos>`` at once, or any two tokens of which the first is not ``<eos>``."""
-    pairs = [pair for pair in itertools.product(range(64), repeat=2) if pair[0] != vocabulary.EOS]
-    parts = [rectangle_of([PROMPT] * len(part), part) for part in ([(vocabulary.EOS,)], pairs)]
+    pairs = [pair for pair in itertools.product(range(64), repeat=2) if pair[0] != VOCABULARY.eos]
+    parts = [rectangle_of([PROMPT] * len(part), part) for part in ([(VOCABULARY.eos,)], pairs)]
     assert sum(np.exp(gold_scores(model, part).log_mass_N).sum() for part in parts) == pytest.approx(1, abs=1e-5)
 
 
@@ -77,38 +79,38 @@ def test_greedy_flag_is_whether_greedy_decoding_writes_the_gold_completion(model
         assert not gold_scores(model, rectangle_of(prompts, changed)).greedy_N.any()
 
 
-@pytest.mark.parametrize("samples", ["answer", "trace"])
-def test_measurement_has_a_row_for_every_prompt_of_every_cell(samples):
-    world = World("composition", samples=samples)
-    spec = tiny_chain(world).evaluate.model_copy(update={"prompts_per_cell": 3, "sampled_completions": 2})
-    model = decoders.build(spec.root.decoder, seed=0)
-    table = measure(model, world, spec)
+@pytest.mark.parametrize(("completion_format", "sampled"), [("answer", 0), ("trace", 2)])
+def test_measurement_has_a_row_for_every_prompt_of_every_cell(completion_format, sampled):
+    task = StringTask(axis="composition", completion_format=completion_format)
+    spec = tiny_chain(task).evaluate.model_copy(update={"prompts_per_cell": 3, "sampled_completions": 2})
+    model = factory.build(spec.root.decoder, VOCABULARY, seed=0)
+    table = measure(model, spec)
     assert table.schema == SCHEMA
     rows = table.to_pylist()
     assert [(r["role"], r["cell"], r["prompt_index"]) for r in rows] == [
-        (role, cell.name, i) for role, cell in world.cells.roles() for i in range(3)
+        (role, cell, i) for role, cell in task.roles() for i in range(3)
     ]
-    assert {r["sampled"] for r in rows} == {2 if samples == "trace" else 0}
-    assert measure(model, world, spec) == table
+    assert {r["sampled"] for r in rows} == {sampled}
+    assert measure(model, spec) == table
 
 
 def test_the_completion_is_what_greedy_decoding_writes():
     """For right and wrong prompts alike; a decoder that was trained for a moment gets some of each."""
-    world = World("composition")
-    spec = tiny_chain(world).evaluate.model_copy(update={"prompts_per_cell": 8})
-    model = decoders.build(spec.root.decoder, seed=0)
-    token_batch = Corpus(world, 0).cell("test", Cell("T"), 0, 4)
+    task = StringTask(axis="composition")
+    spec = tiny_chain(task).evaluate.model_copy(update={"prompts_per_cell": 8})
+    model = factory.build(spec.root.decoder, VOCABULARY, seed=0)
+    token_batch = task.of_cell("test", 0, "T", 0, 4)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(40):
         tokens_NT = torch.from_numpy(token_batch.tokens_NT.astype(np.int64))
         model(input_ids=tokens_NT, labels=tokens_NT).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-    rows = measure(model, world, spec).to_pylist()
+    rows = measure(model, spec).to_pylist()
     for row in rows:
-        limit = len(vocabulary.encode(row["gold"]))
-        alone = TorchSampler(model).greedy([vocabulary.encode(row["prompt"])], [limit]).rows[0]
-        assert row["completion"] == vocabulary.decode(alone)
+        limit = len(VOCABULARY.encode(row["gold"]))
+        alone = TorchSampler(model).greedy([VOCABULARY.encode(row["prompt"])], [limit]).rows[0]
+        assert row["completion"] == VOCABULARY.decode(alone)
         assert row["greedy_correct"] == (row["completion"] == row["gold"])
     assert {row["greedy_correct"] for row in rows} == {True, False}
 
@@ -185,18 +187,18 @@ def test_completions_end_at_eos_or_at_their_limit(model):
     lengths = {5: 0, 3: 0}
     for n, row in enumerate(completions.rows):
         limit = 5 if n < 256 else 3
-        assert vocabulary.EOS not in row[:-1]
-        assert len(row) == limit or (len(row) < limit and row[-1] == vocabulary.EOS)
+        assert VOCABULARY.eos not in row[:-1]
+        assert len(row) == limit or (len(row) < limit and row[-1] == VOCABULARY.eos)
         lengths[limit] += len(row) < limit
     assert all(lengths.values())
     padding = completions.mask_NC == 0
-    assert (completions.tokens_NC[padding] == vocabulary.PAD).all()
+    assert (completions.tokens_NC[padding] == VOCABULARY.pad).all()
     assert not completions.logprobs_NC[padding].any()
 
 
 def test_sync_replaces_the_weights(model):
-    other = decoders.build(tiny_chain(World("depth")).pretrain.decoder, seed=2)
-    sampler = TorchSampler(decoders.build(tiny_chain(World("depth")).pretrain.decoder, seed=3))
+    other = factory.build(tiny_chain(StringTask(axis="depth")).pretrain.decoder, VOCABULARY, seed=2)
+    sampler = TorchSampler(factory.build(tiny_chain(StringTask(axis="depth")).pretrain.decoder, VOCABULARY, seed=3))
     sampler.sync({name: tensor.numpy() for name, tensor in other.state_dict().items()}, version=4)
     one, two = sampler.generate([PROMPT], [0], 4, [6]), TorchSampler(other).generate([PROMPT], [0], 4, [6])
     assert one.rows == two.rows

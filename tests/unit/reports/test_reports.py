@@ -18,6 +18,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
 
 from rayexp.cli import report as report_command
+from rayexp.cli.study_args import StudyArgs
 from rayexp.evaluation.metrics import wilson
 from rayexp.evaluation.theory import tilted
 from rayexp.reports import figures, page, table
@@ -29,12 +30,10 @@ from rayexp.reports.figures.curves import reward_and_kl
 from rayexp.reports.figures.mass import mass_by_ratio, mass_by_stage
 from rayexp.reports.figures.pass_at_k import pass_at_k_curves
 from rayexp.reports.provenance import design, provenance
-from rayexp.spec import GRPO, Evaluate, Stage
-from rayexp.stages import settings
+from rayexp.stages import GRPO, Evaluate, Stage, settings
 from rayexp.stages.settings import varying
 from rayexp.store.artifacts import Store
 from rayexp.studies import STUDIES
-from rayexp.studies.choice import StudyArgs
 from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import SCALES
 from rayexp.sweep.plan import Plan
@@ -249,13 +248,13 @@ def test_holm_takes_back_what_one_of_many_tests_found() -> None:
 
 
 def test_arms_are_judged_on_their_cells() -> None:
-    found = {arm.prompts: arm for arm in arms(simulated_results(arms=("id", "ood"), **SMALL))}
+    found = {arm.prompt_role: arm for arm in arms(simulated_results(arms=("id", "ood"), **SMALL))}
     assert {prompts: (arm.target, arm.roles) for prompts, arm in found.items()} == {
         "id": ("ood", ("ood", "id")),
         "ood": ("ood", ("ood",)),
     }
     probes = arms(simulated_results(arms=("probe",), axis="tokens", **SMALL))
-    assert [(arm.prompts, arm.roles) for arm in probes] == [("probe", ("probe",))]
+    assert [(arm.prompt_role, arm.roles) for arm in probes] == [("probe", ("probe",))]
 
 
 # Figures
@@ -359,7 +358,7 @@ def test_pass_at_k_is_the_mean_over_prompts_and_the_range_over_seeds(drawn: list
 
 
 def test_pass_at_k_of_traces_ends_where_samples_do() -> None:
-    traces = simulated_results(**SMALL).assign(samples="trace", sampled=16, answer_correct=4)
+    traces = simulated_results(**SMALL).assign(exact=False, sampled=16, answer_correct=4)
     drawing = pass_at_k_curves(traces)
     assert drawing
     assert drawing.data["k"].max() == 16
@@ -442,12 +441,12 @@ def mixed_stages() -> list[Stage]:
         stage
         for sft_samples, group, rate in ((2_000, 4, 1e-4), (2_000, 8, 1e-4), (2_000, 4, 2e-4), (1_000, 4, 1e-4))
         for stage in stage_chains(
-            grid.world("composition"),
+            grid.task("composition"),
             dataclasses.replace(
                 budget, sft_samples=sft_samples, grpo=budget.grpo.model_copy(update={"learning_rate": rate})
             ),
             grid,
-            prompts=("ood",),
+            prompt_roles=("ood",),
             group_size=group,
         )
     ]
@@ -516,7 +515,7 @@ def test_depths_and_chains_and_seeds_within_a_seed_are_conditions() -> None:
     direct = grpo.model_copy(update={"init": grpo.root})
     assert conditions([grpo, direct]) == ["grpo chain = pretrain/sft/grpo", "grpo chain = pretrain/grpo"]
     first = [grpo.model_copy(update={"kl_beta": beta}) for beta in (0.1, 1.0)]
-    above = [GRPO(init=init, prompts="id", kl_beta=0.5, optimiser=grpo.optimiser, seed=0) for init in first]
+    above = [GRPO(init=init, prompt_role="id", kl_beta=0.5, optimiser=grpo.optimiser, seed=0) for init in first]
     assert conditions(above) == ["kl_beta = 0.1", "kl_beta = 1"]
 
 
@@ -531,7 +530,7 @@ def test_every_arm_and_depth_has_its_panels() -> None:
 
 
 def test_traces_are_called_a_lower_bound() -> None:
-    drawing = mass_by_ratio(simulated_results(**SMALL).assign(samples="trace"))
+    drawing = mass_by_ratio(simulated_results(**SMALL).assign(exact=False))
     assert drawing
     assert "≤ Q" in drawing.figure.axes[0].get_ylabel()
 

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from rayexp.models import decoder as decoders
+from rayexp.config import RunConfig
+from rayexp.models import factory
 from rayexp.objectives.losses import GRPOSettings, grpo_loss
 from rayexp.objectives.reductions import sequence_mean
-from rayexp.rl.learner import MismatchError, PolicyLearner
+from rayexp.rl.learner import GRPOLearner, MismatchError
 from rayexp.rl.rollouts import rollout_batches
 from rayexp.rl.scoring import UniquePrefixes, group_logprobs, score_tokens
-from rayexp.spec import AdamW, RunConfig
+from rayexp.stages import AdamW
 from rayexp.studies.presets import DECODERS
+from rayexp.tasks.strings.symbols import VOCABULARY
 from tests.fixtures.factories import MICRO
 from tests.fixtures.rollouts import grpo_spec, rollouts
 from tests.fixtures.weights import same, weights
@@ -24,7 +26,7 @@ GOLDEN_UPDATES = [(0.0, 0.0, 1.351103), (0.000993, 0.047686, 1.270126), (0.00870
 
 def test_golden_grpo_updates(model):
     """Three updates on the same rollouts: loss, KL to the reference and gradient norm of each."""
-    learner = PolicyLearner(grpo_spec(), model)
+    learner = GRPOLearner(grpo_spec(), model)
     reference = weights(learner.reference)
     batches = rollout_batches(*rollouts(model))
     found = [learner.update(batches, max_logprob_mismatch=math.inf) for _ in range(3)]
@@ -40,19 +42,19 @@ def test_golden_grpo_updates(model):
 
 
 def test_samples_of_another_policy_are_refused(model):
-    learner = PolicyLearner(grpo_spec(), model)
-    numbers, prompts, drawn, rewards_PG = rollouts(model)
+    learner = GRPOLearner(grpo_spec(), model)
+    batch, drawn, rewards_PG = rollouts(model)
     before = weights(model)
     drawn.logprobs_NC[5, 0] += 0.05
     with pytest.raises(MismatchError, match=r"differ by 0\.05 nats .* max_logprob_mismatch = 0\.02"):
-        learner.update(rollout_batches(numbers, prompts, drawn, rewards_PG), max_logprob_mismatch=0.02)
+        learner.update(rollout_batches(batch, drawn, rewards_PG), max_logprob_mismatch=0.02)
     assert same(weights(model), before)
     assert learner.trainer.completed_steps == 0
 
 
 def test_several_updates_start_from_the_policy_that_sampled(model):
     """Statistics are those of the first one, and the ratio of the second refers to the policy before it."""
-    once, twice = (PolicyLearner(grpo_spec(updates=n), decoders.build(MICRO, 1)) for n in (1, 2))
+    once, twice = (GRPOLearner(grpo_spec(updates=n), factory.build(MICRO, VOCABULARY, 1)) for n in (1, 2))
     batches = rollout_batches(*rollouts(model))
     one, two = (learner.update(batches, 0.02) for learner in (once, twice))
     assert one == pytest.approx(two | {"clipped": 0.0}, abs=1e-6)
@@ -66,7 +68,9 @@ def test_what_the_clip_cuts_is_counted_over_all_updates(model):
     """The first of two starts at a ratio of 1, where nothing is cut: the mean is half of what the second one cuts."""
     spec = grpo_spec(kl_beta=0.0, clip_ratio=0.01)
     batches = rollout_batches(*rollouts(model))
-    once, twice = (PolicyLearner(spec.model_copy(update={"updates": n}), decoders.build(MICRO, 1)) for n in (1, 2))
+    once, twice = (
+        GRPOLearner(spec.model_copy(update={"updates": n}), factory.build(MICRO, VOCABULARY, 1)) for n in (1, 2)
+    )
     settings = GRPOSettings(0.0, "exact", "loss", spec.advantage, spec.loss_reduction, spec.clip_ratio)
 
     def scores(batch):
@@ -93,12 +97,12 @@ def test_what_the_clip_cuts_is_counted_over_all_updates(model):
 @pytest.mark.parametrize("decoder", ["toy", "tiny", "small"])
 def test_equal_rewards_leave_the_weights_alone(decoder, kl_beta, precision):
     """To the last bit, also at the reference: the KL's gradient there is zero, and not what rounding makes of it."""
-    model = decoders.build(DECODERS[decoder], seed=1)
-    learner = PolicyLearner(grpo_spec(kl_beta=kl_beta, optimiser=AdamW(learning_rate=1e-2, precision=precision)), model)
+    model = factory.build(DECODERS[decoder], VOCABULARY, seed=1)
+    learner = GRPOLearner(grpo_spec(kl_beta=kl_beta, optimiser=AdamW(learning_rate=1e-2, precision=precision)), model)
     assert (learner.reference is None) == (kl_beta == 0)
     before = weights(model)
-    numbers, prompts, drawn, rewards_PG = rollouts(model)
-    batches = rollout_batches(numbers, prompts, drawn, np.ones_like(rewards_PG))
+    batch, drawn, rewards_PG = rollouts(model)
+    batches = rollout_batches(batch, drawn, np.ones_like(rewards_PG))
     statistics = learner.update(batches, max_logprob_mismatch=0.1)
     assert statistics["grad_norm"] == 0
     assert same(weights(model), before)
@@ -107,8 +111,8 @@ def test_equal_rewards_leave_the_weights_alone(decoder, kl_beta, precision):
 def test_stale_samples_are_weighed_by_the_ratio_to_the_policy_that_drew_them(model):
     """Gradient of the first update, against the loss by hand: the mean over tokens of -min(r A, clip(r) A)."""
     spec = grpo_spec(staleness=1, kl_beta=0.0, advantage="mean_only")
-    drawn = rollouts(decoders.build(MICRO, seed=2))
-    learner = PolicyLearner(spec, model)
+    drawn = rollouts(factory.build(MICRO, VOCABULARY, seed=2))
+    learner = GRPOLearner(spec, model)
     batches = rollout_batches(*drawn)
     total = torch.zeros(())
     for batch in batches:
@@ -120,7 +124,7 @@ def test_stale_samples_are_weighed_by_the_ratio_to_the_policy_that_drew_them(mod
         ratio_NC = (chosen_NC - torch.tensor(batch.sampler_logprobs_NC)).exp()
         gain_NC = torch.minimum(ratio_NC * advantage_N1, ratio_NC.clamp(0.8, 1.2) * advantage_N1) * mask_NC
         total = total - (gain_NC.sum(dim=1) / mask_NC.sum(dim=1)).sum()
-    (total / drawn[3].size).backward()
+    (total / drawn[-1].size).backward()
     expected = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
     model.zero_grad()
     found = learner.update(batches, max_logprob_mismatch=1e-9)
@@ -128,11 +132,11 @@ def test_stale_samples_are_weighed_by_the_ratio_to_the_policy_that_drew_them(mod
     assert found["max_logprob_mismatch"] > 0.1
     assert found["clipped"] > 0
     with pytest.raises(MismatchError):
-        PolicyLearner(grpo_spec(kl_beta=0.0), model).update(batches, max_logprob_mismatch=1e-9)
+        GRPOLearner(grpo_spec(kl_beta=0.0), model).update(batches, max_logprob_mismatch=1e-9)
 
 
 def test_weights_that_were_handed_out_do_not_follow_the_learner(model):
-    learner = PolicyLearner(grpo_spec(), model)
+    learner = GRPOLearner(grpo_spec(), model)
     handed_out = learner.weights()
     before = {name: array.copy() for name, array in handed_out.items()}
     learner.update(rollout_batches(*rollouts(model)), 0.02)

@@ -1,16 +1,18 @@
 """Batches of rollouts."""
 
+from rayexp.rl.prompts import PromptBatch
 from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.base import Completions
 from tests.fixtures.rollouts import rollouts
 
 
 def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
-    numbers, prompts, drawn, rewards_PG = rollouts(model)
+    batch, drawn, rewards_PG = rollouts(model)
     shuffle = [7, 0, 11, 3, 8, 1, 9, 2, 10, 4, 6, 5]
     rows = [i * 4 + j for i in shuffle for j in range(4)]
     shuffled = Completions(drawn.tokens_NC[rows], drawn.logprobs_NC[rows], drawn.length_N[rows], 0)
-    batches = rollout_batches(shuffle, [prompts[i] for i in shuffle], shuffled, rewards_PG[shuffle])
+    prompts = PromptBatch(shuffle, [batch.prompts[i] for i in shuffle], batch.seeds, batch.max_tokens)
+    batches = rollout_batches(prompts, shuffled, rewards_PG[shuffle])
 
     def lines(batch):
         for n, (tokens, mask, logprobs) in enumerate(
@@ -28,8 +30,8 @@ def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
 
     expected = [
         (
-            numbers[n // 4],
-            prompts[n // 4].tolist(),
+            batch.numbers[n // 4],
+            batch.prompts[n // 4],
             row,
             drawn.logprobs_NC[n, : len(row)].tolist(),
             float(rewards_PG[n // 4, n % 4]),

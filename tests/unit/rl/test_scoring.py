@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rayexp.models import decoder as decoders
+from rayexp.models import factory
 from rayexp.models.cache import ROW_MULTIPLE
 from rayexp.rl.scoring import UniquePrefixes, completion_logprobs, group_logprobs
 from rayexp.studies.presets import DECODERS
+from rayexp.tasks.strings.symbols import VOCABULARY
 
 
 def gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -23,7 +24,7 @@ def gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
 @pytest.mark.parametrize(("completion_tokens", "symbols"), [(1, 60), (5, 60), (5, 10)])
 def test_what_a_group_shares_changes_neither_value_nor_gradient(completion_tokens, symbols):
     """Against each completion with its own prompt; of two symbols only, many completions begin alike."""
-    model = decoders.build(DECODERS["tiny"], seed=5)
+    model = factory.build(DECODERS["tiny"], VOCABULARY, seed=5)
     generator = torch.Generator().manual_seed(0)
     prompts_PT = torch.randint(8, 60, (3, 7), generator=generator)
     tokens_NC = torch.randint(8, symbols, (60, completion_tokens), generator=generator)

@@ -6,9 +6,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaForCausalLM
 
-from rayexp.models import decoder as decoders
+from rayexp.models import factory
 from rayexp.sampling.cuda_graph import StaticStep
-from rayexp.tasks.strings import vocabulary
+from rayexp.tasks.strings.symbols import VOCABULARY
 from tests.fixtures.factories import MICRO
 
 
@@ -19,8 +19,8 @@ def test_a_step_on_fixed_memory_is_a_step_of_a_growing_cache(model, spare_rows):
     fixed = StaticStep(model, 4 * group + spare_rows, length, limit)
     for seed in range(2):
         random = torch.Generator().manual_seed(seed)
-        prompts_PT = torch.randint(vocabulary.SIZE, (4, length), generator=random)
-        tokens_NC = torch.randint(vocabulary.SIZE, (4 * group, limit), generator=random)
+        prompts_PT = torch.randint(VOCABULARY.size, (4, length), generator=random)
+        tokens_NC = torch.randint(VOCABULARY.size, (4 * group, limit), generator=random)
         cache = DynamicCache()
         with torch.no_grad():
             model(input_ids=prompts_PT, past_key_values=cache, use_cache=True)
@@ -52,12 +52,12 @@ class NothingFromTheHost(TorchDispatchMode):
 def test_a_step_neither_waits_for_a_value_nor_takes_one_from_the_host():
     """What capturing it needs, on tensors without values: whoever asks for one is refused."""
     with FakeTensorMode(), torch.no_grad():
-        model = LlamaForCausalLM(decoders.config(MICRO))
+        model = LlamaForCausalLM(factory.llama_config(MICRO, VOCABULARY))
         cache, fixed, token_N = DynamicCache(), StaticStep(model, 8, 7, 4), torch.zeros(8, dtype=torch.int64)
         model(input_ids=torch.zeros((4, 7), dtype=torch.int64), past_key_values=cache, use_cache=True)
         step = fixed.begin(cache, 2)
         with NothingFromTheHost():
-            assert step(token_N).shape == (8, vocabulary.SIZE)
+            assert step(token_N).shape == (8, VOCABULARY.size)
         with pytest.raises(AssertionError, match="numbers"), NothingFromTheHost():
             torch.tensor([1])
         with pytest.raises(DataDependentOutputException):

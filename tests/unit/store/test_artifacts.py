@@ -1,5 +1,6 @@
 """Artifacts and checkpoints on a local folder and on another fsspec filesystem: whole, damaged, torn or misnamed."""
 
+import io
 import json
 import math
 from uuid import uuid4
@@ -11,11 +12,11 @@ import pytest
 from rayexp.store.artifacts import DamagedError, Store, StoreError
 from rayexp.store.index import StoreIndex
 from rayexp.store.probe import require_shareable
-from rayexp.tasks.strings import World
+from rayexp.tasks.strings import StringTask
 from rayexp.telemetry.metric_log import MetricLog
 from tests.fixtures.factories import tiny_chain
 
-STAGE = tiny_chain(World("composition")).pretrain
+STAGE = tiny_chain(StringTask(axis="composition")).pretrain
 TABLE = pa.table({"step": [1, 2], "value": [0.5, 0.25]})
 PLACE = f"stages/{STAGE.id}"
 BAD_NAMES = ["../x", "stages/../../x", "/etc/passwd", "", ".", "a\\b", "a\0b"]
@@ -206,19 +207,16 @@ def test_an_unknown_protocol_is_refused():
         Store("nowhere://x")
 
 
-# The journal of a stage
+# The metrics of a stage
 
 
-def test_a_journal_is_continued_where_it_was_saved(tmp_path):
-    metric_log, continued = MetricLog(), MetricLog()
+def test_a_metric_log_is_continued_where_it_was_saved():
+    metric_log = MetricLog()
     metric_log.log(1, grpo={"loss": 2.0, "kl": math.nan}, rollout={"reward": 0.5})
-    metric_log.save(tmp_path)
-    continued.load(tmp_path)
+    continued = MetricLog(metric_log.to_bytes())
     for each in (metric_log, continued):
         each.log(2, grpo={"loss": 1.0})
-    (tmp_path / "again").mkdir()
-    continued.save(tmp_path / "again")
-    rows = pq.read_table(tmp_path / "again" / "metrics.parquet").to_pylist()
+    rows = pq.read_table(io.BytesIO(continued.to_bytes())).to_pylist()
     assert [tuple(row.values()) for row in rows] == [
         (1, "grpo/loss", 2.0),
         (1, "rollout/reward", 0.5),
@@ -226,7 +224,6 @@ def test_a_journal_is_continued_where_it_was_saved(tmp_path):
     ]
 
 
-def test_an_empty_journal_can_be_saved_and_loaded(tmp_path):
-    MetricLog().save(tmp_path)
-    MetricLog().load(tmp_path)
-    assert pq.read_table(tmp_path / "metrics.parquet").num_rows == 0
+def test_an_empty_metric_log_can_be_saved_and_continued():
+    empty = MetricLog(MetricLog().to_bytes()).to_bytes()
+    assert pq.read_table(io.BytesIO(empty)).num_rows == 0

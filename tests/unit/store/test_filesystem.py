@@ -18,12 +18,12 @@ from rayexp.store import filesystem as module
 from rayexp.store.artifacts import Store
 from rayexp.store.filesystem import Files, StoreError, resolved
 from rayexp.store.probe import require_shareable, require_writable
-from rayexp.tasks.strings import World
+from rayexp.tasks.strings import StringTask
 from rayexp.timeouts import run_with_timeout
 from tests.fixtures.factories import tiny_chain
 from tests.fixtures.s3 import S3Server
 
-STAGE = tiny_chain(World("composition")).pretrain
+STAGE = tiny_chain(StringTask(axis="composition")).pretrain
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from rayexp import host
-from rayexp.spec import RunConfig
+from rayexp.config import RunConfig
 from rayexp.store import provenance
 from rayexp.store.filesystem import Files
 from rayexp.store.leases import Leases
@@ -129,7 +129,7 @@ def test_a_change_of_code_that_stages_run_changes_the_fingerprint_and_no_other_d
 @pytest.mark.slow
 def test_no_stage_imports_what_the_fingerprint_leaves_out():
     program = (
-        "import sys, rayexp.execution.grpo, rayexp.execution.supervised; "
+        "import sys, rayexp.execution.rollout_loop, rayexp.execution.grpo, rayexp.execution.supervised; "
         "print(*(m for m in sys.modules if 'rayexp.' in m))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -148,12 +148,11 @@ def test_an_artifact_of_other_or_unknown_code_is_told_from_one_of_this():
     assert other_code({**record, "source": None}) == other_code({}) == "unknown code"
 
 
-def test_a_stage_that_other_code_began_is_not_taken_for_this_codes(tmp_path, monkeypatch):
+def test_a_stage_that_other_code_began_is_not_taken_for_this_codes(monkeypatch):
     monkeypatch.setattr(provenance, "source", lambda: "0f0f")
-    MetricLog().save(tmp_path)
+    begun = MetricLog().to_bytes()
     monkeypatch.undo()
-    continued = MetricLog()
-    continued.load(tmp_path)
+    continued = MetricLog(begun)
     assert continued.provenance(EXECUTION)["source"] == f"0f0f+{provenance.source()}"
     assert other_code(continued.provenance(EXECUTION)).startswith("other code (source 0f0f+")
 

@@ -7,12 +7,12 @@ from uuid import uuid4
 import pytest
 
 from rayexp.cli import run as sweep
+from rayexp.cli.study_args import StudyArgs
 from rayexp.errors import RefusedError
-from rayexp.spec import GRPO, SFT, Evaluate
+from rayexp.stages import GRPO, SFT, Evaluate
 from rayexp.store.artifacts import Store
 from rayexp.store.index import AmbiguousError, StoreIndex
 from rayexp.store.leases import Leases
-from rayexp.studies.choice import StudyArgs
 from rayexp.sweep import force
 from rayexp.sweep.plan import Plan
 from tests.fixtures import local_sweep

@@ -5,15 +5,15 @@ import random
 
 import pytest
 
+from rayexp.config import RunConfig
 from rayexp.distributed import autoscaling
-from rayexp.spec import RunConfig
 from rayexp.sweep import placement, preflight
 from rayexp.sweep.placement import Node, fit_together, how_many, nodes_of
 from rayexp.sweep.plan import Plan
-from rayexp.tasks.strings import World
+from rayexp.tasks.strings import StringTask
 from tests.fixtures.factories import tiny_chain
 
-PLAN = Plan.of("test", tiny_chain(World("composition")), ())
+PLAN = Plan.of("test", tiny_chain(StringTask(axis="composition")), ())
 ONE_CPU = {"CPU": 1.0}
 
 
@@ -28,9 +28,9 @@ def test_what_fits_the_sum_but_no_node_is_refused_with_needs_and_has():
     assert title == "the plan needs more than the cluster can ever have: no node has room for a training rank"
     assert [row.split() for row in rows] == [
         ["CPU", "GPU"],
-        ["supervised", "trial", "needs", "2", "0"],
+        ["training", "trial", "needs", "2", "0"],
         ["a", "training", "rank", "2", "0"],
-        ["grpo", "trial", "needs", "1", "0"],
+        ["rollout", "trial", "needs", "1", "0"],
         ["a", "learner", "0.5", "0"],
         ["a", "rollout", "worker", "0.5", "0"],
         ["cluster", "has", "2", "0"],
@@ -45,13 +45,13 @@ def test_what_fits_the_sum_but_no_node_is_refused_with_needs_and_has():
         ([ONE_CPU] * 3, {"rollout_cpus": 2}, "no node has room for a rollout worker\n"),
         ([ONE_CPU] * 9, {"learner_cpus": 2, "rollout_cpus": 2}, "for a learner or a rollout worker\n"),
         ([{"CPU": 0.0}], {}, "no node has room for a training rank or a learner or a rollout worker\n"),
-        ([ONE_CPU] * 3, {"rollout_workers": 6}, "no room for a whole grpo trial\n"),
-        ([{"CPU": 3.0}, ONE_CPU], {"train_workers": 3, "train_cpus": 1.5}, "no room for a whole supervised trial\n"),
+        ([ONE_CPU] * 3, {"rollout_workers": 6}, "no room for a whole rollout trial\n"),
+        ([{"CPU": 3.0}, ONE_CPU], {"train_workers": 3, "train_cpus": 1.5}, "no room for a whole training trial\n"),
         ([{"CPU": 8.0, "GPU": 1.0}] * 2, {"gpus": 2, "train_gpus": 2}, "no node has room for a training rank\n"),
         (
             [{"CPU": 8.0, "GPU": 2.0}],
             {"gpus": 2, "learner_gpus": 0.6, "rollout_gpus": 0.6, "rollout_workers": 2},
-            "whole grpo",
+            "whole rollout",
         ),
     ],
 )

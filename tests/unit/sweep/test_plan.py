@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, RunConfig
+from rayexp.config import RunConfig
+from rayexp.stages import GRPO, SFT, Evaluate, Pretrain
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
-from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.plan import Plan
 from rayexp.sweep.preflight import PreflightError, require_software
-from rayexp.tasks.strings import World
+from rayexp.tasks.strings import StringTask
 from tests.fixtures.factories import OPTIMISER, tiny_chain
 
 WANTED = STUDIES["composition"](SCALES["tiny"], Grid((0.0, 0.1), (0.0, 1.0), (0, 1)))
@@ -64,20 +65,20 @@ def test_stages_are_shared_and_parents_come_first():
 
 
 def test_what_a_wanted_stage_is_built_on_is_planned_too():
-    chain = tiny_chain(World("depth"))
+    chain = tiny_chain(StringTask(axis="depth"))
     assert Plan.of("any", [chain.evaluate], ()).stages == tuple(chain)
 
 
 def test_trials_are_a_supervised_one_for_each_pretraining_run_and_one_for_each_grpo_stage():
     plan = Plan.of("any", WANTED, ())
     check(plan)
-    by_kind = {kind: [t for t in plan.trials if t.kind == kind] for kind in ("supervised", "grpo")}
-    assert [len(trials) for trials in by_kind.values()] == [4, 16]
-    for trial in by_kind["supervised"]:
+    by_pool = {pool: [t for t in plan.trials if t.pool == pool] for pool in ("train", "rollout")}
+    assert [len(trials) for trials in by_pool.values()] == [4, 16]
+    for trial in by_pool["train"]:
         assert [type(stage) for stage in trial.stages] == [Pretrain, Evaluate, SFT, Evaluate]
         assert trial.parents == ()
         assert trial.id == trial.stages[0].id
-    for trial in by_kind["grpo"]:
+    for trial in by_pool["rollout"]:
         assert [type(stage) for stage in trial.stages] == [GRPO, Evaluate]
         assert trial.parents == (trial.stages[0].root.id,)
         assert trial.id == trial.stages[0].id
@@ -98,19 +99,19 @@ def test_a_finished_study_has_no_trials():
 
 
 def test_a_grpo_stage_that_is_finished_but_not_measured_is_measured_by_itself():
-    chain = tiny_chain(World("depth"))
+    chain = tiny_chain(StringTask(axis="depth"))
     plan = Plan.of("any", chain, [stage.id for stage in chain if stage != chain.evaluate])
     (trial,) = plan.trials
     assert (trial.id, trial.stages, trial.parents) == (chain.grpo.id, (chain.evaluate,), ())
-    assert trial.kind == "supervised"
+    assert trial.pool == "train"
 
 
 def test_descendants_of_a_failed_trial():
     """A chain of three GRPO stages beside another one: only what is built on the failed one is blocked."""
-    first = tiny_chain(World("composition")).grpo
-    second = GRPO(init=first, prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
-    third = GRPO(init=second, prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
-    beside = GRPO(init=first.init, prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
+    first = tiny_chain(StringTask(axis="composition")).grpo
+    second = GRPO(init=first, prompt_role="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
+    third = GRPO(init=second, prompt_role="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
+    beside = GRPO(init=first.init, prompt_role="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
     plan = Plan.of("any", [third, beside, Evaluate(init=second)], ())
     check(plan)
     assert plan.descendants([first.id]) == {second.id, third.id}
@@ -126,8 +127,9 @@ def test_every_study_plans_at_every_scale_in_every_variant_of_the_world(study, s
     grid = (budget.ood_ratios, budget.kl_betas, budget.seeds)
     for variant in itertools.product(("hidden", "printed"), ("uniform", "positional"), ("answer", "trace")):
         plan = Plan.of(study, STUDIES[study](budget, Grid(*grid, *variant)), ())
-        assert all(flops(stage) > 0 for stage in plan.stages)
-        assert {(w.graph, w.traversal, w.samples) for w in (stage.root.world for stage in plan.stages)} == {variant}
+        assert all(stage.flops > 0 for stage in plan.stages)
+        tasks = [stage.root.task for stage in plan.stages]
+        assert {(w.graph, w.traversal, w.completion_format) for w in tasks if isinstance(w, StringTask)} == {variant}
         assert {stage.id for stage in plan.stages} == {stage.id for trial in plan.trials for stage in trial.stages}
         runs = len({stage.root.id for stage in plan.stages})
         assert runs % (len(budget.ood_ratios) * len(budget.seeds)) == 0
@@ -136,14 +138,14 @@ def test_every_study_plans_at_every_scale_in_every_variant_of_the_world(study, s
 
 
 def test_costs_grow_with_what_is_asked_for():
-    chain = tiny_chain(World("composition"))
-    traced = tiny_chain(World("composition", samples="trace"))
+    chain = tiny_chain(StringTask(axis="composition"))
+    traced = tiny_chain(StringTask(axis="composition", completion_format="trace"))
     pretrain, grpo = chain.pretrain, chain.grpo
     matrices = pretrain.decoder.parameters(64) - 64 * pretrain.decoder.width
-    assert flops(pretrain) == 6 * matrices * pretrain.world.max_tokens * pretrain.samples
-    assert flops(grpo.model_copy(update={"kl_beta": 0.0})) == flops(grpo) * 8 / 10
-    assert flops(grpo.model_copy(update={"updates": 2})) == flops(grpo) * 16 / 10
-    assert flops(traced.evaluate) > 16 * flops(chain.evaluate)
+    assert pretrain.flops == 6 * matrices * pretrain.task.max_tokens * pretrain.samples
+    assert grpo.model_copy(update={"kl_beta": 0.0}).flops == grpo.flops * 8 / 10
+    assert grpo.model_copy(update={"updates": 2}).flops == grpo.flops * 16 / 10
+    assert traced.evaluate.flops > 16 * chain.evaluate.flops
 
 
 def test_the_summary_counts():

@@ -8,17 +8,18 @@ import shutil
 import pytest
 
 from rayexp.cli import run as sweep
+from rayexp.config import RunConfig
 from rayexp.distributed import runtime
-from rayexp.spec import GRPO, SFT, Evaluate, Pretrain, RunConfig
+from rayexp.stages import GRPO, SFT, Evaluate, Pretrain
 from rayexp.store.artifacts import Store
 from rayexp.store.index import StoreIndex
 from rayexp.store.leases import EXPIRY_S, Leases
 from rayexp.store.provenance import source
 from rayexp.sweep.cost import ASSUMED, CostModel, makespan
 from rayexp.sweep.placement import nodes_of
-from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.plan import Plan
 from rayexp.sweep.preview import ClusterResources, other_code, render_plan, states
-from rayexp.tasks.strings import World
+from rayexp.tasks.strings import StringTask
 from tests.fixtures.factories import OPTIMISER, tiny_chain
 from tests.fixtures.simulated_study import published, study_stages
 
@@ -26,7 +27,7 @@ CPU = RunConfig().resolve(num_gpus=0)
 STAGES = study_stages(seeds=(0,), kl_betas=(0.1, 1.0), ood_ratios=(0.0, 0.01))
 PRETRAIN = next(stage for stage in STAGES if isinstance(stage, Pretrain))
 TWO_CORES = ClusterResources(nodes_of([{"CPU": 2.0}]), "a test")
-CHAIN = tiny_chain(World("composition"))
+CHAIN = tiny_chain(StringTask(axis="composition"))
 
 
 def record(seconds: float, **run_config: object) -> dict[str, object]:
@@ -44,7 +45,7 @@ def fail(store: Store, trial: str, label: str = "") -> None:
 
 def test_states_tell_failed_from_blocked():
     plan = Plan.of("demo", STAGES, [STAGES[0].id])
-    first, second = [trial for trial in plan.trials if trial.kind == "supervised"]
+    first, second = [trial for trial in plan.trials if trial.pool == "train"]
     found = states(plan, {first.id}, set())
     assert found[STAGES[0].id] == "cached"
     for trial in plan.trials:
@@ -89,7 +90,9 @@ def test_time_is_measured_where_the_store_has_stages_that_are_alike(tmp_path):
     assert (estimates.cost(pretrain).seconds, estimates.cost(pretrain).measured) == (pytest.approx(7.0), 1)
     assert estimates.cost(twice).seconds == pytest.approx(14.0)
     assert estimates.cost(measurement).measured == 0
-    assert estimates.cost(measurement).seconds == pytest.approx(flops(measurement) / ASSUMED["cpu", False].flop_per_s)
+    assert estimates.cost(measurement).seconds == pytest.approx(
+        measurement.flops / ASSUMED["cpu", "measure"].flop_per_s
+    )
 
 
 NO_MEASURES = [
@@ -140,7 +143,7 @@ def test_more_cores_and_gpus_make_an_assumption_shorter():
 
     assert seconds(pretrain, train_cpus=4.0) == pytest.approx(seconds(pretrain) / 4)
     assert seconds(pretrain, gpus=1.0) < seconds(pretrain)
-    assert ASSUMED["cpu", True].start_s < seconds(grpo, rollout_cpus=8.0) < seconds(grpo)
+    assert ASSUMED["cpu", "rollout"].start_s < seconds(grpo, rollout_cpus=8.0) < seconds(grpo)
 
 
 def test_storage_is_what_is_kept_and_what_checkpoints_need():
@@ -157,7 +160,7 @@ def test_storage_is_what_is_kept_and_what_checkpoints_need():
 def test_trials_run_side_by_side_as_soon_as_their_parents_have():
     """Two supervised trials of 4 stages, each the parent of two GRPO trials of 2; a stage takes a second."""
     plan = Plan.of("demo", STAGES, ())
-    assert [len(trial.stages) for trial in plan.trials if trial.kind == "grpo"] == [2] * 4
+    assert [len(trial.stages) for trial in plan.trials if trial.pool == "rollout"] == [2] * 4
 
     def span(at_once):
         return makespan(plan, lambda stages: float(len(list(stages))), at_once)
@@ -171,8 +174,8 @@ def test_sharing_is_counted_by_chains():
     count = {kind: {plan.copies[s.id] for s in STAGES if isinstance(s, kind)} for kind in (Pretrain, SFT, GRPO)}
     assert count == {Pretrain: {2}, SFT: {2}, GRPO: {1}}
     assert sum(plan.copies.values()) == 2 * 2 * 6  # ratios, betas, stages of a chain
-    above = GRPO(init=CHAIN.grpo, prompts="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
-    beside = GRPO(init=CHAIN.grpo, prompts="id", kl_beta=1.0, optimiser=OPTIMISER, seed=0)
+    above = GRPO(init=CHAIN.grpo, prompt_role="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
+    beside = GRPO(init=CHAIN.grpo, prompt_role="id", kl_beta=1.0, optimiser=OPTIMISER, seed=0)
     deep = Plan.of("deep", [CHAIN.evaluate, above, beside, Evaluate(init=beside)], ())
     by_label = {stage.label.rpartition("/")[2]: deep.copies[stage.id] for stage in deep.stages}
     assert by_label == {"pretrain": 2, "sft": 2, "grpo-ood-b0.1": 2, "evaluate": 1, "grpo-id-b0": 1, "grpo-id-b1": 1}

@@ -4,23 +4,25 @@ import csv
 import io
 import pickle
 from pathlib import Path
+from typing import cast
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from rich.console import Console
 
+from rayexp.config import RunConfig
 from rayexp.errors import StageError
-from rayexp.spec import GRPO, Pretrain, RunConfig
+from rayexp.stages import GRPO, Pretrain
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import display
 from rayexp.sweep.cost import CostModel
 from rayexp.sweep.failures import root_cause
-from rayexp.sweep.plan import Plan, flops
+from rayexp.sweep.plan import Plan
 from rayexp.sweep.progress import Progress
-from rayexp.sweep.scheduler import TuneEvents
+from rayexp.sweep.scheduler import PlanSearcher, TuneEvents
 from rayexp.sweep.trackers import Trackers
-from rayexp.telemetry.metric_log import report
+from rayexp.telemetry.metric_log import progress_event
 
 
 class Clock:
@@ -47,22 +49,22 @@ def progress_of(clock, seeds=(0,), at_once=1):
 
 def estimated(stage):
     """Seconds of a stage, in tenths of what the tests below let them take."""
-    return flops(stage) / 1e8
+    return stage.flops / 1e8
 
 
-def kinds(progress, kind):
-    return [trial for trial in progress.plan.trials if trial.kind == kind]
+def trials_of(progress, pool):
+    return [trial for trial in progress.plan.trials if trial.pool == pool]
 
 
 def spoken(stage, step, **numbers):
     """A report as Tune hands it on."""
     group = "rollout" if isinstance(stage, GRPO) else "pretrain"
-    return report(stage, step, **{group: numbers}) if numbers else report(stage, step)
+    return progress_event(stage, step, **{group: numbers}) if numbers else progress_event(stage, step)
 
 
 def test_counts_follow_what_happens(clock):
     progress = progress_of(clock)
-    first, second = kinds(progress, "supervised")
+    first, second = trials_of(progress, "train")
     assert progress.counts == {"done": 0, "running": 0, "waiting": 4, "elsewhere": 0, "failed": 0, "blocked": 0}
     progress.start(first.id)
     progress.note(second.id, "elsewhere")
@@ -70,15 +72,15 @@ def test_counts_follow_what_happens(clock):
     progress.end(first.id, "failed", "the loss is nan")
     assert progress.counts == {"done": 0, "running": 0, "waiting": 1, "elsewhere": 1, "failed": 1, "blocked": 1}
     progress.note(second.id, "done")
-    progress.start(kinds(progress, "grpo")[1].id)
-    progress.end(kinds(progress, "grpo")[1].id, "done")
+    progress.start(trials_of(progress, "rollout")[1].id)
+    progress.end(trials_of(progress, "rollout")[1].id, "done")
     assert progress.counts == {"done": 2, "running": 0, "waiting": 0, "elsewhere": 0, "failed": 1, "blocked": 1}
     assert progress.remaining_s == 0, "what failed or is blocked takes no time"
 
 
 def test_the_end_of_a_stage_is_estimated_from_its_steps(clock):
     progress = progress_of(clock)
-    trial = kinds(progress, "supervised")[0]
+    trial = trials_of(progress, "train")[0]
     pretrain, sft = trial.stages[0], next(stage for stage in trial.stages if stage.id.startswith("sft"))
     progress.start(trial.id)
     run = progress.running[trial.id]
@@ -111,7 +113,7 @@ def test_the_end_of_the_sweep_is_estimated_before_anything_was_seen(clock):
 
 def test_what_was_seen_of_a_kind_corrects_what_was_estimated_of_it(clock):
     progress = progress_of(clock)
-    (first, second), (one, other) = kinds(progress, "supervised"), kinds(progress, "grpo")
+    (first, second), (one, other) = trials_of(progress, "train"), trials_of(progress, "rollout")
     progress.start(first.id)
     clock.now += 2 * seconds([first])
     progress.end(first.id, "done")
@@ -178,17 +180,17 @@ def test_what_is_left_of_the_demo_is_never_told_below_a_tenth_nor_above_four_tim
 @pytest.mark.parametrize(("slower", "borrowed"), [(1.5, 1.5), (100, 2), (0.75, 0.75), (0.01, 0.5)])
 def test_a_kind_that_was_never_seen_borrows_within_limits(clock, slower, borrowed):
     progress = progress_of(clock)
-    for trial in kinds(progress, "supervised"):
+    for trial in trials_of(progress, "train"):
         progress.start(trial.id)
         clock.now += slower * seconds([trial])
         progress.end(trial.id, "done")
-    assert progress.remaining_s == pytest.approx(borrowed * seconds(kinds(progress, "grpo")))
+    assert progress.remaining_s == pytest.approx(borrowed * seconds(trials_of(progress, "rollout")))
 
 
 @pytest.mark.parametrize(("at_once", "expected"), [(1, 2 * 20 + 4 * 40), (2, 20 + 2 * 40), (100, 20 + 40)])
 def test_trials_at_once_shorten_a_sweep_down_to_its_longest_chain(clock, at_once, expected):
     progress = progress_of(clock, seeds=(0, 1, 2), at_once=at_once)
-    supervised, grpo = kinds(progress, "supervised"), kinds(progress, "grpo")
+    supervised, grpo = trials_of(progress, "train"), trials_of(progress, "rollout")
     for trial, seconds in [*((t, 20) for t in supervised[:4]), *((t, 40) for t in grpo[:2])]:
         progress.start(trial.id)
         clock.now += seconds
@@ -222,7 +224,7 @@ def lines_of(progress, capsys):
 def test_lines_say_when_trials_start_and_end_and_little_in_between(clock, capsys):
     progress = progress_of(clock, seeds=tuple(range(50)), at_once=100)
     said = lines_of(progress, capsys)
-    running = kinds(progress, "supervised")
+    running = trials_of(progress, "train")
     for trial in running:
         progress.start(trial.id)
     assert [line.split()[1:] for line in said()] == [["start", trial.label] for trial in running]
@@ -256,12 +258,12 @@ def drawn(progress, columns, lines):
 @pytest.mark.parametrize("lines", [12, 24, 60])
 def test_a_screen_fits_any_terminal(clock, columns, lines):
     progress = progress_of(clock, seeds=tuple(range(60)), at_once=100)
-    for trial in kinds(progress, "supervised"):
+    for trial in trials_of(progress, "train"):
         progress.start(trial.id)
         progress.report(trial.id, spoken(trial.stages[0], 3, **{"id/loss": 1.25, "tokens_per_s": 123456.0}))
-    for trial in kinds(progress, "supervised")[:30]:
+    for trial in trials_of(progress, "train")[:30]:
         progress.end(trial.id, "done")
-    for trial in kinds(progress, "supervised")[30:33]:
+    for trial in trials_of(progress, "train")[30:33]:
         progress.end(trial.id, "failed", "the loss is not finite, and there is a lot to be said about that " * 5)
     screen = drawn(progress, columns, lines)
     assert len(screen) <= lines
@@ -275,7 +277,7 @@ def test_a_screen_fits_any_terminal(clock, columns, lines):
 
 def test_a_screen_shows_what_a_person_asks_for(clock):
     progress = progress_of(clock)
-    trial = kinds(progress, "grpo")[0]
+    trial = trials_of(progress, "rollout")[0]
     progress.start(trial.id)
     assert "starting" in "\n".join(drawn(progress, 80, 24))
     for step in (1, 2):
@@ -325,15 +327,25 @@ class TuneTrial:
         self.error_file = error_file
 
 
+class Failures:
+    """The part of the searcher that hears of failures."""
+
+    def __init__(self):
+        self.failed = {}
+
+    def fail(self, trial, why):
+        self.failed[trial] = why
+
+
 def events_of(progress, views=()):
-    return TuneEvents(progress, views, Trackers())
+    return TuneEvents(cast(PlanSearcher, Failures()), progress, views, Trackers())
 
 
 def test_tunes_events_are_told(clock):
     progress = progress_of(clock)
     seen = []
     watch = events_of(progress, [lambda: seen.append(progress.counts["done"])])
-    first, second = kinds(progress, "supervised")
+    first, second = trials_of(progress, "train")
     for trial, last in ((first, {"step": 8}), (second, {"step": 0, "failed": "it is broken"})):
         watch.on_trial_start(0, [], TuneTrial(trial))
         watch.on_trial_result(0, [], TuneTrial(trial), spoken(trial.stages[0], 1))
@@ -388,7 +400,7 @@ def test_an_error_of_rays_is_told_in_one_sentence(error, words):
 def test_a_trial_whose_process_never_starts_fails_with_its_sentence_and_the_rest_goes_on(clock, tmp_path, kept):
     progress = progress_of(clock)
     watch = events_of(progress)
-    first, second = kinds(progress, "supervised")
+    first, second = trials_of(progress, "train")
     (tmp_path / "error.pkl").write_bytes(pickle.dumps(died(NO_PACKAGE)))
     (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at noon)\n{NO_PACKAGE}\n")
     files = {
@@ -409,6 +421,6 @@ def test_a_trial_whose_process_never_starts_fails_with_its_sentence_and_the_rest
 def test_a_trial_that_was_done_before_it_started_says_nothing_about_the_pace(clock):
     progress = progress_of(clock)
     watch = events_of(progress)
-    watch.on_trial_complete(0, [], TuneTrial(kinds(progress, "supervised")[0], {"step": 8}))
+    watch.on_trial_complete(0, [], TuneTrial(trials_of(progress, "train")[0], {"step": 8}))
     assert progress.counts["done"] == 1
     assert progress.remaining_s == pytest.approx(seconds(progress.plan.trials[1:]))

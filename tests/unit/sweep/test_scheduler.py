@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
 import rayexp.execution
+from rayexp.config import RunConfig
 from rayexp.errors import StageError
-from rayexp.spec import RunConfig, parse_stage
+from rayexp.stages import parse_stage
 from rayexp.store.artifacts import Store
 from rayexp.store.leases import Lease, Leases
 from rayexp.sweep.plan import Plan, Trial
-from rayexp.sweep.progress import Ended
-from rayexp.sweep.scheduler import GRPOGroup, PlanSearcher, run_trial
-from rayexp.tasks.strings import World
+from rayexp.sweep.scheduler import PlanSearcher, RolloutGroup, run_trial
+from rayexp.tasks.strings import StringTask
 from tests.fixtures.factories import tiny_chain
 
 EXECUTION = RunConfig(store="somewhere")
-STAGE = tiny_chain(World("composition")).pretrain
+STAGE = tiny_chain(StringTask(axis="composition")).pretrain
 
 
 def searcher_of(trials, fail_fast=False):
@@ -41,7 +41,7 @@ def suggested(searcher: PlanSearcher, tune_id: str) -> dict[str, Any]:
 
 
 def a_trial(name, *parents):
-    return Trial(name, "grpo", (STAGE,), parents)
+    return Trial(name, "rollout", (STAGE,), parents)
 
 
 @st.composite
@@ -108,18 +108,19 @@ def test_completions_of_unknown_trials_are_ignored():
 
 @pytest.mark.parametrize("why", ["its process died", f"{STAGE.label}, step 1: the reward is not finite"])
 def test_a_failure_names_its_stage_once(why):
-    failure = Ended(a_trial("a"), "failed", 1.0, why).failure
-    assert failure.count(STAGE.label) == 1
-    assert failure.endswith(why)
+    searcher = searcher_of([a_trial("a")])
+    searcher.fail("a", why)
+    assert searcher.failed["a"].count(STAGE.label) == 1
+    assert searcher.failed["a"].endswith(why)
 
 
 def test_a_trial_is_told_its_stages_and_how_to_run_them():
-    chain = tiny_chain(World("composition"))
+    chain = tiny_chain(StringTask(axis="composition"))
     plan = Plan.of("any", chain, ())
     searcher = searcher_of(plan.trials)
     config = suggested(searcher, "1")
     assert [parse_stage(text) for text in config["stages"]] == [chain.pretrain, chain.sft]
-    assert config["kind"] == "supervised"
+    assert config["pool"] == "train"
     told = RunConfig.model_validate_json(config["execution"])
     assert told.model_copy(update={"lease": ""}) == EXECUTION
     assert Lease.parse(told.lease).work == plan.trials[0].id
@@ -166,14 +167,14 @@ def test_a_trial_that_another_driver_took_over_waits_for_it():
 
 def test_a_placement_group_has_a_name_that_is_not_compared():
     """A trial whose group were another one would not be given the warm processes of the one before."""
-    one, other = (GRPOGroup([{}, {"CPU": 0.5}, {"CPU": 0.5}]) for _ in range(2))
+    one, other = (RolloutGroup([{}, {"CPU": 0.5}, {"CPU": 0.5}]) for _ in range(2))
     assert one == other == pickle.loads(pickle.dumps(one))
     assert hash(one) == hash(other)
-    assert one != GRPOGroup([{}, {"CPU": 0.5}])
+    assert one != RolloutGroup([{}, {"CPU": 0.5}])
 
 
 def test_what_cannot_be_imported_on_a_worker_is_recorded_like_every_failure(tmp_path, monkeypatch):
-    searcher = searcher_of([Trial(STAGE.id, "supervised", (STAGE,), ())])
+    searcher = searcher_of([Trial(STAGE.id, "train", (STAGE,), ())])
     store = Store(str(tmp_path))
     run_config = EXECUTION.model_copy(update={"store": store.url}).model_dump_json()
     monkeypatch.setitem(sys.modules, "rayexp.execution.supervised", None)

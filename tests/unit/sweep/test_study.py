@@ -9,12 +9,12 @@ import pytest
 
 from rayexp.cli import report as report_command
 from rayexp.cli import run as sweep
+from rayexp.cli.study_args import StudyArgs
 from rayexp.errors import RefusedError
-from rayexp.spec import Stage
+from rayexp.stages import Stage
 from rayexp.store.artifacts import Store
 from rayexp.store.filesystem import Files
 from rayexp.store.index import StoreIndex
-from rayexp.studies.choice import StudyArgs
 from rayexp.sweep import study as module
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.study import Study
@@ -65,7 +65,7 @@ def study(store):
     [
         ({}, "demo-toy"),
         ({"graph": "printed"}, "demo-toy-printed"),
-        ({"samples": "trace", "traversal": "positional"}, "demo-toy-positional-trace"),
+        ({"completion_format": "trace", "traversal": "positional"}, "demo-toy-positional-trace"),
     ],
 )
 def test_what_of_the_world_is_not_usual_is_part_of_the_name(world, name):
@@ -102,7 +102,7 @@ def test_what_was_asked_for_and_never_finished_is_counted_and_not_shown(study, s
 
 def test_stages_of_an_earlier_contract_have_no_part_in_it(study, monkeypatch):
     study.add(ZERO)
-    monkeypatch.setattr(type(ZERO.stages[0]), "contract", 99)
+    monkeypatch.setattr(type(ZERO.stages[0]), "version", 99)
     new = Plan.of("demo", stages(seeds=(1,)), ())
     whole = study.whole(new, study.labels())
     assert (whole.stages, whole.unread) == ((), set())
@@ -140,12 +140,12 @@ def test_many_drivers_that_ask_at_once_all_become_part_of_it(tmp_path):
 
 
 def test_a_driver_that_writes_a_study_is_no_running_stage(study, store):
-    def look(plan: Plan, folder: Path) -> None:
+    def style(plan: Plan, folder: Path) -> None:
         assert store.files.names("leases")
         assert StoreIndex(store).running() == set()
         ids_of(plan, folder)
 
-    study.write(ZERO, look)
+    study.write(ZERO, style)
 
 
 # Names that are taken
@@ -156,7 +156,7 @@ def test_a_driver_that_writes_a_study_is_no_running_stage(study, store):
     [
         (StudyArgs("depth", "toy"), "by the study demo at scale toy"),
         (StudyArgs("demo", "tiny"), "by the study demo at scale toy"),
-        (StudyArgs("demo", "toy", graph="printed"), "pretrain.world.graph hidden, and this asks for printed"),
+        (StudyArgs("demo", "toy", graph="printed"), "pretrain.task.graph hidden, and this asks for printed"),
     ],
 )
 def test_a_name_that_is_taken_by_something_else_is_refused(store, study, asked, why):

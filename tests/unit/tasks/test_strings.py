@@ -1,4 +1,4 @@
-"""The world: generator and verifier agree, T and S obey their laws, samples are pure functions of their number."""
+"""Strings: generator and verifier agree, T and S obey their laws, samples are pure functions of their number."""
 
 import itertools
 import math
@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from rayexp import rng
-from rayexp.tasks.strings import AXES, Cell, Corpus, Verdict, Verifier, World, operations, vocabulary
+from rayexp.tasks import Verdict
+from rayexp.tasks.strings import AXES, Cell, StringTask, generator, operations, verifier
+from rayexp.tasks.strings.symbols import ALPHABET, COLON, EQUALS, LETTER0, SEMICOLON, VOCABULARY
 
 VARIANTS = list(itertools.product(AXES, ("hidden", "printed"), ("uniform", "positional"), ("answer", "trace")))
-WORLDS = [World(*variant, seed=3) for variant in VARIANTS]
-every_world = pytest.mark.parametrize("world", WORLDS, ids=map("-".join, VARIANTS))
+FIELDS = ("axis", "graph", "traversal", "completion_format")
+TASKS = [StringTask.model_validate({**dict(zip(FIELDS, variant, strict=True)), "seed": 3}) for variant in VARIANTS]
+every_task = pytest.mark.parametrize("task", TASKS, ids=map("-".join, VARIANTS))
 every_axis = pytest.mark.parametrize("axis", AXES)
 TRAINING_SPLITS = ("pretrain", "sft", "grpo")
 HIDDEN = operations.hidden_cycle(3)
@@ -23,17 +26,29 @@ HIDDEN = operations.hidden_cycle(3)
 
 def letters_of(row):
     """Letters of the input string of a sample, 0..51."""
-    body = row[: list(row).index(vocabulary.COLON)].tolist()
-    start = body.index(vocabulary.SEMICOLON) + 1 if vocabulary.SEMICOLON in body else 1
-    return [token - vocabulary.LETTER0 for token in body[start:]]
+    body = row[: list(row).index(COLON)].tolist()
+    start = body.index(SEMICOLON) + 1 if SEMICOLON in body else 1
+    return [token - LETTER0 for token in body[start:]]
 
 
 def cell_of(row):
     """The cell of a sample, read from its text."""
-    text = vocabulary.decode(row).split()
+    text = VOCABULARY.decode(row).split()
     letters = letters_of(row)
-    foreign = sum(letter >= vocabulary.ALPHABET for letter in letters)
-    return Cell("".join(text[text.index(":") + 1 : text.index("=")]), len(letters), foreign)
+    foreign = sum(letter >= ALPHABET for letter in letters)
+    return Cell("".join(text[text.index(":") + 1 : text.index("=")]), len(letters), foreign).name
+
+
+def samples_of(task, split, seed, cell, start, count):
+    """Samples of any cell, of the axis of the task or not: tokens_NT."""
+    cycle = task.cycle if task.graph == "hidden" else None
+    index_N = np.arange(start, start + count)
+    return generator.write(cell, split, seed, index_N, cycle, task.traversal == "positional", not task.unique)
+
+
+def judge(task, prompt, completion):
+    verdict = task.judge(task.solve(prompt), completion)
+    return verdict.answer, verdict.trace
 
 
 def by_index(token_batches):
@@ -58,32 +73,34 @@ def in_order(token_batches):
 # Generator and verifier
 
 
-@every_world
-def test_generator_and_verifier_agree_on_every_cell(world):
-    verifier, corpus = Verifier(world), Corpus(world, seed=5)
-    for _, cell in world.cells.roles():
-        token_batch = corpus.cell("test", cell, 100, 12)
-        for row in token_batch.tokens_NT:
-            prompt, gold = row[: token_batch.prompt_tokens], row[token_batch.prompt_tokens :]
-            assert verifier.judge(prompt, gold) == Verdict(answer=True, trace=True)
+@every_task
+def test_generator_and_verifier_agree_on_every_cell(task):
+    for _, cell in task.roles():
+        batch = task.of_cell("test", 5, cell, 100, 12)
+        for row in batch.tokens_NT:
+            prompt, gold = row[: batch.prompt_tokens].tolist(), row[batch.prompt_tokens :].tolist()
+            solution = task.solve(prompt)
+            assert solution.completion == tuple(gold)
+            steps = 1 if task.unique else len(solution.steps)
+            assert task.judge(solution, gold) == Verdict(answer=True, trace=True, steps_right=steps, steps=steps)
             assert cell_of(row) == cell
 
 
-@every_world
-def test_lengths_are_what_the_world_says_and_rows_have_no_padding(world):
+@every_task
+def test_lengths_are_what_the_task_says_and_rows_have_no_padding(task):
     longest = 0
-    for _, cell in world.cells.roles():
-        token_batch = Corpus(world, seed=5).cell("sft", cell, 0, 4)
-        tokens_NT, cut = token_batch.tokens_NT, token_batch.prompt_tokens
-        assert cut == world.prompt_tokens(cell)
-        assert tokens_NT.shape == (4, cut + world.completion_tokens(cell))
-        assert world.completion_budget(cell) >= world.completion_tokens(cell)
-        longest = max(longest, cut + world.completion_budget(cell))
-        assert not (tokens_NT == vocabulary.PAD).any()
-        for token, column in ((vocabulary.BOS, 0), (vocabulary.EQUALS, cut - 1), (vocabulary.EOS, -1)):
+    for _, cell in task.roles():
+        batch = task.of_cell("sft", 5, cell, 0, 4)
+        tokens_NT, cut = batch.tokens_NT, batch.prompt_tokens
+        assert cut == task.prompt_tokens(cell)
+        assert tokens_NT.shape == (4, cut + task.completion_tokens(cell))
+        assert task.max_completion_tokens(cell) >= task.completion_tokens(cell)
+        longest = max(longest, cut + task.max_completion_tokens(cell))
+        assert not (tokens_NT == VOCABULARY.pad).any()
+        for token, column in ((VOCABULARY.bos, 0), (EQUALS, cut - 1), (VOCABULARY.eos, -1)):
             assert (tokens_NT[:, column] == token).all()
             assert ((tokens_NT == token).sum(axis=1) == 1).all()
-    assert world.max_tokens == longest
+    assert task.max_tokens == longest
 
 
 @pytest.mark.parametrize(
@@ -98,17 +115,18 @@ def test_lengths_are_what_the_world_says_and_rows_have_no_padding(world):
 )
 def test_solutions_worked_by_hand(traversal, operation, steps):
     """On the printed map a0 -> a1 -> a2 -> a0, a3 -> a3."""
-    prompt = vocabulary.encode(f"<bos> a2 a0 a0 a1 a3 a3 a1 a2 ; a0 a1 a2 a3 : {operation} =")
-    solved = Verifier(World("depth", "printed", traversal)).solve(prompt)
-    assert solved == [vocabulary.encode(step) for step in steps]
+    prompt = VOCABULARY.encode(f"<bos> a2 a0 a0 a1 a3 a3 a1 a2 ; a0 a1 a2 a3 : {operation} =")
+    solved = verifier.solve(prompt, (), positional=traversal == "positional")
+    assert solved == [VOCABULARY.encode(step) for step in steps]
 
 
 def test_printed_prompts_show_every_edge_once():
     alphabets = {"tokens": (0, 1, 2, 3, 4), "depth": (0,)}
     for axis, foreign_counts in alphabets.items():
         for foreign in foreign_counts:
-            prompt = Corpus(World(axis, "printed"), 0).cell("test", Cell("T", foreign=foreign), 7, 1).prompts[0]
-            edges = [int(t) - vocabulary.LETTER0 for t in prompt[1 : list(prompt).index(vocabulary.SEMICOLON)]]
+            task = StringTask(axis=axis, graph="printed")
+            prompt = samples_of(task, "test", 0, Cell("T", foreign=foreign), 7, 1)[0]
+            edges = [int(t) - LETTER0 for t in prompt[1 : list(prompt).index(SEMICOLON)]]
             used = [*range(26)] * (foreign < 4) + [*range(26, 52)] * (foreign > 0)
             assert sorted(edges[::2]) == sorted(edges[1::2]) == used
             successor = dict(zip(edges[::2], edges[1::2], strict=True))
@@ -117,42 +135,42 @@ def test_printed_prompts_show_every_edge_once():
 
 
 def test_solving_a_printed_prompt_uses_its_edges():
-    world = World("depth", "printed")
-    prompt = Corpus(world, 0).cell("test", Cell("T"), 0, 1).prompts[0].copy()
+    task = StringTask(axis="depth", graph="printed")
+    prompt = task.of_cell("test", 0, "T", 0, 1).prompts[0].copy()
     source = prompt[-7]  # the first of four letters, before ": T ="
     (place,) = (i for i in range(1, 53, 2) if prompt[i] == source)
-    prompt[place + 1] = vocabulary.LETTER0 + (prompt[place + 1] - vocabulary.LETTER0 + 5) % 26
-    assert Verifier(world).solve(prompt)[0][0] == prompt[place + 1]
+    prompt[place + 1] = LETTER0 + (prompt[place + 1] - LETTER0 + 5) % 26
+    assert task.solve(prompt).steps[0][0] == prompt[place + 1]
 
 
 # What the verifier refuses
 
 
-def _judged(samples, mutate):
-    world = World("depth", samples=samples)
-    token_batch = Corpus(world, 0).cell("test", Cell("TT"), 0, 1)
-    row = token_batch.tokens_NT[0].tolist()
-    return Verifier(world).judge(row[: token_batch.prompt_tokens], mutate(row[token_batch.prompt_tokens :]))
+def _judged(completion_format, mutate):
+    task = StringTask(axis="depth", completion_format=completion_format)
+    batch = task.of_cell("test", 0, "TT", 0, 1)
+    row = batch.tokens_NT[0].tolist()
+    return judge(task, row[: batch.prompt_tokens], mutate(row[batch.prompt_tokens :]))
 
 
 def _other_letter(token):
-    return vocabulary.LETTER0 + (token - vocabulary.LETTER0 + 1) % 26
+    return LETTER0 + (token - LETTER0 + 1) % 26
 
 
-@pytest.mark.parametrize("samples", ["answer", "trace"])
+@pytest.mark.parametrize("completion_format", ["answer", "trace"])
 @pytest.mark.parametrize(
     "mutate",
     [
         lambda gold: [],
         lambda gold: gold[:-1],
-        lambda gold: [vocabulary.EOS],
-        lambda gold: [*gold[:-1], vocabulary.PAD],
-        lambda gold: [*gold, vocabulary.PAD],
-        lambda gold: [*gold, vocabulary.EOS],
-        lambda gold: [*gold[:-2], _other_letter(gold[-2]), vocabulary.EOS],
-        lambda gold: [*gold[:-1], gold[-2], vocabulary.EOS],
-        lambda gold: [*gold[:-2], vocabulary.EOS],
-        lambda gold: [*gold[:-1], vocabulary.SEMICOLON, vocabulary.EOS],
+        lambda gold: [VOCABULARY.eos],
+        lambda gold: [*gold[:-1], VOCABULARY.pad],
+        lambda gold: [*gold, VOCABULARY.pad],
+        lambda gold: [*gold, VOCABULARY.eos],
+        lambda gold: [*gold[:-2], _other_letter(gold[-2]), VOCABULARY.eos],
+        lambda gold: [*gold[:-1], gold[-2], VOCABULARY.eos],
+        lambda gold: [*gold[:-2], VOCABULARY.eos],
+        lambda gold: [*gold[:-1], SEMICOLON, VOCABULARY.eos],
     ],
     ids=[
         "empty",
@@ -167,9 +185,9 @@ def _other_letter(token):
         "open-end",
     ],
 )
-def test_wrong_completions_are_refused(samples, mutate):
-    assert _judged(samples, lambda gold: gold) == Verdict(answer=True, trace=True)
-    assert _judged(samples, mutate) == Verdict(answer=False, trace=False)
+def test_wrong_completions_are_refused(completion_format, mutate):
+    assert _judged(completion_format, lambda gold: gold) == (True, True)
+    assert _judged(completion_format, mutate) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +196,8 @@ def test_wrong_completions_are_refused(samples, mutate):
     ids=["wrong-step", "missing-step", "extra-step"],
 )
 def test_a_right_answer_after_a_wrong_trace_counts_as_an_answer_only(mutate):
-    assert _judged("trace", mutate) == Verdict(answer=True, trace=False)
-    assert _judged("answer", lambda gold: [*gold[:-1], vocabulary.SEMICOLON, *gold]) == Verdict(False, False)
+    assert _judged("trace", mutate) == (True, False)
+    assert _judged("answer", lambda gold: [*gold[:-1], SEMICOLON, *gold]) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +231,7 @@ def test_a_right_answer_after_a_wrong_trace_counts_as_an_answer_only(mutate):
 )
 def test_malformed_prompts_raise(prompt):
     with pytest.raises(ValueError):  # noqa: PT011 - only the type is promised
-        Verifier(World("depth")).solve(vocabulary.encode(prompt))
+        StringTask(axis="depth").solve(VOCABULARY.encode(prompt))
 
 
 # Laws of T and S
@@ -269,34 +287,34 @@ def test_the_hidden_graph_is_one_cycle(seed):
 
 
 @given(
-    world=st.sampled_from(WORLDS),
+    task=st.sampled_from(TASKS),
     seed=st.integers(0, 2**31 - 1),
     split=st.sampled_from((*TRAINING_SPLITS, "test")),
     ratio=st.floats(0, 0.5),
     start=st.integers(0, 2**26),
     bounds=st.tuples(st.integers(0, 24), st.integers(0, 24)).map(sorted),
 )
-def test_any_slice_equals_the_rows_of_a_bigger_batch(world, seed, split, ratio, start, bounds):
+def test_any_slice_equals_the_rows_of_a_bigger_batch(task, seed, split, ratio, start, bounds):
     low, high = bounds
-    whole = by_index(Corpus(world, seed).mixture(split, ratio, start, 25))
-    part = by_index(Corpus(world, seed).mixture(split, ratio, start + low, high + 1 - low))
+    whole = by_index(task.mixture(split, seed, ratio, start, 25))
+    part = by_index(task.mixture(split, seed, ratio, start + low, high + 1 - low))
     assert sorted(whole) == list(range(start, start + 25))
     assert part == {index: whole[index] for index in range(start + low, start + high + 1)}
 
 
 @given(
-    world=st.sampled_from(WORLDS),
+    task=st.sampled_from(TASKS),
     role=st.sampled_from(("id", "ood", "probe")),
     numbers=st.lists(st.integers(0, 30), unique=True, min_size=1),
 )
-def test_tasks_asked_for_in_any_order_are_the_same(world, role, numbers):
-    whole = by_index(Corpus(world, 1).tasks("grpo", role, np.arange(31)))
-    part = by_index(Corpus(world, 1).tasks("grpo", role, np.array(numbers)))
+def test_tasks_asked_for_in_any_order_are_the_same(task, role, numbers):
+    whole = by_index(task.of_role("grpo", 1, role, np.arange(31)))
+    part = by_index(task.of_role("grpo", 1, role, np.array(numbers)))
     assert part == {number: whole[number] for number in numbers}
 
 
 def test_shards_are_a_partition_of_the_rows():
-    (token_batch,) = Corpus(World("composition"), 0).tasks("sft", "ood", np.arange(11))
+    (token_batch,) = StringTask(axis="composition").of_role("sft", 0, "ood", np.arange(11))
     shards = [token_batch.shard(rank, 4) for rank in range(4)]
     assert by_index(shards) == by_index([token_batch])
     assert sum(len(shard.tokens_NT) for shard in shards) == 11
@@ -304,15 +322,16 @@ def test_shards_are_a_partition_of_the_rows():
 
 def test_seeds_and_splits_are_independent_streams():
     corpora = [(0, "pretrain"), (1, "pretrain"), (0, "sft"), (0, "grpo")]
-    rows = [Corpus(World("depth"), seed).cell(split, Cell("T"), 0, 50).tokens_NT for seed, split in corpora]
+    task = StringTask(axis="depth")
+    rows = [task.of_cell(split, seed, "T", 0, 50).tokens_NT for seed, split in corpora]
     for one, other in itertools.combinations(rows, 2):
         assert (one != other).any(axis=1).mean() > 0.9
 
 
 @pytest.mark.parametrize("split", ["train", ""])
 def test_unknown_splits_are_refused(split):
-    with pytest.raises(ValueError, match="allowed: pretrain, sft, grpo, test"):
-        Corpus(World("depth"), 0).mixture(split, 0.1, 0, 1)
+    with pytest.raises(ValueError, match="use one of pretrain, sft, grpo, test"):
+        StringTask(axis="depth").mixture(split, 0, 0.1, 0, 1)
 
 
 # Mixtures
@@ -321,28 +340,29 @@ def test_unknown_splits_are_refused(split):
 @every_axis
 @pytest.mark.parametrize("ratio", [0.003, 0.01, 0.05, 1 / 3, 0.5])
 def test_ood_share_and_cell_balance_are_exact_in_every_prefix(axis, ratio):
-    world = World(axis)
-    seen: Counter[Cell] = Counter()
-    for size, (cell, ood) in enumerate(in_order(Corpus(world, 0).mixture("pretrain", ratio, 0, 1000)), start=1):
-        assert ood == (cell in world.cells.ood) != (cell in world.cells.id)
+    task = StringTask(axis=axis)
+    id_cells, ood_cells = task.cells("id"), task.cells("ood")
+    seen: Counter[str] = Counter()
+    for size, (cell, ood) in enumerate(in_order(task.mixture("pretrain", 0, ratio, 0, 1000)), start=1):
+        assert ood == (cell in ood_cells) != (cell in id_cells)
         seen[cell] += 1
-        assert sum(seen[cell] for cell in world.cells.ood) == int(size * ratio)
-        for cells in (world.cells.id, world.cells.ood):
+        assert sum(seen[cell] for cell in ood_cells) == int(size * ratio)
+        for cells in (id_cells, ood_cells):
             counts = [seen[cell] for cell in cells]
             assert max(counts) - min(counts) <= 1
 
 
 @every_axis
 def test_nothing_is_ood_at_ratio_zero(axis):
-    world = World(axis)
-    for cell, ood in in_order(Corpus(world, 0).mixture("pretrain", 0.0, 0, 500)):
+    task = StringTask(axis=axis)
+    for cell, ood in in_order(task.mixture("pretrain", 0, 0.0, 0, 500)):
         assert not ood
-        assert cell in world.cells.id
+        assert cell in task.cells("id")
 
 
 def test_mixtures_of_different_ratios_hold_the_same_strings():
     def string_of(ratio):
-        token_batches = Corpus(World("composition"), 0).mixture("pretrain", ratio, 0, 300)
+        token_batches = StringTask(axis="composition").mixture("pretrain", 0, ratio, 0, 300)
         return {int(i): letters_of(row) for r in token_batches for i, row in zip(r.index_N, r.tokens_NT, strict=True)}
 
     assert string_of(0.0) == string_of(0.5)
@@ -350,8 +370,8 @@ def test_mixtures_of_different_ratios_hold_the_same_strings():
 
 @pytest.mark.parametrize("foreign", [0, 1, 2, 3, 4])
 def test_foreign_letters_are_counted_exactly_and_fall_anywhere(foreign):
-    rows = Corpus(World("tokens"), 0).cell("test", Cell("T", foreign=foreign), 0, 400).tokens_NT
-    foreign_NL = np.array([letters_of(row) for row in rows]) >= vocabulary.ALPHABET
+    rows = samples_of(StringTask(axis="tokens"), "test", 0, Cell("T", foreign=foreign), 0, 400)
+    foreign_NL = np.array([letters_of(row) for row in rows]) >= ALPHABET
     assert (foreign_NL.sum(axis=1) == foreign).all()
     if 0 < foreign < 4:
         assert chisquare(foreign_NL.sum(axis=0)).pvalue > 1e-3
@@ -371,13 +391,13 @@ def test_printed_maps_of_neighbouring_samples_are_unrelated():
 @every_axis
 def test_no_training_sample_holds_a_test_string(axis):
     """Whatever the task, alphabet and seed: letters are compared modulo the alphabet."""
-    world = World(axis)
-    for length in {cell.length for _, cell in world.cells.roles()}:
-        cells = [cell for _, cell in world.cells.roles() if cell.length == length]
+    task, every_cell = StringTask(axis=axis), [cell for _, cell in AXES[axis].roles()]
+    for length in {cell.length for cell in every_cell}:
+        cells = [cell for cell in every_cell if cell.length == length]
 
         def strings(split, seed, count, cells=cells, length=length):
-            parts = [Corpus(world, seed).cell(split, cell, 0, count) for cell in cells]
-            columns = [(part.tokens_NT[:, 1 : 1 + length] - vocabulary.LETTER0) % 26 for part in parts]
+            parts = [task.of_cell(split, seed, cell.name, 0, count).tokens_NT for cell in cells]
+            columns = [(tokens_NT[:, 1 : 1 + length] - LETTER0) % 26 for tokens_NT in parts]
             return set(map(bytes, np.concatenate(columns)))
 
         test = strings("test", 0, 3000)
@@ -389,8 +409,8 @@ def test_a_tenth_of_the_strings_is_held_out_and_the_rest_is_all_used():
     """On all 17,576 strings of three letters; the training strings are also drawn uniformly."""
 
     def codes(split, count):
-        letters_NL = Corpus(World("depth"), 0).cell(split, Cell("T", length=3), 0, count).tokens_NT[:, 1:4]
-        return (letters_NL - vocabulary.LETTER0).astype(int) @ [1, 26, 676]
+        letters_NL = samples_of(StringTask(axis="depth"), split, 0, Cell("T", length=3), 0, count)[:, 1:4]
+        return (letters_NL - LETTER0).astype(int) @ [1, 26, 676]
 
     test, train = np.unique(codes("test", 40_000)), np.unique(codes("pretrain", 400_000), return_counts=True)
     assert len(test) / 26**3 == pytest.approx(0.1, abs=0.01)
@@ -398,43 +418,9 @@ def test_a_tenth_of_the_strings_is_held_out_and_the_rest_is_all_used():
     assert chisquare(train[1]).pvalue > 1e-3
 
 
-# Random numbers by counting
-
-
-@given(count=st.integers(1, 12), start=st.integers(0, 50), width=st.integers(0, 50), inside=st.integers(0, 50))
-def test_epochs_visit_everything_once_and_slices_agree(count, start, width, inside):
-    endless = rng.epochs(7, count, 0, 150)
-    for epoch in range(150 // count):
-        assert sorted(endless[epoch * count : (epoch + 1) * count]) == list(range(count))
-    assert (rng.epochs(7, count, start, start + width) == endless[start : start + width]).all()
-
-
-def test_epochs_are_shuffled_afresh():
-    first, second = rng.epochs(7, 50, 0, 100).reshape(2, 50)
-    assert (first != second).any()
-    assert (first != np.arange(50)).any()
-
-
-@pytest.mark.parametrize("stream", [0, rng.stream_key("a"), rng.stream_key(0, "pretrain")])
-@pytest.mark.parametrize("slot", [0, 1])
-def test_draws_are_uniform_and_serially_uncorrelated(stream, slot):
-    u = rng.uniform(stream, np.arange(20_000), slot)
-    assert u.min() >= 0
-    assert u.max() < 1
-    assert chisquare(np.histogram(u, bins=64, range=(0, 1))[0]).pvalue > 1e-3
-    low_bits = np.bincount((rng.random_bits(stream, np.arange(20_000), slot) % np.uint64(64)).astype(int), minlength=64)
-    assert chisquare(low_bits).pvalue > 1e-3
-    assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.03
-
-
-def test_keys_of_different_parts_differ():
-    parts = [("a", "b"), ("ab",), ("a", "b", ""), ("b", "a"), (1,), ("1",), (1, 0), (10,)]
-    assert len({rng.stream_key(*part) for part in parts}) == len(parts)
-
-
 def test_vocabulary_round_trip():
-    assert vocabulary.encode(" ".join(vocabulary.SYMBOLS)) == list(range(len(vocabulary.SYMBOLS)))
-    assert vocabulary.decode(range(len(vocabulary.SYMBOLS))) == " ".join(vocabulary.SYMBOLS)
-    assert len(set(vocabulary.SYMBOLS)) == len(vocabulary.SYMBOLS) <= vocabulary.SIZE
+    assert VOCABULARY.encode(" ".join(VOCABULARY.symbols)) == list(range(len(VOCABULARY.symbols)))
+    assert VOCABULARY.decode(range(len(VOCABULARY.symbols))) == " ".join(VOCABULARY.symbols)
+    assert len(set(VOCABULARY.symbols)) == len(VOCABULARY.symbols) <= VOCABULARY.size
     with pytest.raises(KeyError):
-        vocabulary.encode("a26")
+        VOCABULARY.encode("a26")

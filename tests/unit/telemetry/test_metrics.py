@@ -9,12 +9,14 @@ import pytest
 import torch
 import yaml
 
-from rayexp.execution.grpo import rollout_statistics, tokens_sampled
-from rayexp.rl.learner import PolicyLearner
+from rayexp.execution.rollout_loop import rollout_statistics
+from rayexp.rl.learner import GRPOLearner
+from rayexp.rl.prompts import PromptBatch
 from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.stages import GRPO
 from rayexp.telemetry import grafana
-from rayexp.telemetry.metric_log import MetricLog, report
+from rayexp.telemetry.metric_log import MetricLog, progress_event
 from rayexp.telemetry.metrics import METRICS, UndefinedMetricError, named
 
 FOLDER = Path(__file__).parents[3] / "deploy/grafana"
@@ -26,7 +28,7 @@ def test_a_definition_says_everything(metric):
     assert re.fullmatch(r"rayexp_[a-z_]+", metric.exported)
     assert metric.meaning[0].isupper()
     assert not metric.meaning.endswith(".")
-    assert metric.stage in grafana.TITLES
+    assert metric.name.partition("/")[0] in grafana.TITLES
 
 
 def test_exported_names_differ():
@@ -41,7 +43,7 @@ def test_a_number_without_a_definition_is_refused():
 
 
 def test_a_report_says_which_stage_it_is_about_and_how_far_it_is(chain):
-    said = report(chain.sft, 1, sft={"id/loss": 2.0})
+    said = progress_event(chain.sft, 1, sft={"id/loss": 2.0})
     assert said == {
         "stage": chain.sft.label,
         "stage_id": chain.sft.id,
@@ -55,13 +57,13 @@ def test_a_report_says_which_stage_it_is_about_and_how_far_it_is(chain):
 def test_every_number_of_a_grpo_step_is_defined(chain, model):
     """And, but for the learning of it, the other way round: nothing is defined that no step has."""
     prompts = [[1, 5, 6, 7], [1, 8, 9, 7]]
-    completions = TorchSampler(model).generate(prompts, seeds=[0, 1024], group_size=4, max_tokens=[3, 3])
+    batch = PromptBatch([0, 1], prompts, seeds=[0, 1024], max_tokens=[3, 3])
+    completions = TorchSampler(model).generate(*batch.request(4))
     rewards_PG = np.array([[1, 0, 0, 1], [0, 0, 0, 0]], dtype=np.float32)
-    learner = PolicyLearner(chain.grpo, model)
-    learning = learner.update(rollout_batches([0, 1], prompts, completions, rewards_PG), max_logprob_mismatch=1.0)
+    learner = GRPOLearner(chain.grpo, model)
+    learning = learner.update(rollout_batches(batch, completions, rewards_PG), max_logprob_mismatch=1.0)
     rollouts = rollout_statistics(rewards_PG, completions) | {"tokens_per_s": 1.0}
-    assert set(named(grpo=learning, rollout=rollouts)) == {m.name for m in METRICS.values() if m.stage == "grpo"}
-    assert tokens_sampled(prompts, completions, 4) == 4 * 8 + completions.length_N.sum()
+    assert set(named(grpo=learning, rollout=rollouts)) == {metric.name for metric in GRPO.metrics}
     assert torch.isfinite(torch.tensor(list(learning.values()))).all()
 
 
@@ -75,18 +77,14 @@ def test_the_dashboard_in_the_repository_is_made_from_the_metrics():
 
 def test_the_dashboard_draws_every_metric_in_its_unit():
     panels = [panel for panel in grafana.dashboard()["panels"] if panel["type"] == "timeseries"]
-    assert [panel["title"] for panel in panels] == sorted(METRICS, key=lambda name: _row(METRICS[name].stage))
+    assert [panel["title"] for panel in panels] == list(METRICS)
     for panel in panels:
         metric = METRICS[panel["title"]]
         (target,) = panel["targets"]
         assert re.search(rf"\bray_{metric.exported}\b", target["expr"])
         assert panel["fieldConfig"]["defaults"]["unit"]
-        if metric.stage != "sweep":
+        if not metric.name.startswith("sweep/"):
             assert 'stage=~"$stage"' in target["expr"]
-
-
-def _row(kind):
-    return list(grafana.TITLES).index(kind)
 
 
 def test_panels_lie_side_by_side():

@@ -11,17 +11,19 @@ import pytest
 import torch
 
 from rayexp.errors import NotFiniteError
-from rayexp.models import decoder as decoders
-from rayexp.spec import AdamW
+from rayexp.models import factory
+from rayexp.models import io as models_io
+from rayexp.stages import AdamW
 from rayexp.studies.presets import DECODERS
-from rayexp.tasks.strings import Corpus, World, vocabulary
+from rayexp.tasks.strings import StringTask
+from rayexp.tasks.strings.symbols import VOCABULARY
 from rayexp.training.loss import next_token_loss
 from rayexp.training.trainer import Trainer, learning_rate
 from tests.fixtures.factories import MICRO, OPTIMISER
 from tests.fixtures.weights import same, weights
 
 STEPS = 20
-CORPUS = Corpus(World("composition"), seed=0)
+TASK = StringTask(axis="composition")
 
 #: Semantics lock: a change that should not alter results leaves these alone.
 # fmt: off
@@ -36,7 +38,7 @@ GOLDEN_LOSSES = [
 
 def losses_of_step(trainer, step, record):
     """What pretraining does in one step of 32 samples: the mean over tokens, one rectangle at a time."""
-    token_batches = CORPUS.mixture("pretrain", 0.1, step * 32, 32)
+    token_batches = TASK.mixture("pretrain", 0, 0.1, step * 32, 32)
     counted = sum(r.tokens_NT[:, 1:].size for r in token_batches)
 
     def loss(token_batch):
@@ -60,14 +62,14 @@ def train(trainer, stop):
 
 
 def micro_trainer(seed=0, optimiser=OPTIMISER):
-    return Trainer(decoders.build(MICRO, seed), optimiser, STEPS)
+    return Trainer(factory.build(MICRO, VOCABULARY, seed), optimiser, STEPS)
 
 
 # Supervised
 
 
 def test_golden_losses_of_the_tiny_decoder():
-    trainer = Trainer(decoders.build(DECODERS["tiny"], seed=0), OPTIMISER, STEPS)
+    trainer = Trainer(factory.build(DECODERS["tiny"], VOCABULARY, seed=0), OPTIMISER, STEPS)
     assert train(trainer, STEPS) == pytest.approx(GOLDEN_LOSSES, abs=1e-5)
 
 
@@ -127,7 +129,7 @@ def test_a_step_adds_its_losses_up_and_returns_the_norm_before_clipping():
     torch.testing.assert_close(other.step([lambda: total(part() for part in losses_of_step(other, 0, []))]), norm)
     for a, b in zip(weights(one.module).values(), weights(other.module).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
-    clipped = Trainer(decoders.build(MICRO, 0), OPTIMISER.model_copy(update={"clip_norm": 1e-3}), STEPS)
+    clipped = Trainer(factory.build(MICRO, VOCABULARY, 0), OPTIMISER.model_copy(update={"clip_norm": 1e-3}), STEPS)
     torch.testing.assert_close(clipped.step(losses_of_step(clipped, 0, [])), norm)
     assert norm > 1e-3
 
@@ -169,9 +171,9 @@ def test_the_trainer_follows_the_schedule():
 @pytest.mark.parametrize("name", ["tiny", "micro"])
 def test_a_saved_decoder_comes_back_bitwise(tmp_path, name):
     shape = DECODERS["tiny"] if name == "tiny" else MICRO
-    model = decoders.build(shape, seed=3)
-    decoders.save(model, tmp_path)
-    loaded = decoders.load(tmp_path)
+    model = factory.build(shape, VOCABULARY, seed=3)
+    models_io.save(model, tmp_path)
+    loaded = models_io.load(tmp_path)
     assert same(weights(loaded), weights(model))
     assert loaded.training
     assert {tensor.dtype for tensor in loaded.parameters()} == {torch.float32}
@@ -180,7 +182,7 @@ def test_a_saved_decoder_comes_back_bitwise(tmp_path, name):
 
 def test_equal_seeds_build_equal_decoders_and_leave_the_generator_alone():
     before = torch.get_rng_state()
-    one, twin, other = (weights(decoders.build(MICRO, seed)) for seed in (0, 0, 1))
+    one, twin, other = (weights(factory.build(MICRO, VOCABULARY, seed)) for seed in (0, 0, 1))
     assert same(one, twin)
     assert not same(one, other)
     assert torch.equal(torch.get_rng_state(), before)
@@ -188,5 +190,5 @@ def test_equal_seeds_build_equal_decoders_and_leave_the_generator_alone():
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_the_number_of_parameters_is_the_predicted_one(name):
-    model = decoders.build(DECODERS[name], seed=0)
-    assert sum(p.numel() for p in model.parameters()) == DECODERS[name].parameters(vocabulary.SIZE)
+    model = factory.build(DECODERS[name], VOCABULARY, seed=0)
+    assert sum(p.numel() for p in model.parameters()) == DECODERS[name].parameters(VOCABULARY.size)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from rayexp.errors import not_among
-from rayexp.spec import Stage
+from rayexp.stages import Stage
 from rayexp.studies import STUDIES
 from rayexp.studies.grid import Grid
 from rayexp.studies.presets import SCALES
@@ -31,14 +31,14 @@ class StudyArgs:
     """hidden: one cycle, to be learnt. printed: a fresh map in every prompt."""
     traversal: str = "uniform"
     """uniform, or positional: traversal and shift do not commute."""
-    samples: str = "answer"
+    completion_format: str = "answer"
     """answer: only the final string. trace: the string after every operation."""
 
     @property
     def own_name(self) -> str:
-        """The folder of its results below ``studies`` in a store: study, scale, and what of the world is not usual."""
-        world = ("graph", "traversal", "samples")
-        variant = [getattr(self, name) for name in world if getattr(self, name) != getattr(StudyArgs, name)]
+        """The folder of its results below ``studies`` in a store: study, scale, and what of the task is not usual."""
+        variants = ("graph", "traversal", "completion_format")
+        variant = [getattr(self, name) for name in variants if getattr(self, name) != getattr(StudyArgs, name)]
         return "-".join([self.study, self.scale, *variant])
 
     def stages(self) -> list[Stage]:
@@ -50,7 +50,7 @@ class StudyArgs:
             self.seeds or budget.seeds,
             self.graph,
             self.traversal,
-            self.samples,
+            self.completion_format,
         )
         return study(budget, grid)
 

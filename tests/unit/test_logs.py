@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
+from rayexp import logs
 from rayexp.errors import PermanentError, StageError, error_context
-from rayexp.telemetry import logs
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""How fast the world writes samples: small batches pay for numpy's calls, large ones for its arithmetic."""
+"""How fast a task writes samples: small batches pay for numpy's calls, large ones for its arithmetic."""
 
 from functools import partial
 
 from benchmarks.measure import Row, alternate, publish
-from rayexp.tasks.strings import Corpus, World
+from rayexp.tasks import Task
+from rayexp.tasks.strings import StringTask
 
 TARGET = 1_000_000  # samples/s, so that one core feeds any GPU
 ROUND_SAMPLES = 2**16
@@ -12,8 +13,8 @@ BATCHES = (1024, 65536)
 
 def run() -> list[Row]:
     """Samples of four letters, of the axis with the most cells in a mixture."""
-    corpus = Corpus(World("composition"), seed=0)
-    timed = alternate({str(batch): partial(write, corpus, batch) for batch in BATCHES}, rounds=25)
+    task = StringTask(axis="composition")
+    timed = alternate({str(batch): partial(write, task, batch) for batch in BATCHES}, rounds=25)
     return [
         Row(
             case=f"mixture, batch {batch}",
@@ -26,10 +27,10 @@ def run() -> list[Row]:
     ]
 
 
-def write(corpus: Corpus, batch: int) -> None:
+def write(task: Task, batch: int) -> None:
     """Write a round's samples in batches, as pretraining asks for them."""
     for start in range(0, ROUND_SAMPLES, batch):
-        corpus.mixture("pretrain", 0.01, start, batch)
+        task.mixture("pretrain", 0, 0.01, start, batch)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,189 @@
+"""Settings as frozen values: the base of every one of them, how they are run, and how a refusal is worded."""
+
+import importlib
+import json
+import math
+import pkgutil
+import re
+from collections.abc import Collection, Iterable
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+
+from rayexp.errors import not_among
+from rayexp.formatting import one_line, shortened
+
+#: Below 2^63, so that a quotient of two is a float and a column of results can hold each.
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Value(BaseModel):
+    """A frozen setting: no unknown fields, no coercion (a number in quotes is refused), no NaN.
+
+    kinds: what every subclass with a ``kind`` calls itself. pydantic names the member of a union that it looked into by
+    its kind, which is no part of the name of a field.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    kinds: ClassVar[set[str]] = set()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **settings: Any) -> None:
+        if name := kind_of(cls):
+            Value.kinds.add(name)
+
+
+T = TypeVar("T", bound=Value)
+
+
+def kind_of(value: type[Value]) -> str:
+    """Return the ``kind`` of a class; empty for one that is only a base of others."""
+    field = value.model_fields.get("kind")
+    return field.default if field and isinstance(field.default, str) else ""
+
+
+def kinds_in(package: Iterable[str], name: str, base: type[T]) -> dict[str, type[T]]:
+    """Return the subclasses of ``base`` that have a ``kind``, by kind, from all modules of a package: a module that is
+    put there is found, and nothing lists it. ``package`` and ``name`` are its ``__path__`` and ``__name__``."""
+    found: dict[str, type[T]] = {}
+    for module in sorted(each.name for each in pkgutil.iter_modules(package)):
+        for value in vars(importlib.import_module(f"{name}.{module}")).values():
+            if not (isinstance(value, type) and issubclass(value, base)):
+                continue
+            kind = kind_of(value)
+            if kind and found.setdefault(kind, value) is not value:
+                raise TypeError(f"{value.__module__} defines the kind {kind!r}, as does {found[kind].__module__}")
+    return found
+
+
+def one_of(kinds: Collection[type[Value]]) -> Any:
+    """Return the type of a field that holds a value of any of these classes, told apart by ``kind``."""
+    return Annotated[Union[tuple(kinds)], Field(discriminator="kind")]  # noqa: UP007
+
+
+def name_in(registry: Iterable[str]) -> AfterValidator:
+    """Return the check that a text names an entry of ``registry``."""
+
+    def check(value: str, info: ValidationInfo) -> str:
+        if value not in registry:
+            raise ValueError(not_among(str(info.field_name), value, registry))
+        return value
+
+    return AfterValidator(check)
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no blanks. Raises TypeError or ValueError if it has none."""
+    return json.dumps(_canonical(value, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _canonical(value: Any, where: str) -> Any:
+    match value:
+        case None | bool() | str():
+            return value
+        case int() | float() if type(value) in (int, float):
+            if not math.isfinite(value):
+                raise ValueError(f"{where} is {value}, which has no canonical JSON")
+            return value + 0  # -0.0 and 0.0 are one number
+        case list() | tuple():
+            return [_canonical(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        case dict() if all(isinstance(name, str) for name in value):
+            return {name: _canonical(item, f"{where}.{name}") for name, item in value.items()}
+    raise TypeError(f"{where} is a {type(value).__name__}, which has no canonical JSON")
+
+
+#: Nats by which sampler and learner may differ in a token's log-probability. On CPUs, over some 40,000 tokens of tiny
+#: decoders each, vLLM differed by up to 2e-5 in fp32 and 0.45 in bf16 (it keeps activations in bf16, autocast in fp32);
+#: weights that did not arrive differ by several nats.
+MISMATCH_LIMITS = {"fp32": 0.02, "bf16": 1.0}
+
+
+class RunConfig(Value):
+    """The way stages are run. Nothing here may change a result by more than rounding, and nothing is part of an id."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    store: str = "runs"
+    """Folder or fsspec URL for artifacts and results, which every machine reaches."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: GPUs where the cluster has any."""
+    train_workers: Count = 1
+    """Data-parallel ranks of pretraining and SFT."""
+    rollout_workers: Count = 1
+    """Sampling actors of a GRPO stage."""
+    in_process_flop: float = Field(default=1e13, ge=0)
+    """Estimated FLOP up to which a chain is pretrained and fine-tuned in its trial's own process, where one rank on a
+    CPU does it: a worker group takes longer to start than it takes to train a small decoder. 0: never."""
+    train_cpus: float = Field(default=1.0, gt=0)
+    """Cores, and threads, of a training rank. Another number of threads or of ranks rounds differently."""
+    learner_cpus: float = Field(default=0.5, gt=0)
+    """Cores of a GRPO learner. Learner and sampler take turns, so the two together keep one core busy."""
+    rollout_cpus: float = Field(default=0.5, gt=0)
+    """Cores of a sampling actor."""
+    train_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a training rank; by default 1 where the cluster has any."""
+    learner_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a GRPO learner; by default 0.5 where the cluster has any."""
+    rollout_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a sampling actor; by default 0.5 where the cluster has any."""
+    max_concurrent: int = Field(default=0, ge=0)
+    """Trials at once; 0: as many as the cluster holds."""
+    checkpoint_every_s: float = Field(default=60.0, ge=0)
+    """Longest time between two checkpoints of a stage in seconds, rounded up to the next point of its curves; the first
+    comes after 5 seconds, each further one after twice as long."""
+    weight_transfer: Literal["object_store", "nccl", "cuda_ipc", "gloo"] = "object_store"
+    """How weights get to sampling actors. For decoders above a gigabyte: cuda_ipc where they share the learner's GPU,
+    nccl where they have others (both untried: no GPU was at hand). gloo is for CPUs and the sampler torch."""
+    keep_rollouts: bool = False
+    """Write every completion to the stage's rollouts.parquet."""
+    parity_every_syncs: Count = 20
+    """Weight syncs between two checks that sampler and learner agree on fixed tokens."""
+    max_logprob_mismatch: float | None = Field(default=None, gt=0)
+    """Largest allowed difference between the two in a token's log-probability, in nats; by default 0.02 in fp32 and 1
+    in bf16."""
+    timeout_s: float = Field(default=600.0, gt=0, le=1e9)
+    """Longest wait for any one answer of an actor, in seconds."""
+    worker_failures: int = Field(default=2, ge=0)
+    """How often a trial, or the learner within one, is started again after a failure that may pass."""
+
+    lease: str = ""
+    """What entitles a trial to write its stages; filled in by the sweep that starts it (rayexp.store.leases)."""
+    argv: tuple[str, ...] = ()
+    """The command line of the sweep that starts it, without secrets; for the record (rayexp.store.provenance)."""
+
+    def mismatch_limit(self, precision: str) -> float:
+        """Return ``max_logprob_mismatch``, by default that of a precision."""
+        return self.max_logprob_mismatch or MISMATCH_LIMITS[precision]
+
+    def resolve(self, num_gpus: float) -> "RunConfig":
+        """Return it with all defaults filled in for a cluster that has (or may grow to) ``gpus`` GPUs."""
+        use = self.device == "cuda" or (self.device == "auto" and num_gpus > 0)
+        shares = {"train_gpus": 1.0, "learner_gpus": 0.5, "rollout_gpus": 0.5}
+        chosen = {name: share if use else 0.0 for name, share in shares.items() if getattr(self, name) is None}
+        return self.model_copy(update={**chosen, "device": "cuda" if use else "cpu"})
+
+
+def explain(error: ValidationError) -> str:
+    """Return the first refusal of a ValidationError as one sentence: field, value, what is allowed."""
+    return one_line(_explained(error.errors(include_url=False)[0]))
+
+
+def _explained(first: Any) -> str:
+    field = ".".join(str(part) for part in first["loc"] if part not in Value.kinds) or "setting"
+    match first["type"]:
+        case "value_error":
+            return str(first.get("ctx", {}).get("error", first["msg"]))
+        case "extra_forbidden":
+            return f"{field} is not a setting; it is written by mistake or misspelt"
+        case "missing":
+            return f"{field} is missing; it has no default"
+        case "union_tag_invalid":
+            context = first.get("ctx", {})
+            return f"{field}.kind is {context.get('tag')!r}; allowed: {context.get('expected_tags')}"
+        case "union_tag_not_found":
+            return f"{field}.kind is missing; it has no default"
+        case "literal_error" if isinstance(first["input"], str):
+            return not_among(field, first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
+    allowed = first["msg"].removeprefix("Input should be ")
+    return f"{field} is {shortened(first['input'])}; allowed: {allowed[:1].lower() + allowed[1:]}"

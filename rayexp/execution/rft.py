@@ -1,0 +1,118 @@
+"""The runner of rejection-sampling fine-tuning: the rollout loop with a learner that imitates right completions.
+
+Shape suffixes: _N completions, _P prompts, _G members of a group, _C completion tokens.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rayexp import rng
+from rayexp.objectives.reductions import masked
+from rayexp.rl.learner import Learner as BaseLearner
+from rayexp.rl.learner import require_finite_rollouts, require_match
+from rayexp.rl.rollouts import RolloutBatch, on_device
+from rayexp.rl.scoring import UniquePrefixes, group_logprobs
+from rayexp.stages import RFT
+
+
+class Learner(BaseLearner):
+    """The learner of RFT: next-token loss on the right completions of a round, from the weights of the round before."""
+
+    def __init__(self, stage: RFT, model: PreTrainedModel) -> None:
+        super().__init__(stage, model, stage.updates)
+        self._stage = stage
+        self._completed = 0
+
+    @property
+    def completed(self) -> int:
+        return self._completed
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"rounds": self._completed}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self._completed = int(state["rounds"])
+
+    def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
+        """Take ``updates`` optimiser steps on the completions of a round that are right; none if there are none."""
+        require_finite_rollouts(batches)
+        mismatch = max(self._mismatch(batch) for batch in batches)
+        require_match(mismatch, max_logprob_mismatch)
+        kept = [right_completions(batch) for batch in batches]
+        solved = np.concatenate([(batch.rewards_PG > 0).any(axis=1) for batch in batches])
+        counts = [len(batch.tokens_NC) for batch in kept]
+        steps = [self._step(kept, counts, update) for update in range(self._stage.updates if any(counts) else 0)]
+        self._completed += 1
+        means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]} if steps else {}
+        return means | {
+            "kept": sum(counts),
+            "solved_prompts": float(solved.mean()),
+            "max_logprob_mismatch": mismatch,
+        }
+
+    @torch.no_grad()
+    def _mismatch(self, batch: RolloutBatch[np.ndarray]) -> float:
+        """Return the largest difference of sampler and learner in a token's log-probability, in nats."""
+        tensors = on_device(batch, self.trainer.device)
+        difference_NC = self._logprobs(tensors, batch) - tensors.sampler_logprobs_NC
+        return masked(difference_NC, tensors.mask_NC).abs().max().item()
+
+    def _step(self, kept: Sequence[RolloutBatch[np.ndarray]], counts: Sequence[int], update: int) -> dict[str, float]:
+        """Take one optimiser step on the next ``batch_samples`` of the kept completions, in epochs of a fresh order."""
+        size = self._stage.batch_samples
+        order = rng.stream_key(self._stage.seed, "rft order", self._completed)
+        chosen = rng.epochs(order, sum(counts), update * size, (update + 1) * size)
+        bounds = np.cumsum([0, *counts])
+        shares = [
+            _rows(batch, np.sort(chosen[(chosen >= low) & (chosen < high)]) - low)
+            for batch, low, high in zip(kept, bounds[:-1], bounds[1:], strict=True)
+        ]
+        shares = [share for share in shares if len(share.tokens_NC)]
+        tokens = sum(float(share.mask_NC.sum()) for share in shares)
+        losses: list[Tensor] = []
+        norm = self.trainer.step([partial(self._loss, share, tokens, losses) for share in shares])
+        return {"loss": torch.stack(losses).sum().item(), "grad_norm": norm.item()}
+
+    def _loss(self, batch: RolloutBatch[np.ndarray], tokens: float, losses: list[Tensor]) -> Tensor:
+        """Return this batch's part of the mean negative log-likelihood of ``tokens`` tokens."""
+        tensors = on_device(batch, self.trainer.device)
+        loss = -masked(self._logprobs(tensors, batch), tensors.mask_NC).sum() / tokens
+        losses.append(loss.detach())
+        return loss
+
+    def _logprobs(self, tensors: RolloutBatch[Tensor], batch: RolloutBatch[np.ndarray]) -> Tensor:
+        """Return the log-probability of every token under the policy: [N, C]."""
+        prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, self.trainer.device)
+        with self.trainer.precision():
+            logprobs_NCV = group_logprobs(self.model, prefixes)
+        return logprobs_NCV.gather(-1, tensors.tokens_NC[..., None]).squeeze(-1)
+
+
+def right_completions(batch: RolloutBatch[np.ndarray]) -> RolloutBatch[np.ndarray]:
+    """Return the completions that earned a reward, each distinct one once a prompt: groups of one."""
+    group = batch.rewards_PG.shape[1]
+    prompt_N = np.repeat(np.arange(len(batch.numbers_P)), group)
+    right_N = np.flatnonzero(batch.rewards_PG.reshape(-1) > 0)
+    keys_NK = np.concatenate([prompt_N[right_N, None], batch.tokens_NC[right_N]], axis=1)
+    _, first = np.unique(keys_NK, axis=0, return_index=True)
+    row_N = right_N[np.sort(first)]
+    return RolloutBatch(
+        numbers_P=batch.numbers_P[prompt_N[row_N]],
+        prompts_PT=batch.prompts_PT[prompt_N[row_N]],
+        tokens_NC=batch.tokens_NC[row_N],
+        mask_NC=batch.mask_NC[row_N],
+        sampler_logprobs_NC=batch.sampler_logprobs_NC[row_N],
+        rewards_PG=batch.rewards_PG.reshape(-1, 1)[row_N],
+    )
+
+
+def _rows(batch: RolloutBatch[np.ndarray], row_N: np.ndarray) -> RolloutBatch[np.ndarray]:
+    """Return some rows of a batch of groups of one."""
+    return RolloutBatch(**{name: array_N[row_N] for name, array_N in vars(batch).items()})

@@ -1,0 +1,142 @@
+"""The loop of every stage in which a policy draws completions and learns from them, and what the loop keeps of it.
+
+The driver, which this is, owns metrics, rollouts, timing and the record of the run; the learner owns weights and
+optimiser.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rayexp.config import RunConfig
+from rayexp.distributed import weight_sync
+from rayexp.distributed.saving import Saving
+from rayexp.distributed.workers import LearnerDiedError, StageWorkers, acquire_workers
+from rayexp.errors import error_context, first_line
+from rayexp.execution import measurements, runner
+from rayexp.execution.rollout_log import RolloutLog
+from rayexp.models import devices
+from rayexp.rl.prompts import PromptBatch, Prompts, group_rewards
+from rayexp.rl.rollouts import rollout_batches
+from rayexp.sampling.base import Completions
+from rayexp.stages import RolloutStage, Stage
+from rayexp.store.artifacts import Store
+from rayexp.telemetry.metric_log import MetricLog, PhaseTimer, progress_event
+
+log = logging.getLogger(__name__)
+Progress = Callable[[dict[str, Any]], None]
+#: Names of the driver's files in a checkpoint.
+METRICS, DRAWN = "metrics.parquet", "drawn.npz"
+
+
+def run(stage: RolloutStage, evaluations: Sequence[Stage], run_config: RunConfig, progress: Progress) -> None:
+    """Run the stage from where it was left, publish it, then measure it. ``progress`` is told of every step.
+
+    If the learner's process dies, a new one goes on from the last checkpoint, ``run_config.worker_failures`` times; not
+    where weights go directly between processes (rayexp.distributed.weight_sync): the attempt ends then.
+    """
+    store = Store.of(run_config)
+    store.require_shared()
+    if not store.finished(stage.id):
+        with acquire_workers(stage, run_config) as workers:
+            for failures in range(run_config.worker_failures + 1):
+                try:
+                    _train(stage, store, run_config, workers, progress)
+                    break
+                except LearnerDiedError as error:
+                    if failures == run_config.worker_failures or weight_sync.direct(run_config):
+                        raise
+                    log.warning("%s; going on from its last checkpoint", first_line(error))
+            for evaluation in evaluations:
+                metric_log = MetricLog()
+                rows = workers.learner.call("measure", evaluation.model_dump_json(), runner(evaluation).measure)
+                measurements.publish(evaluation, rows, metric_log, store, run_config)
+    devices.use_cores(run_config.learner_cpus)
+    for evaluation in evaluations:
+        if not store.finished(evaluation.id):  # an earlier attempt died in between
+            measurements.run(evaluation, store, run_config)
+
+
+def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: StageWorkers, progress: Progress) -> None:
+    """Draw, reward, learn: every step of the stage that is left, then publish it."""
+    prompts, timed, saving = Prompts(stage), PhaseTimer(), Saving(run_config)
+    rollout_manager, learner = workers.rollout_manager, workers.learner
+    completed, files = learner.begin(stage, run_config, runner(stage).Learner)
+    metric_log = MetricLog(files.get(METRICS))
+    rollout_log = RolloutLog(store, stage, enabled=run_config.keep_rollouts, first_step=completed)
+    throughput = _Throughput()
+    drawn = Completions.from_bytes(files[DRAWN]) if DRAWN in files else None  # with the weights before the last update
+
+    for step in range(completed, stage.steps):
+        with error_context(lambda step=step: f"{stage.label}, step {step + 1}"):
+            with timed("sync"):
+                rollout_manager.sync(learner.weights(), version=step)
+                if (step - completed) % run_config.parity_every_syncs == 0:
+                    rollout_manager.require_parity(prompts.probe, learner.call("score", prompts.probe))
+
+            with timed("rollout"):
+                batch = prompts.at(step)
+                completions = drawn or rollout_manager.generate(*batch.request(stage.group_size))
+                ahead = stage.draws_ahead and step + 1 < stage.steps
+                draw_next = (
+                    rollout_manager.start(*prompts.at(step + 1).request(stage.group_size)) if ahead else _nothing
+                )
+            with timed("reward"):
+                rewards_PG = group_rewards(stage.root.task, stage.rewards, batch.prompts, completions)
+                rollouts = rollout_statistics(rewards_PG, completions) | throughput.of(batch, completions)
+            with timed("learn"):
+                learning = learner.call("update", rollout_batches(batch, completions, rewards_PG))
+            with timed("rollout"):
+                drawn = draw_next()
+
+            rollout_log.add(step, batch, completions, rewards_PG)
+            numbers = {stage.kind: learning, "rollout": rollouts}
+            metric_log.log(step + 1, **numbers)
+            with timed("report"):
+                progress(progress_event(stage, step + 1, **numbers))
+            if saving.due():
+                with timed("checkpoint"):
+                    rollout_log.flush()
+                    learner.call("checkpoint", _files(metric_log, drawn))
+                saving.done()
+
+    with error_context(lambda: f"{stage.label}, publishing"):
+        files = {METRICS: metric_log.to_bytes()} | rollout_log.files(stage.steps)
+        learner.call("publish", files, metric_log.provenance(run_config, timed.seconds))
+
+
+def _nothing() -> None:
+    """Return no completions: none are drawn ahead."""
+
+
+def _files(metric_log: MetricLog, drawn: Completions | None) -> dict[str, bytes]:
+    """Return what the driver needs to go on, beside the state of the learner."""
+    return {METRICS: metric_log.to_bytes()} | ({DRAWN: drawn.to_bytes()} if drawn else {})
+
+
+class _Throughput:
+    """Tokens drawn a second, over whole steps. The first step has none: its time is that of its samplers' start."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def of(self, batch: PromptBatch, completions: Completions) -> dict[str, float]:
+        """Return the rate since the last call, counting the tokens of all completions, each with its prompt."""
+        now, before = time.monotonic(), self._last
+        self._last = now
+        group_size = len(completions.length_N) // len(batch.prompts)
+        tokens = group_size * sum(map(len, batch.prompts)) + int(completions.length_N.sum())
+        return {} if before is None else {"tokens_per_s": tokens / (now - before)}
+
+
+def rollout_statistics(rewards_PG: np.ndarray, completions: Completions) -> dict[str, float]:
+    """Return the mean reward, the share of groups that teach nothing because all members did equally well, and the mean
+    length in tokens."""
+    return {
+        "reward": float(rewards_PG.mean()),
+        "zero_variance_groups": float((rewards_PG.min(axis=1) == rewards_PG.max(axis=1)).mean()),
+        "completion_tokens": float(completions.length_N.mean()),
+    }

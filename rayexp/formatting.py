@@ -1,0 +1,20 @@
+"""Numbers and lines for people."""
+
+
+def number(value: float) -> str:
+    """Return the shortest text that no other number has, so that two settings never look like one."""
+    return str(value) if isinstance(value, int) else repr(float(value) + 0.0).removesuffix(".0")
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Return text, some of it perhaps from a stranger, as one printable line; of a long one the middle is left out."""
+    line = text
+    if not text.isprintable():
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[5 - limit // 2 :]}"
+
+
+def shortened(value: object, limit: int = 80) -> str:
+    """Return the Python text of a value, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,36 @@
+"""Devices, threads and precision that models compute with."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+CPU = torch.device("cpu")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is the GPU where there is one. Raises RuntimeError if ``cuda`` is asked for
+    and torch sees none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device is 'cuda', but torch sees no GPU; use device='cpu'")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def use_cores(cores: float) -> None:
+    """Let torch compute in as many threads as this process was given cores, at least one.
+
+    Left to OMP_NUM_THREADS, a variable of the shell could change results: another number of threads adds in another
+    order.
+    """
+    torch.set_num_threads(max(1, int(cores)))
+
+
+def autocast(model: PreTrainedModel, precision: str) -> AbstractContextManager[Any]:
+    """Return the context in which a model of fp32 weights computes in ``precision``: fp32, or bf16 by autocast."""
+    if precision == "fp32":
+        return nullcontext()
+    if model.device.type == "cpu":
+        # torch's fused attention is slow in bf16 on CPUs: more than half of a step at these lengths (benchmarks).
+        model.set_attn_implementation("eager")
+    return torch.autocast(model.device.type, dtype=torch.bfloat16)

@@ -1,0 +1,31 @@
+"""Causal language models in folders, as stock tools save and load them."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from rayexp.models.devices import CPU
+
+transformers_logging.disable_progress_bar()  # saving and loading take milliseconds
+
+
+def save(model: PreTrainedModel, folder: Path) -> None:
+    """Write ``config.json`` and ``model.safetensors``, which ``from_pretrained`` and vLLM load as they are."""
+    model.save_pretrained(folder)
+
+
+def load(folder: Path, device: torch.device = CPU) -> PreTrainedModel:
+    """Return a saved model, in fp32. Never runs code from the folder and never looks beyond it."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
+    )
+    return placed(model, device)
+
+
+def placed(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Return the model in fp32, on the device, ready to be trained."""
+    nn.Module.to(model, device, torch.float32)
+    return model.train()

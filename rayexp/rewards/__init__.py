@@ -1,0 +1,14 @@
+"""Rewards, by kind. A module of this package that defines a ``Reward`` with a ``kind`` is one; nothing lists them."""
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from rayexp.config import kinds_in, one_of
+from rayexp.rewards.base import Reward
+
+REWARDS: dict[str, type[Reward]] = kinds_in(__path__, __name__, Reward)
+if TYPE_CHECKING:
+    AnyReward: TypeAlias = Reward
+else:
+    AnyReward = one_of(REWARDS.values())
+
+__all__ = ["REWARDS", "AnyReward", "Reward"]

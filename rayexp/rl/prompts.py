@@ -1,0 +1,80 @@
+"""Prompts of a stage, in an order that is a function of (seed, step) alone, and rewards for their completions.
+
+Shape suffixes: _P prompts, _G members of a group.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayexp import rng
+from rayexp.rewards import Reward
+from rayexp.sampling.base import Completions, prompt_seed
+from rayexp.stages import RolloutStage
+from rayexp.tasks import Solution, Task
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts of one step. numbers: which of the stage's prompts they are. max_tokens: most tokens of a completion."""
+
+    numbers: list[int]
+    prompts: list[list[int]]
+    seeds: list[int]
+    max_tokens: list[int]
+
+    def request(self, group_size: int) -> tuple[list[list[int]], list[int], int, list[int]]:
+        """Return the arguments of ``Sampler.generate``."""
+        return self.prompts, self.seeds, group_size, self.max_tokens
+
+
+class Prompts:
+    """All prompts of a stage.
+
+    probe: token ids of a few whole samples, on which sampler and learner have to agree.
+    """
+
+    def __init__(self, stage: RolloutStage) -> None:
+        task = stage.root.task
+        self._stage = stage
+        self._order = rng.stream_key(stage.seed, "grpo order")  # the stream is older than other kinds of such stages
+        self._max_tokens = [task.max_completion_tokens(cell) for cell in task.cells(stage.prompt_role)]
+        batches = task.of_role("grpo", stage.seed, stage.prompt_role, np.arange(stage.prompt_count))
+        self._prompts = {
+            int(number): prompt.tolist()
+            for batch in batches
+            for number, prompt in zip(batch.index_N, batch.prompts, strict=True)
+        }
+        self.probe: list[list[int]] = [row.tolist() for row in batches[0].tokens_NT[:4]]
+
+    def at(self, step: int) -> PromptBatch:
+        """Return the prompts of a step: the stage goes through all of them in epochs, each in a fresh order.
+
+        Prompt i is of cell i modulo their number (``Task.of_role``). A seed comes from the run, the step and the
+        prompt's place in it.
+        """
+        count = self._stage.prompts_per_step
+        numbers = rng.epochs(self._order, self._stage.prompt_count, step * count, (step + 1) * count).tolist()
+        return PromptBatch(
+            numbers,
+            prompts=[self._prompts[number] for number in numbers],
+            seeds=[prompt_seed(self._stage.seed, "rollout", step, place) for place in range(count)],
+            max_tokens=[self._max_tokens[number % len(self._max_tokens)] for number in numbers],
+        )
+
+
+def group_rewards(
+    task: Task, rewards: Sequence[Reward], prompts: Sequence[Sequence[int]], completions: Completions
+) -> np.ndarray:
+    """Return the weighted sum of all rewards for every completion, float32 [P, G]. A prompt is solved once a group."""
+    rows = completions.rows
+    size = len(rows) // len(prompts)
+
+    def earned(solution: Solution, completion: list[int]) -> float:
+        return sum(reward.weight * reward(task, solution, completion) for reward in rewards)
+
+    solved = enumerate(map(task.solve, prompts))
+    return np.array(
+        [[earned(solution, row) for row in rows[i * size : (i + 1) * size]] for i, solution in solved], dtype=np.float32
+    )

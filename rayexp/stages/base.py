@@ -1,0 +1,178 @@
+"""A stage as a value: what every kind of stage has.
+
+A stage holds its whole lineage: ``GRPO(init=SFT(init=Pretrain(...)))``. Its ``id`` is a hash of that value and of
+nothing else, so two experiments that share a pretraining run share it without being told. How a stage is run (machines,
+paths, workers) is a ``RunConfig``, which no stage contains and which therefore cannot enter an id.
+
+A kind of stage is two files: its value, a subclass of ``Stage`` in a module of this package, and its runner,
+``rayexp/execution/<kind>.py``. docs/add-a-stage.md goes through one.
+"""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
+
+from pydantic import model_validator
+
+from rayexp.config import Seed, Value, canonical_json
+from rayexp.models.config import Decoder
+from rayexp.tasks import AnyTask
+
+if TYPE_CHECKING:
+    ModelStage: TypeAlias = "Stage"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that is logged at a step. name: ``stage/split/metric``, e.g. ``pretrain/ood/loss``."""
+
+    name: str
+    unit: str
+    meaning: str
+
+    @property
+    def exported(self) -> str:
+        """Its name in ``ray.util.metrics``."""
+        return f"rayexp_{self.name.replace('/', '_')}"
+
+
+#: Which processes a stage is run by: data-parallel ranks; a learner and its rollout workers; the process that made the
+#: model which is measured.
+Pool = Literal["train", "rollout", "measure"]
+
+
+class Stage(Value):
+    """One step of a chain. Subclasses add ``kind`` (a literal), ``steps``, ``flops`` and are a ``RootStage`` or a
+    ``ChildStage``.
+
+    version: of what the stage's code promises; raise it when the same settings would give another result.
+    fields_added_later: settings that came after stages had been stored. At its default such a setting is no part of the
+    id, so that what was made without it is found again; the default has to mean what was done before, and can never
+    change. parents: kinds that ``init`` may have; empty means all that make a model. metrics: all that it logs. name:
+    for people.
+    """
+
+    version: ClassVar[int] = 1
+    fields_added_later: ClassVar[frozenset[str]] = frozenset()
+    pool: ClassVar[Pool]
+    parents: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    name: ClassVar[str]
+    kind: str
+
+    @cached_property
+    def id(self) -> str:
+        """``kind-`` and 16 hex digits of the SHA-256 of the canonical value, parents included."""
+        as_before = {
+            name for name in self.fields_added_later if getattr(self, name) == type(self).model_fields[name].default
+        }
+        fields: dict[str, Any] = {"version": self.version, **self.model_dump(exclude={"init", *as_before})}
+        if self.parent:
+            fields["init"] = self.parent.id
+        return f"{self.kind}-{hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:16]}"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with some fields changed, which are not checked again; it has an id of its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        vars(copy).pop("id", None)  # pyright: ignore[reportAttributeAccessIssue]
+        return copy
+
+    @model_validator(mode="after")
+    def _parent(self) -> Self:
+        if self.parent and self.parents and self.parent.kind not in self.parents:
+            raise ValueError(
+                f"init.kind is {self.parent.kind!r}; allowed for {self.kind} stages: {', '.join(self.parents)}"
+            )
+        return self
+
+    @property
+    def parent(self) -> "Stage | None":
+        return getattr(self, "init", None)
+
+    @property
+    def lineage(self) -> tuple["Stage", ...]:
+        """From the root to this stage."""
+        return (*(self.parent.lineage if self.parent else ()), self)
+
+    @property
+    def root(self) -> "RootStage":
+        """The stage that the lineage starts from."""
+        root = self.lineage[0]
+        if not isinstance(root, RootStage):
+            raise TypeError(f"{type(root).__name__} has no init, and is no root")
+        return root
+
+    @property
+    def subject(self) -> "Stage":
+        """The stage whose model this one is about: for a measurement its init, else itself."""
+        return self.parent if self.pool == "measure" and self.parent else self
+
+    @property
+    def rows(self) -> int:
+        """Rows of results that it writes; 0 for a stage that makes a model."""
+        return 0
+
+    @property
+    def label(self) -> str:
+        """For people: ``composition-r0.01-s0/pretrain/sft/grpo-ood-b0.1``. Not unique; the id is."""
+        return "/".join([self.root.chain_label, *(stage.short_label for stage in self.lineage)])
+
+    @property
+    def short_label(self) -> str:
+        return self.kind
+
+    if TYPE_CHECKING:  # a field of some kinds, a property of others
+
+        @property
+        def steps(self) -> int:
+            """Steps until it is done; what ``step`` of its metrics counts."""
+            ...
+
+    @property
+    @abstractmethod
+    def flops(self) -> float:
+        """Estimated floating-point operations."""
+
+    def flops_per_pass(self, samples: float) -> float:
+        """Return the operations of reading so many whole samples once: 2 a parameter and token. Embeddings are
+        look-ups. A backward pass costs 4."""
+        root = self.root
+        embeddings = root.task.vocabulary.size * root.decoder.width
+        return 2.0 * (root.parameters - embeddings) * root.task.max_tokens * samples
+
+
+class ChildStage(Stage):
+    """A stage that starts from the model of another one, which may be of any kind that makes a model.
+
+    ``rayexp.stages`` fills in which kinds those are, once all are known.
+    """
+
+    init: "ModelStage"
+
+
+class RootStage(Stage):
+    """A stage that others start from and that starts from none: it brings the task and the decoder."""
+
+    task: AnyTask
+    decoder: Decoder
+    seed: Seed
+
+    if TYPE_CHECKING:  # a field of some kinds, a property of others
+
+        @property
+        def ood_ratio(self) -> float:
+            """Share of OOD samples in what the model has learnt from."""
+            ...
+
+    @property
+    def parameters(self) -> int:
+        """Trainable numbers of the model, embeddings and output head included."""
+        return self.decoder.parameters(self.task.vocabulary.size)
+
+    @property
+    def chain_label(self) -> str:
+        """First part of the labels of all that is built on it."""
+        return f"{self.task.label}-s{self.seed}"

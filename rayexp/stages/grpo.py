@@ -1,0 +1,67 @@
+"""GRPO, as a value."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from rayexp.config import Count, name_in
+from rayexp.formatting import number
+from rayexp.objectives.advantages import ADVANTAGES
+from rayexp.objectives.kl import ESTIMATORS
+from rayexp.objectives.reductions import REDUCTIONS
+from rayexp.rewards import AnyReward
+from rayexp.rewards.answer import Answer
+from rayexp.stages.base import Metric
+from rayexp.stages.rollouts import ROLLOUT_METRICS, RolloutStage
+
+
+class GRPO(RolloutStage):
+    """Group relative policy optimisation. The reference policy is ``init``.
+
+    kl_beta: weight of the KL to the reference (required: a hidden default is how other systems lose it). kl_estimator
+    and kl_in: see ``objectives.kl``. advantage: ``group_std`` (GRPO) or ``mean_only`` (Dr. GRPO). loss_reduction:
+    ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes over each batch of rollouts; at 1 the update
+    is exactly on-policy. staleness: 1 draws the rollouts of the next step while the learner works, from weights that
+    lack its last update; the ratio in the loss then refers to the probabilities that the sampler recorded. rewards:
+    their weighted sum is what a completion earns.
+    """
+
+    version: ClassVar[int] = 4  # since then grpo/clipped counts the tokens that the clip cuts, over all updates
+    fields_added_later: ClassVar[frozenset[str]] = frozenset({"staleness"})
+    name: ClassVar[str] = "GRPO"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        *ROLLOUT_METRICS,
+        Metric("grpo/loss", "", "Clipped loss with the KL penalty, mean over completions"),
+        Metric("grpo/kl", "nats/completion", "KL to the reference by the stage's estimator"),
+        Metric("grpo/entropy", "nats/token", "Entropy of the policy's next token at the visited prefixes"),
+        Metric("grpo/clipped", "share", "Share of the tokens whose gradient the clip cuts, mean over a step's updates"),
+        Metric("grpo/grad_norm", "", "Norm of the gradient before clipping"),
+        Metric("grpo/max_logprob_mismatch", "nats", "Largest difference of sampler and learner in a token's log-prob"),
+        Metric("grpo/sampler_kl", "nats/completion", "KL of the sampler to the learner, estimated from completions"),
+        Metric("grpo/effective_sample_share", "share", "Effective sample size of the completions, as a share of them"),
+    )
+    kind: Literal["grpo"] = "grpo"
+    rewards: tuple[AnyReward, ...] = Field(default=(Answer(),), min_length=1)
+    steps: Count = 60
+    prompts_per_step: Count = 64
+    kl_beta: float = Field(ge=0)
+    kl_estimator: Annotated[str, name_in(ESTIMATORS)] = "exact"
+    kl_in: Literal["loss", "reward"] = "loss"
+    advantage: Annotated[str, name_in(ADVANTAGES)] = "group_std"
+    loss_reduction: Annotated[str, name_in(REDUCTIONS)] = "sequence_mean"
+    clip_ratio: float = Field(default=0.2, gt=0, lt=1)
+    updates: Count = 1
+    staleness: int = Field(default=0, ge=0, le=1)
+
+    @property
+    def short_label(self) -> str:
+        return f"grpo-{self.prompt_role}-b{number(self.kl_beta)}" + ("-stale" if self.staleness else "")
+
+    @property
+    def draws_ahead(self) -> bool:
+        return bool(self.staleness)
+
+    @property
+    def flops(self) -> float:
+        """A token is read by the sampler, by the reference if there is one, and by the learner forth and back."""
+        return (1 + (self.kl_beta > 0) + 3 * self.updates) * self.flops_per_pass(self.completions)

@@ -1,0 +1,62 @@
+"""Settings that all stages share in which a policy draws completions."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rayexp.config import Count, Seed
+from rayexp.rewards import Reward
+from rayexp.stages.base import ChildStage, Metric, Pool
+from rayexp.stages.optimiser import AdamW
+
+ROLLOUT_METRICS = (
+    Metric("rollout/reward", "", "Mean reward of the completions; with the reward `answer`, the share that is right"),
+    Metric("rollout/zero_variance_groups", "share", "Share of the groups whose members did equally well: no gradient"),
+    Metric("rollout/completion_tokens", "tokens", "Mean length of a completion"),
+    Metric("rollout/tokens_per_s", "tokens/s", "Tokens of prompts and completions drawn a second, over whole steps"),
+)
+
+
+class RolloutStage(ChildStage):
+    """A stage that goes in steps: draw groups of completions from the policy, then let the policy learn from them.
+
+    prompt_role: cells that prompts are drawn from. prompt_count: number of different ones. sampler: ``vllm``, or
+    ``torch``, which is slower and needs no vLLM.
+    """
+
+    pool: ClassVar[Pool] = "rollout"
+    prompt_role: Literal["id", "ood", "probe"]
+    prompt_count: Count = 1_000
+    group_size: int = Field(default=8, ge=2, le=1024)
+    sampler: Literal["vllm", "torch"] = "vllm"
+    optimiser: AdamW
+    seed: Seed
+
+    if TYPE_CHECKING:  # a field of some kinds, a property of others
+
+        @property
+        def rewards(self) -> tuple[Reward, ...]:
+            """What a completion earns: their weighted sum."""
+            ...
+
+        @property
+        def prompts_per_step(self) -> int:
+            """Prompts of which each step draws a group."""
+            ...
+
+    @model_validator(mode="after")
+    def _prompts(self) -> Self:
+        task = self.root.task
+        if not task.cells(self.prompt_role):
+            raise ValueError(f"prompt_role is {self.prompt_role!r}; allowed: a role that the task {task.label} has")
+        return self
+
+    @property
+    def draws_ahead(self) -> bool:
+        """Whether the completions of a step are drawn while the learner still works on the step before."""
+        return False
+
+    @property
+    def completions(self) -> int:
+        """Completions drawn in all."""
+        return self.steps * self.prompts_per_step * self.group_size

@@ -1,0 +1,85 @@
+"""Sorting digits: the whole of a small task, as an example of how one is written (docs/add-a-task.md)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from rayexp import rng
+from rayexp.tasks.base import Solution, Task, Verdict, Vocabulary
+
+DIGITS = 10
+VOCABULARY = Vocabulary(("<pad>", "<bos>", "<eos>", "=", *map(str, range(DIGITS))))
+EQUALS, DIGIT0 = 3, 4
+#: Digits to sort, by role: three and four are known, five are asked for, six are never trained on.
+LENGTHS = {"id": (3, 4), "ood": (5,), "probe": (6,)}
+HELD_OUT_ONE_IN = 10
+
+
+class Sorting(Task):
+    """``<bos> 3 1 2 =`` is completed by ``1 2 3 <eos>``. A cell is a number of digits."""
+
+    kind: Literal["sorting"] = "sorting"
+
+    @property
+    def label(self) -> str:
+        return "sorting"
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return VOCABULARY
+
+    def cells(self, role: str) -> tuple[str, ...]:
+        return tuple(map(str, LENGTHS[role]))
+
+    def prompt_tokens(self, cell: str) -> int:
+        return 1 + int(cell) + 1
+
+    def completion_tokens(self, cell: str) -> int:
+        return int(cell) + 1
+
+    def write(self, split: str, seed: int, cell: str, index_N: np.ndarray) -> np.ndarray:
+        """``<bos> digits = sorted digits <eos>``; equal digits are allowed."""
+        length, rows = int(cell), len(index_N)
+        code_N = _questions(rng.stream_key(seed, split), split == "test", length, index_N)
+        digits_NL = (code_N[:, None] // DIGITS ** np.arange(length, dtype=np.uint64) % DIGITS).astype(np.uint8)
+        column = np.ones((rows, 1), dtype=np.uint8)
+        parts = [
+            VOCABULARY.bos * column,
+            digits_NL + DIGIT0,
+            EQUALS * column,
+            np.sort(digits_NL, axis=1) + DIGIT0,
+            VOCABULARY.eos * column,
+        ]
+        return np.concatenate(parts, axis=1, dtype=np.uint8)
+
+    def solve(self, prompt: Sequence[int]) -> Solution:
+        tokens = [int(token) for token in prompt]
+        digits = tokens[1:-1]
+        framed = len(tokens) > 2 and tokens[0] == VOCABULARY.bos and tokens[-1] == EQUALS
+        if not framed or not all(DIGIT0 <= token < DIGIT0 + DIGITS for token in digits):
+            raise ValueError(f"not a prompt of this task: {VOCABULARY.decode(tokens)}")
+        answer: list[int] = []
+        for token in digits:  # by insertion, where the generator sorts arrays
+            place = sum(other <= token for other in answer)
+            answer.insert(place, token)
+        return Solution((*answer, VOCABULARY.eos), (tuple(answer),))
+
+    def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
+        right = tuple(completion) == solution.completion
+        return Verdict(answer=right, trace=right, steps_right=int(right), steps=1)
+
+
+def _questions(stream: int, held_out: bool, length: int, index_N: np.ndarray) -> np.ndarray:
+    """Return questions as decimal numbers, uniform over the held-out ones or the others: redraw until it is one."""
+    size = np.uint64(DIGITS**length)
+    code_N = rng.random_bits(stream, index_N) % size
+    attempt = 0
+    while len(wrong := np.flatnonzero(_is_held_out(code_N, length) != held_out)):
+        attempt += 1
+        code_N[wrong] = rng.random_bits(stream, index_N[wrong], slot=attempt) % size
+    return code_N
+
+
+def _is_held_out(code_N: np.ndarray, length: int) -> np.ndarray:
+    return rng.random_bits(rng.stream_key("held out", "sorting", length), code_N) % np.uint64(HELD_OUT_ONE_IN) == 0

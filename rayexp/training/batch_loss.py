@@ -1,0 +1,78 @@
+"""The loss of one rank's share of a batch, and its mean over many steps.
+
+Shape suffixes: _N samples, _T tokens, _V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.nn import functional
+
+from rayexp.tasks import TokenBatch
+from rayexp.training.loss import next_token_loss
+from rayexp.training.trainer import Trainer
+
+LossStart = Callable[[TokenBatch], int]
+
+
+class LossMeter:
+    """Mean loss in nats per token, ID and OOD apart, since it was last read. Stays on the device until then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)  # ID nll, ID tokens, OOD nll, OOD tokens
+
+    def add(self, nll_N: Tensor, tokens: int, ood_N: Tensor) -> None:
+        """Count samples of ``tokens`` tokens each."""
+        ood = ood_N.double()
+        nll = nll_N.double()
+        rows = ood.sum()
+        self._sums += torch.stack(
+            [(nll * (1 - ood)).sum(), (len(ood) - rows) * tokens, (nll * ood).sum(), rows * tokens]
+        )
+
+    def read(self, ranks: int) -> dict[str, float]:
+        """Return the means over all ranks and forget them; a split that had no samples is left out."""
+        if ranks > 1:
+            torch.distributed.all_reduce(self._sums)
+        id_nll, id_tokens, ood_nll, ood_tokens = self._sums.tolist()
+        self._sums.zero_()
+        pairs = {"id/loss": (id_nll, id_tokens), "ood/loss": (ood_nll, ood_tokens)}
+        return {name: nll / tokens for name, (nll, tokens) in pairs.items() if tokens}
+
+
+def rank_loss(trainer: Trainer, meter: LossMeter, batch: TokenBatch, start: int, weight: float) -> Tensor:
+    """Return the mean next-token loss of this rank's rows, from token ``start`` of each on, and add it to the meter.
+
+    DDP averages gradients over ranks: ``weight`` undoes that, so that the step is that of the whole batch, however many
+    ranks share it. A rank without rows adds a zero gradient.
+    """
+    if len(batch.tokens_NT) == 0:
+        nothing = torch.zeros((1, 1), dtype=torch.int64, device=trainer.device)
+        return trainer.model(input_ids=nothing, use_cache=False).logits.sum() * 0.0
+    nll_N = _nll(trainer, batch, start)
+    ood_N = torch.from_numpy(batch.ood_N).to(trainer.device)
+    meter.add(nll_N.detach(), batch.tokens_NT.shape[1] - start, ood_N)
+    return nll_N.sum() * weight
+
+
+@torch.no_grad()
+def culprits(trainer: Trainer, batches: Sequence[TokenBatch], loss_start: LossStart) -> str:
+    """Say which samples have a loss that is not finite."""
+    indices: list[int] = []
+    for batch in batches:
+        bad_N = ~torch.isfinite(_nll(trainer, batch, loss_start(batch)))
+        indices += batch.index_N[bad_N.cpu().numpy()].tolist()
+    return f"sample {', '.join(map(str, indices))}" if indices else "the loss of every single sample is finite"
+
+
+def _nll(trainer: Trainer, batch: TokenBatch, start: int) -> Tensor:
+    """Return the summed next-token loss of each sample, in nats."""
+    tokens_NT = torch.from_numpy(batch.tokens_NT.astype(np.int64)).to(trainer.device, non_blocking=True)
+    rows = len(tokens_NT)
+    inputs_NT = functional.pad(tokens_NT[:, :-1], (0, 0, 0, -rows % trainer.row_multiple))  # nobody reads these rows
+    with trainer.precision():
+        logits_NTV = trainer.model(input_ids=inputs_NT, use_cache=False).logits
+    return next_token_loss(logits_NTV[:rows], tokens_NT, start)
