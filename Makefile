@@ -37,6 +37,7 @@ lint: $(INSTALLED)
 	$(MODULE) ruff check .
 	$(MODULE) ruff format --check .
 	$(MODULE) pyright
+	$(PYTHON_IN_VENV) .venv/bin/lint-imports --no-cache
 
 # Before anything else, so that who has to install it by hand is told at once.
 chromium:
@@ -44,7 +45,8 @@ chromium:
 
 # The API from its docstrings, for a browser: build/api/rayexp.html. What pdoc warns of is an error. It leaves the modules
 # out of packages that say what they offer by __all__, so those are named.
-API := rayexp jobs $(subst /,.,$(basename $(wildcard rayexp/tasks/strings/[a-z]*.py rayexp/studies/[a-z]*.py)))
+API := rayexp jobs $(subst /,.,$(basename $(wildcard rayexp/tasks/[a-z]*.py rayexp/tasks/strings/[a-z]*.py rayexp/rewards/[a-z]*.py \
+  rayexp/stages/[a-z]*.py rayexp/studies/[a-z]*.py)))
 docs: $(INSTALLED)
 	PYTHONWARNINGS=error::UserWarning,error::RuntimeWarning \
 	  $(MODULE) pdoc --template-directory docs/api --output-directory build/api $(API)

@@ -5,7 +5,7 @@ All are laid out in two columns of small panels, so that they can be read on a p
 through viridis.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import fill
@@ -88,6 +88,25 @@ class ReportFigure:
     alt: str
     figure: Figure
     data: pd.DataFrame
+
+
+#: A figure of a table; None where the table has no data for it.
+Draw = Callable[[pd.DataFrame], ReportFigure | None]
+#: All figures, by the table that they are drawn from, and then by place and title.
+DRAWN: dict[str, dict[tuple[int, str], Draw]] = {"results": {}, "curves": {}}
+
+
+def on_page(title: str, place: int, of: Literal["results", "curves"] = "results") -> Callable[[Draw], Draw]:
+    """Return a decorator that puts a figure on the page of a report, under a title.
+
+    place: among the figures of the same table. of: the function of ``table`` whose rows the figure is drawn from.
+    """
+
+    def register(draw: Draw) -> Draw:
+        DRAWN[of][place, title] = draw
+        return draw
+
+    return register
 
 
 @dataclass(frozen=True)

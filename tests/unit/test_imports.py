@@ -1,4 +1,4 @@
-"""The pure core runs where there is no Ray, and imports go one way."""
+"""The pure core runs where there is no Ray. That imports go down the layers is import-linter's (pyproject.toml)."""
 
 import ast
 import re

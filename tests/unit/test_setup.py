@@ -52,6 +52,7 @@ def test_make_works_in_a_folder_of_almost_any_name(tmp_path, name):
     assert "chromium" not in check.stdout
     assert test.stdout.startswith(f"{python} tests/fixtures/chromium.py\n")
     for linted in (check, test):
+        assert "said: .venv/bin/python .venv/bin/lint-imports --no-cache\n" in linted.stdout
         assert [tool for tool in ("ruff check", "ruff format", "pyright") if f"-m {tool}" not in linted.stdout] == []
     assert (
         "said: .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration\n"

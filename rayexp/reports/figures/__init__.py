@@ -1,29 +1,21 @@
-"""The figures of a report, each with the exact table that it draws. One row of panels for each arm of the study."""
+"""The figures of a report, each with the exact table that it draws. One row of panels for each arm of the study.
 
-from collections.abc import Callable
+A function of a module of this package that is decorated by ``drawing.on_page`` is one; nothing lists them.
+"""
 
-import pandas as pd
+from importlib import import_module
+from pkgutil import iter_modules
 
 from rayexp.reports import headless as headless  # before anything else that imports matplotlib
-from rayexp.reports.drawing import ReportFigure
-from rayexp.reports.figures.curves import entropy_and_mismatch, reward_and_kl
-from rayexp.reports.figures.mass import mass_by_ratio, mass_by_stage
-from rayexp.reports.figures.pass_at_k import pass_at_k_curves
-from rayexp.reports.figures.tilt import after_against_before, gain_by_mass, logit_shift
+from rayexp.reports.drawing import DRAWN, Draw
 
-#: What draws a figure, by its title; None where there is no data for it.
-Figures = dict[str, Callable[[pd.DataFrame], ReportFigure | None]]
-#: From ``table.results``.
-MEASURED: Figures = {
-    "Correct mass before and after GRPO": mass_by_ratio,
-    "Each stage, in and out of distribution": mass_by_stage,
-    "Each prompt after GRPO against before": after_against_before,
-    "How far logits moved, against 1/β": logit_shift,
-    "Where the gain is: against the mass before": gain_by_mass,
-    "pass@k before and after GRPO": pass_at_k_curves,
-}
-#: From ``table.curves``.
-LOGGED: Figures = {
-    "Reward and KL during GRPO": reward_and_kl,
-    "Entropy and sampler mismatch during GRPO": entropy_and_mismatch,
-}
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+
+def _titled(of: str) -> dict[str, Draw]:
+    return {title: draw for (_, title), draw in sorted(DRAWN[of].items())}
+
+
+#: Figures of ``table.results`` and of ``table.curves``, by title.
+MEASURED, LOGGED = _titled("results"), _titled("curves")

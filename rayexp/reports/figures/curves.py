@@ -8,7 +8,17 @@ from matplotlib.axes import Axes
 
 from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, counted, told
-from rayexp.reports.drawing import WIDE, ReportFigure, lines, panels, ratio_colours, ratio_legend, ratio_places, taller
+from rayexp.reports.drawing import (
+    WIDE,
+    ReportFigure,
+    lines,
+    on_page,
+    panels,
+    ratio_colours,
+    ratio_legend,
+    ratio_places,
+    taller,
+)
 
 SEEDS = "Lines are means over seeds, bands reach from the lowest to the highest seed."
 
@@ -28,6 +38,7 @@ ENTROPY = Curve("grpo/entropy", "entropy (nats)")
 MISMATCH = Curve("grpo/max_logprob_mismatch", "mismatch (nats)")
 
 
+@on_page("Reward and KL during GRPO", place=1, of="curves")
 def reward_and_kl(curves: pd.DataFrame) -> ReportFigure | None:
     """Reward and KL to the reference over GRPO steps; a row for each arm and beta."""
     # Without a penalty there is no reference: the KL is not computed.
@@ -46,6 +57,7 @@ def reward_and_kl(curves: pd.DataFrame) -> ReportFigure | None:
     )
 
 
+@on_page("Entropy and sampler mismatch during GRPO", place=2, of="curves")
 def entropy_and_mismatch(curves: pd.DataFrame) -> ReportFigure | None:
     """Entropy of the policy, and how far sampler and learner disagree, over GRPO steps; a row for each arm and beta."""
     data = _summarised(curves, (ENTROPY, MISMATCH))

@@ -15,6 +15,7 @@ from rayexp.reports.drawing import (
     left_out,
     legend_rows,
     lines,
+    on_page,
     series_legend,
     taller,
 )
@@ -23,6 +24,7 @@ from rayexp.reports.drawing import (
 KS = np.unique(np.round(10 ** np.arange(0, 6.01, 0.25)).astype(int))
 
 
+@on_page("pass@k before and after GRPO", place=6)
 def pass_at_k_curves(results: pd.DataFrame) -> ReportFigure | None:
     """Mean pass@k over prompts of the target cells, before GRPO and after; a panel for each arm and OOD ratio."""
     data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm, results)])

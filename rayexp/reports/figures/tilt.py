@@ -24,6 +24,7 @@ from rayexp.reports.drawing import (
     bars,
     grid,
     lines,
+    on_page,
     ratio_colours,
     ratio_legend,
     ratio_places,
@@ -54,6 +55,7 @@ def _panels(results: pd.DataFrame) -> list[Panel]:
 # P against Q
 
 
+@on_page("Each prompt after GRPO against before", place=3)
 def after_against_before(results: pd.DataFrame) -> ReportFigure | None:
     """P after GRPO against Q before it, a point a prompt, on logit axes: there the tilt is a shift by 1 / beta."""
     shown = [(title, beta, _points(rows)) for title, beta, rows in _panels(results)]
@@ -133,6 +135,7 @@ def _outer_labels(axes: np.ndarray, shown: int, x: str, y: str) -> None:
 # The shift of the logit
 
 
+@on_page("How far logits moved, against 1/β", place=4)
 def logit_shift(results: pd.DataFrame) -> ReportFigure | None:
     """Mean of logit P - logit Q against 1 / beta, which it is at the optimum; a panel for each arm and role."""
     shown = [(arm, role) for arm in arms(results) for role in arm.roles if (arm.cells(role)["kl_beta"] > 0).any()]
@@ -184,6 +187,7 @@ def _shift_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
 # The gain against Q
 
 
+@on_page("Where the gain is: against the mass before", place=5)
 def gain_by_mass(results: pd.DataFrame) -> ReportFigure | None:
     """Mean gain of prompts binned by Q before GRPO, with the gain of the optimum and its peak; panels as above."""
     shown = [(title, beta, points) for title, beta, rows in _panels(results) if len(points := _binned(rows))]
