@@ -1,4 +1,4 @@
-"""``rayexp ls``: every finished stage of a store, and every one that was begun."""
+"""``rayexp ls``: every finished stage of a store, and every one that has not finished."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ FINISHED = (
     Column("size", right=True),
     Column("label", cut=True),
 )
-BEGUN = (
+UNFINISHED = (
     Column("state"),
     Column("stage"),
     Column("step", right=True),
@@ -37,7 +37,7 @@ ORDERS: dict[str, Callable[[Finished], object]] = {
 
 @dataclass(frozen=True)
 class Ls(StoreArgs):
-    """List finished stages, and those that were begun: running, failed, or left."""
+    """List finished stages, and those that have not finished: running, failed, or incomplete."""
 
     kind: Literal["any", *KINDS] = "any"  # pyright: ignore[reportInvalidTypeForm]
     """Only stages of this kind."""
@@ -50,26 +50,27 @@ class Ls(StoreArgs):
         index = self.index()
         among = set(index.study(self.study)) if self.study else None
         finished = [stage for stage in index.finished(among).values() if self.kind in ("any", stage.kind)]
-        begun = [
-            attempt
-            for attempt in index.unfinished()
-            if (among is None or attempt.id in among) and self.kind in ("any", kind_in(attempt.id))
+        unfinished = [
+            each
+            for each in index.unfinished()
+            if (among is None or each.id in among) and self.kind in ("any", kind_in(each.id))
         ]
         finished.sort(key=ORDERS[self.sort])  # pyright: ignore[reportArgumentType]
         width = terminal_width()
-        name = {stage.id: stage.id for stage in (*finished, *begun)}
+        name = {stage.id: stage.id for stage in (*finished, *unfinished)}
         if width:
             name = abbreviated(list(name))
         if finished:
             print(table(FINISHED, [_finished(stage, name[stage.id]) for stage in finished], width))
-        if begun:
-            print("\n" * bool(finished) + table(BEGUN, [_begun(attempt, name[attempt.id]) for attempt in begun], width))
-        for attempt in begun:
-            if attempt.why:
-                print(one_line(f"{'failed' if attempt.state == 'failed' else 'failed before'}: {attempt.why}"))
+        if unfinished:
+            print("\n" * bool(finished) + table(UNFINISHED, [_row(each, name[each.id]) for each in unfinished], width))
+        for each in unfinished:
+            if each.why:
+                print(one_line(f"{'failed' if each.state == 'failed' else 'failed before'}: {each.why}"))
         total = sum(stage.bytes for stage in finished)
         of = f" of {len(among)} in the study" if among is not None and self.kind == "any" else ""
-        print(f"\n{len(finished)} finished{of}, {filesize.decimal(total)}; {len(begun)} begun; store {index.store.url}")
+        counts = f"{len(finished)} finished{of}, {filesize.decimal(total)}; {len(unfinished)} unfinished"
+        print(f"\n{counts}; store {index.store.url}")
         return 0
 
 
@@ -78,7 +79,7 @@ def _finished(stage: Finished, name: str) -> tuple[str, ...]:
     return name, stage.started[:16].replace("T", " ") or "-", took, filesize.decimal(stage.bytes), stage.label
 
 
-def _begun(attempt: UnfinishedStage, name: str) -> tuple[str, ...]:
-    step = "-" if attempt.step is None else str(attempt.step)
-    when = "-" if attempt.time is None else datetime.fromtimestamp(attempt.time, UTC).strftime("%Y-%m-%d %H:%M")
-    return attempt.state, name, step, when, attempt.label or "-"
+def _row(stage: UnfinishedStage, name: str) -> tuple[str, ...]:
+    step = "-" if stage.step is None else str(stage.step)
+    when = "-" if stage.time is None else datetime.fromtimestamp(stage.time, UTC).strftime("%Y-%m-%d %H:%M")
+    return stage.state, name, step, when, stage.label or "-"

@@ -55,7 +55,7 @@ class Sweep(StudyArgs):
     """Plan a study, run what is missing of it on Ray, write its results and its report."""
 
     name: str | None = None
-    """Folder of its results in the store, below studies; by default study, scale, and what of the world is not usual.
+    """Folder of its results in the store, below studies; by default study, scale, and what of the task is not usual.
     Asked for again under the same name with other seeds, ratios or betas, a study grows."""
     plan: bool = False
     """Print every stage with its state, its cost and what it is built on, and stop."""

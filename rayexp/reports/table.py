@@ -60,7 +60,7 @@ RESULTS = pa.schema(
     ]
 )
 CURVES = pa.schema([*STAGE_COLUMNS.items(), ("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
-#: What of the two a stage itself writes (``measure.SCHEMA``, ``journal.SCHEMA``); the rest is added here.
+#: What of the two a stage itself writes (``measure.SCHEMA``, ``metric_log.SCHEMA``); the rest is added here.
 _ADDED = {*STAGE_COLUMNS, "q", "init_q", *(f"pass_at_{k}" for k in PASS_AT)}
 MEASURED, LOGGED = (pa.schema([column for column in whole if column.name not in _ADDED]) for whole in (RESULTS, CURVES))
 #: By how much rounding may lift a log-probability above 0.

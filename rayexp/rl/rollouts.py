@@ -21,7 +21,7 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 class RolloutBatch(Generic[Array]):
     """Groups of completions whose prompts are of one length.
 
-    Completions are padded on the right, which causal attention never looks at, and masked in the loss: one rectangle
+    Completions are padded on the right, which causal attention never looks at, and masked in the loss: one batch
     instead of one for each length that an ``<eos>`` made.
     """
 

@@ -51,7 +51,7 @@ Verify:
 sha256sum --check --quiet SHA256SUMS
 ```
 
-Load a decoder, its tokens being those of `rayexp.tasks.strings.vocabulary`:
+Load a decoder. Its tokens are those of `vocabulary.symbols` of its task, `rayexp.stages.parse_stage(...).root.task`:
 
 ```python
 from transformers import LlamaForCausalLM

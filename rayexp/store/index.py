@@ -1,4 +1,4 @@
-"""What is in a store, for people: finished stages, attempts that have not finished, studies. Reads only.
+"""What is in a store, for people: finished and unfinished stages, and studies. Reads only.
 
 What it says of a stage comes from manifests and records that are not verified here; whoever needs the contents reads
 them through ``rayexp.store.artifacts``, which verifies.
@@ -68,11 +68,10 @@ class Finished:
 
 @dataclass(frozen=True)
 class UnfinishedStage:
-    """A stage, or the trial that is named after it, that was begun and has not finished.
+    """A stage, or the trial that is named after it, that has not finished.
 
-    state: ``running`` while a driver holds its lease, ``failed`` after a failure, else ``begun``. step: of its newest
-    checkpoint. time: of the failure, in seconds since 1970. why: the sentence of the last failure.
-    """
+    state: ``running`` while a driver holds its lease, ``failed`` after a failure, else ``incomplete``. step: of its
+    newest checkpoint. time: of the failure, in seconds since 1970. why: the sentence of the last failure."""
 
     id: str
     state: str
@@ -153,7 +152,7 @@ class StoreIndex:
         }
 
     def unfinished(self) -> list[UnfinishedStage]:
-        """Everything that was begun and has not finished, by id."""
+        """Return everything that has not finished, by id."""
         files, running = self.store.files, self.running()
         ids = sorted({*files.names("work"), *running})
         failures, finished = self.failures(ids), self.store.finished_ids(ids)
@@ -164,7 +163,7 @@ class StoreIndex:
             step = max((int(name[5:]) for name in steps if name[5:].isdecimal()), default=None)
             failed = failures.get(stage_id)
             if failed or stage_id in running or stage_id not in finished:
-                state = "running" if stage_id in running else "failed" if failed else "begun"
+                state = "running" if stage_id in running else "failed" if failed else "incomplete"
                 about = failed or UnfinishedStage(stage_id, state)
                 label = labels.get(stage_id, about.label)
                 unfinished.append(UnfinishedStage(stage_id, state, step, about.time, label, about.why))

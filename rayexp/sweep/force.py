@@ -18,7 +18,7 @@ from rayexp.sweep.plan import Plan
 def named(names: Iterable[str], plan: Plan) -> tuple[Stage, ...]:
     """Return the stages of a plan that are named (id, beginning of one, or label) and those that are built on them.
 
-    Raises ValueError or AmbiguousError as ``catalog.find`` does.
+    Raises ValueError or AmbiguousError as ``index.find`` does.
     """
     labels = {stage.id: stage.label for stage in plan.stages}
     meant = {find(name, labels, of="a stage of this plan") for name in names}

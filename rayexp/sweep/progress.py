@@ -32,7 +32,7 @@ class Running:
     numbers: dict[str, float] = field(default_factory=dict)
     heard: float = 0.0
     _first: tuple[float, int] = (0.0, 0)  # of the stage's reports: when, and of which step
-    _begun: tuple[float, float] = (0.0, 0.0)  # the trial's first report: when, and ``done_s`` then
+    _first_report: tuple[float, float] = (0.0, 0.0)  # the trial's first report: when, and ``done_s`` then
 
     def report(self, stage: Stage, step: int, steps: int, numbers: dict[str, float], now: float) -> None:
         """Take in what the stage says of itself."""
@@ -41,7 +41,7 @@ class Running:
             self._first = (now, step)
         self.stage, self.step, self.steps, self.numbers, self.heard = stage, step, steps, numbers, now
         if first_report:
-            self._begun = (now, self.done_s)
+            self._first_report = (now, self.done_s)
 
     @property
     def done_s(self) -> float:
@@ -53,13 +53,13 @@ class Running:
     @property
     def work(self) -> tuple[float, float]:
         """Estimated seconds between its first report and its last, and true ones; its start tells nothing."""
-        when, done_s = self._begun
+        when, done_s = self._first_report
         return (self.done_s - done_s, self.heard - when) if self.steps else (0.0, 0.0)
 
     def whole_work(self, now: float) -> tuple[float, float]:
         """The same to its end, which is now; of one that first reported in its second half, with its start."""
         total_s = sum(self.estimates[stage.id] for stage in self.trial.stages)
-        when, done_s = self._begun if self.steps and self._begun[1] <= total_s / 2 else (self.since, 0.0)
+        when, done_s = self._first_report if self.steps and self._first_report[1] <= total_s / 2 else (self.since, 0.0)
         return total_s - done_s, now - when
 
     def remaining_s(self, now: float) -> float | None:
@@ -115,7 +115,7 @@ class Progress:
         self.running[trial_id] = Running(trial, self._clock(), trial.stages[0], self._estimates)
 
     def report(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Take in what a stage of a running trial reported (``journal.report``); what comes after the end is late."""
+        """Take in what a stage of a running trial reported (``progress_event``); what comes after the end is late."""
         if run := self.running.get(trial_id):
             numbers = {name: result[name] for name in METRICS if name in result}
             run.report(self._stages[result["stage_id"]], result["step"], result["steps"], numbers, self._clock())

@@ -1,4 +1,4 @@
-"""What a stage wrote down while it ran: numbers by step and name, and where and how it was run."""
+"""The record of a running stage: numbers by step and name, and where and how it was run."""
 
 import io
 import math
@@ -18,7 +18,7 @@ from rayexp.telemetry import metrics
 
 #: One row a number. metric: ``stage/split/metric``, e.g. ``pretrain/ood/loss``.
 SCHEMA = pa.schema([("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
-#: Key of the fingerprints of the code that wrote a journal, among the notes of its file.
+#: Key of the fingerprints of the code that wrote a metric log, among the notes of its file.
 SOURCES = b"sources"
 
 

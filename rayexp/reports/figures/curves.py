@@ -25,7 +25,7 @@ SEEDS = "Lines are means over seeds, bands reach from the lowest to the highest 
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric of one side of a figure: its name in the journal, its axis, and the range of that if it has one."""
+    """One metric of one side of a figure: its name in the metric log, its axis, and the range of that if it has one."""
 
     metric: str
     label: str

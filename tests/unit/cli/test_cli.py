@@ -107,7 +107,7 @@ def test_ls_picks_a_kind_a_study_and_an_order(whole, said):
     assert "demo-tiny" in text
 
 
-def test_ls_tells_running_failed_and_begun_apart(tmp_path, said):
+def test_ls_tells_running_failed_and_incomplete_apart(tmp_path, said):
     store = study(tmp_path, finished=2)
     grpo, other = [stage for stage in STAGES if isinstance(stage, GRPO)][:2]
     checkpoint = tmp_path / "checkpoint"
@@ -119,7 +119,7 @@ def test_ls_tells_running_failed_and_begun_apart(tmp_path, said):
     store.files.write("drivers/somebody", b"")
     text = said("ls", "--store", store.url)[1]
     lines = {line.split()[1]: line for line in text.splitlines() if line and not line.startswith("failed: ")}
-    assert lines[grpo.id].split() == ["begun", grpo.id, "7", "-", grpo.label]
+    assert lines[grpo.id].split() == ["incomplete", grpo.id, "7", "-", grpo.label]
     assert lines[other.id].startswith("failed ")
     assert lines[other.id].endswith(f"2026-01-02 03:04  {other.label}")
     assert f"\nfailed: {other.label}, step 3: out of luck\n" in text
@@ -133,7 +133,7 @@ def test_a_failure_of_a_later_stage_is_not_tidied_away_with_the_finished_one(tmp
         store.files.write(f"work/{STAGES[2].id}/{name}", b"{}")
     store.files.write(f"work/{STAGES[0].id}-x/{name}", b"{}")
     store.tidy()
-    assert [attempt.state for attempt in StoreIndex(store).unfinished()] == ["failed", "begun", "failed"]
+    assert [attempt.state for attempt in StoreIndex(store).unfinished()] == ["failed", "incomplete", "failed"]
 
 
 # show
