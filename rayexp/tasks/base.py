@@ -100,7 +100,7 @@ class Task(Value):
         """Return samples ``start .. start+count`` of a mixture of ID cells and a share ``ood_ratio`` of OOD cells.
 
         The share is exact in every prefix (sample i is OOD where floor((i+1) r) > floor(i r)), and so is the balance of
-        cells within each part; at equal seed, mixtures of different ratios hold the same questions.
+        cells within each part. Sample i is sample i of its cell, so mixtures of two ratios differ only in cells.
         """
         index_N = np.arange(start, start + count, dtype=np.int64)
         before_N = np.floor(index_N * ood_ratio).astype(np.int64)
