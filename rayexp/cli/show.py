@@ -100,10 +100,10 @@ def _provenance(finished: Finished) -> str:
             name, value = "took", None if finished.duration_s is None else duration(finished.duration_s)
         rows.append((name, "-" if value is None else str(value)))
     rows.append(("code", f"{finished.other_code}; here is {code_here()}" if finished.other_code else "the code here"))
-    run_config = record.get("execution")
+    run_config = record.get("run_config")
     if isinstance(run_config, Mapping):
         shown = ("device", "train_workers", "rollout_workers", "store")
-        rows.append(("execution", ", ".join(f"{key} {run_config.get(key)}" for key in shown)))
+        rows.append(("run_config", ", ".join(f"{key} {run_config.get(key)}" for key in shown)))
     return table((Column("fact"), Column("value")), rows)
 
 

@@ -68,6 +68,10 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
     metric_log = MetricLog(files.get(METRICS))
     rollout_log = RolloutLog(store, stage, enabled=run_config.keep_rollouts, first_step=completed)
     throughput = _Throughput()
+
+    def start_drawing(step: int) -> Callable[[], Completions]:
+        return rollout_manager.start(*prompts.at(step).request(stage.group_size))
+
     drawn = Completions.from_bytes(files[DRAWN]) if DRAWN in files else None  # with the weights before the last update
 
     for step in range(completed, stage.steps):
@@ -78,19 +82,16 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
                     rollout_manager.require_parity(prompts.probe, learner.call("score", prompts.probe))
 
             with timed("rollout"):
-                batch = prompts.at(step)
-                completions = drawn or rollout_manager.generate(*batch.request(stage.group_size))
-                ahead = stage.draws_ahead and step + 1 < stage.steps
-                draw_next = (
-                    rollout_manager.start(*prompts.at(step + 1).request(stage.group_size)) if ahead else _nothing
-                )
+                completions = drawn or start_drawing(step)()
+                next_drawn = start_drawing(step + 1) if stage.draws_ahead and step + 1 < stage.steps else None
+            batch = prompts.at(step)
             with timed("reward"):
                 rewards_PG = group_rewards(stage.root.task, stage.rewards, batch.prompts, completions)
                 rollouts = rollout_statistics(rewards_PG, completions) | throughput.of(batch, completions)
             with timed("learn"):
                 learning = learner.call("update", rollout_batches(batch, completions, rewards_PG))
             with timed("rollout"):
-                drawn = draw_next()
+                drawn = next_drawn() if next_drawn else None
 
             rollout_log.add(step, batch, completions, rewards_PG)
             numbers = {stage.kind: learning, "rollout": rollouts}
@@ -106,10 +107,6 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
     with error_context(lambda: f"{stage.label}, publishing"):
         files = {METRICS: metric_log.to_bytes()} | rollout_log.files(stage.steps)
         learner.call("publish", files, metric_log.provenance(run_config, timed.seconds))
-
-
-def _nothing() -> None:
-    """Return no completions: none are drawn ahead."""
 
 
 def _files(metric_log: MetricLog, drawn: Completions | None) -> dict[str, bytes]:

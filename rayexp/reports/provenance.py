@@ -30,7 +30,7 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
         try:
             record = store.provenance(stage.id)
             found, started, duration_s = _facts(record), str(record.get("started", "")), float(record["duration_s"])
-            cores, gpus = reserved(stage, RunConfig.model_validate(record["execution"]))
+            cores, gpus = reserved(stage, RunConfig.model_validate(record["run_config"]))
         except DamagedError:
             raise
         except (StoreError, ValueError, KeyError, TypeError, OverflowError, RecursionError):

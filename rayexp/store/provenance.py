@@ -62,7 +62,7 @@ def record(
         "packages": versions(),
         "source": "+".join(sources) or None,
         "git": git_state(),
-        "execution": json.loads(run_config.model_dump_json(exclude={"argv", "lease"}))
+        "run_config": json.loads(run_config.model_dump_json(exclude={"argv", "lease"}))
         | {"store": without_secrets([run_config.store])[0]},
     }
 

@@ -162,7 +162,7 @@ def _bytes(stage: Stage) -> float:
 
 def _sample(finished: Finished, stage: Stage) -> ObservedRun | None:
     """What a finished stage says of its kind; None if its record does not say how long it took, or on what."""
-    run_config = finished.provenance.get("execution")
+    run_config = finished.provenance.get("run_config")
     if not isinstance(run_config, Mapping) or not finished.duration_s:
         return None
     train_workers, rollout_workers = run_config.get("train_workers"), run_config.get("rollout_workers")

@@ -20,7 +20,7 @@ Report = Callable[[dict[str, Any]], None]
 
 SECONDS_BETWEEN_REPORTS = 2.0
 #: Of a trial's settings, those that are whole documents; the store has them in its spec.json.
-DOCUMENTS = ["stages", "execution"]
+DOCUMENTS = ["stages", "run_config"]
 
 
 def trial_config(trial: Trial, run_config: RunConfig) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def trial_config(trial: Trial, run_config: RunConfig) -> dict[str, Any]:
         "pool": trial.pool,
         "in_process": preflight.in_process(trial, run_config),
         "stages": [stage.model_dump_json() for stage in trial.stages],
-        "execution": run_config.model_dump_json(),
+        "run_config": run_config.model_dump_json(),
     }
 
 
@@ -39,7 +39,7 @@ def run_stages(config: dict[str, Any], report: Report, train_callbacks: Callable
     """Run one trial. Permanent errors are reported as a result, so that it is not tried again; others are raised, so
     that it is. ``train_callbacks`` makes the callbacks of a Ray Train run that report for it."""
     logs.configure_worker_logging()
-    run_config = RunConfig.model_validate_json(config["execution"])
+    run_config = RunConfig.model_validate_json(config["run_config"])
     stages = [parse_stage(text) for text in config["stages"]]
     try:
         from rayexp.execution import rollout_loop, supervised  # torch and transformers, which the driver does not need

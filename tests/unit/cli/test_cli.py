@@ -604,7 +604,7 @@ def test_names_that_lead_nowhere(whole, said, name):
     [
         ("manifest.json", {"label": ["x"], "versions": "many"}),
         ("manifest.json", {"label": "a\nb\x1b[31m"}),
-        ("provenance.json", {"started": 5, "duration_s": -1, "packages": [], "execution": 3, "git": {"a": {"b": 1}}}),
+        ("provenance.json", {"started": 5, "duration_s": -1, "packages": [], "run_config": 3, "git": {"a": {"b": 1}}}),
         ("provenance.json", {"duration_s": 10**400, "started": "x" * 5000}),
         ("provenance.json", []),
     ],

@@ -22,7 +22,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = study_stages(ood_ratios=(0.0, 0.01, 0.05), kl_betas=(0.1,), seeds=(0, 1))
     # Numbers as wide as they get: 36 stages of 5 days on 64 GPUs.
     run_config = {"train_workers": 64, "train_cpus": 8.0, "train_gpus": 1.0}
-    store = published(folder, stages, {**HOSTILE_RECORD, "duration_s": 4.5e5, "execution": run_config})
+    store = published(folder, stages, {**HOSTILE_RECORD, "duration_s": 4.5e5, "run_config": run_config})
     return report.write(Plan.of(HOSTILE + "a" * 80, stages, store.finished_ids()), store, folder / "out").page
 
 

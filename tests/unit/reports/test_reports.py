@@ -720,7 +720,7 @@ def test_what_a_machine_could_not_tell_is_left_out_of_the_page(tmp_path: Path) -
         [],
         {**HOSTILE_RECORD, "packages": None},
         {**HOSTILE_RECORD, "duration_s": "?"},
-        {**HOSTILE_RECORD, "execution": {"x": 1}},
+        {**HOSTILE_RECORD, "run_config": {"x": 1}},
     ],
 )
 def test_a_record_that_cannot_be_read_is_counted(tmp_path: Path, record: object) -> None:
@@ -735,7 +735,7 @@ def test_cost_is_what_was_reserved_while_a_stage_ran(tmp_path: Path) -> None:
     """1.5 s each; a measurement has the machines of the stage that it follows."""
     stages = study_stages(**SMALL)[:6]
     run_config = {"train_workers": 2, "train_cpus": 4.0, "train_gpus": 1.0, "rollout_workers": 3, "rollout_gpus": 0.5}
-    store = published(tmp_path, stages, {**HOSTILE_RECORD, "execution": run_config})
+    store = published(tmp_path, stages, {**HOSTILE_RECORD, "run_config": run_config})
     spent = provenance(Plan.of("demo", stages, store.finished_ids()), store)["spent"]
     hour = 1.5 / 3600
     assert {row["kind"]: (row["n"], row["core_hours"] / hour, row["gpu_hours"] / hour) for row in spent} == {

@@ -328,7 +328,7 @@ def test_two_searchers_on_one_store_hand_out_each_trial_once(tmp_path, monkeypat
                 stage = next(stage for stage in kinds if stage.id == config["trial"])
                 if stage.parent and not store.finished(stage.parent.id):
                     wrong.append(stage.id)
-                Store(store.url, json.loads(config["execution"])["lease"]).publish(stage, artifact, {})
+                Store(store.url, json.loads(config["run_config"])["lease"]).publish(stage, artifact, {})
                 searcher.on_trial_complete(f"{name}-{number}", {})
             wrong.append(f"{name} did not end")
 

@@ -21,11 +21,11 @@ EXECUTION = RunConfig(store="s3://bucket/runs", rollout_workers=3, argv=("jobs/s
 
 def test_provenance_is_json_and_says_how_it_was_run():
     said = json.loads(json.dumps(MetricLog().provenance(EXECUTION)))
-    assert RunConfig.model_validate(said["execution"]) == EXECUTION.model_copy(update={"argv": ()})
+    assert RunConfig.model_validate(said["run_config"]) == EXECUTION.model_copy(update={"argv": ()})
     assert said["packages"]["torch"]
     assert said["argv"] == ["jobs/sweep.py", "--seeds", "0"]
     assert said["source"] == fingerprint(PACKAGE)
-    assert "lease" not in said["execution"]
+    assert "lease" not in said["run_config"]
 
 
 def unable(*arguments, **options):

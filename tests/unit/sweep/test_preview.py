@@ -32,7 +32,7 @@ CHAIN = tiny_chain(StringTask(axis="composition"))
 
 def record(seconds: float, **run_config: object) -> dict[str, object]:
     """Provenance of a stage that took so long."""
-    return {"duration_s": seconds, "execution": json.loads(CPU.model_dump_json()) | run_config}
+    return {"duration_s": seconds, "run_config": json.loads(CPU.model_dump_json()) | run_config}
 
 
 def fail(store: Store, trial: str, label: str = "") -> None:
@@ -101,8 +101,8 @@ NO_MEASURES = [
     record(0.0),
     record(float("inf")),
     {"duration_s": 7.0},
-    {"execution": 1, "duration_s": []},
-    {"duration_s": 7.0, "execution": {"train_workers": "many"}},
+    {"run_config": 1, "duration_s": []},
+    {"duration_s": 7.0, "run_config": {"train_workers": "many"}},
     [],
 ]
 

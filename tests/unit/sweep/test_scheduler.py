@@ -121,7 +121,7 @@ def test_a_trial_is_told_its_stages_and_how_to_run_them():
     config = suggested(searcher, "1")
     assert [parse_stage(text) for text in config["stages"]] == [chain.pretrain, chain.sft]
     assert config["pool"] == "train"
-    told = RunConfig.model_validate_json(config["execution"])
+    told = RunConfig.model_validate_json(config["run_config"])
     assert told.model_copy(update={"lease": ""}) == EXECUTION
     assert Lease.parse(told.lease).work == plan.trials[0].id
     searcher.on_trial_complete("1")
@@ -180,7 +180,7 @@ def test_what_cannot_be_imported_on_a_worker_is_recorded_like_every_failure(tmp_
     monkeypatch.setitem(sys.modules, "rayexp.execution.supervised", None)
     monkeypatch.delattr(rayexp.execution, "supervised", raising=False)
     with pytest.raises(StageError, match=r"ModuleNotFoundError: .*rayexp\.execution\.supervised"):
-        run_trial({**suggested(searcher, "one"), "execution": run_config})
+        run_trial({**suggested(searcher, "one"), "run_config": run_config})
     record = json.loads(store.files.read(f"work/{STAGE.id}/failure.json"))
     assert record["label"] == STAGE.label
     assert "supervised" in record["error"]
