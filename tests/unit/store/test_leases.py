@@ -261,7 +261,6 @@ def test_training_does_not_begin_in_a_store_that_is_not_the_drivers(another, tmp
     assert another.empty()
 
 
-@pytest.mark.slow
 def test_whoever_lost_its_lease_can_write_neither_a_checkpoint_nor_an_artifact(files, tmp_path):
     gone = dead(files, expiry_s=0.0)
     lost = Store(files.url, str(gone.take("work")), 20)

@@ -12,7 +12,6 @@ import torch
 
 from rayexp.errors import NotFiniteError
 from rayexp.models import factory
-from rayexp.models import io as models_io
 from rayexp.stages import AdamW
 from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings import StringTask
@@ -63,9 +62,6 @@ def train(trainer, stop):
 
 def micro_trainer(seed=0, optimiser=OPTIMISER):
     return Trainer(factory.build(MICRO, VOCABULARY, seed), optimiser, STEPS)
-
-
-# Supervised
 
 
 def test_golden_losses_of_the_tiny_decoder():
@@ -163,32 +159,3 @@ def test_the_trainer_follows_the_schedule():
     before = weights(trainer.module)["model.norm.weight"]
     trainer.step([lambda: total(p.sum() for p in trainer.module.parameters())])
     torch.testing.assert_close(weights(trainer.module)["model.norm.weight"], before - 0.1)
-
-
-# Decoders
-
-
-@pytest.mark.parametrize("name", ["tiny", "micro"])
-def test_a_saved_decoder_comes_back_bitwise(tmp_path, name):
-    shape = DECODERS["tiny"] if name == "tiny" else MICRO
-    model = factory.build(shape, VOCABULARY, seed=3)
-    models_io.save(model, tmp_path)
-    loaded = models_io.load(tmp_path)
-    assert same(weights(loaded), weights(model))
-    assert loaded.training
-    assert {tensor.dtype for tensor in loaded.parameters()} == {torch.float32}
-    assert loaded.config.max_position_embeddings == shape.context_tokens
-
-
-def test_equal_seeds_build_equal_decoders_and_leave_the_generator_alone():
-    before = torch.get_rng_state()
-    one, twin, other = (weights(factory.build(MICRO, VOCABULARY, seed)) for seed in (0, 0, 1))
-    assert same(one, twin)
-    assert not same(one, other)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("name", ["tiny", "small"])
-def test_the_number_of_parameters_is_the_predicted_one(name):
-    model = factory.build(DECODERS[name], VOCABULARY, seed=0)
-    assert sum(p.numel() for p in model.parameters()) == DECODERS[name].parameters(VOCABULARY.size)

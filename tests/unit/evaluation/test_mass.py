@@ -1,0 +1,50 @@
+"""The exact mass of gold completions, against one prefix at a time and against all completions."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from rayexp.evaluation.mass import gold_scores
+from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.tasks import TokenBatch
+from rayexp.tasks.strings import StringTask
+from rayexp.tasks.strings.symbols import VOCABULARY
+from tests.fixtures.prefixes import OTHERS, PROMPT, next_token_probabilities
+
+
+def token_batch_of(prompts, completions):
+    tokens_NT = np.array([[*p, *c] for p, c in zip(prompts, completions, strict=True)], dtype=np.uint8)
+    size = len(tokens_NT)
+    return TokenBatch(tokens_NT, len(prompts[0]), np.arange(size), np.zeros(size, dtype=bool))
+
+
+def test_gold_mass_is_the_product_of_conditionals(model):
+    token_batch = StringTask(axis="composition").of_cell("test", 0, "TS", 0, 5)
+    expected = [
+        sum(
+            math.log(next_token_probabilities(model, row[:t])[row[t]])
+            for t in range(token_batch.prompt_tokens, len(row))
+        )
+        for row in token_batch.tokens_NT
+    ]
+    for chunk in (2, 1024):
+        np.testing.assert_allclose(gold_scores(model, token_batch, chunk).log_mass_N, expected, rtol=1e-5)
+
+
+def test_masses_of_all_completions_add_up_to_one(model):
+    """``<eos>`` at once, or any two tokens of which the first is not ``<eos>``."""
+    pairs = [pair for pair in itertools.product(range(64), repeat=2) if pair[0] != VOCABULARY.eos]
+    parts = [token_batch_of([PROMPT] * len(part), part) for part in ([(VOCABULARY.eos,)], pairs)]
+    assert sum(np.exp(gold_scores(model, part).log_mass_N).sum() for part in parts) == pytest.approx(1, abs=1e-5)
+
+
+def test_greedy_flag_is_whether_greedy_decoding_writes_the_gold_completion(model):
+    prompts = [p for p in [PROMPT, *OTHERS] if len(p) == len(PROMPT)]
+    written = TorchSampler(model).greedy(prompts, [5] * len(prompts)).rows
+    prompts, written = zip(*[(p, row) for p, row in zip(prompts, written, strict=True) if len(row) == 5], strict=True)
+    assert gold_scores(model, token_batch_of(prompts, written)).greedy_N.all()
+    for place in range(5):
+        changed = [[(token + (i == place)) % 64 for i, token in enumerate(row)] for row in written]
+        assert not gold_scores(model, token_batch_of(prompts, changed)).greedy_N.any()
