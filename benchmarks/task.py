@@ -1,4 +1,4 @@
-"""How fast a task writes samples: small batches pay for numpy's calls, large ones for its arithmetic."""
+"""The rate at which a task writes samples: small batches pay for numpy's calls, large ones for its arithmetic."""
 
 from functools import partial
 

@@ -133,7 +133,7 @@ class RunConfig(Value):
     """Longest time between two checkpoints of a stage in seconds, rounded up to the next point of its curves; the first
     comes after 5 seconds, each further one after twice as long."""
     weight_transfer: Literal["object_store", "nccl", "cuda_ipc", "gloo"] = "object_store"
-    """How weights get to sampling actors. For decoders above a gigabyte: cuda_ipc where they share the learner's GPU,
+    """Route of weights to sampling actors. For decoders above a gigabyte: cuda_ipc where they share the learner's GPU,
     nccl where they have others (both untried: no GPU was at hand). gloo is for CPUs and the sampler torch."""
     keep_rollouts: bool = False
     """Write every completion to the stage's rollouts.parquet."""
@@ -145,10 +145,10 @@ class RunConfig(Value):
     timeout_s: float = Field(default=600.0, gt=0, le=1e9)
     """Longest wait for any one answer of an actor, in seconds."""
     worker_failures: int = Field(default=2, ge=0)
-    """How often a trial, or the learner within one, is started again after a failure that may pass."""
+    """Restarts of a trial, or of the learner within one, after failures that may pass."""
 
     lease: str = ""
-    """What entitles a trial to write its stages; filled in by the sweep that starts it (rayexp.store.leases)."""
+    """Right of a trial to write its stages; filled in by the sweep that starts it (rayexp.store.leases)."""
     argv: tuple[str, ...] = ()
     """The command line of the sweep that starts it, without secrets; for the record (rayexp.store.provenance)."""
 

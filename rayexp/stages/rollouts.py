@@ -36,7 +36,7 @@ class RolloutStage(ChildStage):
 
         @property
         def rewards(self) -> tuple[Reward, ...]:
-            """What a completion earns: their weighted sum."""
+            """Rewards whose weighted sum a completion earns."""
             ...
 
         @property
@@ -53,7 +53,7 @@ class RolloutStage(ChildStage):
 
     @property
     def draws_ahead(self) -> bool:
-        """Whether the completions of a step are drawn while the learner still works on the step before."""
+        """True if the completions of a step are drawn while the learner still works on the step before."""
         return False
 
     @property

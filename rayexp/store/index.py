@@ -1,4 +1,4 @@
-"""What is in a store, for people: finished and unfinished stages, and studies. Reads only.
+"""The content of a store, for people: finished and unfinished stages, and studies. Reads only.
 
 What it says of a stage comes from manifests and records that are not verified here; whoever needs the contents reads
 them through ``rayexp.store.artifacts``, which verifies.

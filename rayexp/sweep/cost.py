@@ -1,4 +1,4 @@
-"""What a plan will cost: time and storage of each stage, and of all of them on the machines that there are.
+"""The cost of a plan: time and storage of each stage, and of all of them on the machines that there are.
 
 Where the store has finished stages that are alike (same kind, device and number of workers, a decoder of half to twice
 the parameters), time is the median of what they took per FLOP, by those nearest in FLOP. Elsewhere it is assumed, from
@@ -53,7 +53,7 @@ RECORD_BYTES, ROW_BYTES = 6_000, 40
 
 @dataclass(frozen=True)
 class ObservedRun:
-    """What one finished stage took."""
+    """The time that one finished stage took."""
 
     kind: str
     device: str
@@ -65,7 +65,7 @@ class ObservedRun:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage will take: FLOP, seconds once it is its turn, and bytes of its artifact. measured: number of
+    """Estimates for one stage: FLOP, seconds once it is its turn, and bytes of its artifact. measured: number of
     finished stages that the time comes from; 0 where it is assumed."""
 
     flop: float
@@ -94,7 +94,7 @@ class CostModel:
         return cls(run_config, filter(None, (_sample(finished[i], specs[i]) for i in specs.keys() & finished.keys())))
 
     def cost(self, stage: Stage) -> StageCost:
-        """What a stage will take."""
+        """Return the estimates for a stage."""
         if stage.id not in self._costs:
             self._costs[stage.id] = StageCost(stage.flops, *self._time(stage), _bytes(stage))
         return self._costs[stage.id]
@@ -161,7 +161,7 @@ def _bytes(stage: Stage) -> float:
 
 
 def _sample(finished: Finished, stage: Stage) -> ObservedRun | None:
-    """What a finished stage says of its kind; None if its record does not say how long it took, or on what."""
+    """Return what a finished stage tells of its kind; None if its record does not say how long it took, or on what."""
     run_config = finished.provenance.get("run_config")
     if not isinstance(run_config, Mapping) or not finished.duration_s:
         return None

@@ -156,10 +156,10 @@ class Task(Value):
 
     @property
     def unique(self) -> bool:
-        """Whether the gold completion is the only right one. Its mass is then Q itself, else a lower bound of Q."""
+        """True if the gold completion is the only right one. Its mass is then Q itself, else a lower bound of Q."""
         return True
 
-    # What a task has to say of itself
+    # Each task says the rest of itself
 
     @property
     @abstractmethod
