@@ -13,14 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
-from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.parameter import RayParams
 from ray._private.ray_constants import DEFAULT_DASHBOARD_PORT
 from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 
-from rayexp.distributed import interpreter
+from rayexp.distributed import surroundings
 from rayexp.errors import RefusedError
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ def prepare_head(parameters: RayParams, head: bool) -> None:
     """
     if parameters.ray_client_server_port == CLIENT_PORT:
         parameters.ray_client_server_port = None
-    interpreter.use_plain_path()
+    surroundings.use_plain_path()
     port = _free_port(parameters.dashboard_port or DEFAULT_DASHBOARD_PORT)
     parameters.dashboard_port = port  # pyright: ignore[reportAttributeAccessIssue]
     settings = f"RAY_API_SERVER_ADDRESS=http://127.0.0.1:{port}"
@@ -99,20 +98,9 @@ def _close() -> bool:
     return True
 
 
-def folder() -> Path:
-    """Return the folder for Ray's files, which nobody else can enter: RAY_TMPDIR if it is one, else ``ray-UID`` in it.
-
-    Ray lets everybody write into its own folders, those of sessions with their logs and sockets among them.
-    """
-    parent = Path(get_default_ray_temp_dir()).parent
-    if parent.is_dir() and parent.stat().st_uid == os.getuid() and not parent.stat().st_mode & 0o077:
-        return parent
-    return parent / f"ray-{os.getuid()}"
-
-
 def _closed_folder() -> Path:
     """Make the folder if it is missing, and close it to others."""
-    made = folder()
+    made = surroundings.folder()
     made.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = made.lstat()
     if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):

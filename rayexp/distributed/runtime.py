@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 from rayexp import host
-from rayexp.distributed import access, interpreter, surroundings
+from rayexp.distributed import access, surroundings
 from rayexp.errors import RefusedError
 from rayexp.formatting import one_line
 
@@ -72,7 +72,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
         token = ""
     else:
         surroundings.require_folder()
-        interpreter.use_plain_path()
+        surroundings.use_plain_path()
         token = access.restrict()
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         context = ray.init(

@@ -1,19 +1,25 @@
 """Refuse an environment in which Ray would not start or not answer, in one sentence, before it is asked to."""
 
+import atexit
 import os
 import pwd
+import shlex
 import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, mkdtemp
 
 import grpc
+import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private.services import canonicalize_bootstrap_address
 from ray.train.v2._internal.constants import V2_ENABLED_ENV_VAR, is_v2_enabled
 
-from rayexp.distributed import access
 from rayexp.errors import RefusedError, first_line
 
+#: Ray (2.60) joins the command line of a worker with quotes that it takes apart again by other rules.
+LOST = "'\"\\"
 #: Bytes of a Unix socket's path, its final zero not counted.
 SOCKET_PATH_BYTES = 107
 #: Ray's logs and sockets of a sweep of a few hours.
@@ -31,53 +37,78 @@ def require_train() -> None:
 
 def require_cluster(address: str) -> None:
     """Raise RefusedError unless a Ray cluster, or something that speaks its protocol, answers at RAY_ADDRESS."""
+
+    def refusal(why: str) -> RefusedError:
+        return RefusedError(
+            f"RAY_ADDRESS is {address!r}, {why}; allowed: HOST:PORT of a cluster's head, auto for the one on this "
+            "machine, or nothing for a new one"
+        )
+
     if "://" in address:
-        raise _refused_address(address, "a URL")
+        raise refusal("a URL")
     try:
         found = canonicalize_bootstrap_address(address)
     except ValueError:
-        raise _refused_address(address, "which is no address") from None
-    except (ConnectionError, OSError):
-        raise _refused_address(address, "and there is no Ray cluster on this machine") from None
-    if os.environ.get("RAY_USE_TLS", "0") not in ("1", "true"):  # else only Ray has the certificates
-        _require_answer(address, str(found))
-
-
-def _require_answer(address: str, found: str) -> None:
-    with grpc.insecure_channel(found, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        raise refusal("which is no address") from None
+    except OSError:
+        raise refusal("and there is no Ray cluster on this machine") from None
+    if os.environ.get("RAY_USE_TLS", "0") in ("1", "true"):  # only Ray has the certificates
+        return
+    with grpc.insecure_channel(str(found), options=(("grpc.enable_http_proxy", 0),)) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
         except grpc.FutureTimeoutError:
-            raise _refused_address(address, f"and no Ray cluster answers at {found}") from None
+            raise refusal(f"and no Ray cluster answers at {found}") from None
 
 
-def _refused_address(address: str, why: str) -> RefusedError:
-    return RefusedError(
-        f"RAY_ADDRESS is {address!r}, {why}; allowed: HOST:PORT of a cluster's head, auto for the one on this machine, "
-        "or nothing for a new one"
-    )
+def use_plain_path() -> None:
+    """Call this Python by a path without blanks for the rest of the process, because Ray hands it to bash unquoted.
+
+    Raises RefusedError where even that would not help, and Ray would wait for its workers for ever.
+    """
+    place = str(Path(ray.__file__).parent)
+    if set(LOST) & set(place):
+        raise RefusedError(f"Ray is installed in {place}; allowed: a path without any of {' '.join(LOST)}")
+    if shlex.quote(sys.executable) == sys.executable:
+        return
+    link = Path(mkdtemp(prefix="rayexp-python-", dir="/tmp"), "python")  # TMPDIR may have a blank itself
+    atexit.register(shutil.rmtree, link.parent)
+    python = Path(sys.executable)
+    link.symlink_to(python.parents[1])
+    sys.executable = str(link / python.parent.name / python.name)
+
+
+def folder() -> Path:
+    """Return the folder for Ray's files, which nobody else can enter: RAY_TMPDIR if it is one, else ``ray-UID`` in it.
+
+    Ray lets everybody write into its own folders, those of sessions with their logs and sockets among them.
+    """
+    parent = Path(get_default_ray_temp_dir()).parent
+    if parent.is_dir() and parent.stat().st_uid == os.getuid() and not parent.stat().st_mode & 0o077:
+        return parent
+    return parent / f"ray-{os.getuid()}"
 
 
 def require_folder() -> None:
     """Raise RefusedError unless a cluster on this machine can have its logs and sockets where Ray would put them."""
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
-    folder = str(access.folder() / "ray")
+    place = str(folder() / "ray")
 
     def refusal(why: str) -> RefusedError:
-        where = f"{name} is {os.environ[name]!r}, where Ray's folder {folder!r}" if name else f"Ray's folder {folder!r}"
+        where = f"{name} is {os.environ[name]!r}, where Ray's folder {place!r}" if name else f"Ray's folder {place!r}"
         return RefusedError(f"{where} {why}; allowed: a RAY_TMPDIR with a short absolute path, room, and this owner")
 
-    if not os.path.isabs(folder):
+    if not os.path.isabs(place):
         raise refusal("is relative, so every process would have another")
-    if (excess := len(os.fsencode(_socket(folder))) - SOCKET_PATH_BYTES) > 0:
+    if (excess := len(os.fsencode(_socket(place))) - SOCKET_PATH_BYTES) > 0:
         raise refusal(f"is {excess} bytes too long for the sockets in it")
     try:
-        os.makedirs(folder, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
+        os.makedirs(place, exist_ok=True)
+        with TemporaryFile(dir=place) as file:
             file.write(b"x")
     except OSError as error:
-        raise refusal(f"cannot be written ({error.strerror or first_line(error)}{_owner(folder)})") from error
-    if (free := shutil.disk_usage(folder).free) < FREE_BYTES:
+        raise refusal(f"cannot be written ({error.strerror or first_line(error)}{_owner(place)})") from error
+    if (free := shutil.disk_usage(place).free) < FREE_BYTES:
         raise refusal(f"has {free / 2**20:.0f} MiB left on its disk and needs {FREE_BYTES / 2**20:.0f}")
 
 

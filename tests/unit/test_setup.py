@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rayexp.distributed import interpreter
+from rayexp.distributed import surroundings
 from rayexp.errors import RefusedError
 from tests.fixtures import chromium
 from tests.fixtures.checkout import ROOT
@@ -90,7 +90,7 @@ def python_at(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", BORNE)
 def test_ray_gets_a_path_of_python_that_bash_takes_as_one_word(python_at, name):
     prefix = python_at(name)
-    interpreter.use_plain_path()
+    surroundings.use_plain_path()
     where = f"exec {sys.executable} -c 'import sys; print(sys.prefix)'"
     done = subprocess.run(["bash", "-c", where], capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()).resolve() == prefix.resolve()
@@ -98,15 +98,15 @@ def test_ray_gets_a_path_of_python_that_bash_takes_as_one_word(python_at, name):
 
 def test_a_path_that_needs_nothing_stays(python_at):
     before = str(python_at("plain") / "bin" / "python")
-    interpreter.use_plain_path()
+    surroundings.use_plain_path()
     assert sys.executable == before
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "a\\b"])
 def test_a_place_from_which_ray_starts_no_worker_is_refused(monkeypatch, name):
-    monkeypatch.setattr(interpreter.ray, "__file__", f"/home/{name}/ray/__init__.py")
+    monkeypatch.setattr(surroundings.ray, "__file__", f"/home/{name}/ray/__init__.py")
     with pytest.raises(RefusedError, match="Ray is installed in /home/"):
-        interpreter.use_plain_path()
+        surroundings.use_plain_path()
 
 
 @pytest.fixture
