@@ -9,11 +9,9 @@ root, and a reader sees a file whole or not at all; ``create`` says where not.
 import errno
 import logging
 import os
-import random
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
 import fsspec
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from rayexp.errors import PermanentError, first_line
 from rayexp.timeouts import TimeoutError, run_with_timeout
@@ -29,11 +28,14 @@ from rayexp.timeouts import TimeoutError, run_with_timeout
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Seconds before each further attempt; a filesystem's own client may have tried several times within one of ours.
-PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+#: A filesystem's own client may have tried several times within one of these.
+ATTEMPTS = 7
+#: Seconds before the next attempt: from 0.2 to 8, and up to one more so that many workers do not knock at once.
+PAUSE = wait_exponential_jitter(initial=0.2, max=8.0, jitter=1.0)
 #: Answers, not failures.
 _ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
-_HOPELESS = (PermissionError, ValueError, TypeError, AttributeError, ImportError, NotImplementedError, PermanentError)
+_HOPELESS = (PermissionError, ValueError, TypeError, AttributeError, ImportError, NotImplementedError)
+_HOPELESS += (PermanentError, TimeoutError)  # ours: a whole limit was waited for
 _HOPELESS_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EACCES, errno.EPERM}
 _HOPELESS_CODES |= {errno.ENOSYS, errno.EOPNOTSUPP}
 #: What ``link`` answers where there are no hard links: exFAT, Azure Files, gcsfuse, some network drives.
@@ -231,24 +233,28 @@ class Files:
         return place
 
     def _answer(self, what: str, ask: Callable[[], T]) -> T:
-        """The answer, from the first attempt that gets one."""
-        for pause in (*PAUSES_S, None):
-            try:
-                return run_with_timeout(self.timeout_s, ask, f"store: {what}")
-            except _ANSWERS:
-                raise
-            except TimeoutError:
-                raise StoreError(f"no answer from the store {self.url} ({what}) within {self.timeout_s:g} s") from None
-            except Exception as error:
-                if isinstance(error, StoreError):
-                    raise
-                hopeless = isinstance(error, _HOPELESS) or getattr(error, "errno", None) in _HOPELESS_CODES
-                if hopeless or pause is None:
-                    cause = f"{type(error).__name__}: {first_line(error)}"
-                    raise StoreError(f"the store {self.url} could not {what} ({cause})") from error
-                log.warning("the store %s: %s failed (%s); trying again", self.url, what, first_line(error))
-                time.sleep(pause * random.uniform(0.75, 1.25))  # so that many workers do not knock at once
-        raise AssertionError("unreachable")
+        """Return the answer, from the first attempt that gets one."""
+
+        def warn(state: RetryCallState) -> None:
+            error = state.outcome and state.outcome.exception()
+            log.warning("the store %s: %s failed (%s); trying again", self.url, what, error and first_line(error))
+
+        again, stop = retry_if_exception(_may_pass), stop_after_attempt(ATTEMPTS)
+        attempts = Retrying(retry=again, stop=stop, wait=PAUSE, before_sleep=warn, reraise=True)
+        try:
+            return attempts(run_with_timeout, self.timeout_s, ask, f"store: {what}")
+        except (StoreError, *_ANSWERS):
+            raise
+        except TimeoutError:
+            raise StoreError(f"no answer from the store {self.url} ({what}) within {self.timeout_s:g} s") from None
+        except Exception as error:
+            cause = f"{type(error).__name__}: {first_line(error)}"
+            raise StoreError(f"the store {self.url} could not {what} ({cause})") from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    hopeless = isinstance(error, (*_ANSWERS, *_HOPELESS)) or getattr(error, "errno", None) in _HOPELESS_CODES
+    return isinstance(error, Exception) and not hopeless
 
 
 def resolved(url: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 import s3fs
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tenacity import wait_fixed
 
 from rayexp.store import filesystem as module
 from rayexp.store.artifacts import Store
@@ -28,7 +29,7 @@ STAGE = tiny_chain(StringTask(axis="composition")).pretrain
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(module, "PAUSES_S", (0.01,) * len(module.PAUSES_S))
+    monkeypatch.setattr(module, "PAUSE", wait_fixed(0.01))
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -198,7 +199,7 @@ def test_what_does_not_pass_is_given_up_with_its_cause(files):
     files.fs = Faulty(files.fs, {"cat_file"}, [OSError("503 slow down")] * 99)
     with pytest.raises(StoreError, match=r"could not read x \(OSError: 503 slow down\)"):
         files.read("x")
-    assert len(files.fs.errors) == 99 - 1 - len(module.PAUSES_S)
+    assert len(files.fs.errors) == 99 - module.ATTEMPTS
 
 
 @pytest.mark.parametrize(
