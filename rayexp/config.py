@@ -78,6 +78,15 @@ def canonical_json(value: Any) -> str:
     return json.dumps(_canonical(value, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text, which may be a stranger's. Raises ValueError on what is none, or nested too
+    deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def _canonical(value: Any, where: str) -> Any:
     match value:
         case None | bool() | str():

@@ -27,7 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayexp.config import RunConfig, canonical_json
+from rayexp.config import RunConfig, canonical_json, parse_json
 from rayexp.errors import first_line
 from rayexp.stages import Stage
 from rayexp.store.filesystem import Files, StoreError, inside
@@ -109,8 +109,8 @@ class Store:
         """Where, when and with what an artifact was made, verified."""
         with self.fetched(f"stages/{stage_id}", prefix="provenance.json") as folder:
             try:
-                record = json.loads((folder / "provenance.json").read_bytes())
-            except (OSError, ValueError, RecursionError) as error:
+                record = parse_json((folder / "provenance.json").read_bytes())
+            except (OSError, ValueError) as error:
                 raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no JSON") from error
         if not isinstance(record, dict):
             raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no record")
@@ -318,8 +318,8 @@ class Store:
 def _parsed(data: bytes) -> dict[str, Any] | None:
     """A manifest; None if it is torn, or is none."""
     try:
-        manifest = json.loads(data)
-    except (ValueError, RecursionError):
+        manifest = parse_json(data)
+    except ValueError:
         return None
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):

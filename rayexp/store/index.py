@@ -4,7 +4,6 @@ What it says of a stage comes from manifests and records that are not verified h
 them through ``rayexp.store.artifacts``, which verifies.
 """
 
-import json
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rayexp.config import parse_json
 from rayexp.errors import RefusedError, did_you_mean, first_line
 from rayexp.stages import Stage, kind_in, parse_stage
 from rayexp.store.artifacts import Store, StoreError
@@ -189,12 +189,12 @@ class StoreIndex:
         One of an earlier version holds labels only. Raises StoreError if there is none."""
         path = f"studies/{name}/plan.json"
         try:
-            about = json.loads(self.store.files.read(path))
+            about = parse_json(self.store.files.read(path))
         except FileNotFoundError:
             known = self.studies()
             allowed = f"allowed, in the store {self.store.url}: {', '.join(known) or 'there are none'}"
             raise StoreError(f"study is {name!r}; {did_you_mean(name, known)}{allowed}") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise StoreError(f"{self.store.url}/{path} is no JSON ({first_line(error)})") from error
         return about if isinstance(about, dict) and isinstance(about.get("stages"), dict) else {"stages": about}
 
@@ -212,8 +212,8 @@ class StoreIndex:
         records: dict[str, dict[str, Any]] = {}
         for name, data in self.store.files.read_existing(list(paths)).items():
             try:
-                record = json.loads(data)
-            except (ValueError, RecursionError):
+                record = parse_json(data)
+            except ValueError:
                 continue
             if isinstance(record, dict):
                 records[paths[name]] = record
