@@ -154,7 +154,7 @@ def listed(seconds: list[float]) -> str:
 
 
 def rollouts(actors: int) -> float:
-    """Seconds of the fastest of some generations by a fleet."""
+    """Seconds of the fastest of some generations by rollout workers."""
     import numpy as np
     import ray
 

@@ -111,14 +111,14 @@ def in_its_actor(name: str, rounds: int) -> Row:
     (actor,) = rollout_manager.workers
     timed = alternate(
         {
-            "fleet": wall_clock(lambda: rollout_manager.generate(prompts, seeds, GROUP, limits)),
+            "workers": wall_clock(lambda: rollout_manager.generate(prompts, seeds, GROUP, limits)),
             "direct": lambda: ray.get(actor.__ray_call__.remote(direct_call)),
         },
         rounds,
     )
     rollout_manager.stop()
     ray.shutdown()
-    return row(f"{name}, in its actor : vLLM", timed["fleet"], timed["direct"], OF_DIRECT)
+    return row(f"{name}, in its actor : vLLM", timed["workers"], timed["direct"], OF_DIRECT)
 
 
 def wall_clock(work: Callable[[], object]) -> Callable[[], float]:

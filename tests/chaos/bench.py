@@ -20,7 +20,7 @@ from rayexp.distributed import access
 from rayexp.store.artifacts import Store
 from tests.fixtures.checkout import ROOT
 
-#: One chain at each OOD ratio: a supervised trial, then one of GRPO.
+#: One chain at each OOD ratio: a training trial, then one of GRPO.
 SWEEP = ["--scale", "chaos", "--kl-betas", "0.1", "--ood-ratios"]
 RATIOS = ["0.05", "0.5"]
 TRIALS_OF_A_CHAIN = 2

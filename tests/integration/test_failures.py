@@ -19,7 +19,7 @@ from ray.experimental import collective
 
 from rayexp.config import RunConfig
 from rayexp.distributed import weight_sync
-from rayexp.distributed import workers as crews
+from rayexp.distributed import workers as workers_module
 from rayexp.distributed.rpc import RemoteTimeoutError
 from rayexp.distributed.saving import ask_to_save
 from rayexp.errors import NotFiniteError, StageError
@@ -60,7 +60,7 @@ def run_config(trained, tmp_path):
 
 @pytest.fixture
 def alone(monkeypatch):
-    """The crew is in this process."""
+    """Learner and sampler are in this process."""
     monkeypatch.setattr(rollout_loop, "acquire_workers", crash_harness.local_workers)
 
 
@@ -74,7 +74,7 @@ def members(workers) -> dict[str, psutil.Process]:
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """Makes a progress callback that strikes one process of the crew, once, after a step."""
+    """Makes a progress callback that strikes one process of the workers, once, after a step."""
     acquire_workers, seen = rollout_loop.acquire_workers, {}
 
     def watched(spec, run_config):
@@ -158,16 +158,16 @@ def test_actors_that_do_not_join_are_named_and_a_group_that_is_gone_hides_no_fai
 
 @pytest.mark.slow
 def test_a_learner_that_keeps_dying_ends_the_stage(cluster, run_config, monkeypatch):
-    begin = crews.LearnerHandle.begin
+    begin = workers_module.LearnerHandle.begin
 
     def begin_and_die(self, *given):
         begun = begin(self, *given)
         process_of(self.actor).kill()
         return begun
 
-    monkeypatch.setattr(crews.LearnerHandle, "begin", begin_and_die)
+    monkeypatch.setattr(workers_module.LearnerHandle, "begin", begin_and_die)
     once = run_config.model_copy(update={"worker_failures": 1})
-    with pytest.raises(crews.LearnerDiedError, match=r"the learner of \S+/grpo-id-b0\.1 died"):
+    with pytest.raises(workers_module.LearnerDiedError, match=r"the learner of \S+/grpo-id-b0\.1 died"):
         rollout_loop.run(STAGE, [], once, lambda report: None)
     assert not Store(run_config.store).finished(STAGE.id)
 

@@ -1,4 +1,4 @@
-"""A GRPO stage by itself, with vLLM: interrupted and resumed, and run by a crew that has served another stage."""
+"""A GRPO stage by itself, with vLLM: interrupted and resumed, and run by workers that have served another stage."""
 
 import pytest
 
@@ -17,7 +17,7 @@ class StopHereError(Exception):
 
 @pytest.mark.slow
 @pytest.mark.vllm
-def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cluster, tmp_path, monkeypatch):
+def test_an_interrupted_stage_goes_on_bitwise_and_warm_workers_change_nothing(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(rollout_loop, "group_rewards", crash_harness.odd_rewards)
     stage = grpo(sft(pretrain()), steps=5)
     run_config = RunConfig(store=str(tmp_path / "a"), checkpoint_every_s=0, keep_rollouts=True)
@@ -37,7 +37,7 @@ def test_an_interrupted_stage_goes_on_bitwise_and_a_warm_crew_changes_nothing(cl
     rollout_loop.run(stage, [evaluate(stage)], run_config, lambda report: steps.append(report["step"]))
     assert steps == [1, 2, 3, 3, 4, 5]  # step 3 was not checkpointed yet
 
-    rollout_loop.run(stage, [], elsewhere, lambda report: None)  # undisturbed, by the crew that ended the other run
+    rollout_loop.run(stage, [], elsewhere, lambda report: None)  # undisturbed, by the workers that ended the other run
     resumed, whole = Store(run_config.store), Store(elsewhere.store)
     assert weights_digest(resumed, stage) == weights_digest(whole, stage)
     assert logged(resumed, stage) == logged(whole, stage)

@@ -36,14 +36,14 @@ def case():
 
 
 @pytest.fixture(scope="module")
-def fleets(cluster, case):
+def managers(cluster, case):
     """One worker and two workers, with the same weights."""
     spec, model, _ = case
     weights = ray.put({name: tensor.numpy() for name, tensor in model.state_dict().items()})
     two = RolloutManager(spec, RunConfig(store="unused", rollout_workers=2))
     two.sync(weights, version=7)
     one = copy.copy(two)
-    one.workers = two.workers[:1]  # an engine takes seconds to start: the second fleet is half of the first
+    one.workers = two.workers[:1]  # an engine takes seconds to start: the second manager has one of the first's two
     yield one, two
     two.stop()
 
@@ -52,17 +52,17 @@ def drawn(rollout_manager, prompts, seeds, group=4):
     return rollout_manager.generate(prompts, seeds, group, [6] * len(prompts))
 
 
-def test_greedy_agrees_with_the_reference(fleets, case):
+def test_greedy_agrees_with_the_reference(managers, case):
     _, model, prompts = case
     expected = TorchSampler(model).greedy(prompts, [6] * len(prompts))
-    found = fleets[0].greedy(prompts, [6] * len(prompts))
+    found = managers[0].greedy(prompts, [6] * len(prompts))
     assert found.rows == expected.rows
     assert np.abs(found.logprobs_NC - expected.logprobs_NC).max() < 1e-4
 
 
-def test_logprobs_are_those_of_the_learner(fleets, case):
+def test_logprobs_are_those_of_the_learner(managers, case):
     _, model, prompts = case
-    completions = drawn(fleets[0], prompts, [1024 * i for i in range(len(prompts))])
+    completions = drawn(managers[0], prompts, [1024 * i for i in range(len(prompts))])
     assert completions.weight_version == 7
     sequences = [prompts[i // 4] + row for i, row in enumerate(completions.rows)]
     for scores, row, logprobs in zip(
@@ -71,34 +71,34 @@ def test_logprobs_are_those_of_the_learner(fleets, case):
         assert np.abs(scores[-len(row) :] - logprobs[: len(row)]).max() < 1e-4
 
 
-def test_equal_seeds_give_equal_completions_over_one_worker_and_two(fleets, case):
+def test_equal_seeds_give_equal_completions_over_one_worker_and_two(managers, case):
     _, _, prompts = case
     seeds = [1024 * i for i in range(len(prompts))]
-    one, two, again = (drawn(rollout_manager, prompts, seeds) for rollout_manager in (*fleets, fleets[0]))
+    one, two, again = (drawn(rollout_manager, prompts, seeds) for rollout_manager in (*managers, managers[0]))
     assert one.rows == two.rows == again.rows
     assert np.array_equal(one.logprobs_NC, two.logprobs_NC), "the batch that a completion was drawn in shows"
-    backwards = drawn(fleets[1], prompts[::-1], seeds[::-1])
+    backwards = drawn(managers[1], prompts[::-1], seeds[::-1])
     assert [backwards.rows[i : i + 4] for i in range(0, len(backwards.rows), 4)][::-1] == [
         one.rows[i : i + 4] for i in range(0, len(one.rows), 4)
     ]
-    assert drawn(fleets[0], prompts, [seed + 512 for seed in seeds]).rows != one.rows
+    assert drawn(managers[0], prompts, [seed + 512 for seed in seeds]).rows != one.rows
 
 
-def test_a_sync_that_did_not_arrive_is_noticed(fleets, case):
+def test_a_sync_that_did_not_arrive_is_noticed(managers, case):
     spec, model, prompts = case
     expected = TorchSampler(model).score(prompts[:2])
-    assert fleets[1].require_parity(prompts[:2], expected) < 1e-4
+    assert managers[1].require_parity(prompts[:2], expected) < 1e-4
     other = TorchSampler(factory.build(spec.root.decoder, VOCABULARY, seed=4)).score(prompts[:2])
     with pytest.raises(ParityError, match="nats on fixed tokens"):
-        fleets[1].require_parity(prompts[:2], other)
+        managers[1].require_parity(prompts[:2], other)
 
 
-def test_a_worker_that_dies_is_replaced_with_the_same_answer(fleets, case):
+def test_a_worker_that_dies_is_replaced_with_the_same_answer(managers, case):
     _, _, prompts = case
     seeds = [1024 * i for i in range(len(prompts))]
-    before = drawn(fleets[1], prompts, seeds)
-    ray.kill(fleets[1].workers[0], no_restart=False)
-    assert drawn(fleets[1], prompts, seeds).rows == before.rows
+    before = drawn(managers[1], prompts, seeds)
+    ray.kill(managers[1].workers[0], no_restart=False)
+    assert drawn(managers[1], prompts, seeds).rows == before.rows
 
 
 def test_bf16_passes_the_default_limit_on_mismatch_and_not_that_of_fp32(cluster):

@@ -259,7 +259,7 @@ def test_a_stage_outside_of_the_plan_is_said_to_be_outside(whole, said):
     assert "`rayexp ls` lists" not in text
 
 
-def test_a_raised_contract_is_what_differs_where_no_setting_does(tmp_path, said, monkeypatch):
+def test_a_raised_version_is_what_differs_where_no_setting_does(tmp_path, said, monkeypatch):
     store = published(tmp_path, STAGES[:3], RECORD)
     monkeypatch.setattr(Pretrain, "version", 3)
     stages = study_stages(**GRID)

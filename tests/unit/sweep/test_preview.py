@@ -158,7 +158,7 @@ def test_storage_is_what_is_kept_and_what_checkpoints_need():
 
 
 def test_trials_run_side_by_side_as_soon_as_their_parents_have():
-    """Two supervised trials of 4 stages, each the parent of two GRPO trials of 2; a stage takes a second."""
+    """Two training trials of 4 stages, each the parent of two GRPO trials of 2; a stage takes a second."""
     plan = Plan.of("demo", STAGES, ())
     assert [len(trial.stages) for trial in plan.trials if trial.pool == "rollout"] == [2] * 4
 

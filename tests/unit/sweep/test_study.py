@@ -100,7 +100,7 @@ def test_what_was_asked_for_and_never_finished_is_counted_and_not_shown(study, s
     assert (whole.stages, whole.unread) == (ONE.stages, {stage.id for stage in ZERO.stages})
 
 
-def test_stages_of_an_earlier_contract_have_no_part_in_it(study, monkeypatch):
+def test_stages_of_an_earlier_version_have_no_part_in_it(study, monkeypatch):
     study.add(ZERO)
     monkeypatch.setattr(type(ZERO.stages[0]), "version", 99)
     new = Plan.of("demo", stages(seeds=(1,)), ())
