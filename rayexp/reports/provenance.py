@@ -8,7 +8,7 @@ import numpy as np
 from rayexp.config import RunConfig
 from rayexp.formatting import one_line
 from rayexp.stages import KINDS, Stage, kind_in
-from rayexp.stages.settings import condition, labelled, shown, varying
+from rayexp.stages.settings import condition, labelled, own, shown, varying
 from rayexp.store.artifacts import DamagedError, Store, StoreError
 from rayexp.store.provenance import commit, other_code
 from rayexp.sweep.plan import Plan
@@ -84,21 +84,14 @@ def _spent(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def settings(stages: Iterable[Stage]) -> list[tuple[str, str, str]]:
-    """Kind, field and distinct values of every setting of the planned stages; a decoder's count as pretraining's."""
+    """Return kind, field and distinct values of every setting of the planned stages; a decoder's count as those of the
+    root."""
     distinct: dict[tuple[str, str], dict[str, None]] = {}
     for stage in stages:
-        for field, value in _flat(stage.model_dump(mode="json", exclude={"init", "kind"})):
-            distinct.setdefault((stage.kind, field), {})[str(value)] = None
+        for field, value in own(stage).items():
+            if field != "kind":
+                distinct.setdefault((stage.kind, field), {})[shown(value)] = None
     return [(kind, field, ", ".join(values)) for (kind, field), values in distinct.items()]
-
-
-def _flat(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Leaves of nested settings with dotted names."""
-    return [
-        leaf
-        for name, value in fields.items()
-        for leaf in (_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)])
-    ]
 
 
 def design(stages: Sequence[Stage]) -> dict[str, list[str]]:
