@@ -5,7 +5,6 @@ Shape suffixes: _N completions, _P prompts, _G members of a group, _C completion
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 from rayexp import rng
 from rayexp.objectives.reductions import masked
 from rayexp.rl.learner import Learner as BaseLearner
-from rayexp.rl.learner import require_finite_rollouts, require_match
+from rayexp.rl.learner import require_finite, require_finite_rollouts, require_match
 from rayexp.rl.rollouts import RolloutBatch, on_device
 from rayexp.rl.scoring import UniquePrefixes, group_logprobs
 from rayexp.stages import RFT
@@ -27,18 +26,6 @@ class Learner(BaseLearner):
     def __init__(self, stage: RFT, model: PreTrainedModel) -> None:
         super().__init__(stage, model, stage.updates)
         self._stage = stage
-        self._completed = 0
-
-    @property
-    def completed(self) -> int:
-        return self._completed
-
-    def state(self) -> dict[str, Any]:
-        return super().state() | {"rounds": self._completed}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        self._completed = int(state["rounds"])
 
     def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
         """Take ``updates`` optimiser steps on the completions of a round that are right; none if there are none."""
@@ -48,11 +35,15 @@ class Learner(BaseLearner):
         kept = [right_completions(batch) for batch in batches]
         solved = np.concatenate([(batch.rewards_PG > 0).any(axis=1) for batch in batches])
         counts = [len(batch.tokens_NC) for batch in kept]
-        steps = [self._step(kept, counts, update) for update in range(self._stage.updates if any(counts) else 0)]
-        self._completed += 1
-        means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]} if steps else {}
+        if any(counts):
+            order = rng.stream_key(self._stage.seed, "rft order", self.completed)
+            steps = [self._step(kept, counts, order, update) for update in range(self._stage.updates)]
+            means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
+        else:
+            self.trainer.skip(self._stage.updates)
+            means = {}
         return means | {
-            "kept": sum(counts),
+            "kept": float(sum(counts)),
             "solved_prompts": float(solved.mean()),
             "max_logprob_mismatch": mismatch,
         }
@@ -61,13 +52,15 @@ class Learner(BaseLearner):
     def _mismatch(self, batch: RolloutBatch[np.ndarray]) -> float:
         """Return the largest difference of sampler and learner in a token's log-probability, in nats."""
         tensors = on_device(batch, self.trainer.device)
-        difference_NC = self._logprobs(tensors, batch) - tensors.sampler_logprobs_NC
-        return masked(difference_NC, tensors.mask_NC).abs().max().item()
+        logprobs_NC = masked(self._logprobs(tensors, batch), tensors.mask_NC)
+        require_finite("the policy's log-probability", logprobs_NC.cpu().numpy(), batch.numbers_P)
+        return masked(logprobs_NC - tensors.sampler_logprobs_NC, tensors.mask_NC).abs().max().item()
 
-    def _step(self, kept: Sequence[RolloutBatch[np.ndarray]], counts: Sequence[int], update: int) -> dict[str, float]:
+    def _step(
+        self, kept: Sequence[RolloutBatch[np.ndarray]], counts: Sequence[int], order: int, update: int
+    ) -> dict[str, float]:
         """Take one optimiser step on the next ``batch_samples`` of the kept completions, in epochs of a fresh order."""
         size = self._stage.batch_samples
-        order = rng.stream_key(self._stage.seed, "rft order", self._completed)
         chosen = rng.epochs(order, sum(counts), update * size, (update + 1) * size)
         bounds = np.cumsum([0, *counts])
         shares = [

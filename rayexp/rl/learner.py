@@ -48,11 +48,12 @@ class Learner(ABC):
     def __init__(self, stage: RolloutStage, model: PreTrainedModel, updates_per_step: int) -> None:
         self.model = model
         self.trainer = Trainer(model, stage.optimiser, stage.steps * updates_per_step)
+        self._updates_per_step = updates_per_step
 
     @property
-    @abstractmethod
     def completed(self) -> int:
         """Steps of the stage that are done."""
+        return self.trainer.completed_steps // self._updates_per_step
 
     @abstractmethod
     def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
@@ -86,10 +87,6 @@ class GRPOLearner(Learner):
         self.reference = copy.deepcopy(model) if stage.kl_beta > 0 else None
         self._stage = stage
         self._settings = GRPOSettings(**{field.name: getattr(stage, field.name) for field in fields(GRPOSettings)})
-
-    @property
-    def completed(self) -> int:
-        return self.trainer.completed_steps // self._stage.updates
 
     def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
         """Take ``updates`` optimiser steps. With staleness a mismatch is none: the completions are of other weights."""
@@ -157,14 +154,14 @@ class GRPOLearner(Learner):
             for whose, logprobs_NCV in {"policy": policy_NCV, "reference": part.reference_NCV}.items():
                 if logprobs_NCV is not None:
                     seen_NCV = masked(logprobs_NCV, part.batch.mask_NC[..., None]).cpu().numpy()
-                    _require_finite(f"the {whose}'s log-probability", seen_NCV, part.batch.numbers_P.cpu().numpy())
+                    require_finite(f"the {whose}'s log-probability", seen_NCV, part.batch.numbers_P.cpu().numpy())
 
 
 def require_finite_rollouts(batches: Sequence[RolloutBatch[np.ndarray]]) -> None:
     """Raise NotFiniteError for the prompts of which a reward or a log-probability of the sampler is not finite."""
     for batch in batches:
-        _require_finite("the reward", batch.rewards_PG, batch.numbers_P)
-        _require_finite("the sampler's log-probability", batch.sampler_logprobs_NC, batch.numbers_P)
+        require_finite("the reward", batch.rewards_PG, batch.numbers_P)
+        require_finite("the sampler's log-probability", batch.sampler_logprobs_NC, batch.numbers_P)
 
 
 def require_match(mismatch: float, limit: float) -> None:
@@ -176,7 +173,7 @@ def require_match(mismatch: float, limit: float) -> None:
         )
 
 
-def _require_finite(what: str, values: np.ndarray, numbers_P: np.ndarray) -> None:
+def require_finite(what: str, values: np.ndarray, numbers_P: np.ndarray) -> None:
     """Raise NotFiniteError for the prompts with a value that is not finite. The first axis of ``values`` is that of
     prompts, or of their completions with a group's members side by side."""
     bad_P = ~np.isfinite(values).reshape(len(numbers_P), -1).all(axis=1)

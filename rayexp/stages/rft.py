@@ -15,7 +15,8 @@ class RFT(RolloutStage):
     Each of ``rounds`` rounds draws a group of completions of ``prompts_per_round`` prompts from the current policy,
     keeps those that are right, each distinct one once a prompt, and takes ``updates`` optimiser steps on
     ``batch_samples`` of them each, with the loss on the completion, in epochs of a fresh order. A round without a right
-    completion changes nothing. There is no reference and no KL; a wrong completion teaches nothing.
+    completion leaves weights and optimiser as they are; the schedule goes on, so that the learning rate of a round
+    depends on its number alone. There is no reference and no KL; a wrong completion teaches nothing.
     """
 
     name: ClassVar[str] = "RFT"

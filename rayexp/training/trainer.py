@@ -107,6 +107,10 @@ class Trainer:
         self.completed_steps += 1
         return norm
 
+    def skip(self, steps: int) -> None:
+        """Go on in the schedule as if so many updates had been made; weights and optimiser stay as they are."""
+        self.completed_steps += steps
+
     def _require_finite(self, loss: Tensor, norm: Tensor) -> None:
         if torch.isfinite(loss + norm):  # one wait for the device, not two
             return
