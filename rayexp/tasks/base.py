@@ -15,10 +15,12 @@ from functools import cached_property
 
 import numpy as np
 
+from rayexp import rng
 from rayexp.config import Value
 
 ROLES = ("id", "ood", "probe")
 SPLITS = ("pretrain", "sft", "grpo", "test")
+HELD_OUT_ONE_IN = 10
 
 
 @dataclass(frozen=True)
@@ -194,3 +196,23 @@ class Task(Value):
     @abstractmethod
     def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
         """Compare a completion (token ids up to and including ``<eos>``) with the solution of its prompt."""
+
+
+def draw_questions(family: tuple[str, int], count: int, split: str, seed: int, index_N: np.ndarray) -> np.ndarray:
+    """Return the questions of samples ``index_N`` as numbers below ``count``, uint64.
+
+    One question in ten is held out, by a hash of its number and of the family it is of, such as (kind, length): the
+    split ``test`` draws from these, uniformly, and every other split from the rest.
+    """
+    stream, size = rng.stream_key(seed, split), np.uint64(count)
+    hashed = rng.stream_key("held out", *family)
+
+    def misplaced(question_N: np.ndarray) -> np.ndarray:
+        held_out_N = rng.random_bits(hashed, question_N) % np.uint64(HELD_OUT_ONE_IN) == 0
+        return np.flatnonzero(held_out_N != (split == "test"))
+
+    question_N, attempt = rng.random_bits(stream, index_N) % size, 0
+    while len(wrong := misplaced(question_N)):
+        attempt += 1
+        question_N[wrong] = rng.random_bits(stream, index_N[wrong], slot=attempt) % size
+    return question_N

@@ -5,15 +5,13 @@ from typing import Literal
 
 import numpy as np
 
-from rayexp import rng
-from rayexp.tasks.base import Solution, Task, Verdict, Vocabulary
+from rayexp.tasks.base import Solution, Task, Verdict, Vocabulary, draw_questions
 
 DIGITS = 10
 VOCABULARY = Vocabulary(("<pad>", "<bos>", "<eos>", "=", *map(str, range(DIGITS))))
 EQUALS, DIGIT0 = 3, 4
 #: Digits to sort, by role: three and four are known, five are asked for, six are never trained on.
 LENGTHS = {"id": (3, 4), "ood": (5,), "probe": (6,)}
-HELD_OUT_ONE_IN = 10
 
 
 class Sorting(Task):
@@ -39,9 +37,9 @@ class Sorting(Task):
         return int(cell) + 1
 
     def write(self, split: str, seed: int, cell: str, index_N: np.ndarray) -> np.ndarray:
-        """``<bos> digits = sorted digits <eos>``; equal digits are allowed."""
+        """Return ``<bos> digits = sorted digits <eos>``; equal digits are allowed."""
         length, rows = int(cell), len(index_N)
-        code_N = _questions(rng.stream_key(seed, split), split == "test", length, index_N)
+        code_N = draw_questions(("sorting", length), DIGITS**length, split, seed, index_N)
         digits_NL = (code_N[:, None] // DIGITS ** np.arange(length, dtype=np.uint64) % DIGITS).astype(np.uint8)
         column = np.ones((rows, 1), dtype=np.uint8)
         parts = [
@@ -68,18 +66,3 @@ class Sorting(Task):
     def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
         right = tuple(completion) == solution.completion
         return Verdict(answer=right, trace=right, steps_right=int(right), steps=1)
-
-
-def _questions(stream: int, held_out: bool, length: int, index_N: np.ndarray) -> np.ndarray:
-    """Return questions as decimal numbers, uniform over the held-out ones or the others: redraw until it is one."""
-    size = np.uint64(DIGITS**length)
-    code_N = rng.random_bits(stream, index_N) % size
-    attempt = 0
-    while len(wrong := np.flatnonzero(_is_held_out(code_N, length) != held_out)):
-        attempt += 1
-        code_N[wrong] = rng.random_bits(stream, index_N[wrong], slot=attempt) % size
-    return code_N
-
-
-def _is_held_out(code_N: np.ndarray, length: int) -> np.ndarray:
-    return rng.random_bits(rng.stream_key("held out", "sorting", length), code_N) % np.uint64(HELD_OUT_ONE_IN) == 0
