@@ -45,8 +45,8 @@ class Explain(StudyArgs, StoreArgs):
         """The stage that is asked for, and the id that it was asked for by, which may be of an earlier version."""
         if self.study:
             stages = Plan.of(self.study, self.stages(), ()).stages
-            make_plan = {stage.id: stage.label for stage in stages}
-            stage_id = find(self.stage, make_plan, self._planned(index))
+            labels = {stage.id: stage.label for stage in stages}
+            stage_id = find(self.stage, labels, self._planned(index))
             return stage_id, next(stage for stage in stages if stage.id == stage_id)
         stage_id = find(self.stage, index.labels())
         if stage := index.specs([stage_id]).get(stage_id):

@@ -24,11 +24,9 @@ class Export(StoreArgs):
     def run(self) -> int:
         from rayexp.store.export import SUMS, Release
 
-        def say(text: str) -> None:
-            print(text, file=sys.stderr, flush=True)
-
-        release = Release.of(self.index(), self.study, self.to)
+        release = Release(self.index(), self.study, self.to)
         with working():
-            kit = release.write(version("rayexp"), say)
-        print(f"{len(kit.sums) + 1} files, {filesize.decimal(kit.bytes)}: {kit.files.url}, sealed with {SUMS}")
+            release.write(version("rayexp"), lambda text: print(text, file=sys.stderr, flush=True))
+        size = filesize.decimal(release.bytes)
+        print(f"{len(release.sums) + 1} files, {size}: {release.files.url}, sealed with {SUMS}")
         return 0

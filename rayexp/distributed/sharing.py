@@ -38,7 +38,7 @@ def require_shared(files: Files) -> None:
         )
 
 
-def style(url: str, probe: str) -> str:
+def find_problem(url: str, probe: str) -> str:
     """Return why this process does not see the probe; nothing if it does."""
     try:
         found = Files(url).read(probe)
@@ -57,7 +57,7 @@ def _problems(nodes: dict[str, str], url: str, probe: str) -> list[tuple[str, st
 
     def asked(node: str) -> "ray.ObjectRef":
         there = NodeAffinitySchedulingStrategy(node, soft=False)
-        return ray.remote(style).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(url, probe)
+        return ray.remote(find_problem).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(url, probe)
 
     answers = {asked(node): address for node, address in nodes.items()}
     done, _ = ray.wait(list(answers), num_returns=len(answers), timeout=TIMEOUT_S)

@@ -12,10 +12,8 @@ are copied, so nothing that is damaged gets into a kit.
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +21,7 @@ import pyarrow.parquet as pq
 from rayexp.config import canonical_json
 from rayexp.formatting import one_line
 from rayexp.stages import Stage
-from rayexp.store.artifacts import MANIFEST, STAGED, Store, StoreError
+from rayexp.store.artifacts import MANIFEST, STAGED, StoreError
 from rayexp.store.filesystem import Files
 from rayexp.store.index import Finished, StoreIndex
 from rayexp.store.probe import require_writable
@@ -72,11 +70,19 @@ The folder is a rayexp store: `rayexp ls --store .`, `rayexp show <id> --store .
 """
 
 
-class ReleaseBundle:
-    """A release kit that is being written, and the checksums of what it has so far."""
+class Release:
+    """The release kit of a study: both ends are looked at before anything is written, then ``write`` fills it."""
 
-    def __init__(self, url: str) -> None:
-        """Raises StoreError if ``url`` can't be written, or is a folder that has anything in it."""
+    def __init__(self, index: StoreIndex, name: str, url: str) -> None:
+        """Raise StoreError if there is no such study, if nothing of it is finished or something can't be read, or if
+        ``url`` can't be written or is a folder that has anything in it."""
+        self.store, self.name, self.planned = index.store, name, index.study(name)
+        self.finished = index.finished(self.planned)
+        if not self.finished:
+            raise StoreError(f"study is {name!r}, of which nothing is finished in the store {self.store.url}")
+        self.specs = index.specs(self.finished)
+        if unread := self.finished.keys() - self.specs.keys():
+            raise StoreError(f"{self.store.url}/stages/{min(unread)}/spec.json is none that this version can read")
         self.files = Files(url)
         if not self.files.empty():
             raise StoreError(f"to is {url!r}, which is not empty; allowed: a folder or URL with nothing in it")
@@ -84,77 +90,41 @@ class ReleaseBundle:
         self.sums: dict[str, str] = {}
         self.bytes = 0
 
-    def add(self, name: str, data: bytes) -> None:
-        """Write one file."""
-        self.files.write(name, data)
-        self._count(name, hashlib.sha256(data).hexdigest(), len(data))
-
-    def add_folder(self, local: Path, name: str) -> None:
-        """Copy every file of a local folder."""
-        for file in sorted(local.rglob("*")):
-            if file.is_file():
-                path = f"{name}/{file.relative_to(local).as_posix()}"
-                with file.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                self.files.upload(file, path)
-                self._count(path, digest, file.stat().st_size)
-
-    def seal(self) -> None:
-        """Write the checksums of all the rest."""
+    def write(self, version: str, say: Callable[[str], None]) -> None:
+        """Fill the kit. ``say`` hears of every stage. Raises StoreError if an artifact is damaged."""
+        ids = [stage_id for stage_id in self.planned if stage_id in self.finished]
+        for number, stage_id in enumerate(ids, start=1):
+            say(one_line(f"{number}/{len(ids)}  {stage_id}  {self.finished[stage_id].label}"))
+            place = f"stages/{stage_id}"
+            with self.store.fetched(place) as folder:
+                for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+                    self._add(f"{place}/{file.relative_to(folder).as_posix()}", file)
+            self._add(f"{place}/{MANIFEST}", self.store.files.read(f"{place}/{MANIFEST}"))
+        for path in _below(self.store.files, f"studies/{self.name}"):
+            self._add(path, self.store.files.read(path))
+        self._add("records.parquet", records([(self.finished[stage_id], self.specs[stage_id]) for stage_id in ids]))
+        models = [stage_id for stage_id in ids if "model/config.json" in self.finished[stage_id].files]
+        about = {"name": self.name, "version": version, "example": models[-1] if models else "<id>"}
+        counts = {"finished": len(ids), "planned": len(self.planned), "files": len(self.sums)}
+        self._add("README.md", README.format(**about, **counts, size=f"{self.bytes:,}").encode())
         lines = [f"{digest}  {name}\n" for name, digest in sorted(self.sums.items())]
         self.files.write(SUMS, "".join(lines).encode())
 
-    def _count(self, name: str, digest: str, size: int) -> None:
-        self.sums[name] = digest
-        self.bytes += size
-
-
-@dataclass(frozen=True)
-class Release:
-    """A study that is to be published, and the kit for it, which is still empty."""
-
-    store: Store
-    name: str
-    planned: Collection[str]
-    finished: Mapping[str, Finished]
-    specs: Mapping[str, Stage]
-    kit: ReleaseBundle
-
-    @classmethod
-    def of(cls, index: StoreIndex, name: str, url: str) -> "Release":
-        """Look at both ends. Raises StoreError if there is no such study, if nothing of it is finished or something
-        can't be read, or if something is at ``url``."""
-        store, planned = index.store, index.study(name)
-        finished = index.finished(planned)
-        if not finished:
-            raise StoreError(f"study is {name!r}, of which nothing is finished in the store {store.url}")
-        specs = index.specs(finished)
-        if unread := finished.keys() - specs.keys():
-            raise StoreError(f"{store.url}/stages/{min(unread)}/spec.json is none that this version can read")
-        return cls(store, name, planned, finished, specs, ReleaseBundle(url))
-
-    def write(self, version: str, say: Callable[[str], None]) -> ReleaseBundle:
-        """Fill the kit. ``say`` hears of every stage. Raises StoreError if an artifact is damaged."""
-        store, finished, kit = self.store, self.finished, self.kit
-        ids = [stage_id for stage_id in self.planned if stage_id in finished]
-        for number, stage_id in enumerate(ids, start=1):
-            say(one_line(f"{number}/{len(ids)}  {stage_id}  {finished[stage_id].label}"))
-            with store.fetched(f"stages/{stage_id}") as folder:
-                kit.add_folder(folder, f"stages/{stage_id}")
-            kit.add(f"stages/{stage_id}/{MANIFEST}", store.files.read(f"stages/{stage_id}/{MANIFEST}"))
-        for path in _below(store.files, f"studies/{self.name}"):
-            kit.add(path, store.files.read(path))
-        kit.add("records.parquet", records([(finished[stage_id], self.specs[stage_id]) for stage_id in ids]))
-        models = [stage_id for stage_id in ids if "model/config.json" in finished[stage_id].files]
-        about = {"finished": len(ids), "planned": len(self.planned), "size": f"{kit.bytes:,}", "files": len(kit.sums)}
-        example = models[-1] if models else "<id>"
-        kit.add("README.md", README.format(name=self.name, version=version, example=example, **about).encode())
-        kit.seal()
-        return kit
+    def _add(self, name: str, content: bytes | Path) -> None:
+        """Write a file with this content, or that of a local file of any size, and note its checksum."""
+        if isinstance(content, Path):
+            with content.open("rb") as stream:
+                self.sums[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+            self.bytes += content.stat().st_size
+            self.files.upload(content, name)
+        else:
+            self.sums[name] = hashlib.sha256(content).hexdigest()
+            self.bytes += len(content)
+            self.files.write(name, content)
 
 
 def records(stages: list[tuple[Finished, Stage]]) -> bytes:
-    """Rows of ``RECORDS`` as a Parquet file."""
+    """Return rows of ``RECORDS`` as a Parquet file."""
     rows = [
         {
             "id": finished.id,
@@ -166,14 +136,13 @@ def records(stages: list[tuple[Finished, Stage]]) -> bytes:
         }
         for finished, spec in stages
     ]
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "records.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, schema=RECORDS), path)
-        return path.read_bytes()
+    file = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=RECORDS), file)
+    return file.getvalue().to_pybytes()
 
 
 def _below(files: Files, folder: str) -> list[str]:
-    """Names of all files in a folder and its folders."""
+    """Return the names of all files in a folder and its folders."""
     found: list[str] = []
     for name in files.names(folder):
         if name.startswith(STAGED):  # of a page that is being written

@@ -1,7 +1,7 @@
 """Try on a store all that will be asked of it, before anything starts and not after hours of training."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -18,8 +18,8 @@ UNSEEN: dict[type, str] = {
     CachingFileSystem: "which keeps copies of its own and does not show what others wrote since",
 }
 
-#: A failing of a store, and the trial, on a folder of its own, that is true of a store without it.
-Trial = tuple[str, Callable[[Files, str], bool]]
+#: A trial of a store, on a folder of its own. It is true of a store that has what it tries.
+Trial = Callable[[Files, str], bool]
 
 
 def require_writable(files: Files) -> None:
@@ -29,7 +29,7 @@ def require_writable(files: Files) -> None:
 
 def require_shareable(files: Files) -> None:
     """Raise StoreError, with what the store lacks, unless it has all that sweeps ask of it, several at once."""
-    _require(files, [*WRITING, *SHARING])
+    _require(files, WRITING | SHARING)
 
 
 def require_seen_by_others(files: Files) -> None:
@@ -42,78 +42,66 @@ def require_seen_by_others(files: Files) -> None:
         layer = getattr(layer, "fs", None)  # of a chain of URLs
 
 
-def _require(files: Files, trials: Sequence[Trial]) -> None:
+def _require(files: Files, trials: Mapping[str, Trial]) -> None:
     folder = f".probe-{secrets.token_hex(4)}"
     try:
-        for failing, works in trials:
+        for failing, works in trials.items():
             try:
-                fine = works(files, folder)
+                fine, why = works(files, folder), ""
             except (StoreError, OSError) as error:
-                raise StoreError(f"store is {files.url!r}, which {failing}: {first_line(error)}") from error
+                fine, why = False, f": {first_line(error)}"
             if not fine:
-                raise StoreError(f"store is {files.url!r}, which {failing}")
+                raise StoreError(f"store is {files.url!r}, which {failing}{why}")
     finally:
         with suppress(StoreError, OSError):
             files.remove(folder)
 
 
-def _write(files: Files, folder: str) -> bool:
-    files.write(f"{folder}/file", b"one")
-    return files.read(f"{folder}/file") == b"one"
+def _reads_back(files: Files, name: str, data: bytes) -> bool:
+    files.write(name, data)
+    return files.read(name) == data
 
 
-def _replace(files: Files, folder: str) -> bool:
-    files.write(f"{folder}/file", b"two")
-    return files.read(f"{folder}/file") == b"two"
-
-
-def _list(files: Files, folder: str) -> bool:
+def _lists(files: Files, folder: str) -> bool:
     files.write(f"{folder}/other", b"")
     return files.names(folder) == ["file", "other"]
 
 
-def _remove(files: Files, folder: str) -> bool:
+def _removes(files: Files, folder: str) -> bool:
     files.remove_file(f"{folder}/other")
     return files.names(folder) == ["file"]
 
 
-def _create(files: Files, folder: str) -> bool:
+def _creates_once(files: Files, folder: str) -> bool:
     name = f"{folder}/created"
     return files.create(name, b"one") and not files.create(name, b"two") and files.read(name) == b"one"
 
 
-def _modified(files: Files, folder: str) -> bool:
-    return files.modified(f"{folder}/file").timestamp() > 0
-
-
-def _publish(files: Files, folder: str) -> bool:
+def _publishes(files: Files, folder: str) -> bool:
     """Do what ``Store`` does with an artifact: on local folders a rename over one that is there."""
-    if not files.local:
-        return True
-    for content in (b"one", b"two"):
+    for content in (b"one", b"two") if files.local else ():
         files.write(f"{folder}/staged/deep/file", content)
         files.move_folder(f"{folder}/staged", f"{folder}/published")
-    return files.read(f"{folder}/published/deep/file") == b"two"
+    return not files.local or files.read(f"{folder}/published/deep/file") == b"two"
 
 
-def _remove_folder(files: Files, folder: str) -> bool:
+def _removes_folder(files: Files, folder: str) -> bool:
     files.remove(folder)
     return files.names(folder) == []
 
 
-WRITING: list[Trial] = [
-    ("cannot be written", _write),
-    ("does not replace a file, or shows the old one for a while", _replace),
-    ("does not list a file as soon as it is written", _list),
-    ("does not remove a file, or shows it for a while", _remove),
-]
-SHARING: list[Trial] = [
-    (
-        "cannot create a file only where there is none (it needs O_EXCL, or If-None-Match), so that two sweeps would "
-        "compute the same",
-        _create,
+WRITING: dict[str, Trial] = {
+    "cannot be written": lambda files, folder: _reads_back(files, f"{folder}/file", b"one"),
+    "does not replace a file, or shows the old one for a while": lambda files, folder: _reads_back(
+        files, f"{folder}/file", b"two"
     ),
-    ("does not tell when a file was written", _modified),
-    ("does not rename a folder", _publish),
-    ("does not remove a folder", _remove_folder),
-]
+    "does not list a file as soon as it is written": _lists,
+    "does not remove a file, or shows it for a while": _removes,
+}
+SHARING: dict[str, Trial] = {
+    "cannot create a file only where there is none (it needs O_EXCL, or If-None-Match), so that two sweeps would "
+    "compute the same": _creates_once,
+    "does not tell when a file was written": lambda files, folder: files.modified(f"{folder}/file").timestamp() > 0,
+    "does not rename a folder": _publishes,
+    "does not remove a folder": _removes_folder,
+}

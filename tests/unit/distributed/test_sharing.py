@@ -30,7 +30,7 @@ def cluster(monkeypatch):
         node, url, probe = answer
         if isinstance(found := seen.get(node, url), Exception):
             raise found
-        return sharing.style(found, probe)
+        return sharing.find_problem(found, probe)
 
     alive = [{"NodeID": node, "NodeManagerAddress": address, "Alive": True} for node, address in NODES.items()]
     monkeypatch.setattr("ray.nodes", lambda: [*alive, {"Alive": False}])
@@ -73,5 +73,5 @@ def test_one_node_is_not_asked(cluster, files, monkeypatch):
 
 def test_what_a_node_sees_is_compared(files):
     files.write("probe", b"of another")
-    assert sharing.style(files.url, "probe") == "there is something else"
-    assert "allowed: a folder or an fsspec URL" in sharing.style("nosuch://place", "probe")
+    assert sharing.find_problem(files.url, "probe") == "there is something else"
+    assert "allowed: a folder or an fsspec URL" in sharing.find_problem("nosuch://place", "probe")

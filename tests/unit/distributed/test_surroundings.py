@@ -155,11 +155,11 @@ def short(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_somebody_else_is_refused_with_its_owner(short, monkeypatch):
-    def exit_with_error(**_):
+    def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
     (short / "ray").mkdir()
-    monkeypatch.setattr(surroundings, "TemporaryFile", exit_with_error)
+    monkeypatch.setattr(surroundings, "TemporaryFile", refuse)
     monkeypatch.setattr(os, "getuid", lambda: 2**30)
     with pytest.raises(RefusedError, match=r"cannot be written \(Permission denied; .*/ray belongs to "):
         surroundings.require_folder()

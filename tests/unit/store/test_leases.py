@@ -151,9 +151,9 @@ class Late:
     def __getattr__(self, name):
         return getattr(self._files, name)
 
-    def _late(self, key, style):
+    def _late(self, key, look):
         if key not in self._cached or self._clock.now - self._cached[key][0] >= self._lag_s:
-            self._cached[key] = (self._clock.now, style())
+            self._cached[key] = (self._clock.now, look())
         return self._cached[key][1]
 
     def read_existing(self, names):
@@ -226,11 +226,11 @@ def test_a_process_sees_that_its_store_is_not_its_drivers(files, another):
     with Leases(files, **FAST) as leases:
         lease = taken(leases, "work")
         lease.require_shared(files)
-        for style in (lease.require_shared, lease.require_held):
+        for look in (lease.require_shared, lease.require_held):
             with pytest.raises(
                 NotSharedError, match=f"does not share with the driver {leases.driver}: no driver holds"
             ):
-                style(another)
+                look(another)
 
 
 def test_a_lease_that_another_driver_has_is_lost_and_not_unshared(files):
@@ -238,14 +238,14 @@ def test_a_lease_that_another_driver_has_is_lost_and_not_unshared(files):
     old = taken(gone, "work")
     new = dead(files, expiry_s=-1.0)
     new.take("work")
-    for style in (old.require_shared, old.require_held):
+    for look in (old.require_shared, old.require_held):
         with pytest.raises(LeaseLostError, match=f"{gone.driver}: the driver {new.driver} has it"):
-            style(files)
+            look(files)
     given_back = taken(new, "other work")
     new.release("other work")
-    for style in (given_back.require_shared, given_back.require_held):
+    for look in (given_back.require_shared, given_back.require_held):
         with pytest.raises(LeaseLostError, match=f"{new.driver}: it was given back"):
-            style(files)
+            look(files)
 
 
 def test_training_does_not_begin_in_a_store_that_is_not_the_drivers(another, tmp_path):

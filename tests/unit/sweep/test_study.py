@@ -140,12 +140,12 @@ def test_many_drivers_that_ask_at_once_all_become_part_of_it(tmp_path):
 
 
 def test_a_driver_that_writes_a_study_is_no_running_stage(study, store):
-    def style(plan: Plan, folder: Path) -> None:
+    def look(plan: Plan, folder: Path) -> None:
         assert store.files.names("leases")
         assert StoreIndex(store).running() == set()
         ids_of(plan, folder)
 
-    study.write(ZERO, style)
+    study.write(ZERO, look)
 
 
 # Names that are taken
