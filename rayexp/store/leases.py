@@ -150,8 +150,8 @@ class Leases:
     def take(self, work: str) -> Lease | None:
         """A lease on ``work``, or None while another driver's is alive."""
         before = newest(self._files, work)
-        if before is not None and not self._dead(before):
-            return None
+        if before is not None and not (self._dead(before) and newest(self._files, work) == before):
+            return None  # the second look is for a driver that has given it back and ended since the first
         lease = Lease(work, before.number + 1 if before else 1, self.driver)
         if not self._files.create(lease.name, self.driver.encode()):
             return None

@@ -82,6 +82,23 @@ def test_of_many_drivers_that_want_a_lease_at_once_one_gets_it(tmp_path):
             assert sum(lease is not None for lease in pool.map(lambda d, work=work: d.take(work), drivers)) == 1
 
 
+def test_a_lease_that_was_given_back_since_it_was_seen_is_not_taken_over(files, monkeypatch):
+    """Its driver has left and another one has the same number, while a third one still looks at what was there."""
+    with Leases(files) as other, Leases(files) as third:
+        first = Leases(files).__enter__()
+        assert first.take("work")
+        taken = []
+
+        def dead(lease, look=third._dead):
+            first.__exit__(None, None, None)
+            taken.append(other.take("work"))
+            return look(lease)
+
+        monkeypatch.setattr(third, "_dead", dead)
+        assert third.take("work") is None
+        taken[0].require_held(files)
+
+
 def test_a_lease_outlives_its_expiry_while_its_driver_lives_and_is_taken_over_when_it_does_not(files):
     gone = dead(files)
     old = taken(gone, "work")
