@@ -117,11 +117,9 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
         shown.remove(spare[-1])
     while too_wide() and (cut := [i for i in shown if columns[i].cut and widths[i] > NARROWEST]):
         widths[max(cut, key=lambda i: widths[i])] -= 1
-    lines = [
-        "  ".join(_padded(shortened(row[i], widths[i]), widths[i], columns[i].right) for i in shown).rstrip()
-        for row in cells
-    ]
-    return "\n".join(lines)
+    aligned = [f"{'>' if column.right else '<'}{width}" for column, width in zip(columns, widths, strict=True)]
+    lines = ("  ".join(f"{shortened(row[i], widths[i]):{aligned[i]}}" for i in shown) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def terminal_width() -> int | None:
@@ -144,10 +142,6 @@ def abbreviated(ids: Sequence[str], digits: int = 8) -> dict[str, str]:
         if len(set(short.values())) == len(short):
             return short
         digits += 1
-
-
-def _padded(text: str, width: int, right: bool) -> str:
-    return text.rjust(width) if right else text.ljust(width)
 
 
 def duration(seconds: float) -> str:

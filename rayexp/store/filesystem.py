@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
@@ -94,29 +95,21 @@ class Files:
 
     def write(self, name: str, data: bytes) -> None:
         """Write one file so that a reader sees either the old one or the new one."""
-
-        def put(place: str) -> None:
-            if self.local:
-                _put_whole(place, lambda part: part.write_bytes(data))
-            else:  # object stores show an object when its upload is complete
-                self.fs.pipe_file(place, data)
-
-        self._answer(f"write {name}", lambda: self._in_its_folder(name, put))
+        whole = partial(_put_whole, fill=lambda part: part.write_bytes(data))
+        self._put("write", name, whole, lambda place: self.fs.pipe_file(place, data))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file that is not there yet; False if it is. Of several writers at once one is told True.
 
         A reader sees it whole, except on a file system without hard links: there, for a moment, a part of it.
         """
-
-        def put(place: str) -> None:
-            if self.local:
-                _create(Path(place), data)
-            else:
-                self.fs.pipe_file(place, data, mode="create")
-
         try:
-            self._answer(f"create {name}", lambda: self._in_its_folder(name, put))
+            self._put(
+                "create",
+                name,
+                lambda place: _create(Path(place), data),
+                lambda place: self.fs.pipe_file(place, data, mode="create"),
+            )
         except FileExistsError:
             # Perhaps our own first attempt got through and only its answer was lost.
             return self.read_existing([name]).get(name) == data
@@ -124,14 +117,8 @@ class Files:
 
     def upload(self, local: Path, name: str) -> None:
         """Copy a local file, of any size, to ``name``, so that a reader sees either the old one or the new one."""
-
-        def put(place: str) -> None:
-            if self.local:
-                _put_whole(place, lambda part: shutil.copyfile(local, part))
-            else:
-                self.fs.put_file(str(local), place)
-
-        self._answer(f"write {name}", lambda: self._in_its_folder(name, put))
+        whole = partial(_put_whole, fill=partial(shutil.copyfile, local))
+        self._put("write", name, whole, lambda place: self.fs.put_file(str(local), place))
 
     def download(self, name: str, local: Path) -> None:
         """Copy the file ``name`` to a local one. Raises FileNotFoundError."""
@@ -212,16 +199,21 @@ class Files:
         with suppress(FileNotFoundError, NotADirectoryError):
             self.fs.rm_file(place)
 
-    def _in_its_folder(self, name: str, put: Callable[[str], None]) -> None:
-        place = self._place(name)
-        if not self._folderless:
-            self.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
-        try:
-            put(place)
-        except FileNotFoundError as error:
-            if self.local:  # somebody removed the folder in between
-                raise OSError(errno.EAGAIN, first_line(error)) from error
-            raise StoreError(first_line(error)) from error  # no such bucket
+    def _put(self, verb: str, name: str, locally: Callable[[str], Any], elsewhere: Callable[[str], Any]) -> None:
+        """Write a file into its folder, which is made; other file systems show a file when its upload is complete."""
+
+        def put() -> None:
+            place = self._place(name)
+            if not self._folderless:
+                self.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+            try:
+                (locally if self.local else elsewhere)(place)
+            except FileNotFoundError as error:
+                if self.local:  # somebody removed the folder in between
+                    raise OSError(errno.EAGAIN, first_line(error)) from error
+                raise StoreError(first_line(error)) from error  # no such bucket
+
+        self._answer(f"{verb} {name}", put)
 
     def _place(self, name: str) -> str:
         """The full path of a name. Raises StoreError if it leads out of the root, be it by a link."""

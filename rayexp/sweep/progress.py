@@ -79,6 +79,11 @@ class Ended:
     took_s: float
     why: str = ""
 
+    @property
+    def failure(self) -> str:
+        """Return the sentence, which names the trial once."""
+        return self.why if self.why.startswith(self.trial.label) else f"{self.trial.label}: {self.why}"
+
 
 class Progress:
     """The progress of one run of a plan by this driver. ``estimate``: seconds of a stage before anything of it was

@@ -24,7 +24,7 @@ from rayexp.distributed.saving import ask_to_save
 from rayexp.store.artifacts import Store
 from rayexp.store.leases import Leases, NotSharedError
 from rayexp.sweep import preflight
-from rayexp.sweep.failures import DIED, why_failed
+from rayexp.sweep.failures import why_failed
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.sweep.progress import Progress
 from rayexp.sweep.trackers import Trackers
@@ -79,7 +79,7 @@ def run(
                 name="sweep",
                 storage_path=folder,  # Tune's own notes: the store is what a sweep goes on from
                 failure_config=tune.FailureConfig(max_failures=run_config.worker_failures),
-                callbacks=[TuneEvents(searcher, progress, views, trackers), *tracker_callbacks(trackers)],
+                callbacks=[TuneEvents(progress, views, trackers), *tracker_callbacks(trackers)],
                 stop=_StopWhen(searcher),
                 verbose=0,
             ),
@@ -94,7 +94,8 @@ def run(
         store.tidy()
     finished = store.finished_ids([stage.id for stage in plan.to_run])
     missing = {trial.id for trial in plan.trials if not finished.issuperset(stage.id for stage in trial.stages)}
-    failed = {trial: why for trial, why in searcher.failed.items() if trial in missing}
+    failed = {each.trial.id: each.failure for each in progress.ended if each.state == "failed"}
+    failed = {trial: failure for trial, failure in failed.items() if trial in missing}
     return Outcome(failed, missing - failed.keys())
 
 
@@ -135,7 +136,7 @@ def _resources(config: dict[str, Any], run_config: RunConfig) -> PlacementGroupF
 
 class PlanSearcher(Searcher):
     """Not a search at all: hands out the trials of a plan, each when its parents have finished and no other driver has
-    it. ``failed`` has a sentence for each trial that failed for good."""
+    it. ``failed``: those that failed for good."""
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class PlanSearcher(Searcher):
         note: Callable[[str, str], None] = lambda trial, state: None,
     ) -> None:
         super().__init__()  # without a metric: a trial that only measures reports nothing
-        self.failed: dict[str, str] = {}
+        self.failed: set[str] = set()
         self.unshared = ""  # the sentence of a trial whose process has another store
         self._trials = {trial.id: trial for trial in trials}
         self._execution = run_config
@@ -218,17 +219,10 @@ class PlanSearcher(Searcher):
                     f"store is {self._store.url!r}, of which a trial has another one: {result['lease_lost']}"
                 )
             self._ready[trial] = None
-        elif error:
-            self.fail(trial, DIED)
-        elif result and "failed" in result:
-            self.fail(trial, result["failed"])
+        elif error or (result and "failed" in result):
+            self.failed.add(trial)
         else:
             self._release_children(trial)
-
-    def fail(self, trial: str, why: str) -> None:
-        """Keep a sentence about a trial that failed; it begins with the trial's label."""
-        label = self._trials[trial].label
-        self.failed[trial] = why if why.startswith(label) else f"{label}: {why}"
 
     def _release_children(self, trial: str) -> None:
         self._graph.done(trial)
@@ -246,12 +240,9 @@ class PlanSearcher(Searcher):
 
 
 class TuneEvents(tune.Callback):
-    """Tune's events, handed to what keeps account of them: searcher, progress, trackers, and views after each turn."""
+    """Tune's events, handed to what keeps account of them: progress, trackers, and views after each turn."""
 
-    def __init__(
-        self, searcher: PlanSearcher, progress: Progress, views: Sequence[Callable[[], None]], trackers: Trackers
-    ) -> None:
-        self._searcher = searcher
+    def __init__(self, progress: Progress, views: Sequence[Callable[[], None]], trackers: Trackers) -> None:
         self._progress = progress
         self._views = views
         self._trackers = trackers
@@ -277,9 +268,7 @@ class TuneEvents(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Take in a failure, perhaps of a trial that never started because its process could not be made."""
-        why = why_failed(trial.pickled_error_file, trial.error_file)
-        self._searcher.fail(trial.config["trial"], why)
-        self._progress.end(trial.config["trial"], "failed", why)
+        self._progress.end(trial.config["trial"], "failed", why_failed(trial.pickled_error_file, trial.error_file))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         for view in self._views:

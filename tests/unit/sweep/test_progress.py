@@ -4,7 +4,6 @@ import csv
 import io
 import pickle
 from pathlib import Path
-from typing import cast
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
@@ -20,7 +19,7 @@ from rayexp.sweep.cost import CostModel
 from rayexp.sweep.failures import root_cause
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.progress import Progress
-from rayexp.sweep.scheduler import PlanSearcher, TuneEvents
+from rayexp.sweep.scheduler import TuneEvents
 from rayexp.sweep.trackers import Trackers
 from rayexp.telemetry.metric_log import progress_event
 
@@ -327,18 +326,8 @@ class TuneTrial:
         self.error_file = error_file
 
 
-class Failures:
-    """The part of the searcher that hears of failures."""
-
-    def __init__(self):
-        self.failed = {}
-
-    def fail(self, trial, why):
-        self.failed[trial] = why
-
-
 def events_of(progress, views=()):
-    return TuneEvents(cast(PlanSearcher, Failures()), progress, views, Trackers())
+    return TuneEvents(progress, views, Trackers())
 
 
 def test_tunes_events_are_told(clock):

@@ -19,6 +19,7 @@ from rayexp.stages import parse_stage
 from rayexp.store.artifacts import Store
 from rayexp.store.leases import Lease, Leases
 from rayexp.sweep.plan import Plan, Trial
+from rayexp.sweep.progress import Ended
 from rayexp.sweep.scheduler import PlanSearcher, RolloutGroup, run_trial
 from rayexp.tasks.strings import StringTask
 from tests.fixtures.factories import tiny_chain
@@ -108,10 +109,9 @@ def test_completions_of_unknown_trials_are_ignored():
 
 @pytest.mark.parametrize("why", ["its process died", f"{STAGE.label}, step 1: the reward is not finite"])
 def test_a_failure_names_its_stage_once(why):
-    searcher = searcher_of([a_trial("a")])
-    searcher.fail("a", why)
-    assert searcher.failed["a"].count(STAGE.label) == 1
-    assert searcher.failed["a"].endswith(why)
+    failure = Ended(a_trial("a"), "failed", 1.0, why).failure
+    assert failure.count(STAGE.label) == 1
+    assert failure.endswith(why)
 
 
 def test_a_trial_is_told_its_stages_and_how_to_run_them():
