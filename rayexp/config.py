@@ -78,13 +78,14 @@ def canonical_json(value: Any) -> str:
     return json.dumps(_canonical(value, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text, which may be a stranger's. Raises ValueError on what is none, or nested too
-    deeply to be read."""
+def parse_record(text: str | bytes) -> dict[str, Any] | None:
+    """Return the object of a JSON text, which may be a stranger's; None if it is torn, is none, or is nested too deeply
+    to be read."""
     try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _canonical(value: Any, where: str) -> Any:

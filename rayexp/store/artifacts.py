@@ -27,7 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayexp.config import RunConfig, canonical_json, parse_json
+from rayexp.config import RunConfig, canonical_json, parse_record
 from rayexp.errors import first_line
 from rayexp.stages import Stage
 from rayexp.store.filesystem import Files, StoreError, inside
@@ -108,11 +108,9 @@ class Store:
     def provenance(self, stage_id: str) -> dict[str, Any]:
         """Where, when and with what an artifact was made, verified."""
         with self.fetched(f"stages/{stage_id}", prefix="provenance.json") as folder:
-            try:
-                record = parse_json((folder / "provenance.json").read_bytes())
-            except (OSError, ValueError) as error:
-                raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no JSON") from error
-        if not isinstance(record, dict):
+            file = folder / "provenance.json"
+            record = parse_record(file.read_bytes()) if file.is_file() else None
+        if record is None:
             raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no record")
         return record
 
@@ -316,20 +314,13 @@ class Store:
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
-    """A manifest; None if it is torn, or is none."""
-    try:
-        manifest = parse_json(data)
-    except ValueError:
+    """Return a manifest; None if it is torn, or is none. Names and checksums end up in sentences for people."""
+    manifest = parse_record(data) or {}
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(name.isprintable() for name in files):
         return None
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict):
-        return None
-    return manifest if all(name.isprintable() and _is_described(about) for name, about in files.items()) else None
-
-
-def _is_described(about: Any) -> bool:
-    """Whether a manifest says of a file what it has to; what it says ends up in sentences for people."""
-    return isinstance(about, dict) and isinstance(about.get("sha256"), str) and bool(_SHA256.fullmatch(about["sha256"]))
+    sums = [about.get("sha256") if isinstance(about, dict) else None for about in files.values()]
+    return manifest if all(isinstance(text, str) and _SHA256.fullmatch(text) for text in sums) else None
 
 
 def _sha256(file: Path) -> str:

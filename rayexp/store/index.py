@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rayexp.config import parse_json
-from rayexp.errors import RefusedError, did_you_mean, first_line
+from rayexp.config import parse_record
+from rayexp.errors import RefusedError, did_you_mean
 from rayexp.stages import Stage, kind_in, parse_stage
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.leases import EXPIRY_S
@@ -176,27 +176,22 @@ class StoreIndex:
 
     def study(self, name: str) -> dict[str, str]:
         """Labels, by id and in order, of the stages that a study consists of. Raises StoreError if there is none."""
-        about = self.about(name)
-        labels = about["stages"]
+        labels = self.about(name)["stages"]
         if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
-            path = f"studies/{name}/plan.json"
-            where = f"{self.store.url}/{path}"
+            where = f"{self.store.url}/studies/{name}/plan.json"
             raise StoreError(f"{where} is no table of labels; remove it, and jobs/report.py makes one")
         return labels
 
     def about(self, name: str) -> dict[str, Any]:
         """Return what plan.json holds of a study: labels of its stages, and what makes it one (``rayexp.sweep.study``).
         One of an earlier version holds labels only. Raises StoreError if there is none."""
-        path = f"studies/{name}/plan.json"
         try:
-            about = parse_json(self.store.files.read(path))
+            about = parse_record(self.store.files.read(f"studies/{name}/plan.json"))
         except FileNotFoundError:
             known = self.studies()
             allowed = f"allowed, in the store {self.store.url}: {', '.join(known) or 'there are none'}"
             raise StoreError(f"study is {name!r}; {did_you_mean(name, known)}{allowed}") from None
-        except ValueError as error:
-            raise StoreError(f"{self.store.url}/{path} is no JSON ({first_line(error)})") from error
-        return about if isinstance(about, dict) and isinstance(about.get("stages"), dict) else {"stages": about}
+        return about if about and isinstance(about.get("stages"), dict) else {"stages": about}
 
     def _planned(self) -> dict[str, str]:
         """Labels of all stages that any study consists of."""
@@ -209,15 +204,8 @@ class StoreIndex:
     def _json(self, path: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """One small record of each of some stages; without those that are not there or are none."""
         paths = {path.format(stage_id): stage_id for stage_id in ids}
-        records: dict[str, dict[str, Any]] = {}
-        for name, data in self.store.files.read_existing(list(paths)).items():
-            try:
-                record = parse_json(data)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                records[paths[name]] = record
-        return records
+        found = self.store.files.read_existing(list(paths))
+        return {paths[name]: record for name, data in found.items() if (record := parse_record(data)) is not None}
 
     def _alive(self, driver: str) -> bool:
         """Whether a driver has shown, of late and by this machine's clock, that it lives."""
