@@ -20,7 +20,7 @@ from rayexp.sweep import prometheus, scheduler, trackers
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.progress import Progress
 from rayexp.telemetry.grafana import exposed
-from rayexp.telemetry.metrics import METRICS
+from rayexp.telemetry.metrics import METRICS, SWEEP
 from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
 SCRAPED_WITHIN_S = 60
@@ -84,14 +84,15 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
     assert not outcome.blocked
     assert progress.counts["done"] == len(plan.trials)
 
-    assert set(witness.series) == {exposed(metric) for metric in METRICS.values()}
     trained = reinforced.lineage
+    logged = [metric for stage in trained for metric in stage.metrics]
+    assert set(witness.series) == {exposed(metric) for metric in (*SWEEP, *logged)}
     assert witness.series[exposed(METRICS["sweep/stage_step"])] == {stage.label for stage in trained}
     assert witness.series[exposed(METRICS["grpo/kl"])] == {reinforced.label}
 
     roles = {name.rpartition("-")[0] for name in witness.listed["actors"]}
     assert {"learner", "rollout-0"} <= roles
-    assert {"grpo", "supervised"} <= {name.rpartition("-")[0] for name in witness.listed["placement_groups"]}
+    assert {"rollout", "train"} <= {name.rpartition("-")[0] for name in witness.listed["placement_groups"]}
     calls = {method for name in witness.listed["tasks"] for stage, _, method in [name.partition(": ")] if method}
     assert {"begin", "weights", "sync", "generate", "score", "update"} <= calls
     assert f"{reinforced.label}: update" in witness.listed["tasks"]

@@ -216,7 +216,7 @@ def test_a_stopped_job_leaves_nothing_behind_and_is_finished_by_the_next(head, t
     started = submit(head, "--no-wait", "--submission-id", name, "--", *TOY_SWEEP, "--store", str(store))
     assert started.returncode == 0, started.stdout + started.stderr
     deadline = time.monotonic() + 200
-    while not any(name in ("RayTrainWorker", "Learner") for name in at_work(head)["actors"]):
+    while not any(name in ("RayTrainWorker", "LearnerActor") for name in at_work(head)["actors"]):
         assert time.monotonic() < deadline, subprocess.run(
             [BIN / "ray", "job", "logs", name], env=shell, capture_output=True, text=True, timeout=60
         ).stdout
