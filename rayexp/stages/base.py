@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import model_validator
-
 from rayexp.config import Seed, Value, canonical_json
 from rayexp.models.config import Decoder
 from rayexp.tasks import AnyTask
@@ -51,14 +49,12 @@ class Stage(Value):
     version: of what the stage's code promises; raise it when the same settings would give another result.
     fields_added_later: settings that came after stages had been stored. At its default such a setting is no part of the
     id, so that what was made without it is found again; the default has to mean what was done before, and can never
-    change. parents: kinds that ``init`` may have; empty means all that make a model. metrics: all that it logs. name:
-    for people.
+    change. metrics: all that it logs. name: for people.
     """
 
     version: ClassVar[int] = 1
     fields_added_later: ClassVar[frozenset[str]] = frozenset()
     pool: ClassVar[Pool]
-    parents: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[Metric, ...]] = ()
     name: ClassVar[str]
     kind: str
@@ -79,14 +75,6 @@ class Stage(Value):
         copy = super().model_copy(update=update, deep=deep)
         vars(copy).pop("id", None)  # pyright: ignore[reportAttributeAccessIssue]
         return copy
-
-    @model_validator(mode="after")
-    def _parent(self) -> Self:
-        if self.parent and self.parents and self.parent.kind not in self.parents:
-            raise ValueError(
-                f"init.kind is {self.parent.kind!r}; allowed for {self.kind} stages: {', '.join(self.parents)}"
-            )
-        return self
 
     @property
     def parent(self) -> "Stage | None":

@@ -14,7 +14,6 @@ class SFT(ChildStage):
     version: ClassVar[int] = 2  # as of pretraining
     pool: ClassVar[Pool] = "train"
     name: ClassVar[str] = "SFT"
-    parents: ClassVar[tuple[str, ...]] = ("pretrain",)
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("sft/id/loss", "nats/token", "Mean loss of the completions' tokens since the last point"),
         Metric("sft/learning_rate", "", "Learning rate of the step"),
