@@ -28,28 +28,28 @@ class StageError(RuntimeError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The question that goes into a refusal of ``name`` where a known name is like it, and a space; else nothing."""
+    """Return the question that goes into a refusal of ``name`` where a known name is like it; else nothing."""
     names = {each.lower(): each for each in known}
     near = get_close_matches(name.lower(), names, n=1)
     return f"did you mean {names[near[0]]!r}? " if near else ""
 
 
 def not_among(field: str, name: str, known: Iterable[str]) -> str:
-    """The refusal of a name that is none of those a field may have."""
+    """Return the refusal of a name that is none of those a field may have."""
     names = list(known)
     return f"{field} is {name!r}; {did_you_mean(name, names)}allowed: {', '.join(names)}"
 
 
 def first_line(error: BaseException) -> str:
-    """The message of an exception as one line, or its type if it has none."""
+    """Return the message of an exception as one line, or its type if it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 @contextmanager
 def error_context(where: Callable[[], str]) -> Iterator[None]:
-    """Exceptions leave the block as one sentence that says where it happened, as permanent as they were; its log lines
-    say so too."""
+    """Let exceptions leave the block as one sentence that says where it happened, as permanent as they were; its log
+    lines say so too."""
     try:
         with logs.log_context(where):
             yield
@@ -59,7 +59,7 @@ def error_context(where: Callable[[], str]) -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str:
-    """What a person is told of an exception."""
+    """Return what a person is told of an exception."""
     if isinstance(error, PermanentError | StageError):
         return first_line(error)
     return f"{type(error).__name__}: {first_line(error)}"

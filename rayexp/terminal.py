@@ -25,8 +25,8 @@ NARROWEST = 16
 
 
 def parse_args(form: Any, arguments: list[str] | None, **about: Any) -> Any:
-    """The command line as a ``form``. An option that takes several values may be repeated, and they may be separated by
-    commas. Raises ValueError with one sentence where tyro draws a box of several lines."""
+    """Return the command line as a ``form``. An option that takes several values may be repeated, and they may be
+    separated by commas. Raises ValueError with one sentence where tyro draws a box of several lines."""
     words = joined(sys.argv[1:] if arguments is None else arguments, _lists(form))
     said = io.StringIO()
     try:
@@ -53,8 +53,8 @@ def _sentence(box: str) -> str:
 
 
 def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
-    """A command line with every option of ``lists`` once, at its end, with all values that it was given anywhere.
-    Raises ValueError for one without any."""
+    """Return a command line with every option of ``lists`` once, at its end, with all values that it was given
+    anywhere. Raises ValueError for one without any."""
     others: list[str] = []
     values: dict[str, list[str]] = {}
     found: list[str] | None = None
@@ -74,7 +74,7 @@ def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
 
 
 def _lists(form: Any) -> set[str]:
-    """The options of a form, or of the forms of a union, that take any number of values."""
+    """Return the options of a form, or of the forms of a union, that take any number of values."""
     if not (isinstance(form, type) and dataclasses.is_dataclass(form)):
         return set().union(*map(_lists, get_args(form)))
     hints = get_type_hints(form)
@@ -105,7 +105,7 @@ class Column:
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
-    """Rows as aligned text, of at most ``width`` characters a line if that can be had."""
+    """Align rows as text, of at most ``width`` characters a line if that can be had."""
     cells = [[column.name for column in columns], *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     shown = list(range(len(columns)))
@@ -123,12 +123,13 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal; None where the output goes elsewhere, and nothing has to be left out."""
+    """Return the columns of the terminal; None where the output goes elsewhere, and nothing has to be left out."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def shortened(text: str, length: int) -> str:
-    """Text of at most ``length`` characters; of a longer one the middle is left out, for both ends tell it apart."""
+    """Return text of at most ``length`` characters; the middle of a longer one is left out, because both ends tell it
+    apart."""
     if len(text) <= length:
         return text
     tail = (length - 1) // 2
@@ -136,7 +137,7 @@ def shortened(text: str, length: int) -> str:
 
 
 def abbreviated(ids: Sequence[str], digits: int = 8) -> dict[str, str]:
-    """Stage ids by their beginnings, with as many digits as tell all of these apart, and ``digits`` at least."""
+    """Shorten stage ids to their beginnings, with as many digits as tell all of them apart, ``digits`` at least."""
     while True:
         short = {stage_id: stage_id[: stage_id.find("-") + 1 + digits] for stage_id in ids}
         if len(set(short.values())) == len(short):
@@ -145,7 +146,7 @@ def abbreviated(ids: Sequence[str], digits: int = 8) -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: ``<0.1 s``, ``24 s``, ``12 min``, ``3.2 h``, ``4.1 d``, ``27 y``."""
+    """Write seconds for people: ``<0.1 s``, ``24 s``, ``12 min``, ``3.2 h``, ``4.1 d``, ``27 y``."""
     if 0 < seconds < 0.05:
         return "<0.1 s"
     for limit, unit_s, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h"), (63_115_200, 86_400, "d")):

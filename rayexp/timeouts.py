@@ -13,7 +13,7 @@ class TimeoutError(Exception):
 
 
 def run_with_timeout(limit_s: float, call: Callable[[], T], name: str) -> T:
-    """What ``call`` returns or raises. Raises LateError after ``limit_s`` seconds.
+    """Return what ``call`` returns, or raise what it raises. Raises TimeoutError after ``limit_s`` seconds.
 
     It runs in a thread of its own, called ``name``, because what hangs in a system call can't be interrupted; that
     thread is left behind then, and keeps no process from ending.

@@ -31,7 +31,7 @@ Command: Any = Union[  # noqa: UP007  one member each, made from a table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The ``rayexp`` command; returns the exit code."""
+    """Run the ``rayexp`` command; return the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     return run_command(lambda: _command(words).run())
 

@@ -29,7 +29,7 @@ class FailedError(Exception):
 
 @contextmanager
 def working(*more: type[Exception]) -> Iterator[None]:
-    """Errors of the block are failures of work that has begun. ``more``: kinds that a library wraps the reason in."""
+    """Raise errors of the block as failures of work that has begun. ``more``: kinds that wrap the reason."""
     try:
         yield
     except ValidationError as error:
@@ -139,7 +139,7 @@ class _Output:
 
 @contextmanager
 def _standard_streams() -> Iterator[_Output]:
-    """Standard output and error that never raise, whatever they lead to; yields the first."""
+    """Let standard output and error never raise, whatever they lead to; give the first."""
     _open_closed_streams()
     before = sys.stdout, sys.stderr
     for stream in before:

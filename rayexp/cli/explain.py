@@ -42,7 +42,7 @@ class Explain(StudyArgs, StoreArgs):
         return 0
 
     def _wanted(self, index: StoreIndex) -> tuple[str, Stage]:
-        """The stage that is asked for, and the id that it was asked for by, which may be of an earlier version."""
+        """Return the stage that is asked for, and the id that names it, which may be of an earlier version."""
         if self.study:
             stages = Plan.of(self.study, self.stages(), ()).stages
             labels = {stage.id: stage.label for stage in stages}
@@ -81,7 +81,7 @@ def _finished(index: StoreIndex, finished: Finished, stage: Stage) -> str:
 
 
 def _missing(index: StoreIndex, stage: Stage) -> str:
-    """That the stage is not in the store, and what is known of attempts at it and of its parents."""
+    """Say that the stage is not in the store, and what is known of attempts at it and of its parents."""
     lines = [f"It would run: the store {index.store.url} has no finished stage {stage.id}."]
     subject = stage.subject
     trials = [stage.root.id, subject.id]
@@ -95,7 +95,7 @@ def _missing(index: StoreIndex, stage: Stage) -> str:
 
 
 def _nearest(index: StoreIndex, stage: Stage) -> str:
-    """The finished stages of its kind that differ from it in the fewest settings, and in which."""
+    """Name the finished stages of its kind that differ from it in the fewest settings, and in which."""
     kind = stage.kind
     ids = [stage_id for stage_id in index.labels() if kind_in(stage_id) == kind]
     specs = index.specs(ids)
@@ -128,7 +128,7 @@ def _nearest(index: StoreIndex, stage: Stage) -> str:
 
 
 def _same_settings(stage: Stage, nearest: Finished) -> str:
-    """Why two ids differ though no setting does."""
+    """Say why two ids differ though no setting does."""
     known = "is above" if nearest.versions else "is not recorded"
     return (
         f"No setting differs, and the id does: the version of {stage.kind} stages is part of it.\n"
@@ -138,5 +138,5 @@ def _same_settings(stage: Stage, nearest: Finished) -> str:
 
 
 def _named(versions: Sequence[int]) -> dict[str, int]:
-    """The versions that the stages of a lineage were made under, by dotted names."""
+    """Return the versions that the stages of a lineage were made under, by dotted names."""
     return {f"{'init.' * depth}version": version for depth, version in enumerate(reversed(versions))}

@@ -14,7 +14,7 @@ class StoreArgs:
     """Folder or fsspec URL of the store."""
 
     def index(self) -> StoreIndex:
-        """What is in it. Raises StoreError if there is no store."""
+        """Return what is in it. Raises StoreError if there is no store."""
         index = StoreIndex(Store(self.store))
         index.require_there()
         return index

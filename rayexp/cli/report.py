@@ -13,7 +13,7 @@ from rayexp.sweep.plan import Plan
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The whole job; returns the exit code."""
+    """Run the whole job; return the exit code."""
     return run_command(lambda: _report(parse_args(arguments, DEFAULTS, __doc__)))
 
 

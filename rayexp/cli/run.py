@@ -78,7 +78,7 @@ class Sweep(StudyArgs):
         return self.own_name if self.name is None else self.name
 
     def within(self, store: Store) -> Study:
-        """The study as a store has it."""
+        """Return the study as a store has it."""
         return Study(store, self.study_name, self.study, self.scale)
 
 
@@ -86,7 +86,7 @@ DEFAULTS = Sweep()
 
 
 def main(arguments: list[str] | None = None, defaults: Sweep = DEFAULTS) -> int:
-    """The whole job; returns the exit code."""
+    """Run the whole job; return the exit code."""
     return run_command(lambda: _sweep(parse_args(arguments, defaults, __doc__), command_line(arguments)))
 
 
@@ -121,7 +121,7 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
 
 
 def parse_args(arguments: list[str] | None, defaults: Sweep, description: str | None) -> Sweep:
-    """The command line as a Sweep. Raises ValueError with one sentence."""
+    """Return the command line as a Sweep. Raises ValueError with one sentence."""
     sweep = terminal.parse_args(Sweep, arguments, default=defaults, description=description)
     if sweep.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", sweep.name):
         raise ValueError(f"name is {sweep.name!r}; allowed: up to 100 letters, digits, and _ . - after the first")
@@ -150,7 +150,7 @@ def unpublish_damaged(plan: Plan, store: Store) -> None:
 
 
 def make_plan(sweep: Sweep, store: Store) -> Plan:
-    """The plan of the study against what the store has finished. Raises ValueError on a setting it can't have."""
+    """Plan the study against what the store has finished. Raises ValueError on a setting it can't have."""
     plan = Plan.of(sweep.study, sweep.stages(), store.finished_ids())
     again = {stage.id for stage in force.named(sweep.force, plan)}
     return dataclasses.replace(plan, finished=plan.finished - again)
@@ -167,7 +167,7 @@ def machines() -> ClusterResources:
 
 
 def run(sweep: Sweep, plan: Plan, run_config: RunConfig, store: Store) -> int:
-    """Run the plan on the cluster; the number of trials that did not succeed."""
+    """Run the plan on the cluster. Return the number of trials that did not succeed."""
     # Ray takes seconds to import; a plan or a refusal needs none.
     from rayexp.distributed import runtime, sharing
     from rayexp.sweep import display, prometheus, scheduler
@@ -203,7 +203,7 @@ def run(sweep: Sweep, plan: Plan, run_config: RunConfig, store: Store) -> int:
 
 
 def _unsuccessful(outcome: "Outcome", plan: Plan, store: Store) -> list[str]:
-    """One line for each trial that failed or was not run."""
+    """Return one line for each trial that failed or was not run."""
     records = {trial: f"work/{trial}/{FAILURE}" for trial in outcome.failed}
     there = store.files.read_existing(list(records.values()))  # a process that never started leaves none
     details = {trial: f" (details: {store.url}/{path})" for trial, path in records.items() if path in there}

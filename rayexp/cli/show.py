@@ -60,7 +60,7 @@ def _titled(title: str, body: str) -> str:
 
 
 def _spec_sections(index: StoreIndex, finished: Finished, spec: Stage, labels: Mapping[str, str]) -> list[str]:
-    """Settings of the whole lineage, and what in the store stands above and below."""
+    """Show settings of the whole lineage, and what in the store stands above and below."""
     sections = []
     if spec.id != finished.id:
         sections.append(
@@ -79,7 +79,7 @@ def _spec_sections(index: StoreIndex, finished: Finished, spec: Stage, labels: M
 
 
 def _children(index: StoreIndex, finished: Finished, labels: Mapping[str, str]) -> list[str]:
-    """Finished stages whose parent this is. Labels narrow them down; specs decide."""
+    """Return finished stages whose parent this is. Labels narrow them down; specs decide."""
     some = [i for i, label in labels.items() if label.rpartition("/")[0] == finished.label]
     specs = index.specs(some)
     return [i for i in sorted(some) if i in specs and (parent := specs[i].parent) and parent.id == finished.id]
@@ -108,7 +108,7 @@ def _provenance(finished: Finished) -> str:
 
 
 def _files(index: StoreIndex, finished: Finished, problems: list[str] | None) -> str:
-    """Every file of the manifest. problems: what reading them found; None if they were not read."""
+    """Show every file of the manifest. problems: what reading them found; None if they were not read."""
     place = f"{index.store.url}/stages/{finished.id}"
     bad = {name for name in finished.files for text in problems or () if text.startswith(f"{place}/{name}: ")}
     good = "not read" if problems is None else "verified"
@@ -123,7 +123,7 @@ def _files(index: StoreIndex, finished: Finished, problems: list[str] | None) ->
 
 
 def _contents(index: StoreIndex, finished: Finished, spec: Stage | None, labels: Mapping[str, str]) -> list[str]:
-    """Last metrics and results by cell, verified as they are read."""
+    """Show last metrics and results by cell, verified as they are read."""
     sections = []
     measured = finished.id
     if "metrics.parquet" in finished.files:
@@ -148,7 +148,7 @@ def _last_metrics(index: StoreIndex, stage_id: str) -> str:
 
 
 def _results(index: StoreIndex, stage_id: str, traces: bool) -> str:
-    """Mean Q and greedy accuracy of each cell, with intervals over prompts."""
+    """Show mean Q and greedy accuracy of each cell, with intervals over prompts."""
     import numpy as np  # with pandas and scipy it takes a second
 
     from rayexp.evaluation.metrics import cluster_bootstrap, wilson
@@ -184,6 +184,6 @@ def _loading(index: StoreIndex, finished: Finished) -> str:
 
 
 def _width() -> int | None:
-    """Room for a table that is indented."""
+    """Return the room for a table that is indented."""
     width = terminal_width()
     return width - 2 if width else None

@@ -36,13 +36,13 @@ class StudyArgs:
 
     @property
     def own_name(self) -> str:
-        """The folder of its results below ``studies`` in a store: study, scale, and what of the task is not usual."""
+        """Name the folder of its results below ``studies``: study, scale, and what of the task is not usual."""
         variants = ("graph", "traversal", "completion_format")
         variant = [getattr(self, name) for name in variants if getattr(self, name) != getattr(StudyArgs, name)]
         return "-".join([self.study, self.scale, *variant])
 
     def stages(self) -> list[Stage]:
-        """What the study wants. Raises ValueError or ValidationError on a setting it can't have."""
+        """Return what the study wants. Raises ValueError or ValidationError on a setting it can't have."""
         study, budget = _entry("study", self.study, STUDIES), _entry("scale", self.scale, SCALES)
         grid = Grid(
             self.ood_ratios or budget.ood_ratios,

@@ -58,7 +58,7 @@ class Store:
 
     @classmethod
     def of(cls, run_config: RunConfig) -> "Store":
-        """The store that stages are run with."""
+        """Return the store that stages are run with."""
         return cls(run_config.store, run_config.lease, run_config.timeout_s)
 
     def require_shared(self) -> None:
@@ -69,15 +69,15 @@ class Store:
     # Artifacts
 
     def finished(self, stage_id: str) -> bool:
-        """Whether the artifact is complete."""
+        """Return whether the artifact is complete."""
         return self._manifest(f"stages/{stage_id}") is not None
 
     def finished_ids(self, among: Collection[str] | None = None) -> set[str]:
-        """Ids of all finished stages, or of those ``among`` some."""
+        """Return the ids of all finished stages, or of those ``among`` some."""
         return set(self.manifests(among))
 
     def manifests(self, among: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
-        """Manifests of all finished stages, or of those ``among`` some: one listing, and the files read together.
+        """Return the manifests of all finished stages, or of those ``among`` some, read together after one listing.
 
         ``files`` of each maps names to ``bytes`` and ``sha256``; ``label`` and ``versions`` are as ``publish`` wrote
         them, or as whoever may write to the store did.
@@ -106,7 +106,7 @@ class Store:
                 self.files.remove(f"work/{stage_id}")
 
     def provenance(self, stage_id: str) -> dict[str, Any]:
-        """Where, when and with what an artifact was made, verified."""
+        """Return the verified record of where, when and with what an artifact was made."""
         with self.fetched(f"stages/{stage_id}", prefix="provenance.json") as folder:
             file = folder / "provenance.json"
             record = parse_record(file.read_bytes()) if file.is_file() else None
@@ -115,7 +115,7 @@ class Store:
         return record
 
     def damaged(self, stage_ids: Iterable[str]) -> dict[str, list[str]]:
-        """What is wrong with each of these finished stages of which anything is; reads every file."""
+        """Verify every file of the given stages. Return the problems found, by stage id."""
         found: dict[str, list[str]] = {}
         for stage_id in stage_ids:
             for name, expected in (self._manifest(f"stages/{stage_id}") or {}).items():
@@ -148,7 +148,7 @@ class Store:
         return f"{self.url}/{place}" if finished else None
 
     def table(self, stage_id: str, name: str) -> pa.Table:
-        """A Parquet file of an artifact, verified against its manifest."""
+        """Read a Parquet file of an artifact, verified against its manifest."""
         with self.fetched(f"stages/{stage_id}", prefix=name) as folder:
             try:
                 # Unlike read_table, one file and nothing around it; notes to pandas in it are nobody's business.
@@ -160,7 +160,7 @@ class Store:
 
     @contextmanager
     def model(self, stage_id: str) -> Iterator[Path]:
-        """The ``model`` folder of an artifact as a local folder, verified, for the time of the block."""
+        """Give the ``model`` folder of an artifact as a local folder, verified, for the time of the block."""
         with self.fetched(f"stages/{stage_id}", prefix="model/") as folder:
             yield folder / "model"
 
@@ -174,7 +174,7 @@ class Store:
 
     @contextmanager
     def latest_checkpoint(self, stage_id: str) -> Iterator[Path | None]:
-        """The newest good checkpoint as a local folder, or None; a torn or damaged one is passed over."""
+        """Give the newest good checkpoint as a local folder, or None; a torn or damaged one is passed over."""
         for step in reversed(self._checkpoint_steps(stage_id)):
             with TemporaryDirectory() as local:
                 try:
@@ -214,7 +214,7 @@ class Store:
 
     @contextmanager
     def fetched(self, path: str, prefix: str = "") -> Iterator[Path]:
-        """The files of a published folder whose names start with ``prefix``, local and verified."""
+        """Give the files of a published folder whose names start with ``prefix``, local and verified."""
         with TemporaryDirectory() as local:
             self._fetch(path, prefix, Path(local))
             yield Path(local)
@@ -293,7 +293,7 @@ class Store:
                     raise DamagedError(f"{self.url}/{path}/{name} is damaged: {problem}; --repair rebuilds it")
 
     def _download(self, path: str, name: str, expected: dict[str, Any], local: Path) -> str | None:
-        """Fetch a file; what is wrong with it, if anything is."""
+        """Fetch a file. Return the problem with it, if there is one."""
         target = local / inside(name)
         try:
             self.files.download(f"{path}/{name}", target)
@@ -305,7 +305,7 @@ class Store:
         return None if found == expected["sha256"] else f"its SHA-256 is {found}, not {expected['sha256']}"
 
     def _manifest(self, path: str) -> dict[str, dict[str, Any]] | None:
-        """What a folder's manifest says of its files; None if there is none, or a torn one."""
+        """Return what a folder's manifest says of its files; None if there is none, or a torn one."""
         try:
             manifest = _parsed(self.files.read(f"{path}/{MANIFEST}"))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

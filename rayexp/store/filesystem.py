@@ -73,15 +73,15 @@ class Files:
 
     @property
     def local(self) -> bool:
-        """Whether the root is a folder of this machine's file system."""
+        """Return whether the root is a folder of this machine's file system."""
         return isinstance(self.fs, fsspec.get_filesystem_class("file"))
 
     def read(self, name: str) -> bytes:
-        """One file. Raises FileNotFoundError."""
+        """Read one file. Raises FileNotFoundError."""
         return self._answer(f"read {name}", lambda: cast(bytes, self.fs.cat_file(self._place(name))))
 
     def read_existing(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Those of the files that are there, read together."""
+        """Read those of the files that are there, all together."""
         places = [self._place(name) for name in names]
 
         def cat() -> dict[str, bytes]:
@@ -126,7 +126,7 @@ class Files:
         self._answer(f"read {name}", lambda: self.fs.get_file(self._place(name), str(local)))
 
     def names(self, folder: str) -> list[str]:
-        """Names directly in a folder, sorted; none if there is no such folder."""
+        """Return the names directly in a folder, sorted; none if there is no such folder."""
         try:
             found = self._answer(f"list {folder}", lambda: self.fs.ls(self._place(folder), detail=False))
         except (FileNotFoundError, NotADirectoryError):
@@ -135,7 +135,7 @@ class Files:
         return sorted({PurePosixPath(place).name for place in map(str, found) if place.strip("/") != itself})
 
     def empty(self) -> bool:
-        """Whether there is nothing below the root."""
+        """Return whether there is nothing below the root."""
         try:
             return not self._answer("list the root", lambda: self.fs.ls(self.root or self.fs.root_marker, detail=False))
         except FileNotFoundError:
@@ -144,11 +144,11 @@ class Files:
             return False
 
     def is_folder(self, name: str) -> bool:
-        """Whether a name is that of a folder."""
+        """Return whether a name is that of a folder."""
         return self._answer(f"look at {name}", lambda: bool(self.fs.isdir(self._place(name))))
 
     def modified(self, name: str) -> datetime:
-        """When a file was last written, by the clock of the store. Raises FileNotFoundError."""
+        """Return when a file was last written, by the clock of the store. Raises FileNotFoundError."""
         stamp = cast(datetime, self._answer(f"look at {name}", lambda: self.fs.modified(self._place(name))))
         return stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
 
@@ -216,7 +216,7 @@ class Files:
         self._answer(f"{verb} {name}", put)
 
     def _place(self, name: str) -> str:
-        """The full path of a name. Raises StoreError if it leads out of the root, be it by a link."""
+        """Return the full path of a name. Raises StoreError if it leads out of the root, be it by a link."""
         place = f"{self.root}/{inside(name)}"
         if self.local:
             root = os.path.realpath(self.root or "/")
@@ -276,7 +276,7 @@ def resolved(url: str) -> str:
 
 
 def inside(name: str) -> str:
-    """``name``, unless it would lead out of a store or a local folder. Raises StoreError."""
+    """Return ``name``. Raises StoreError if it would lead out of a store or a local folder."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise StoreError(f"{name!r} is not a name inside a store")

@@ -45,24 +45,24 @@ class Finished:
 
     @property
     def bytes(self) -> int:
-        """Size of all its files."""
+        """Return the size of all its files."""
         return sum(map(file_bytes, self.files.values()))
 
     @property
     def started(self) -> str:
-        """When its last attempt was started, in ISO 8601, UTC; empty if unknown."""
+        """Return when its last attempt was started, in ISO 8601, UTC; empty if unknown."""
         started = self.provenance.get("started")
         return started if isinstance(started, str) else ""
 
     @property
     def duration_s(self) -> float | None:
-        """Seconds that its last attempt took."""
+        """Return the seconds that its last attempt took."""
         took = self.provenance.get("duration_s")
         return float(took) if isinstance(took, int | float) and 0 <= took < 1e12 else None
 
     @property
     def other_code(self) -> str:
-        """By which code it was made, if that is not the code at hand or is unknown; else empty."""
+        """Return by which code it was made, if that is not the code at hand or is unknown; else empty."""
         return other_code(self.provenance)
 
 
@@ -93,7 +93,7 @@ class StoreIndex:
             raise StoreError(f"store is {self.store.url!r}, where there is none; allowed: a folder or URL with stages")
 
     def finished(self, among: Collection[str] | None = None) -> dict[str, Finished]:
-        """All finished stages, or those ``among`` some ids, by id."""
+        """Return all finished stages, or those ``among`` some ids, by id."""
         manifests = self.store.manifests(among)
         records = self._json("stages/{}/provenance.json", manifests)
         return {
@@ -108,11 +108,11 @@ class StoreIndex:
         }
 
     def labels(self) -> dict[str, str]:
-        """Labels of all finished stages by id."""
+        """Return the labels of all finished stages by id."""
         return {stage_id: str(manifest.get("label", "")) for stage_id, manifest in self.store.manifests().items()}
 
     def specs(self, ids: Iterable[str]) -> dict[str, Stage]:
-        """The values that finished stages were made from; without those that can't be read.
+        """Return the values that finished stages were made from; without those that can't be read.
 
         One that was made under another version, or by an earlier version of the settings, has another id today.
         """
@@ -126,7 +126,7 @@ class StoreIndex:
         return specs
 
     def failures(self, trials: Iterable[str]) -> dict[str, UnfinishedStage]:
-        """The last failures of those of the trials that have not succeeded since."""
+        """Return the last failures of those of the trials that have not succeeded since."""
         records = self._json("work/{}/failure.json", trials)
         return {
             trial: UnfinishedStage(
@@ -140,7 +140,7 @@ class StoreIndex:
         }
 
     def running(self) -> set[str]:
-        """Ids of the trials that a living driver has a lease on."""
+        """Return the ids of the trials that a living driver has a lease on."""
         files = self.store.files
         leases = [name for name in files.names("leases") if name.rpartition(".")[2].isdigit()]
         holders = files.read_existing([f"leases/{name}" for name in leases])
@@ -170,12 +170,12 @@ class StoreIndex:
         return unfinished
 
     def studies(self, having: str = "plan.json") -> list[str]:
-        """Names of the studies of this store that have a file."""
+        """Return the names of the studies of this store that have a file."""
         names = self.store.files.names
         return [name for name in names("studies") if having in names(f"studies/{name}")]
 
     def study(self, name: str) -> dict[str, str]:
-        """Labels, by id and in order, of the stages that a study consists of. Raises StoreError if there is none."""
+        """Return the labels, by id and in order, of the stages of a study. Raises StoreError if there is none."""
         labels = self.about(name)["stages"]
         if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
             where = f"{self.store.url}/studies/{name}/plan.json"
@@ -194,7 +194,7 @@ class StoreIndex:
         return about if about and isinstance(about.get("stages"), dict) else {"stages": about}
 
     def _planned(self) -> dict[str, str]:
-        """Labels of all stages that any study consists of."""
+        """Return the labels of all stages that any study consists of."""
         planned: dict[str, str] = {}
         for name in self.studies():
             with suppress(StoreError):
@@ -202,13 +202,13 @@ class StoreIndex:
         return planned
 
     def _json(self, path: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """One small record of each of some stages; without those that are not there or are none."""
+        """Read one small record of each of some stages; without those that are not there or are none."""
         paths = {path.format(stage_id): stage_id for stage_id in ids}
         found = self.store.files.read_existing(list(paths))
         return {paths[name]: record for name, data in found.items() if (record := parse_record(data)) is not None}
 
     def _alive(self, driver: str) -> bool:
-        """Whether a driver has shown, of late and by this machine's clock, that it lives."""
+        """Return whether a driver has shown, of late and by this machine's clock, that it lives."""
         try:
             beat = self.store.files.modified(f"drivers/{driver}")
         except (FileNotFoundError, StoreError):
@@ -217,7 +217,7 @@ class StoreIndex:
 
 
 def file_bytes(about: Mapping[str, Any]) -> int:
-    """Size of a file by its manifest; 0 if that does not say."""
+    """Return the size of a file by its manifest; 0 if that does not say."""
     count = about.get("bytes")
     return count if isinstance(count, int) and 0 <= count < 2**63 else 0
 

@@ -94,7 +94,7 @@ class Lease:
 
 
 def newest(files: Files, work: str) -> Lease | None:
-    """The lease with the highest number on ``work``, alive or dead."""
+    """Return the lease with the highest number on ``work``, alive or dead."""
     numbers = [int(number) for name, _, number in _parts(files) if name == work]
     if not numbers:
         return None
@@ -148,7 +148,7 @@ class Leases:
             log.warning("leases were not given back: %s", problem)
 
     def take(self, work: str) -> Lease | None:
-        """A lease on ``work``, or None while another driver's is alive."""
+        """Take a lease on ``work``. Return None while another driver's is alive."""
         before = newest(self._files, work)
         if before is not None and not (self._dead(before) and newest(self._files, work) == before):
             return None  # the second look is for a driver that has given it back and ended since the first
@@ -162,7 +162,7 @@ class Leases:
         return lease
 
     def holder(self, work: str) -> str | None:
-        """The driver that the newest lease on ``work`` names."""
+        """Return the driver that the newest lease on ``work`` names."""
         lease = newest(self._files, work)
         return lease.driver if lease else None
 

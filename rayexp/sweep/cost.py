@@ -85,7 +85,7 @@ class CostModel:
 
     @classmethod
     def of(cls, index: StoreIndex, run_config: RunConfig) -> "CostModel":
-        """Estimates that go by what finished stages in a store took."""
+        """Return a model that goes by what finished stages in a store took."""
         kinds: dict[str, list[str]] = {}
         for stage_id in index.store.files.names("stages"):
             kinds.setdefault(kind_in(stage_id), []).append(stage_id)
@@ -100,11 +100,11 @@ class CostModel:
         return self._costs[stage.id]
 
     def seconds(self, stages: Iterable[Stage]) -> float:
-        """Seconds of some stages one after the other."""
+        """Return the seconds of some stages one after the other."""
         return sum(self.cost(stage).seconds for stage in stages)
 
     def checkpoint_bytes(self, plan: Plan, trials_at_once: int) -> float:
-        """The most that checkpoints can take up at one time: those kept and one that is being written, a trial."""
+        """Return the most that checkpoints take up at one time: those kept and one that is being written, a trial."""
         largest = max((stage.root.parameters for stage in plan.to_run if stage.pool != "measure"), default=0)
         return CHECKPOINT_BYTES * largest * (CHECKPOINTS_KEPT + 1) * min(trials_at_once, len(plan.trials))
 
@@ -137,7 +137,7 @@ class CostModel:
 
 
 def makespan(plan: Plan, seconds: Callable[[Iterable[Stage]], float], trials_at_once: int) -> float:
-    """Seconds until all trials of the plan have run, ``trials_at_once`` of them, each as soon as its parents have."""
+    """Return the seconds until all trials of a plan have run, ``trials_at_once``, each as soon as its parents have."""
     took = {trial.id: seconds(trial.stages) for trial in plan.trials}
     graph = TopologicalSorter({trial.id: trial.parents for trial in plan.trials})
     graph.prepare()

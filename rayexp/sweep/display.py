@@ -29,7 +29,7 @@ COLUMNS = {"step": 0, "loss/reward": 60, "kl": 100, "tokens/s": 70, "left": 0}
 
 @contextmanager
 def open_display(console: Console, progress: Progress) -> Iterator[Callable[[], None]]:
-    """The view that suits where standard output goes; to be called often."""
+    """Give the view that suits where standard output goes; to be called often."""
     if console.is_terminal and not console.is_dumb_terminal:
         with LiveDisplay(console, progress) as screen:
             yield screen
@@ -109,7 +109,7 @@ class LiveDisplay:
 
 
 def picture(progress: Progress, size: tuple[int, int]) -> Group:
-    """The state of a sweep for a terminal of ``size`` (columns, lines)."""
+    """Draw the state of a sweep for a terminal of ``size`` (columns, lines)."""
     columns, lines = size
     failures = [ended for ended in progress.ended if ended.state == "failed"][-LAST_ENDED:]
     others = [ended for ended in progress.ended if ended.state != "failed"]
@@ -178,7 +178,7 @@ def _ended(ended: Ended, columns: int) -> Text:
 
 
 def shown(run: Running) -> dict[str, str]:
-    """The numbers of a stage that people look at first, by short name."""
+    """Return the numbers of a stage that people look at first, by short name."""
     found = {}
     for ending, name in {**SHOWN, SPEED: "tokens/s"}.items():
         value = next((value for full, value in run.numbers.items() if full.endswith(ending)), None)
@@ -188,7 +188,7 @@ def shown(run: Running) -> dict[str, str]:
 
 
 def clock(seconds: float | None) -> str:
-    """``1:02:03`` or ``2:03``; a dash for what is not known."""
+    """Return a time such as ``1:02:03`` or ``2:03``; a dash for what is not known."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -202,5 +202,5 @@ def left(seconds: float) -> str:
 
 
 def console() -> Console:
-    """Of this process's standard output."""
+    """Return the console of this process's standard output."""
     return Console(file=sys.stdout, highlight=False)

@@ -28,12 +28,12 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """For folders and tools that want one word: the label, and as much of the id as makes it unique."""
+        """Return one word, for folders and tools: the label, and as much of the id as makes it unique."""
         return f"{self.label.replace('/', '_')}_{self.id.rpartition('-')[2][:8]}"
 
     @property
     def flops(self) -> float:
-        """Estimated floating-point operations of all its stages."""
+        """Return the estimated floating-point operations of all its stages."""
         return sum(stage.flops for stage in self.stages)
 
 
@@ -49,7 +49,7 @@ class Plan:
 
     @classmethod
     def of(cls, study: str, wanted: Iterable[Stage], finished: Collection[str], unread: Collection[str] = ()) -> "Plan":
-        """The plan of a study: what it wants with all that this is built on, each stage once."""
+        """Return the plan of a study: what it wants with all that this is built on, each stage once."""
         unique: dict[str, Stage] = {}
         for stage in wanted:
             for ancestor in stage.lineage:
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def trained(self) -> tuple[Stage, ...]:
-        """Without the measurements."""
+        """Return all stages but the measurements."""
         return tuple(stage for stage in self.stages if stage.pool != "measure")
 
     @property
@@ -68,8 +68,9 @@ class Plan:
 
     @cached_property
     def copies(self) -> dict[str, int]:
-        """How often each stage would be run if nothing were shared, by id: once for each chain of training stages that
-        it is in. A chain ends where nothing else is trained from; measurements go with what they measure."""
+        """Return how often each stage would be run if nothing were shared, by id: once for each chain of training
+        stages that it is in. A chain ends where nothing else is trained from; measurements go with
+        what they measure."""
         ends = {stage.id: 0 for stage in self.stages}
         for stage in reversed(self.stages):
             if stage.pool != "measure":
@@ -80,7 +81,7 @@ class Plan:
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
-        """The unfinished stages, grouped; in an order in which parents come first."""
+        """Return the unfinished stages, grouped; in an order in which parents come first."""
         groups: dict[str, list[Stage]] = {}
         for stage in self.to_run:
             groups.setdefault(self.trial_of(stage), []).append(stage)
@@ -110,7 +111,7 @@ class Plan:
         return first.id
 
     def descendants(self, failed: Collection[str]) -> set[str]:
-        """Trials that can't run because one of ``failed`` (trial ids) is among their ancestors."""
+        """Return the trials that can't run because one of ``failed`` (trial ids) is among their ancestors."""
         blocked: set[str] = set()
         for trial in self.trials:
             if any(parent in failed or parent in blocked for parent in trial.parents):

@@ -50,7 +50,7 @@ def rollout_bundles(run_config: RunConfig) -> list[Bundle]:
 
 
 def total(parts: Sequence[Bundle]) -> Bundle:
-    """Sum of bundles."""
+    """Sum up bundles."""
     return {name: sum(part.get(name, 0.0) for part in parts) for name in sorted({n for part in parts for n in part})}
 
 
@@ -114,7 +114,7 @@ def _needs(trial: Trial, run_config: RunConfig) -> list[tuple[str, Bundle]]:
 
 
 def _has(nodes: Nodes) -> list[tuple[str, Bundle]]:
-    """All of the cluster, and its largest nodes."""
+    """Return all of the cluster, and its largest nodes."""
     largest = sorted(nodes, key=lambda node: node.size, reverse=True)[:NODES_SHOWN]
     each = [("  a node" if nodes[node] == 1 else f"  each of {nodes[node]} nodes", node.has) for node in largest]
     return [("cluster has", placement.total(nodes)), *each]

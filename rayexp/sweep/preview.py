@@ -58,7 +58,7 @@ class ClusterResources:
 
 
 def states(plan: Plan, failed: set[str], running: set[str]) -> dict[str, str]:
-    """The state of every stage by id: ``cached``, ``to run``, or a key of ``MEANINGS``. Trials by their ids."""
+    """Return the state of every stage by id: ``cached``, ``to run``, or a key of ``MEANINGS``. Trials by their ids."""
     found = dict.fromkeys((stage.id for stage in plan.stages), "cached")
     blocked = plan.descendants(failed)
     for trial in plan.trials:
@@ -72,8 +72,8 @@ def states(plan: Plan, failed: set[str], running: set[str]) -> dict[str, str]:
 def render_plan(
     plan: Plan, index: StoreIndex, run_config: RunConfig, machines: ClusterResources, width: int | None = None
 ) -> str:
-    """The table of all stages, and below it failures, time, storage and what sharing saves. ``width``: of the terminal,
-    where ids are shortened; None elsewhere, where every line has everything."""
+    """Draw the table of all stages, and below it failures, time, storage and what sharing saves. ``width``: of the
+    terminal, where ids are shortened; None elsewhere, where every line has everything."""
     run_config = run_config.resolve(num_gpus=machines.has["GPU"])
     estimates = CostModel.of(index, run_config)
     failures = index.failures(trial.id for trial in plan.trials)
@@ -118,7 +118,7 @@ def _failed(failures: dict[str, UnfinishedStage]) -> list[str]:
 
 
 def _time(plan: Plan, estimates: CostModel, run_config: RunConfig, machines: ClusterResources) -> list[str]:
-    """How long the rest takes, and where each kind's time comes from."""
+    """Say how long the rest takes, and where each kind's time comes from."""
     if not plan.to_run:
         return ["time: none, all is in the store"]
     at_once = min(preflight.concurrency(plan, run_config, machines.nodes), len(plan.trials))
@@ -159,7 +159,7 @@ def _storage(plan: Plan, estimates: CostModel, run_config: RunConfig, machines: 
 
 
 def _saved(plan: Plan, estimates: CostModel) -> str:
-    """The whole plan, cached stages included, beside one in which nothing is shared."""
+    """Compare the whole plan, cached stages included, with one in which nothing is shared."""
     costs = [(estimates.cost(stage), plan.copies[stage.id]) for stage in plan.stages]
     if all(copies == 1 for _, copies in costs):
         return "sharing: no two chains of this plan have a stage in common"

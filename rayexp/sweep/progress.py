@@ -52,18 +52,18 @@ class Running:
 
     @property
     def work(self) -> tuple[float, float]:
-        """Estimated seconds between its first report and its last, and true ones; its start tells nothing."""
+        """Return estimated seconds between its first report and its last, and true ones; its start tells nothing."""
         when, done_s = self._first_report
         return (self.done_s - done_s, self.heard - when) if self.steps else (0.0, 0.0)
 
     def whole_work(self, now: float) -> tuple[float, float]:
-        """The same to its end, which is now; of one that first reported in its second half, with its start."""
+        """Return the same to its end, which is now; of one that first reported in its second half, with its start."""
         total_s = sum(self.estimates[stage.id] for stage in self.trial.stages)
         when, done_s = self._first_report if self.steps and self._first_report[1] <= total_s / 2 else (self.since, 0.0)
         return total_s - done_s, now - when
 
     def remaining_s(self, now: float) -> float | None:
-        """Seconds to the last step of the stage, at the pace of its reports; None before there are two."""
+        """Return seconds to the last step of the stage, at the pace of its reports; None before there are two."""
         when, step = self._first
         if self.step <= step:
             return None
@@ -114,7 +114,7 @@ class Progress:
     # What happens
 
     def start(self, trial_id: str) -> None:
-        """A trial was started, perhaps once more."""
+        """Take in that a trial was started, perhaps once more."""
         trial = self._trials[trial_id]
         self._states[trial_id] = "running"
         self.running[trial_id] = Running(trial, self._clock(), trial.stages[0], self._estimates)
@@ -140,7 +140,7 @@ class Progress:
             self._states[blocked] = "blocked"
 
     def note(self, trial_id: str, state: str) -> None:
-        """Another driver runs a trial (``elsewhere``) or has ``done`` it, or a trial is ``waiting`` for this one."""
+        """Take in that another driver runs a trial (``elsewhere``) or has ``done`` it."""
         self._states[trial_id] = state
 
     # What that amounts to
@@ -151,18 +151,18 @@ class Progress:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of trials in each of ``STATES``."""
+        """Return the number of trials in each of ``STATES``."""
         found = Counter(self._states.values())
         return {state: found[state] for state in STATES}
 
     def stage_remaining_s(self, run: Running) -> float | None:
-        """See ``Running.remaining_s``."""
+        """Return ``Running.remaining_s`` of now."""
         return run.remaining_s(self._clock())
 
     @property
     def remaining_s(self) -> float:
-        """Seconds to the end of the sweep: estimates, corrected by what was seen of each pool of trials. It takes as
-        long as the longest chain of trials, and no less than all of them ``at_once``."""
+        """Return seconds to the end of the sweep: estimates, corrected by what was seen of each pool of trials. It
+        takes as long as the longest chain of trials, and no less than all of them ``at_once``."""
         correction = self._corrections()
         total = 0.0
         finish: dict[str, float] = {}
@@ -176,9 +176,9 @@ class Progress:
         return max(total / self.at_once, max(finish.values(), default=0.0))
 
     def _corrections(self) -> dict[str, float]:
-        """True seconds of an estimated one, by pool of trials: of those that are done, or while there are none, of
-        those that run. A kind that was not seen at work borrows from the others, within limits: a short trial is mostly
-        start."""
+        """Return true seconds of an estimated one, by pool of trials: of those that are done, or while there are none,
+        of those that run. A pool that was not seen at work borrows from the others, within limits: a short trial is
+        mostly start."""
         seen: dict[str, list[float]] = {}
         for run in self.running.values():
             work = seen.setdefault(run.trial.pool, [0.0, 0.0])

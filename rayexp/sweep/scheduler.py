@@ -169,11 +169,11 @@ class PlanSearcher(Searcher):
 
     @property
     def running(self) -> set[str]:
-        """The trials that this driver is running."""
+        """Return the trials that this driver is running."""
         return set(self._running.values())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A trial that can run now; None while only others can make one ready; FINISHED when none ever will be."""
+        """Return a trial that can run now, None while others may make one ready, or FINISHED when none ever will be."""
         for trial in list(self._ready):
             if self.stopped:
                 break
@@ -185,7 +185,7 @@ class PlanSearcher(Searcher):
         return None if self._running or (self._ready and not self.stopped) else Searcher.FINISHED
 
     def _claim(self, trial_id: str) -> dict[str, Any] | None:
-        """The trial's configuration, if it is this driver's to run."""
+        """Return the trial's configuration, if it is this driver's to run."""
         trial = self._trials[trial_id]
         lease = self._leases.take(trial_id)
         if lease is None:
@@ -229,11 +229,12 @@ class PlanSearcher(Searcher):
         self._ready |= dict.fromkeys(self._graph.get_ready())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune keeps a pickle of what it was started with; this has locks and files, and is of no use later."""
+        """Return nothing: Tune keeps a pickle of what it was started with; this has locks and files, and is of no use
+        later."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to keep: a resubmitted sweep plans again from the store."""
+        """Keep nothing: a resubmitted sweep plans again from the store."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise RuntimeError("a plan is not restored; run the sweep again, which plans from the store")
