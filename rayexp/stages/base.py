@@ -135,7 +135,8 @@ class Stage(Value):
 class ChildStage(Stage):
     """A stage that starts from the model of another one, which may be of any kind that makes a model.
 
-    ``rayexp.stages`` fills in which kinds those are, once all are known.
+    ``rayexp.stages`` fills in which kinds those are, once all are known. A kind that may start from some of them only
+    narrows the type of ``init``.
     """
 
     init: "ModelStage"

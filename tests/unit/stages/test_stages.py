@@ -328,3 +328,14 @@ def test_a_task_refuses_a_seed_that_is_no_integer(seed):
 def test_stages_are_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         PRETRAIN.seed = 1
+
+
+def test_a_kind_may_narrow_what_it_starts_from():
+    class FromScratch(SFT):
+        init: Pretrain
+
+    values = {"optimiser": OPTIMISER, "seed": 0}
+    assert FromScratch.model_validate({"init": PRETRAIN, **values}).parent == PRETRAIN
+    with pytest.raises(ValidationError) as caught:
+        FromScratch.model_validate({"init": TUNED, **values})
+    assert explain(caught.value).startswith("init is SFT(")
