@@ -28,8 +28,8 @@ class Decoder(Value):
     def _shape(self) -> Self:
         if self.width % self.heads or self.head_size not in HEAD_SIZES:
             raise ValueError(
-                f"decoder.width / decoder.heads is {self.width} / {self.heads} = {self.width / self.heads:g}; allowed "
-                f"head sizes, which vLLM can serve: {', '.join(map(str, HEAD_SIZES))}"
+                f"decoder.width / decoder.heads is {self.width} / {self.heads} = {self.width / self.heads:g}; "
+                f"allowed: head sizes that vLLM can serve, {', '.join(map(str, HEAD_SIZES))}"
             )
         if self.heads % self.kv_heads:
             raise ValueError(f"decoder.kv_heads is {self.kv_heads}; allowed: divisors of heads = {self.heads}")
