@@ -22,6 +22,7 @@ from tests.fixtures.checkout import ROOT
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 WORKED = [page for page in PAGES if shell.blocks(page.read_text(), "diff")]
 PLAIN = [page for page in PAGES if page not in WORKED]
+RUNS_FOR_SECONDS = ("CONTRIBUTING.md", "reproducing.md")
 
 
 def named(page: Path) -> str:
@@ -47,7 +48,11 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", PLAIN, ids=named)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page.name in RUNS_FOR_SECONDS else page for page in PLAIN],
+    ids=named,
+)
 def test_every_command_and_program_works(page, runs, monkeypatch):
     monkeypatch.chdir(runs)
     shell.follow(page.read_text())
