@@ -141,7 +141,7 @@ COUNTS = ["train_workers", "rollout_workers", "parity_every_syncs"]
 INTEGERS = ["seeds", "max_concurrent", "worker_failures", *COUNTS]
 POSITIVE = ["train_cpus", "learner_cpus", "rollout_cpus", "max_logprob_mismatch", "timeout_s"]
 FLOATS = ["ood_ratios", "kl_betas", "train_gpus", "learner_gpus", "rollout_gpus", "checkpoint_every_s", *POSITIVE]
-WORDS = ["study", "scale", "graph", "traversal", "samples", "device"]
+WORDS = ["study", "scale", "graph", "traversal", "completion_format", "device"]
 NO_NUMBERS = ["", " ", "one", "0x10", "1,5", "½", "1.5.5", "[]", "1;2", "9" * 4301 + ".5.", *NASTY]
 #: Valid by themselves, to stand around a mistake.
 AROUND = [["--scale", "toy"], ["--study", "depth"], ["--seeds", "0", "1"], ["--repair"], ["--graph", "printed"]]
