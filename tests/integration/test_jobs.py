@@ -74,11 +74,13 @@ def head(tmp_path_factory):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        yield answering(home, process)
-        started = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()  # make alone: it hands the signal on, and dies of it
-        process.wait(timeout=60)
-        assert psutil.wait_procs(started, timeout=60)[1] == [], "a head that is told to end leaves nothing"
+        try:
+            yield answering(home, process)
+        finally:  # also of a head that never answered
+            started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            process.terminate()  # make alone: it hands the signal on, and dies of it
+            process.wait(timeout=60)
+            assert psutil.wait_procs(started, timeout=60)[1] == [], "a head that is told to end leaves nothing"
 
 
 def answering(home: Path, process: subprocess.Popen[bytes]) -> Head:
