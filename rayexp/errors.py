@@ -1,4 +1,4 @@
-"""What kinds of failure there are.
+"""Kinds of failure.
 
 A failure is tried again, within limits, because machines die and networks drop. A ``PermanentError`` would come again
 however often it is tried: it ends its stage at once.

@@ -1,4 +1,4 @@
-"""What a command and a person say to each other: a command line, a refusal, a table, a quantity."""
+"""The talk between a command and a person: a command line, a refusal, a table, a quantity."""
 
 import contextlib
 import dataclasses

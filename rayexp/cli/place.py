@@ -1,4 +1,4 @@
-"""What every command asks for: which store, and which stage in it."""
+"""Arguments that every command has: which store, and which stage in it."""
 
 from dataclasses import dataclass
 

@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StudyArgs:
-    """Which study, and what it varies."""
+    """A study, and the values that it varies."""
 
     study: str = "demo"
-    """What is varied; see rayexp/studies."""
+    """Name of a study; see rayexp/studies."""
     scale: str = "tiny"
     """Decoder and budgets: toy, tiny, small, paper."""
     ood_ratios: tuple[float, ...] = ()

@@ -1,4 +1,4 @@
-"""How weights get from a learner to its samplers: through Ray's object store, or straight from process to process.
+"""The way of weights from a learner to its samplers: through Ray's object store, or straight from process to process.
 
 The object store is right for small decoders: one copy to the host, which all samplers on a machine read. With gigabytes
 its copies over PCIe begin to count; Ray Direct Transport leaves the tensors on the GPUs.
@@ -27,7 +27,7 @@ FORGET_S = 10.0
 
 
 def direct(run_config: RunConfig) -> bool:
-    """Whether weights go past the object store."""
+    """Return whether weights go past the object store."""
     return run_config.weight_transfer != "object_store"
 
 

@@ -1,4 +1,4 @@
-"""How sure a number is: intervals and p-values that vary seeds, and Holm's procedure over many of them.
+"""Certainty of a number: intervals and p-values that vary seeds, and Holm's procedure over many of them.
 
 Seeds are the unit that training varies over, and there are few of them. A bootstrap of three seeds hardly leaves their
 range and would be too sure; so what is judged gets the wider of two intervals, the bootstrap over seeds and prompts and

@@ -1,4 +1,4 @@
-"""What the theory says GRPO can add, as functions of Q: the mass the reference gives to correct completions.
+"""The gain that theory predicts for GRPO, as functions of Q: the mass the reference gives to correct completions.
 
 The maximiser of E[R] - beta KL(pi || q) over all policies is q tilted by exp(R / beta). For a binary reward it is
 described by one number for each prompt, and everything here follows from it (notes on the paper, section 8; s is

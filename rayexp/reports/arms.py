@@ -1,4 +1,4 @@
-"""What a report compares: the arms of a study, each with the cells that it is judged on.
+"""The comparisons of a report: the arms of a study, each with the cells that it is judged on.
 
 An arm is GRPO on the prompts of one role, in one condition: rows of chains that differ in a setting other than OOD
 ratio, beta and seed are never taken together. Its rows are the measured GRPO prompts of

@@ -116,7 +116,7 @@ def _located(reference: str, store_url: str) -> tuple[str, str]:
 
 
 def _bearing(a: Study, b: Study) -> dict[tuple[str, str], str]:
-    """How every setting that is not the same in both studies bears on the pairing, by (kind of stage, dotted name)."""
+    """Return how each setting that differs between the studies bears on the pairing, by (kind, dotted name)."""
     found: dict[tuple[str, str], str] = {}
     values = {study.title: _values(study) for study in (a, b)}
     for place in dict.fromkeys([*values[a.title], *values[b.title]]):
@@ -185,7 +185,7 @@ def _differing(a: Study, b: Study, bearing: Mapping[tuple[str, str], str]) -> li
 
 
 def _unpaired(a: Study, b: Study, pairs: Mapping[str, str], joined: pd.DataFrame) -> list[str]:
-    """What has no partner, counted."""
+    """Count the stages and prompts without a partner."""
     said = []
     for letter, study, paired in (("A", a, set(pairs)), ("B", b, set(pairs.values()))):
         measured = set(study.rows["stage_id"].unique())
@@ -202,14 +202,14 @@ def _unpaired(a: Study, b: Study, pairs: Mapping[str, str], joined: pd.DataFrame
 
 
 def _notes(joined: pd.DataFrame) -> list[str]:
-    """What a reader of the table should know."""
+    """Return notes for the reader of the table."""
     if joined.empty:
         return []
     notes = []
     if same := joined.loc[joined["stage_id_a"] == joined["stage_id_b"], "stage_id_a"].nunique():
         notes.append(f"{same} pairs of stages are one and the same stage: their difference is 0 by construction.")
     if texts := int((joined["prompt_a"] != joined["prompt_b"]).sum()):
-        notes.append(f"{texts} of {len(joined)} pairs of prompts differ in text, because the worlds of the studies do.")
+        notes.append(f"{texts} of {len(joined)} pairs of prompts differ in text, because the tasks of the studies do.")
     if joined["seed"].nunique() == 1:
         notes.append("One seed: the intervals cover prompts only and say nothing about another run.")
     return notes

@@ -1,4 +1,4 @@
-"""How figures look: their size, colours, axes and legends.
+"""The look of figures: their size, colours, axes and legends.
 
 All are laid out in two columns of small panels, so that they can be read on a phone. Colours are those of Okabe and Ito
 (2008), which colour-blind readers can tell apart, and each has a marker of its own; OOD ratios, which have an order, go

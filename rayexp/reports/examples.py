@@ -25,7 +25,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Answer:
-    """What greedy decoding wrote after one stage. tokens: each with whether the gold completion has it there."""
+    """The greedy completion after one stage. tokens: each with whether the gold completion has it there."""
 
     stage: str
     tokens: list[tuple[str, bool]]

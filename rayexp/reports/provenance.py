@@ -15,7 +15,7 @@ from rayexp.sweep.plan import Plan
 
 
 def provenance(plan: Plan, store: Store) -> dict[str, Any]:
-    """What the finished stages wrote about where, when and with what they were run.
+    """Return where, when and with what the finished stages were run, as they wrote it.
 
     facts: the distinct values of each name. spent: by kind of stage and in all, see ``_spent``. runs: one a stage.
     unread: number of stages whose record is missing or is not one. other_code: number of stages by code that is not the

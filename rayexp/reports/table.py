@@ -138,7 +138,7 @@ def _read(store: Store, stage_id: str, name: str, schema: pa.Schema) -> pd.DataF
 
 
 def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
-    """What is wrong with a table; each problem is looked for in one that has none of those before."""
+    """Find what is wrong with a table; each problem is looked for in one that has none of those before."""
     for column in schema:
         at = found.schema.get_field_index(column.name)  # -1 also where there are two of them
         if at < 0:

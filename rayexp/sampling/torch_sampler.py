@@ -105,7 +105,7 @@ class TorchSampler:
     def _stepped(
         self, cache: DynamicCache, group_size: int, rows: int, prompt_tokens: int, limit: int
     ) -> Callable[[Tensor], Tensor]:
-        """What decodes one more token of every row: tokens in, the logits after them out."""
+        """Return the function that decodes one more token of every row: tokens in, the logits after them out."""
         if self._model.device.type == "cuda":
             return self._captured(rows, prompt_tokens, limit).begin(cache, group_size)
         return self._shared(cache, np.repeat(np.arange(rows // group_size), group_size))

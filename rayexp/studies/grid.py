@@ -1,4 +1,4 @@
-"""What the studies share: the chain pretrain - SFT - GRPO, over a grid of OOD ratios, betas and seeds."""
+"""The part that studies share: the chain pretrain - SFT - GRPO, over a grid of OOD ratios, betas and seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

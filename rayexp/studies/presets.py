@@ -21,7 +21,7 @@ DECODERS: dict[str, Decoder] = {
 
 @dataclass(frozen=True)
 class Budget:
-    """What one scale spends. Samples are counted as seen, not as distinct."""
+    """The spending of one scale. Samples are counted as seen, not as distinct."""
 
     name: str
     decoder: Decoder

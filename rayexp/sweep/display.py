@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: one live screen on a terminal, else a line now and then."""
+"""The view of a running sweep: one live screen on a terminal, else a line now and then."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""What ``--plan`` prints: every stage with its state and cost, and what the rest of the plan will take."""
+"""The text of ``--plan``: every stage with its state and cost, and what the rest of the plan will take."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ FAILURES_SHOWN = 10
 
 @dataclass(frozen=True)
 class ClusterResources:
-    """What there is to run on, and its name for people."""
+    """Resources to run on, and their name for people."""
 
     nodes: Nodes
     name: str

@@ -1,4 +1,4 @@
-"""What is known of a sweep while it runs: the state of each trial, how far each stage is, how long the rest will take.
+"""The state of a running sweep: of each trial and each stage, and how long the rest will take.
 
 ``scheduler.TuneEvents`` hands on what happens; a view reads a ``Progress`` whenever it likes and changes nothing.
 """

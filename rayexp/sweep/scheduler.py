@@ -40,7 +40,7 @@ SECONDS_BETWEEN_LOOKS = 2.0
 
 @dataclass
 class Outcome:
-    """How a run of a plan ended: one sentence for each trial that failed, and the ids of those that did not run."""
+    """The end of a run of a plan: one sentence for each trial that failed, and the ids of those that did not run."""
 
     failed: dict[str, str] = field(default_factory=dict)
     blocked: set[str] = field(default_factory=set)

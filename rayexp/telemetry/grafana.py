@@ -86,7 +86,7 @@ def _panel(metric: Metric, x: int, y: int) -> dict[str, Any]:
 
 
 def _datasource() -> dict[str, Any]:
-    """Which Prometheus; the only one there is, where Grafana has one."""
+    """Return the choice of a Prometheus; the only one there is, where Grafana has one."""
     return {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
 
 

@@ -81,7 +81,7 @@ class MetricLog:
 
 
 def progress_event(stage: Stage, step: int, **groups: dict[str, float]) -> dict[str, Any]:
-    """What a running stage says of itself: which one it is, how far it is, and its numbers under their full names.
+    """Return the progress of a running stage: which one it is, how far it is, and its numbers under their full names.
 
     ``timesteps_total`` is the step once more, by the name under which Tune's loggers look for their horizontal axis.
     """

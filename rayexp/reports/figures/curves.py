@@ -1,4 +1,4 @@
-"""What GRPO logged at every step: a line for each OOD ratio, the mean over seeds, in a band of all seeds."""
+"""Numbers that GRPO logged at every step: a line for each OOD ratio, the mean over seeds, in a band of all seeds."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -25,7 +25,7 @@ def test_the_optimum_shifts_the_logit_by_one_over_beta(q, beta):
 
 @pytest.mark.parametrize("beta", [0.2, 1.0, 3.0])
 def test_the_tilted_policy_is_the_maximiser(beta):
-    """Of E[R] - beta KL(pi||q) over the correct mass p, on a grid."""
+    """The maximum of E[R] - beta KL(pi||q) over the correct mass p is searched on a grid."""
     p, q = np.linspace(1e-4, 1 - 1e-4, 20_000), 0.03
     best = p[np.argmax(p - beta * (rel_entr(p, q) + rel_entr(1 - p, 1 - q)))]
     assert float(theory.tilted(np.array(q), beta)) == pytest.approx(best, abs=1e-4)

@@ -1,4 +1,4 @@
-"""What every kind of stage has to have, and its runner: a kind is tested by being there."""
+"""The contract of kinds of stage and their runners: a kind is tested by being there."""
 
 import inspect
 

@@ -74,7 +74,7 @@ def test_what_the_clip_cuts_is_counted_over_all_updates(model):
     settings = GRPOSettings(0.0, "exact", "loss", spec.advantage, spec.loss_reduction, spec.clip_ratio)
 
     def scores(batch):
-        """Of the policy that ``once`` is by now."""
+        """Return the scores of a batch under the policy that ``once`` is by now."""
         with torch.no_grad():
             policy_NCV = group_logprobs(once.model, UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC))
             return score_tokens(policy_NCV, None, torch.tensor(batch.tokens_NC), torch.tensor(batch.mask_NC), "exact")

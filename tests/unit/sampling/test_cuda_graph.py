@@ -14,7 +14,7 @@ from tests.fixtures.factories import MICRO
 
 @pytest.mark.parametrize("spare_rows", [0, 5])
 def test_a_step_on_fixed_memory_is_a_step_of_a_growing_cache(model, spare_rows):
-    """What a GPU captures, twice over the same memory: the second prompt finds nothing of the first."""
+    """Run the step that a GPU captures twice over the same memory: the second prompt finds nothing of the first."""
     group, limit, length = 3, 4, 7
     fixed = StaticStep(model, 4 * group + spare_rows, length, limit)
     for seed in range(2):

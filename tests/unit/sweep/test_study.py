@@ -61,15 +61,15 @@ def study(store):
 
 
 @pytest.mark.parametrize(
-    ("world", "name"),
+    ("variant", "name"),
     [
         ({}, "demo-toy"),
         ({"graph": "printed"}, "demo-toy-printed"),
         ({"completion_format": "trace", "traversal": "positional"}, "demo-toy-positional-trace"),
     ],
 )
-def test_what_of_the_world_is_not_usual_is_part_of_the_name(world, name):
-    assert StudyArgs("demo", "toy", **world).own_name == name
+def test_what_of_the_task_is_not_usual_is_part_of_the_name(variant, name):
+    assert StudyArgs("demo", "toy", **variant).own_name == name
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "", ".", "a b", "x" * 101, "é"])
