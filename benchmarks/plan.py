@@ -83,6 +83,9 @@ def seconds_of_a_suggestion(plan: "Plan") -> float:
     class Nobody:
         """Leases and a store that know of nobody else."""
 
+        def holder(self, work: str) -> str:
+            return ""
+
         def take(self, work: str) -> str:
             return work
 

@@ -67,7 +67,7 @@ def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
         if found is None:
             others.append(word)
         else:
-            found += [part for part in word.replace(",", " ").split() if part]
+            found += [word] if "=" in word else word.replace(",", " ").split()  # a value may have commas inside
     if empty := [name for name, parts in values.items() if not parts]:
         raise ValueError(f"the option {empty[0]} has no value; allowed: one or more, separated by blanks or commas")
     return [*others, *itertools.chain.from_iterable([name, *parts] for name, parts in values.items())]

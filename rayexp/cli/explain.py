@@ -44,10 +44,9 @@ class Explain(StudyArgs, StoreArgs):
     def _wanted(self, index: StoreIndex) -> tuple[str, Stage]:
         """Return the stage that is asked for, and the id that names it, which may be of an earlier version."""
         if self.study:
-            stages = Plan.of(self.study, self.stages(), ()).stages
-            labels = {stage.id: stage.label for stage in stages}
-            stage_id = find(self.stage, labels, self._planned(index))
-            return stage_id, next(stage for stage in stages if stage.id == stage_id)
+            plan = Plan.of(self.study, self.stages(), ())
+            stage_id = find(self.stage, plan.labels, self._planned(index))
+            return stage_id, next(stage for stage in plan.stages if stage.id == stage_id)
         stage_id = find(self.stage, index.labels())
         if stage := index.specs([stage_id]).get(stage_id):
             return stage_id, stage

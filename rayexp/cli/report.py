@@ -1,8 +1,8 @@
 """Write the results table and the report of a study again, from what its store has; trains nothing, starts no Ray.
 
-    python jobs/report.py --study demo --store runs
+    rayexp report demo --store runs
 
-Takes the options of ``jobs/sweep.py``: they name the study. It has all stages that sweeps asked for under that name,
+Takes the options of ``rayexp run``: they name the study. It has all stages that sweeps asked for under that name,
 and those of a grid that is given here.
 """
 
@@ -23,7 +23,7 @@ def _report(sweep: Sweep) -> int:
     labels = study.labels()
     if labels and not (sweep.seeds or sweep.ood_ratios or sweep.kl_betas):  # the scale's own grid was not asked for
         plan = Plan.of(plan.study, [stage for stage in plan.stages if stage.id in labels], plan.finished)
-    if not study.whole(plan, labels or {stage.id: stage.label for stage in plan.stages}).finished:
+    if not study.whole(plan, labels or plan.labels).finished:
         raise StoreError(f"store is {store.url!r}, which has no finished stage of the study {plan.study}")
     study.require_one(plan)
     with working():

@@ -1,7 +1,7 @@
 """Plan a study, run what is missing of it on Ray, write its results and its report.
 
-    python jobs/sweep.py                                    the demo, on this machine
-    python jobs/sweep.py --study depth --scale paper --plan what a study would do
+    rayexp run demo                                         the demo, on this machine
+    rayexp plan depth --scale paper                         what a study would do
     ray job submit --working-dir . -- python jobs/sweep.py --study composition --store s3://bucket/study
 
 Run again, it does what is left; when nothing is, it ends in seconds. Several may share a store at the same time. Exit
@@ -79,7 +79,7 @@ class Sweep(StudyArgs):
 
     def within(self, store: Store) -> Study:
         """Return the study as a store has it."""
-        return Study(store, self.study_name, self.study, self.scale)
+        return Study(store, self.study_name, self.study, self.scale, self.axes)
 
 
 DEFAULTS = Sweep()
@@ -143,9 +143,8 @@ def require_home() -> None:
 
 def unpublish_damaged(plan: Plan, store: Store) -> None:
     """Take back finished stages of the plan that are not what their manifests say, so that they are run again."""
-    labels = {stage.id: stage.label for stage in plan.stages}
     for stage_id, problems in store.damaged(plan.finished).items():
-        print(f"damaged: {labels[stage_id]}: {'; '.join(problems)}", flush=True)
+        print(f"damaged: {plan.labels[stage_id]}: {'; '.join(problems)}", flush=True)
         store.unpublish(stage_id)
 
 

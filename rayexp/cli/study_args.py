@@ -1,16 +1,22 @@
 """A study as it is asked for on a command line: its name, its scale, and the grid where it is not the scale's own."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from rayexp.errors import not_among
 from rayexp.stages import Stage
 from rayexp.studies import STUDIES
 from rayexp.studies.grid import Grid
+from rayexp.studies.overrides import Override, apply_overrides, in_effect, parse_overrides
 from rayexp.studies.presets import SCALES
 
 T = TypeVar("T")
+
+#: Characters of a study's name, which is a folder's.
+NAME_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -34,15 +40,38 @@ class StudyArgs:
     completion_format: str = "answer"
     """answer: only the final string. trace: the string after every operation."""
 
+    set: tuple[str, ...] = ()
+    """Any settings of the stages, as STAGE.SETTING=VALUE, such as grpo.group_size=16. Several values, separated by
+    commas, are an axis of the grid: each is run with each of the others."""
+
+    @cached_property
+    def overrides(self) -> tuple[Override, ...]:
+        return parse_overrides(self.set)
+
     @property
+    def axes(self) -> frozenset[str]:
+        """Return the settings that --set gives several values."""
+        return frozenset(override.name for override in self.overrides if len(override.values) > 1)
+
+    @cached_property
     def own_name(self) -> str:
-        """Name the folder of its results below ``studies``: study, scale, and what of the task is not usual."""
+        """Name the folder of its results below ``studies``: study, scale, and what differs from the study's usual
+        settings."""
         variants = ("graph", "traversal", "completion_format")
         variant = [getattr(self, name) for name in variants if getattr(self, name) != getattr(StudyArgs, name)]
-        return "-".join([self.study, self.scale, *variant])
+        differing = [override.slug for override in in_effect(self._usual, self.overrides)] if self.overrides else []
+        name = "-".join([self.study, self.scale, *variant, *differing])
+        if len(name) <= NAME_LENGTH:
+            return name
+        return f"{name[: NAME_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     def stages(self) -> list[Stage]:
         """Return what the study wants. Raises ValueError or ValidationError on a setting it can't have."""
+        return apply_overrides(self._usual, self.overrides)
+
+    @cached_property
+    def _usual(self) -> list[Stage]:
+        """The stages of the study before ``set`` changes any."""
         study, budget = _entry("study", self.study, STUDIES), _entry("scale", self.scale, SCALES)
         grid = Grid(
             self.ood_ratios or budget.ood_ratios,

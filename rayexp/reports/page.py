@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -64,7 +63,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
 
     report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pandas(results, table.RESULTS, preserve_index=False), folder / "results.parquet")
+    pq.write_table(table.to_arrow(results), folder / "results.parquet")
     summary(results).to_csv(folder / "summary.csv", index=False)
     findings.to_csv(folder / "claims.csv", index=False)
     drawn = pictures(results, curves, report)

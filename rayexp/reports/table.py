@@ -3,7 +3,7 @@
 Both carry the settings of the stage in plain columns, so that pandas, polars or duckdb can group by them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.stages import Stage
-from rayexp.stages.settings import Setting, condition, labelled, varying
+from rayexp.stages.settings import Setting, condition, labelled, varied, varying
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.sweep.plan import Plan
 
@@ -87,14 +87,17 @@ def settings(stage: Stage, varies: Mapping[Setting, str]) -> dict[str, Any]:
 
 
 def results(plan: Plan, store: Store) -> pd.DataFrame:
-    """Rows of ``RESULTS`` for every finished measurement of the plan, in the plan's order."""
+    """Rows of ``RESULTS`` for every finished measurement of the plan, in the plan's order; after its columns one for
+    each further setting by which stages of the plan differ, such as ``grpo.group_size``."""
     frames: dict[str, pd.DataFrame] = {}
     varies = varying(plan.trained)
     for stage in plan.stages:
         if stage.pool == "measure" and stage.id in plan.finished:
             frame = _read(store, stage.id, "results.parquet", MEASURED)
             frame["q"] = np.exp(frame["log_mass"].clip(upper=0))
-            frames[stage.subject.id] = with_pass_at_k(frame.assign(**settings(stage.subject, varies)))
+            frames[stage.subject.id] = with_pass_at_k(
+                frame.assign(**settings(stage.subject, varies), **varied(stage.subject, varies))
+            )
     for frame in frames.values():
         init = frames.get(str(frame["init_id"].iloc[0]))
         keys = ["cell", "prompt_index"]
@@ -103,7 +106,33 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
         else:
             before = init[[*keys, "q"]].set_axis([*keys, "init_q"], axis=1)
             frame["init_q"] = frame[keys].merge(before, on=keys, how="left", validate="one_to_one")["init_q"].to_numpy()
-    return _framed(list(frames.values()), RESULTS)
+    rows = _framed(list(frames.values()), _with_varied(RESULTS, frames.values()))
+    counts = [name for name in rows.columns.difference(RESULTS.names) if _whole(rows[name])]
+    return rows.astype(dict.fromkeys(counts, "Int64"))
+
+
+def to_arrow(results: pd.DataFrame) -> pa.Table:
+    """Return ``results`` as it is stored: ``RESULTS`` with the columns of what varies behind."""
+    varied_columns = pa.Schema.from_pandas(results.drop(columns=RESULTS.names), preserve_index=False)
+    return pa.Table.from_pandas(results, pa.schema([*RESULTS, *varied_columns]), preserve_index=False)
+
+
+def _with_varied(schema: pa.Schema, frames: Iterable[pd.DataFrame]) -> pa.Schema:
+    """Return the schema with the columns that frames have besides it, each of the type of its values."""
+    values: dict[str, list[Any]] = {}
+    for frame in frames:
+        for name in frame.columns.difference(schema.names, sort=False):
+            values.setdefault(name, []).append(frame[name].iloc[0])
+    for name, found in values.items():
+        schema = schema.append(pa.field(name, pa.array(found, from_pandas=True).type))
+    return schema
+
+
+def _whole(values: pd.Series) -> bool:
+    """Return whether a column holds whole numbers, which pandas makes floats of where some rows have none."""
+    known = values.dropna()
+    numbers = pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_bool_dtype(known)
+    return numbers and bool((known % 1 == 0).all())
 
 
 def with_pass_at_k(frame: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@ The names are those of ``spec.json``: ``kl_beta`` is the stage's own, ``init.opt
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rayexp.formatting import number
@@ -53,6 +53,18 @@ def condition(stage: Stage, among: Mapping[Setting, str]) -> str:
     return ", ".join(f"{among[name]} = {value}" for name, value in _conditions(stage).items() if name in among)
 
 
+def varied(stage: Stage, among: Collection[Setting]) -> dict[str, Any]:
+    """Return the values of ``varying`` settings that a stage and what it is built on have, by column of a table such as
+    ``grpo.group_size``; numbers, truths and texts as they are, all else as its text for people."""
+    found: dict[str, Any] = {}
+    for place, each in _places(stage):
+        for name, value in own(each).items():
+            if (place, name) in among:
+                plain = value is None or isinstance(value, bool | int | float | str)
+                found[f"{place.replace(' ', '')}.{name}"] = value if plain else shown(value)
+    return found
+
+
 def labelled(stage: Stage, among: Mapping[Setting, str]) -> str:
     """Return the label of a stage with its condition, so that no two stages of a study have the same."""
     return ", ".join(filter(None, [stage.label, condition(stage.subject, among)]))
@@ -65,17 +77,23 @@ def within(part: str, whole: str) -> bool:
 
 def _conditions(stage: Stage) -> dict[Setting, str]:
     """The settings along the lineage, as text, without those that results are grouped by; and the kinds in it."""
-    kinds = [each.kind for each in stage.lineage]
     found: dict[Setting, str] = {}
-    for level, each in enumerate(stage.lineage):
-        nth = kinds[: level + 1].count(kinds[level])
+    for place, each in _places(stage):
         grouped = (
             {"ood_ratio", "seed"} if each is stage.root else {"prompt_role", "kl_beta"} if each is stage else set()
         )
         for name, value in own(each).items():
             if name not in grouped | {"kind"}:
-                found[kinds[level] if nth == 1 else f"{kinds[level]} {nth}", name] = shown(value)
-    return {**found, (kinds[-1], "chain"): "/".join(kinds)}
+                found[place, name] = shown(value)
+    return {**found, (stage.kind, "chain"): "/".join(each.kind for each in stage.lineage)}
+
+
+def _places(stage: Stage) -> Iterator[tuple[str, Stage]]:
+    """Yield the stages of a lineage, each with its kind and, from the second of its kind on, its number."""
+    counts: dict[str, int] = {}
+    for each in stage.lineage:
+        counts[each.kind] = nth = counts.get(each.kind, 0) + 1
+        yield each.kind if nth == 1 else f"{each.kind} {nth}", each
 
 
 def _titled(setting: Setting, among: Collection[Setting]) -> str:

@@ -74,7 +74,7 @@ class LogDisplay:
         numbers = "  ".join(f"{name} {value}" for name, value in shown(run).items())
         remaining = self._progress.stage_remaining_s(run)
         eta = "" if remaining is None else f"  {left(remaining)}"
-        return f"{run.stage.label}  step {run.step}/{run.steps}  {numbers}{eta}"
+        return f"{self._progress.plan.labels[run.stage.id]}  step {run.step}/{run.steps}  {numbers}{eta}"
 
     def _say(self, text: str) -> None:
         print(f"{clock(self._progress.elapsed_s):>8}  {text}", flush=True)
@@ -150,7 +150,7 @@ def _runs(progress: Progress, running: list[Running], columns: int) -> Table:
     for name in names:
         table.add_column(name, no_wrap=True, justify="right")
     for run, row in zip(running, cells, strict=True):
-        table.add_row(Text(one_line(run.stage.label, max(12, columns - taken - 2))), *row)
+        table.add_row(Text(one_line(progress.plan.labels[run.stage.id], max(12, columns - taken - 2))), *row)
     return table
 
 

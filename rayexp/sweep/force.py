@@ -20,8 +20,7 @@ def named(names: Iterable[str], plan: Plan) -> tuple[Stage, ...]:
 
     Raises ValueError or AmbiguousError as ``index.find`` does.
     """
-    labels = {stage.id: stage.label for stage in plan.stages}
-    meant = {find(name, labels, of="a stage of this plan") for name in names}
+    meant = {find(name, plan.labels, of="a stage of this plan") for name in names}
     return tuple(stage for stage in plan.stages if meant & {each.id for each in stage.lineage})
 
 

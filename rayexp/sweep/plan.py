@@ -9,27 +9,25 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rayexp.stages import KINDS, Pool, Stage
+from rayexp.stages import KINDS, Pool, Stage, settings
 from rayexp.terminal import Column, table
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Stages that run one after the other, parents first, and the trials that must have finished before."""
+    """Stages that run one after the other, parents first, and the trials that must have finished before. label: for
+    people, that of its first stage in its plan."""
 
     id: str
     pool: Pool  # of its first stage; a measurement by itself takes one process, as training does
     stages: tuple[Stage, ...]
     parents: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        return self.stages[0].label
+    label: str
 
     @property
     def name(self) -> str:
         """Return one word, for folders and tools: the label, and as much of the id as makes it unique."""
-        return f"{self.label.replace('/', '_')}_{self.id.rpartition('-')[2][:8]}"
+        return f"{self.stages[0].label.replace('/', '_')}_{self.id.rpartition('-')[2][:8]}"
 
     @property
     def flops(self) -> float:
@@ -67,6 +65,16 @@ class Plan:
         return tuple(stage for stage in self.stages if stage.id not in self.finished)
 
     @cached_property
+    def labels(self) -> dict[str, str]:
+        """Return a name for people for every stage, by id: its label, with the settings by which stages of this plan
+        differ where two would have the same one."""
+        labels = {stage.id: stage.label for stage in self.stages}
+        if len(set(labels.values())) == len(labels):
+            return labels
+        varies = settings.varying(self.trained)
+        return {stage.id: settings.labelled(stage, varies) for stage in self.stages}
+
+    @cached_property
     def copies(self) -> dict[str, int]:
         """Return how often each stage would be run if nothing were shared, by id: once for each chain of training
         stages that it is in. A chain ends where nothing else is trained from; measurements go with
@@ -98,6 +106,7 @@ class Plan:
                         if stage.parent and stage.parent.id in home and home[stage.parent.id] != group
                     )
                 ),
+                label=self.labels[members[0].id],
             )
             for group, members in groups.items()
         )

@@ -86,7 +86,7 @@ def render_plan(
             all_of_it = estimates.cost(stage)
             cost = (f"{all_of_it.flop:.1e}", duration(all_of_it.seconds), filesize.decimal(int(all_of_it.bytes)))
         parent = name[stage.parent.id] if stage.parent else "-"
-        return (state[stage.id], name[stage.id], *cost, parent, stage.label)
+        return (state[stage.id], name[stage.id], *cost, parent, plan.labels[stage.id])
 
     counts = Counter(state.values())
     meanings = [f"{word}: {MEANINGS[word]}" for word in MEANINGS if counts[word]]

@@ -42,7 +42,7 @@ class PrometheusExporter:
         self._gauges["sweep/remaining_s"].set(self._progress.remaining_s, self._study)
         for run in self._progress.running.values():
             if run.steps:
-                self._set(run, self._study | {"stage": run.stage.label})
+                self._set(run, self._study | {"stage": self._progress.plan.labels[run.stage.id]})
 
     def _set(self, run: Running, tags: dict[str, str]) -> None:
         numbers = {"sweep/stage_step": float(run.step), **run.numbers}

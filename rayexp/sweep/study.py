@@ -1,9 +1,9 @@
 """A study in a store: all that was ever asked for under its name, by however many drivers.
 
 ``studies/<name>/plan.json`` has the labels of all its stages by id, and what makes it one study: ``study``, ``scale``,
-and ``settings``, the values of all settings that a grid does not run through. Whoever asks for more adds to it, and
-whoever ends writes the page of the whole, each while no other driver writes (a lease). So the last one to end writes
-the rows of all.
+``axes``, the settings that were given several values, and ``settings``, the values of all that no grid runs through.
+Whoever asks for more adds to it, and whoever ends writes the page of the whole, each while no other driver writes (a
+lease). So the last one to end writes the rows of all.
 """
 
 import json
@@ -33,12 +33,14 @@ ANOTHER = "--name gives this one a name of its own"
 
 @dataclass(frozen=True)
 class Study:
-    """A name in a store, and the study and scale that it is asked to stand for."""
+    """A name in a store, and the study and scale that it is asked to stand for. axes: settings that are asked for with
+    several values, as ``grpo.group_size``, in which its stages may differ from those that it has."""
 
     store: Store
     name: str
     study: str
     scale: str
+    axes: frozenset[str] = frozenset()
 
     def labels(self) -> dict[str, str]:
         """Return the labels, by id, of all stages that were ever asked for; none if it is new."""
@@ -54,7 +56,10 @@ class Study:
         study, scale = about.get("study", self.study), about.get("scale", self.scale)
         if (study, scale) != (self.study, self.scale):
             raise RefusedError(f"study name {self.name!r} is taken, by the study {study} at scale {scale}; {ANOTHER}")
+        axes = self.axes.union(about.get("axes", ()))
         for setting, values in varied(plan.stages).items():
+            if setting in axes:
+                continue
             before = self._settings(about).get(setting, values)
             if before != values if "settings" in about else any(value not in values for value in before):
                 raise RefusedError(
@@ -115,9 +120,11 @@ class Study:
 
     def _merge(self, plan: Plan, store: Store) -> dict[str, str]:
         self.require_one(plan)  # the name may have been taken since it was last looked at
-        labels = self.labels() | {stage.id: stage.label for stage in plan.stages}
-        known = self._settings(StoreIndex(store).about(self.name)) if self.labels() else {}
-        about = {"study": self.study, "scale": self.scale, "settings": known | varied(plan.stages), "stages": labels}
+        labels = self.labels() | plan.labels
+        before = StoreIndex(store).about(self.name) if self.labels() else {}
+        known = self._settings(before) if before else {}
+        about = {"study": self.study, "scale": self.scale, "axes": sorted(self.axes.union(before.get("axes", ())))}
+        about |= {"settings": known | varied(plan.stages), "stages": labels}
         store.write_study(self.name, "plan.json", json.dumps(about, indent=1).encode())
         return labels
 

@@ -58,6 +58,12 @@ def test_a_job_plans(installed, tmp_path, job):
     assert run(installed, tmp_path, f"jobs/{job}.py", "--scale", "toy", "--plan").startswith("plan of study ")
 
 
+def test_a_study_is_planned_from_any_folder(installed, tmp_path):
+    """By the command alone, where there is no ``jobs``."""
+    plan = run(installed, tmp_path, str(installed.with_name("rayexp")), "plan", "demo", "--scale", "toy")
+    assert plan.startswith("plan of study demo: 12 stages")
+
+
 def test_every_job_and_command_explains_itself(installed, tmp_path):
     for job in sorted((ROOT / "jobs").glob("*.py")):
         assert "--study" in run(installed, tmp_path, f"jobs/{job.name}", "--help")

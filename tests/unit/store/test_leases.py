@@ -321,7 +321,9 @@ def test_a_process_that_wakes_in_the_middle_of_publishing_is_stopped_before_the_
 def test_two_searchers_on_one_store_hand_out_each_trial_once(tmp_path, monkeypatch):
     """Whatever one finishes, the other takes as finished; both come to their end."""
     kinds = [STAGES.pretrain, STAGES.sft, STAGES.grpo]
-    chain = [Trial(stage.id, "train", (stage,), (stage.parent.id,) if stage.parent else ()) for stage in kinds]
+    chain = [
+        Trial(stage.id, "train", (stage,), (stage.parent.id,) if stage.parent else (), stage.label) for stage in kinds
+    ]
     artifact = tmp_path / "artifact"
     artifact.mkdir()
     (artifact / "x").write_bytes(b"x")

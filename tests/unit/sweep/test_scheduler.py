@@ -42,7 +42,7 @@ def suggested(searcher: PlanSearcher, tune_id: str) -> dict[str, Any]:
 
 
 def a_trial(name, *parents):
-    return Trial(name, "rollout", (STAGE,), parents)
+    return Trial(name, "rollout", (STAGE,), parents, STAGE.label)
 
 
 @st.composite
@@ -174,7 +174,7 @@ def test_a_placement_group_has_a_name_that_is_not_compared():
 
 
 def test_what_cannot_be_imported_on_a_worker_is_recorded_like_every_failure(tmp_path, monkeypatch):
-    searcher = searcher_of([Trial(STAGE.id, "train", (STAGE,), ())])
+    searcher = searcher_of([Trial(STAGE.id, "train", (STAGE,), (), STAGE.label)])
     store = Store(str(tmp_path))
     run_config = EXECUTION.model_copy(update={"store": store.url}).model_dump_json()
     monkeypatch.setitem(sys.modules, "rayexp.execution.supervised", None)

@@ -1,0 +1,181 @@
+"""Settings of a study's stages as a person writes them, such as ``grpo.group_size=4,8``, and the stages with them.
+
+A setting is named by the kind of its stage and its name there, as in ``spec.json`` and in the results table. One value
+replaces that of every stage of the kind; several make the setting an axis of the study's grid.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from rayexp.config import explain
+from rayexp.errors import not_among
+from rayexp.stages import KINDS, Stage
+
+EXAMPLE = "grpo.group_size=16 or pretrain.optimiser.learning_rate=0.001,0.003"
+
+
+@dataclass(frozen=True)
+class Override:
+    """A setting of one kind of stage, by dotted name, and the values that it is to have."""
+
+    kind: str
+    setting: str
+    values: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}.{self.setting}"
+
+    @property
+    def slug(self) -> str:
+        """Return its part of a study's name: the values of an axis are not in it, because an axis may grow."""
+        if len(self.values) > 1:
+            return self.name
+        text = "".join(value if isinstance(value, str) else json.dumps(value) for value in self.values)
+        return f"{self.name}-{re.sub('[^A-Za-z0-9_.]+', '_', text).strip('_')}"
+
+
+def parse_overrides(texts: Iterable[str]) -> tuple[Override, ...]:
+    """Return what ``--set`` was given. Raises ValueError on a text that is none, and on a setting given twice."""
+    found: dict[str, Override] = {}
+    for text in texts:
+        override = _parsed(text)
+        if override.name in found:
+            raise ValueError(f"set has {override.name} twice; give all of its values at once, separated by commas")
+        found[override.name] = override
+    return tuple(found.values())
+
+
+def _parsed(text: str) -> Override:
+    name, given, values = text.partition("=")
+    kind, dot, setting = name.strip().partition(".")
+    if not (given and dot and setting and values.strip()):
+        raise ValueError(f"set is {text!r}; allowed: STAGE.SETTING=VALUE, such as {EXAMPLE}")
+    if kind not in KINDS:
+        raise ValueError(not_among(f"the stage of set {name!r}", kind, KINDS))
+    return Override(kind, setting, tuple(_values(values)))
+
+
+def _values(text: str) -> list[Any]:
+    """Return the comma-separated values of a text: JSON where they are any, else words."""
+    try:
+        return json.loads(f"[{text}]")
+    except ValueError:
+        return [_value(word.strip()) for word in text.split(",") if word.strip()]
+
+
+def _value(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
+
+
+def apply_overrides(stages: Sequence[Stage], overrides: Sequence[Override]) -> list[Stage]:
+    """Return the stages with every combination of the values, and with what they are built on changed likewise.
+
+    Raises ValueError, naming the setting, on one that no stage has and on a value that it can't have.
+    """
+    for override in overrides:
+        _require_setting(override, stages)
+    combinations = itertools.product(*([(override, value) for value in override.values] for override in overrides))
+    return [stage for combination in combinations for stage in _with(stages, combination)]
+
+
+def in_effect(stages: Sequence[Stage], overrides: Sequence[Override]) -> list[Override]:
+    """Return the overrides that change anything about these stages: one that equals what is there does not."""
+    return [
+        override
+        for override in overrides
+        if len(override.values) > 1
+        or any(new.id != old.id for new, old in zip(apply_overrides(stages, [override]), stages, strict=True))
+    ]
+
+
+def _require_setting(override: Override, stages: Sequence[Stage]) -> None:
+    """Raise ValueError unless a stage, or one that it is built on, has the setting."""
+    every = {id(each): each for stage in stages for each in stage.lineage}.values()
+    kinds = dict.fromkeys(stage.kind for stage in every)
+    if override.kind not in kinds:
+        raise ValueError(not_among(f"the stage of set {override.name!r}", override.kind, kinds))
+    known: dict[str, None] = {}
+    for stage in (each for each in every if each.kind == override.kind):
+        known |= dict.fromkeys(f"{override.kind}.{name}" for name in _settings(stage))
+        if override.name in known:
+            return
+    raise ValueError(not_among("set", override.name, known))
+
+
+def _settings(value: BaseModel, prefix: str = "") -> Iterable[str]:
+    """Yield the dotted names of all settings, those that have settings of their own included."""
+    for name in type(value).model_fields:
+        if name in ("init", "kind"):
+            continue
+        yield f"{prefix}{name}"
+        if isinstance(inner := getattr(value, name), BaseModel):
+            yield from _settings(inner, f"{prefix}{name}.")
+
+
+def _with(stages: Sequence[Stage], changes: Sequence[tuple[Override, Any]]) -> list[Stage]:
+    """Return the stages with one value for each override. Those that share a parent share the changed one."""
+    of_kind: dict[str, list[tuple[Override, Any]]] = {}
+    for override, value in changes:
+        of_kind.setdefault(override.kind, []).append((override, value))
+    made: dict[int, Stage] = {}
+
+    def remade(stage: Stage) -> Stage:
+        if id(stage) not in made:
+            parent = remade(stage.parent) if stage.parent else None
+            here = of_kind.get(stage.kind, [])
+            made[id(stage)] = _changed(stage, parent, here) if here or parent is not stage.parent else stage
+        return made[id(stage)]
+
+    return [remade(stage) for stage in stages]
+
+
+def _changed(stage: Stage, parent: Stage | None, changes: Sequence[tuple[Override, Any]]) -> Stage:
+    fields: dict[str, Any] = {name: getattr(stage, name) for name in type(stage).model_fields}
+    if parent:
+        fields["init"] = parent
+    for override, value in changes:
+        _put(fields, override.setting.split("."), value)
+    try:
+        return type(stage).model_validate(fields)
+    except ValidationError as error:
+        raise ValueError(f"{stage.kind}.{explain(error)}") from error
+
+
+def _put(fields: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Put a value at a dotted name, into copies of the values on the way."""
+    name, *rest = path
+    if rest:
+        inner = fields[name] if isinstance(fields[name], dict) else fields[name].model_dump()
+        fields[name] = dict(inner)
+        _put(fields[name], rest, value)
+    else:
+        fields[name] = _as_part(fields.get(name), value)
+
+
+def _as_part(before: Any, value: Any) -> Any:
+    """Return a value as a field takes it: parts, such as tasks and rewards, may be given by kind, a sum of them with
+    weights as in ``answer+0.5*letters``."""
+    if isinstance(before, tuple):
+        several = _terms(value) if isinstance(value, str) else value
+        return tuple(several) if isinstance(several, list) else several
+    if isinstance(before, BaseModel) and isinstance(value, str):
+        return {"kind": value}
+    return value
+
+
+def _terms(text: str) -> list[Mapping[str, Any]]:
+    terms = []
+    for term in text.split("+"):
+        weight, times, kind = term.rpartition("*")
+        terms.append({"kind": kind.strip()} | ({"weight": float(weight)} if times else {}))
+    return terms
