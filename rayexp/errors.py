@@ -4,11 +4,19 @@ A failure is tried again, within limits, because machines die and networks drop.
 however often it is tried: it ends its stage at once.
 """
 
+import inspect
+import os
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
 from rayexp import logs
+
+#: Folders of code that is no user's.
+_LIBRARIES = (os.path.dirname(__file__), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 
 
 class PermanentError(RuntimeError):
@@ -55,7 +63,7 @@ def error_context(where: Callable[[], str]) -> Iterator[None]:
             yield
     except Exception as error:
         kind = type(error) if isinstance(error, PermanentError | StageError) else StageError
-        raise kind(f"{where()}: {sentence(error)}") from error
+        raise kind(f"{where()}: {located(error)}") from error
 
 
 def sentence(error: BaseException) -> str:
@@ -63,3 +71,20 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, PermanentError | StageError):
         return first_line(error)
     return f"{type(error).__name__}: {first_line(error)}"
+
+
+def defined_at(value: Any) -> str:
+    """Return file and line of a function or a class, as far as it has any."""
+    try:
+        return f"{inspect.getsourcefile(value)}, line {inspect.getsourcelines(value)[1]}"
+    except (OSError, TypeError):
+        return repr(value)
+
+
+def located(error: BaseException) -> str:
+    """Return the sentence of an exception with the last line of a user's own code that it came through."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [frame for frame in frames if not frame[0].startswith((*_LIBRARIES, "<"))]
+    return sentence(error) + "".join(f" ({name}, line {line})" for name, line in own[-1:])

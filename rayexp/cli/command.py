@@ -44,6 +44,8 @@ def working(*more: type[Exception]) -> Iterator[None]:
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit code. Output that its reader did not want is lost in silence, as behind
     ``| head``; output that could not be written for another reason makes a 1 of a 0."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # a user's own modules are there; last, so that they take the place of no other
     with _standard_streams() as output:
         code = _exit_code(command)
         output.flush()

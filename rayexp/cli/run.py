@@ -99,6 +99,7 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         require_seen_by_others(store.files)
         study, plan = sweep.within(store), make_plan(sweep, store)
         study.require_one(plan)
+        preflight.require_own_parts(plan)
         if sweep.repair and not sweep.plan:
             unpublish_damaged(plan, store)
             plan = make_plan(sweep, store)

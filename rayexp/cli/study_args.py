@@ -1,19 +1,15 @@
 """A study as it is asked for on a command line: its name, its scale, and the grid where it is not the scale's own."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 from rayexp.errors import not_among
 from rayexp.stages import Stage
-from rayexp.studies import STUDIES
+from rayexp.studies import study_named
 from rayexp.studies.grid import Grid
 from rayexp.studies.overrides import Override, apply_overrides, in_effect, parse_overrides
 from rayexp.studies.presets import SCALES
-
-T = TypeVar("T")
 
 #: Characters of a study's name, which is a folder's.
 NAME_LENGTH = 100
@@ -24,7 +20,7 @@ class StudyArgs:
     """A study, and the values that it varies."""
 
     study: str = "demo"
-    """Name of a study; see rayexp/studies."""
+    """Name of a study, or module:function for one of your own."""
     scale: str = "tiny"
     """Decoder and budgets: toy, tiny, small, paper."""
     ood_ratios: tuple[float, ...] = ()
@@ -60,7 +56,7 @@ class StudyArgs:
         variants = ("graph", "traversal", "completion_format")
         variant = [getattr(self, name) for name in variants if getattr(self, name) != getattr(StudyArgs, name)]
         differing = [override.slug for override in in_effect(self._usual, self.overrides)] if self.overrides else []
-        name = "-".join([self.study, self.scale, *variant, *differing])
+        name = "-".join([self.study.replace(":", "."), self.scale, *variant, *differing])
         if len(name) <= NAME_LENGTH:
             return name
         return f"{name[: NAME_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -72,7 +68,10 @@ class StudyArgs:
     @cached_property
     def _usual(self) -> list[Stage]:
         """The stages of the study before ``set`` changes any."""
-        study, budget = _entry("study", self.study, STUDIES), _entry("scale", self.scale, SCALES)
+        study = study_named(self.study)
+        if self.scale not in SCALES:
+            raise ValueError(not_among("scale", self.scale, SCALES))
+        budget = SCALES[self.scale]
         grid = Grid(
             self.ood_ratios or budget.ood_ratios,
             self.kl_betas or budget.kl_betas,
@@ -82,9 +81,3 @@ class StudyArgs:
             self.completion_format,
         )
         return study(budget, grid)
-
-
-def _entry(field: str, value: str, allowed: Mapping[str, T]) -> T:
-    if value not in allowed:
-        raise ValueError(not_among(field, value, allowed))
-    return allowed[value]

@@ -16,7 +16,7 @@ from rayexp.telemetry.metric_log import MetricLog
 
 def run(stage: Stage, store: Store, run_config: RunConfig) -> None:
     """Measure the finished stage that this one is about, and publish the rows."""
-    metric_log = MetricLog()
+    metric_log = MetricLog(stage)
     with store.model(stage.subject.id) as folder:
         model = io.load(folder, devices.resolve_device(run_config.device))
     publish(stage, runner(stage).measure(model, stage), metric_log, store, run_config)

@@ -51,7 +51,7 @@ def run(stage: RolloutStage, evaluations: Sequence[Stage], run_config: RunConfig
                         raise
                     log.warning("%s; going on from its last checkpoint", first_line(error))
             for evaluation in evaluations:
-                metric_log = MetricLog()
+                metric_log = MetricLog(evaluation)
                 rows = workers.learner.call("measure", evaluation.model_dump_json(), runner(evaluation).measure)
                 measurements.publish(evaluation, rows, metric_log, store, run_config)
     devices.use_cores(run_config.learner_cpus)
@@ -65,7 +65,7 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
     prompts, timed, saving = Prompts(stage), PhaseTimer(), Saving(run_config)
     rollout_manager, learner = workers.rollout_manager, workers.learner
     completed, files = learner.begin(stage, run_config, runner(stage).Learner)
-    metric_log = MetricLog(files.get(METRICS))
+    metric_log = MetricLog(stage, files.get(METRICS))
     rollout_log = RolloutLog(store, stage, enabled=run_config.keep_rollouts, first_step=completed)
     throughput = _Throughput()
 

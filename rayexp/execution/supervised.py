@@ -153,4 +153,4 @@ def _restore(trainer: Trainer, stage: Stage, store: Store, context: TrainContext
     state = context.broadcast(state)
     if state is not None:
         trainer.restore(state)
-    return MetricLog(logged)
+    return MetricLog(stage, logged)

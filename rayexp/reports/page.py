@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rayexp.evaluation.metrics import Interval, wilson
 from rayexp.evaluation.statistics import interval
+from rayexp.parts import own_modules
 from rayexp.reports import claims, table
 from rayexp.reports.arms import mass_name
 from rayexp.reports.examples import RULE, examples
@@ -83,7 +84,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
             examples=examples(results),
             design=design(plan.stages),
             provenance=provenance(plan, store),
-            code_here=code_here(),
+            code_here=code_here(own_modules(plan.stages)),
             settings=settings(plan.stages),
         ),
         encoding="utf-8",

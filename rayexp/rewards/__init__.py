@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from rayexp.config import kinds_in, one_of
+from rayexp.config import kinds_in
+from rayexp.parts import part_of
 from rayexp.rewards.base import Reward
 
 REWARDS: dict[str, type[Reward]] = kinds_in(__path__, __name__, Reward)
 if TYPE_CHECKING:
     AnyReward: TypeAlias = Reward
 else:
-    AnyReward = one_of(REWARDS.values())
+    AnyReward = part_of(Reward, REWARDS)
 
 __all__ = ["REWARDS", "AnyReward", "Reward"]

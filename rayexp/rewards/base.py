@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from rayexp.config import Value
+from rayexp.parts import Part
 from rayexp.tasks.base import Solution, Task
 
 
-class Reward(Value):
+class Reward(Part):
     """A payment for completions. Subclasses add ``kind`` (a literal) and their settings.
 
     weight: factor in the sum of all rewards of a stage.

@@ -10,9 +10,10 @@ import numpy as np
 
 from rayexp import rng
 from rayexp.rewards import Reward
+from rayexp.rewards.payment import payment
 from rayexp.sampling.base import Completions, prompt_seed
 from rayexp.stages import RolloutStage
-from rayexp.tasks import Solution, Task
+from rayexp.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,14 @@ class Prompts:
 def group_rewards(
     task: Task, rewards: Sequence[Reward], prompts: Sequence[Sequence[int]], completions: Completions
 ) -> np.ndarray:
-    """Return the weighted sum of all rewards for every completion, float32 [P, G]. A prompt is solved once a group."""
+    """Return the weighted sum of all rewards for every completion, float32 [P, G]. A prompt is solved once a group.
+
+    Raises RewardError where a reward does.
+    """
     rows = completions.rows
     size = len(rows) // len(prompts)
-
-    def earned(solution: Solution, completion: list[int]) -> float:
-        return sum(reward.weight * reward(task, solution, completion) for reward in rewards)
-
-    solved = enumerate(map(task.solve, prompts))
-    return np.array(
-        [[earned(solution, row) for row in rows[i * size : (i + 1) * size]] for i, solution in solved], dtype=np.float32
-    )
+    rewards_PG = np.empty((len(prompts), size), dtype=np.float32)
+    for i, prompt in enumerate(prompts):
+        solution = task.solve(prompt)
+        rewards_PG[i] = [payment(task, rewards, prompt, solution, row) for row in rows[i * size : (i + 1) * size]]
+    return rewards_PG

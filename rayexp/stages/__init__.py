@@ -8,6 +8,7 @@ from typing import get_args
 from pydantic import TypeAdapter
 
 from rayexp.config import kind_of, kinds_in, one_of
+from rayexp.parts import STORED
 from rayexp.stages.base import Metric, Pool, RootStage, Stage
 from rayexp.stages.evaluate import Evaluate
 from rayexp.stages.grpo import GRPO
@@ -37,8 +38,15 @@ _ANY: TypeAdapter[Stage] = TypeAdapter(one_of(KINDS.values()))
 
 
 def parse_stage(text: str | bytes) -> Stage:
-    """Return a stage from its JSON. Raises pydantic's ValidationError on anything that is not exactly a stage."""
+    """Return a stage from its JSON, which may name classes to import. Raises pydantic's ValidationError on anything
+    that is not exactly a stage."""
     return _ANY.validate_json(text)
+
+
+def parse_stored(text: str | bytes) -> Stage:
+    """Return a stage from its JSON as ``parse_stage`` does, but import nothing: parts of classes that are not at hand
+    become ``UnreadPart``, and the stage can be shown and compared, not run."""
+    return _ANY.validate_json(text, context=STORED)
 
 
 def kind_in(stage_id: str) -> str:
@@ -62,4 +70,5 @@ __all__ = [
     "Stage",
     "kind_in",
     "parse_stage",
+    "parse_stored",
 ]

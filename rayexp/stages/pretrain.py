@@ -9,6 +9,7 @@ from rayexp.config import Count
 from rayexp.formatting import number
 from rayexp.stages.base import Metric, Pool, RootStage
 from rayexp.stages.optimiser import AdamW
+from rayexp.tasks import Task
 
 
 class Pretrain(RootStage):
@@ -31,7 +32,7 @@ class Pretrain(RootStage):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.task.max_tokens > self.decoder.context_tokens:
+        if isinstance(self.task, Task) and self.task.max_tokens > self.decoder.context_tokens:
             raise ValueError(
                 f"decoder.context_tokens is {self.decoder.context_tokens}; allowed: at least "
                 f"{self.task.max_tokens}, the longest sample of the task {self.task.label}"

@@ -8,6 +8,7 @@ from rayexp.config import Count, Seed
 from rayexp.rewards import Reward
 from rayexp.stages.base import ChildStage, Metric, Pool
 from rayexp.stages.optimiser import AdamW
+from rayexp.tasks import Task
 
 ROLLOUT_METRICS = (
     Metric("rollout/reward", "", "Mean reward of the completions; with the reward `answer`, the share that is right"),
@@ -47,7 +48,7 @@ class RolloutStage(ChildStage):
     @model_validator(mode="after")
     def _prompts(self) -> Self:
         task = self.root.task
-        if not task.cells(self.prompt_role):
+        if isinstance(task, Task) and not task.cells(self.prompt_role):
             raise ValueError(f"prompt_role is {self.prompt_role!r}; allowed: a role that the task {task.label} has")
         return self
 

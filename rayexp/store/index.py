@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from rayexp.config import parse_record
 from rayexp.errors import RefusedError, did_you_mean
-from rayexp.stages import Stage, kind_in, parse_stage
+from rayexp.stages import Stage, kind_in, parse_stored
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.leases import EXPIRY_S
 from rayexp.store.provenance import other_code
@@ -114,13 +114,14 @@ class StoreIndex:
     def specs(self, ids: Iterable[str]) -> dict[str, Stage]:
         """Return the values that finished stages were made from; without those that can't be read.
 
-        One that was made under another version, or by an earlier version of the settings, has another id today.
+        One that was made under another version, or by an earlier version of the settings, has another id today. Parts
+        of classes that are not at hand are ``UnreadPart``.
         """
         found = self.store.files.read_existing([f"stages/{stage_id}/spec.json" for stage_id in ids])
         specs: dict[str, Stage] = {}
         for path, data in found.items():
             try:
-                specs[path.split("/")[1]] = parse_stage(data)
+                specs[path.split("/")[1]] = parse_stored(data)
             except (ValidationError, RecursionError):
                 continue
         return specs

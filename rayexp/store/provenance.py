@@ -13,10 +13,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,19 +75,33 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def source() -> str | None:
-    """Return a fingerprint of the code that stages are run by, as it was when this process first asked."""
-    return _known(lambda: fingerprint(PACKAGE))
+def source(modules: Collection[str] = ()) -> str | None:
+    """Return a fingerprint of the code that stages are run by, as it was when this process first asked. ``modules``:
+    a user's own top-level ones (``rayexp.parts``), whose fingerprints follow as ``+module=fingerprint``."""
+    here = _known(lambda: fingerprint(PACKAGE, NO_PART_OF_A_STAGE))
+    own = [f"{module}={_known(partial(_module_fingerprint, module)) or 'unknown'}" for module in modules]
+    return here and "+".join([here, *own])
 
 
-def fingerprint(package: Path) -> str:
-    """Return 16 hex digits of the SHA-256 of the modules of a package, but for those that no stage imports."""
+def fingerprint(package: Path, without: tuple[str, ...] = ()) -> str:
+    """Return 16 hex digits of the SHA-256 of the modules of a package, but for those ``without`` which it works."""
     files = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
     digest = hashlib.sha256()
     for name in sorted(files):
-        if not name.startswith(NO_PART_OF_A_STAGE):
+        if not name.startswith(without):
             digest.update(f"{name} {hashlib.sha256(files[name].read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _module_fingerprint(name: str) -> str | None:
+    """Return the fingerprint of a top-level module, or of all modules of a package; imports neither."""
+    found = find_spec(name)
+    if found is None or found.origin is None:
+        return None
+    file = Path(found.origin)
+    if found.submodule_search_locations:
+        return fingerprint(file.parent)
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 @cache
@@ -118,12 +133,17 @@ def other_code(provenance: Mapping[str, Any]) -> str:
     theirs = provenance.get("source")
     if not isinstance(theirs, str):
         return "unknown code"
-    return "" if theirs == source() else f"other code ({described(theirs, provenance.get('git'))})"
+    return "" if theirs == source(modules_in(theirs)) else f"other code ({described(theirs, provenance.get('git'))})"
 
 
-def code_here() -> str:
-    """Describe the code at hand."""
-    return described(source(), git_state())
+def modules_in(source: str) -> tuple[str, ...]:
+    """Return the user's own modules that a recorded source tells of."""
+    return tuple(dict.fromkeys(part.partition("=")[0] for part in source.split("+") if "=" in part))
+
+
+def code_here(modules: Collection[str] = ()) -> str:
+    """Describe the code at hand, and that of a user's own modules."""
+    return described(source(tuple(modules)), git_state())
 
 
 def described(fingerprint: str | None, git: Any) -> str:

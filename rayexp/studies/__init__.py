@@ -8,9 +8,12 @@ from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
 
+from rayexp.errors import not_among
+from rayexp.parts import is_own
 from rayexp.stages import Stage
 from rayexp.studies.axis import axis_stages
 from rayexp.studies.grid import Grid
+from rayexp.studies.own import own_study
 from rayexp.studies.presets import Budget
 from rayexp.tasks.strings import AXES
 
@@ -21,4 +24,15 @@ STUDIES: dict[str, Study] = {
     **{name: module.stages for name, module in sorted(_OWN.items()) if hasattr(module, "stages")},
 }
 
-__all__ = ["STUDIES", "Grid", "Study"]
+
+def study_named(name: str) -> Study:
+    """Return a study by its name in ``STUDIES``, or a user's own by its import path. Raises ValueError if there is
+    none."""
+    if is_own(name):
+        return own_study(name)
+    if name not in STUDIES:
+        raise ValueError(f"{not_among('study', name, STUDIES)}, or module:function for one of your own")
+    return STUDIES[name]
+
+
+__all__ = ["STUDIES", "Grid", "Study", "study_named"]

@@ -14,6 +14,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from rayexp.config import RunConfig
+from rayexp.parts import unread_parts
 from rayexp.stages import Pool, Stage, kind_in
 from rayexp.store.artifacts import CHECKPOINTS_KEPT
 from rayexp.store.index import Finished, StoreIndex
@@ -90,8 +91,9 @@ class CostModel:
         for stage_id in index.store.files.names("stages"):
             kinds.setdefault(kind_in(stage_id), []).append(stage_id)
         some = [stage_id for ids in kinds.values() for stage_id in ids[:SAMPLES]]  # ids are hashes: a fair choice
-        finished, specs = index.finished(some), index.specs(some)
-        return cls(run_config, filter(None, (_sample(finished[i], specs[i]) for i in specs.keys() & finished.keys())))
+        finished = index.finished(some)
+        specs = {i: spec for i, spec in index.specs(some).items() if i in finished and not unread_parts(spec)}
+        return cls(run_config, filter(None, (_sample(finished[i], specs[i]) for i in specs)))
 
     def cost(self, stage: Stage) -> StageCost:
         """Return the estimates for a stage."""

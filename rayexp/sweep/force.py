@@ -29,9 +29,10 @@ def beyond(again: Sequence[Stage], plan: Plan, index: StoreIndex) -> list[str]:
     made = {stage.id for stage in again}
     above = tuple(f"{stage.label}/" for stage in again)
     planned = {stage.id for stage in plan.stages}
-    some = [i for i, label in index.labels().items() if i not in planned and label.startswith(above)] if again else []
+    labels = index.labels() if again else {}
+    some = [i for i, label in labels.items() if i not in planned and label.startswith(above)]
     return [
-        one_line(f"not of this plan, and left as it is: {spec.label} ({stage_id}), built on what is made again")
+        one_line(f"not of this plan, and left as it is: {labels[stage_id]} ({stage_id}), built on what is made again")
         for stage_id, spec in index.specs(some).items()
         if made & {each.id for each in spec.lineage}
     ]

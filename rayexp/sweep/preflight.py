@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from rayexp.config import RunConfig
 from rayexp.distributed import autoscaling
 from rayexp.errors import RefusedError
+from rayexp.parts import own_parts
+from rayexp.rewards.payment import RewardError, payment
 from rayexp.sampling.vllm_sampler import require_vllm
 from rayexp.stages import Pool, RolloutStage
 from rayexp.sweep import placement
 from rayexp.sweep.placement import Node, Nodes
 from rayexp.sweep.plan import Plan, Trial
+from rayexp.tasks import Task
+from rayexp.tasks.contract import ContractError, require_contract
 from rayexp.terminal import Column, table
 
 NODES_SHOWN = 3
@@ -76,6 +80,31 @@ def require_software(plan: Plan, run_config: RunConfig) -> None:
         raise PreflightError("weight_transfer is 'gloo'; allowed where vLLM samples: object_store, nccl, cuda_ipc")
     if with_vllm:
         require_vllm("cuda" if run_config.device == "cuda" else "cpu")
+
+
+def require_own_parts(plan: Plan) -> None:
+    """Raise PreflightError if a task or a reward of a user's own breaks its contract on some samples, so that it is
+    known before hours of training."""
+    try:
+        for part in own_parts(plan.to_run):
+            if isinstance(part, Task):
+                require_contract(part)
+        rollouts = [stage for stage in plan.to_run if isinstance(stage, RolloutStage) and any(own_parts([stage]))]
+        for stage in {(stage.root.task, stage.rewards, stage.prompt_role): stage for stage in rollouts}.values():
+            _require_payments(stage)
+    except (ContractError, RewardError) as error:
+        raise PreflightError(str(error)) from error
+
+
+def _require_payments(stage: RolloutStage) -> None:
+    """Raise RewardError if a reward can't pay a right completion, or one that breaks off."""
+    task = stage.root.task
+    for cell in task.cells(stage.prompt_role):
+        prompt = task.of_cell("grpo", stage.seed, cell, 0, 1).prompts[0].tolist()
+        solution = task.solve(prompt)
+        gold = list(solution.completion)
+        for completion in (gold, gold[:-1], gold[:1]):
+            payment(task, stage.rewards, prompt, solution, completion)
 
 
 def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = None) -> None:

@@ -8,6 +8,7 @@ from rich import filesize
 from rayexp import host
 from rayexp.config import RunConfig
 from rayexp.formatting import one_line
+from rayexp.parts import own_modules
 from rayexp.stages import KINDS, Stage
 from rayexp.store.index import StoreIndex, UnfinishedStage
 from rayexp.store.provenance import code_here
@@ -108,7 +109,10 @@ def other_code(plan: Plan, index: StoreIndex) -> list[str]:
         for code, count in counts.most_common()
         if code
     ]
-    return lines and [*lines, f"  here is {code_here()}; --force STAGE makes a stage, and what is built on it, again"]
+    here = (
+        f"  here is {code_here(own_modules(plan.stages))}; --force STAGE makes a stage, and what is built on it, again"
+    )
+    return lines and [*lines, here]
 
 
 def _failed(failures: dict[str, UnfinishedStage]) -> list[str]:

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from rayexp.errors import RefusedError
+from rayexp.parts import unread_parts
 from rayexp.stages import Stage, settings
 from rayexp.store.artifacts import Store
 from rayexp.store.index import STUDY_LEASE, StoreIndex
@@ -115,7 +116,9 @@ class Study:
         finished = self.store.finished_ids(labels) if finished is None else finished
         ids = [stage_id for stage_id in labels if stage_id in set(finished) - set(here)]
         return {
-            stage_id: stage for stage_id, stage in StoreIndex(self.store).specs(ids).items() if stage.id == stage_id
+            stage_id: stage
+            for stage_id, stage in StoreIndex(self.store).specs(ids).items()
+            if stage.id == stage_id and not unread_parts(stage)
         }
 
     def _merge(self, plan: Plan, store: Store) -> dict[str, str]:

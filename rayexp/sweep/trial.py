@@ -1,13 +1,16 @@
 """One trial in its own process: run its stages, report how far they are, and tell failures that would come again."""
 
+import platform
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from pydantic import ValidationError
+
 from rayexp import logs
-from rayexp.config import RunConfig, canonical_json
+from rayexp.config import RunConfig, canonical_json, explain
 from rayexp.errors import PermanentError, StageError, sentence
 from rayexp.stages import RolloutStage, parse_stage
 from rayexp.store.artifacts import FAILURE, Store
@@ -40,7 +43,12 @@ def run_stages(config: dict[str, Any], report: Report, train_callbacks: Callable
     that it is. ``train_callbacks`` makes the callbacks of a Ray Train run that report for it."""
     logs.configure_worker_logging()
     run_config = RunConfig.model_validate_json(config["run_config"])
-    stages = [parse_stage(text) for text in config["stages"]]
+    try:
+        stages = [parse_stage(text) for text in config["stages"]]
+    except ValidationError as error:  # a user's module that this machine lacks, or has another version of
+        failure = PermanentError(f"{platform.node()} can't read its stage: {explain(error)}")
+        _record_failure(failure, config["trial"], config["name"], run_config)
+        return report({"step": 0, "failed": sentence(failure)})
     try:
         from rayexp.execution import rollout_loop, supervised  # torch and transformers, which the driver does not need
 

@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from rayexp.config import kinds_in, one_of
+from rayexp.config import kinds_in
+from rayexp.parts import part_of
 from rayexp.tasks.base import ROLES, Solution, Task, TokenBatch, Verdict, Vocabulary
 
 TASKS: dict[str, type[Task]] = kinds_in(__path__, __name__, Task)
 if TYPE_CHECKING:
     AnyTask: TypeAlias = Task
 else:
-    AnyTask = one_of(TASKS.values())
+    AnyTask = part_of(Task, TASKS)
 
 __all__ = ["ROLES", "TASKS", "AnyTask", "Solution", "Task", "TokenBatch", "Verdict", "Vocabulary"]

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from rayexp import rng
-from rayexp.config import Value
+from rayexp.parts import Part
 
 ROLES = ("id", "ood", "probe")
 SPLITS = ("pretrain", "sft", "grpo", "test")
@@ -91,7 +91,7 @@ class Verdict:
     steps: int
 
 
-class Task(Value):
+class Task(Part):
     """A family of prompts with verifiable completions. Equal tasks generate equal samples.
 
     Subclasses add ``kind`` (a literal) and their settings, and implement the methods below the line; what stands above

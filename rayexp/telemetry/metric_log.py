@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayexp.config import RunConfig
+from rayexp.parts import own_modules
 from rayexp.stages import Stage
 from rayexp.store import provenance
 from rayexp.telemetry import metrics
@@ -47,11 +48,11 @@ class PhaseTimer:
 class MetricLog:
     """Metrics of one stage. Part of its checkpoints, so that a continued stage has its whole curve."""
 
-    def __init__(self, before: bytes | None = None) -> None:
+    def __init__(self, stage: Stage, before: bytes | None = None) -> None:
         """before: the file of an earlier attempt, to continue from."""
         self._rows: list[tuple[int, str, float]] = []
         self._started = time.time()
-        sources = [provenance.source() or ""]
+        sources = (provenance.source(own_modules([stage])) or "").split("+")
         if before is not None:
             table = pq.read_table(pa.BufferReader(before))
             self._rows = list(zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True))

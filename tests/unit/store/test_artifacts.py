@@ -211,9 +211,9 @@ def test_an_unknown_protocol_is_refused():
 
 
 def test_a_metric_log_is_continued_where_it_was_saved():
-    metric_log = MetricLog()
+    metric_log = MetricLog(STAGE)
     metric_log.log(1, grpo={"loss": 2.0, "kl": math.nan}, rollout={"reward": 0.5})
-    continued = MetricLog(metric_log.to_bytes())
+    continued = MetricLog(STAGE, metric_log.to_bytes())
     for each in (metric_log, continued):
         each.log(2, grpo={"loss": 1.0})
     rows = pq.read_table(io.BytesIO(continued.to_bytes())).to_pylist()
@@ -225,5 +225,5 @@ def test_a_metric_log_is_continued_where_it_was_saved():
 
 
 def test_an_empty_metric_log_can_be_saved_and_continued():
-    empty = MetricLog(MetricLog().to_bytes()).to_bytes()
+    empty = MetricLog(STAGE, MetricLog(STAGE).to_bytes()).to_bytes()
     assert pq.read_table(io.BytesIO(empty)).num_rows == 0

@@ -13,18 +13,27 @@ from rayexp.config import RunConfig
 from rayexp.store import provenance
 from rayexp.store.filesystem import Files
 from rayexp.store.leases import Leases
-from rayexp.store.provenance import PACKAGE, checkout, command_line, fingerprint, other_code, without_secrets
+from rayexp.store.provenance import (
+    NO_PART_OF_A_STAGE,
+    checkout,
+    command_line,
+    fingerprint,
+    other_code,
+    without_secrets,
+)
 from rayexp.telemetry.metric_log import MetricLog
+from tests.fixtures.factories import pretrain
 
+STAGE = pretrain()
 EXECUTION = RunConfig(store="s3://bucket/runs", rollout_workers=3, argv=("jobs/sweep.py", "--seeds", "0"))
 
 
 def test_provenance_is_json_and_says_how_it_was_run():
-    said = json.loads(json.dumps(MetricLog().provenance(EXECUTION)))
+    said = json.loads(json.dumps(MetricLog(STAGE).provenance(EXECUTION)))
     assert RunConfig.model_validate(said["run_config"]) == EXECUTION.model_copy(update={"argv": ()})
     assert said["packages"]["torch"]
     assert said["argv"] == ["jobs/sweep.py", "--seeds", "0"]
-    assert said["source"] == fingerprint(PACKAGE)
+    assert said["source"] == provenance.source()
     assert "lease" not in said["run_config"]
 
 
@@ -48,7 +57,7 @@ def test_what_a_machine_cannot_tell_fails_no_stage(monkeypatch, owner, name, fac
     for cached in (provenance.git_state, provenance.source):
         cached.cache_clear()
     monkeypatch.setattr(owner, name, unable)
-    found = MetricLog().provenance(EXECUTION)
+    found = MetricLog(STAGE).provenance(EXECUTION)
     for cached in (provenance.git_state, provenance.source):
         cached.cache_clear()
     assert found[fact] is None
@@ -57,7 +66,7 @@ def test_what_a_machine_cannot_tell_fails_no_stage(monkeypatch, owner, name, fac
 
 def test_packages_without_metadata_fail_no_stage(monkeypatch):
     monkeypatch.setattr(provenance, "version", unable)
-    assert MetricLog().provenance(EXECUTION)["packages"] == {}
+    assert MetricLog(STAGE).provenance(EXECUTION)["packages"] == {}
 
 
 def test_a_driver_is_named_by_a_file_name_whatever_its_host_is_called(tmp_path, monkeypatch):
@@ -118,12 +127,12 @@ def test_a_change_of_code_that_stages_run_changes_the_fingerprint_and_no_other_d
     for name in ("objectives/losses.py", "cli/run.py", "reports/page.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("loss = 1")
-    before = fingerprint(tmp_path)
+    before = fingerprint(tmp_path, NO_PART_OF_A_STAGE)
     (tmp_path / "reports" / "page.py").write_text("title = 2")
     (tmp_path / "objectives" / "notes.txt").write_text("x")
-    assert fingerprint(tmp_path) == before
+    assert fingerprint(tmp_path, NO_PART_OF_A_STAGE) == before
     (tmp_path / "objectives" / "losses.py").write_text("loss = 3")
-    assert fingerprint(tmp_path) != before
+    assert fingerprint(tmp_path, NO_PART_OF_A_STAGE) != before
 
 
 @pytest.mark.slow
@@ -139,7 +148,7 @@ def test_no_stage_imports_what_the_fingerprint_leaves_out():
 
 
 def test_an_artifact_of_other_or_unknown_code_is_told_from_one_of_this():
-    record = MetricLog().provenance(EXECUTION)
+    record = MetricLog(STAGE).provenance(EXECUTION)
     assert other_code(record) == ""
     git = {"commit": "abc", "changed": True}
     assert other_code({**record, "source": "0f0f", "git": git}) == (
@@ -149,10 +158,10 @@ def test_an_artifact_of_other_or_unknown_code_is_told_from_one_of_this():
 
 
 def test_a_stage_that_other_code_began_is_not_taken_for_this_codes(monkeypatch):
-    monkeypatch.setattr(provenance, "source", lambda: "0f0f")
-    begun = MetricLog().to_bytes()
+    monkeypatch.setattr(provenance, "source", lambda _: "0f0f")
+    begun = MetricLog(STAGE).to_bytes()
     monkeypatch.undo()
-    continued = MetricLog(begun)
+    continued = MetricLog(STAGE, begun)
     assert continued.provenance(EXECUTION)["source"] == f"0f0f+{provenance.source()}"
     assert other_code(continued.provenance(EXECUTION)).startswith("other code (source 0f0f+")
 
@@ -182,4 +191,4 @@ def test_secrets_in_it_are_not_written(typed, kept):
 
 def test_a_password_in_the_stores_url_is_not_written():
     run_config = EXECUTION.model_copy(update={"store": "sftp://me:abc@host/runs"})
-    assert "abc" not in json.dumps(MetricLog().provenance(run_config))
+    assert "abc" not in json.dumps(MetricLog(STAGE).provenance(run_config))

@@ -91,7 +91,7 @@ def test_several_axes_are_crossed_and_share_what_they_can():
         ("grpo.advantage=mean", "grpo.advantage is 'mean'; did you mean 'mean_only'?"),
         ("grpo.optimiser.learning_rate=NaN", "grpo.optimiser.learning_rate is nan"),
         ("pretrain.task.graph=printed", "pretrain.decoder.context_tokens is 64; allowed: at least 68"),
-        ("grpo.rewards=answr", "grpo.rewards.0.kind is 'answr'"),
+        ("grpo.rewards=answr", "grpo.rewards.kind is 'answr'; did you mean 'answer'?"),
     ],
 )
 def test_what_cannot_be_set_is_refused_with_the_nearest(text, sentence):

@@ -18,6 +18,7 @@ from rayexp.stages import GRPO
 from rayexp.telemetry import grafana
 from rayexp.telemetry.metric_log import MetricLog, progress_event
 from rayexp.telemetry.metrics import METRICS, UndefinedMetricError, named
+from tests.fixtures.factories import pretrain
 
 FOLDER = Path(__file__).parents[3] / "deploy/grafana"
 
@@ -37,7 +38,7 @@ def test_exported_names_differ():
 
 def test_a_number_without_a_definition_is_refused():
     with pytest.raises(UndefinedMetricError, match="metric is 'grpo/luck'; allowed: those that rayexp"):
-        MetricLog().log(1, grpo={"loss": 1.0, "luck": 1.0})
+        MetricLog(pretrain()).log(1, grpo={"loss": 1.0, "luck": 1.0})
     with pytest.raises(UndefinedMetricError, match="'sft/reward'"):
         named(sft={"reward": 1.0})
 

@@ -1,0 +1,167 @@
+"""Parts of a stage, such as tasks and rewards, that may be a user's own classes.
+
+A part of this project has a word for its ``kind`` and is found by being in its package. Anybody else's has for its kind
+the path that it is imported by, ``module:Class``, and states a ``version``. Both are values with settings, and enter
+the ids of stages in the same way.
+
+What a store holds is a stranger's text. Read with ``STORED`` as pydantic's context, it never imports a module: a part
+of a class that is not at hand becomes an ``UnreadPart``, which has its settings and can do nothing.
+"""
+
+import importlib
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PlainValidator, SerializeAsAny, ValidationInfo
+
+from rayexp.config import Value
+from rayexp.errors import located, not_among
+
+T = TypeVar("T", bound="Part")
+
+PACKAGE = __name__.partition(".")[0]
+STORED = {"stored": True}
+VERSION = "version: Literal[1] = 1"
+
+
+class Part(Value):
+    """A part of a stage that has settings and a ``kind``, which says of which class it is.
+
+    A class of this project states its kind; that of any other is filled in.
+    """
+
+    if TYPE_CHECKING:
+        kind: str = ""
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        own = inspect.get_annotations(cls)
+        if "kind" not in own and cls.__module__.partition(".")[0] != PACKAGE:
+            cls.kind = import_path(cls)
+            cls.__annotations__ = {"kind": Literal[cls.kind], **own}
+
+
+class UnreadPart(Value):
+    """A part of a stored stage whose class is not at hand: its settings, as they are stored."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: str
+
+    @property
+    def label(self) -> str:
+        return self.kind
+
+
+def import_path(value: Any) -> str:
+    """Return the path that a class or function is imported by: ``module:name``."""
+    return f"{value.__module__}:{value.__qualname__}"
+
+
+def imported(path: str, field: str) -> Any:
+    """Return what an import path leads to. Raises ValueError, naming ``field``, if it leads nowhere."""
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not error.name or not f"{module_name}.".startswith(f"{error.name}."):  # one that the module itself imports
+            raise ValueError(f"{field} is {path!r}, which cannot be imported: {located(error)}") from error
+        allowed = f"a module in {os.getcwd()} or in an installed package, and none has the name {error.name}"
+        raise ValueError(f"{field} is {path!r}; allowed: {allowed}") from error
+    except Exception as error:
+        raise ValueError(f"{field} is {path!r}, which cannot be imported: {located(error)}") from error
+    if not hasattr(module, name):
+        here = [other for other, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+        raise ValueError(not_among(f"the name in {field} {path!r}", name, here))
+    return getattr(module, name)
+
+
+def part_of(base: type[T], kinds: Mapping[str, type[T]]) -> Any:
+    """Return the type of a field that holds a part: of one of ``kinds``, or of a user's subclass of ``base``."""
+
+    def part(value: Any, info: ValidationInfo) -> Any:
+        field = info.field_name or base.__name__.lower()
+        if isinstance(value, base):
+            _require_class(type(value), kinds, field)
+            return value
+        kind = value.get("kind") if isinstance(value, Mapping) else None
+        if not isinstance(kind, str):
+            raise ValueError(f"{field} has no kind; allowed: {', '.join(kinds)}, or module:Class for one of your own")
+        if info.context is STORED and is_own(kind) and not _at_hand(kind):
+            return UnreadPart.model_validate(value)
+        found = _named(kind, base, kinds, field)
+        _require_class(found, kinds, field)
+        return found.model_validate_json(json.dumps(value)) if info.mode == "json" else found.model_validate(value)
+
+    return Annotated[SerializeAsAny[base], PlainValidator(part)]
+
+
+def own_parts(values: Iterable[BaseModel]) -> Iterator[Any]:
+    """Yield the parts in some values, and in all values in them, that are of a user's class, whether at hand or not.
+    What several of the values hold, such as a stage that others start from, is looked into once."""
+    left, seen = list(values), set[int]()
+    while left:
+        value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if is_own(getattr(value, "kind", "")):
+            yield value
+        for name in type(value).model_fields:
+            inner = getattr(value, name)
+            left += [each for each in (inner if isinstance(inner, tuple) else (inner,)) if isinstance(each, BaseModel)]
+
+
+def unread_parts(value: BaseModel) -> list[UnreadPart]:
+    """Return the parts in a value whose classes are not at hand."""
+    return [part for part in own_parts([value]) if isinstance(part, UnreadPart)]
+
+
+def own_modules(values: Iterable[BaseModel]) -> tuple[str, ...]:
+    """Return the names of the top-level modules that have the user's classes in some values."""
+    return tuple(sorted({re.split("[.:]", part.kind)[0] for part in own_parts(values)}))
+
+
+def is_own(kind: str) -> bool:
+    """Return whether a name is that of a user's class or function: an import path."""
+    return bool(re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", kind))
+
+
+def _at_hand(kind: str) -> bool:
+    module, _, name = kind.partition(":")
+    return hasattr(sys.modules.get(module), name)
+
+
+def _named(kind: str, base: type[T], kinds: Mapping[str, type[T]], field: str) -> type[T]:
+    if is_own(kind):
+        found = imported(kind, field)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            name = base.__name__
+            raise ValueError(f"{field} is {kind!r}, which is no {name}; allowed: a class derived from {PACKAGE}.{name}")
+        return found
+    if kind not in kinds:
+        raise ValueError(f"{not_among(f'{field}.kind', kind, kinds)}, or module:Class for one of your own")
+    return kinds[kind]
+
+
+def _require_class(found: type[Part], kinds: Mapping[str, type[Part]], field: str) -> None:
+    """Raise ValueError unless it is one of ``kinds``, or a class that every process can import and tell apart."""
+    if found in kinds.values():
+        return
+    path = import_path(found)
+    if found.__module__ == "__main__" or "<locals>" in path:
+        raise ValueError(f"{field} is {path}, which no other process can import; move the class into a module")
+    if found.model_fields["kind"].default != path:
+        raise ValueError(f"{field} is {path}, which has a kind of its own; leave it out, so that it is the import path")
+    if abstract := inspect.isabstract(found) and sorted(found.__abstractmethods__):
+        raise ValueError(f"{field} is {path}, which does not define {', '.join(abstract)}")
+    stated = found.model_fields.get("version")
+    if stated is None or type(stated.default) is not int:
+        raise ValueError(
+            f"{field} is {path}, which states no version; add `{VERSION}`, and raise it when equal settings would give "
+            "other results"
+        )

@@ -1,0 +1,39 @@
+"""A user's own study, by the path that its function is imported by, such as ``my_studies:lengths``."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from rayexp.config import explain
+from rayexp.errors import defined_at, located
+from rayexp.parts import imported
+from rayexp.stages import Stage
+from rayexp.studies.grid import Grid
+from rayexp.studies.presets import Budget
+
+
+def own_study(path: str) -> Callable[[Budget, Grid], list[Stage]]:
+    """Return the study of an import path. Raises ValueError if it can't be imported or called.
+
+    The study raises ValueError, with file and line, where the user's function raises or returns no stages.
+    """
+    function = imported(path, "study")
+    if not callable(function):
+        raise ValueError(f"study is {path!r}, which can't be called; allowed: a function of (budget, grid)")
+
+    def study(budget: Budget, grid: Grid) -> list[Stage]:
+        try:
+            found = function(budget, grid)
+            stages: list[Any] = list(found) if isinstance(found, Iterable) else [found]
+        except ValidationError as error:
+            raise ValueError(f"study {path!r}: {explain(error)} ({defined_at(function)})") from error
+        except Exception as error:
+            raise ValueError(f"study {path!r} raised {located(error)}") from error
+        others = [type(each).__name__ for each in stages if not isinstance(each, Stage)]
+        if others or not stages:
+            got = f"returned {others[0]} among its stages" if others and len(stages) > 1 else f"returned {found!r}"
+            raise ValueError(f"study {path!r} {got}; allowed: a list of stages ({defined_at(function)})")
+        return stages
+
+    return study

@@ -1,0 +1,82 @@
+"""The contract of ``Task``, as far as some samples of every cell can tell. A user's task is held to it before work."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from rayexp.errors import defined_at, located
+from rayexp.tasks.base import SPLITS, Task
+
+SAMPLES = 128
+
+
+class ContractError(ValueError):
+    """A task does not keep what ``Task`` promises. The message is one sentence with the task's file and line."""
+
+
+def require_contract(task: Task) -> None:
+    """Raise ContractError with the first promise that a task breaks."""
+    with _of(task):
+        _require_names(task)
+        questions: dict[bytes, tuple[str, str]] = {}
+        for split in SPLITS:
+            for _, cell in task.roles():
+                prompts_NT = _samples(task, split, cell)
+                _require_solved(task, split, cell)
+                for prompt in prompts_NT:
+                    held, where = split == "test", questions.setdefault(prompt.tobytes(), (split, cell))
+                    shown = f"the question {task.vocabulary.decode(prompt)!r}"
+                    _require(where[1] == cell, f"its cells {where[1]!r} and {cell!r} share {shown}")
+                    _require((where[0] == "test") == held, f"{shown} is in the split test and in {where[0]!r} as well")
+
+
+def _require_names(task: Task) -> None:
+    cells = [cell for _, cell in task.roles()]
+    _require(isinstance(task.label, str) and task.label and "/" not in task.label, "its label is empty or has a /")
+    _require(bool(task.cells("id")), "it has no cell of the role id")
+    _require(len(set(cells)) == len(cells), f"it has a cell twice: {', '.join(cells)}")
+
+
+def _samples(task: Task, split: str, cell: str) -> np.ndarray:
+    """Return prompts of a cell, whose samples have the shape and the tokens that they have to have, each time."""
+    index_N = np.arange(SAMPLES, dtype=np.int64)
+    tokens_NT, where = task.write(split, 0, cell, index_N), f"sample of the split {split!r} and the cell {cell!r}"
+    prompt_tokens, shape = task.prompt_tokens(cell), (SAMPLES, task.prompt_tokens(cell) + task.completion_tokens(cell))
+    _require(tokens_NT.shape == shape, f"write returns {tokens_NT.shape} tokens where {shape} are promised, as {where}")
+    _require(np.issubdtype(tokens_NT.dtype, np.integer), f"write returns {tokens_NT.dtype}, which are no token ids")
+    symbols = len(task.vocabulary.symbols)
+    _require(
+        0 <= tokens_NT.min() <= tokens_NT.max() < symbols, f"a token is none of its {symbols} symbols, in a {where}"
+    )
+    again = task.write(split, 0, cell, index_N[3:9])
+    _require(np.array_equal(again, tokens_NT[3:9]), f"a {where} depends on what else is asked for with it")
+    return tokens_NT[:, :prompt_tokens]
+
+
+def _require_solved(task: Task, split: str, cell: str) -> None:
+    """Require that the gold completions of a cell are those of the solver, and are judged to be right as a whole."""
+    batch = task.of_cell(split, 0, cell, 0, 8)
+    for row in batch.tokens_NT.tolist():
+        prompt, gold = row[: batch.prompt_tokens], row[batch.prompt_tokens :]
+        shown, solution = f"the question {task.vocabulary.decode(prompt)!r}", task.solve(prompt)
+        _require(gold[-1] == task.vocabulary.eos, f"the completion of {shown} does not end with <eos>")
+        _require(list(solution.completion) == gold, f"solve and write do not agree on {shown}")
+        _require(task.judge(solution, gold).answer, f"judge does not take the gold completion of {shown} for right")
+        _require(not task.judge(solution, gold[:-1]).answer, f"judge takes {shown} for answered without <eos>")
+
+
+def _require(kept: object, else_what: str) -> None:
+    if not kept:
+        raise ContractError(else_what)
+
+
+@contextmanager
+def _of(task: Task) -> Iterator[None]:
+    """Let every error of the block leave it as a sentence about the task."""
+    try:
+        yield
+    except ContractError as error:
+        raise ContractError(f"the task {task.kind} can't be used: {error} ({defined_at(type(task))})") from error
+    except Exception as error:
+        raise ContractError(f"the task {task.kind} can't be used: {located(error)}") from error
