@@ -1,9 +1,8 @@
 """The paper's decoder at 4, 16 and 32 layers: ``jobs/sweep.py --study scaling``, with all of its options."""
 
-import dataclasses
 import sys
 
-from rayexp.cli.run import DEFAULTS, main
+from rayexp.cli.run import main
 
 if __name__ == "__main__":
-    sys.exit(main(defaults=dataclasses.replace(DEFAULTS, study="scaling")))
+    sys.exit(main(study="scaling"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
+from pydantic import BaseModel, ValidationError
 
 from rayexp.errors import did_you_mean
 from rayexp.formatting import one_line
@@ -26,7 +27,8 @@ NARROWEST = 16
 
 def parse_args(form: Any, arguments: list[str] | None, **about: Any) -> Any:
     """Return the command line as a ``form``. An option that takes several values may be repeated, and they may be
-    separated by commas. Raises ValueError with one sentence where tyro draws a box of several lines."""
+    separated by commas. Raises ValueError with one sentence where tyro draws a box of several lines, and pydantic's
+    ValidationError on a value that a model of the form can't have."""
     words = joined(sys.argv[1:] if arguments is None else arguments, _lists(form))
     said = io.StringIO()
     try:
@@ -35,7 +37,15 @@ def parse_args(form: Any, arguments: list[str] | None, **about: Any) -> Any:
     except SystemExit as end:
         if not end.code:  # --help
             raise
+        if invalid := _validation_error(end):
+            raise invalid from None
         raise ValueError(_sentence(said.getvalue())) from None
+
+
+def _validation_error(error: BaseException) -> ValidationError | None:
+    """Return the refusal of a pydantic model that an exception came from, if it did."""
+    inner = error.__cause__ or error.__context__
+    return error if isinstance(error, ValidationError) else inner and _validation_error(inner)
 
 
 def _sentence(box: str) -> str:
@@ -75,7 +85,7 @@ def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
 
 def _lists(form: Any) -> set[str]:
     """Return the options of a form, or of the forms of a union, that take any number of values."""
-    if not (isinstance(form, type) and dataclasses.is_dataclass(form)):
+    if not (isinstance(form, type) and (dataclasses.is_dataclass(form) or issubclass(form, BaseModel))):
         return set().union(*map(_lists, get_args(form)))
     hints = get_type_hints(form)
     own = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if get_origin(hint) is tuple}

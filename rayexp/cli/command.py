@@ -28,17 +28,14 @@ class FailedError(Exception):
 
 
 @contextmanager
-def working(*more: type[Exception]) -> Iterator[None]:
-    """Raise errors of the block as failures of work that has begun. ``more``: kinds that wrap the reason."""
+def working() -> Iterator[None]:
+    """Raise errors of the block as failures of work that has begun."""
     try:
         yield
     except ValidationError as error:
         raise FailedError(explain(error)) from error
-    except (*MENDABLE, *more) as error:
-        reason = error
-        while isinstance(reason, more) and (inner := reason.__cause__ or reason.__context__):
-            reason = inner
-        raise FailedError(sentence(reason)) from error
+    except MENDABLE as error:
+        raise FailedError(sentence(error)) from error
 
 
 def run_command(command: Callable[[], int]) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from rayexp.cli.place import StoreArgs
-from rayexp.cli.study_args import StudyArgs
+from rayexp.experiment import Experiment
 from rayexp.formatting import one_line
 from rayexp.stages import Stage, kind_in, settings
 from rayexp.store.index import Finished, StoreIndex, find
@@ -17,17 +17,17 @@ from rayexp.sweep.plan import Plan
 from rayexp.terminal import Column, duration, table, terminal_width
 
 OTHERS_SHOWN = 5
+NO_STUDY = Experiment(study="")
 
 
 @dataclass(frozen=True)
-class Explain(StudyArgs, StoreArgs):
-    """Say why a stage would run, or would not. With --study, and the options of jobs/sweep.py, it is looked for in the
+class Explain(StoreArgs):
+    """Say why a stage would run, or would not. With --study, and the options of an experiment, it is looked for in the
     plan of that study; without, in the store."""
 
-    stage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STAGE")] = tyro.MISSING
+    stage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STAGE")]
     """An id, the beginning of one, or a label."""
-    study: str = ""
-    """The study that it is looked for in; without one, only the store is."""
+    experiment: Annotated[Experiment, tyro.conf.OmitArgPrefixes] = NO_STUDY
 
     def run(self) -> int:
         index = self.index()
@@ -43,8 +43,8 @@ class Explain(StudyArgs, StoreArgs):
 
     def _wanted(self, index: StoreIndex) -> tuple[str, Stage]:
         """Return the stage that is asked for, and the id that names it, which may be of an earlier version."""
-        if self.study:
-            plan = Plan.of(self.study, self.stages(), ())
+        if self.experiment.study:
+            plan = Plan.of(self.experiment.study, self.experiment.stages(), ())
             stage_id = find(self.stage, plan.labels, self._planned(index))
             return stage_id, next(stage for stage in plan.stages if stage.id == stage_id)
         stage_id = find(self.stage, index.labels())
@@ -54,7 +54,7 @@ class Explain(StudyArgs, StoreArgs):
 
     def _planned(self, index: StoreIndex) -> str:
         """Say what the stage may be, and where it is if it is in the store and not in the plan."""
-        of = f"a stage that the study {self.study} plans with these options"
+        of = f"a stage that the study {self.experiment.study} plans with these options"
         with suppress(ValueError):
             of += f"; without --study, {find(self.stage, index.labels())} is found in the store"
         return of

@@ -6,26 +6,30 @@ Takes the options of ``rayexp run``: they name the study. It has all stages that
 and those of a grid that is given here.
 """
 
+import dataclasses
+import sys
+
+from rayexp import api
 from rayexp.cli.command import run_command, working
-from rayexp.cli.run import DEFAULTS, Sweep, make_plan, make_run_config, parse_args, write_report
-from rayexp.store.artifacts import Store, StoreError
+from rayexp.cli.run import DEMO, Sweep, parse_args
+from rayexp.store.artifacts import StoreError
 from rayexp.sweep.plan import Plan
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the whole job; return the exit code."""
-    return run_command(lambda: _report(parse_args(arguments, DEFAULTS, __doc__)))
+    return run_command(lambda: _report(parse_args(arguments, DEMO.study, __doc__)))
 
 
 def _report(sweep: Sweep) -> int:
-    store = Store.of(make_run_config(sweep))
-    study, plan = sweep.within(store), make_plan(sweep, store)
-    labels = study.labels()
-    if labels and not (sweep.seeds or sweep.ood_ratios or sweep.kl_betas):  # the scale's own grid was not asked for
+    experiment = sweep.experiment
+    job = api.prepare(experiment, sweep.run_config())
+    labels, plan = job.study.labels(), job.plan
+    if labels and not (experiment.seeds or experiment.ood_ratios or experiment.kl_betas):  # the scale's own grid
         plan = Plan.of(plan.study, [stage for stage in plan.stages if stage.id in labels], plan.finished)
-    if not study.whole(plan, labels or plan.labels).finished:
-        raise StoreError(f"store is {store.url!r}, which has no finished stage of the study {plan.study}")
-    study.require_one(plan)
+    if not job.study.whole(plan, labels or plan.labels).finished:
+        raise StoreError(f"store is {job.store.url!r}, which has no finished stage of the study {plan.study}")
     with working():
-        undrawn = write_report(plan, study)
+        undrawn = api.write_report(dataclasses.replace(job, plan=plan))
+    print(*undrawn, sep="\n", end="\n" * bool(undrawn), file=sys.stderr)
     return 1 if undrawn else 0

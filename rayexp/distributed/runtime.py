@@ -37,7 +37,8 @@ ENVIRONMENT = {
 
 
 def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Connect to the cluster of the job or of RAY_ADDRESS, else start a local one with its dashboard on loopback.
+    """Connect to the cluster of the job or of RAY_ADDRESS, else start a local one with its dashboard on loopback. A
+    process that is connected stays where it is.
 
     Inside a job Ray has set the authentication up already. A local cluster is this account's alone, and ``token`` of
     what is returned says where its token is. ``cpus`` is for a local cluster only. ``metadata`` is shown with the job,
@@ -59,6 +60,9 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
     }
     if "worker_process_setup_hook" not in of_the_job:
         runtime_env["worker_process_setup_hook"] = _worker_setup()
+    if ray.is_initialized():  # by a notebook, or by an earlier run of this process
+        node = global_worker.node
+        return {"dashboard": node and node.webui_url, "token": "", "resources": ray.cluster_resources()}
     if (address := os.environ.get("RAY_ADDRESS", "local") or "local") != "local":
         surroundings.require_cluster(address)
         try:

@@ -21,6 +21,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from rayexp.config import RunConfig
 from rayexp.distributed.rpc import unique
 from rayexp.distributed.saving import ask_to_save
+from rayexp.errors import StageError, sentence
 from rayexp.store.artifacts import Store
 from rayexp.store.leases import Leases, NotSharedError
 from rayexp.sweep import preflight
@@ -89,6 +90,8 @@ def run(
         except KeyboardInterrupt:
             ask_to_save(leases.driver, searcher.running)
             raise
+        except WRAPPERS as error:
+            raise StageError(sentence(_reason(error))) from error
         if searcher.unshared:
             raise NotSharedError(searcher.unshared)
         store.tidy()
@@ -97,6 +100,13 @@ def run(
     failed = {each.trial.id: each.failure for each in progress.ended if each.state == "failed"}
     failed = {trial: failure for trial, failure in failed.items() if trial in missing}
     return Outcome(failed, missing - failed.keys())
+
+
+def _reason(error: BaseException) -> BaseException:
+    """Return what an exception of Ray or Tune wraps, as far as it wraps anything."""
+    while isinstance(error, WRAPPERS) and (inner := error.__cause__ or error.__context__):
+        error = inner
+    return error
 
 
 def run_trial(config: dict[str, Any]) -> None:

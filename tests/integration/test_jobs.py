@@ -19,7 +19,7 @@ import psutil
 import pytest
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT, DEFAULT_DASHBOARD_PORT, DEFAULT_PORT
 
-from tests.fixtures import strangers
+from tests.fixtures import shell, strangers
 from tests.fixtures.checkout import ROOT, TOY_SWEEP, plain_shell
 
 BIN = Path(sys.executable).parent
@@ -98,10 +98,10 @@ def answering(home: Path, process: subprocess.Popen[bytes]) -> Head:
         time.sleep(1)
 
 
-def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
+def submit(head: Head, *arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [BIN / "ray", "job", "submit", *arguments],
-        cwd=ROOT,
+        cwd=folder,
         env=head.shell(),
         capture_output=True,
         text=True,
@@ -154,6 +154,34 @@ def test_both_ways_to_submit(head, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 trials to run" in done.stdout
     assert "Ray dashboard" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_study_a_task_and_a_reward_of_ones_own_go_with_the_working_directory(head, tmp_path):
+    """Those of docs/your-own.md, from a folder that only has them; the store tells them where they are missing."""
+    store = tmp_path / "store"
+    (tmp_path / "own").mkdir()
+    for name, content in shell.files((ROOT / "docs/your-own.md").read_text()).items():
+        (tmp_path / "own" / name).write_text(content)
+    study = ["my_parts:mirrors", "--scale", "toy", "--ood-ratios", "0.5", "--set", "grpo.sampler=torch"]
+    command = ["rayexp", "run", *study, "--store", str(store)]
+    done = submit(head, "--working-dir", ".", "--", *command, folder=tmp_path / "own")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (store / "studies").iterdir()
+    results = pd.read_parquet(folder / "results.parquet")
+    assert set(results.kind) == {"pretrain", "sft", "grpo"}
+    grpo = next(stage for stage in (store / "stages").iterdir() if stage.name.startswith("grpo-"))
+    rewards = json.loads((grpo / "spec.json").read_text())["rewards"]
+    assert [reward["kind"] for reward in rewards] == ["answer", "my_parts:Symmetry"]
+    assert "+my_parts=" in json.loads((grpo / "provenance.json").read_text())["source"]
+
+    for words in (["show", grpo.name], ["ls"], ["compare", folder.name, folder.name]):  # not where the file is
+        looked = subprocess.run(
+            [BIN / "rayexp", *words, "--store", store], cwd=ROOT, env=plain_shell(), capture_output=True, text=True
+        )
+        assert looked.returncode == 0, looked.stderr
+    assert "my_parts" not in sys.modules
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ hostility can go missing without being noticed.
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import inspect
@@ -28,10 +27,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from rayexp import api
 from rayexp.cli import report
 from rayexp.cli import run as sweep
 from rayexp.config import explain
 from rayexp.distributed import runtime
+from rayexp.experiment import Experiment
 from rayexp.parts import unread_parts
 from rayexp.reports import page, table
 from rayexp.stages import parse_stage
@@ -218,8 +219,8 @@ def test_a_terminal_gets_the_same_sentence(capsys, monkeypatch, encoding):
 # What a report reads
 
 #: One chain of six stages.
-CHAIN = dataclasses.replace(sweep.DEFAULTS, scale="toy", ood_ratios=(0.0,), kl_betas=(0.1,), seeds=(0,))
-STAGES = sweep.make_plan(CHAIN, Store(f"memory://{uuid4().hex}")).stages
+CHAIN = Experiment(scale="toy", ood_ratios=(0.0,), kl_betas=(0.1,), seeds=(0,))
+STAGES = api.plan(CHAIN, f"memory://{uuid4().hex}").stages
 PRETRAINED, MEASURED, TUNED = STAGES[:3]
 PAGE = "studies/demo-toy/report/index.html"
 
@@ -227,8 +228,8 @@ PAGE = "studies/demo-toy/report/index.html"
 @pytest.fixture
 def reported(tmp_path, monkeypatch, capsys):
     """Write the report of CHAIN from the store in tmp_path; the code, and the sentence where there is no report."""
-    options = dataclasses.replace(CHAIN.options, store=str(tmp_path / "store"))
-    monkeypatch.setattr(report, "parse_args", lambda *_: dataclasses.replace(CHAIN, options=options))
+    asked = sweep.Sweep(experiment=CHAIN, options=sweep.Options(store=str(tmp_path / "store")))
+    monkeypatch.setattr(report, "parse_args", lambda *_: asked)
     monkeypatch.setattr(page, "_template", functools.cache(page._template))
     monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))

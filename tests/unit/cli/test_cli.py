@@ -1,7 +1,6 @@
 """The ``rayexp`` command on small stores: what it says of whole, damaged, unfinished and hostile ones."""
 
 import csv
-import dataclasses
 import json
 import re
 import shutil
@@ -16,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayexp import cli
+from rayexp import api, cli
+from rayexp.api import Job
 from rayexp.cli import run
-from rayexp.cli.study_args import StudyArgs
 from rayexp.config import RunConfig
 from rayexp.evaluation.metrics import cluster_bootstrap
+from rayexp.experiment import Experiment
 from rayexp.reports import table
 from rayexp.reports.compare import Study, compare
 from rayexp.stages import GRPO, SFT, Evaluate, Pretrain, Stage, parse_stage, settings
@@ -30,7 +30,6 @@ from rayexp.store.provenance import source
 from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preview import ClusterResources, render_plan
-from rayexp.sweep.scheduler import Outcome
 from rayexp.sweep.study import Study as InStore
 from tests.fixtures.factories import OPTIMISER
 from tests.fixtures.simulated_study import PROMPTS_PER_CELL, RECORD, published, study_stages
@@ -229,7 +228,7 @@ def test_explain_says_that_other_code_made_a_stage_or_what_it_is_built_on(tmp_pa
 
 
 def test_a_stage_of_a_plan_is_compared_with_the_nearest_finished_one(tmp_path, said):
-    chosen = StudyArgs("demo", "tiny", (0.0, 0.01), (0.1,), (0,))
+    chosen = Experiment(study="demo", scale="tiny", ood_ratios=(0.0, 0.01), kl_betas=(0.1,), seeds=(0,))
     wanted = chosen.stages()
     near = wanted[2].model_copy(update={"samples": 77})
     assert isinstance(near, SFT)
@@ -277,8 +276,9 @@ def test_the_last_failure_is_part_of_the_explanation(tmp_path, said):
     tuned = STAGES[2]
     store.files.write(f"work/{tuned.root.id}/failure.json", b'{"error": "out of luck"}')
     grid = ["--study", "demo", "--ood-ratios", "0", "--kl-betas", "0.1", "--seeds", "0", "--store", store.url]
-    text = said("explain", StudyArgs("demo", "tiny", (0.0,), (0.1,), (0,)).stages()[2].label, *grid)[1]
-    assert ("out of luck" in text) == (tuned.root.id == StudyArgs("demo", "tiny", (0.0,), (0.1,), (0,)).stages()[0].id)
+    chosen = Experiment(study="demo", scale="tiny", ood_ratios=(0.0,), kl_betas=(0.1,), seeds=(0,)).stages()
+    text = said("explain", chosen[2].label, *grid)[1]
+    assert ("out of luck" in text) == (tuned.root.id == chosen[0].id)
 
 
 def test_differences_go_along_the_lineage():
@@ -508,8 +508,9 @@ def test_only_a_record_that_is_there_is_named(tmp_path):
     store, plan = Store(str(tmp_path)), Plan.of("demo", STAGES, ())
     first, second, third = plan.trials[:3]
     store.files.write(f"work/{first.id}/failure.json", b"{}")
-    outcome = Outcome({first.id: "it broke", second.id: "it never started"}, {third.id})
-    assert run._unsuccessful(outcome, plan, store) == [
+    job = Job(InStore(store, "demo", "demo", "tiny"), plan, RunConfig())
+    failed = {first.id: "it broke", second.id: "it never started"}
+    assert api._unsuccessful(failed, {third.id}, job) == [
         f"failed: it broke (details: {tmp_path}/work/{first.id}/failure.json)",
         "failed: it never started",
         f"not run because of a failure: {third.label} ({third.id})",
@@ -526,11 +527,8 @@ def test_every_command_means_the_same_folder(tmp_path, said, monkeypatch, folder
     home.mkdir(parents=True)
     whole = study(home)
     place = f"~/{folder}/store"
-    assert (
-        run.make_run_config(run.parse_args([f"--store={place}"], run.DEFAULTS, None)).store
-        == whole.url
-        == f"{home}/store"
-    )
+    asked = run.parse_args([f"--store={place}"], "demo", None)
+    assert api.prepare(asked.experiment, asked.run_config()).store.url == whole.url == f"{home}/store"
     listing = said("ls", f"--store={place}", "--study", "demo-tiny")
     assert listing == said("ls", f"--store=file://{home}/store", "--study", "demo-tiny")
     assert f"{len(STAGES)} finished of {len(STAGES)}" in listing[1]
@@ -646,7 +644,7 @@ def test_it_starts_fast_and_loads_neither_ray_nor_torch(whole):
 
 
 def test_the_plan_says_what_is_finished_of_it(whole):
-    assert dataclasses.replace(StudyArgs(), scale="toy").own_name == "demo-toy"
+    assert Experiment(scale="toy").folder == "demo-toy"
     assert StoreIndex(whole).study("demo-tiny") == {stage.id: stage.label for stage in STAGES}
 
 

@@ -117,25 +117,6 @@ def test_an_error_is_a_refusal_until_work_has_begun_and_a_failure_from_then_on(e
     assert said.count("\n") == 1
 
 
-class _LibraryError(Exception):
-    """Wraps the reason for which a library gave up, as Tune's does."""
-
-
-def test_the_reason_is_said_that_a_library_has_wrapped(capsys):
-    def work() -> int:
-        with working(_LibraryError):
-            try:
-                try:
-                    raise StoreError("the store is gone") from OSError("gone")
-                except StoreError:
-                    raise _LibraryError("Traceback (most recent call last): ...") from None
-            except _LibraryError as error:
-                raise _LibraryError("inspect the previous error messages") from error
-
-    assert run_command(work) == 1
-    assert capsys.readouterr().err == "failed: the store is gone\n"
-
-
 def test_a_fault_of_this_project_keeps_its_traceback_and_a_stop_is_quiet():
     def stopped() -> int:
         raise KeyboardInterrupt

@@ -106,8 +106,13 @@ def test_an_option_for_several_values_needs_one(refusal, option, values):
 )
 def test_values_are_joined_whether_repeated_or_separated_by_blanks_or_commas(seeds):
     betas = ["--kl_betas=0.1", "--scale", "toy", "--kl-betas", "1"]
-    asked = sweep.parse_args([*seeds, *betas, "--plan"], sweep.DEFAULTS, None)
-    assert (asked.seeds, asked.kl_betas, asked.scale, asked.plan) == ((0, 1, 2), (0.1, 1.0), "toy", True)
+    asked = sweep.parse_args([*seeds, *betas, "--plan"], "demo", None)
+    assert (asked.experiment.seeds, asked.experiment.kl_betas, asked.experiment.scale, asked.plan) == (
+        (0, 1, 2),
+        (0.1, 1.0),
+        "toy",
+        True,
+    )
 
 
 def test_a_user_without_a_home_is_told_to_set_one(refusal, monkeypatch):

@@ -18,9 +18,9 @@ from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
 
 from rayexp.cli import report as report_command
-from rayexp.cli.study_args import StudyArgs
 from rayexp.evaluation.metrics import wilson
 from rayexp.evaluation.theory import tilted
+from rayexp.experiment import Experiment
 from rayexp.reports import figures, page, table
 from rayexp.reports.arms import arms, percent
 from rayexp.reports.claims import FAILS, HOLDS, NOT_MEASURED, NOT_TESTED, UNDECIDED, claims
@@ -624,7 +624,7 @@ RC = "text.usetex: True\nlines.linewidth: 9\nfont.family: Nonexistent\nsavefig.f
 
 @pytest.mark.slow
 def test_the_page_is_the_same_whatever_the_users_matplotlib_is_set_to(tmp_path: Path) -> None:
-    stages = StudyArgs("demo", "toy", (0.01, 0.05)).stages()
+    stages = Experiment(study="demo", scale="toy", ood_ratios=(0.01, 0.05)).stages()
     store = published(tmp_path, stages)
     html = written(tmp_path, stages, store, study="demo")
     (tmp_path / "matplotlibrc").write_text(RC)
@@ -661,7 +661,7 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
     titles = list(figures.MEASURED)
     monkeypatch.setitem(figures.MEASURED, titles[0], broken)
     monkeypatch.setitem(figures.MEASURED, titles[1], unsavable)
-    stages = StudyArgs("demo", "toy", (0.0, 0.05)).stages()
+    stages = Experiment(study="demo", scale="toy", ood_ratios=(0.0, 0.05)).stages()
     store = published(tmp_path, stages)
     folder = tmp_path / "out"
     found = page.write(Plan.of("demo", stages, store.finished_ids()), store, folder)

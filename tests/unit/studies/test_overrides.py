@@ -5,8 +5,8 @@ import re
 import pandas as pd
 import pytest
 
-from rayexp.cli.study_args import NAME_LENGTH, StudyArgs
 from rayexp.errors import RefusedError
+from rayexp.experiment import NAME_LENGTH, Experiment
 from rayexp.rewards.answer import Answer
 from rayexp.rewards.letters import Letters
 from rayexp.stages import GRPO, KINDS, Stage
@@ -18,8 +18,8 @@ from rayexp.sweep.study import Study
 from tests.fixtures import local_sweep
 
 
-def asked(*texts: str, study: str = "demo", **given) -> StudyArgs:
-    return StudyArgs(study, "toy", set=texts, **given)
+def asked(*texts: str, study: str = "demo", **given) -> Experiment:
+    return Experiment(study=study, scale="toy", set=texts, **given)
 
 
 def of_kind(kind: str, *texts: str) -> list[Stage]:
@@ -116,18 +116,18 @@ def test_a_setting_given_twice_is_refused():
     ],
 )
 def test_a_study_is_named_after_what_differs(texts, name):
-    assert asked(*texts).own_name == name
+    assert asked(*texts).folder == name
 
 
 def test_a_name_is_no_longer_than_a_name_may_be():
     many = [f"grpo.optimiser.{name}=0.5" for name in ("learning_rate", "weight_decay", "beta1", "beta2", "clip_norm")]
-    names = {asked(*many).own_name, asked(*many[:-1], "grpo.optimiser.clip_norm=2").own_name}
+    names = {asked(*many).folder, asked(*many[:-1], "grpo.optimiser.clip_norm=2").folder}
     assert len(names) == 2
     assert max(map(len, names)) <= NAME_LENGTH
 
 
 def test_an_axis_grows_and_another_setting_is_refused(tmp_path):
-    def study(args: StudyArgs) -> tuple[Study, Plan]:
+    def study(args: Experiment) -> tuple[Study, Plan]:
         return Study(Store(str(tmp_path)), "s", "demo", "toy", args.axes), Plan.of("demo", args.stages(), ())
 
     first, plan = study(asked("grpo.group_size=2,4"))

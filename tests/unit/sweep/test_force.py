@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 
 from rayexp.cli import run as sweep
-from rayexp.cli.study_args import StudyArgs
 from rayexp.errors import RefusedError
+from rayexp.experiment import Experiment
 from rayexp.stages import GRPO, SFT, Evaluate
 from rayexp.store.artifacts import Store
 from rayexp.store.index import AmbiguousError, StoreIndex
@@ -18,7 +18,7 @@ from rayexp.sweep.plan import Plan
 from tests.fixtures import local_sweep
 from tests.fixtures.simulated_study import RECORD, published
 
-STAGES = StudyArgs("demo", "toy", ood_ratios=(0.05,), kl_betas=(0.1, 1.0)).stages()
+STAGES = Experiment(study="demo", scale="toy", ood_ratios=(0.05,), kl_betas=(0.1, 1.0)).stages()
 PLAN = Plan.of("demo", STAGES, [stage.id for stage in STAGES])
 GRID = ["--scale", "toy", "--ood-ratios", "0.05", "--kl-betas", "0.1", "1.0"]
 TUNED = next(stage for stage in STAGES if isinstance(stage, SFT))

@@ -1,15 +1,16 @@
 """What ``--plan`` says: states, costs that are measured or assumed, time on the machines, what sharing saves."""
 
-import dataclasses
 import json
 import os
 import shutil
 
 import pytest
 
+from rayexp import api
 from rayexp.cli import run as sweep
 from rayexp.config import RunConfig
 from rayexp.distributed import runtime
+from rayexp.experiment import Experiment
 from rayexp.stages import GRPO, SFT, Evaluate, Pretrain
 from rayexp.store.artifacts import Store
 from rayexp.store.index import StoreIndex
@@ -216,9 +217,11 @@ def test_a_finished_plan_has_nothing_to_wait_for(tmp_path):
 
 def test_the_plan_is_in_the_store_before_anything_runs(tmp_path, monkeypatch, capsys):
     store, seen = Store(str(tmp_path / "store")), []
-    monkeypatch.setattr(sweep, "run", lambda *_: seen.append(StoreIndex(store).study("demo-toy")) or 1)
+    monkeypatch.setattr(api, "connect", lambda _: None)
+    monkeypatch.setattr(api, "ready", lambda job: job)
+    monkeypatch.setattr(api, "execute", lambda *_: seen.append(StoreIndex(store).study("demo-toy")) or ["failed"])
     assert sweep.main(["--scale", "toy", "--store", store.url]) == 1
-    stages = dataclasses.replace(sweep.DEFAULTS, scale="toy").stages()
+    stages = Experiment(scale="toy").stages()
     assert seen == [{stage.id: stage.label for stage in stages}]
 
 
@@ -232,7 +235,7 @@ def test_the_job_prints_it_without_ray(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))
     assert sweep.main(["--scale", "toy", "--plan", "--store", str(tmp_path / "store")]) == 0
     printed = capsys.readouterr().out
-    for stage in dataclasses.replace(sweep.DEFAULTS, scale="toy").stages():
+    for stage in Experiment(scale="toy").stages():
         assert f"{stage.id} " in printed
     assert "on this machine (" in printed
     assert not (tmp_path / "store").exists()

@@ -9,8 +9,8 @@ import pytest
 
 from rayexp.cli import report as report_command
 from rayexp.cli import run as sweep
-from rayexp.cli.study_args import StudyArgs
 from rayexp.errors import RefusedError
+from rayexp.experiment import Experiment
 from rayexp.stages import Stage
 from rayexp.store.artifacts import Store
 from rayexp.store.filesystem import Files
@@ -22,7 +22,7 @@ from tests.fixtures.simulated_study import RECORD, published
 
 
 def stages(**grid) -> list[Stage]:
-    return StudyArgs("demo", "toy", **{"ood_ratios": (0.05,), **grid}).stages()
+    return Experiment(study="demo", scale="toy", **{"ood_ratios": (0.05,), **grid}).stages()
 
 
 ZERO, ONE = Plan.of("demo", stages(seeds=(0,)), ()), Plan.of("demo", stages(seeds=(1,)), ())
@@ -69,7 +69,7 @@ def study(store):
     ],
 )
 def test_what_of_the_task_is_not_usual_is_part_of_the_name(variant, name):
-    assert StudyArgs("demo", "toy", **variant).own_name == name
+    assert Experiment(study="demo", scale="toy", **variant).folder == name
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "", ".", "a b", "x" * 101, "é"])
@@ -154,9 +154,12 @@ def test_a_driver_that_writes_a_study_is_no_running_stage(study, store):
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
-        (StudyArgs("depth", "toy"), "by the study demo at scale toy"),
-        (StudyArgs("demo", "tiny"), "by the study demo at scale toy"),
-        (StudyArgs("demo", "toy", graph="printed"), "pretrain.task.graph hidden, and this asks for printed"),
+        (Experiment(study="depth", scale="toy"), "by the study demo at scale toy"),
+        (Experiment(study="demo", scale="tiny"), "by the study demo at scale toy"),
+        (
+            Experiment(study="demo", scale="toy", graph="printed"),
+            "pretrain.task.graph hidden, and this asks for printed",
+        ),
     ],
 )
 def test_a_name_that_is_taken_by_something_else_is_refused(store, study, asked, why):

@@ -1,0 +1,263 @@
+"""The project as a library: plan an experiment, run what is missing of it, read what it found.
+
+The command ``rayexp`` is these functions with a shell's words in front and exit codes behind. They print what a log
+would have, start Ray only to run something, and use one that is connected already.
+"""
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayexp.config import RunConfig
+from rayexp.errors import StageError
+from rayexp.experiment import Experiment
+from rayexp.stages import Stage
+from rayexp.store.artifacts import FAILURE, Store, StoreError
+from rayexp.store.filesystem import resolved
+from rayexp.store.index import StoreIndex
+from rayexp.store.probe import require_seen_by_others, require_shareable
+from rayexp.store.provenance import without_secrets
+from rayexp.sweep import force, placement, preflight, trackers
+from rayexp.sweep.plan import Plan
+from rayexp.sweep.preview import other_code
+from rayexp.sweep.study import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rayexp.reports.page import Report
+
+#: An experiment, or stages of one's own; they need a name.
+Wanted = Experiment | Iterable[Stage]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is asked for, and what its store has of it. again: stages that are made again though they are finished."""
+
+    study: Study
+    plan: Plan
+    run_config: RunConfig
+    again: tuple[Stage, ...] = ()
+
+    @property
+    def store(self) -> Store:
+        return self.study.store
+
+    def said(self) -> str:
+        """Say what is about to happen, and what is to be known of what has happened."""
+        index = StoreIndex(self.store)
+        left = force.beyond(self.again, self.plan, index)
+        said = [self.plan.summary(), self.study.said(self.plan), *other_code(self.plan, index), *left]
+        return "\n".join(filter(None, said))
+
+
+def plan(wanted: Wanted, store: str = "runs", name: str | None = None) -> Plan:
+    """Return the stages that an experiment consists of, and which of them a store has. Starts and changes nothing.
+
+    wanted: an Experiment, or stages of your own with a ``name``. store: a folder or fsspec URL. Raises ValueError,
+    ValidationError or RefusedError, with one sentence, on what it can't be.
+    """
+    return prepare(wanted, RunConfig(store=store), name).plan
+
+
+def run(
+    wanted: Wanted,
+    run_config: RunConfig | None = None,
+    name: str | None = None,
+    *,
+    force: Sequence[str] = (),
+    repair: bool = False,
+    fail_fast: bool = False,
+    loggers: Sequence[str] = (),
+) -> "pd.DataFrame":
+    """Run what is missing of an experiment on Ray, write its report, and return its results, one row a prompt.
+
+    wanted: an Experiment, or stages of your own with a ``name``. The other arguments are the options of ``rayexp run``.
+    Raises as ``plan`` does, and StageError once all else is done if a stage failed.
+    """
+    job = prepare(wanted, run_config or RunConfig(), name, force)
+    if repair:
+        unpublish_damaged(job)
+        job = prepare(wanted, job.run_config, name, force)
+    print(job.said(), flush=True)
+    begin(job)
+    failed = []
+    if job.plan.trials:
+        connect(job)
+        failed = execute(ready(job), loggers, fail_fast)
+    write_report(job)
+    if failed:
+        raise StageError("\n".join(failed))
+    return results(job.study.name, job.store.url)
+
+
+def results(study: Experiment | str, store: str = "runs") -> "pd.DataFrame":
+    """Return the results of a study that a store has, one row a prompt; docs/results.md has the columns.
+
+    Raises StoreError if there are none.
+    """
+    import pandas as pd
+
+    return pd.read_parquet(io.BytesIO(_read(study, store, "results.parquet")))
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure of a report, which a notebook shows. data: what it is drawn from."""
+
+    png: bytes = dataclasses.field(repr=False)
+    data: "pd.DataFrame" = dataclasses.field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def figures(study: Experiment | str, store: str = "runs") -> list[Figure]:
+    """Return the figures of a study's report, in its order. Raises StoreError if it has none."""
+    import pandas as pd
+
+    _read(study, store, "report/index.html")
+    files = Store(store).files
+    folder = f"studies/{_folder(study)}/report"
+    names = sorted((name for name in files.names(folder) if name.endswith(".png")), key=lambda name: (len(name), name))
+    return [
+        Figure(files.read(f"{folder}/{name}"), pd.read_csv(io.BytesIO(files.read(f"{folder}/{Path(name).stem}.csv"))))
+        for name in names
+    ]
+
+
+def _read(study: Experiment | str, store: str, name: str) -> bytes:
+    index = StoreIndex(Store(store))
+    index.require_there()
+    try:
+        return index.store.files.read(f"studies/{_folder(study)}/{name}")
+    except FileNotFoundError:
+        index.about(_folder(study))  # raises where there is no such study
+        raise StoreError(f"study is {_folder(study)!r}, which has no {name} in the store {store} yet") from None
+
+
+def _folder(study: Experiment | str) -> str:
+    return study.folder if isinstance(study, Experiment) else study
+
+
+# The parts of a run
+
+
+def prepare(wanted: Wanted, run_config: RunConfig, name: str | None = None, again: Sequence[str] = ()) -> Job:
+    """Plan what is wanted against what its store has finished. again: names of stages to be made again.
+
+    Raises ValueError, ValidationError or RefusedError on anything that can't begin.
+    """
+    if os.path.expanduser("~") == "~":  # Ray, which notes it when it is imported, would fail then
+        raise ValueError(
+            "HOME is not set, and this user has no entry in /etc/passwd; set HOME to a folder that can be written"
+        )
+    run_config = run_config.model_copy(update={"store": resolved(run_config.store)})
+    store = Store.of(run_config)
+    require_seen_by_others(store.files)
+    if isinstance(wanted, Experiment):
+        experiment = wanted if name is None else Experiment.model_validate({**dict(wanted), "name": name})
+        study, stages = (
+            Study(store, experiment.folder, experiment.study, experiment.scale, experiment.axes),
+            experiment.stages(),
+        )
+    elif name is None:
+        raise ValueError("name is None; give a name where stages of your own are wanted")
+    else:
+        study, stages = Study(store, Experiment(name=name).folder, "own stages", "own"), list(wanted)
+    whole = Plan.of(study.study, stages, store.finished_ids())
+    anew = force.named(again, whole)
+    left = dataclasses.replace(whole, finished=whole.finished - {stage.id for stage in anew})
+    study.require_one(left)
+    preflight.require_own_parts(left)
+    return Job(study, left, run_config, anew)
+
+
+def unpublish_damaged(job: Job) -> None:
+    """Take back finished stages of the plan that are not what their manifests say, so that they are run again."""
+    for stage_id, problems in job.store.damaged(job.plan.finished).items():
+        print(f"damaged: {job.plan.labels[stage_id]}: {'; '.join(problems)}", flush=True)
+        job.store.unpublish(stage_id)
+
+
+def begin(job: Job) -> None:
+    """Note in the store what is asked for. Raises RefusedError if others can't write there."""
+    require_shareable(job.store.files)
+    job.study.add(job.plan)
+
+
+def connect(job: Job) -> None:
+    """Connect to the cluster of the job, of RAY_ADDRESS, or of this process, or start one; print where its dashboard
+    is."""
+    from rayexp.distributed import runtime  # Ray takes seconds to import; a plan or a refusal needs none
+
+    counts = {"stages": str(len(job.plan.stages)), "stages_to_run": str(len(job.plan.to_run))}
+    about = {"study": job.study.name, "store": without_secrets([job.store.url])[0], **counts}
+    cluster = runtime.connect(metadata=about)
+    asks = f", asks for the token in {cluster['token']}" if cluster["token"] else ""
+    print(f"Ray dashboard: http://{cluster['dashboard']}{asks}", flush=True)
+
+
+def ready(job: Job) -> Job:
+    """Return the job for the cluster that there is, and move aside what is made again. Raises RefusedError if the
+    cluster can't run it, before anything is moved."""
+    from rayexp.distributed import sharing
+
+    nodes = preflight.capacity()
+    run_config = job.run_config.resolve(num_gpus=placement.total(nodes)["GPU"])
+    preflight.require_software(job.plan, run_config)
+    preflight.require_resources(job.plan, run_config, nodes)
+    sharing.require_shared(job.store.files)
+    aside = force.set_aside(job.again, job.plan, job.store)
+    print(*aside, sep="\n", end="\n" * bool(aside), flush=True)
+    return dataclasses.replace(job, run_config=run_config)
+
+
+def execute(job: Job, loggers: Sequence[str] = (), fail_fast: bool = False) -> list[str]:
+    """Run all trials that are left of a job that is ready. Return a line for each that did not succeed."""
+    from rayexp.sweep import display, prometheus, scheduler
+    from rayexp.sweep.cost import CostModel
+    from rayexp.sweep.progress import Progress
+
+    estimates = CostModel.of(StoreIndex(job.store), job.run_config)
+    at_once = preflight.concurrency(job.plan, job.run_config)
+    progress = Progress(job.plan, lambda stage: estimates.cost(stage).seconds, at_once)
+    with (
+        trackers.opened(loggers, job.store, job.study.name) as opened,
+        display.open_display(display.console(), progress) as view,
+    ):
+        views = [view, prometheus.PrometheusExporter(progress, job.study.name)]
+        outcome = scheduler.run(job.plan, job.run_config, progress, views, opened, fail_fast)
+    return _unsuccessful(outcome.failed, outcome.blocked, job)
+
+
+def _unsuccessful(failures: dict[str, str], blocked: Iterable[str], job: Job) -> list[str]:
+    records = {trial: f"work/{trial}/{FAILURE}" for trial in failures}
+    there = job.store.files.read_existing(list(records.values()))  # a process that never started leaves none
+    details = {trial: f" (details: {job.store.url}/{path})" for trial, path in records.items() if path in there}
+    labels = {trial.id: trial.label for trial in job.plan.trials}
+    failed = [f"failed: {why}{details.get(trial, '')}" for trial, why in failures.items()]
+    return failed + [f"not run because of a failure: {labels[trial]} ({trial})" for trial in sorted(blocked)]
+
+
+def write_report(job: Job) -> list[str]:
+    """Write results table and report of what is finished of a study, and of what else was ever asked for under its
+    name, into the store; print its claims. Return a sentence for each figure that could not be drawn."""
+    from rayexp.reports import page
+
+    def make(whole: Plan, folder: Path) -> tuple["Report", list[dict[str, Any]]]:
+        report = page.write(whole, job.store, folder)
+        with (folder / "claims.csv").open(newline="", encoding="utf-8") as claims:
+            return report, list(csv.DictReader(claims))
+
+    report, claims = job.study.write(job.plan, make)
+    for row in claims:
+        print(f"{row['claim']} {row['title']} | {row['setting']} | {row['measured']} | {row['verdict']}")
+    place = f"{job.store.url}/studies/{job.study.name}"
+    print(f"results: {place}/results.parquet\nreport:  {place}/report/index.html")
+    return report.undrawn

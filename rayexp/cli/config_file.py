@@ -1,0 +1,39 @@
+"""An experiment in a file: YAML or JSON with the names of the options."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rayexp.config import RunConfig
+from rayexp.errors import first_line
+from rayexp.experiment import Experiment
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which ``1e-4`` is a number, as it is in YAML 1.2 and to everybody else."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_config(path: str, usual: Experiment) -> tuple[Experiment, RunConfig]:
+    """Return what a file asks for, and how it is to be run; ``usual`` where it says nothing.
+
+    Raises ValueError or ValidationError on a file that can't be read or that says something else.
+    """
+    try:
+        said = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        text: Any = json.loads(json.dumps(said))
+    except OSError as error:
+        raise ValueError(f"config is {path!r}, which cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"config is {path!r}, which is neither YAML nor JSON ({first_line(error)})") from error
+    if not isinstance(text, dict):
+        raise ValueError(f"config is {path!r}, which has no names with values; allowed: lines such as `study: depth`")
+    run_config = RunConfig.model_validate_json(json.dumps(text.pop("run_config", {})))
+    return Experiment.model_validate_json(json.dumps(usual.model_dump(mode="json") | text)), run_config

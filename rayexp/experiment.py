@@ -1,0 +1,119 @@
+"""An experiment as it is asked for: a study, its scale, and what differs from what is usual there."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from rayexp.config import Value
+from rayexp.errors import not_among
+from rayexp.stages import Stage
+from rayexp.studies import study_named
+from rayexp.studies.grid import Grid
+from rayexp.studies.overrides import Override, apply_overrides, in_effect, parse_overrides
+from rayexp.studies.presets import SCALES, Budget
+
+#: Characters of an experiment's name, which is a folder's.
+NAME_LENGTH = 100
+GRID = ("ood_ratios", "kl_betas", "seeds")
+
+
+def _texts(given: Any) -> Any:
+    """Return settings that are given as a mapping, such as ``{"grpo.group_size": [4, 8]}``, as texts."""
+    if not isinstance(given, Mapping):
+        return given
+    several = {name: value if isinstance(value, list | tuple) else [value] for name, value in given.items()}
+    return tuple(f"{name}={','.join(map(json.dumps, values))}" for name, values in several.items())
+
+
+def _fit_for_a_folder(name: str | None) -> str | None:
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        raise ValueError(f"name is {name!r}; allowed: up to 100 letters, digits, and _ . - after the first")
+    return name
+
+
+class Experiment(Value):
+    """A study, and the values that it varies."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    study: str = "demo"
+    """Name of a study, or module:function for one of your own."""
+    scale: str = "tiny"
+    """Decoder and budgets: toy, tiny, small, paper."""
+    ood_ratios: Annotated[tuple[float, ...], Field(strict=False)] = ()
+    """Shares of OOD samples in pretraining, separated by blanks or commas; the scale's own if not given."""
+    kl_betas: Annotated[tuple[float, ...], Field(strict=False)] = ()
+    """Weights of the KL to the reference; the scale's own if not given."""
+    seeds: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    """One chain of stages for each; the scale's own if not given."""
+    graph: str = "hidden"
+    """hidden: one cycle, to be learnt. printed: a fresh map in every prompt."""
+    traversal: str = "uniform"
+    """uniform, or positional: traversal and shift do not commute."""
+    completion_format: str = "answer"
+    """answer: only the final string. trace: the string after every operation."""
+    set: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_texts)] = ()
+    """Any settings of the stages, as STAGE.SETTING=VALUE, such as grpo.group_size=16. Several values, separated by
+    commas, are an axis of the grid: each is run with each of the others."""
+    name: Annotated[str | None, AfterValidator(_fit_for_a_folder)] = None
+    """Folder of its results in the store, below studies; by default study, scale, and what is not usual. Asked for
+    again under the same name with other seeds, ratios or betas, a study grows."""
+
+    @cached_property
+    def overrides(self) -> tuple[Override, ...]:
+        return parse_overrides(self.set)
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """Return the settings that ``set`` gives several values."""
+        return frozenset(override.name for override in self.overrides if len(override.values) > 1)
+
+    @cached_property
+    def folder(self) -> str:
+        """Return the name of the folder of its results below ``studies``."""
+        if self.name is not None:
+            return self.name
+        usual = type(self).model_fields
+        variants = [
+            name for name in ("graph", "traversal", "completion_format") if getattr(self, name) != usual[name].default
+        ]
+        differing = [override.slug for override in in_effect(self._usual, self.overrides)] if self.overrides else []
+        own = self.study.replace(":", ".")
+        name = "-".join([own, self.scale, *(getattr(self, variant) for variant in variants), *differing])
+        if len(name) <= NAME_LENGTH:
+            return name
+        return f"{name[: NAME_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+    def resolved(self) -> "Experiment":
+        """Return the same experiment with every setting said: the grid that its scale has, and its name."""
+        grid = {name: getattr(self, name) or getattr(self._budget, name) for name in GRID}
+        return self.model_copy(update={**grid, "name": self.folder})
+
+    def stages(self) -> list[Stage]:
+        """Return what the study wants. Raises ValueError or ValidationError on a setting it can't have."""
+        return apply_overrides(self._usual, self.overrides)
+
+    @cached_property
+    def _usual(self) -> list[Stage]:
+        """The stages of the study before ``set`` changes any."""
+        study, budget = study_named(self.study), self._budget
+        grid = Grid(
+            self.ood_ratios or budget.ood_ratios,
+            self.kl_betas or budget.kl_betas,
+            self.seeds or budget.seeds,
+            self.graph,
+            self.traversal,
+            self.completion_format,
+        )
+        return study(budget, grid)
+
+    @property
+    def _budget(self) -> Budget:
+        if self.scale not in SCALES:
+            raise ValueError(not_among("scale", self.scale, SCALES))
+        return SCALES[self.scale]
