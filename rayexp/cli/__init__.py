@@ -7,10 +7,11 @@
     rayexp show STAGE                               one stage in full
     rayexp explain STAGE --study depth              why it would run, or would not
     rayexp compare depth-tiny other::depth-tiny     two studies, prompt by prompt
+    rayexp compare depth-tiny --by kl_beta          two values of a setting within one study
     rayexp export depth-tiny --to kit               checkpoints, records, checksums
 
 STAGE is an id, the beginning of one, or a label. `rayexp run --help` lists what a study can be asked for; `python
-jobs/sweep.py` is the same for `ray job submit`. Only run starts Ray; the last five never change a store. Exit codes: 0
+jobs/sweep.py` is the same for `ray job submit`. Only run starts Ray; the last six never change a store. Exit codes: 0
 done, 1 something failed or is damaged, 2 refused, 130 stopped.
 """
 

@@ -1,14 +1,18 @@
-"""``rayexp compare``: two studies, with paired differences."""
+"""``rayexp compare``: two studies, or two values of a setting within one, with paired differences."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from rayexp.cli.place import StoreArgs
+from rayexp.cli.place import LookArgs
+from rayexp.stages import settings
 from rayexp.terminal import Column, table, terminal_width
+
+if TYPE_CHECKING:
+    from rayexp.reports.compare import Comparison, Study
 
 TABLE = (
     Column("stage", cut=True),
@@ -24,40 +28,87 @@ DIFFERING = (Column("of"), Column("setting"), Column("A", cut=True), Column("B",
 
 
 @dataclass(frozen=True)
-class Compare(StoreArgs):
-    """Compare the measurements of two studies: mean Q after each stage, and the paired difference B - A with a 95 %
-    interval over seeds, then prompts."""
+class Compare(LookArgs):
+    """Compare the measurements of two studies, or those of one study with each value of a setting: mean Q after each
+    stage, and the paired difference B - A with a 95 % interval over seeds, then prompts."""
 
     a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
     """A study: NAME, STORE::NAME, or the folder STORE/studies/NAME."""
-    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[B]")] = ""
     """The other study."""
+    by: str = ""
+    """In place of B, a setting that varies in A, such as grpo.kl_beta: stages with its first value are compared with
+    those that have another one, a table for each."""
     csv: Path | None = None
     """Write the table to this file as well, unrounded."""
 
     def run(self) -> int:
-        from rayexp.reports.compare import Study, compare  # pandas and scipy, which only this command needs
+        from rayexp.reports.compare import compare  # pandas and scipy, which only this command needs
 
-        one, other = Study.read(self.a, self.store), Study.read(self.b, self.store)
-        found = compare(one, other)
+        first, *others = self._studies()
+        found = [compare(first, other) for other in others]
         if self.csv:
-            try:
-                found.table.to_csv(self.csv, index=False)
-            except OSError as error:
-                raise ValueError(f"csv is {str(self.csv)!r}, which cannot be written ({error.strerror})") from error
-        width = terminal_width()
-        print(f"A  {one.title}\nB  {other.title}\n")
-        print(
-            "Stages are paired that agree in all settings along their lineage, prompts by role, cell and prompt_index."
-        )
-        if found.differing:
-            print(f"Settings that are not the same in A and B:\n\n{table(DIFFERING, found.differing, width)}")
-        if len(found.table):
-            rows = [_row(row) for row in found.table.to_dict("records")]
-            print(f"\n{table(TABLE, rows, width)}")
-        print(f"\nnot paired: {'; '.join(found.unpaired) or 'nothing'}")
-        print("\n".join(found.notes))
+            _write_csv(self.csv, found)
+        self.print_facts({"by": first.by, "comparisons": list(map(_facts, found))}, _text)
         return 0
+
+    def _studies(self) -> "list[Study]":
+        """Return what is compared: the first with each of the others."""
+        from rayexp.reports.compare import Study
+
+        if bool(self.b) == bool(self.by):
+            given = "both are" if self.b else "neither is"
+            raise ValueError(f"{given} given of B and --by; allowed: A B, two studies, or A --by SETTING, one study")
+        study = Study.read(self.a, self.store)
+        return study.parts(self.by) if self.by else [study, Study.read(self.b, self.store)]
+
+
+def _write_csv(path: Path, found: "Sequence[Comparison]") -> None:
+    import pandas as pd
+
+    tables = [each.table.assign(**_values(each)) for each in found]
+    try:
+        pd.concat(tables).to_csv(path, index=False)
+    except OSError as error:
+        raise ValueError(f"csv is {str(path)!r}, which cannot be written ({error.strerror})") from error
+
+
+def _values(found: "Comparison") -> dict[str, Any]:
+    """Return the values of the setting that parts of one study are compared by."""
+    return {"value_a": found.a.value, "value_b": found.b.value} if found.a.by else {}
+
+
+def _facts(found: "Comparison") -> dict[str, Any]:
+    return {
+        "a": found.a.title,
+        "b": found.b.title,
+        **_values(found),
+        "differing": [each._asdict() for each in found.differing],
+        "table": found.table.to_dict("records"),
+        "unpaired": found.unpaired,
+        "notes": found.notes,
+    }
+
+
+def _text(facts: dict[str, Any]) -> str:
+    return "\n\n".join(map(_comparison_text, facts["comparisons"]))
+
+
+def _comparison_text(found: dict[str, Any]) -> str:
+    width = terminal_width()
+    lines = [
+        f"A  {found['a']}\nB  {found['b']}\n",
+        "Stages are paired that agree in all settings along their lineage, prompts by role, cell and prompt_index.",
+    ]
+    if found["differing"]:
+        rows = [
+            (each["of"], each["setting"], settings.listed(each["a"]), settings.listed(each["b"]), each["in_pairing"])
+            for each in found["differing"]
+        ]
+        lines.append(f"Settings that are not the same in A and B:\n\n{table(DIFFERING, rows, width)}")
+    if found["table"]:
+        lines.append(f"\n{table(TABLE, map(_row, found['table']), width)}")
+    return "\n".join([*lines, f"\nnot paired: {'; '.join(found['unpaired']) or 'nothing'}", *found["notes"]])
 
 
 def _row(row: Mapping[Hashable, Any]) -> list[str]:

@@ -1,16 +1,16 @@
 """``rayexp ls``: every finished stage of a store, and every one that has not finished."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from rich import filesize
 
-from rayexp.cli.place import StoreArgs
+from rayexp.cli.place import LookArgs
 from rayexp.formatting import one_line
 from rayexp.stages import KINDS, kind_in
-from rayexp.store.index import Finished, UnfinishedStage
+from rayexp.store.index import Finished, StoreIndex
 from rayexp.terminal import Column, abbreviated, duration, table, terminal_width
 
 FINISHED = (
@@ -27,6 +27,8 @@ UNFINISHED = (
     Column("when (UTC)", spare=True),
     Column("label", cut=True),
 )
+#: Of a finished stage.
+FACTS = ("id", "kind", "label", "started", "duration_s", "bytes")
 ORDERS: dict[str, Callable[[Finished], object]] = {
     "label": lambda stage: (stage.label, stage.id),
     "started": lambda stage: (stage.started, stage.label),
@@ -36,7 +38,7 @@ ORDERS: dict[str, Callable[[Finished], object]] = {
 
 
 @dataclass(frozen=True)
-class Ls(StoreArgs):
+class Ls(LookArgs):
     """List finished stages, and those that have not finished: running, failed, or incomplete."""
 
     kind: Literal["any", *KINDS] = "any"  # pyright: ignore[reportInvalidTypeForm]
@@ -47,7 +49,10 @@ class Ls(StoreArgs):
     """took and size: the largest first."""
 
     def run(self) -> int:
-        index = self.index()
+        self.print_facts(self._facts(self.index()), _text)
+        return 0
+
+    def _facts(self, index: StoreIndex) -> dict[str, Any]:
         among = set(index.study(self.study)) if self.study else None
         finished = [stage for stage in index.finished(among).values() if self.kind in ("any", stage.kind)]
         unfinished = [
@@ -56,30 +61,45 @@ class Ls(StoreArgs):
             if (among is None or each.id in among) and self.kind in ("any", kind_in(each.id))
         ]
         finished.sort(key=ORDERS[self.sort])  # pyright: ignore[reportArgumentType]
-        width = terminal_width()
-        name = {stage.id: stage.id for stage in (*finished, *unfinished)}
-        if width:
-            name = abbreviated(list(name))
-        if finished:
-            print(table(FINISHED, [_finished(stage, name[stage.id]) for stage in finished], width))
-        if unfinished:
-            print("\n" * bool(finished) + table(UNFINISHED, [_row(each, name[each.id]) for each in unfinished], width))
-        for each in unfinished:
-            if each.why:
-                print(one_line(f"{'failed' if each.state == 'failed' else 'failed before'}: {each.why}"))
-        total = sum(stage.bytes for stage in finished)
-        of = f" of {len(among)} in the study" if among is not None and self.kind == "any" else ""
-        counts = f"{len(finished)} finished{of}, {filesize.decimal(total)}; {len(unfinished)} unfinished"
-        print(f"\n{counts}; store {index.store.url}")
-        return 0
+        return {
+            "store": index.store.url,
+            "study": self.study or None,
+            "stages_of_study": None if among is None else len(among),
+            "kind": self.kind,
+            "bytes": sum(stage.bytes for stage in finished),
+            "finished": [{name: getattr(stage, name) for name in FACTS} for stage in finished],
+            "unfinished": [{"id": each.id, "kind": kind_in(each.id), **asdict(each)} for each in unfinished],
+        }
 
 
-def _finished(stage: Finished, name: str) -> tuple[str, ...]:
-    took = "-" if stage.duration_s is None else duration(stage.duration_s)
-    return name, stage.started[:16].replace("T", " ") or "-", took, filesize.decimal(stage.bytes), stage.label
+def _text(facts: dict[str, Any]) -> str:
+    finished, unfinished, width = facts["finished"], facts["unfinished"], terminal_width()
+    name = {stage["id"]: stage["id"] for stage in (*finished, *unfinished)}
+    if width:
+        name = abbreviated(list(name))
+    tables = []
+    if finished:
+        tables.append(table(FINISHED, [_finished(stage, name[stage["id"]]) for stage in finished], width))
+    if unfinished:
+        rows = table(UNFINISHED, [_unfinished(stage, name[stage["id"]]) for stage in unfinished], width)
+        tables.append("\n".join([rows, *(_why(stage) for stage in unfinished if stage["why"])]))
+    whole = facts["study"] and facts["kind"] == "any"
+    of = f" of {facts['stages_of_study']} in the study" if whole else ""
+    counts = f"{len(finished)} finished{of}, {filesize.decimal(facts['bytes'])}; {len(unfinished)} unfinished"
+    return "\n\n".join([*tables, f"{counts}; store {facts['store']}"])
 
 
-def _row(stage: UnfinishedStage, name: str) -> tuple[str, ...]:
-    step = "-" if stage.step is None else str(stage.step)
-    when = "-" if stage.time is None else datetime.fromtimestamp(stage.time, UTC).strftime("%Y-%m-%d %H:%M")
-    return stage.state, name, step, when, stage.label or "-"
+def _finished(stage: dict[str, Any], name: str) -> tuple[str, ...]:
+    took = "-" if stage["duration_s"] is None else duration(stage["duration_s"])
+    started = stage["started"][:16].replace("T", " ") or "-"
+    return name, started, took, filesize.decimal(stage["bytes"]), stage["label"]
+
+
+def _unfinished(stage: dict[str, Any], name: str) -> tuple[str, ...]:
+    step = "-" if stage["step"] is None else str(stage["step"])
+    when = "-" if stage["time"] is None else datetime.fromtimestamp(stage["time"], UTC).strftime("%Y-%m-%d %H:%M")
+    return stage["state"], name, step, when, stage["label"] or "-"
+
+
+def _why(stage: dict[str, Any]) -> str:
+    return one_line(f"{'failed' if stage['state'] == 'failed' else 'failed before'}: {stage['why']}")

@@ -3,30 +3,35 @@
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich import filesize
 
-from rayexp.cli.place import StoreArgs
+from rayexp.cli.place import LookArgs
 from rayexp.errors import first_line
 from rayexp.formatting import one_line
+from rayexp.parts import own_modules, unread_parts
 from rayexp.stages import Stage, settings
 from rayexp.store.artifacts import StoreError
 from rayexp.store.index import Finished, StoreIndex, file_bytes, find
 from rayexp.store.provenance import code_here
 from rayexp.terminal import Column, duration, table, terminal_width
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 #: Of provenance, in this order; the rest is in provenance.json.
 FACTS = ("started", "duration_s", "seconds", "host", "machine", "user", "python", "argv", "source", "git", "packages")
+METRICS = "metrics.parquet"
 #: What a summary of results reads.
-RESULTS = ["role", "cell", "log_mass", "greedy_correct"]
+RESULTS = ["role", "cell", "log_mass", "greedy_correct", "sampled"]
 
 
 @dataclass(frozen=True)
-class Show(StoreArgs):
+class Show(LookArgs):
     """Show one finished stage: lineage, provenance, files, last metrics, results by cell, how to load it."""
 
     stage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STAGE")]
@@ -39,43 +44,42 @@ class Show(StoreArgs):
         labels = index.labels()
         stage_id = find(self.stage, labels)
         finished = index.finished([stage_id])[stage_id]
-        spec = index.specs([stage_id]).get(stage_id)
-        problems = index.store.damaged([stage_id]).get(stage_id, []) if self.verify else []
-        sections = [f"{stage_id}\n{one_line(finished.label)}"]
-        if spec is None:
-            sections.append("its spec.json is not there, or is none that this version can read")
-        else:
-            sections += _spec_sections(index, finished, spec, labels)
-        sections.append(_titled("provenance", _provenance(finished)))
-        sections.append(_titled("files", _files(index, finished, problems if self.verify else None)))
-        sections += _contents(index, finished, spec, labels)
-        if "model/config.json" in finished.files:
-            sections.append(_titled("load", _loading(index, finished)))
-        print("\n\n".join(sections))
+        problems = index.store.damaged([stage_id]).get(stage_id, []) if self.verify else None
+        self.print_facts(_facts(index, finished, labels, problems), _text)
         return 1 if problems else 0
 
 
-def _titled(title: str, body: str) -> str:
-    return "\n".join([title, *(f"  {line}".rstrip() for line in body.splitlines())])
-
-
-def _spec_sections(index: StoreIndex, finished: Finished, spec: Stage, labels: Mapping[str, str]) -> list[str]:
-    """Show settings of the whole lineage, and what in the store stands above and below."""
-    sections = []
-    if spec.id != finished.id:
-        sections.append(
-            f"not what this version makes: the same settings have the id {spec.id} today (`rayexp explain` says more)"
-        )
-    for each in spec.lineage:
-        where = "this stage" if each is spec else each.id + ("" if each.id in labels else ", not in this store")
-        rows = [(name, settings.shown(value)) for name, value in settings.own(each).items() if name != "kind"]
-        text = table((Column("setting"), Column("value", cut=True)), rows, _width())
-        sections.append(_titled(f"{each.kind} ({where})", text))
+def _facts(
+    index: StoreIndex, finished: Finished, labels: Mapping[str, str], problems: list[str] | None
+) -> dict[str, Any]:
+    """Gather all that is shown. problems: what reading the files found; None if they were not read."""
+    spec = index.specs([finished.id]).get(finished.id)
     children = _children(index, finished, labels)
-    if children:
-        rows = [(child, labels[child]) for child in children]
-        sections.append(_titled("built on it", table((Column("stage"), Column("label", cut=True)), rows, _width())))
-    return sections
+    folder = f"{index.store.url}/stages/{finished.id}"
+    return {
+        "id": finished.id,
+        "kind": finished.kind,
+        "label": finished.label,
+        "id_today": spec and spec.id,
+        "unread": [part.kind for part in unread_parts(spec)] if spec else [],
+        "lineage": spec and [_stage(each, each is spec or each.id in labels) for each in spec.lineage],
+        "built_on_it": [{"id": child, "label": labels[child]} for child in children],
+        "duration_s": finished.duration_s,
+        "provenance": finished.provenance,
+        "other_code": finished.other_code or None,
+        "code_here": code_here(own_modules([spec] if spec else [])),
+        "folder": folder,
+        "files": _files(finished, folder, problems),
+        "problems": problems,
+        "metrics": _metrics(index, finished),
+        "results": _results(index, finished, children),
+        "model": _model(index, finished),
+    }
+
+
+def _stage(stage: Stage, there: bool) -> dict[str, Any]:
+    own = {name: value for name, value in settings.own(stage).items() if name != "kind"}
+    return {"id": stage.id, "kind": stage.kind, "in_store": there, "settings": own}
 
 
 def _children(index: StoreIndex, finished: Finished, labels: Mapping[str, str]) -> list[str]:
@@ -85,8 +89,121 @@ def _children(index: StoreIndex, finished: Finished, labels: Mapping[str, str]) 
     return [i for i in sorted(some) if i in specs and (parent := specs[i].parent) and parent.id == finished.id]
 
 
-def _provenance(finished: Finished) -> str:
-    record = finished.provenance
+def _files(finished: Finished, folder: str, problems: list[str] | None) -> list[dict[str, Any]]:
+    """Return every file of the manifest, and what is known of its contents."""
+    bad = {name for name in finished.files for text in problems or () if text.startswith(f"{folder}/{name}: ")}
+    good = "not read" if problems is None else "verified"
+    return [
+        {
+            "name": name,
+            "bytes": file_bytes(about),
+            "contents": "damaged" if name in bad else good,
+            "sha256": about["sha256"],
+        }
+        for name, about in finished.files.items()
+    ]
+
+
+def _metrics(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
+    """Return the last value of every metric, or why they can't be read; None where the stage has none."""
+    if METRICS not in finished.files:
+        return None
+    try:
+        rows = index.store.table(finished.id, METRICS).to_pylist()
+        last = {str(row["metric"]): {"step": int(row["step"]), "value": float(row["value"])} for row in rows}
+    except (StoreError, KeyError, TypeError, ValueError) as error:
+        return {"problem": str(error), "last": {}}
+    return {"problem": None, "last": dict(sorted(last.items()))}
+
+
+def _results(index: StoreIndex, finished: Finished, children: Sequence[str]) -> dict[str, Any] | None:
+    """Return the results of a measurement, or of the one of a model, by cell; None where there is none."""
+    measured = finished.id
+    if METRICS in finished.files:
+        own = [i for i in children if i.startswith("evaluate-")]
+        if not own:
+            return None
+        measured = own[0]
+    try:
+        rows = index.store.table(measured, "results.parquet").select(RESULTS).to_pandas()
+    except (StoreError, KeyError, ValueError) as error:
+        return {"stage": measured, "exact": None, "problem": first_line(error), "cells": []}
+    return {"stage": measured, "exact": not bool(rows["sampled"].any()), "problem": None, "cells": _cells(rows)}
+
+
+def _cells(rows: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Return mean Q and greedy accuracy of each cell, with intervals over prompts."""
+    import numpy as np  # with pandas and scipy it takes a second
+
+    from rayexp.evaluation.metrics import cluster_bootstrap, wilson
+
+    found = []
+    for (role, cell), some in rows.groupby(["role", "cell"], sort=False):
+        q = cluster_bootstrap([np.exp(some["log_mass"].to_numpy(dtype=float).clip(max=0))])
+        greedy = wilson(int(some["greedy_correct"].sum()), len(some))
+        means = {
+            name: {"mean": each.mean, "low": each.low, "high": each.high}
+            for name, each in (("q", q), ("greedy_accuracy", greedy))
+        }
+        found.append({"role": role, "cell": cell, "prompts": len(some), **means})
+    return found
+
+
+def _model(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
+    """Return what it takes to load the weights; None where there are none."""
+    if "model/config.json" not in finished.files:
+        return None
+    local = index.store.files.local
+    folder = f"{os.path.abspath(index.store.files.root)}/stages/{finished.id}/model" if local else None
+    return {"store": index.store.url, "folder": folder}
+
+
+def _text(facts: dict[str, Any]) -> str:
+    sections = [f"{facts['id']}\n{one_line(facts['label'])}"]
+    if facts["unread"]:
+        kinds = ", ".join(map(one_line, facts["unread"]))
+        sections.append(f"not imported, and shown as it is stored: {kinds}")
+    if facts["lineage"]:
+        sections += _lineage_sections(facts)
+    else:
+        sections.append("its spec.json is not there, or is none that this version can read")
+    sections.append(_titled("provenance", _provenance_text(facts)))
+    sections.append(_titled("files", _files_text(facts)))
+    if facts["metrics"]:
+        sections.append(_titled("metrics, last values", _metrics_text(facts["metrics"])))
+    if results := facts["results"]:
+        of = "" if results["stage"] == facts["id"] else f" ({results['stage']})"
+        sections.append(_titled(f"results by cell{of}", _results_text(results)))
+    if facts["model"]:
+        sections.append(_titled("load", _loading(facts["id"], facts["model"])))
+    return "\n\n".join(sections)
+
+
+def _titled(title: str, body: str) -> str:
+    return "\n".join([title, *(f"  {line}".rstrip() for line in body.splitlines())])
+
+
+def _lineage_sections(facts: dict[str, Any]) -> list[str]:
+    """Show settings of the whole lineage, and what in the store stands above and below."""
+    sections = []
+    if (today := facts["id_today"]) != facts["id"]:
+        sections.append(
+            f"not what this version makes: the same settings have the id {today} today (`rayexp explain` says more)"
+        )
+    for each in facts["lineage"]:
+        where = each["id"] + ("" if each["in_store"] else ", not in this store")
+        where = "this stage" if each is facts["lineage"][-1] else where
+        rows = [(name, settings.shown(value)) for name, value in each["settings"].items()]
+        text = table((Column("setting"), Column("value", cut=True)), rows, _width())
+        sections.append(_titled(f"{each['kind']} ({where})", text))
+    if children := [(child["id"], child["label"]) for child in facts["built_on_it"]]:
+        text = table((Column("stage"), Column("label", cut=True)), children, _width())
+        sections.append(_titled("built on it", text))
+    return sections
+
+
+def _provenance_text(facts: dict[str, Any]) -> str:
+    record = facts["provenance"]
     if not record:
         return "none that can be read"
     rows = []
@@ -97,9 +214,10 @@ def _provenance(finished: Finished) -> str:
         elif name == "argv" and isinstance(value, list):
             value = shlex.join(map(str, value)) or None
         elif name == "duration_s":
-            name, value = "took", None if finished.duration_s is None else duration(finished.duration_s)
+            name, value = "took", None if facts["duration_s"] is None else duration(facts["duration_s"])
         rows.append((name, "-" if value is None else str(value)))
-    rows.append(("code", f"{finished.other_code}; here is {code_here()}" if finished.other_code else "the code here"))
+    other = facts["other_code"]
+    rows.append(("code", f"{other}; here is {facts['code_here']}" if other else "the code here"))
     run_config = record.get("run_config")
     if isinstance(run_config, Mapping):
         shown = ("device", "train_workers", "rollout_workers", "store")
@@ -107,69 +225,49 @@ def _provenance(finished: Finished) -> str:
     return table((Column("fact"), Column("value")), rows)
 
 
-def _files(index: StoreIndex, finished: Finished, problems: list[str] | None) -> str:
-    """Show every file of the manifest. problems: what reading them found; None if they were not read."""
-    place = f"{index.store.url}/stages/{finished.id}"
-    bad = {name for name in finished.files for text in problems or () if text.startswith(f"{place}/{name}: ")}
-    good = "not read" if problems is None else "verified"
+def _files_text(facts: dict[str, Any]) -> str:
+    place, problems = f"{facts['folder']}/", facts["problems"]
     rows = [
-        (name, filesize.decimal(file_bytes(about)), "DAMAGED" if name in bad else good, about["sha256"])
-        for name, about in finished.files.items()
+        (
+            file["name"],
+            filesize.decimal(file["bytes"]),
+            file["contents"].replace("damaged", "DAMAGED"),
+            file["sha256"],
+        )
+        for file in facts["files"]
     ]
     columns = (Column("file"), Column("size", right=True), Column("contents"), Column("sha256", cut=True))
-    found = [one_line(text.removeprefix(f"{place}/")) for text in problems or ()]
+    found = [one_line(text.removeprefix(place)) for text in problems or ()]
     more = ["", "--verify reads them and compares"] if problems is None else found
-    return "\n".join([f"{place}/", table(columns, rows, _width()), *more])
+    return "\n".join([place, table(columns, rows, _width()), *more])
 
 
-def _contents(index: StoreIndex, finished: Finished, spec: Stage | None, labels: Mapping[str, str]) -> list[str]:
-    """Show last metrics and results by cell, verified as they are read."""
-    sections = []
-    measured = finished.id
-    if "metrics.parquet" in finished.files:
-        sections.append(_titled("metrics, last values", _last_metrics(index, finished.id)))
-        own = [i for i in _children(index, finished, labels) if i.startswith("evaluate-")]
-        measured = own[0] if own else ""
-    if measured:
-        exact = spec is None or spec.root.task.unique
-        title = "results by cell" if measured == finished.id else f"results by cell ({measured})"
-        sections.append(_titled(title, _results(index, measured, not exact)))
-    return sections
-
-
-def _last_metrics(index: StoreIndex, stage_id: str) -> str:
-    try:
-        rows = index.store.table(stage_id, "metrics.parquet").to_pylist()
-        last = {str(row["metric"]): (int(row["step"]), float(row["value"])) for row in rows}
-    except (StoreError, KeyError, TypeError, ValueError) as error:
-        return one_line(str(error))
-    shown = [(name, f"{value:.5g}", str(step)) for name, (step, value) in sorted(last.items())]
+def _metrics_text(metrics: dict[str, Any]) -> str:
+    if metrics["problem"]:
+        return one_line(metrics["problem"])
+    shown = [(name, f"{last['value']:.5g}", str(last["step"])) for name, last in metrics["last"].items()]
     return table((Column("metric"), Column("value", right=True), Column("step", right=True)), shown)
 
 
-def _results(index: StoreIndex, stage_id: str, traces: bool) -> str:
-    """Show mean Q and greedy accuracy of each cell, with intervals over prompts."""
-    import numpy as np  # with pandas and scipy it takes a second
-
-    from rayexp.evaluation.metrics import cluster_bootstrap, wilson
-
-    try:
-        rows = index.store.table(stage_id, "results.parquet").select(RESULTS).to_pandas()
-    except (StoreError, KeyError, ValueError) as error:
-        return one_line(first_line(error))
-    mass = "gold-trace mass (at most Q)" if traces else "mean Q"
+def _results_text(results: dict[str, Any]) -> str:
+    if results["problem"]:
+        return one_line(results["problem"])
+    mass = "mean Q" if results["exact"] else "gold-trace mass (at most Q)"
     columns = [Column("role"), Column("cell"), Column("prompts", right=True), Column(mass), Column("greedy accuracy")]
-    shown = []
-    for (role, cell), some in rows.groupby(["role", "cell"], sort=False):
-        q = np.exp(some["log_mass"].to_numpy(dtype=float).clip(max=0))
-        right = wilson(int(some["greedy_correct"].sum()), len(some))
-        shown.append((role, cell, str(len(some)), str(cluster_bootstrap([q])), str(right)))
-    return f"{table(columns, shown)}\nin brackets: 95 % intervals over prompts"
+    rows = [
+        (each["role"], each["cell"], str(each["prompts"]), _interval(each["q"]), _interval(each["greedy_accuracy"]))
+        for each in results["cells"]
+    ]
+    return f"{table(columns, rows)}\nin brackets: 95 % intervals over prompts"
 
 
-def _loading(index: StoreIndex, finished: Finished) -> str:
-    if index.store.files.local:
-        place = json.dumps(f"{os.path.abspath(index.store.files.root)}/stages/{finished.id}/model")
+def _interval(of: dict[str, float]) -> str:
+    return f"{of['mean']:.3g} [{of['low']:.3g}, {of['high']:.3g}]"
+
+
+def _loading(stage_id: str, model: dict[str, Any]) -> str:
+    if model["folder"]:
+        place = json.dumps(model["folder"])
         return (
             "from transformers import LlamaForCausalLM\n"
             f"model = LlamaForCausalLM.from_pretrained({place})\n"
@@ -178,7 +276,7 @@ def _loading(index: StoreIndex, finished: Finished) -> str:
     return (
         "from rayexp.store.artifacts import Store\n"
         "from transformers import LlamaForCausalLM\n"
-        f"with Store({json.dumps(index.store.url)}).model({json.dumps(finished.id)}) as folder:  # verified\n"
+        f"with Store({json.dumps(model['store'])}).model({json.dumps(stage_id)}) as folder:  # verified\n"
         "    model = LlamaForCausalLM.from_pretrained(folder)"
     )
 

@@ -1,4 +1,4 @@
-"""Two studies side by side, prompt by prompt.
+"""Two studies, or two parts of one, side by side, prompt by prompt.
 
 Stages are paired that agree in every setting of their whole lineage but those in which the studies differ: settings
 that have one value in one study and another one in the other. Of two paired stages, rows are paired that have the same
@@ -8,35 +8,41 @@ what has no partner is counted and left out.
 
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayexp.errors import did_you_mean, first_line
+from rayexp.errors import did_you_mean, first_line, not_among
 from rayexp.evaluation.statistics import interval, possible_change
 from rayexp.formatting import number
+from rayexp.parts import unread_parts
 from rayexp.stages import Stage, kind_in, settings
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.index import StoreIndex
 
 KEY = ["role", "cell", "prompt_index"]
 COLUMNS = ["stage_id", *KEY, "prompt", "q"]
+#: About a pair of stages.
+JOINED = ["stage", "ood_ratio", "ood_ratio_a", "ood_ratio_b", "seed"]
 #: How a setting that is not the same in both studies bears on the pairing.
 DROPPED, SHARED, APART = "left out of it", "paired where equal", "no value in common: nothing pairs"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study that has results. rows: its results table; stages: the measured ones by id, settings along each."""
+    """A study that has results, or a part of one. rows: its results table; stages: the measured ones by id, settings
+    along each. by, value: the setting that a part of a study has one value of, and which."""
 
     title: str
     rows: pd.DataFrame
     stages: dict[str, Stage]
     flat: dict[str, dict[str, Any]]
+    by: str | None = None
+    value: Any = None
 
     @classmethod
     def read(cls, reference: str, store_url: str) -> "Study":
@@ -63,42 +69,108 @@ class Study:
         stages = index.specs(rows["stage_id"].unique().tolist())
         return cls(f"{name} in {url}", rows, stages, {i: settings.along(stage) for i, stage in stages.items()})
 
+    def parts(self, by: str) -> list["Study"]:
+        """Split the study into parts that have one value each of a setting, numbers by size. Stages without that
+        setting in their lineage are in none.
+
+        by: ``grpo.kl_beta``, the end of such a name, or the name of a condition, if only one setting that varies has
+        it. Raises ValueError for any other.
+        """
+        placed = {i: settings.placed(stage) for i, stage in self.stages.items()}
+        values: dict[settings.Setting, list[Any]] = {}
+        for each in placed.values():
+            for setting, value in each.items():
+                values.setdefault(setting, []).append(value)
+        varying = {setting: found for setting in values if len(found := settings.distinct(values[setting])) > 1}
+        chosen = self._setting(by, values, varying)
+        return [
+            self._part(chosen, value, {i for i, each in placed.items() if chosen in each and each[chosen] == value})
+            for value in varying[chosen]
+        ]
+
+    def _setting(
+        self, by: str, known: Collection[settings.Setting], varying: Collection[settings.Setting]
+    ) -> settings.Setting:
+        """Return the setting that varies and is called ``by``."""
+        if not varying:
+            raise ValueError(f"by is {by!r}, and no setting varies in {self.title}")
+        titles = settings.varying(self.stages.values())
+        called = [
+            setting
+            for setting in known
+            if f".{settings.column(setting)}".endswith(f".{by}") or titles.get(setting) == by
+        ]
+        allowed = [setting for setting in called if setting in varying]
+        if len(allowed) == 1:
+            return allowed[0]
+        names = [settings.column(setting) for setting in allowed or varying]
+        if not called:
+            raise ValueError(not_among("by", by, names))
+        why = "several settings are called" if allowed else f"has one value in {self.title}"
+        raise ValueError(f"by is {by!r}, which {why}; allowed: {', '.join(names)}")
+
+    def _part(self, setting: settings.Setting, value: Any, ids: Collection[str]) -> "Study":
+        """Return the study with these of its stages, and with rows whose stage is unknown, so that they are counted."""
+        others = self.stages.keys() - ids
+        by = settings.column(setting)
+        return Study(
+            f"{self.title}, {by} = {settings.shown(value)}",
+            self.rows[~self.rows["stage_id"].isin(others)],
+            {i: self.stages[i] for i in self.stages if i in ids},
+            {i: self.flat[i] for i in self.flat if i in ids},
+            by,
+            settings.plain(value),
+        )
+
+
+class Differing(NamedTuple):
+    """A setting of a kind of stage that is not the same in A and B, its values in both, and how it bears on the
+    pairing. A value is None where a stage has no such setting."""
+
+    of: str
+    setting: str
+    a: list[Any]
+    b: list[Any]
+    in_pairing: str
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """differing: kind, setting, values in A, values in B, and how that bears on the pairing. table: one row for each
-    stage of the chain, OOD ratio and role. unpaired: sentences about what was left out. notes: about what was not."""
+    """Two studies compared. table: one row for each stage of the chain, OOD ratio and role. unpaired: sentences about
+    what was left out. notes: about what was not."""
 
-    differing: list[tuple[str, str, str, str, str]]
+    a: Study
+    b: Study
+    differing: list[Differing]
     table: pd.DataFrame
     unpaired: list[str]
     notes: list[str]
 
 
 def compare(a: Study, b: Study) -> Comparison:
-    """Mean Q in both and the paired difference B - A, with 95 % intervals over seeds, then prompts.
+    """Return mean Q in both and the paired difference B - A, with 95 % intervals over seeds, then prompts.
 
-    Columns of the table: stage (short labels of the chain, and what else varies within a study; A's | B's where they
-    differ), ood_ratio, role; mean_q_a and
-    mean_q_b over the pairs; difference, low, high; seeds, pairs.
+    Columns of the table: stage (short labels of the chain, and what else varies within a study) and ood_ratio, as
+    texts, A's | B's where they differ; role; the ratios as numbers; mean_q_a and mean_q_b over the pairs; difference,
+    low, high; undecided, where that interval says nothing; seeds, pairs.
     """
     bearing = _bearing(a, b)
     partners = {_key(b, stage_id, bearing): stage_id for stage_id in b.stages}
     pairs = {i: partners[key] for i in a.stages if (key := _key(a, i, bearing)) in partners}
     joined = _concat(a, b, pairs)
-    keys = ["stage", "ood_ratio", "role"]
+    keys = ["stage", "ood_ratio", "role", "ood_ratio_a", "ood_ratio_b"]
     rows = []
     for names, group in joined.groupby(keys, sort=False):
         gain = interval(group, "difference", possible_change(group["q_a"]))
         rows.append(
             dict(zip(keys, names, strict=True))
             | {"mean_q_a": group["q_a"].mean(), "mean_q_b": group["q_b"].mean()}
-            | {"difference": gain.mean, "low": gain.low, "high": gain.high, "seeds": gain.seeds, "pairs": gain.prompts}
+            | {"difference": gain.mean, "low": gain.low, "high": gain.high, "undecided": gain.undecided}
+            | {"seeds": gain.seeds, "pairs": gain.prompts}
         )
-    columns = [*keys, "mean_q_a", "mean_q_b", "difference", "low", "high", "seeds", "pairs"]
-    return Comparison(
-        _differing(a, b, bearing), pd.DataFrame(rows, columns=columns), _unpaired(a, b, pairs, joined), _notes(joined)
-    )
+    columns = [*keys, "mean_q_a", "mean_q_b", "difference", "low", "high", "undecided", "seeds", "pairs"]
+    table = pd.DataFrame(rows, columns=columns)
+    return Comparison(a, b, _differing(a, b, bearing), table, _unpaired(a, b, pairs, joined), _notes(a, b, joined))
 
 
 def _located(reference: str, store_url: str) -> tuple[str, str]:
@@ -116,7 +188,8 @@ def _located(reference: str, store_url: str) -> tuple[str, str]:
 
 
 def _bearing(a: Study, b: Study) -> dict[tuple[str, str], str]:
-    """Return how each setting that differs between the studies bears on the pairing, by (kind, dotted name)."""
+    """Return how each setting that differs between the studies bears on the pairing, by kinds of a chain and dotted
+    name."""
     found: dict[tuple[str, str], str] = {}
     values = {study.title: _values(study) for study in (a, b)}
     for place in dict.fromkeys([*values[a.title], *values[b.title]]):
@@ -128,24 +201,24 @@ def _bearing(a: Study, b: Study) -> dict[tuple[str, str], str]:
 
 
 def _values(study: Study) -> dict[tuple[str, str], list[str]]:
-    """The values of every setting, as text, by kind of stage and dotted name."""
-    names: dict[str, dict[str, None]] = {}
+    """The values of every setting, as text, by kinds of a chain and dotted name."""
+    chains: dict[str, list[dict[str, Any]]] = {}
     for stage_id, flat in study.flat.items():
-        names.setdefault(kind_in(stage_id), {}).update(dict.fromkeys(flat))
+        chains.setdefault(_kinds(study.stages[stage_id]), []).append(flat)
     return {
-        (kind, name): [repr(flat.get(name)) for i, flat in study.flat.items() if kind_in(i) == kind]
-        for kind, all_names in names.items()
-        for name in all_names
+        (kinds, name): [repr(flat.get(name)) for flat in flats]
+        for kinds, flats in chains.items()
+        for name in dict.fromkeys(name for flat in flats for name in flat)
     }
 
 
 def _key(study: Study, stage_id: str, bearing: Mapping[tuple[str, str], str]) -> tuple[Any, ...]:
-    kind, flat = kind_in(stage_id), study.flat[stage_id]
-    return kind, *sorted((name, repr(flat[name])) for name in flat if bearing.get((kind, name)) != DROPPED)
+    kinds, flat = _kinds(study.stages[stage_id]), study.flat[stage_id]
+    return kinds, *sorted((name, repr(flat[name])) for name in flat if bearing.get((kinds, name)) != DROPPED)
 
 
 def _concat(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
-    """One row a pair of prompts: stage, ood_ratio, seed, KEY, q and prompt of both, difference."""
+    """One row a pair of prompts: JOINED, KEY, q and prompt of both, difference."""
     frames = []
     rows = {study.title: dict(list(study.rows.groupby("stage_id", sort=False))) for study in (a, b)}
     varies = settings.varying(a.stages.values()) | settings.varying(b.stages.values())
@@ -161,26 +234,28 @@ def _concat(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
             frame.assign(
                 stage=", ".join(filter(None, [_chains(one, other), told[mine]])),
                 ood_ratio=_both(number(one.root.ood_ratio), number(other.root.ood_ratio)),
+                ood_ratio_a=one.root.ood_ratio,
+                ood_ratio_b=other.root.ood_ratio,
                 seed=one.root.seed,
                 difference=frame["q_b"] - frame["q_a"],
             )
         )
     if not frames:
-        return pd.DataFrame(columns=["stage", "ood_ratio", "seed", *KEY, "q_a", "q_b", "difference"])
+        return pd.DataFrame(columns=[*JOINED, *KEY, "q_a", "q_b", "difference"])
     return pd.concat(frames, ignore_index=True)
 
 
-def _differing(a: Study, b: Study, bearing: Mapping[tuple[str, str], str]) -> list[tuple[str, str, str, str, str]]:
+def _differing(a: Study, b: Study, bearing: Mapping[tuple[str, str], str]) -> list[Differing]:
     """Each setting that is not the same in both, once, though every stage below has it in its lineage too."""
-    found: dict[tuple[str, str], tuple[str, str, str, str, str]] = {}
-    for (kind, name), how in bearing.items():
-        stage = next(stage for i, stage in a.stages.items() if kind_in(i) == kind)
+    found: dict[tuple[str, str], Differing] = {}
+    for (kinds, name), how in bearing.items():
+        stage = next(stage for stage in a.stages.values() if _kinds(stage) == kinds)
         of, own = settings.kind_at(name, stage), name.rpartition("init.")[2]
         mine, theirs = (
-            settings.listed([flat.get(name, settings.ABSENT) for i, flat in study.flat.items() if kind_in(i) == kind])
+            settings.distinct(study.flat[i].get(name) for i, stage in study.stages.items() if _kinds(stage) == kinds)
             for study in (a, b)
         )
-        found.setdefault((of, own), (of, own, mine, theirs, how))
+        found.setdefault((of, own), Differing(of, own, mine, theirs, how))
     return list(found.values())
 
 
@@ -201,11 +276,12 @@ def _unpaired(a: Study, b: Study, pairs: Mapping[str, str], joined: pd.DataFrame
     return said
 
 
-def _notes(joined: pd.DataFrame) -> list[str]:
+def _notes(a: Study, b: Study, joined: pd.DataFrame) -> list[str]:
     """Return notes for the reader of the table."""
+    unread = {part.kind for stage in [*a.stages.values(), *b.stages.values()] for part in unread_parts(stage)}
+    notes = [f"Not imported, and compared as stored: {', '.join(sorted(unread))}."] if unread else []
     if joined.empty:
-        return []
-    notes = []
+        return notes
     if same := joined.loc[joined["stage_id_a"] == joined["stage_id_b"], "stage_id_a"].nunique():
         notes.append(f"{same} pairs of stages are one and the same stage: their difference is 0 by construction.")
     if texts := int((joined["prompt_a"] != joined["prompt_b"]).sum()):
@@ -213,6 +289,10 @@ def _notes(joined: pd.DataFrame) -> list[str]:
     if joined["seed"].nunique() == 1:
         notes.append("One seed: the intervals cover prompts only and say nothing about another run.")
     return notes
+
+
+def _kinds(stage: Stage) -> str:
+    return "/".join(each.kind for each in stage.lineage)
 
 
 def _chain(stage: Stage) -> str:

@@ -4,13 +4,13 @@ The names are those of ``spec.json``: ``kl_beta`` is the stage's own, ``init.opt
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from rayexp.formatting import number
 from rayexp.stages import Stage
 
-#: Where one of two stages has no such setting.
+#: Where a stage has no such setting.
 ABSENT = "-"
 
 
@@ -56,13 +56,23 @@ def condition(stage: Stage, among: Mapping[Setting, str]) -> str:
 def varied(stage: Stage, among: Collection[Setting]) -> dict[str, Any]:
     """Return the values of ``varying`` settings that a stage and what it is built on have, by column of a table such as
     ``grpo.group_size``; numbers, truths and texts as they are, all else as its text for people."""
-    found: dict[str, Any] = {}
-    for place, each in _places(stage):
-        for name, value in own(each).items():
-            if (place, name) in among:
-                plain = value is None or isinstance(value, bool | int | float | str)
-                found[f"{place.replace(' ', '')}.{name}"] = value if plain else shown(value)
-    return found
+    return {column(setting): plain(value) for setting, value in placed(stage).items() if setting in among}
+
+
+def placed(stage: Stage) -> dict[Setting, Any]:
+    """Return the settings of a stage and of all that it is built on, each with the stage that it is a setting of."""
+    return {(place, name): value for place, each in _places(stage) for name, value in own(each).items()}
+
+
+def column(setting: Setting) -> str:
+    """Return the one word for a setting: ``grpo.group_size``, ``grpo2.kl_beta``."""
+    place, name = setting
+    return f"{place.replace(' ', '')}.{name}"
+
+
+def plain(value: Any) -> Any:
+    """Return a number, truth or text as it is, all else as its text for people."""
+    return value if value is None or isinstance(value, bool | int | float | str) else shown(value)
 
 
 def labelled(stage: Stage, among: Mapping[Setting, str]) -> str:
@@ -123,6 +133,8 @@ def shown(value: Any) -> str:
     """Return the text of a value for people; of a list of parts, such as rewards, their sum: ``answer + 0.5
     letters``."""
     match value:
+        case None:
+            return ABSENT
         case float():
             return number(value)
         case list():
@@ -134,13 +146,18 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def listed(values: Sequence[Any]) -> str:
-    """Distinct values, numbers by size, for people."""
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Return the values without those that look like another one, numbers by size, then all else by its text."""
 
     def order(value: Any) -> tuple[float, str]:
         return (value if isinstance(value, int | float) else math.inf), str(value)
 
-    return ", ".join(dict.fromkeys(map(shown, sorted(values, key=order))))
+    return list({shown(value): value for value in sorted(values, key=order)}.values())
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Distinct values, for people."""
+    return ", ".join(map(shown, distinct(values)))
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

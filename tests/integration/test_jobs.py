@@ -181,6 +181,8 @@ def test_a_study_a_task_and_a_reward_of_ones_own_go_with_the_working_directory(h
             [BIN / "rayexp", *words, "--store", store], cwd=ROOT, env=plain_shell(), capture_output=True, text=True
         )
         assert looked.returncode == 0, looked.stderr
+        if words != ["ls"]:
+            assert re.search("not imported, and .* my_parts:", looked.stdout, re.IGNORECASE)
     assert "my_parts" not in sys.modules
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,9 +20,8 @@ from rayexp.cli import run
 from rayexp.config import RunConfig
 from rayexp.evaluation.metrics import cluster_bootstrap
 from rayexp.experiment import Experiment
-from rayexp.reports import table
 from rayexp.reports.compare import Study, compare
-from rayexp.stages import GRPO, SFT, Evaluate, Pretrain, Stage, parse_stage, settings
+from rayexp.stages import GRPO, SFT, Evaluate, Pretrain, parse_stage, settings
 from rayexp.store.artifacts import Store
 from rayexp.store.index import AmbiguousError, StoreIndex, find
 from rayexp.store.provenance import source
@@ -33,21 +31,7 @@ from rayexp.sweep.preview import ClusterResources, render_plan
 from rayexp.sweep.study import Study as InStore
 from tests.fixtures.factories import OPTIMISER
 from tests.fixtures.simulated_study import PROMPTS_PER_CELL, RECORD, published, study_stages
-
-GRID: dict[str, Any] = {"seeds": (0, 1), "kl_betas": (0.1,), "ood_ratios": (0.0, 0.01)}
-STAGES = study_stages(**GRID)
-
-
-def study(folder: Path, stages: list[Stage] = STAGES, finished: int | None = None, name: str = "demo-tiny") -> Store:
-    """A store with a study, of which the first stages are finished, and its results."""
-    store = published(folder, stages[:finished], RECORD)
-    plan = Plan.of("demo", stages, store.finished_ids())
-    rows = pa.Table.from_pandas(table.results(plan, store), table.RESULTS, preserve_index=False)
-    pq.write_table(rows, folder / "results.parquet")
-    store.files.upload(folder / "results.parquet", f"studies/{name}/results.parquet")
-    store.files.write(f"studies/{name}/report/index.html", b"<!doctype html>")
-    InStore(store, name, "demo", "tiny").add(plan)
-    return store
+from tests.fixtures.stored_study import GRID, STAGES, other_study, study
 
 
 @pytest.fixture(scope="module")
@@ -296,21 +280,11 @@ def test_differences_go_along_the_lineage():
 # compare
 
 
-def other_study(folder: Path, **update: Any) -> Store:
-    """The same study, with other settings of GRPO."""
-    stages: list[Stage] = []
-    for stage in STAGES:
-        subject = stage.init if isinstance(stage, Evaluate) else stage
-        changed = subject.model_copy(update=update) if isinstance(subject, GRPO) else subject
-        stages.append(stage.model_copy(update={"init": changed}) if isinstance(stage, Evaluate) else changed)
-    return study(folder, stages)
-
-
 def test_stages_are_paired_but_for_what_differs(whole, tmp_path):
     """GRPO of B has another beta: its gain, by the fixture's law, is another one, and everything else is the same."""
     other = other_study(tmp_path, kl_beta=1.0)
     found = compare(Study.read("demo-tiny", whole.url), Study.read(f"{other.url}::demo-tiny", "nowhere"))
-    assert found.differing == [("grpo", "kl_beta", "0.1", "1", "left out of it")]
+    assert found.differing == [("grpo", "kl_beta", [0.1], [1.0], "left out of it")]
     assert found.unpaired == []
     assert len(found.table) == 3 * 2 * 3  # stages of a chain, ratios, roles
     grpo = found.table[found.table["stage"] == "pretrain/sft/grpo-ood-b0.1|grpo-ood-b1"]
@@ -348,7 +322,7 @@ def test_what_has_no_partner_is_counted(whole, tmp_path):
         f"{8 * PROMPTS_PER_CELL // 2} prompts of paired stages of A",
         "3 of 9 measured stages of B (1 grpo, 1 pretrain, 1 sft)",
     ]
-    assert ("pretrain", "seed", "0, 1", "0", "paired where equal") in found.differing
+    assert ("pretrain", "seed", [0, 1], [0], "paired where equal") in found.differing
     assert set(found.table["seeds"]) == {1}
     assert "One seed" in found.notes[-1]
 
@@ -527,7 +501,7 @@ def test_every_command_means_the_same_folder(tmp_path, said, monkeypatch, folder
     home.mkdir(parents=True)
     whole = study(home)
     place = f"~/{folder}/store"
-    asked = run.parse_args([f"--store={place}"], "demo", None)
+    asked = run.parse_args([f"--store={place}", "--name=another"], "demo", None)
     assert api.prepare(asked.experiment, asked.run_config()).store.url == whole.url == f"{home}/store"
     listing = said("ls", f"--store={place}", "--study", "demo-tiny")
     assert listing == said("ls", f"--store=file://{home}/store", "--study", "demo-tiny")

@@ -10,14 +10,17 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray import tune
+from ray.tune import TuneError
 from ray.tune.search import Searcher
 
 import rayexp.execution
 from rayexp.config import RunConfig
 from rayexp.errors import StageError
 from rayexp.stages import parse_stage
-from rayexp.store.artifacts import Store
+from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.leases import Lease, Leases
+from rayexp.sweep import scheduler
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.sweep.progress import Ended
 from rayexp.sweep.scheduler import PlanSearcher, RolloutGroup, run_trial
@@ -184,3 +187,20 @@ def test_what_cannot_be_imported_on_a_worker_is_recorded_like_every_failure(tmp_
     record = json.loads(store.files.read(f"work/{STAGE.id}/failure.json"))
     assert record["label"] == STAGE.label
     assert "supervised" in record["error"]
+
+
+def test_the_reason_is_said_that_tune_has_wrapped(monkeypatch):
+    def fit(tuner):
+        try:
+            try:
+                raise StoreError("the store is gone") from OSError("gone")
+            except StoreError:
+                raise TuneError("Traceback (most recent call last): ...") from None
+        except TuneError as error:
+            raise TuneError("inspect the previous error messages") from error
+
+    monkeypatch.setattr(tune.Tuner, "__init__", lambda tuner, *_, **__: None)
+    monkeypatch.setattr(tune.Tuner, "fit", fit)
+    store = Store(f"memory://{uuid4().hex}")
+    with pytest.raises(StageError, match=r"^the store is gone$"):
+        scheduler.run(Plan.of("demo", [STAGE], ()), RunConfig(store=store.url, max_concurrent=1))
