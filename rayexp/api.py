@@ -161,7 +161,7 @@ def prepare(wanted: Wanted, run_config: RunConfig, name: str | None = None, agai
     store = Store.of(run_config)
     require_seen_by_others(store.files)
     if isinstance(wanted, Experiment):
-        experiment = wanted if name is None else Experiment.model_validate({**dict(wanted), "name": name})
+        experiment = wanted if name is None else Experiment.model_validate(wanted.model_dump() | {"name": name})
         study, stages = (
             Study(store, experiment.folder, experiment.study, experiment.scale, experiment.axes),
             experiment.stages(),

@@ -63,7 +63,7 @@ class Sweep:
 
     def run_config(self, argv: tuple[str, ...] = ()) -> RunConfig:
         """Return how the stages are to be run."""
-        return RunConfig.model_validate(dict(self.options) | {"argv": argv})
+        return RunConfig.model_validate(self.options.model_dump() | {"argv": argv})
 
 
 def main(arguments: list[str] | None = None, study: str = DEMO.study) -> int:
@@ -110,7 +110,7 @@ def parse_args(arguments: list[str] | None, study: str, description: str | None)
     default = Sweep(experiment=Experiment(study=study))
     if file := _config_in(words):
         experiment, run_config = read_config(file, default.experiment)
-        default = Sweep(experiment=experiment, options=Options.model_validate(dict(run_config)))
+        default = Sweep(experiment=experiment, options=Options.model_validate(run_config.model_dump()))
     sweep = terminal.parse_args(Sweep, words, default=default, description=description)
     if sweep.json and not sweep.plan:
         raise ValueError("json is true; allowed where only the plan is asked for, as in `rayexp plan`")

@@ -35,7 +35,7 @@ class Trial:
         return sum(stage.flops for stage in self.stages)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Unique stages, parents before children, and which of them are finished. ``unread``: ids of unfinished stages that
     the study has besides, whose values are not known here."""
@@ -126,6 +126,9 @@ class Plan:
             if any(parent in failed or parent in blocked for parent in trial.parents):
                 blocked.add(trial.id)
         return blocked
+
+    def __repr__(self) -> str:
+        return self.summary()
 
     def summary(self) -> str:
         """Return what is about to happen, as a table."""

@@ -1,0 +1,96 @@
+"""The project as a library: names that cost nothing, and an experiment in ten lines."""
+
+import ast
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+import rayexp
+from rayexp import api
+from rayexp.errors import RefusedError, StageError
+from rayexp.store.artifacts import StoreError
+from tests.fixtures import local_sweep
+from tests.fixtures.checkout import ROOT
+
+EXPERIMENT = rayexp.Experiment(study="demo", scale="toy", ood_ratios=(0.5,), set=("grpo.group_size=2,4",))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store in which EXPERIMENT has run, and what ``run`` returned."""
+    url = str(tmp_path_factory.mktemp("api") / "runs")
+    with local_sweep.without_ray():
+        return url, rayexp.run(EXPERIMENT, rayexp.RunConfig(store=url))
+
+
+def test_it_imports_nothing_until_a_name_is_used():
+    program = (
+        "import sys, rayexp; before = set(sys.modules); dir(rayexp); rayexp.plan(rayexp.Experiment(scale='toy'))\n"
+        "print('pydantic' in before, {'torch', 'ray'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split(maxsplit=1) == ["False", "set()\n"]
+
+
+def test_its_names_are_those_that_it_lists():
+    tree = ast.parse((ROOT / "rayexp/__init__.py").read_text())
+    typed = {name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names}
+    assert set(rayexp.__all__) == set(rayexp._MODULES) == typed - {"import_module", "TYPE_CHECKING", "Any"}
+    assert all(getattr(rayexp, name) is not None for name in rayexp.__all__)
+    assert set(rayexp.__all__) <= set(dir(rayexp))
+    with pytest.raises(AttributeError, match="has no attribute 'Experimant'"):
+        _ = rayexp.Experimant
+
+
+def test_a_run_returns_results_with_a_column_for_what_varies(store):
+    url, rows = store
+    grpo = rows[rows.kind == "grpo"]
+    assert sorted(grpo["grpo.group_size"].unique()) == [2, 4]
+    assert len(grpo) == 2 * grpo.groupby("grpo.group_size").size().iloc[0]
+    pd.testing.assert_frame_equal(rayexp.results(EXPERIMENT, url), rows)
+    pd.testing.assert_frame_equal(rayexp.results("demo-toy-grpo.group_size", url), rows)
+
+
+def test_a_plan_shows_itself_as_a_table(store):
+    plan = rayexp.plan(EXPERIMENT, store[0])
+    assert repr(plan).startswith("plan of study demo: 8 stages")
+    assert "0 trials to run" in repr(plan)
+
+
+def test_figures_are_pictures_with_their_data(store):
+    figures = rayexp.figures(EXPERIMENT, store[0])
+    assert figures
+    for figure in figures:
+        assert figure._repr_png_().startswith(b"\x89PNG")
+        assert len(figure.data)
+
+
+def test_stages_of_ones_own_are_run_under_a_name(tmp_path):
+    stages = EXPERIMENT.stages()[:2]
+    url = str(tmp_path / "runs")
+    with pytest.raises(ValueError, match="name is None; give a name"):
+        rayexp.plan(stages, url)
+    with local_sweep.without_ray():
+        rows = rayexp.run(stages, rayexp.RunConfig(store=url), "mine")
+    assert set(rows.kind) == {"pretrain"}
+    pd.testing.assert_frame_equal(rayexp.results("mine", url), rows)
+    with pytest.raises(RefusedError, match="study name 'mine' is taken, by the study own stages"):
+        rayexp.plan(EXPERIMENT, url, "mine")
+
+
+def test_a_failure_is_raised_once_all_else_is_done(tmp_path, monkeypatch, capsys):
+    url = str(tmp_path / "runs")
+    with local_sweep.without_ray():
+        monkeypatch.setattr(api, "execute", lambda *_: ["failed: it broke"])
+        with pytest.raises(StageError, match=r"^failed: it broke$"):
+            rayexp.run(EXPERIMENT, rayexp.RunConfig(store=url))
+    assert "report: " in capsys.readouterr().out
+
+
+def test_what_is_not_there_is_said(store, tmp_path):
+    with pytest.raises(StoreError, match="where there is none"):
+        rayexp.results("demo-toy", str(tmp_path / "nowhere"))
+    with pytest.raises(StoreError, match=r"did you mean .demo-toy-grpo\.group_size."):
+        rayexp.results("demo-toy-grpo.group_siz", store[0])
