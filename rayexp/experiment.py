@@ -27,7 +27,11 @@ def _texts(given: Any) -> Any:
     if not isinstance(given, Mapping):
         return given
     several = {name: value if isinstance(value, list | tuple) else [value] for name, value in given.items()}
-    return tuple(f"{name}={','.join(map(json.dumps, values))}" for name, values in several.items())
+    return tuple(f"{name}={','.join(map(_word, values))}" for name, values in several.items())
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) and "," not in value else json.dumps(value)
 
 
 def _fit_for_a_folder(name: str | None) -> str | None:

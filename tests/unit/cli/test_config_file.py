@@ -98,6 +98,12 @@ def test_a_plan_as_json_has_every_setting_and_is_a_file_that_asks_for_the_same(a
     assert [stage.id for stage in again.experiment.stages()] == [stage.id for stage in stages]
 
 
+def test_python_may_give_lists_and_settings_as_a_mapping():
+    given = {"ood_ratios": [0, 0.01], "seeds": [1], "set": {"grpo.group_size": [4, 8], "grpo.kl_in": "reward"}}
+    texts = ("grpo.group_size=4,8", "grpo.kl_in=reward")
+    assert Experiment.model_validate(given) == Experiment(ood_ratios=(0.0, 0.01), seeds=(1,), set=texts)
+
+
 def test_json_is_for_plans(capsys):
     assert cli.main(["run", "demo", "--json"]) == 2
     assert "allowed where only the plan is asked for" in capsys.readouterr().err
