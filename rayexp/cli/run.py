@@ -24,6 +24,7 @@ from rayexp.config import RunConfig
 from rayexp.experiment import Experiment
 from rayexp.store.index import StoreIndex
 from rayexp.store.provenance import command_line
+from rayexp.studies import SUMMARIES
 from rayexp.sweep import preflight, trackers
 from rayexp.sweep.preview import ClusterResources, render_plan
 
@@ -68,7 +69,7 @@ class Sweep:
 
 def main(arguments: list[str] | None = None, study: str = DEMO.study) -> int:
     """Run the whole job, by default of this study; return the exit code."""
-    return run_command(lambda: _sweep(parse_args(arguments, study, __doc__), command_line(arguments)))
+    return run_command(lambda: _sweep(parse_args(arguments, study), command_line(arguments)))
 
 
 def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
@@ -104,14 +105,15 @@ def _execute(job: Job, sweep: Sweep) -> list[str]:
     return failed
 
 
-def parse_args(arguments: list[str] | None, study: str, description: str | None) -> Sweep:
+def parse_args(arguments: list[str] | None, study: str, description: str | None = __doc__) -> Sweep:
     """Return the command line as a Sweep. Raises ValueError or ValidationError."""
     words = sys.argv[1:] if arguments is None else arguments
     default = Sweep(experiment=Experiment(study=study))
     if file := _config_in(words):
         experiment, run_config = read_config(file, default.experiment)
         default = Sweep(experiment=experiment, options=Options.model_validate(run_config.model_dump()))
-    sweep = terminal.parse_args(Sweep, words, default=default, description=description)
+    known = "\n".join(f"    {name:12} {about}" for name, about in SUMMARIES.items())
+    sweep = terminal.parse_args(Sweep, words, default=default, description=f"{description}\nStudies:\n\n{known}")
     if sweep.json and not sweep.plan:
         raise ValueError("json is true; allowed where only the plan is asked for, as in `rayexp plan`")
     return sweep

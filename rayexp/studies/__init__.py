@@ -23,6 +23,11 @@ STUDIES: dict[str, Study] = {
     **{axis: partial(axis_stages, axis) for axis in AXES},
     **{name: module.stages for name, module in sorted(_OWN.items()) if hasattr(module, "stages")},
 }
+#: Each study in a line, for people.
+SUMMARIES: dict[str, str] = {
+    **{name: axis.about for name, axis in AXES.items()},
+    **{name: (module.__doc__ or "").partition("\n")[0].rstrip(".") for name, module in _OWN.items() if name in STUDIES},
+}
 
 
 def study_named(name: str) -> Study:
@@ -35,4 +40,4 @@ def study_named(name: str) -> Study:
     return STUDIES[name]
 
 
-__all__ = ["STUDIES", "Grid", "Study", "study_named"]
+__all__ = ["STUDIES", "SUMMARIES", "Grid", "Study", "study_named"]

@@ -31,9 +31,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Axis:
-    """A named split of tasks into ID cells, OOD cells and probes."""
+    """A named split of tasks into ID cells, OOD cells and probes. about: in a line, for people."""
 
     name: str
+    about: str
     id: tuple[Cell, ...]
     ood: tuple[Cell, ...]
     probe: tuple[Cell, ...] = field(default=())
@@ -54,21 +55,30 @@ def _traversals(*depths: int, length: int = 4, foreign: int = 0) -> tuple[Cell, 
 AXES: dict[str, Axis] = {
     axis.name: axis
     for axis in (
-        Axis("depth", id=_traversals(1, 2), ood=_traversals(3), probe=_traversals(4)),
+        Axis(
+            "depth",
+            "one and two traversals are known, three are asked for",
+            id=_traversals(1, 2),
+            ood=_traversals(3),
+            probe=_traversals(4),
+        ),
         Axis(
             "length",
+            "strings of four letters are known, of five asked for",
             id=_traversals(1, 2),
             ood=_traversals(1, 2, length=5),
             probe=_traversals(1, 2, length=6),
         ),
         Axis(
             "tokens",
+            "the graph is known in one alphabet, and asked for in another",
             id=_traversals(1, 2),
             ood=_traversals(1, 2, foreign=4),
             probe=_traversals(1, 2, foreign=1) + _traversals(1, 2, foreign=2) + _traversals(1, 2, foreign=3),
         ),
         Axis(
             "composition",
+            "traversal and shift are known apart, and asked for one after the other",
             id=(Cell("T"), Cell("TT"), Cell("S"), Cell("SS")),
             ood=(Cell("TS"), Cell("ST")),
             probe=(Cell("TTS"), Cell("SST")),

@@ -1,5 +1,6 @@
 """Bad input is refused before anything starts: one sentence with the field, the value and what is allowed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from rayexp.cli import report
 from rayexp.cli import run as sweep
 from rayexp.distributed import runtime
 from rayexp.sampling import vllm_sampler
+from rayexp.studies import STUDIES
 
 
 @pytest.fixture
@@ -113,6 +115,13 @@ def test_values_are_joined_whether_repeated_or_separated_by_blanks_or_commas(see
         "toy",
         True,
     )
+
+
+def test_help_lists_the_studies_with_a_line_each(capsys):
+    assert sweep.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for name in STUDIES:
+        assert re.search(rf"^ +{name} +\S+ \S+", said, re.MULTILINE), name
 
 
 def test_a_user_without_a_home_is_told_to_set_one(refusal, monkeypatch):
