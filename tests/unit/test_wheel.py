@@ -1,7 +1,7 @@
 """The documented commands where the project is installed and not editable, as on a cluster or in a container."""
 
 import email
-import os
+import json
 import shutil
 import site
 import subprocess
@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.fixtures import local_sweep
-from tests.fixtures.checkout import ROOT
+from tests.fixtures.checkout import ROOT, plain_shell
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(python: Path, folder: Path, *command: str) -> str:
     """What a command prints, in a folder that has nothing of the checkout but ``jobs``."""
     shutil.copytree(ROOT / "jobs", folder / "jobs", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in plain_shell().items() if name != "PYTHONPATH"}
     done = subprocess.run([python, *command], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -62,6 +62,19 @@ def test_a_study_is_planned_from_any_folder(installed, tmp_path):
     """By the command alone, where there is no ``jobs``."""
     plan = run(installed, tmp_path, str(installed.with_name("rayexp")), "plan", "demo", "--scale", "toy")
     assert plan.startswith("plan of study demo: 12 stages")
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_the_demo_runs_from_any_folder(installed, tmp_path):
+    """Whole, on Ray, by the command alone; and its page is looked at by the other commands."""
+    rayexp = str(installed.with_name("rayexp"))
+    said = run(installed, tmp_path, rayexp, "run", "demo", "--scale", "toy", "--ood-ratios", "0.5")
+    assert "report:" in said
+    assert (tmp_path / "runs/studies/demo-toy/report/index.html").exists()
+    listed = json.loads(run(installed, tmp_path, rayexp, "ls", "--json"))
+    assert sorted(stage["kind"] for stage in listed["finished"]) == ["evaluate"] * 3 + ["grpo", "pretrain", "sft"]
 
 
 def test_every_job_and_command_explains_itself(installed, tmp_path):
