@@ -5,7 +5,7 @@ All are laid out in two columns of small panels, so that they can be read on a p
 through viridis.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import fill
@@ -23,8 +23,8 @@ from rayexp.reports.arms import counted, percent, told
 
 WIDTH_INCHES = 4.4
 DPI = 220
-#: Characters of a title that spans both columns.
-WIDE = 58
+#: Characters of a title above one panel, which must not reach beyond the figure, and of one that spans both columns.
+NARROW, WIDE = 24, 58
 FONT_SIZE = 8.5
 STYLE: dict[Any, Any] = {
     "font.size": FONT_SIZE,
@@ -53,19 +53,23 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 class LineStyle(NamedTuple):
-    """Return what a series can be told by; only what is before GRPO is black, and no two have both colour and line."""
+    """Look of a series; only what is before GRPO is black, and no two share both colour and line."""
 
     colour: Any
     marker: str
     line: Any
 
 
-#: Before GRPO, then the betas in ascending order.
+#: What a figure can show at most: panels on a page that people scroll, lines and colours that they can tell apart, and
+#: OOD ratios along an axis before their labels meet. What has more stands in a table instead (``require_room``).
+PANELS, LINES, PLACES = 24, 12, 24
+
+#: Before GRPO, then the betas in ascending order, ``LINES`` of them.
 LINE_STYLES: list[LineStyle] = [
     LineStyle("#000000", "o", "-"),
     *(
         LineStyle(colour, marker, line)
-        for line, markers in (("-", "s^DvPX"), (":", "<>p*dH"), ("-.", "^DvPXs"))
+        for line, markers in (("-", "s^DvPX"), (":", "<>p*dH"))
         for colour, marker in zip(COLOURS, markers, strict=True)
     ),
 ]
@@ -88,6 +92,42 @@ class ReportFigure:
     alt: str
     figure: Figure
     data: pd.DataFrame
+
+
+class CrowdedError(Exception):
+    """More than a figure can show. data: what it would have shown."""
+
+    def __init__(self, sentence: str, data: pd.DataFrame) -> None:
+        super().__init__(sentence)
+        self.data = data
+
+
+#: Columns by which figures are divided into panels and lines, for people.
+COUNTED = {
+    "condition": "conditions",
+    "prompt_role": "roles of prompts",
+    "role": "roles of cells",
+    "kl_beta": "β",
+    "ood_ratio": "OOD ratios",
+    "stage": "stages",
+}
+
+
+def require_room(
+    data: pd.DataFrame, panels: Sequence[str], lines: str, sides: int = 1, along: Sequence[str] = ()
+) -> None:
+    """Raise CrowdedError where a figure of these data would have more panels, lines or places than one can show.
+
+    panels: columns of which each combination has a panel, or ``sides`` of them. lines, along: columns whose values are
+    the lines of a panel, and the places of its axis.
+    """
+    for columns, limit in ((panels, PANELS // sides), ([lines], LINES), (along, PLACES)):
+        needed = len(data[[*columns]].dropna().drop_duplicates()) if columns else 0
+        if needed > limit:
+            counts = {COUNTED[column]: data[column].nunique() for column in columns}
+            several = [f"{count} {name}" for name, count in counts.items() if count > 1]
+            what = several[0] if len(several) == 1 else f"{needed} combinations of {' and '.join(several)}"
+            raise CrowdedError(f"{what}, of which a figure can show {limit}", data)
 
 
 #: A figure of a table; None where the table has no data for it.
@@ -138,12 +178,12 @@ def grid(count: int, height: float, around: float = 0.8) -> tuple[Figure, np.nda
     return figure, axes
 
 
-def lines(title: str, width: int = 28) -> str:
+def lines(title: str, width: int = NARROW) -> str:
     """A title in as many lines as it needs."""
     return fill(title.replace(" = ", "\u00a0=\u00a0"), width, break_long_words=False)
 
 
-def taller(conditions: pd.Series, width: int = 28) -> float:
+def taller(conditions: pd.Series, width: int = NARROW) -> float:
     """Height that ``lines`` of conditions add to a row of panels, in inches."""
     return 0.15 * max(lines(told(condition), width).count("\n") + bool(condition) for condition in conditions)
 
@@ -161,7 +201,8 @@ def ratio_colours(count: int) -> list[Any]:
 def ratio_axes(figure: Figure, axes: np.ndarray, ratios: dict[Any, int]) -> None:
     """OOD ratios along x, in percent."""
     labels = [percent(ratio) for ratio in ratios]
-    size, turned = 7 if len(ratios) > 6 else FONT_SIZE, 90 if sum(map(len, labels)) > 30 else 0
+    size = FONT_SIZE if len(ratios) <= 6 else 7 if len(ratios) <= 16 else 6
+    turned = 90 if sum(map(len, labels)) > 30 else 0
     for axis in axes.flat:
         axis.set_xlim(-0.5, len(ratios) - 0.5)
         axis.set_xticks(list(ratios.values()), labels=labels, fontsize=size, rotation=turned)
@@ -169,7 +210,7 @@ def ratio_axes(figure: Figure, axes: np.ndarray, ratios: dict[Any, int]) -> None
 
 
 def before_and_betas(betas: pd.Series) -> list[Series]:
-    """Series for before GRPO and after it with each beta, as far as there are looks that can be told apart."""
+    """Series for before GRPO and after it with each of up to ``LINES`` betas."""
     names = {None: "before GRPO"} | {beta: f"after, β = {number(beta)}" for beta in sorted(betas.dropna().unique())}
     return [Series(key, name, style) for (key, name), style in zip(names.items(), LINE_STYLES, strict=False)]
 
@@ -177,14 +218,6 @@ def before_and_betas(betas: pd.Series) -> list[Series]:
 def legend_rows(series: list[Series]) -> float:
     """Height of the rows of ``series_legend`` beyond two, in inches."""
     return 0.18 * max(0, -(-len(series) // 3) - 2)
-
-
-def left_out(betas: pd.Series) -> str:
-    """A sentence where there are more betas than ``before_and_betas`` can show."""
-    count, shown = betas.dropna().nunique(), len(LINE_STYLES) - 1
-    if count <= shown:
-        return ""
-    return f"Of {count} β the smallest {shown} are drawn, because no more can be told apart; the data have all."
 
 
 def bars(axis: Axes, x: Any, points: pd.DataFrame, column: str, style: tuple[Any, str, str]) -> None:
@@ -236,6 +269,11 @@ def series_legend(
         handles.append(Line2D([], [], color=one.style.colour, label=one.name, linestyle=line, marker=marker))
     columns = 2 if len(handles) == 4 else min(3, len(handles))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, title=f"{counts}; {spread}")
+
+
+def ratio_rows(ratios: dict[Any, int]) -> float:
+    """Height of the rows of ``ratio_legend`` beyond one, in inches."""
+    return 0.18 * ((len(ratios) - 1) // 4)
 
 
 def ratio_legend(

@@ -6,10 +6,10 @@ written all the same.
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -18,13 +18,18 @@ from rayexp.errors import sentence
 if TYPE_CHECKING:
     from rayexp.reports.drawing import ReportFigure
 
+#: Of the table that stands on the page in a figure's place; one with more is only beside it.
+TABLE_ROWS = 1000
+
 Draw = Callable[[pd.DataFrame], "ReportFigure | None"]
 
 
 @dataclass(frozen=True)
 class Picture:
     """A figure on the page. svg: in base64. size: in CSS pixels, so that the page does not jump while it loads. data:
-    there is a table of what it shows. why: it could not be drawn; empty if it was."""
+    there is a table of what it shows. why: it could not be drawn; empty if it was. crowded: it was not, because it
+    would have shown more than a figure can; then ``rows`` under ``columns`` are its data, unless they are too many too.
+    """
 
     title: str
     caption: str = ""
@@ -33,6 +38,9 @@ class Picture:
     size: tuple[int, int] = (0, 0)
     data: bool = False
     why: str = ""
+    crowded: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
 
 
 def pictures(results: pd.DataFrame, curves: pd.DataFrame, folder: Path) -> list[Picture]:
@@ -51,7 +59,7 @@ def pictures(results: pd.DataFrame, curves: pd.DataFrame, folder: Path) -> list[
 
 def _picture(title: str, draw: Draw, rows: pd.DataFrame, path: Path) -> Picture | None:
     """Draw one figure, and write it to ``path`` with .png and .csv."""
-    from rayexp.reports.drawing import plain
+    from rayexp.reports.drawing import CrowdedError, plain
 
     image, data = path.with_suffix(".png"), path.with_suffix(".csv")
     try:
@@ -61,10 +69,28 @@ def _picture(title: str, draw: Draw, rows: pd.DataFrame, path: Path) -> Picture 
                 return None
             drawing.data.to_csv(data, index=False)
             svg, size = _saved(drawing, image)
+    except CrowdedError as crowded:
+        crowded.data.to_csv(data, index=False)
+        image.unlink(missing_ok=True)
+        return _tabulated(title, str(crowded), crowded.data)
     except Exception as error:
         image.unlink(missing_ok=True)
         return Picture(title, data=data.exists(), why=sentence(error))
     return Picture(title, drawing.caption, drawing.alt, svg, size, data=True)
+
+
+def _tabulated(title: str, crowded: str, data: pd.DataFrame) -> Picture:
+    """Return what stands in the place of a figure: its data, without the columns in which all rows are the same."""
+    shown = data.loc[:, data.nunique(dropna=False) > 1] if len(data) <= TABLE_ROWS else data.iloc[:0, :0]
+    rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
+    return Picture(title, data=True, crowded=crowded, columns=list(shown.columns), rows=rows)
+
+
+def _cell(value: Any) -> str:
+    """Return a value of a table for people: empty where there is none, and four digits of a float."""
+    if pd.isna(value):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _saved(drawing: "ReportFigure", image: Path) -> tuple[str, tuple[int, int]]:

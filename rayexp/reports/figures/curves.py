@@ -17,6 +17,8 @@ from rayexp.reports.drawing import (
     ratio_colours,
     ratio_legend,
     ratio_places,
+    ratio_rows,
+    require_room,
     taller,
 )
 
@@ -88,9 +90,10 @@ def _summarised(curves: pd.DataFrame, wanted: tuple[Curve, Curve]) -> pd.DataFra
 
 def _drawn(data: pd.DataFrame, *sides: Curve):
     """A row of panels for each arm and beta, a column for each of two curves."""
-    ratios = ratio_places(data)
-    rows = data[["condition", "prompt_role", "kl_beta"]].drop_duplicates()
-    figure, axes = panels(len(rows), 1.7 + taller(data["condition"], WIDE))
+    of_row = ["condition", "prompt_role", "kl_beta"]
+    require_room(data, of_row, "ood_ratio", sides=2)
+    ratios, rows = ratio_places(data), data[of_row].drop_duplicates()
+    figure, axes = panels(len(rows), 1.7 + taller(data["condition"], WIDE), 0.8 + ratio_rows(ratios))
     for (condition, prompts, beta), row in zip(rows.itertuples(index=False), axes, strict=True):
         here = data[(data["condition"] == condition) & (data["prompt_role"] == prompts) & (data["kl_beta"] == beta)]
         title = f"GRPO on {ROLE_NAMES[prompts]} prompts{told(condition)}, β = {number(beta)}"

@@ -18,18 +18,21 @@ from rayexp.reports.drawing import (
     Series,
     before_and_betas,
     intervals,
-    left_out,
     legend_rows,
     lines,
     on_page,
     panels,
     ratio_axes,
     ratio_places,
+    require_room,
     series_legend,
     taller,
 )
-from rayexp.stages import KINDS
+from rayexp.stages import GRPO, KINDS, RFT
 from rayexp.stages.settings import within
+
+#: Columns of which each combination has a row of panels.
+ROW = ["condition", "prompt_role", "role"]
 
 
 @on_page("Correct mass before and after GRPO", place=1)
@@ -41,6 +44,7 @@ def mass_by_ratio(results: pd.DataFrame) -> ReportFigure | None:
     data = pd.DataFrame([row for arm, role in shown for row in _mass_rows(arm, role)])
     data["gain_p"] = data["gain_p"].astype(float)
     data["gain_p_holm"] = pd.Series(holm(data["gain_p"].tolist()), dtype=float)
+    require_room(data, ROW, "kl_beta", sides=2, along=["ood_ratio"])
     mass, ratios, series = mass_name(results), ratio_places(data), before_and_betas(data["kl_beta"])
     figure, axes = panels(len(shown), 2.0 + taller(data["condition"], WIDE), 0.8 + legend_rows(series))
     for (arm, role), (left, right) in zip(shown, axes, strict=True):
@@ -66,8 +70,7 @@ def mass_by_ratio(results: pd.DataFrame) -> ReportFigure | None:
     )
     return ReportFigure(
         caption=f"Left: mean {mass} of the test prompts before GRPO (its init) and after, by the share of OOD samples "
-        "in pretraining. Right: the paired gain. "
-        + " ".join(filter(None, [BOOTSTRAP, holm_note if tested else "", left_out(data["kl_beta"])])),
+        "in pretraining. Right: the paired gain. " + " ".join(filter(None, [BOOTSTRAP, holm_note if tested else ""])),
         alt="Mean correct mass before and after GRPO, and the gain, against the OOD ratio. The largest mean gain is "
         f"{best['gain']:.2g}, at {percent(best['ood_ratio'])} % OOD and a KL beta of {number(best['kl_beta'])}.",
         figure=figure,
@@ -92,8 +95,9 @@ def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
     data = pd.DataFrame(list(_stage_rows(results)))
     if data.empty:
         return None
+    require_room(data, ROW, "kl_beta", sides=2, along=["ood_ratio"])
     mass, ratios, stages = mass_name(results), ratio_places(data), _stage_series(data)
-    rows = data[["condition", "prompt_role", "role"]].drop_duplicates()
+    rows = data[ROW].drop_duplicates()
     figure, axes = panels(len(rows), 1.9 + taller(data["condition"], WIDE), 0.8 + legend_rows(stages))
     for (condition, prompts, role), (left, right) in zip(rows.itertuples(index=False), axes, strict=True):
         here = data[(data["condition"] == condition) & (data["prompt_role"] == prompts) & (data["role"] == role)]
@@ -101,8 +105,7 @@ def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
             points = here[here["stage"] == one.key]
             intervals(left, points, "greedy", ratios, one, stages)
             intervals(right, points, "q", ratios, one, stages)
-        arm = f"GRPO on {ROLE_NAMES[prompts]} prompts" if prompts else "Before GRPO"
-        left.set_title(lines(f"{arm}{told(condition)}: {ROLE_NAMES[role]} cells", WIDE), loc="left")
+        left.set_title(lines(f"{_trained(here, prompts)}{told(condition)}: {ROLE_NAMES[role]} cells", WIDE), loc="left")
         left.set(ylabel="greedy accuracy")
         right.set(ylabel=fill(f"mean {mass}", 20))
         for axis in (left, right):
@@ -113,7 +116,7 @@ def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
     ends = data[data["role"] == "id"]["greedy"]
     return ReportFigure(
         caption="Left: share of test prompts whose most likely completion is right. Right: mean "
-        f"{mass}. Axes need not start at 0. {BOOTSTRAP} {left_out(data['kl_beta'])}".strip(),
+        f"{mass}. Axes need not start at 0. {BOOTSTRAP}",
         alt="Accuracy on ID and on OOD cells after pretraining, SFT and GRPO against the OOD ratio. Greedy accuracy on "
         f"ID cells lies between {ends.min():.3g} and {ends.max():.3g}.",
         figure=figure,
@@ -144,14 +147,20 @@ def _stage_rows(measured: pd.DataFrame) -> Iterator[dict[str, Any]]:
                     yield {**about, **summarised(group, greedy="greedy_correct", q="q")}
 
 
+def _trained(rows: pd.DataFrame, prompts: str) -> str:
+    """Return the title of an arm: ``GRPO on OOD prompts``, ``GRPO and RFT on OOD prompts``."""
+    kinds = [kind for kind in (GRPO.name, RFT.name) if rows["stage"].str.startswith(kind).any()]
+    return f"{' and '.join(kinds)} on {ROLE_NAMES[prompts]} prompts" if prompts else "Before GRPO"
+
+
 def _longest(conditions: list[str]) -> list[str]:
     """The conditions of whole chains: without those that what a chain is built on has by itself."""
     return [one for one in conditions if not any(one != other and within(one, other) for other in conditions)]
 
 
 def _stage_series(data: pd.DataFrame) -> list[Series]:
-    """Pretraining in grey, SFT as what is before GRPO, GRPO by beta as in the figure above."""
+    """Pretraining in grey, SFT as what is before GRPO, GRPO by beta as in the figure above, RFT unlike any of them."""
     sft, *betas = before_and_betas(data["kl_beta"])
-    names = {"pretraining": LineStyle("#808080", "h", "-"), "SFT": sft.style}
+    names = {"pretraining": LineStyle("#808080", "h", "-"), "SFT": sft.style, RFT.name: LineStyle("#4B0092", "X", "--")}
     names |= {f"GRPO, β = {number(one.key)}": one.style for one in betas}
     return [Series(name, name, style) for name, style in names.items() if (data["stage"] == name).any()]

@@ -12,10 +12,10 @@ from rayexp.reports.drawing import (
     ReportFigure,
     before_and_betas,
     grid,
-    left_out,
     legend_rows,
     lines,
     on_page,
+    require_room,
     series_legend,
     taller,
 )
@@ -30,6 +30,7 @@ def pass_at_k_curves(results: pd.DataFrame) -> ReportFigure | None:
     data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm, results)])
     if data.empty:
         return None
+    require_room(data, ["condition", "prompt_role", "ood_ratio"], "kl_beta")
     series = before_and_betas(data["kl_beta"])
     found = [(arm, ratio) for arm in arms(results) for ratio in arm.of(data)["ood_ratio"].unique().tolist()]
     figure, axes = grid(len(found), 1.8 + taller(data["condition"]), around=0.9 + legend_rows(series))
@@ -53,7 +54,7 @@ def pass_at_k_curves(results: pd.DataFrame) -> ReportFigure | None:
     return ReportFigure(
         caption=f"Mean over test prompts of the chance that one of k completions is right. {source} Where a curve "
         "after GRPO runs below the one before it, GRPO gave up prompts that many samples had still reached. Lines are "
-        f"means over seeds, bands reach from the lowest to the highest seed. {left_out(data['kl_beta'])}".strip(),
+        "means over seeds, bands reach from the lowest to the highest seed.",
         alt=f"Mean pass@k against k from 1 to {data['k'].max():,}, before GRPO and after, for "
         f"{counted(pd.Series(data['ood_ratio'].nunique()), 'OOD ratio')}. At the largest k, means lie between "
         f"{last['mean'].min():.2g} and {last['mean'].max():.2g}.",

@@ -19,7 +19,6 @@ from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, Arm, arms, counted, mass_name, percent
 from rayexp.reports.drawing import (
     BOOTSTRAP,
-    LINE_STYLES,
     ReportFigure,
     bars,
     grid,
@@ -28,6 +27,8 @@ from rayexp.reports.drawing import (
     ratio_colours,
     ratio_legend,
     ratio_places,
+    ratio_rows,
+    require_room,
     taller,
 )
 
@@ -39,6 +40,8 @@ SMALLEST, LARGEST = 1e-12, 1 - 1e-6
 BIN_NATS, BIN_PROMPTS = 2.0, 10
 
 Panel = tuple[str, float, pd.DataFrame]  # title, beta, rows of the arm
+#: Columns of which each combination has one.
+PANEL = ["condition", "prompt_role", "role", "kl_beta"]
 
 
 def _panels(results: pd.DataFrame) -> list[Panel]:
@@ -62,10 +65,11 @@ def after_against_before(results: pd.DataFrame) -> ReportFigure | None:
     if not shown:
         return None
     data = pd.concat([points for _, _, points in shown], ignore_index=True)
+    require_room(data, PANEL, "ood_ratio")
     mass, ratios = mass_name(results), ratio_places(data)
     lowest = 10.0 ** np.floor(np.log10(data[["q", "p"]].to_numpy().min()))
     colours = {"cmap": ListedColormap(ratio_colours(len(ratios))), "vmin": -0.5, "vmax": len(ratios) - 0.5}
-    figure, axes = grid(len(shown), 2.3 + taller(data["condition"]), around=1.3)
+    figure, axes = grid(len(shown), 2.3 + taller(data["condition"]), around=1.3 + ratio_rows(ratios))
     for axis, (title, beta, points) in zip(axes.flat, shown, strict=False):
         places = points["ood_ratio"].map(ratios)
         axis.scatter(points["q"], points["p"], c=places, s=5, lw=0, alpha=0.6, rasterized=True, **colours)
@@ -142,10 +146,11 @@ def logit_shift(results: pd.DataFrame) -> ReportFigure | None:
     if not shown:
         return None
     data = pd.DataFrame([row for arm, role in shown for row in _shift_rows(arm, role)])
+    require_room(data, ["condition", "prompt_role", "role"], "ood_ratio")
     ratios = ratio_places(data)
     colours = ratio_colours(len(ratios))
     largest_tilt = data["inverse_beta"].max()
-    figure, axes = grid(len(shown), 2.2 + taller(data["condition"]), around=1.0)
+    figure, axes = grid(len(shown), 2.2 + taller(data["condition"]), around=1.0 + ratio_rows(ratios))
     for axis, (arm, role) in zip(axes.flat, shown, strict=False):
         here = arm.of(data[data["role"] == role])
         axis.plot([0, 1.12 * largest_tilt], [0, 1.12 * largest_tilt], color="black")
@@ -189,58 +194,58 @@ def _shift_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
 
 @on_page("Where the gain is: against the mass before", place=5)
 def gain_by_mass(results: pd.DataFrame) -> ReportFigure | None:
-    """Mean gain of prompts binned by Q before GRPO, with the gain of the optimum and its peak; panels as above."""
+    """Mean gain of prompts of each OOD ratio, binned by Q before GRPO, with the gain of the optimum and its peak."""
     shown = [(title, beta, points) for title, beta, rows in _panels(results) if len(points := _binned(rows))]
     if not shown:
         return None
     data = pd.concat([points for _, _, points in shown], ignore_index=True)
-    mass = mass_name(results)
+    require_room(data, PANEL, "ood_ratio")
+    mass, ratios = mass_name(results), ratio_places(data)
+    colours = ratio_colours(len(ratios))
     lowest = 10.0 ** np.floor(np.log10(data["q"].min()))
     q = expit(np.linspace(logit(lowest), logit(LARGEST), 400))
-    figure, axes = grid(len(shown), 1.9 + taller(data["condition"]), around=0.9)
+    figure, axes = grid(len(shown), 1.9 + taller(data["condition"]), around=1.3 + ratio_rows(ratios))
     for axis, (title, beta, points) in zip(axes.flat, shown, strict=False):
         axis.plot(q, gain(q, beta), color="black")
         where, height = peak(beta)
         axis.plot(max(where, lowest), height, color="black", marker="*", markersize=9)
         axis.axhline(0, color="grey", linestyle=":")
-        bars(axis, points["q"], points, "gain", LINE_STYLES[1])
+        for ratio, line in points.groupby("ood_ratio"):
+            bars(axis, line["q"], line, "gain", (colours[ratios[ratio]], "o", "-"))
         axis.set_title(title)
         _logit_scale(axis, "x", lowest)
     _outer_labels(axes, len(shown), f"{mass} before", "gain: mean P - Q")
-    colour, marker, _ = LINE_STYLES[1]
-    handles = [
-        Line2D([], [], color="black", marker="*", markersize=9, label="tilted optimum and its peak"),
-        Line2D([], [], color=colour, marker=marker, label="measured"),
-    ]
+    theory = Line2D([], [], color="black", marker="*", markersize=9, label="tilted optimum and its peak")
     title = f"{counted(data['n_seeds'], 'seed')}; bars: 95 % interval"
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, title=title)
+    figure.legend(handles=[theory], loc="outside upper center", title=title)
+    ratio_legend(figure, ratios, "OOD samples in pretraining", "outside lower center", marker="o")
     best = data.iloc[int(data["gain"].argmax())]
     return ReportFigure(
-        caption=f"Test prompts of all OOD ratios and seeds in bins of {mass} before GRPO ({BIN_NATS:g} nats of its "
-        f"logit wide, at least {BIN_PROMPTS} prompts each), at the median of the bin. Line: the gain of the optimum, "
+        caption=f"Test prompts of an OOD ratio, of all seeds, in bins of {mass} before GRPO ({BIN_NATS:g} nats of its "
+        f"logit wide, at least {BIN_PROMPTS} prompts each), at the median of the bin. Black: the gain of the optimum, "
         "with its peak at Q = 1/(1 + exp(1/(2β))), of height tanh(1/(4β)); without a KL penalty it is 1 - Q. The data "
         f"hold the predicted mean gain of each bin's own prompts too. {BOOTSTRAP}",
         alt="Mean gain of prompts binned by correct mass before GRPO, with the curve of the tilted optimum. The "
         f"largest mean gain, {best['gain']:.2g}, is in the bin around Q = {best['q']:.2g} at a KL beta of "
-        f"{number(best['kl_beta'])}.",
+        f"{number(best['kl_beta'])} and {percent(best['ood_ratio'])} % OOD.",
         figure=figure,
         data=data,
     )
 
 
 def _binned(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each bin of Q with enough prompts."""
+    """A row for each OOD ratio and bin of Q with enough prompts."""
     beta = float(rows["kl_beta"].iloc[0])
     q = rows["init_q"].clip(SMALLEST, LARGEST).to_numpy(dtype=float)
-    number = np.floor(logit(q) / BIN_NATS)
-    rows = rows.assign(cut=q, predicted=gain(q, beta))
+    rows = rows.assign(cut=q, predicted=gain(q, beta), bin=np.floor(logit(q) / BIN_NATS))
+    each = rows[["ood_ratio", "bin"]].drop_duplicates().sort_values(["ood_ratio", "bin"])
     about = rows[["condition", "layers", "prompt_role", "role", "kl_beta"]].iloc[0].to_dict()
     return pd.DataFrame(
         [
-            {**about, "q_from": expit(BIN_NATS * this), "q_to": expit(BIN_NATS * (this + 1))}
+            {**about, "ood_ratio": ratio, "q_from": expit(BIN_NATS * this), "q_to": expit(BIN_NATS * (this + 1))}
             | {"q": group["cut"].median(), **summarised(group, gain="gain")}
             | {"predicted_gain": group["predicted"].mean()}
-            for this in np.unique(number)
-            if len(group := rows[number == this]) >= BIN_PROMPTS
+            for ratio, this in each.itertuples(index=False)
+            if len(group := rows[(rows["ood_ratio"] == ratio) & (rows["bin"] == this)]) >= BIN_PROMPTS
         ]
     )

@@ -21,14 +21,16 @@ from rayexp.cli import report as report_command
 from rayexp.evaluation.metrics import wilson
 from rayexp.evaluation.theory import tilted
 from rayexp.experiment import Experiment
-from rayexp.reports import figures, page, table
+from rayexp.reports import drawing as drawing_module
+from rayexp.reports import figures, page, pictures, table
 from rayexp.reports.arms import arms, percent
 from rayexp.reports.claims import FAILS, HOLDS, NOT_MEASURED, NOT_TESTED, UNDECIDED, claims
-from rayexp.reports.drawing import ReportFigure
+from rayexp.reports.drawing import LINES, PANELS, CrowdedError, Draw, ReportFigure
 from rayexp.reports.examples import examples
 from rayexp.reports.figures.curves import reward_and_kl
 from rayexp.reports.figures.mass import mass_by_ratio, mass_by_stage
 from rayexp.reports.figures.pass_at_k import pass_at_k_curves
+from rayexp.reports.figures.tilt import after_against_before
 from rayexp.reports.provenance import design, provenance
 from rayexp.stages import GRPO, Evaluate, Stage, settings
 from rayexp.stages.settings import varying
@@ -44,6 +46,7 @@ from tests.fixtures.simulated_study import (
     HOSTILE_RECORD,
     ID_LOGIT,
     PROMPTS_PER_CELL,
+    RATIOS,
     SEEDS,
     SMALL,
     Law,
@@ -336,8 +339,10 @@ def test_the_logit_shift_is_what_the_law_says(drawn: list[ReportFigure]) -> None
 def test_gains_are_binned_by_mass_beside_the_prediction(drawn: list[ReportFigure]) -> None:
     bins, results = drawn[4].data, simulated_results()
     rows = results[(results["kl_beta"] == 1.0) & (results["role"] == "ood")]
+    assert set(bins["ood_ratio"]) == set(RATIOS)
     for one in bins[bins["kl_beta"] == 1.0].to_dict("records"):
-        inside = rows[(rows["init_q"] >= one["q_from"]) & (rows["init_q"] < one["q_to"])]
+        of_ratio = rows[rows["ood_ratio"] == one["ood_ratio"]]
+        inside = of_ratio[(of_ratio["init_q"] >= one["q_from"]) & (of_ratio["init_q"] < one["q_to"])]
         assert len(inside) == one["n"] >= 10
         assert one["gain"] == pytest.approx((inside["q"] - inside["init_q"]).mean())
         optimum = tilted(inside["init_q"].to_numpy(), 1.0)
@@ -387,7 +392,7 @@ def looks(drawing: ReportFigure, axis: int, lines: bool) -> list[tuple[str, str]
 
 
 def test_no_two_betas_look_alike_and_none_like_before_grpo() -> None:
-    betas = tuple(i / 10 for i in range(1, 19))
+    betas = tuple(i / 10 for i in range(1, LINES + 1))
     results = simulated_results(seeds=(0,), ood_ratios=(0.01,), kl_betas=betas)
     for drawing, lines in ((mass_by_ratio(results), False), (pass_at_k_curves(results), True)):
         assert drawing
@@ -399,12 +404,61 @@ def test_no_two_betas_look_alike_and_none_like_before_grpo() -> None:
         assert len({text.get_text() for text in legend.get_texts()}) == 1 + len(betas)
 
 
-def test_betas_that_cannot_be_told_apart_are_left_out_in_words() -> None:
+def crowded(draw: Draw, table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """What is said of a figure that would show too much, and its data."""
+    with pytest.raises(CrowdedError) as caught:
+        draw(table)
+    return str(caught.value), caught.value.data
+
+
+def repeated(count: int, results: pd.DataFrame) -> pd.DataFrame:
+    """The same results in each of several conditions."""
+    return pd.concat([results.assign(condition=f"group_size = {n}") for n in range(2, count + 2)], ignore_index=True)
+
+
+def test_more_betas_than_can_be_told_apart_are_not_drawn() -> None:
     results = simulated_results(seeds=(0,), ood_ratios=(0.01,), kl_betas=tuple(i / 10 for i in range(1, 21)))
-    for drawing in (mass_by_ratio(results), pass_at_k_curves(results), mass_by_stage(results)):
-        assert drawing
-        assert "Of 20 β the smallest 18 are drawn" in drawing.caption
-        assert drawing.data["kl_beta"].nunique() == 20
+    for draw in (mass_by_ratio, pass_at_k_curves, mass_by_stage):
+        said, data = crowded(draw, results)
+        assert said == "20 β, of which a figure can show 12"
+        assert data["kl_beta"].nunique() == 20
+
+
+def test_as_many_panels_as_a_page_holds_are_drawn_and_no_more() -> None:
+    results = simulated_results(**SMALL)
+    full = mass_by_ratio(repeated(12, results))
+    assert full
+    assert len(full.figure.axes) == PANELS
+    assert all(
+        f"group_size\u00a0=\u00a0{n}" in axis.get_title("left") for n, axis in enumerate(full.figure.axes[::2], 2)
+    )
+    said, data = crowded(mass_by_ratio, repeated(60, results))
+    assert said == "60 conditions, of which a figure can show 12"
+    assert data["condition"].nunique() == 60
+    said, _ = crowded(pass_at_k_curves, repeated(10, results))
+    assert said == "30 combinations of 10 conditions and 3 OOD ratios, of which a figure can show 24"
+
+
+def test_more_ratios_than_there_are_colours_are_drawn_where_they_are_places() -> None:
+    results = simulated_results(seeds=(0,), ood_ratios=(0.01,), kl_betas=(0.1,))
+
+    def with_ratios(count: int) -> pd.DataFrame:
+        return pd.concat([results.assign(ood_ratio=n / 100) for n in range(count)], ignore_index=True)
+
+    assert mass_by_ratio(with_ratios(20))
+    assert crowded(after_against_before, with_ratios(20))[0] == "20 OOD ratios, of which a figure can show 12"
+    assert crowded(mass_by_ratio, with_ratios(30))[0] == "30 OOD ratios, of which a figure can show 24"
+
+
+def test_rft_has_a_line_of_its_own_beside_grpo() -> None:
+    results = simulated_results(**SMALL)
+    rft = results[results["kind"] == "grpo"].assign(kind="rft", kl_beta=np.nan)
+    drawing = mass_by_stage(pd.concat([results, rft.assign(stage_id=rft["stage_id"] + "x")]))
+    assert drawing
+    (legend,) = drawing.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["pretraining", "SFT", "RFT", "GRPO, β = 0.1"]
+    assert len(error_bars(drawing.figure.axes[0])) == 4
+    assert drawing.figure.axes[0].get_title("left") == "GRPO and RFT on OOD prompts: ID cells"
 
 
 def test_numbers_that_differ_late_are_told_apart_everywhere() -> None:
@@ -680,6 +734,34 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
     arguments = ["--scale", "toy", "--ood-ratios", "0", "0.05", "--store", str(tmp_path / "store")]
     assert report_command.main(arguments) == 1
     assert first in capsys.readouterr().err
+
+
+def test_a_table_stands_in_the_place_of_a_figure_with_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report is whole and no failure, and the files of a figure that was drawn before are gone."""
+    stages = Experiment(study="demo", scale="toy", ood_ratios=(0.0, 0.01, 0.05)).stages()
+    store = published(tmp_path, stages)
+    (tmp_path / "out/report").mkdir(parents=True)
+    (tmp_path / "out/report/figure-3.png").touch()
+    monkeypatch.setattr(drawing_module, "LINES", 2)
+    monkeypatch.setattr(pictures, "TABLE_ROWS", 50)
+    html = written(tmp_path, stages, store)
+    assert html.count("<img ") == 3
+    assert html.count("Not drawn: 3 OOD ratios, of which a figure can show 2.") == 5
+    data = pd.read_csv(tmp_path / "out/report/figure-4.csv")
+    assert f"<summary>Its {len(data)} rows" in html
+    header = "".join(f'<th scope="col">{name}</th>' for name in data.columns[data.nunique(dropna=False) > 1])
+    assert f"<tr>{header}</tr>" in html
+    assert f"<td>{data['shift'][0]:.4g}</td>" in html
+    assert html.count('<div class="scrolled"') < 5  # a table of every point of figure 3 would be too long
+    files = {file.name for file in (tmp_path / "out/report").iterdir()}
+    assert "figure-3.csv" in files
+    assert "figure-3.png" not in files
+    assert set(re.findall(r'href="(figure[^"]+)"', html)) == files - {"index.html"}
+    arguments = ["--scale", "toy", "--ood-ratios", "0", "0.01", "0.05", "--store", str(tmp_path / "store")]
+    assert report_command.main(arguments) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_report_is_written_where_matplotlib_cannot_be_imported(
