@@ -41,34 +41,6 @@ _NAMES = {
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "GRPO",
-    "REWARDS",
-    "RFT",
-    "SCALES",
-    "SFT",
-    "STUDIES",
-    "TASKS",
-    "AdamW",
-    "Budget",
-    "Decoder",
-    "Evaluate",
-    "Experiment",
-    "Figure",
-    "Grid",
-    "Plan",
-    "Pretrain",
-    "Reward",
-    "RunConfig",
-    "Stage",
-    "Task",
-    "figures",
-    "plan",
-    "results",
-    "run",
-    "stage_chains",
-]
-
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
