@@ -47,7 +47,7 @@ class Finding:
     """One claim measured in one setting.
 
     value: what the verdict compares, None where it was not measured. p: two-sided p-value of its threshold, None also
-    with one seed.
+    with one seed. ood_ratio: None where the claim compares several.
     """
 
     verdict: str
@@ -56,6 +56,7 @@ class Finding:
     p: float | None = None
     role: str | None = None
     note: str = ""
+    ood_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,11 @@ class Claim:
 
 
 def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row for each claim, arm and beta. curves: where they are given, it is said where GRPO earned no reward.
+    """One row for each claim, arm and beta, and for each OOD ratio where the claim is about one. curves: where they are
+    given, it is said where GRPO earned no reward.
 
-    Columns: claim, title, prediction, setting, layers, condition, prompt_role (of GRPO), kl_beta, role (of the cells);
+    Columns: claim, title, prediction, setting, layers, condition, prompt_role (of GRPO), kl_beta, role (of the cells),
+    ood_ratio;
     value, low, high (of what the verdict compares), seeds, n (pairs of a seed and a prompt); measured, verdict, note;
     p, p_holm (adjusted over all rows that have one), verdict_holm.
     """
@@ -97,7 +100,8 @@ def _row(claim: Claim, finding: Finding, arm: Arm | None, beta: float) -> dict[s
     setting, value = "", finding.value
     if arm:
         cells = f", {ROLE_NAMES[finding.role]} cells" if finding.role else ""
-        setting = f"{arm.name}, β = {number(beta)}{cells}"
+        at = "" if finding.ood_ratio is None else f", {percent(finding.ood_ratio)} % OOD"
+        setting = f"{arm.name}, β = {number(beta)}{cells}{at}"
     return {
         "claim": claim.id,
         "title": claim.title,
@@ -108,6 +112,7 @@ def _row(claim: Claim, finding: Finding, arm: Arm | None, beta: float) -> dict[s
         "prompt_role": arm.prompt_role if arm else None,
         "kl_beta": beta,
         "role": finding.role,
+        "ood_ratio": finding.ood_ratio,
         "value": value.mean if value else None,
         "low": value.low if value else None,
         "high": value.high if value else None,
@@ -165,7 +170,7 @@ def no_mass_no_gain(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     gain = conservative_interval(without, "gain", possible_change(without["init_q"]))
     measured = f"gain {gain}, from a mean Q of {before(without)['init_q'].mean():.2g}"
     p = p_of_mean(without, "gain", SMALL_GAIN)
-    return [Finding(_below(gain, SMALL_GAIN), measured, gain, p, arm.target, _idle(target))]
+    return [Finding(_below(gain, SMALL_GAIN), measured, gain, p, arm.target, _idle(target), 0.0)]
 
 
 def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
@@ -222,32 +227,36 @@ def _in_between(margins: list[Interval], means: pd.Series, highest_q: float) -> 
 
 
 def saturation(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C3. Gain at the OOD ratios whose mean Q before GRPO is above ``SATURATED_Q``, for ID and for target cells."""
-    return [_saturation(role, rows[rows["role"] == role]) for role in dict.fromkeys(("id", arm.target))]
+    """C3. Gain at each OOD ratio whose mean Q before GRPO is above ``SATURATED_Q``, for ID and for target cells."""
+    return [found for role in dict.fromkeys(("id", arm.target)) for found in _saturation(role, rows)]
 
 
-def _saturation(role: str, rows: pd.DataFrame) -> Finding:
-    full = rows[rows.groupby("ood_ratio")["init_q"].transform("mean") > SATURATED_Q]
-    if full.empty:
-        return _missing(f"mean Q before GRPO is at most {SATURATED_Q:g} at every finished OOD ratio", role)
-    gain, possible = conservative_interval(full, "gain", possible_change(full["init_q"])), 1 - full["init_q"]
+def _saturation(role: str, rows: pd.DataFrame) -> list[Finding]:
+    ratios = rows[rows["role"] == role].groupby("ood_ratio")
+    found = [_at_saturation(role, float(at), of) for at, of in ratios if of["init_q"].mean() > SATURATED_Q]
+    nowhere = f"mean Q before GRPO is at most {SATURATED_Q:g} at every finished OOD ratio"
+    return found or [_missing(nowhere, role)]
+
+
+def _at_saturation(role: str, ratio: float, rows: pd.DataFrame) -> Finding:
+    gain, possible = conservative_interval(rows, "gain", possible_change(rows["init_q"])), 1 - rows["init_q"]
     measured = f"gain {gain} of a possible {possible.mean():.3g}"
     if possible.mean() > 0:
         # A ratio of means, linearised (delta method) so that it has an interval like any mean.
-        share = full["gain"].mean() / possible.mean()
-        linear = full.assign(share=share + (full["gain"] - share * possible) / possible.mean())
+        share = rows["gain"].mean() / possible.mean()
+        linear = rows.assign(share=share + (rows["gain"] - share * possible) / possible.mean())
         measured += f": a share of {_share(conservative_interval(linear, 'share'))}"
-    note = f"At {', '.join(map(percent, sorted(full['ood_ratio'].unique())))} % OOD."
+    note = ""
     if possible.mean() < SATURATED_GAIN:
-        note += " So little was left that the limit can hardly be passed; the share says what GRPO made of it."
-    return Finding(_below(gain, SATURATED_GAIN), measured, gain, p_of_mean(full, "gain", SATURATED_GAIN), role, note)
+        note = "So little was left that the limit can hardly be passed; the share says what GRPO made of it."
+    p = p_of_mean(rows, "gain", SATURATED_GAIN)
+    return Finding(_below(gain, SATURATED_GAIN), measured, gain, p, role, note, ratio)
 
 
 def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C4. Share of the prompts, of the role GRPO trained on, whose P lies above exp(1/beta) Q.
+    """C4. Share of the prompts, of the role GRPO trained on, whose P lies above exp(1/beta) Q, at each OOD ratio.
 
-    Only where that is below 1: elsewhere nothing could exceed it. Wilson's interval takes prompts as independent, which
-    those of one run are not, so it is widened to that over seeds.
+    Only prompts for which that is below 1: no other could exceed it.
     """
     trained = rows[rows["role"] == arm.prompt_role]
     beta = float(rows["kl_beta"].iloc[0])
@@ -257,19 +266,29 @@ def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
         return [_missing("GRPO's own cells have not been measured", arm.prompt_role)]
     q, p = trained["init_q"].to_numpy(), trained["q"].to_numpy()
     bound, optimum = paper_bound(q, beta), tilted(q, beta)
-    trained = trained.assign(over=p > bound * (1 + ROUNDING), over_optimum=p > optimum * (1 + ROUNDING))
-    binding = trained[bound < 1]
-    beyond = f"above the tilted optimum: {proportion(trained, 'over_optimum')} of {len(trained)}"
-    if binding.empty:
-        missing = _missing(
-            f"the bound is 1 for all {len(trained)} prompts, whose Q is above exp(-1/β)", arm.prompt_role
-        )
-        return [replace(missing, note=f"Share {beyond}.")]
+    trained = trained.assign(
+        over=p > bound * (1 + ROUNDING), over_optimum=p > optimum * (1 + ROUNDING), binds=bound < 1
+    )
+    found = [
+        _bounded(arm.prompt_role, float(ratio), at) for ratio, at in trained.groupby("ood_ratio") if at["binds"].any()
+    ]
+    nowhere = f"the bound is 1 for all {len(trained)} prompts, whose Q is above exp(-1/β)"
+    return found or [replace(_missing(nowhere, arm.prompt_role), note=f"Share {_above_optimum(trained)}.")]
+
+
+def _bounded(role: str, ratio: float, rows: pd.DataFrame) -> Finding:
+    """Wilson's interval takes prompts as independent, which those of one run are not: it is widened to that over
+    seeds."""
+    binding = rows[rows["binds"]]
     share = proportion(binding, "over")
-    measured = f"share above the bound {share} of {len(binding)}; {beyond}"
-    note = f"The bound is below 1 for {len(binding)} of {len(trained)} prompts. {_idle(trained)}".strip()
+    measured = f"share above the bound {share} of {len(binding)}; {_above_optimum(rows)}"
+    note = f"The bound is below 1 for {len(binding)} of {len(rows)} prompts. {_idle(rows)}".strip()
     p = p_of_proportion(binding, "over", TOLERATED_SHARE)
-    return [Finding(_below(share, TOLERATED_SHARE), measured, share, p, arm.prompt_role, note)]
+    return Finding(_below(share, TOLERATED_SHARE), measured, share, p, role, note, ratio)
+
+
+def _above_optimum(rows: pd.DataFrame) -> str:
+    return f"above the tilted optimum: {proportion(rows, 'over_optimum')} of {len(rows)}"
 
 
 CLAIMS = (
@@ -307,9 +326,11 @@ CLAIMS = (
 
 def _idle(rows: pd.DataFrame) -> str:
     """A warning where GRPO changed nothing: then a claim about its limits holds, but is not put to the test."""
-    if rows.groupby("ood_ratio")["gain"].mean().max() >= SMALL_GAIN:
+    gains = rows.groupby("ood_ratio")["gain"].mean()
+    if gains.max() >= SMALL_GAIN:
         return ""
-    return f"No OOD ratio gained {SMALL_GAIN:g} here, so this says little: GRPO may have been too short."
+    nothing = f"No OOD ratio gained {SMALL_GAIN:g}" if len(gains) > 1 else f"The gain is below {SMALL_GAIN:g}"
+    return f"{nothing} here, so this says little: GRPO may have been too short."
 
 
 def _share(found: Interval) -> Interval:

@@ -27,7 +27,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rayexp import api
 from rayexp.cli import report
 from rayexp.cli import run as sweep
 from rayexp.config import explain
@@ -220,7 +219,7 @@ def test_a_terminal_gets_the_same_sentence(capsys, monkeypatch, encoding):
 
 #: One chain of six stages.
 CHAIN = Experiment(scale="toy", ood_ratios=(0.0,), kl_betas=(0.1,), seeds=(0,))
-STAGES = api.plan(CHAIN, f"memory://{uuid4().hex}").stages
+STAGES = Plan.of("demo", CHAIN.stages(), ()).stages
 PRETRAINED, MEASURED, TUNED = STAGES[:3]
 PAGE = "studies/demo-toy/report/index.html"
 

@@ -81,8 +81,8 @@ def test_a_local_cluster_is_started_with_what_a_plan_counts_with(monkeypatch, gp
     monkeypatch.setattr(os, "environ", {name: os.environ[name] for name in os.environ if name != "RAY_ADDRESS"})
     monkeypatch.setattr(host, "cores", lambda: 5)
     monkeypatch.setattr(host, "gpus", lambda: gpus)
-    monkeypatch.setattr(runtime, "ray", SimpleNamespace(init=lambda **options: started.update(options) or EMPTY))
-    runtime.ray.cluster_resources = dict
+    fake = {"init": lambda **options: started.update(options) or EMPTY, "cluster_resources": dict}
+    monkeypatch.setattr(runtime, "ray", SimpleNamespace(is_initialized=lambda: False, **fake))
     runtime.connect()
     assert ClusterResources.here().has == {"CPU": started["num_cpus"], "GPU": started["num_gpus"] or 0.0}
 

@@ -9,6 +9,7 @@ import pytest
 
 from rayexp import cli
 from rayexp.evaluation.metrics import cluster_bootstrap
+from rayexp.formatting import one_line
 from rayexp.reports.compare import Study, compare
 from rayexp.stages import GRPO, SFT, Evaluate, settings
 from rayexp.store.artifacts import Store
@@ -115,7 +116,7 @@ def test_show_has_damage_and_its_exit_code(tmp_path, looked):
     assert [file["name"] for file in facts["files"] if file["contents"] == "damaged"] == ["metrics.parquet"]
     assert len(facts["problems"]) == 1
     assert facts["metrics"]["last"] == {}
-    assert facts["metrics"]["problem"] in text
+    assert one_line(facts["metrics"]["problem"]) in text
 
 
 def test_what_is_no_number_is_null(tmp_path, looked):

@@ -19,6 +19,7 @@ def connected(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(runtime.ray, "init", lambda **told: given.update(told) or SimpleNamespace(dashboard_url=""))
     monkeypatch.setattr(runtime.ray, "cluster_resources", dict)
+    monkeypatch.setattr(runtime.ray, "is_initialized", lambda: False)
     return given
 
 

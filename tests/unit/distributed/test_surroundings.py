@@ -29,6 +29,7 @@ def no_ray(monkeypatch):
     for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "RAY_TRAIN_V2_ENABLED", "RAY_USE_TLS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever a test before in this process started
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
     monkeypatch.setattr(surroundings, "ANSWER_S", 1.0)
     monkeypatch.setattr(services, "resolve_ip_for_localhost", lambda host: host)  # servers here are on loopback only

@@ -67,9 +67,20 @@ def verdicts(results: pd.DataFrame) -> dict[str, set[str]]:
 
 def test_every_claim_holds_where_the_paper_does() -> None:
     found = claims(simulated_results())
-    assert set(found["verdict"]) == {HOLDS}
+    few = found["n"] == 4  # prompts whose bound is below 1, at 1 % OOD and beta 1: too few to tell
+    assert set(found[~few]["verdict"]) == {HOLDS}
+    assert found[few][["claim", "verdict"]].values.tolist() == [["C4", UNDECIDED]]
     assert list(found["claim"].unique()) == ["C1", "C2", "C3", "C4"]
-    assert len(found) == len(BETAS) * (1 + 1 + 2 + 1)  # C3 has ID and OOD cells
+    # ID cells are saturated at all OOD ratios, OOD cells at the highest; the bound is below 1 up to 0 or 1 % OOD.
+    each = found.groupby(["claim", "kl_beta", "role"])["ood_ratio"].apply(list).to_dict()
+    nothing, little, some, much = RATIOS
+    for beta in BETAS:
+        assert each["C1", beta, "ood"] == [nothing]
+        assert each["C3", beta, "id"] == list(RATIOS)
+        assert each["C3", beta, "ood"] == [much]
+    assert each["C4", 0.1, "ood"] == [nothing]
+    assert each["C4", 1.0, "ood"] == [nothing, little, some]
+    assert found.loc[found["claim"] == "C2", "ood_ratio"].isna().all()
     assert (found["seeds"] == len(SEEDS)).all()
     assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
 
@@ -101,8 +112,10 @@ def test_a_world_where_nothing_holds() -> None:
         return np.full_like(q, 0.9999) if role == "id" or stage.root.ood_ratio == 0 else q
 
     found = claims(simulated_results(law, id_logit=2.5))
-    ood_at_saturation = (found["claim"] == "C3") & (found["role"] == "ood")
-    assert set(found[~ood_at_saturation]["verdict"]) == {FAILS}
+    unmoved = (found["role"] == "ood") & (found["ood_ratio"] > 0)
+    assert set(found[~unmoved]["verdict"]) == {FAILS}
+    assert set(found[unmoved]["claim"]) == {"C3", "C4"}
+    assert FAILS not in set(found[unmoved]["verdict"])
 
 
 def test_seeds_that_disagree_decide_nothing() -> None:
@@ -169,6 +182,17 @@ def test_grpo_that_changed_nothing_elsewhere_does_not_spoil_a_test() -> None:
     assert set(found[found["kl_beta"] == 0.1]["verdict"]) == {HOLDS}
 
 
+def test_the_bound_is_judged_at_each_ratio_by_itself() -> None:
+    """What is above it at one ratio is not made up for by another at which nothing moved."""
+
+    def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+        return np.full_like(q, 0.5) if stage.root.ood_ratio == 0.003 and role == "ood" else q
+
+    found = claims(simulated_results(law, kl_betas=(1.0,), ood_ratios=(0.0, 0.003))).query("claim == 'C4'")
+    assert dict(zip(found["ood_ratio"], found["verdict"], strict=True)) == {0.0: HOLDS, 0.003: FAILS}
+    assert found["setting"].str.extract(r", (\S+) % OOD$")[0].tolist() == ["0", "0.3"]
+
+
 def test_a_saturated_study_was_tested_however_little_there_was_to_add() -> None:
     found = claims(simulated_results(lambda q, stage, role: q + (1 - q) / 4, kl_betas=(0.1,), ood_ratios=(0.05,)))
     assert set(found[found["claim"] == "C3"]["verdict"]) == {HOLDS}
@@ -205,7 +229,7 @@ def test_no_interval_leaves_what_is_possible() -> None:
         return q + (1 - q) * (0.02, 0.98, 0.5)[stage.root.seed] * (stage.root.ood_ratio != 0.003)
 
     results = simulated_results(law, seeds=(0, 1, 2), kl_betas=(0.1,))
-    found = claims(results).set_index(["claim", "role"]).to_dict("index")
+    found = claims(results).query("claim != 'C3' or ood_ratio == 0.05").set_index(["claim", "role"]).to_dict("index")
     q = results.query("kind == 'grpo' and role == 'ood'").groupby("ood_ratio")["init_q"].mean()
     nothing, peak = found["C1", "ood"], found["C2", "ood"]
     assert (nothing["low"], nothing["high"]) == pytest.approx((-q[0.0], 1 - q[0.0]))
