@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rayexp.errors import sentence
+from rayexp.formatting import number
 
 if TYPE_CHECKING:
     from rayexp.reports.drawing import ReportFigure
 
 #: Of the table that stands on the page in a figure's place; one with more is only beside it.
 TABLE_ROWS = 1000
+#: Columns that hold numbers somebody set: two of them must never look like one.
+SETTINGS = ("kl_beta", "ood_ratio")
 
 Draw = Callable[[pd.DataFrame], "ReportFigure | None"]
 
@@ -82,15 +85,20 @@ def _picture(title: str, draw: Draw, rows: pd.DataFrame, path: Path) -> Picture 
 def _tabulated(title: str, crowded: str, data: pd.DataFrame) -> Picture:
     """Return what stands in the place of a figure: its data, without the columns in which all rows are the same."""
     shown = data.loc[:, data.nunique(dropna=False) > 1] if len(data) <= TABLE_ROWS else data.iloc[:0, :0]
-    rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False)]
-    return Picture(title, data=True, crowded=crowded, columns=list(shown.columns), rows=rows)
+    columns = [[_cell(value, name in SETTINGS) for value in shown[name]] for name in shown]
+    return Picture(
+        title, data=True, crowded=crowded, columns=list(shown.columns), rows=list(zip(*columns, strict=True))
+    )
 
 
-def _cell(value: Any) -> str:
-    """Return a value of a table for people: empty where there is none, and four digits of a float."""
+def _cell(value: Any, setting: bool) -> str:
+    """Return a value of a table for people: empty where there is none, all digits of a setting, and four of what was
+    measured."""
     if pd.isna(value):
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return number(value) if setting else f"{value:.4g}"
+    return str(value)
 
 
 def _saved(drawing: "ReportFigure", image: Path) -> tuple[str, tuple[int, int]]:

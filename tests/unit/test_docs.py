@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
+import nbformat
 import pandas as pd
 import pytest
+from nbclient import NotebookClient
 
 from rayexp.execution.rollout_log import RolloutLog
 from rayexp.reports import table
@@ -56,6 +59,25 @@ def runs(tmp_path_factory):
 def test_every_command_and_program_works(page, runs, monkeypatch):
     monkeypatch.chdir(runs)
     shell.follow(page.read_text())
+
+
+def test_the_notebook_runs_and_shows_its_figures(runs):
+    """At toy scale; the outputs that it is committed with are of tiny, and of today's cells."""
+    notebook = nbformat.read(ROOT / "docs/notebook.ipynb", as_version=4)
+    shown = [kinds(cell) for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in notebook.cells:
+        cell.source = cell.source.replace('scale="tiny"', 'scale="toy"')
+    with mock.patch.dict(os.environ, RAY_ADDRESS="nowhere"):  # all is finished, so Ray is not asked
+        NotebookClient(notebook, resources={"metadata": {"path": str(runs)}}).execute()
+    assert [kinds(cell) for cell in notebook.cells if cell.cell_type == "code"] == shown
+    assert sum("image/png" in found for found in shown) == 2
+    assert sum(len(cell.source.splitlines()) for cell in notebook.cells if cell.cell_type == "code") <= 15
+
+
+def kinds(cell: nbformat.NotebookNode) -> set[str]:
+    """The kinds of output that a cell shows."""
+    assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.outputs
+    return {kind for output in cell.outputs for kind in output.get("data", {"text/plain": ""})}
 
 
 @pytest.mark.slow

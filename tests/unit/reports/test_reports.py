@@ -485,7 +485,7 @@ def test_rft_has_a_line_of_its_own_beside_grpo() -> None:
     assert drawing.figure.axes[0].get_title("left") == "GRPO and RFT on OOD prompts: ID cells"
 
 
-def test_numbers_that_differ_late_are_told_apart_everywhere() -> None:
+def test_numbers_that_differ_late_are_told_apart_everywhere(tmp_path: Path) -> None:
     """In the seventh digit of a ratio or a beta."""
     results = simulated_results(seeds=(0,), kl_betas=(0.1,))
     finer = results.assign(kl_beta=0.10000001).query("kind == 'grpo'")
@@ -500,6 +500,12 @@ def test_numbers_that_differ_late_are_told_apart_everywhere() -> None:
         for axis in drawing.figure.axes:
             labels = [text.get_text() for text in axis.get_xticklabels()]
             assert len(labels) == len(set(labels))
+    betas = [round(0.1 + i * 1e-8, 8) for i in range(20)]
+    many = pd.concat([results.assign(kl_beta=beta) for beta in betas])
+    shown = pictures.pictures(many, simulated_curves().iloc[:0], tmp_path)
+    instead = next(picture for picture in shown if picture.title == "Correct mass before and after GRPO")
+    at = list(instead.columns).index("kl_beta")
+    assert {row[at] for row in instead.rows} == {"", *map(str, betas)}
     titles = [group.title for group in examples(both.query("kl_beta != 0.1"))]
     assert titles
     assert all(title.endswith("β = 0.10000001") for title in titles)
