@@ -233,12 +233,12 @@ def saturation(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
 
 def _saturation(role: str, rows: pd.DataFrame) -> list[Finding]:
     ratios = rows[rows["role"] == role].groupby("ood_ratio")
-    found = [_at_saturation(role, float(at), of) for at, of in ratios if of["init_q"].mean() > SATURATED_Q]
+    found = [_at_saturation(role, at) for _, at in ratios if at["init_q"].mean() > SATURATED_Q]
     nowhere = f"mean Q before GRPO is at most {SATURATED_Q:g} at every finished OOD ratio"
     return found or [_missing(nowhere, role)]
 
 
-def _at_saturation(role: str, ratio: float, rows: pd.DataFrame) -> Finding:
+def _at_saturation(role: str, rows: pd.DataFrame) -> Finding:
     gain, possible = conservative_interval(rows, "gain", possible_change(rows["init_q"])), 1 - rows["init_q"]
     measured = f"gain {gain} of a possible {possible.mean():.3g}"
     if possible.mean() > 0:
@@ -250,7 +250,7 @@ def _at_saturation(role: str, ratio: float, rows: pd.DataFrame) -> Finding:
     if possible.mean() < SATURATED_GAIN:
         note = "So little was left that the limit can hardly be passed; the share says what GRPO made of it."
     p = p_of_mean(rows, "gain", SATURATED_GAIN)
-    return Finding(_below(gain, SATURATED_GAIN), measured, gain, p, role, note, ratio)
+    return Finding(_below(gain, SATURATED_GAIN), measured, gain, p, role, note, rows["ood_ratio"].iloc[0])
 
 
 def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
@@ -269,14 +269,12 @@ def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     trained = trained.assign(
         over=p > bound * (1 + ROUNDING), over_optimum=p > optimum * (1 + ROUNDING), binds=bound < 1
     )
-    found = [
-        _bounded(arm.prompt_role, float(ratio), at) for ratio, at in trained.groupby("ood_ratio") if at["binds"].any()
-    ]
+    found = [_bounded(arm.prompt_role, at) for _, at in trained.groupby("ood_ratio") if at["binds"].any()]
     nowhere = f"the bound is 1 for all {len(trained)} prompts, whose Q is above exp(-1/β)"
     return found or [replace(_missing(nowhere, arm.prompt_role), note=f"Share {_above_optimum(trained)}.")]
 
 
-def _bounded(role: str, ratio: float, rows: pd.DataFrame) -> Finding:
+def _bounded(role: str, rows: pd.DataFrame) -> Finding:
     """Wilson's interval takes prompts as independent, which those of one run are not: it is widened to that over
     seeds."""
     binding = rows[rows["binds"]]
@@ -284,7 +282,7 @@ def _bounded(role: str, ratio: float, rows: pd.DataFrame) -> Finding:
     measured = f"share above the bound {share} of {len(binding)}; {_above_optimum(rows)}"
     note = f"The bound is below 1 for {len(binding)} of {len(rows)} prompts. {_idle(rows)}".strip()
     p = p_of_proportion(binding, "over", TOLERATED_SHARE)
-    return Finding(_below(share, TOLERATED_SHARE), measured, share, p, role, note, ratio)
+    return Finding(_below(share, TOLERATED_SHARE), measured, share, p, role, note, rows["ood_ratio"].iloc[0])
 
 
 def _above_optimum(rows: pd.DataFrame) -> str:
