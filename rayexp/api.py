@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from rayexp.store.filesystem import resolved
 from rayexp.store.index import StoreIndex
 from rayexp.store.probe import require_seen_by_others, require_shareable
 from rayexp.store.provenance import without_secrets
+from rayexp.studies.ratios import Search
 from rayexp.sweep import force, placement, preflight, trackers
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preview import other_code
@@ -37,12 +38,15 @@ Wanted = Experiment | Iterable[Stage]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is asked for, and what its store has of it. again: stages that are made again though they are finished."""
+    """What is asked for, and what its store has of it. again: stages that are made again though they are finished.
+    told: what an experiment that looks at its own results has to say of them."""
 
+    wanted: Wanted
     study: Study
     plan: Plan
     run_config: RunConfig
     again: tuple[Stage, ...] = ()
+    told: tuple[str, ...] = ()
 
     @property
     def store(self) -> Store:
@@ -52,7 +56,7 @@ class Job:
         """Say what is about to happen, and what is to be known of what has happened."""
         index = StoreIndex(self.store)
         left = force.beyond(self.again, self.plan, index)
-        said = [self.plan.summary(), self.study.said(self.plan), *other_code(self.plan, index), *left]
+        said = [self.plan.summary(), self.study.said(self.plan), *self.told, *other_code(self.plan, index), *left]
         return "\n".join(filter(None, said))
 
 
@@ -80,16 +84,19 @@ def run(
     wanted: an Experiment, or stages of your own with a ``name``. The other arguments are the options of ``rayexp run``.
     Raises as ``plan`` does, and StageError once all else is done if a stage failed.
     """
-    job = prepare(wanted, run_config or RunConfig(), name, force)
+    first = prepare(wanted, run_config or RunConfig(), name, force)
     if repair:
-        unpublish_damaged(job)
-        job = prepare(wanted, job.run_config, name, force)
-    print(job.said(), flush=True)
-    begin(job)
-    failed = []
-    if job.plan.trials:
-        connect(job)
-        failed = execute(ready(job), loggers, fail_fast)
+        unpublish_damaged(first)
+        first = prepare(wanted, first.run_config, name, force)
+    job, failed = first, []
+    for job in rounds(first):
+        print(job.said(), flush=True)
+        begin(job)
+        if job.plan.trials:
+            connect(job)
+            failed = execute(ready(job), loggers, fail_fast)
+        if failed:
+            break
     write_report(job)
     if failed:
         raise StageError("\n".join(failed))
@@ -161,21 +168,37 @@ def prepare(wanted: Wanted, run_config: RunConfig, name: str | None = None, agai
     store = Store.of(run_config)
     require_seen_by_others(store.files)
     if isinstance(wanted, Experiment):
-        experiment = wanted if name is None else Experiment.model_validate(wanted.model_dump() | {"name": name})
-        study, stages = (
-            Study(store, experiment.folder, experiment.study, experiment.scale, experiment.axes),
-            experiment.stages(),
-        )
+        wanted = wanted if name is None else Experiment.model_validate(wanted.model_dump() | {"name": name})
+        study = Study(store, wanted.folder, wanted.study, wanted.scale, wanted.axes)
+        found = wanted.wanted(lambda stage: measured(store, stage))
     elif name is None:
         raise ValueError("name is None; give a name where stages of your own are wanted")
     else:
-        study, stages = Study(store, Experiment(name=name).folder, "own stages", "own"), list(wanted)
-    whole = Plan.of(study.study, stages, store.finished_ids())
+        wanted = list(wanted)
+        study, found = Study(store, Experiment(name=name).folder, "own stages", "own"), Search(wanted, ())
+    whole = Plan.of(study.study, found.stages, store.finished_ids())
     anew = force.named(again, whole)
     left = dataclasses.replace(whole, finished=whole.finished - {stage.id for stage in anew})
     study.require_one(left)
     preflight.require_own_parts(left)
-    return Job(study, left, run_config, anew)
+    return Job(wanted, study, left, run_config, anew, found.said)
+
+
+def rounds(job: Job) -> Iterator[Job]:
+    """Yield a job, and once that has been run the job of what its experiment wants then, until it wants no more."""
+    yield job
+    while isinstance(job.wanted, Experiment) and job.wanted.adaptive:
+        before, job = job, prepare(job.wanted, job.run_config, job.study.name)
+        if job.plan.labels.keys() == before.plan.labels.keys():
+            return
+        yield job
+
+
+def measured(store: Store, stage: Stage) -> "pd.DataFrame | None":
+    """Return the rows of a measurement, with their q; None if it is not finished."""
+    from rayexp.reports import table
+
+    return table.measured(store, stage.id) if store.finished(stage.id) else None
 
 
 def unpublish_damaged(job: Job) -> None:

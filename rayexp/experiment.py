@@ -3,19 +3,20 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from rayexp.config import Value
 from rayexp.errors import not_among
 from rayexp.stages import Stage
-from rayexp.studies import study_named
+from rayexp.studies import is_adaptive, stages_of, study_named
 from rayexp.studies.grid import Grid
 from rayexp.studies.overrides import Override, apply_overrides, in_effect, parse_overrides
 from rayexp.studies.presets import SCALES, Budget
+from rayexp.studies.ratios import Measured, Search, search
 
 #: Characters of an experiment's name, which is a folder's.
 NAME_LENGTH = 100
@@ -34,6 +35,15 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) and "," not in value else json.dumps(value)
 
 
+def _several(given: Any) -> Any:
+    """Return one value as a sequence of one, so that ``"auto"`` may be said as it is."""
+    return (given,) if isinstance(given, str) else given
+
+
+def nothing(stage: Stage) -> None:
+    """Return what is measured of a stage where no store is looked at."""
+
+
 def _fit_for_a_folder(name: str | None) -> str | None:
     if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
         raise ValueError(f"name is {name!r}; allowed: up to 100 letters, digits, and _ . - after the first")
@@ -49,8 +59,10 @@ class Experiment(Value):
     """Name of a study, or module:function for one of your own."""
     scale: str = "tiny"
     """Decoder and budgets: toy, tiny, small, paper."""
-    ood_ratios: Annotated[tuple[float, ...], Field(strict=False)] = ()
-    """Shares of OOD samples in pretraining, separated by blanks or commas; the scale's own if not given."""
+    ood_ratios: Annotated[tuple[float | Literal["auto"], ...], Field(strict=False), BeforeValidator(_several)] = ()
+    """Shares of OOD samples in pretraining, separated by blanks or commas; the scale's own if not given. The word auto
+    stands for 0, 0.5 and those at which the mean Q of the OOD cells is about 0.001, 0.03, 0.3 and 0.9, which a few
+    pilots find."""
     kl_betas: Annotated[tuple[float, ...], Field(strict=False)] = ()
     """Weights of the KL to the reference; the scale's own if not given."""
     seeds: Annotated[tuple[int, ...], Field(strict=False)] = ()
@@ -98,23 +110,44 @@ class Experiment(Value):
         grid = {name: getattr(self, name) or getattr(self._budget, name) for name in GRID}
         return self.model_copy(update={**grid, "name": self.folder})
 
+    @property
+    def adaptive(self) -> bool:
+        """Return whether what it wants depends on what has been measured."""
+        return "auto" in self.ood_ratios or is_adaptive(study_named(self.study))
+
     def stages(self) -> list[Stage]:
-        """Return what the study wants. Raises ValueError or ValidationError on a setting it can't have."""
-        return apply_overrides(self._usual, self.overrides)
+        """Return what the study wants while nothing is measured. Raises as ``wanted`` does."""
+        return self.wanted(nothing).stages
+
+    def wanted(self, measured: Measured) -> Search:
+        """Return what the study wants, now that this is measured. Raises ValueError or ValidationError on a setting it
+        can't have."""
+        if "auto" not in self.ood_ratios:
+            return Search(self._at(self._ratios, False, measured), ())
+        fixed = [ratio for ratio in self.ood_ratios if ratio != "auto"]
+        found = search(lambda ratios, pilot: self._at(ratios, pilot, measured), measured)
+        return Search([*found.stages, *self._at(fixed, False, measured)] if fixed else found.stages, found.said)
+
+    def _at(self, ratios: Sequence[float], pilot: bool, measured: Measured) -> list[Stage]:
+        """Return the stages with these OOD ratios, of the first seed only if ``pilot`` is true."""
+        seeds = self.seeds or self._budget.seeds
+        grid = self._grid(ratios, seeds[:1] if pilot else seeds)
+        return apply_overrides(stages_of(study_named(self.study), self._budget, grid, measured), self.overrides)
+
+    def _grid(self, ratios: Sequence[float], seeds: Sequence[int]) -> Grid:
+        betas = self.kl_betas or self._budget.kl_betas
+        return Grid(ratios, betas, seeds, self.graph, self.traversal, self.completion_format)
+
+    @property
+    def _ratios(self) -> Sequence[float]:
+        """The ratios that are known beforehand."""
+        return [ratio for ratio in self.ood_ratios if ratio != "auto"] or self._budget.ood_ratios
 
     @cached_property
     def _usual(self) -> list[Stage]:
-        """The stages of the study before ``set`` changes any."""
-        study, budget = study_named(self.study), self._budget
-        grid = Grid(
-            self.ood_ratios or budget.ood_ratios,
-            self.kl_betas or budget.kl_betas,
-            self.seeds or budget.seeds,
-            self.graph,
-            self.traversal,
-            self.completion_format,
-        )
-        return study(budget, grid)
+        """The stages of the study before ``set`` changes any, with nothing measured."""
+        seeds = self.seeds or self._budget.seeds
+        return stages_of(study_named(self.study), self._budget, self._grid(self._ratios, seeds), nothing)
 
     @property
     def _budget(self) -> Budget:

@@ -75,16 +75,20 @@ def main(arguments: list[str] | None = None, study: str = DEMO.study) -> int:
 def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
     try:
         trackers.require(sweep.loggers)
-        job = api.prepare(sweep.experiment, sweep.run_config(argv), again=sweep.force)
+        first = job = api.prepare(sweep.experiment, sweep.run_config(argv), again=sweep.force)
         if sweep.plan:
             print(_plan_json(sweep, job) if sweep.json else _plan_text(job))
             return 0
         if sweep.repair:
             api.unpublish_damaged(job)
-            job = api.prepare(sweep.experiment, job.run_config, again=sweep.force)
-        print(job.said(), flush=True)
-        api.begin(job)
-        failed = _execute(job, sweep) if job.plan.trials else []
+            first = api.prepare(sweep.experiment, job.run_config, again=sweep.force)
+        failed = []
+        for job in api.rounds(first):
+            print(job.said(), flush=True)
+            api.begin(job)
+            failed = _execute(job, sweep) if job.plan.trials else []
+            if failed:
+                break
         with working():
             undrawn = api.write_report(job)
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ one that it doesn't know. Nor is a reader told of folders that may not be writte
 figures are drawn with matplotlib's own defaults (``drawing.plain``).
 """
 
+import contextlib
 import logging
 import os
 
@@ -15,3 +16,5 @@ try:
 finally:
     if _backend is not None:
         os.environ["MPLBACKEND"] = _backend
+        with contextlib.suppress(ValueError):  # it knows none of that name
+            matplotlib.rcParams["backend"] = _backend  # a notebook's own figures go on being shown

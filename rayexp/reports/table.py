@@ -93,8 +93,7 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
     varies = varying(plan.trained)
     for stage in plan.stages:
         if stage.pool == "measure" and stage.id in plan.finished:
-            frame = _read(store, stage.id, "results.parquet", MEASURED)
-            frame["q"] = np.exp(frame["log_mass"].clip(upper=0))
+            frame = measured(store, stage.id)
             frames[stage.subject.id] = with_pass_at_k(
                 frame.assign(**settings(stage.subject, varies), **varied(stage.subject, varies))
             )
@@ -109,6 +108,12 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
     rows = _framed(list(frames.values()), _with_varied(RESULTS, frames.values()))
     counts = [name for name in rows.columns.difference(RESULTS.names) if _whole(rows[name])]
     return rows.astype(dict.fromkeys(counts, "Int64"))
+
+
+def measured(store: Store, stage_id: str) -> pd.DataFrame:
+    """Return the rows of one finished measurement, with ``q``. Raises StoreError on a table that none would write."""
+    frame = _read(store, stage_id, "results.parquet", MEASURED)
+    return frame.assign(q=np.exp(frame["log_mass"].clip(upper=0)))
 
 
 def to_arrow(results: pd.DataFrame) -> pa.Table:

@@ -3,6 +3,7 @@
 Every axis of ``StringTask`` has a study of its name; every module of this package with a function ``stages`` is one.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -15,9 +16,11 @@ from rayexp.studies.axis import axis_stages
 from rayexp.studies.grid import Grid
 from rayexp.studies.own import own_study
 from rayexp.studies.presets import Budget
+from rayexp.studies.ratios import Measured
 from rayexp.tasks.strings import AXES
 
-Study = Callable[[Budget, Grid], list[Stage]]
+#: A function of budget and grid, or of (budget, grid, measured) where what it wants depends on what was found.
+Study = Callable[..., list[Stage]]
 _OWN = {module.name: import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)}
 STUDIES: dict[str, Study] = {
     **{axis: partial(axis_stages, axis) for axis in AXES},
@@ -30,6 +33,16 @@ SUMMARIES: dict[str, str] = {
 }
 
 
+def stages_of(study: Study, budget: Budget, grid: Grid, measured: Measured) -> list[Stage]:
+    """Return what a study wants, now that this is measured. It has to take the same course whenever it is asked."""
+    return study(budget, grid, measured) if is_adaptive(study) else study(budget, grid)
+
+
+def is_adaptive(study: Study) -> bool:
+    """Return whether what a study wants depends on what has been measured: whether it takes a third argument."""
+    return len(inspect.signature(study).parameters) > 2
+
+
 def study_named(name: str) -> Study:
     """Return a study by its name in ``STUDIES``, or a user's own by its import path. Raises ValueError if there is
     none."""
@@ -40,4 +53,4 @@ def study_named(name: str) -> Study:
     return STUDIES[name]
 
 
-__all__ = ["STUDIES", "SUMMARIES", "Grid", "Study", "study_named"]
+__all__ = ["STUDIES", "SUMMARIES", "Grid", "Study", "is_adaptive", "stages_of", "study_named"]

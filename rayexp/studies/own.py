@@ -1,5 +1,6 @@
 """A user's own study, by the path that its function is imported by, such as ``my_studies:lengths``."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,11 +10,9 @@ from rayexp.config import explain
 from rayexp.errors import defined_at, located
 from rayexp.parts import imported
 from rayexp.stages import Stage
-from rayexp.studies.grid import Grid
-from rayexp.studies.presets import Budget
 
 
-def own_study(path: str) -> Callable[[Budget, Grid], list[Stage]]:
+def own_study(path: str) -> Callable[..., list[Stage]]:
     """Return the study of an import path. Raises ValueError if it can't be imported or called.
 
     The study raises ValueError, with file and line, where the user's function raises or returns no stages.
@@ -22,9 +21,10 @@ def own_study(path: str) -> Callable[[Budget, Grid], list[Stage]]:
     if not callable(function):
         raise ValueError(f"study is {path!r}, which can't be called; allowed: a function of (budget, grid)")
 
-    def study(budget: Budget, grid: Grid) -> list[Stage]:
+    @functools.wraps(function)  # and so with the parameters that tell whether it wants to know what is measured
+    def study(*told: Any) -> list[Stage]:
         try:
-            found = function(budget, grid)
+            found = function(*told)
             stages: list[Any] = list(found) if isinstance(found, Iterable) else [found]
         except ValidationError as error:
             raise ValueError(f"study {path!r}: {explain(error)} ({defined_at(function)})") from error

@@ -90,6 +90,24 @@ def test_a_failure_is_raised_once_all_else_is_done(tmp_path, monkeypatch, capsys
     assert "report: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_an_experiment_that_looks_at_its_results_goes_on_until_it_wants_no_more(tmp_path, capsys):
+    """At toy scale no ratio has any mass, so the search ends after its first pilots; then the chains are run."""
+    url, auto = str(tmp_path / "runs"), rayexp.Experiment(study="demo", scale="toy", ood_ratios=("auto",))
+    assert {stage.kind for stage in rayexp.plan(auto, url).stages} == {"pretrain", "sft", "evaluate"}
+    with local_sweep.without_ray():
+        rows = rayexp.run(auto, rayexp.RunConfig(store=url))
+    assert set(rows[rows.kind == "grpo"].ood_ratio) == {0.0, 0.5}
+    assert set(rows[rows.kind == "sft"].ood_ratio) == {0.0, 0.001, 0.01, 0.1, 0.5}
+    said = capsys.readouterr().out
+    assert "4 pilots so far" in said
+    assert "ood_ratios auto: 0, 0.5; the mean Q of the pilots was" in said
+    assert said.index("pilots so far") < said.index("the largest ratio has less")
+    again = rayexp.plan(auto, url)
+    assert not again.to_run
+    assert {stage.kind for stage in again.stages} == {"pretrain", "sft", "grpo", "evaluate"}
+
+
 def test_what_is_not_there_is_said(store, tmp_path):
     with pytest.raises(StoreError, match="where there is none"):
         rayexp.results("demo-toy", str(tmp_path / "nowhere"))

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 
 from rayexp.config import explain
 from rayexp.errors import defined_at
+from rayexp.experiment import Experiment
 from rayexp.parts import UnreadPart, imported, own_modules, own_parts, unread_parts
 from rayexp.rewards import Reward
 from rayexp.rewards.answer import Answer
@@ -335,6 +337,12 @@ def good(budget, grid):
     return (stage for stage in [STAGE])
 
 
+def more_where_little_is_right(budget, grid, measured):
+    """The usual chain, and the same with other settings once the first is measured and hardly anything is right."""
+    rows = measured(STAGE)
+    return [STAGE] if rows is None or rows["q"].mean() > 0.5 else [STAGE, pretrain(samples=512)]
+
+
 def call(name: str) -> list[Stage]:
     budget = SCALES["toy"]
     return study_named(f"{HERE}:{name}")(budget, Grid(budget.ood_ratios, budget.kl_betas, budget.seeds))
@@ -361,6 +369,16 @@ def test_a_study_of_ones_own_is_named_by_its_path():
     assert call("good") == [STAGE]
     with pytest.raises(ValueError, match="which can't be called; allowed: a function of"):
         study_named(f"{HERE}:HERE")
+
+
+@pytest.mark.parametrize(("q", "stages"), [(None, 1), (0.9, 1), (0.1, 2)])
+def test_a_study_of_ones_own_may_look_at_what_is_measured(q, stages):
+    experiment = Experiment(study=f"{HERE}:more_where_little_is_right", scale="toy")
+    assert experiment.adaptive
+    assert not Experiment(study=f"{HERE}:good", scale="toy").adaptive
+    wanted = experiment.wanted(lambda stage: None if q is None else pd.DataFrame({"q": [q]})).stages
+    assert len(wanted) == stages
+    assert wanted[0] == STAGE
 
 
 def test_a_plan_finds_modules_in_the_folder_that_it_is_called_from(tmp_path):

@@ -482,7 +482,7 @@ def test_only_a_record_that_is_there_is_named(tmp_path):
     store, plan = Store(str(tmp_path)), Plan.of("demo", STAGES, ())
     first, second, third = plan.trials[:3]
     store.files.write(f"work/{first.id}/failure.json", b"{}")
-    job = Job(InStore(store, "demo", "demo", "tiny"), plan, RunConfig())
+    job = Job(plan.stages, InStore(store, "demo", "demo", "tiny"), plan, RunConfig())
     failed = {first.id: "it broke", second.id: "it never started"}
     assert api._unsuccessful(failed, {third.id}, job) == [
         f"failed: it broke (details: {tmp_path}/work/{first.id}/failure.json)",
