@@ -108,6 +108,14 @@ def test_links_lead_to_files(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_files_that_are_named_are_there(page):
+    """A page may leave out the package, as in `sampling/base.py`, or the folder of tests."""
+    named_files = re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|sh|md))[`:]", page.read_text())
+    homes = [ROOT, ROOT / "rayexp", ROOT / "tests"]
+    assert [name for name in named_files if not any((home / name).exists() for home in homes)] == []
+
+
 def test_a_command_that_nobody_knows_is_an_error():
     with pytest.raises(AssertionError, match="says how this is proved: curl"):
         shell.prove(["curl", "example.org"])
