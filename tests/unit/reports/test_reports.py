@@ -303,7 +303,7 @@ def error_bars(axes: Axes) -> list[ErrorbarContainer]:
 
 
 def test_tables_hold_what_is_drawn(drawn: list[ReportFigure]) -> None:
-    before_after, stages, scatter, _, _, _, *curves = drawn
+    before_after, stages, scatter, _, _, _, _, *curves = drawn
 
     def heights(drawing: ReportFigure, axis: int) -> list[float]:
         lines = [bars.lines[0] for bars in error_bars(drawing.figure.axes[axis])]
@@ -331,7 +331,7 @@ def test_tables_hold_what_is_drawn(drawn: list[ReportFigure]) -> None:
 
 
 def test_tables_are_right(drawn: list[ReportFigure]) -> None:
-    before_after, stages, scatter, _, _, _, curves, _ = (drawing.data for drawing in drawn)
+    before_after, stages, scatter, _, _, _, _, curves, _ = (drawing.data for drawing in drawn)
     results = simulated_results()
     after = results[(results["kl_beta"] == 0.1) & (results["ood_ratio"] == 0.01) & (results["role"] == "ood")]
     row = before_after[(before_after["kl_beta"] == 0.1) & (before_after["ood_ratio"] == 0.01)].iloc[0]

@@ -1,0 +1,88 @@
+"""The coverage profile: how many prompts a model would hardly ever get right, for every number of tries.
+
+A prompt counts as covered at N where the model is right at least once in N completions on average: Q >= 1/N. Whether
+the best of N samples can be right, and whether GRPO with N rollouts of a prompt sees a reward, depends on that and not
+on the mean of Q (arXiv 2510.15020).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rayexp.reports.arms import ROLE_NAMES, Arm, arms, before, counted, percent
+from rayexp.reports.drawing import (
+    ReportFigure,
+    before_and_betas,
+    grid,
+    legend_rows,
+    lines,
+    on_page,
+    require_room,
+    series_legend,
+    taller,
+)
+
+#: Numbers of tries, two a decade.
+TRIES = 10 ** np.arange(0, 8.01, 0.5)
+#: What the caption says of lost and gained prompts is about so many tries.
+SAID = 1000.0
+
+
+@on_page("Prompts out of reach", place=8)
+def coverage(results: pd.DataFrame) -> ReportFigure | None:
+    """Share of the prompts of the target cells with Q < 1/N against N; a panel for each arm and OOD ratio. Exact masses
+    only: that of a gold trace says nothing about how rarely an answer is right."""
+    if not results["exact"].all():
+        return None
+    data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm)])
+    if data.empty:
+        return None
+    require_room(data, ["condition", "prompt_role", "ood_ratio"], "kl_beta")
+    series = before_and_betas(data["kl_beta"])
+    found = [(arm, ratio) for arm in arms(results) for ratio in arm.of(data)["ood_ratio"].unique().tolist()]
+    figure, axes = grid(len(found), 1.8 + taller(data["condition"]), around=0.9 + legend_rows(series))
+    for axis, (arm, ratio) in zip(axes.flat, found, strict=False):
+        here = arm.of(data[data["ood_ratio"] == ratio])
+        for one in series:
+            line = here[here["kl_beta"].isna() if one.key is None else here["kl_beta"] == one.key]
+            axis.plot(line["tries"], line["uncovered"], color=one.style.colour, linestyle=one.line)
+            axis.fill_between(line["tries"], line["lowest"], line["highest"], color=one.style.colour, alpha=0.15, lw=0)
+        axis.set_title(f"{lines(arm.short_name)}:\n{ROLE_NAMES[arm.target]} cells, {percent(ratio)} % OOD")
+        axis.set(xscale="log", ylim=(-0.03, 1.03), xlim=(1, TRIES[-1]))
+        axis.minorticks_off()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share with Q < 1/N")
+    figure.supxlabel("N, completions drawn", fontsize="medium")
+    series_legend(figure, series, data, spread="band: all seeds", lines_only=True)
+    at = data[(data["tries"] == SAID) & data["kl_beta"].notna()]
+    return ReportFigure(
+        caption="Share of the test prompts that a model gets right less than once in N completions, from the exact Q. "
+        "Where a curve after GRPO lies above the one before it, GRPO moved prompts out of reach; where it lies below, "
+        f"into reach. At N = {SAID:,.0f} GRPO moved at most {100 * at['lost'].max():.2g} % of the prompts of a panel "
+        f"out of reach, and at most {100 * at['gained'].max():.2g} % into it. Lines are means over seeds, bands reach "
+        "from the lowest to the highest seed.",
+        alt=f"Share of prompts with a correct mass below 1/N against N, before GRPO and after, for "
+        f"{counted(pd.Series(data['ood_ratio'].nunique()), 'OOD ratio')}. At N = {SAID:,.0f} it lies between "
+        f"{at['uncovered'].min():.2g} and {at['uncovered'].max():.2g} after GRPO.",
+        figure=figure,
+        data=data,
+    )
+
+
+def _rows(arm: Arm) -> Iterator[dict[str, Any]]:
+    """Yield a row for each OOD ratio, beta (None before GRPO) and number of tries. lost, gained: share of prompts that
+    GRPO moved out of reach, and into it."""
+    target = arm.cells(arm.target)
+    for ratio, at in target.groupby("ood_ratio"):
+        about = {**arm.about, "role": arm.target, "ood_ratio": ratio}
+        inits = before(at)
+        for beta, rows in ((None, inits.assign(q=inits["init_q"])), *at.groupby("kl_beta")):
+            counts = {"n_seeds": rows["seed"].nunique(), "n": len(rows)}
+            for tries in TRIES.tolist():
+                was, is_now = rows["init_q"] < 1 / tries, rows["q"] < 1 / tries
+                seeds = is_now.groupby(rows["seed"]).mean()
+                found = {"uncovered": seeds.mean(), "lowest": seeds.min(), "highest": seeds.max()}
+                found |= {"lost": (is_now & ~was).mean(), "gained": (was & ~is_now).mean()}
+                yield {**about, "kl_beta": beta, **counts, "tries": tries, **found}

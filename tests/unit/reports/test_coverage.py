@@ -1,0 +1,29 @@
+"""The coverage profile says by how many tries a prompt is right, and which prompts GRPO moved out of reach."""
+
+import pandas as pd
+import pytest
+
+from rayexp.reports.figures.coverage import coverage
+from tests.fixtures.simulated_study import SMALL, simulated_results
+
+
+def test_prompts_out_of_reach_are_counted_before_and_after():
+    """GRPO takes everything from half of the prompts and gives the others all."""
+    results = simulated_results(**SMALL)
+    target = (results["kind"] == "grpo") & (results["ood_ratio"] == 0.01) & (results["role"] == "ood")
+    rows = results[target].copy()
+    rows["init_q"] = 0.005
+    rows["q"] = [1e-6, 1.0] * (len(rows) // 2)
+    drawing = coverage(pd.concat([results[~target], rows]))
+    assert drawing
+    at = drawing.data[(drawing.data["ood_ratio"] == 0.01) & (drawing.data["tries"] == 1000)]
+    was, is_now = at[at["kl_beta"].isna()].iloc[0], at[at["kl_beta"].notna()].iloc[0]
+    assert (was["uncovered"], is_now["uncovered"]) == (0.0, 0.5)
+    assert (is_now["lost"], is_now["gained"]) == (0.5, 0.0)
+    few = drawing.data[(drawing.data["ood_ratio"] == 0.01) & (drawing.data["tries"] == 100)].dropna(subset="kl_beta")
+    assert few["gained"].iloc[0] == pytest.approx(0.5)
+    assert "at most 50 % of the prompts of a panel out of reach" in drawing.caption
+
+
+def test_where_several_completions_are_right_there_is_no_profile():
+    assert coverage(simulated_results(**SMALL).assign(exact=False)) is None
