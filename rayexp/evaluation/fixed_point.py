@@ -25,7 +25,7 @@ from scipy.special import expit, gammaln, xlog1py, xlogy
 
 from rayexp.evaluation.theory import tilted
 from rayexp.rewards.answer import Answer
-from rayexp.stages import GRPO
+from rayexp.stages import GRPO, Stage
 
 #: Advantages whose effect is known.
 GROUP_STD, MEAN_ONLY, LEAVE_ONE_OUT = "group_std", "mean_only", "leave_one_out"
@@ -125,8 +125,10 @@ def _rises(log_q_NT: np.ndarray, logit_p_NM: np.ndarray, beta: float, group_size
     return at_rest(log_q_NT, effect(p_NM, GROUP_STD, group_size) / beta) > p_NM
 
 
-def beyond_theory(stage: GRPO) -> str:
-    """Return why the point of rest of a GRPO stage is not known, as the end of a sentence; empty where it is known."""
+def beyond_theory(stage: Stage) -> str:
+    """Return why the point of rest of a stage is not known, as the end of a sentence; empty where it is known."""
+    if not isinstance(stage, GRPO):
+        return "only GRPO has one"
     estimators = {"loss": ("exact", "k2"), "reward": ("exact", "k1")}[stage.kl_in]
     reasons = {
         "without a KL penalty nothing holds P below 1": stage.kl_beta == 0,
