@@ -28,7 +28,7 @@ from rayexp.rewards.answer import Answer
 from rayexp.stages import GRPO, Stage
 
 #: Advantages whose effect is known.
-GROUP_STD, MEAN_ONLY, LEAVE_ONE_OUT = "group_std", "mean_only", "leave_one_out"
+COVERED = GROUP_STD, MEAN_ONLY, LEAVE_ONE_OUT = "group_std", "mean_only", "leave_one_out"
 #: Logits of P from 1/2 up at which a change of sign is looked for. One at 1/2 and one below suffice for the rest:
 #: there c falls with P, so that the two sides meet once at most.
 UPPER_LOGITS_M = np.linspace(0, 36, 145)
@@ -140,8 +140,7 @@ def beyond_theory(stage: Stage) -> str:
         not in estimators,
         "a KL in the reward is divided by the deviation of the group": (stage.kl_in, stage.advantage)
         == ("reward", GROUP_STD),
-        f"the effect of the advantage {stage.advantage} is not known": stage.advantage
-        not in (GROUP_STD, MEAN_ONLY, LEAVE_ONE_OUT),
+        f"the effect of the advantage {stage.advantage} is not known": stage.advantage not in COVERED,
     }
     return next((reason for reason, applies in reasons.items() if applies), "")
 

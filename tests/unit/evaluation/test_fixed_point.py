@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 
 from rayexp.evaluation import theory
-from rayexp.evaluation.fixed_point import at_rest, beyond_theory, effect, points_of_rest, stable_points
-from rayexp.objectives.advantages import ADVANTAGES
+from rayexp.evaluation.fixed_point import COVERED, at_rest, beyond_theory, effect, points_of_rest, stable_points
 from rayexp.rewards.answer import Answer
 from rayexp.rewards.letters import Letters
 from rayexp.stages import GRPO
@@ -69,9 +68,7 @@ masses = st.lists(st.floats(1e-5, 1 - 1e-5), min_size=3, max_size=3)
 betas = st.floats(0.1, 3)
 
 
-@given(
-    st.lists(masses, min_size=1, max_size=4), st.floats(0.1, 3), st.sampled_from(sorted(ADVANTAGES)), st.integers(2, 64)
-)
+@given(st.lists(masses, min_size=1, max_size=4), st.floats(0.1, 3), st.sampled_from(COVERED), st.integers(2, 64))
 def test_a_point_of_rest_reproduces_itself(q_NT, beta, advantage, group_size):
     log_q_NT = np.log(q_NT)
     found = stable_points(log_q_NT, beta, advantage, group_size)
@@ -94,7 +91,7 @@ def test_the_policy_at_rest_solves_the_equation_of_each_token(q_T, shift):
 
 def test_what_is_behind_the_end_of_a_shorter_completion_counts_for_nothing():
     short, padded = np.log([[0.2, 0.4]]), np.log([[0.2, 0.4, 1.0, 1.0]])
-    for advantage in ADVANTAGES:
+    for advantage in COVERED:
         one, other = (stable_points(log_q_NT, 0.5, advantage, 8) for log_q_NT in (short, padded))
         assert one.lowest_N[0] == pytest.approx(other.lowest_N[0], abs=1e-12)
 
@@ -112,7 +109,7 @@ def test_many_prompts_are_solved_as_each_alone(monkeypatch):
 @pytest.mark.filterwarnings("error")
 def test_extreme_masses_rest_where_they_are():
     nothing, everything = np.full((2, 4), -400.0), np.zeros((2, 4))
-    for advantage in ADVANTAGES:
+    for advantage in COVERED:
         assert (stable_points(nothing, 0.5, advantage, 8).lowest_N == 0).all()
         np.testing.assert_allclose(stable_points(everything, 0.5, advantage, 8).lowest_N, 1, rtol=1e-12)
         assert len(stable_points(everything[:0], 0.5, advantage, 8).lowest_N) == 0
