@@ -1,7 +1,7 @@
-"""Where GRPO as it is run comes to rest: the P at which the push of the reward and the pull of the KL cancel.
+"""The fixed point of GRPO as it is run: the P at which the push of the reward and the pull of the KL cancel.
 
 ``theory`` describes the maximiser of E[R] - beta KL(pi || q). GRPO climbs something else where it divides rewards by
-the deviation of their group, and where the KL of each token is a term of the loss. Both move the point of rest of each
+the deviation of their group, and where the KL of each token is a term of the loss. Both move the fixed point of each
 prompt by itself, without any sharing of weights.
 
 One prompt has one right completion. q_t is the reference's mass of its token t after the right tokens before it, pi_t
@@ -66,7 +66,7 @@ def effect(p_M: np.ndarray, advantage: str, group_size: int) -> np.ndarray:
     return np.exp(log_weights_MK) @ np.sqrt(hits_K * (group_size - hits_K)) / group_size
 
 
-def at_rest(log_q_NT: np.ndarray, shift_NM: np.ndarray) -> np.ndarray:
+def stationary_mass(log_q_NT: np.ndarray, shift_NM: np.ndarray) -> np.ndarray:
     """Return P of the stationary policy for a fixed c and a KL in the loss, by the recursion from the last token.
 
     log_q_NT: log-masses of the tokens under the reference, 0 behind the end of shorter completions. shift_NM: c / beta,
@@ -83,10 +83,10 @@ def at_rest(log_q_NT: np.ndarray, shift_NM: np.ndarray) -> np.ndarray:
 
 def stable_points(log_q_NT: np.ndarray, beta: float, advantage: str, group_size: int) -> StablePoints:
     """Return the stable P of each prompt with a KL in the loss: F(P) = P, F > P below it and F < P above it, with F
-    what ``at_rest`` makes of c(P). log_q_NT: as of ``at_rest``. beta: above 0."""
+    what ``stationary_mass`` makes of c(P). log_q_NT: as of ``stationary_mass``. beta: above 0."""
     if advantage != GROUP_STD:
         shift_11 = effect(np.zeros((1, 1)), advantage, group_size) / beta
-        p_N = at_rest(log_q_NT, shift_11)[:, 0]
+        p_N = stationary_mass(log_q_NT, shift_11)[:, 0]
         return StablePoints(p_N, p_N)
     lowest_N, highest_N = np.empty((2, len(log_q_NT)))
     rows = max(1, AT_ONCE // max(len(UPPER_LOGITS_M), group_size))
@@ -122,11 +122,11 @@ def _halved(log_q_NT: np.ndarray, low_N: np.ndarray, high_N: np.ndarray, beta: f
 def _rises(log_q_NT: np.ndarray, logit_p_NM: np.ndarray, beta: float, group_size: int) -> np.ndarray:
     """Return where F(P) > P."""
     p_NM = expit(logit_p_NM)
-    return at_rest(log_q_NT, effect(p_NM, GROUP_STD, group_size) / beta) > p_NM
+    return stationary_mass(log_q_NT, effect(p_NM, GROUP_STD, group_size) / beta) > p_NM
 
 
 def beyond_theory(stage: Stage) -> str:
-    """Return why the point of rest of a stage is not known, as the end of a sentence; empty where it is known."""
+    """Return why the fixed point of a stage is not known, as the end of a sentence; empty where it is known."""
     if not isinstance(stage, GRPO):
         return "only GRPO has one"
     estimators = {"loss": ("exact", "k2"), "reward": ("exact", "k1")}[stage.kl_in]
@@ -145,8 +145,8 @@ def beyond_theory(stage: Stage) -> str:
     return next((reason for reason, applies in reasons.items() if applies), "")
 
 
-def points_of_rest(stage: GRPO, log_q_NT: np.ndarray) -> StablePoints:
-    """Return where each prompt comes to rest in a GRPO stage that the theory covers (``beyond_theory``).
+def fixed_points(stage: GRPO, log_q_NT: np.ndarray) -> StablePoints:
+    """Return the fixed points of each prompt in a GRPO stage that the theory covers (``beyond_theory``).
 
     log_q_NT: log-masses of the tokens of the right completion at the stage's init, 0 behind the end of shorter ones.
     """

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from rayexp.evaluation.fixed_point import beyond_theory, points_of_rest
+from rayexp.evaluation.fixed_point import beyond_theory, fixed_points
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.stages import GRPO, Stage
 from rayexp.stages.settings import Setting, condition, labelled, varied, varying
@@ -44,7 +43,7 @@ PASS_AT = (8, 64, 1024)
 #: log_mass: log-probability of the gold completion, nats; token_log_mass: of each of its tokens. q: the exponential of
 #: log_mass: the exact correct mass where the right completion is unique, else a lower bound. init_q,
 #: init_token_log_mass: the same for the stage's init, NaN and null for pretraining. fixed_point, highest_fixed_point:
-#: the q at which GRPO as it is run comes to rest, from its init and at most; NaN where beyond_theory says why.
+#: the fixed points of GRPO as it is run, from its init and at most; NaN where beyond_theory says why.
 #: pass_at_k: exact where q is; else the unbiased estimate from the sampled answers, NaN where fewer than k were drawn.
 #: completion: what greedy decoding writes.
 RESULTS = pa.schema(
@@ -164,7 +163,7 @@ def with_fixed_points(frame: pd.DataFrame, stage: Stage) -> pd.DataFrame:
     known = frame["init_token_log_mass"].notna()
     if isinstance(stage, GRPO) and not beyond_theory(stage) and known.any():
         log_q_NT = pd.DataFrame(frame.loc[known, "init_token_log_mass"].tolist()).fillna(0.0).to_numpy()
-        found = points_of_rest(stage, log_q_NT)
+        found = fixed_points(stage, log_q_NT)
         frame.loc[known, ["fixed_point", "highest_fixed_point"]] = np.stack([found.lowest_N, found.highest_N], axis=1)
     return frame
 
@@ -231,8 +230,9 @@ def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
 
 def _sums(lists: pa.ChunkedArray) -> np.ndarray:
     """Return the sum of each list; NaN for one with an empty number in it."""
-    values = pc.list_flatten(lists).to_numpy()
-    return np.bincount(pc.list_parent_indices(lists).to_numpy(), weights=values, minlength=len(lists))
+    whole: Any = lists.combine_chunks()
+    values = whole.flatten().to_numpy(zero_copy_only=False)
+    return np.bincount(whole.value_parent_indices(), weights=values, minlength=len(whole))
 
 
 def _framed(frames: list[pd.DataFrame], schema: pa.Schema) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The point of rest of GRPO as it is run: against groups counted one by one, and against GRPO on a table."""
+"""The fixed point of GRPO as it is run: against groups counted one by one, and against GRPO on a table."""
 
 import itertools
 import math
@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 
 from rayexp.evaluation import theory
-from rayexp.evaluation.fixed_point import COVERED, at_rest, beyond_theory, effect, points_of_rest, stable_points
+from rayexp.evaluation.fixed_point import COVERED, beyond_theory, effect, fixed_points, stable_points, stationary_mass
 from rayexp.rewards.answer import Answer
 from rayexp.rewards.letters import Letters
 from rayexp.stages import GRPO
 from rayexp.tasks.strings import StringTask
 from tests.fixtures.factories import tiny_chain
-from tests.fixtures.tabular_grpo import come_to_rest
+from tests.fixtures.tabular_grpo import converged_mass
 from tests.fixtures.tiny_policy import settings
 
 # The effect of a group
@@ -48,7 +48,7 @@ def test_the_effects_that_are_known_by_heart():
     np.testing.assert_allclose(effect(p, "group_std", 1024), 1 / np.sqrt(p * (1 - p)), rtol=0.02)
 
 
-# The points of rest
+# The fixed points
 
 
 @pytest.mark.parametrize(
@@ -69,24 +69,24 @@ betas = st.floats(0.1, 3)
 
 
 @given(st.lists(masses, min_size=1, max_size=4), st.floats(0.1, 3), st.sampled_from(COVERED), st.integers(2, 64))
-def test_a_point_of_rest_reproduces_itself(q_NT, beta, advantage, group_size):
+def test_a_fixed_point_reproduces_itself(q_NT, beta, advantage, group_size):
     log_q_NT = np.log(q_NT)
     found = stable_points(log_q_NT, beta, advantage, group_size)
     for p_N in (found.lowest_N, found.highest_N):
-        again_N1 = at_rest(log_q_NT, effect(p_N[:, None], advantage, group_size) / beta)
+        again_N1 = stationary_mass(log_q_NT, effect(p_N[:, None], advantage, group_size) / beta)
         np.testing.assert_allclose(again_N1[:, 0], p_N, rtol=1e-6)
     assert (np.exp(log_q_NT.sum(axis=1)) <= found.lowest_N + 1e-12).all()
     assert (found.lowest_N <= found.highest_N).all()
 
 
 @given(masses, betas)
-def test_the_policy_at_rest_solves_the_equation_of_each_token(q_T, shift):
+def test_the_stationary_policy_solves_the_equation_of_each_token(q_T, shift):
     """From the last token backwards, with the product of the tokens after each."""
     after, pi_T = 1.0, []
     for q in reversed(q_T):
         pi_T.append(float(expit(logit(q) + shift * after)))
         after *= pi_T[-1]
-    assert at_rest(np.log([q_T]), np.array([[shift]]))[0, 0] == pytest.approx(after, rel=1e-9)
+    assert stationary_mass(np.log([q_T]), np.array([[shift]]))[0, 0] == pytest.approx(after, rel=1e-9)
 
 
 def test_what_is_behind_the_end_of_a_shorter_completion_counts_for_nothing():
@@ -107,7 +107,7 @@ def test_many_prompts_are_solved_as_each_alone(monkeypatch):
 
 
 @pytest.mark.filterwarnings("error")
-def test_extreme_masses_rest_where_they_are():
+def test_extreme_masses_stay_where_they_are():
     nothing, everything = np.full((2, 4), -400.0), np.zeros((2, 4))
     for advantage in COVERED:
         assert (stable_points(nothing, 0.5, advantage, 8).lowest_N == 0).all()
@@ -146,31 +146,31 @@ def predicted(advantage, kl_in, group_size, beta, q_T):
 
 @pytest.mark.parametrize("reduction", ["token_sum", "sequence_mean"])
 @pytest.mark.parametrize(("advantage", "kl_in", "group_size", "beta", "q_T"), CELLS)
-def test_grpo_on_a_table_comes_to_rest_where_the_theory_says(advantage, kl_in, group_size, beta, q_T, reduction):
+def test_grpo_on_a_table_converges_where_the_theory_says(advantage, kl_in, group_size, beta, q_T, reduction):
     run = settings(kl_beta=beta, kl_in=kl_in, advantage=advantage, loss_reduction=reduction)
-    found = come_to_rest(q_T, group_size, run)
+    found = converged_mass(q_T, group_size, run)
     assert found == pytest.approx(predicted(advantage, kl_in, group_size, beta, q_T), abs=1e-3)
 
 
 @pytest.mark.parametrize(("kl_in", "estimator"), [("loss", "k2"), ("reward", "k1")])
-def test_estimators_of_the_same_gradient_come_to_the_same_rest(kl_in, estimator):
+def test_estimators_of_the_same_gradient_have_the_same_fixed_point(kl_in, estimator):
     q_T = (0.3, 0.9, 0.2)
     run = settings(kl_beta=0.5, kl_in=kl_in, kl_estimator=estimator)
-    assert come_to_rest(q_T, 4, run) == pytest.approx(predicted("mean_only", kl_in, 4, 0.5, q_T), abs=1e-3)
+    assert converged_mass(q_T, 4, run) == pytest.approx(predicted("mean_only", kl_in, 4, 0.5, q_T), abs=1e-3)
 
 
 def test_another_gradient_does_not():
     q_T, run = (0.3, 0.4), settings(kl_beta=0.5, kl_estimator="k3")
-    assert abs(come_to_rest(q_T, 4, run) - predicted("mean_only", "loss", 4, 0.5, q_T)) > 0.02
+    assert abs(converged_mass(q_T, 4, run) - predicted("mean_only", "loss", 4, 0.5, q_T)) > 0.02
 
 
 def test_the_start_decides_where_two_points_are_stable():
-    """Groups of 64 at Q = 0.003: from the reference P rests at 0.24, from 0.99 it rises to 1."""
+    """Groups of 64 at Q = 0.003: from the reference P converges to 0.24, from 0.99 it rises to 1."""
     q_T, run = [0.003], settings(kl_beta=0.5, advantage="group_std")
     found = stable_points(np.log([q_T]), 0.5, "group_std", 64)
     assert (found.lowest_N[0], found.highest_N[0]) == pytest.approx((0.24, 1.0), abs=0.005)
-    assert come_to_rest(q_T, 64, run) == pytest.approx(found.lowest_N[0], abs=1e-3)
-    assert come_to_rest(q_T, 64, run, start_T=[0.99]) == pytest.approx(found.highest_N[0], abs=1e-3)
+    assert converged_mass(q_T, 64, run) == pytest.approx(found.lowest_N[0], abs=1e-3)
+    assert converged_mass(q_T, 64, run, start_T=[0.99]) == pytest.approx(found.highest_N[0], abs=1e-3)
 
 
 # What the theory covers
@@ -185,9 +185,9 @@ def test_the_defaults_are_covered_and_what_is_said_of_them_is_what_is_run():
     stage, log_q_NT = grpo(), np.log([[0.2, 0.5], [0.9, 0.8]])
     assert beyond_theory(stage) == ""
     np.testing.assert_array_equal(
-        points_of_rest(stage, log_q_NT).lowest_N, stable_points(log_q_NT, 0.5, "group_std", 8).lowest_N
+        fixed_points(stage, log_q_NT).lowest_N, stable_points(log_q_NT, 0.5, "group_std", 8).lowest_N
     )
-    tilt = points_of_rest(grpo(kl_in="reward", advantage="mean_only"), log_q_NT)
+    tilt = fixed_points(grpo(kl_in="reward", advantage="mean_only"), log_q_NT)
     np.testing.assert_allclose(tilt.lowest_N, theory.tilted(np.array([0.1, 0.72]), 0.5))
 
 
