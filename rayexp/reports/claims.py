@@ -303,23 +303,28 @@ def as_run(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     trained = trained.assign(
         over=trained["q"] > point * (1 + ROUNDING), binds=point < 1 - ROUNDING, distance=trained["q"] - point
     )
-    found = [
-        _as_run(arm.prompt_role, float(ratio), at) for ratio, at in trained.groupby("ood_ratio") if at["binds"].any()
-    ]
-    return found or [_missing(f"the fixed point is 1 for all {len(trained)} prompts", arm.prompt_role)]
+    return [_as_run(arm.prompt_role, float(ratio), at) for ratio, at in trained.groupby("ood_ratio")]
 
 
 def _as_run(role: str, ratio: float, rows: pd.DataFrame) -> Finding:
-    binding = rows[rows["binds"]]
-    share = proportion(binding, "over")
     mean = float(rows["fixed_point"].mean())
-    distance = conservative_interval(rows, "distance", (-mean, 1 - mean))
-    measured = f"share above the fixed point {share} of {len(binding)}; mean P less it {distance} of {len(rows)}"
+    distance = f"mean P less it {conservative_interval(rows, 'distance', (-mean, 1 - mean))} of {len(rows)}"
+    binding = rows[rows["binds"]]
+    if binding.empty:
+        return replace(_missing(f"the fixed point is 1 for all {len(rows)} prompts; {distance}", role), ood_ratio=ratio)
+    share = proportion(binding, "over")
     note = f"The fixed point is below 1 for {len(binding)} of {len(rows)} prompts, and {mean:.2g} in the mean."
     if several := int((rows["highest_fixed_point"] > rows["fixed_point"] + SMALL_GAIN).sum()):
         note += f" {several} prompts have a higher one as well, which is not the one reached from their Q."
-    p = p_of_proportion(binding, "over", TOLERATED_SHARE)
-    return Finding(_below(share, TOLERATED_SHARE), measured, share, p, role, f"{note} {_idle(rows)}".strip(), ratio)
+    return Finding(
+        _below(share, TOLERATED_SHARE),
+        f"share above the fixed point {share} of {len(binding)}; {distance}",
+        share,
+        p_of_proportion(binding, "over", TOLERATED_SHARE),
+        role,
+        f"{note} {_idle(rows)}".strip(),
+        ratio,
+    )
 
 
 def _above_optimum(rows: pd.DataFrame) -> str:

@@ -1,9 +1,9 @@
 """Where GRPO converges: advantages, places of the KL and group sizes that theory tells apart, at equal rollouts.
 
-Composition axis, OOD prompts. By the theory (``evaluation.fixed_point``), with the KL in the loss, P rises with the size
-of the groups under ``group_std``, a little under ``mean_only`` and not under ``leave_one_out``, which at groups of two is
-the same as ``group_std``. With the KL in the reward it is the paper's optimum at every size, unless rewards are divided.
-Betas of 0 are left out: without a KL nothing holds P below 1, and its place makes no difference.
+Composition axis, OOD prompts. By the theory (``evaluation.fixed_point``), with the KL in the loss, P rises with the
+size of the groups under ``group_std``, a little under ``mean_only`` and not under ``leave_one_out``, which at groups of
+two is the same as ``group_std``. With the KL in the reward it is the paper's optimum at every size, unless rewards are
+divided by a deviation. Betas of 0 are left out: without a KL nothing holds P below 1, and its place does not matter.
 """
 
 from dataclasses import replace
