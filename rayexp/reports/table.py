@@ -124,8 +124,17 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
 
 def to_arrow(results: pd.DataFrame) -> pa.Table:
     """Return ``results`` as it is stored: ``RESULTS`` with the columns of what varies behind."""
+    lists = [column.name for column in RESULTS if column.type == TOKENS]
     varied_columns = pa.Schema.from_pandas(results.drop(columns=RESULTS.names), preserve_index=False)
-    return pa.Table.from_pandas(results, pa.schema([*RESULTS, *varied_columns]), preserve_index=False)
+    schema = pa.schema([*RESULTS, *varied_columns])
+    plain = pa.schema([column for column in schema if column.name not in lists])
+    stored = pa.Table.from_pandas(results.drop(columns=lists), plain, preserve_index=False)
+    # One by one, because the notes that ``from_pandas`` makes of such columns are none that pandas can read.
+    for name in lists:
+        stored = stored.add_column(
+            schema.get_field_index(name), name, pa.chunked_array(pa.array(results[name]), TOKENS)
+        )
+    return stored
 
 
 def _with_varied(schema: pa.Schema, frames: Iterable[pd.DataFrame]) -> pa.Schema:
