@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from rayexp.evaluation.statistics import summarised
 from rayexp.formatting import number
-from rayexp.reports.arms import ROLE_NAMES, Arm, arms, mass_name, percent
+from rayexp.reports.arms import ROLE_NAMES, Arm, arms, mass_name, percent, told
 from rayexp.reports.drawing import (
     BOOTSTRAP,
     LINE_STYLES,
@@ -41,16 +41,13 @@ def measured_and_predicted(results: pd.DataFrame) -> ReportFigure | None:
         return None
     require_room(data, PANEL, "line", along=["ood_ratio"])
     ratios, shown = ratio_places(data), data[PANEL].drop_duplicates()
-    series = [
-        Series(line, line or "after GRPO", style)
-        for line, style in zip(data["line"].drop_duplicates(), LINE_STYLES[1:], strict=False)
-    ]
+    names = _names(data["line"].drop_duplicates().tolist())
+    series = [Series(*each, style) for each, style in zip(names.items(), LINE_STYLES[1:], strict=False)]
     figure, axes = grid(len(shown), 1.8 + taller(data["panel"]), around=1.0 + legend_rows(series))
     for axis, (panel, role, beta) in zip(axes.flat, shown.itertuples(index=False), strict=False):
         here = data[(data["panel"] == panel) & (data["prompt_role"] == role) & (data["kl_beta"] == beta)]
         _drawn(axis, here, ratios, series)
-        told = f"{panel}, " if panel else ""
-        axis.set_title(lines(f"{ROLE_NAMES[role]}: {told}β = {number(beta)}"))
+        axis.set_title(lines(f"{ROLE_NAMES[role]} prompts{told(panel)}, β = {number(beta)}"))
     for axis in axes[:, 0]:
         axis.set_ylabel(f"mean {mass_name(results)}")
     ratio_axes(figure, axes.flat[: len(shown)], ratios)
@@ -91,6 +88,13 @@ def _divided(condition: str) -> tuple[str, str]:
     parts = condition.split(", ")
     of_line = [part for part in parts if part.partition(" = ")[0].rpartition(" ")[2] in OF_A_LINE]
     return ", ".join(part for part in parts if part not in of_line), ", ".join(of_line)
+
+
+def _names(of_lines: list[str]) -> dict[str, str]:
+    """Return the names of lines: the first of their settings, if that tells all of them apart."""
+    first = {line: line.partition(", ")[0] for line in of_lines}
+    names = first if len(set(first.values())) == len(first) else dict(zip(of_lines, of_lines, strict=True))
+    return {line: name or "after GRPO" for line, name in names.items()}
 
 
 def _drawn(axis: Axes, here: pd.DataFrame, ratios: dict[Any, int], series: list[Series]) -> None:

@@ -239,12 +239,8 @@ def test_no_interval_leaves_what_is_possible() -> None:
         return q + (1 - q) * (0.02, 0.98, 0.5)[stage.root.seed] * (stage.root.ood_ratio != 0.003)
 
     results = simulated_results(law, seeds=(0, 1, 2), kl_betas=(0.1,))
-    found = (
-        claims(results)
-        .query("claim < 'C3' or claim == 'C3' and ood_ratio == 0.05")
-        .set_index(["claim", "role"])
-        .to_dict("index")
-    )
+    found = claims(results).query("claim < 'C3' or claim == 'C3' and ood_ratio == 0.05")
+    found = found.set_index(["claim", "role"]).to_dict("index")
     q = results.query("kind == 'grpo' and role == 'ood'").groupby("ood_ratio")["init_q"].mean()
     nothing, peak = found["C1", "ood"], found["C2", "ood"]
     assert (nothing["low"], nothing["high"]) == pytest.approx((-q[0.0], 1 - q[0.0]))
@@ -702,6 +698,8 @@ def test_measured_mass_stands_beside_the_fixed_point_in_every_condition() -> Non
     assert one["n"] == len(rows)
     dotted = [line for line in drawing.figure.axes[0].lines if line.get_linestyle() == ":"]
     assert len(dotted) == len(sizes)
+    (legend,) = drawing.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["group_size = 2", "group_size = 8"]
     told = drawing.data.query("kl_beta == 0.1").groupby("ood_ratio")["fixed_point"].first()
     assert np.asarray(dotted[0].get_ydata()) == pytest.approx(told.tolist())
     unknown = several.assign(fixed_point=several["fixed_point"].mask(several["condition"].str.contains("mean_only")))
