@@ -36,11 +36,12 @@ from rayexp.reports.figures.tilt import after_against_before
 from rayexp.reports.provenance import design, provenance
 from rayexp.stages import GRPO, Evaluate, Stage, settings
 from rayexp.stages.settings import varying
-from rayexp.store.artifacts import Store
+from rayexp.store.artifacts import Store, StoreError
 from rayexp.studies import STUDIES
 from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import SCALES
 from rayexp.sweep.plan import Plan
+from tests.fixtures import simulated_study
 from tests.fixtures.checkout import ROOT
 from tests.fixtures.simulated_study import (
     BETAS,
@@ -54,6 +55,7 @@ from tests.fixtures.simulated_study import (
     SMALL,
     Law,
     as_the_paper_says,
+    measured,
     published,
     simulated_curves,
     simulated_results,
@@ -761,6 +763,34 @@ def test_the_folder_is_complete(whole: tuple[Path, str]) -> None:
     )
     assert (summary["q_low"] <= summary["mean_q"]).all()
     assert (summary["mean_q"] <= summary["q_high"]).all()
+
+
+def test_each_row_knows_the_tokens_of_its_init_and_where_grpo_converges_from_them(tmp_path: Path) -> None:
+    stages = study_stages(seeds=(0,), kl_betas=(1.0,), ood_ratios=(0.01,))
+    store = published(tmp_path, stages)
+    rows = table.results(Plan.of("demo", stages, store.finished_ids()), store)
+    assert rows["token_log_mass"].map(sum).to_numpy() == pytest.approx(rows["log_mass"].to_numpy())
+    tuned, grpo = (rows[rows["kind"] == kind] for kind in ("sft", "grpo"))
+    assert grpo["init_token_log_mass"].map(list).tolist() == tuned["token_log_mass"].map(list).tolist()
+    assert rows[rows["kind"] == "pretrain"]["init_token_log_mass"].isna().all()
+    expected = stable_points(np.stack(grpo["init_token_log_mass"].tolist()), 1.0, "group_std", 8)
+    assert grpo["fixed_point"].to_numpy() == pytest.approx(expected.lowest_N)
+    assert grpo["highest_fixed_point"].to_numpy() == pytest.approx(expected.highest_N)
+    assert set(grpo["beyond_theory"]) == {""}
+    assert set(tuned["beyond_theory"]) == {"only GRPO has one"}
+    assert tuned["fixed_point"].isna().all()
+
+
+def test_tokens_that_do_not_add_up_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = study_stages(seeds=(0,), kl_betas=(1.0,), ood_ratios=(0.01,))[:2]
+
+    def halved(stage: Stage, law: Law) -> pd.DataFrame:
+        return measured(stage, law).assign(log_mass=lambda rows: rows["log_mass"] / 2)
+
+    monkeypatch.setattr(simulated_study, "measured", halved)
+    store = published(tmp_path, stages)
+    with pytest.raises(StoreError, match="token_log_mass does not add up to its log_mass"):
+        table.results(Plan.of("demo", stages, store.finished_ids()), store)
 
 
 def test_the_page_needs_nothing_from_outside(whole: tuple[Path, str]) -> None:
