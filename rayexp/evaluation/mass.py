@@ -19,22 +19,27 @@ from rayexp.tasks import TokenBatch
 
 @dataclass(frozen=True)
 class GoldScores:
-    """log_mass_N: log-probability of the gold completion, ``<eos>`` included, in nats. greedy_N: whether greedy
-    decoding writes exactly it."""
+    """token_log_mass_NC: log-probability of each token of the gold completion after the tokens before it, ``<eos>``
+    included, in nats. greedy_N: whether greedy decoding writes exactly it."""
 
-    log_mass_N: np.ndarray
+    token_log_mass_NC: np.ndarray
     greedy_N: np.ndarray
+
+    @property
+    def log_mass_N(self) -> np.ndarray:
+        """Log-probability of the gold completion."""
+        return self.token_log_mass_NC.sum(axis=1)
 
 
 @torch.no_grad()
 def gold_scores(model: PreTrainedModel, token_batch: TokenBatch, chunk: int = 1024) -> GoldScores:
     """Score the gold completion of every row, in fp32. Greedy decoding follows the gold path as long as it agrees
     with it, so it finds the gold completion exactly if the most likely token is right at every position of it."""
-    log_mass, greedy = [], []
+    token_log_mass, greedy = [], []
     for start in range(0, len(token_batch.tokens_NT), chunk):
         tokens_NT = torch.from_numpy(token_batch.tokens_NT[start : start + chunk].astype(np.int64)).to(model.device)
         gold_NC = tokens_NT[:, token_batch.prompt_tokens :]
         logprobs_NCV = completion_logprobs(model, tokens_NT[:, :-1], gold_NC.shape[1])
-        log_mass.append(logprobs_NCV.gather(-1, gold_NC[..., None]).squeeze(-1).double().sum(dim=1).cpu().numpy())
+        token_log_mass.append(logprobs_NCV.gather(-1, gold_NC[..., None]).squeeze(-1).double().cpu().numpy())
         greedy.append((logprobs_NCV.argmax(dim=-1) == gold_NC).all(dim=1).cpu().numpy())
-    return GoldScores(np.concatenate(log_mass), np.concatenate(greedy))
+    return GoldScores(np.concatenate(token_log_mass), np.concatenate(greedy))

@@ -14,8 +14,9 @@ from rayexp.tasks import Task, TokenBatch
 TEST_SEED = 0
 
 #: One row a prompt. log_mass: of the gold completion, in nats; exp of it is Q where the right completion is unique,
-#: else a lower bound of Q. completion: what greedy decoding writes, the gold one where greedy_correct. sampled,
-#: answer_correct, trace_correct: completions drawn and judged (0 where the right completion is unique).
+#: else a lower bound of Q. token_log_mass: of each of its tokens after those before it; they add up to log_mass.
+#: completion: what greedy decoding writes, the gold one where greedy_correct. sampled, answer_correct, trace_correct:
+#: completions drawn and judged (0 where the right completion is unique).
 SCHEMA = pa.schema(
     [
         ("role", pa.string()),
@@ -24,6 +25,7 @@ SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("gold", pa.string()),
         ("log_mass", pa.float64()),
+        ("token_log_mass", pa.list_(pa.float64())),
         ("greedy_correct", pa.bool_()),
         ("completion", pa.string()),
         ("sampled", pa.int64()),
@@ -56,6 +58,7 @@ def measure(model: PreTrainedModel, stage: Evaluate) -> pa.Table:
                     "prompt": decode(tokens_T[: batch.prompt_tokens]),
                     "gold": decode(tokens_T[batch.prompt_tokens :]),
                     "log_mass": float(scores.log_mass_N[i]),
+                    "token_log_mass": scores.token_log_mass_NC[i].tolist(),
                     "greedy_correct": bool(scores.greedy_N[i]),
                     "completion": completions[i],
                     "sampled": sampled,

@@ -24,9 +24,16 @@ def mean_only(centred_PG: "Tensor") -> "Tensor":
     return centred_PG.new_ones(len(centred_PG))
 
 
+def leave_one_out(centred_PG: "Tensor") -> "Tensor":
+    """Return 1 - 1/G: the baseline of each member is then the mean of the others (RLOO), because a reward less that
+    mean is (r - mean over the group) / (1 - 1/G)."""
+    return mean_only(centred_PG) * (1 - 1 / centred_PG.shape[1])
+
+
 ADVANTAGES: dict[str, Callable[["Tensor"], "Tensor"]] = {
     "group_std": group_std,
     "mean_only": mean_only,
+    "leave_one_out": leave_one_out,
 }
 
 

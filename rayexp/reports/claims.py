@@ -1,4 +1,5 @@
-"""The paper's four claims as numbers: what each predicts, what was measured, and whether the two agree.
+"""Claims as numbers: what each predicts, what was measured, and whether the two agree. C1 to C4 are the paper's; C5
+is C4 for GRPO as it is run (``evaluation.fixed_point``).
 
 A verdict compares a 95 % interval (``inference``) with a threshold that was fixed beforehand: ``holds`` or ``does not
 hold`` where the whole interval lies on one side of it, else ``undecided``. It stands by itself; beside it stands what
@@ -285,6 +286,45 @@ def _bounded(role: str, rows: pd.DataFrame) -> Finding:
     return Finding(_below(share, TOLERATED_SHARE), measured, share, p, role, note, rows["ood_ratio"].iloc[0])
 
 
+def as_run(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
+    """C5. Share of the prompts, of the role GRPO trained on, whose P lies above the fixed point of GRPO as it is run,
+    at each OOD ratio; and how far P lies from it.
+
+    Only prompts whose fixed point is below 1: no other could exceed it.
+    """
+    trained = rows[rows["role"] == arm.prompt_role]
+    if trained.empty:
+        return [_missing("GRPO's own cells have not been measured", arm.prompt_role)]
+    if reasons := ", ".join(filter(None, trained["beyond_theory"].unique())):
+        return [_missing(f"the theory does not cover what was run: {reasons}", arm.prompt_role)]
+    point = trained["fixed_point"]
+    trained = trained.assign(
+        over=trained["q"] > point * (1 + ROUNDING), binds=point < 1 - ROUNDING, distance=trained["q"] - point
+    )
+    return [_as_run(arm.prompt_role, float(ratio), at) for ratio, at in trained.groupby("ood_ratio")]
+
+
+def _as_run(role: str, ratio: float, rows: pd.DataFrame) -> Finding:
+    mean = float(rows["fixed_point"].mean())
+    distance = f"mean P less it {conservative_interval(rows, 'distance', (-mean, 1 - mean))} of {len(rows)}"
+    binding = rows[rows["binds"]]
+    if binding.empty:
+        return replace(_missing(f"the fixed point is 1 for all {len(rows)} prompts; {distance}", role), ood_ratio=ratio)
+    share = proportion(binding, "over")
+    note = f"The fixed point is below 1 for {len(binding)} of {len(rows)} prompts, and {mean:.2g} in the mean."
+    if several := int((rows["highest_fixed_point"] > rows["fixed_point"] + SMALL_GAIN).sum()):
+        note += f" {several} prompts have a higher one as well, which is not the one reached from their Q."
+    return Finding(
+        _below(share, TOLERATED_SHARE),
+        f"share above the fixed point {share} of {len(binding)}; {distance}",
+        share,
+        p_of_proportion(binding, "over", TOLERATED_SHARE),
+        role,
+        f"{note} {_idle(rows)}".strip(),
+        ratio,
+    )
+
+
 def _above_optimum(rows: pd.DataFrame) -> str:
     return f"above the tilted optimum: {proportion(rows, 'over_optimum')} of {len(rows)}"
 
@@ -315,6 +355,14 @@ CLAIMS = (
         f"P after GRPO is at most exp(1/β) Q: fewer than {100 * TOLERATED_SHARE:g} % of prompts lie above. A finding, "
         "not a test: the theorem is about the optimum of each prompt, not about a network that shares its weights.",
         bounded,
+    ),
+    Claim(
+        "C5",
+        "GRPO as it is run has a fixed point",
+        "P after GRPO is at most the P at which the gradient of its own advantages and that of its KL cancel: fewer "
+        f"than {100 * TOLERATED_SHARE:g} % of prompts lie above. A finding, not a test: it is about each prompt by "
+        "itself, may not have been reached, and may be passed with the help of other prompts.",
+        as_run,
     ),
 )
 

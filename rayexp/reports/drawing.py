@@ -110,6 +110,8 @@ COUNTED = {
     "kl_beta": "β",
     "ood_ratio": "OOD ratios",
     "stage": "stages",
+    "panel": "conditions",
+    "line": "sizes of groups",
 }
 
 

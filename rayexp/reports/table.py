@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from rayexp.evaluation.fixed_point import beyond_theory, fixed_points
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
-from rayexp.stages import Stage
+from rayexp.stages import GRPO, Stage
 from rayexp.stages.settings import Setting, condition, labelled, varied, varying
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.sweep.plan import Plan
@@ -34,12 +35,17 @@ STAGE_COLUMNS: dict[str, pa.DataType] = {
     "steps": pa.int64(),
     "condition": pa.string(),  # what else differs within the study, along the chain; empty where nothing does
 }
+#: A number for each token of a completion. In pandas such a column stays in Arrow's memory, because an object for each
+#: list takes several times as much.
+TOKENS = pa.list_(pa.float64())
 #: Values of k for which pass@k is written down; where q is exact any other follows from it.
 PASS_AT = (8, 64, 1024)
-#: log_mass: log-probability of the gold completion, nats. q: its exponential: the exact correct mass where the right
-#: completion is unique, else a lower bound. init_q: the same for the stage's init, NaN for pretraining. pass_at_k:
-#: exact where q is; else the unbiased estimate from the sampled answers, NaN where fewer than k were drawn. completion:
-#: what greedy decoding writes.
+#: log_mass: log-probability of the gold completion, nats; token_log_mass: of each of its tokens. q: the exponential of
+#: log_mass: the exact correct mass where the right completion is unique, else a lower bound. init_q,
+#: init_token_log_mass: the same for the stage's init, NaN and null for pretraining. fixed_point, highest_fixed_point:
+#: the fixed points of GRPO as it is run, from its init and at most; NaN where beyond_theory says why.
+#: pass_at_k: exact where q is; else the unbiased estimate from the sampled answers, NaN where fewer than k were drawn.
+#: completion: what greedy decoding writes.
 RESULTS = pa.schema(
     [
         *STAGE_COLUMNS.items(),
@@ -49,8 +55,13 @@ RESULTS = pa.schema(
         ("prompt", pa.string()),
         ("gold", pa.string()),
         ("log_mass", pa.float64()),
+        ("token_log_mass", TOKENS),
         ("q", pa.float64()),
         ("init_q", pa.float64()),
+        ("init_token_log_mass", TOKENS),
+        ("fixed_point", pa.float64()),
+        ("highest_fixed_point", pa.float64()),
+        ("beyond_theory", pa.string()),
         *((f"pass_at_{k}", pa.float64()) for k in PASS_AT),
         ("greedy_correct", pa.bool_()),
         ("completion", pa.string()),
@@ -61,7 +72,9 @@ RESULTS = pa.schema(
 )
 CURVES = pa.schema([*STAGE_COLUMNS.items(), ("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
 #: What of the two a stage itself writes (``measure.SCHEMA``, ``metric_log.SCHEMA``); the rest is added here.
-_ADDED = {*STAGE_COLUMNS, "q", "init_q", *(f"pass_at_{k}" for k in PASS_AT)}
+_OF_INIT = {"q": "init_q", "token_log_mass": "init_token_log_mass"}
+_THEORY = ("fixed_point", "highest_fixed_point", "beyond_theory")
+_ADDED = {*STAGE_COLUMNS, "q", *_OF_INIT.values(), *_THEORY, *(f"pass_at_{k}" for k in PASS_AT)}
 MEASURED, LOGGED = (pa.schema([column for column in whole if column.name not in _ADDED]) for whole in (RESULTS, CURVES))
 #: By how much rounding may lift a log-probability above 0.
 ROUNDING = 1e-3
@@ -90,21 +103,19 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
     """Rows of ``RESULTS`` for every finished measurement of the plan, in the plan's order; after its columns one for
     each further setting by which stages of the plan differ, such as ``grpo.group_size``."""
     frames: dict[str, pd.DataFrame] = {}
+    subjects: dict[str, Stage] = {}
     varies = varying(plan.trained)
     for stage in plan.stages:
         if stage.pool == "measure" and stage.id in plan.finished:
             frame = measured(store, stage.id)
+            subjects[stage.subject.id] = stage.subject
             frames[stage.subject.id] = with_pass_at_k(
                 frame.assign(**settings(stage.subject, varies), **varied(stage.subject, varies))
             )
-    for frame in frames.values():
-        init = frames.get(str(frame["init_id"].iloc[0]))
-        keys = ["cell", "prompt_index"]
-        if init is None:
-            frame["init_q"] = float("nan")
-        else:
-            before = init[[*keys, "q"]].set_axis([*keys, "init_q"], axis=1)
-            frame["init_q"] = frame[keys].merge(before, on=keys, how="left", validate="one_to_one")["init_q"].to_numpy()
+    for stage_id, frame in frames.items():
+        frames[stage_id] = with_fixed_points(
+            with_init(frame, frames.get(str(frame["init_id"].iloc[0]))), subjects[stage_id]
+        )
     rows = _framed(list(frames.values()), _with_varied(RESULTS, frames.values()))
     counts = [name for name in rows.columns.difference(RESULTS.names) if _whole(rows[name])]
     return rows.astype(dict.fromkeys(counts, "Int64"))
@@ -118,8 +129,17 @@ def measured(store: Store, stage_id: str) -> pd.DataFrame:
 
 def to_arrow(results: pd.DataFrame) -> pa.Table:
     """Return ``results`` as it is stored: ``RESULTS`` with the columns of what varies behind."""
+    lists = [column.name for column in RESULTS if column.type == TOKENS]
     varied_columns = pa.Schema.from_pandas(results.drop(columns=RESULTS.names), preserve_index=False)
-    return pa.Table.from_pandas(results, pa.schema([*RESULTS, *varied_columns]), preserve_index=False)
+    schema = pa.schema([*RESULTS, *varied_columns])
+    plain = pa.schema([column for column in schema if column.name not in lists])
+    stored = pa.Table.from_pandas(results.drop(columns=lists), plain, preserve_index=False)
+    # One by one, because the notes that ``from_pandas`` makes of such columns are none that pandas can read.
+    for name in lists:
+        stored = stored.add_column(
+            schema.get_field_index(name), name, pa.chunked_array(pa.array(results[name]), TOKENS)
+        )
+    return stored
 
 
 def _with_varied(schema: pa.Schema, frames: Iterable[pd.DataFrame]) -> pa.Schema:
@@ -138,6 +158,28 @@ def _whole(values: pd.Series) -> bool:
     known = values.dropna()
     numbers = pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_bool_dtype(known)
     return numbers and bool((known % 1 == 0).all())
+
+
+def with_init(frame: pd.DataFrame, init: pd.DataFrame | None) -> pd.DataFrame:
+    """The rows of one stage with what its init, if that was measured, gave to the same prompts."""
+    if init is None:
+        nothing = pd.Series(pd.NA, frame.index, dtype=pd.ArrowDtype(TOKENS))
+        return frame.assign(init_q=float("nan"), init_token_log_mass=nothing)
+    keys = ["cell", "prompt_index"]
+    before = init[[*keys, *_OF_INIT]].rename(columns=_OF_INIT)
+    found = frame[keys].merge(before, on=keys, how="left", validate="one_to_one")
+    return frame.assign(**{name: found[name].array for name in _OF_INIT.values()})
+
+
+def with_fixed_points(frame: pd.DataFrame, stage: Stage) -> pd.DataFrame:
+    """The rows of one stage, which know their init's, with the columns of the theory of GRPO as it is run."""
+    frame = frame.assign(fixed_point=np.nan, highest_fixed_point=np.nan, beyond_theory=beyond_theory(stage))
+    known = frame["init_token_log_mass"].notna()
+    if isinstance(stage, GRPO) and not beyond_theory(stage) and known.any():
+        log_q_NT = pd.DataFrame(frame.loc[known, "init_token_log_mass"].tolist()).fillna(0.0).to_numpy()
+        found = fixed_points(stage, log_q_NT)
+        frame.loc[known, ["fixed_point", "highest_fixed_point"]] = np.stack([found.lowest_N, found.highest_N], axis=1)
+    return frame
 
 
 def with_pass_at_k(frame: pd.DataFrame) -> pd.DataFrame:
@@ -168,7 +210,11 @@ def _read(store: Store, stage_id: str, name: str, schema: pa.Schema) -> pd.DataF
     found = store.table(stage_id, name)
     if problem := next(_problems(found, schema), None):
         raise StoreError(f"{store.url}/stages/{stage_id}/{name} {problem}")
-    return found.select(schema.names).to_pandas(ignore_metadata=True)
+    return _in_pandas(found.select(schema.names))
+
+
+def _in_pandas(table: pa.Table) -> pd.DataFrame:
+    return table.to_pandas(ignore_metadata=True, types_mapper={TOKENS: pd.ArrowDtype(TOKENS)}.get)
 
 
 def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
@@ -182,7 +228,7 @@ def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
         if found.column(at).null_count or (column.type == pa.float64() and not np.isfinite(found.column(at)).all()):
             yield f"has a row whose {column.name} is empty or not finite"
     if schema is MEASURED:
-        rows = found.select(schema.names).to_pandas(ignore_metadata=True)
+        rows = _in_pandas(found.select(schema.names))
         counts = rows[["sampled", "answer_correct", "trace_correct"]]
         if rows.empty:
             yield "has no rows"
@@ -190,13 +236,22 @@ def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
             yield "has several rows with the same cell and prompt_index"
         if rows["log_mass"].max() > ROUNDING:
             yield f"has a log_mass of {rows['log_mass'].max():g}; allowed: at most 0"
+        if not np.allclose(_sums(found.column("token_log_mass")), rows["log_mass"], atol=ROUNDING):
+            yield "has a row whose token_log_mass does not add up to its log_mass"
         if counts.lt(0).any(axis=None) or counts.gt(rows["sampled"], axis=0).any(axis=None):
             yield "has a row whose answer_correct or trace_correct is not between 0 and sampled"
 
 
+def _sums(lists: pa.ChunkedArray) -> np.ndarray:
+    """Return the sum of each list; NaN for one with an empty number in it."""
+    whole: Any = lists.combine_chunks()
+    values = whole.flatten().to_numpy(zero_copy_only=False)
+    return np.bincount(whole.value_parent_indices(), weights=values, minlength=len(whole))
+
+
 def _framed(frames: list[pd.DataFrame], schema: pa.Schema) -> pd.DataFrame:
     if not frames:
-        return schema.empty_table().to_pandas()
+        return _in_pandas(schema.empty_table())
     rows = pd.concat([frame.reindex(columns=schema.names) for frame in frames], ignore_index=True)
     # Through Arrow, so that a column in which a setting never applies has its type all the same.
-    return pa.Table.from_pandas(rows, schema=schema, preserve_index=False).to_pandas()
+    return _in_pandas(pa.Table.from_pandas(rows, schema=schema, preserve_index=False))

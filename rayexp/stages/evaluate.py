@@ -14,7 +14,7 @@ class Evaluate(ChildStage):
     completions that are sampled.
     """
 
-    version: ClassVar[int] = 3  # since then samples are drawn as GRPO's are, equal beginnings read once
+    version: ClassVar[int] = 4  # since then results hold the log-probability of each gold token
     pool: ClassVar[Pool] = "measure"
     name: ClassVar[str] = "measurement"
     kind: Literal["evaluate"] = "evaluate"

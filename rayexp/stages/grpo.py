@@ -19,11 +19,11 @@ class GRPO(RolloutStage):
     """Group relative policy optimisation. The reference policy is ``init``.
 
     kl_beta: weight of the KL to the reference (required: a hidden default is how other systems lose it). kl_estimator
-    and kl_in: see ``objectives.kl``. advantage: ``group_std`` (GRPO) or ``mean_only`` (Dr. GRPO). loss_reduction:
-    ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes over each batch of rollouts; at 1 the update
-    is exactly on-policy. staleness: 1 draws the rollouts of the next step while the learner works, from weights that
-    lack its last update; the ratio in the loss then refers to the probabilities that the sampler recorded. rewards:
-    their weighted sum is what a completion earns.
+    and kl_in: see ``objectives.kl``. advantage: ``group_std`` (GRPO), ``mean_only`` (Dr. GRPO) or ``leave_one_out``
+    (RLOO). loss_reduction: ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes over each batch of
+    rollouts; at 1 the update is exactly on-policy. staleness: 1 draws the rollouts of the next step while the learner
+    works, from weights that lack its last update; the ratio in the loss then refers to the probabilities that the
+    sampler recorded. rewards: their weighted sum is what a completion earns.
     """
 
     version: ClassVar[int] = 4  # since then grpo/clipped counts the tokens that the clip cuts, over all updates

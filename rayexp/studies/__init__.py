@@ -1,6 +1,7 @@
 """The science: each study a function from (budget, grid) to the stages that it wants.
 
-Every axis of ``StringTask`` has a study of its name; every module of this package with a function ``stages`` is one.
+Every axis of ``StringTask`` has a study of its name; every module of this package with a function ``stages`` is one,
+under its name with hyphens.
 """
 
 import inspect
@@ -21,7 +22,7 @@ from rayexp.tasks.strings import AXES
 
 #: A function of budget and grid, or of (budget, grid, measured) where what it wants depends on what was found.
 Study = Callable[..., list[Stage]]
-_OWN = {module.name: import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)}
+_OWN = {module.name.replace("_", "-"): import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)}
 STUDIES: dict[str, Study] = {
     **{axis: partial(axis_stages, axis) for axis in AXES},
     **{name: module.stages for name, module in sorted(_OWN.items()) if hasattr(module, "stages")},

@@ -1,5 +1,6 @@
 """The documentation is true: its commands work, its worked changes apply and do what they say, its tables agree."""
 
+import functools
 import json
 import os
 import re
@@ -200,6 +201,7 @@ def cost(study: str, scale: str) -> str:
     return f"{len(plan_of(study, scale).stages)} stages, {flop[study]:.1e}{time[scale]}".replace("e+", "e")
 
 
+@functools.cache
 def plan_of(study: str, scale: str) -> Plan:
     budget = SCALES[scale]
     return Plan.of(study, STUDIES[study](budget, Grid(budget.ood_ratios, budget.kl_betas, budget.seeds)), ())

@@ -1,4 +1,5 @@
-"""Measured P beside what theory says of the optimum: the tilt by exp(1/beta), prompt by prompt.
+"""Measured P beside what theory says of the optimum, the tilt by exp(1/beta), and of GRPO as it is run, prompt by
+prompt.
 
 Probabilities are cut to [``SMALLEST``, ``LARGEST``] for the axes.
 """
@@ -73,6 +74,7 @@ def after_against_before(results: pd.DataFrame) -> ReportFigure | None:
     for axis, (title, beta, points) in zip(axes.flat, shown, strict=False):
         places = points["ood_ratio"].map(ratios)
         axis.scatter(points["q"], points["p"], c=places, s=5, lw=0, alpha=0.6, rasterized=True, **colours)
+        axis.plot(points["q"], points["fixed_point"], "k.", markersize=1.2, rasterized=True)
         axis.set_title(title)
         _theory(axis, lowest, beta)
         _logit_scale(axis, "x", lowest)
@@ -87,15 +89,19 @@ def after_against_before(results: pd.DataFrame) -> ReportFigure | None:
         Line2D([], [], color="black", linestyle="--", label="paper's bound"),
         Line2D([], [], color="grey", linestyle=":", label="no change"),
     ]
-    figure.legend(handles=theory, loc="outside upper center", ncols=3, title=note)
+    if data["fixed_point"].notna().any():
+        theory.append(Line2D([], [], color="black", marker=".", linestyle="", label="GRPO as run"))
+    figure.legend(handles=theory, loc="outside upper center", ncols=2, title=note)
     ratio_legend(figure, ratios, "OOD samples in pretraining", "outside lower center", linestyle="", marker="o")
     tilt = "an upper limit of the optimum" if not results["exact"].all() else "the optimum with a KL penalty"
     return ReportFigure(
         caption="A point is a test prompt of one seed; axes are logit-scaled. Solid: the tilted distribution, "
         f"{tilt}, a shift by 1/β on these axes. Dashed: the paper's bound exp(1/β) Q. Without a KL penalty (β = 0) "
-        f"neither limits P. At most {POINTS} prompts, drawn at random, for each panel and OOD ratio.",
+        f"neither limits P. {_as_run(results)}At most {POINTS} prompts, drawn at random, for each panel and OOD "
+        "ratio.",
         alt=f"{counted(pd.Series(len(shown)), 'scatter plot')} of correct mass after GRPO against before, with the "
-        f"tilted optimum and the paper's bound. {(data['p'] > data['q']).mean():.0%} of the prompts shown gained mass.",
+        "tilted optimum, the paper's bound and the fixed points of GRPO as run. "
+        f"{(data['p'] > data['q']).mean():.0%} of the prompts shown gained mass.",
         figure=figure,
         data=data,
     )
@@ -107,7 +113,16 @@ def _points(rows: pd.DataFrame) -> pd.DataFrame:
     q, p = (rows[column].clip(SMALLEST, LARGEST).to_numpy(dtype=float) for column in ("init_q", "q"))
     beta = float(rows["kl_beta"].iloc[0])
     about = rows[["condition", "layers", "prompt_role", "role", "kl_beta", "ood_ratio", "seed", "cell", "prompt_index"]]
-    return about.assign(q=q, p=p, tilted_optimum=tilted(q, beta), paper_bound=paper_bound(q, beta))
+    point = rows["fixed_point"].clip(SMALLEST, LARGEST)
+    return about.assign(q=q, p=p, tilted_optimum=tilted(q, beta), paper_bound=paper_bound(q, beta), fixed_point=point)
+
+
+def _as_run(results: pd.DataFrame) -> str:
+    """Describe the fixed points of GRPO as it is run, and why some are not known."""
+    rows = results[results["kl_beta"].notna()]
+    reasons = "; ".join(filter(None, rows["beyond_theory"].unique()))
+    drawn = "Black dots: the fixed point of GRPO as it is run, from the masses of each prompt's tokens. "
+    return drawn * bool(rows["fixed_point"].notna().any()) + f"It is not known everywhere: {reasons}. " * bool(reasons)
 
 
 def _theory(axis: Axes, lowest: float, beta: float) -> None:

@@ -18,6 +18,7 @@ from rayexp import api, cli
 from rayexp.api import Job
 from rayexp.cli import run
 from rayexp.config import RunConfig
+from rayexp.evaluation.measure import SCHEMA
 from rayexp.evaluation.metrics import cluster_bootstrap
 from rayexp.experiment import Experiment
 from rayexp.reports.compare import Study, compare
@@ -29,6 +30,7 @@ from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preview import ClusterResources, render_plan
 from rayexp.sweep.study import Study as InStore
+from tests.fixtures import simulated_study
 from tests.fixtures.factories import OPTIMISER
 from tests.fixtures.simulated_study import PROMPTS_PER_CELL, RECORD, published, study_stages
 from tests.fixtures.stored_study import GRID, STAGES, other_study, study
@@ -188,6 +190,29 @@ def test_show_says_by_which_code_a_stage_was_made(whole, tmp_path, said):
     store = published(tmp_path, STAGES[:1], {**RECORD, "source": "0f0f"})
     text = said("show", STAGES[0].id, "--store", store.url)[1]
     assert f"other code (source 0f0f, commit abc); here is source {source()}" in text
+
+
+def test_measurements_from_before_gold_tokens_were_kept_are_listed_shown_and_compared(tmp_path, said, monkeypatch):
+    """Version 3, whose results lack a column, and whose ids are no longer those of any stage."""
+    with monkeypatch.context() as before:
+        before.setattr(Evaluate, "version", 3)
+        before.setattr(simulated_study, "SCHEMA", SCHEMA.remove(SCHEMA.get_field_index("token_log_mass")))
+        old = [stage.model_copy() for stage in STAGES[:2]]
+        store = published(tmp_path, old, RECORD)
+    assert STAGES[1].id != old[1].id
+    assert "token_log_mass" not in store.table(old[1].id, "results.parquet").column_names
+    assert old[1].id in said("ls", "--store", store.url)[1]
+    for name in (old[0].id, old[1].id):
+        code, text = said("show", name, "--store", store.url)
+        assert code == 0
+        shown = [line for line in text.splitlines() if f" {PROMPTS_PER_CELL} " in line]
+        assert len(shown) == len(STAGES[0].root.task.roles())
+
+    store = study(tmp_path / "study", STAGES, finished=2)
+    path = Path(store.url, "studies/demo-tiny/results.parquet")
+    added = ["token_log_mass", "init_token_log_mass", "fixed_point", "highest_fixed_point", "beyond_theory"]
+    pd.read_parquet(path).drop(columns=added).to_parquet(path)
+    assert said("compare", "demo-tiny", "demo-tiny", "--store", store.url)[0] == 0
 
 
 # explain

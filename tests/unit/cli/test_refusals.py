@@ -36,7 +36,7 @@ def refusal(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "field", "value", "allowed"),
     [
-        (["--study", "colours"], "study", "'colours'", "demo, mixing, scaling"),
+        (["--study", "colours"], "study", "'colours'", "demo, fixed-point, mixing, scaling"),
         (["--scale", "huge"], "scale", "'huge'", "tiny, small, paper"),
         (["--graph", "drawn"], "graph", "'drawn'", "hidden, printed"),
         (["--traversal", "x"], "traversal", "'x'", "uniform, positional"),

@@ -23,14 +23,11 @@ def token_batch_of(prompts, completions):
 def test_gold_mass_is_the_product_of_conditionals(model):
     token_batch = StringTask(axis="composition").of_cell("test", 0, "TS", 0, 5)
     expected = [
-        sum(
-            math.log(next_token_probabilities(model, row[:t])[row[t]])
-            for t in range(token_batch.prompt_tokens, len(row))
-        )
+        [math.log(next_token_probabilities(model, row[:t])[row[t]]) for t in range(token_batch.prompt_tokens, len(row))]
         for row in token_batch.tokens_NT
     ]
     for chunk in (2, 1024):
-        np.testing.assert_allclose(gold_scores(model, token_batch, chunk).log_mass_N, expected, rtol=1e-5)
+        np.testing.assert_allclose(gold_scores(model, token_batch, chunk).token_log_mass_NC, expected, rtol=1e-5)
 
 
 def test_masses_of_all_completions_add_up_to_one(model):

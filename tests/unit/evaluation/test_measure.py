@@ -24,6 +24,8 @@ def test_measurement_has_a_row_for_every_prompt_of_every_cell(completion_format,
         (role, cell, i) for role, cell in task.roles() for i in range(3)
     ]
     assert {r["sampled"] for r in rows} == {sampled}
+    assert [sum(r["token_log_mass"]) for r in rows] == pytest.approx([r["log_mass"] for r in rows], abs=1e-12)
+    assert [len(r["token_log_mass"]) for r in rows] == [len(VOCABULARY.encode(r["gold"])) for r in rows]
     assert measure(model, spec) == table
 
 

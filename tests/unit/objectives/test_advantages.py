@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayexp.objectives.advantages import group_advantages
-from tests.fixtures.tiny_policy import REWARDS, close, expected_gradient, gradient, mass_of
+from tests.fixtures.tiny_policy import BETA, REWARDS, close, expected_gradient, gradient, mass_of, sequence_kl
 
 
 @given(st.lists(st.lists(st.integers(-5, 5), min_size=4, max_size=4), min_size=1, max_size=3))
@@ -27,16 +27,33 @@ def test_mean_only_centres_and_does_not_scale(row):
     assert scale_P.tolist() == [1.0]
 
 
-@pytest.mark.parametrize("kind", ["group_std", "mean_only"])
+@given(st.lists(st.integers(-5, 5), min_size=4, max_size=4))
+def test_leave_one_out_subtracts_the_mean_of_the_others(row):
+    advantages_PG, _ = group_advantages(torch.tensor([row], dtype=torch.float64), "leave_one_out")
+    close(advantages_PG[0], torch.tensor([reward - (sum(row) - reward) / 3 for reward in row], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("group_std", 1.0), ("mean_only", 1.0), ("leave_one_out", 7 / 8)])
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1])
-def test_a_group_of_equal_rewards_teaches_nothing(kind, reward):
+def test_a_group_of_equal_rewards_teaches_nothing(kind, scale, reward):
     """In float32, as the learner has them; 0.1 has no exact mean."""
     advantages_PG, scale_P = group_advantages(torch.full((1, 8), reward), kind)
     torch.testing.assert_close(advantages_PG, torch.zeros(1, 8), rtol=0, atol=1e-6)
-    assert scale_P.tolist() == [1.0]
+    assert scale_P.tolist() == [scale]
 
 
 @pytest.mark.parametrize("group_size", [2, 3])
 def test_expected_gradient_is_that_of_the_expected_reward(group_size):
     found = expected_gradient(REWARDS, group_size, kl_beta=0.0)
     close(found, -(1 - 1 / group_size) * gradient(lambda logits: (mass_of(logits) * REWARDS).sum()))
+
+
+@pytest.mark.parametrize("group_size", [2, 3])
+def test_leave_one_out_keeps_the_whole_gradient(group_size):
+    """No completion is part of its own baseline, so that the factor 1 - 1/G is gone: of the KL in the reward too, which
+    is centred as rewards are, and of the loss term of the exact KL."""
+    reward = expected_gradient(REWARDS, group_size, kl_beta=0.0, advantage="leave_one_out")
+    close(reward, -gradient(lambda logits: (mass_of(logits) * REWARDS).sum()))
+    for estimator in ("k1", "exact"):
+        kl = expected_gradient(group_size=group_size, kl_in="reward", kl_estimator=estimator, advantage="leave_one_out")
+        close(kl, BETA * gradient(sequence_kl))

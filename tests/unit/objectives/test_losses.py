@@ -46,7 +46,9 @@ def by_hand(policy_NCV, rollouts, s):
     for n in numbers:
         group = range(n // rows * rows, n // rows * rows + rows)
         rewards = rollouts.rewards_PG[n // rows]
-        scale = rewards.std(unbiased=False) if s.advantage == "group_std" and rewards.unique().numel() > 1 else 1.0
+        scale = 1 - 1 / rows if s.advantage == "leave_one_out" else 1.0
+        if s.advantage == "group_std" and rewards.unique().numel() > 1:
+            scale = rewards.std(unbiased=False)
         advantage = (rewards[n % rows] - rewards.mean()) / scale
         kl_of_completion = {m: sum(kl[m], torch.zeros(())).detach() for m in group}
         paid = [kl_of_completion[m] if rollouts.old_kl_N is None else rollouts.old_kl_N[m] for m in group]
@@ -68,7 +70,7 @@ def by_hand(policy_NCV, rollouts, s):
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("loss_reduction", ["token_sum", "sequence_mean"])
-@pytest.mark.parametrize("advantage", ["mean_only", "group_std"])
+@pytest.mark.parametrize("advantage", ["mean_only", "group_std", "leave_one_out"])
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_loss_and_its_gradient_follow_the_definition(estimator, kl_in, advantage, loss_reduction, old):

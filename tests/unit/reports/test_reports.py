@@ -18,6 +18,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
 
 from rayexp.cli import report as report_command
+from rayexp.evaluation.fixed_point import stable_points
 from rayexp.evaluation.metrics import wilson
 from rayexp.evaluation.theory import tilted
 from rayexp.experiment import Experiment
@@ -28,20 +29,23 @@ from rayexp.reports.claims import FAILS, HOLDS, NOT_MEASURED, NOT_TESTED, UNDECI
 from rayexp.reports.drawing import LINES, PANELS, CrowdedError, Draw, ReportFigure
 from rayexp.reports.examples import examples
 from rayexp.reports.figures.curves import reward_and_kl
+from rayexp.reports.figures.fixed_point import measured_and_predicted
 from rayexp.reports.figures.mass import mass_by_ratio, mass_by_stage
 from rayexp.reports.figures.pass_at_k import pass_at_k_curves
 from rayexp.reports.figures.tilt import after_against_before
 from rayexp.reports.provenance import design, provenance
 from rayexp.stages import GRPO, Evaluate, Stage, settings
 from rayexp.stages.settings import varying
-from rayexp.store.artifacts import Store
+from rayexp.store.artifacts import Store, StoreError
 from rayexp.studies import STUDIES
 from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import SCALES
 from rayexp.sweep.plan import Plan
+from tests.fixtures import simulated_study
 from tests.fixtures.checkout import ROOT
 from tests.fixtures.simulated_study import (
     BETAS,
+    GOLD_TOKENS,
     HOSTILE,
     HOSTILE_RECORD,
     ID_LOGIT,
@@ -51,6 +55,7 @@ from tests.fixtures.simulated_study import (
     SMALL,
     Law,
     as_the_paper_says,
+    measured,
     published,
     simulated_curves,
     simulated_results,
@@ -67,10 +72,13 @@ def verdicts(results: pd.DataFrame) -> dict[str, set[str]]:
 
 def test_every_claim_holds_where_the_paper_does() -> None:
     found = claims(simulated_results())
+    certain = (found["claim"] == "C5") & (found["kl_beta"] == 0.1)  # the fixed point of all prompts is 1
+    assert set(found[certain]["verdict"]) == {NOT_MEASURED}
+    found = found[~certain]
     few = found["n"] == 4  # prompts whose bound is below 1, at 1 % OOD and beta 1: too few to tell
     assert set(found[~few]["verdict"]) == {HOLDS}
     assert found[few][["claim", "verdict"]].values.tolist() == [["C4", UNDECIDED]]
-    assert list(found["claim"].unique()) == ["C1", "C2", "C3", "C4"]
+    assert list(found["claim"].unique()) == ["C1", "C2", "C3", "C4", "C5"]
     # ID cells are saturated at all OOD ratios, OOD cells at the highest; the bound is below 1 up to 0 or 1 % OOD.
     each = found.groupby(["claim", "kl_beta", "role"])["ood_ratio"].apply(list).to_dict()
     nothing, little, some, much = RATIOS
@@ -80,6 +88,7 @@ def test_every_claim_holds_where_the_paper_does() -> None:
         assert each["C3", beta, "ood"] == [much]
     assert each["C4", 0.1, "ood"] == [nothing]
     assert each["C4", 1.0, "ood"] == [nothing, little, some]
+    assert each["C5", 1.0, "ood"] == list(RATIOS)
     assert found.loc[found["claim"] == "C2", "ood_ratio"].isna().all()
     assert (found["seeds"] == len(SEEDS)).all()
     assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
@@ -101,10 +110,11 @@ def only(role: str, ratio: float | None, after: float) -> Law:
         ("C2", only("ood", 0.0, 0.5), ID_LOGIT),
         ("C3", lambda q, stage, role: np.full_like(q, 0.9999), 2.5),
         ("C4", only("ood", 0.0, 0.5), ID_LOGIT),
+        ("C5", only("ood", 0.0, 0.5), ID_LOGIT),
     ],
 )
 def test_every_claim_can_fail(claim: str, law: Law, id_logit: float) -> None:
-    assert FAILS in verdicts(simulated_results(law, id_logit, kl_betas=(0.1,)))[claim]
+    assert FAILS in verdicts(simulated_results(law, id_logit))[claim]
 
 
 def test_a_world_where_nothing_holds() -> None:
@@ -113,8 +123,9 @@ def test_a_world_where_nothing_holds() -> None:
 
     found = claims(simulated_results(law, id_logit=2.5))
     unmoved = (found["role"] == "ood") & (found["ood_ratio"] > 0)
-    assert set(found[~unmoved]["verdict"]) == {FAILS}
-    assert set(found[unmoved]["claim"]) == {"C3", "C4"}
+    certain = (found["claim"] == "C5") & (found["kl_beta"] == 0.1)  # the fixed point of all prompts is 1
+    assert set(found[~unmoved & ~certain]["verdict"]) == {FAILS}
+    assert set(found[unmoved]["claim"]) == {"C3", "C4", "C5"}
     assert FAILS not in set(found[unmoved]["verdict"])
 
 
@@ -127,7 +138,8 @@ def test_seeds_that_disagree_decide_nothing() -> None:
 
 def test_one_seed_is_said_to_be_one() -> None:
     found = claims(simulated_results(seeds=(0,)))
-    assert set(found[found["claim"] != "C4"]["verdict"]) == {HOLDS}
+    found = found[found["value"].notna()]
+    assert set(found[~found["claim"].isin(["C4", "C5"])]["verdict"]) == {HOLDS}
     assert found["note"].str.contains("prompts only").all()
     assert not claims(simulated_results())["note"].str.contains("prompts only").any()
 
@@ -166,7 +178,7 @@ def test_no_gain_at_all_is_pointed_out() -> None:
 
 @pytest.mark.parametrize("law", [lambda q, stage, role: q, lambda q, stage, role: q + 0.005 * (1 - q) * q])
 def test_no_claim_holds_where_grpo_changed_nothing(law: Law) -> None:
-    found = claims(simulated_results(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
+    found = claims(simulated_results(law, seeds=(0, 1, 2), kl_betas=(1.0,)))
     assert set(found["verdict"]) == {NOT_TESTED}
     assert set(found["verdict_holm"]) == {NOT_TESTED}
     assert found["p"].isna().all()
@@ -179,7 +191,7 @@ def test_grpo_that_changed_nothing_elsewhere_does_not_spoil_a_test() -> None:
         simulated_results(lambda q, stage, role: q if stage.kl_beta == 1.0 else as_the_paper_says(q, stage, role))
     )
     assert set(found[found["kl_beta"] == 1.0]["verdict"]) == {NOT_TESTED}
-    assert set(found[found["kl_beta"] == 0.1]["verdict"]) == {HOLDS}
+    assert set(found[(found["kl_beta"] == 0.1) & (found["claim"] != "C5")]["verdict"]) == {HOLDS}
 
 
 def test_the_bound_is_judged_at_each_ratio_by_itself() -> None:
@@ -229,7 +241,8 @@ def test_no_interval_leaves_what_is_possible() -> None:
         return q + (1 - q) * (0.02, 0.98, 0.5)[stage.root.seed] * (stage.root.ood_ratio != 0.003)
 
     results = simulated_results(law, seeds=(0, 1, 2), kl_betas=(0.1,))
-    found = claims(results).query("claim != 'C3' or ood_ratio == 0.05").set_index(["claim", "role"]).to_dict("index")
+    found = claims(results).query("claim < 'C3' or claim == 'C3' and ood_ratio == 0.05")
+    found = found.set_index(["claim", "role"]).to_dict("index")
     q = results.query("kind == 'grpo' and role == 'ood'").groupby("ood_ratio")["init_q"].mean()
     nothing, peak = found["C1", "ood"], found["C2", "ood"]
     assert (nothing["low"], nothing["high"]) == pytest.approx((-q[0.0], 1 - q[0.0]))
@@ -253,6 +266,38 @@ def test_the_optimum_itself_is_not_above_the_bound() -> None:
     found = claims(simulated_results(lambda q, stage, role: tilted(q, stage.kl_beta))).set_index("claim").loc["C4"]
     assert (found["value"] == 0).all()
     assert found["measured"].str.contains(re.escape("above the tilted optimum: 0 [0,")).all()
+
+
+def test_grpo_above_the_papers_bound_may_be_below_its_own_fixed_point() -> None:
+    """By the definition of that point with the shift at a group of eight: what C4 finds is then no surprise."""
+
+    def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
+        log_q_NT = np.log(q)[:, None] / GOLD_TOKENS * np.ones(GOLD_TOKENS)
+        return 0.99 * stable_points(log_q_NT, stage.kl_beta, "group_std", stage.group_size).lowest_N
+
+    found = claims(simulated_results(law, kl_betas=(1.0,), ood_ratios=(0.003,))).set_index("claim")
+    assert (found.loc["C4", "verdict"], found.loc["C5", "verdict"]) == (FAILS, HOLDS)
+    assert "share above the fixed point 0 [0," in str(found.loc["C5", "measured"])
+    rows = simulated_results(law, kl_betas=(1.0,), ood_ratios=(0.003,)).query("kind == 'grpo' and role == 'ood'")
+    distance = (rows["q"] - rows["fixed_point"]).mean()
+    assert distance == pytest.approx(-0.01 * rows["fixed_point"].mean())
+    assert f"mean P less it {distance:.3g} [" in str(found.loc["C5", "measured"])
+
+
+def test_what_the_theory_does_not_cover_is_not_measured() -> None:
+    found = claims(simulated_results(kl_betas=(0.0, 1.0), law=only("ood", 0.0, 0.5))).query("claim == 'C5'")
+    without = found[found["kl_beta"] == 0].iloc[0]
+    assert without["verdict"] == NOT_MEASURED
+    assert "without a KL penalty nothing holds P below 1" in without["measured"]
+    assert set(found[found["kl_beta"] == 1.0]["verdict"]) - {NOT_MEASURED}
+
+
+def test_a_second_fixed_point_is_counted_in_the_note() -> None:
+    results = simulated_results(kl_betas=(1.0,), ood_ratios=(0.003,))
+    several = results.assign(highest_fixed_point=results["fixed_point"].mask(results["prompt_index"] == 0, 1.0))
+    (note,) = claims(several).query("claim == 'C5'")["note"]
+    cells = several.query("kind == 'grpo' and role == 'ood'")[["seed", "cell"]].drop_duplicates()
+    assert f"{len(cells)} prompts have a higher one as well" in note
 
 
 def test_holm_takes_back_what_one_of_many_tests_found() -> None:
@@ -606,11 +651,64 @@ def test_depths_and_chains_and_seeds_within_a_seed_are_conditions() -> None:
 def test_every_arm_and_depth_has_its_panels() -> None:
     depths = (simulated_results(arms=("id", "ood"), **SMALL).assign(condition="layers = 4"), simulated_results(**SMALL))
     mixed = pd.concat([depths[0], depths[1].assign(condition="layers = 16")])
-    before_after, stages, scatter, shift, gain, pass_at_k = drawings(mixed, simulated_curves().iloc[:0])
+    before_after, stages, scatter, shift, gain, pass_at_k, fixed = drawings(mixed, simulated_curves().iloc[:0])
     assert len(before_after.figure.axes) == 2 * 4  # id arm: OOD and ID cells; OOD arm; OOD arm of 16 layers
     assert len(stages.figure.axes) == 2 * 3 * 2  # ID and OOD cells of each arm
     assert len(scatter.figure.axes) == len(shift.figure.axes) == len(gain.figure.axes) == 4
     assert len(pass_at_k.figure.axes) == 3 * 3 + 1  # OOD ratios of each arm, and an empty one
+    assert len(fixed.figure.axes) == 3 + 1  # each arm, and an empty one
+
+
+def test_the_fixed_point_of_every_prompt_is_drawn(drawn: list[ReportFigure]) -> None:
+    scatter, results = drawn[2], simulated_results().astype({"kl_beta": float})
+    black = [line for axis in scatter.figure.axes for line in axis.lines if line.get_marker() == "."]
+    shown = np.concatenate([np.asarray(line.get_xydata()) for line in black])
+    assert shown == pytest.approx(scatter.data[["q", "fixed_point"]].to_numpy())
+    keys = ["kl_beta", "ood_ratio", "seed", "cell", "prompt_index"]
+    both = scatter.data.merge(results, on=keys, suffixes=("", "_expected"))
+    assert len(both) == len(scatter.data)
+    assert both["fixed_point"].to_numpy() == pytest.approx(both["fixed_point_expected"].clip(1e-12, 1 - 1e-6))
+    assert "Black dots" in scatter.caption
+    assert "not known" not in scatter.caption
+
+
+def test_fixed_points_that_are_not_known_are_not_drawn() -> None:
+    drawing = after_against_before(simulated_results(only("ood", 0.01, 0.9), kl_betas=(0.0,), ood_ratios=(0.01,)))
+    assert drawing
+    assert drawing.data["fixed_point"].isna().all()
+    assert "Black dots" not in drawing.caption
+    assert "not known everywhere: without a KL penalty" in drawing.caption
+
+
+def test_measured_mass_stands_beside_the_fixed_point_in_every_condition() -> None:
+    """A panel for each condition without its groups, whose sizes are its lines; no ratio is taken with another."""
+    assert measured_and_predicted(simulated_results()) is None
+    results = simulated_results(kl_betas=(0.1, 1.0))
+    objectives = ("advantage = group_std", "advantage = mean_only")
+    sizes = ("group_size = 2, prompts_per_step = 64", "group_size = 8, prompts_per_step = 16")
+    several = pd.concat([results.assign(condition=f"{size}, {each}") for each in objectives for size in sizes])
+    drawing = measured_and_predicted(several)
+    assert drawing
+    assert len(drawing.figure.axes) == 2 * 2
+    assert len(drawing.data) == 2 * 2 * 2 * len(RATIOS)
+    assert set(drawing.data["panel"]) == set(objectives)
+    assert set(drawing.data["line"]) == set(sizes)
+    rows = results.query("kind == 'grpo' and role == 'ood' and kl_beta == 1 and ood_ratio == 0.01")
+    one = drawing.data.query("kl_beta == 1 and ood_ratio == 0.01").iloc[0]
+    means = rows[["q", "fixed_point", "init_q"]].mean()
+    assert one[["q", "fixed_point", "init_q"]].tolist() == pytest.approx(means.tolist())
+    assert one["n"] == len(rows)
+    dotted = [line for line in drawing.figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert len(dotted) == len(sizes)
+    (legend,) = drawing.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["group_size = 2", "group_size = 8"]
+    told = drawing.data.query("kl_beta == 0.1").groupby("ood_ratio")["fixed_point"].first()
+    assert np.asarray(dotted[0].get_ydata()) == pytest.approx(told.tolist())
+    unknown = several.assign(fixed_point=several["fixed_point"].mask(several["condition"].str.contains("mean_only")))
+    unknown["beyond_theory"] = np.where(unknown["fixed_point"].isna(), "something else was run", "")
+    drawing = measured_and_predicted(unknown)
+    assert drawing
+    assert "not known: something else was run" in drawing.caption
 
 
 def test_traces_are_called_a_lower_bound() -> None:
@@ -665,6 +763,34 @@ def test_the_folder_is_complete(whole: tuple[Path, str]) -> None:
     )
     assert (summary["q_low"] <= summary["mean_q"]).all()
     assert (summary["mean_q"] <= summary["q_high"]).all()
+
+
+def test_each_row_knows_the_tokens_of_its_init_and_where_grpo_converges_from_them(tmp_path: Path) -> None:
+    stages = study_stages(seeds=(0,), kl_betas=(1.0,), ood_ratios=(0.01,))
+    store = published(tmp_path, stages)
+    rows = table.results(Plan.of("demo", stages, store.finished_ids()), store)
+    assert rows["token_log_mass"].map(sum).to_numpy() == pytest.approx(rows["log_mass"].to_numpy())
+    tuned, grpo = (rows[rows["kind"] == kind] for kind in ("sft", "grpo"))
+    assert grpo["init_token_log_mass"].map(list).tolist() == tuned["token_log_mass"].map(list).tolist()
+    assert rows[rows["kind"] == "pretrain"]["init_token_log_mass"].isna().all()
+    expected = stable_points(np.stack(grpo["init_token_log_mass"].tolist()), 1.0, "group_std", 8)
+    assert grpo["fixed_point"].to_numpy() == pytest.approx(expected.lowest_N)
+    assert grpo["highest_fixed_point"].to_numpy() == pytest.approx(expected.highest_N)
+    assert set(grpo["beyond_theory"]) == {""}
+    assert set(tuned["beyond_theory"]) == {"only GRPO has one"}
+    assert tuned["fixed_point"].isna().all()
+
+
+def test_tokens_that_do_not_add_up_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = study_stages(seeds=(0,), kl_betas=(1.0,), ood_ratios=(0.01,))[:2]
+
+    def halved(stage: Stage, law: Law) -> pd.DataFrame:
+        return measured(stage, law).assign(log_mass=lambda rows: rows["log_mass"] / 2)
+
+    monkeypatch.setattr(simulated_study, "measured", halved)
+    store = published(tmp_path, stages)
+    with pytest.raises(StoreError, match="token_log_mass does not add up to its log_mass"):
+        table.results(Plan.of("demo", stages, store.finished_ids()), store)
 
 
 def test_the_page_needs_nothing_from_outside(whole: tuple[Path, str]) -> None:

@@ -169,7 +169,7 @@ def test_a_copy_with_another_value_has_another_id():
         (PRETRAIN, "pretrain-4e7cb3df5edf9375"),
         (TUNED, "sft-1a1f9a844e5cdd5f"),
         (REINFORCED, "grpo-b3363aecb13352a6"),
-        (MEASURED, "evaluate-35bb0879824a5950"),
+        (MEASURED, "evaluate-4d794c171ff9ee3b"),
     ],
 )
 def test_ids_are_pinned(stage, golden):
