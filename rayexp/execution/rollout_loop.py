@@ -86,7 +86,7 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
                 next_drawn = start_drawing(step + 1) if stage.draws_ahead and step + 1 < stage.steps else None
             batch = prompts.at(step)
             with timed("reward"):
-                rewards_PG = group_rewards(stage.root.task, stage.rewards, batch.prompts, completions)
+                rewards_PG = group_rewards(stage.root.task, stage.rewards, batch, completions)
                 rollouts = rollout_statistics(rewards_PG, completions) | throughput.of(batch, completions)
             with timed("learn"):
                 learning = learner.call("update", rollout_batches(batch, completions, rewards_PG))

@@ -10,7 +10,7 @@ import numpy as np
 
 from rayexp import rng
 from rayexp.rewards import Reward
-from rayexp.rewards.payment import payment
+from rayexp.rewards.payment import group_payments
 from rayexp.sampling.base import Completions, prompt_seed
 from rayexp.stages import RolloutStage
 from rayexp.tasks import Task
@@ -65,17 +65,16 @@ class Prompts:
         )
 
 
-def group_rewards(
-    task: Task, rewards: Sequence[Reward], prompts: Sequence[Sequence[int]], completions: Completions
-) -> np.ndarray:
-    """Return the weighted sum of all rewards for every completion, float32 [P, G]. A prompt is solved once a group.
+def group_rewards(task: Task, rewards: Sequence[Reward], batch: PromptBatch, completions: Completions) -> np.ndarray:
+    """Return the weighted sum of all rewards for every completion, float32 [P, G].
 
-    Raises RewardError where a reward does.
+    A prompt is solved once a group, and a completion judged once, however many members of the group it is. Raises
+    RewardError where a reward does.
     """
     rows = completions.rows
-    size = len(rows) // len(prompts)
-    rewards_PG = np.empty((len(prompts), size), dtype=np.float32)
-    for i, prompt in enumerate(prompts):
-        solution = task.solve(prompt)
-        rewards_PG[i] = [payment(task, rewards, prompt, solution, row) for row in rows[i * size : (i + 1) * size]]
+    size = len(rows) // len(batch.prompts)
+    rewards_PG = np.empty((len(batch.prompts), size), dtype=np.float32)
+    for i, (prompt, seed) in enumerate(zip(batch.prompts, batch.seeds, strict=True)):
+        group, seeds = rows[i * size : (i + 1) * size], range(seed, seed + size)
+        rewards_PG[i] = group_payments(task, rewards, prompt, task.solve(prompt), group, seeds)
     return rewards_PG

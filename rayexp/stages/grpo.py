@@ -1,18 +1,19 @@
 """GRPO, as a value."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayexp.config import Count, name_in
 from rayexp.formatting import number
 from rayexp.objectives.advantages import ADVANTAGES
 from rayexp.objectives.kl import ESTIMATORS
 from rayexp.objectives.reductions import REDUCTIONS
-from rayexp.rewards import AnyReward
+from rayexp.rewards import AnyReward, Reward
 from rayexp.rewards.answer import Answer
 from rayexp.stages.base import Metric
 from rayexp.stages.rollouts import ROLLOUT_METRICS, RolloutStage
+from rayexp.tasks import Task
 
 
 class GRPO(RolloutStage):
@@ -52,6 +53,14 @@ class GRPO(RolloutStage):
     clip_ratio: float = Field(default=0.2, gt=0, lt=1)
     updates: Count = 1
     staleness: int = Field(default=0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _rewards(self) -> Self:
+        task = self.root.task
+        for reward in self.rewards:
+            if isinstance(task, Task) and isinstance(reward, Reward):
+                reward.require_task(task)
+        return self
 
     @property
     def short_label(self) -> str:

@@ -7,7 +7,7 @@ from rayexp.config import RunConfig
 from rayexp.distributed import autoscaling
 from rayexp.errors import RefusedError
 from rayexp.parts import own_parts
-from rayexp.rewards.payment import RewardError, payment
+from rayexp.rewards.payment import RewardError, group_payments
 from rayexp.sampling.vllm_sampler import require_vllm
 from rayexp.stages import Pool, RolloutStage
 from rayexp.sweep import placement
@@ -103,8 +103,7 @@ def _require_payments(stage: RolloutStage) -> None:
         prompt = task.of_cell("grpo", stage.seed, cell, 0, 1).prompts[0].tolist()
         solution = task.solve(prompt)
         gold = list(solution.completion)
-        for completion in (gold, gold[:-1], gold[:1]):
-            payment(task, stage.rewards, prompt, solution, completion)
+        group_payments(task, stage.rewards, prompt, solution, (gold, gold[:-1], gold[:1]), seeds=range(3))
 
 
 def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = None) -> None:
