@@ -11,24 +11,25 @@ from rayexp.objectives.kl import ESTIMATORS
 from rayexp.objectives.reductions import REDUCTIONS
 from rayexp.rewards import AnyReward, Reward
 from rayexp.rewards.answer import Answer
-from rayexp.stages.base import Metric
+from rayexp.stages.base import Metric, Stage
 from rayexp.stages.rollouts import ROLLOUT_METRICS, RolloutStage
 from rayexp.tasks import Task
 
 
 class GRPO(RolloutStage):
-    """Group relative policy optimisation. The reference policy is ``init``.
+    """Group relative policy optimisation.
 
     kl_beta: weight of the KL to the reference (required: a hidden default is how other systems lose it). kl_estimator
     and kl_in: see ``objectives.kl``. advantage: ``group_std`` (GRPO) or ``mean_only`` (Dr. GRPO). loss_reduction:
     ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes over each batch of rollouts; at 1 the update
     is exactly on-policy. staleness: 1 draws the rollouts of the next step while the learner works, from weights that
     lack its last update; the ratio in the loss then refers to the probabilities that the sampler recorded. rewards:
-    their weighted sum is what a completion earns.
+    their weighted sum is what a completion earns. reference: the policy that the KL is taken to: ``init``, or ``root``,
+    which is what the first GRPO stage of the chain started from, so that several stages in a row are held by one KL.
     """
 
     version: ClassVar[int] = 4  # since then grpo/clipped counts the tokens that the clip cuts, over all updates
-    fields_added_later: ClassVar[frozenset[str]] = frozenset({"staleness"})
+    fields_added_later: ClassVar[frozenset[str]] = frozenset({"staleness", "reference"})
     name: ClassVar[str] = "GRPO"
     metrics: ClassVar[tuple[Metric, ...]] = (
         *ROLLOUT_METRICS,
@@ -53,6 +54,7 @@ class GRPO(RolloutStage):
     clip_ratio: float = Field(default=0.2, gt=0, lt=1)
     updates: Count = 1
     staleness: int = Field(default=0, ge=0, le=1)
+    reference: Literal["init", "root"] = "init"
 
     @model_validator(mode="after")
     def _rewards(self) -> Self:
@@ -65,6 +67,20 @@ class GRPO(RolloutStage):
     @property
     def short_label(self) -> str:
         return f"grpo-{self.prompt_role}-b{number(self.kl_beta)}" + ("-stale" if self.staleness else "")
+
+    @property
+    def reference_stage(self) -> Stage:
+        """The stage whose model is the reference."""
+        if self.reference == "init":
+            return self.init
+        return next(stage.init for stage in self.lineage if isinstance(stage, GRPO))
+
+    @property
+    def models(self) -> tuple[Stage, ...]:
+        """The policy's, then the reference's where that is another one; the policy at the start is copied, not loaded
+        twice."""
+        others = (self.reference_stage,) if self.kl_beta > 0 and self.reference_stage is not self.init else ()
+        return (self.init, *others)
 
     @property
     def draws_ahead(self) -> bool:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from rayexp.config import Count, Seed
 from rayexp.rewards import Reward
-from rayexp.stages.base import ChildStage, Metric, Pool
+from rayexp.stages.base import ChildStage, Metric, Pool, Stage
 from rayexp.stages.optimiser import AdamW
 from rayexp.tasks import Task
 
@@ -51,6 +51,11 @@ class RolloutStage(ChildStage):
         if isinstance(task, Task) and not task.cells(self.prompt_role):
             raise ValueError(f"prompt_role is {self.prompt_role!r}; allowed: a role that the task {task.label} has")
         return self
+
+    @property
+    def models(self) -> tuple[Stage, ...]:
+        """Stages whose models its learner is made of: that of the policy, then those that stay as they are."""
+        return (self.init,)
 
     @property
     def draws_ahead(self) -> bool:
