@@ -11,6 +11,7 @@ from rayexp.execution.grpo import Learner
 from rayexp.models import io
 from rayexp.rewards.answer import Answer
 from rayexp.rewards.letters_sum import LettersSum
+from rayexp.stages import GRPO
 from rayexp.store.artifacts import Store
 from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import SCALES
@@ -64,6 +65,8 @@ def test_the_learner_of_a_later_stage_holds_the_weights_of_the_first_ones_init(r
     workers = crash_harness.LocalWorkers(THIRD)
     workers.begin(THIRD, run_config, Learner)
     learner = workers._learner._learner
+    assert isinstance(learner, Learner)
+    assert learner.reference is not None
     with Store(run_config.store).model(TUNED.id) as folder:
         expected = io.load(folder).state_dict()
     found = learner.reference.state_dict()
@@ -80,7 +83,8 @@ def test_a_study_may_have_phases():
     phases = [{"rewards": (LettersSum(),), "steps": 3}, {"reference": "root"}]
     stages = stage_chains(task, budget, Grid((0.5,), (0.0, 0.1), (0,)), ("ood",), phases=phases, advantage="mean_only")
     assert [stage.kind for stage in stages] == ["pretrain", "evaluate", "sft", "evaluate"] + ["grpo", "evaluate"] * 4
-    for dense, answer in (stages[4:7:2], stages[8:11:2]):
+    reinforced = [stage for stage in stages if isinstance(stage, GRPO)]
+    for dense, answer in zip(reinforced[::2], reinforced[1::2], strict=True):
         assert answer.init == dense
         assert answer.reference_stage == dense.init == stages[2]
         assert (dense.rewards, dense.steps) == ((LettersSum(),), 3)
