@@ -29,6 +29,16 @@ class PromptBatch:
         """Return the arguments of ``Sampler.generate``."""
         return self.prompts, self.seeds, group_size, self.max_tokens
 
+    def again(self, places: Sequence[int], attempt: int) -> "PromptBatch":
+        """Return the prompts at some places, to be drawn for once more: with seeds that follow from theirs and from the
+        number of the attempt."""
+        return PromptBatch(
+            numbers=[self.numbers[place] for place in places],
+            prompts=[self.prompts[place] for place in places],
+            seeds=[prompt_seed(self.seeds[place], "again", attempt) for place in places],
+            max_tokens=[self.max_tokens[place] for place in places],
+        )
+
 
 class Prompts:
     """All prompts of a stage.
@@ -38,7 +48,7 @@ class Prompts:
 
     def __init__(self, stage: RolloutStage) -> None:
         task = stage.root.task
-        self._stage = stage
+        self.stage = stage
         self._order = rng.stream_key(stage.seed, "grpo order")  # the stream is older than other kinds of such stages
         self._max_tokens = [task.max_completion_tokens(cell) for cell in task.cells(stage.prompt_role)]
         batches = task.of_role("grpo", stage.seed, stage.prompt_role, np.arange(stage.prompt_count))
@@ -50,17 +60,37 @@ class Prompts:
         self.probe: list[list[int]] = [row.tolist() for row in batches[0].tokens_NT[:4]]
 
     def at(self, step: int) -> PromptBatch:
-        """Return the prompts of a step: the stage goes through all of them in epochs, each in a fresh order.
+        """Return the prompts of a step: the stage goes through all of them in epochs, each in a fresh order."""
+        count = self.stage.prompts_per_step
+        return self.batch(step, self.order(step * count, (step + 1) * count).tolist())
+
+    @property
+    def exhausted(self) -> bool:
+        """True if no prompt is left that the stage would take."""
+        return False
+
+    def record(self, batch: PromptBatch, completions: Completions) -> dict[str, float]:
+        """Take in the completions of a step, once it is done. Return what there is to log of them."""
+        return {}
+
+    def files(self) -> dict[str, bytes]:
+        """Return all that the next step depends on besides its number, as files of a checkpoint."""
+        return {}
+
+    def order(self, start: int, stop: int) -> np.ndarray:
+        """Return the numbers of the prompts at places ``start .. stop`` of the endless sequence of epochs."""
+        return rng.epochs(self._order, self.stage.prompt_count, start, stop)
+
+    def batch(self, step: int, numbers: Sequence[int]) -> PromptBatch:
+        """Return prompts by number, as those of a step.
 
         Prompt i is of cell i modulo their number (``Task.of_role``). A seed comes from the run, the step and the
         prompt's place in it.
         """
-        count = self._stage.prompts_per_step
-        numbers = rng.epochs(self._order, self._stage.prompt_count, step * count, (step + 1) * count).tolist()
         return PromptBatch(
-            numbers,
+            list(numbers),
             prompts=[self._prompts[number] for number in numbers],
-            seeds=[prompt_seed(self._stage.seed, "rollout", step, place) for place in range(count)],
+            seeds=[prompt_seed(self.stage.seed, "rollout", step, place) for place in range(len(numbers))],
             max_tokens=[self._max_tokens[number % len(self._max_tokens)] for number in numbers],
         )
 

@@ -26,13 +26,18 @@ class GRPO(RolloutStage):
     lack its last update; the ratio in the loss then refers to the probabilities that the sampler recorded. rewards:
     their weighted sum is what a completion earns. reference: the policy that the KL is taken to: ``init``, or ``root``,
     which is what the first GRPO stage of the chain started from, so that several stages in a row are held by one KL.
+    filter: what a step may learn from. ``resample`` draws a group again whose members all earned the same, up to
+    ``rl.resampling.MOST_DRAWS`` times; ``unsolved`` takes only prompts that no completion of the stage has answered so
+    far, and ends the stage where none is left.
     """
 
     version: ClassVar[int] = 4  # since then grpo/clipped counts the tokens that the clip cuts, over all updates
-    fields_added_later: ClassVar[frozenset[str]] = frozenset({"staleness", "reference"})
+    fields_added_later: ClassVar[frozenset[str]] = frozenset({"staleness", "reference", "filter"})
     name: ClassVar[str] = "GRPO"
     metrics: ClassVar[tuple[Metric, ...]] = (
         *ROLLOUT_METRICS,
+        Metric("rollout/drawn_per_kept", "", "Completions drawn for one that is learnt from, with the filter resample"),
+        Metric("rollout/unsolved_prompts", "prompts", "Prompts without a right completion, with the filter unsolved"),
         Metric("grpo/loss", "", "Clipped loss with the KL penalty, mean over completions"),
         Metric("grpo/kl", "nats/completion", "KL to the reference by the stage's estimator"),
         Metric("grpo/entropy", "nats/token", "Entropy of the policy's next token at the visited prefixes"),
@@ -55,6 +60,16 @@ class GRPO(RolloutStage):
     updates: Count = 1
     staleness: int = Field(default=0, ge=0, le=1)
     reference: Literal["init", "root"] = "init"
+    filter: Literal["none", "resample", "unsolved"] = "none"
+
+    @model_validator(mode="after")
+    def _filter(self) -> Self:
+        if self.staleness and self.filter != "none":
+            raise ValueError(
+                f"staleness is {self.staleness} and filter {self.filter!r}; allowed: staleness 0, because what is "
+                "drawn next depends on what this step's completions earned"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rewards(self) -> Self:
@@ -85,6 +100,14 @@ class GRPO(RolloutStage):
     @property
     def draws_ahead(self) -> bool:
         return bool(self.staleness)
+
+    @property
+    def only_unsolved(self) -> bool:
+        return self.filter == "unsolved"
+
+    @property
+    def resamples(self) -> bool:
+        return self.filter == "resample"
 
     @property
     def flops(self) -> float:

@@ -63,6 +63,16 @@ class RolloutStage(ChildStage):
         return False
 
     @property
+    def only_unsolved(self) -> bool:
+        """True if a prompt with a right completion is not taken again."""
+        return False
+
+    @property
+    def resamples(self) -> bool:
+        """True if groups whose members all earned the same are drawn again."""
+        return False
+
+    @property
     def completions(self) -> int:
         """Completions drawn in all."""
         return self.steps * self.prompts_per_step * self.group_size
