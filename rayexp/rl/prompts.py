@@ -14,6 +14,7 @@ from rayexp.rewards.payment import group_payments
 from rayexp.sampling.base import Completions, prompt_seed
 from rayexp.stages import RolloutStage
 from rayexp.tasks import Task
+from rayexp.tasks.base import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,29 @@ class Prompts:
     """
 
     def __init__(self, stage: RolloutStage) -> None:
-        task = stage.root.task
         self.stage = stage
         self._order = rng.stream_key(stage.seed, "grpo order")  # the stream is older than other kinds of such stages
-        self._max_tokens = [task.max_completion_tokens(cell) for cell in task.cells(stage.prompt_role)]
-        batches = task.of_role("grpo", stage.seed, stage.prompt_role, np.arange(stage.prompt_count))
-        self._prompts = {
-            int(number): prompt.tolist()
-            for batch in batches
-            for number, prompt in zip(batch.index_N, batch.prompts, strict=True)
-        }
-        self.probe: list[list[int]] = [row.tolist() for row in batches[0].tokens_NT[:4]]
+        self._prompts: dict[int, list[int]] = {}
+        self._max_tokens: dict[int, int] = {}
+        ids_N = shares_of_id(stage.prompt_count, stage.id_share)
+        first, *_ = self._add(stage.prompt_role, np.flatnonzero(~ids_N))
+        self._add("id", np.flatnonzero(ids_N))
+        self.probe: list[list[int]] = [row.tolist() for row in first.tokens_NT[:4]]
+
+    def _add(self, role: str, number_N: np.ndarray) -> list[TokenBatch]:
+        """Let the prompts with these numbers be the samples 0, 1, ... of a role. Return the samples.
+
+        Sample i is of cell i modulo their number (``Task.of_role``).
+        """
+        task = self.stage.root.task
+        cells = task.cells(role)
+        batches = task.of_role("grpo", self.stage.seed, role, np.arange(len(number_N)))
+        for batch in batches:
+            for index, prompt in zip(batch.index_N.tolist(), batch.prompts.tolist(), strict=True):
+                number = int(number_N[index])
+                self._prompts[number] = prompt
+                self._max_tokens[number] = task.max_completion_tokens(cells[index % len(cells)])
+        return batches
 
     def at(self, step: int) -> PromptBatch:
         """Return the prompts of a step: the stage goes through all of them in epochs, each in a fresh order."""
@@ -82,17 +95,23 @@ class Prompts:
         return rng.epochs(self._order, self.stage.prompt_count, start, stop)
 
     def batch(self, step: int, numbers: Sequence[int]) -> PromptBatch:
-        """Return prompts by number, as those of a step.
-
-        Prompt i is of cell i modulo their number (``Task.of_role``). A seed comes from the run, the step and the
-        prompt's place in it.
-        """
+        """Return prompts by number, as those of a step. A seed comes from the run, the step and the prompt's place in
+        it."""
         return PromptBatch(
             list(numbers),
             prompts=[self._prompts[number] for number in numbers],
             seeds=[prompt_seed(self.stage.seed, "rollout", step, place) for place in range(len(numbers))],
-            max_tokens=[self._max_tokens[number % len(self._max_tokens)] for number in numbers],
+            max_tokens=[self._max_tokens[number] for number in numbers],
         )
+
+
+def shares_of_id(count: int, share: float) -> np.ndarray:
+    """Return which of the numbers below ``count`` are ID prompts: a share that is exact in every prefix, bool [count].
+
+    Number i is one where floor((i+1) share) > floor(i share).
+    """
+    index_N = np.arange(count + 1, dtype=np.int64)
+    return np.diff(np.floor(index_N * share)) > 0
 
 
 def group_rewards(task: Task, rewards: Sequence[Reward], batch: PromptBatch, completions: Completions) -> np.ndarray:

@@ -32,7 +32,9 @@ class GRPO(RolloutStage):
     """
 
     version: ClassVar[int] = 4  # since then grpo/clipped counts the tokens that the clip cuts, over all updates
-    fields_added_later: ClassVar[frozenset[str]] = frozenset({"staleness", "reference", "filter"})
+    fields_added_later: ClassVar[frozenset[str]] = RolloutStage.fields_added_later | {
+        *("staleness", "reference", "filter"),
+    }
     name: ClassVar[str] = "GRPO"
     metrics: ClassVar[tuple[Metric, ...]] = (
         *ROLLOUT_METRICS,
@@ -81,7 +83,7 @@ class GRPO(RolloutStage):
 
     @property
     def short_label(self) -> str:
-        return f"grpo-{self.prompt_role}-b{number(self.kl_beta)}" + ("-stale" if self.staleness else "")
+        return f"grpo-{self.prompts_label}-b{number(self.kl_beta)}" + ("-stale" if self.staleness else "")
 
     @property
     def reference_stage(self) -> Stage:
