@@ -31,7 +31,7 @@ def resampled(
     step as it was drawn last, and teaches nothing. Return the completions and rewards of the step, with the number of
     completions that were drawn for it.
     """
-    group, drawn = rewards_PG.shape[1], rewards_PG.size
+    rewards_PG, group, drawn = rewards_PG.copy(), rewards_PG.shape[1], rewards_PG.size
     for attempt in range(1, MOST_DRAWS):
         flat_P = np.flatnonzero(without_variance(rewards_PG))
         if not len(flat_P):

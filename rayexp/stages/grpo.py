@@ -38,8 +38,6 @@ class GRPO(RolloutStage):
     name: ClassVar[str] = "GRPO"
     metrics: ClassVar[tuple[Metric, ...]] = (
         *ROLLOUT_METRICS,
-        Metric("rollout/drawn_per_kept", "", "Completions drawn for one that is learnt from, with the filter resample"),
-        Metric("rollout/unsolved_prompts", "prompts", "Prompts without a right completion, with the filter unsolved"),
         Metric("grpo/loss", "", "Clipped loss with the KL penalty, mean over completions"),
         Metric("grpo/kl", "nats/completion", "KL to the reference by the stage's estimator"),
         Metric("grpo/entropy", "nats/token", "Entropy of the policy's next token at the visited prefixes"),

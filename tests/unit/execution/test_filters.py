@@ -108,7 +108,7 @@ def test_groups_are_drawn_again_until_they_differ_and_all_else_stays_as_it_was()
         return sampled(again)
 
     first, before_PG = sampled(batch)
-    completions, rewards_PG, drawn = resampled(batch, first, before_PG.copy(), draw)
+    completions, rewards_PG, drawn = resampled(batch, first, before_PG, draw)
     kept = np.flatnonzero(~without_variance(before_PG))
     assert 0 < len(kept) < count
     for number in kept:
