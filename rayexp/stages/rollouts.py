@@ -17,9 +17,7 @@ ROLLOUT_METRICS = (
     Metric("rollout/completion_tokens", "tokens", "Mean length of a completion"),
     Metric("rollout/tokens_per_s", "tokens/s", "Tokens of prompts and completions drawn a second, over whole steps"),
     Metric("rollout/drawn_per_kept", "", "Completions drawn for one that is learnt from, where groups are drawn again"),
-    Metric(
-        "rollout/unsolved_prompts", "prompts", "Prompts without a right completion, where solved ones are left alone"
-    ),
+    Metric("rollout/unsolved_prompts", "prompts", "Prompts without a right completion, where only such are taken"),
 )
 
 
