@@ -112,7 +112,8 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
                 learning = learner.call("update", rollout_batches(batch, completions, rewards_PG))
             with timed("rollout"):
                 drawn = next_drawn() if next_drawn else None
-            rollouts |= prompts.record(batch, completions)
+            with timed("reward"):
+                rollouts |= prompts.record(batch, completions)
 
             rollout_log.add(step, batch, completions, rewards_PG)
             numbers = {stage.kind: learning, "rollout": rollouts}

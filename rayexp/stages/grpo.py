@@ -111,5 +111,6 @@ class GRPO(RolloutStage):
 
     @property
     def flops(self) -> float:
-        """A token is read by the sampler, by the reference if there is one, and by the learner forth and back."""
+        """A token is read by the sampler, by the reference if there is one, and by the learner forth and back. How much
+        will be drawn again by a filter, or left out, is not known."""
         return (1 + (self.kl_beta > 0) + 3 * self.updates) * self.flops_per_pass(self.completions)
