@@ -33,7 +33,9 @@ class GRPO(RolloutStage):
 
     version: ClassVar[int] = 4  # since then grpo/clipped counts the tokens that the clip cuts, over all updates
     fields_added_later: ClassVar[frozenset[str]] = RolloutStage.fields_added_later | {
-        *("staleness", "reference", "filter"),
+        "staleness",
+        "reference",
+        "filter",
     }
     name: ClassVar[str] = "GRPO"
     metrics: ClassVar[tuple[Metric, ...]] = (
