@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rayexp.config import RunConfig, explain
 from rayexp.execution import rollout_log, rollout_loop, supervised
 from rayexp.rewards.answer import Answer
+from rayexp.rewards.random import Random
 from rayexp.rl.prompts import PromptBatch, Prompts
 from rayexp.rl.resampling import MOST_DRAWS, resampled, without_variance
 from rayexp.rl.unsolved import UnsolvedPrompts
@@ -146,6 +147,36 @@ def test_the_cost_is_logged_and_fewer_groups_teach_nothing(run_config):
     assert all(1 < cost <= MOST_DRAWS for cost in curve(run_config, stage, "rollout/drawn_per_kept"))
     flat, usual = (curve(run_config, each, "rollout/zero_variance_groups") for each in (stage, PLAIN))
     assert np.mean(flat) < np.mean(usual)
+
+
+class SeveralWorkers(crash_harness.LocalWorkers):
+    """Three samplers, each of which is asked about a share of the prompts."""
+
+    def start(self, prompts, seeds, group_size, max_tokens):
+        shares = [slice(i * len(prompts) // 3, (i + 1) * len(prompts) // 3) for i in range(3)]
+        parts = [
+            self.generate(prompts[share], seeds[share], group_size, max_tokens[share])
+            for share in shares
+            if prompts[share]
+        ]
+        return lambda: Completions.concatenate(parts)
+
+
+def test_the_number_of_workers_changes_nothing_of_what_is_drawn_and_paid(run_config, tmp_path, monkeypatch):
+    """Not of groups that are drawn again, nor of payments that are drawn."""
+    rewards = (Answer(), Random(weight=0.5, chance=0.1))
+    stage = grpo(TUNED, sampler="torch", prompt_count=12, filter="resample", rewards=rewards, steps=1)
+    elsewhere = run_config.model_copy(update={"store": str(tmp_path / "elsewhere")})
+    shutil.copytree(run_config.store, elsewhere.store)
+    rollout_loop.run(stage, [], run_config, lambda report: None)
+    monkeypatch.setattr(crash_harness, "LocalWorkers", SeveralWorkers)
+    rollout_loop.run(stage, [], elsewhere, lambda report: None)
+    one, several = (
+        Store(each.store).table(stage.id, "rollouts.parquet").drop(["logprobs"]) for each in (run_config, elsewhere)
+    )
+    assert one.equals(several)
+    assert curve(run_config, stage, "rollout/drawn_per_kept") == curve(elsewhere, stage, "rollout/drawn_per_kept")
+    assert curve(run_config, stage, "rollout/drawn_per_kept")[0] > 1
 
 
 # Prompts that are left alone
