@@ -195,7 +195,7 @@ def run_chain(chain: Chain, file: Path, limit_s: float) -> None:
                 continue
             batch = chain.prompts.at(trainer.completed_steps)
             drawn = sampler.generate(*batch.request(chain.grpo.group_size))
-            rewards_PG = group_rewards(chain.task, chain.grpo.rewards, batch.prompts, drawn)
+            rewards_PG = group_rewards(chain.task, chain.grpo.rewards, batch, drawn)
             learner.update(rollout_batches(batch, drawn, rewards_PG), max_logprob_mismatch=1.0)
         if chain.device.type == "cuda":
             torch.cuda.synchronize(chain.device)

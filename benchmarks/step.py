@@ -188,7 +188,7 @@ def our_steps(spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts
             batch = prompts.at(step)
             completions = sampler.generate(*batch.request(spec.group_size))
         with parts.time("reward"):
-            rewards_PG = group_rewards(spec.root.task, spec.rewards, batch.prompts, completions)
+            rewards_PG = group_rewards(spec.root.task, spec.rewards, batch, completions)
         before = parts.seconds.get("reference", 0.0)
         with parts.time("learn"):
             policies.group_logprobs = timed_score

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from rayexp import logs
 from rayexp.config import RunConfig
@@ -19,7 +20,7 @@ from rayexp.models import devices, io
 from rayexp.rl.learner import Learner
 from rayexp.rl.rollouts import RolloutBatch
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.stages import RolloutStage, parse_stage
+from rayexp.stages import RolloutStage, Stage, parse_stage
 from rayexp.store.artifacts import Store
 
 #: Name of the learner's own file in a checkpoint.
@@ -35,10 +36,10 @@ class LearnerActor:
         logs.configure_worker_logging(this_call)
 
     def begin(
-        self, stage_json: str, run_config_json: str, make: Callable[[Any, Any], Learner]
+        self, stage_json: str, run_config_json: str, make: Callable[..., Learner]
     ) -> tuple[int, dict[str, bytes]]:
-        """Turn to a stage, at its last checkpoint or at its ``init``; ``make`` makes the learner of a stage and a
-        model.
+        """Turn to a stage, at its last checkpoint or at its ``init``; ``make`` makes the learner of a stage and of its
+        ``models``.
 
         Return the number of steps done, and the driver's files in the checkpoint.
         """
@@ -51,14 +52,17 @@ class LearnerActor:
         self._store.require_shared()
         devices.use_cores(self._run_config.learner_cpus)
         device = devices.resolve_device(self._run_config.device)
-        with self._store.model(stage.init.id) as folder:
-            self._learner = make(stage, io.load(folder, device))
+        self._learner = make(stage, *(self._loaded(each, device) for each in stage.models))
         files: dict[str, bytes] = {}
         with self._store.latest_checkpoint(stage.id) as folder:
             if folder is not None:
                 self._learner.restore(torch.load(folder / STATE, map_location=device, weights_only=True))
                 files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != STATE}
         return self._learner.completed, files
+
+    def _loaded(self, stage: Stage, device: torch.device) -> PreTrainedModel:
+        with self._store.model(stage.id) as folder:
+            return io.load(folder, device)
 
     def ready(self) -> None:
         """Return once all calls before this one are answered."""

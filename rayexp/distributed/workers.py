@@ -63,7 +63,7 @@ class LearnerHandle:
         )
 
     def begin(
-        self, stage: RolloutStage, run_config: RunConfig, make: Callable[[Any, Any], Learner]
+        self, stage: RolloutStage, run_config: RunConfig, make: Callable[..., Learner]
     ) -> tuple[int, dict[str, bytes]]:
         """Turn to a stage; see ``LearnerActor.begin``. A learner that died is waited for."""
         self._stage, self._run_config = stage, run_config

@@ -134,6 +134,8 @@ def beyond_theory(stage: Stage) -> str:
         "without a KL penalty nothing holds P below 1": stage.kl_beta == 0,
         "several completions are right": not stage.root.task.unique,
         "completions earn something else than the answer alone": stage.rewards != (Answer(),),
+        "the reference is not what the stage started from": stage.reference_stage.id != stage.init.id,
+        f"the filter {stage.filter} chooses what is learnt from": stage.filter != "none",
         "the clip acts where a batch is updated on several times": stage.updates > 1,
         "the clip acts where rollouts are stale": stage.staleness > 0,
         f"the gradient of {stage.kl_estimator} in the {stage.kl_in} is not that of the KL": stage.kl_estimator

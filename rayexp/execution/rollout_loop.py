@@ -20,7 +20,9 @@ from rayexp.execution import measurements, runner
 from rayexp.execution.rollout_log import RolloutLog
 from rayexp.models import devices
 from rayexp.rl.prompts import PromptBatch, Prompts, group_rewards
+from rayexp.rl.resampling import resampled, without_variance
 from rayexp.rl.rollouts import rollout_batches
+from rayexp.rl.unsolved import UnsolvedPrompts
 from rayexp.sampling.base import Completions
 from rayexp.stages import RolloutStage, Stage
 from rayexp.store.artifacts import Store
@@ -62,36 +64,56 @@ def run(stage: RolloutStage, evaluations: Sequence[Stage], run_config: RunConfig
 
 def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: StageWorkers, progress: Progress) -> None:
     """Draw, reward, learn: every step of the stage that is left, then publish it."""
-    prompts, timed, saving = Prompts(stage), PhaseTimer(), Saving(run_config)
+    timed, saving = PhaseTimer(), Saving(run_config)
     rollout_manager, learner = workers.rollout_manager, workers.learner
     completed, files = learner.begin(stage, run_config, runner(stage).Learner)
+    prompts = UnsolvedPrompts(stage, files) if stage.only_unsolved else Prompts(stage)
     metric_log = MetricLog(stage, files.get(METRICS))
     rollout_log = RolloutLog(store, stage, enabled=run_config.keep_rollouts, first_step=completed)
     throughput = _Throughput()
 
-    def start_drawing(step: int) -> Callable[[], Completions]:
-        return rollout_manager.start(*prompts.at(step).request(stage.group_size))
+    def start_drawing(batch: PromptBatch) -> Callable[[], Completions]:
+        return rollout_manager.start(*batch.request(stage.group_size))
+
+    def pay(batch: PromptBatch, completions: Completions) -> np.ndarray:
+        throughput.count(batch, completions)
+        with timed("reward"):
+            return group_rewards(stage.root.task, stage.rewards, batch, completions)
+
+    def draw_again(batch: PromptBatch) -> tuple[Completions, np.ndarray]:
+        with timed("rollout"):
+            completions = start_drawing(batch)()
+        return completions, pay(batch, completions)
 
     drawn = Completions.from_bytes(files[DRAWN]) if DRAWN in files else None  # with the weights before the last update
 
+    done = completed
     for step in range(completed, stage.steps):
+        if prompts.exhausted:
+            log.info("%s: every prompt has a right completion after %d of %d steps", stage.label, step, stage.steps)
+            break
         with error_context(lambda step=step: f"{stage.label}, step {step + 1}"):
             with timed("sync"):
                 rollout_manager.sync(learner.weights(), version=step)
                 if (step - completed) % run_config.parity_every_syncs == 0:
                     rollout_manager.require_parity(prompts.probe, learner.call("score", prompts.probe))
 
-            with timed("rollout"):
-                completions = drawn or start_drawing(step)()
-                next_drawn = start_drawing(step + 1) if stage.draws_ahead and step + 1 < stage.steps else None
             batch = prompts.at(step)
-            with timed("reward"):
-                rewards_PG = group_rewards(stage.root.task, stage.rewards, batch.prompts, completions)
-                rollouts = rollout_statistics(rewards_PG, completions) | throughput.of(batch, completions)
+            with timed("rollout"):
+                completions = drawn or start_drawing(batch)()
+                ahead = stage.draws_ahead and step + 1 < stage.steps
+                next_drawn = start_drawing(prompts.at(step + 1)) if ahead else None
+            rewards_PG, filtered = pay(batch, completions), {}
+            if stage.resamples:
+                completions, rewards_PG, count = resampled(batch, completions, rewards_PG, draw_again)
+                filtered = {"drawn_per_kept": count / rewards_PG.size}
+            rollouts = rollout_statistics(rewards_PG, completions) | throughput.rate() | filtered
             with timed("learn"):
                 learning = learner.call("update", rollout_batches(batch, completions, rewards_PG))
             with timed("rollout"):
                 drawn = next_drawn() if next_drawn else None
+            with timed("reward"):
+                rollouts |= prompts.record(batch, completions)
 
             rollout_log.add(step, batch, completions, rewards_PG)
             numbers = {stage.kind: learning, "rollout": rollouts}
@@ -101,16 +123,17 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
             if saving.due():
                 with timed("checkpoint"):
                     rollout_log.flush()
-                    learner.call("checkpoint", _files(metric_log, drawn))
+                    learner.call("checkpoint", _files(metric_log, drawn) | prompts.files())
                 saving.done()
+        done = step + 1
 
     with error_context(lambda: f"{stage.label}, publishing"):
-        files = {METRICS: metric_log.to_bytes()} | rollout_log.files(stage.steps)
+        files = {METRICS: metric_log.to_bytes()} | rollout_log.files(done)
         learner.call("publish", files, metric_log.provenance(run_config, timed.seconds))
 
 
 def _files(metric_log: MetricLog, drawn: Completions | None) -> dict[str, bytes]:
-    """Return what the driver needs to go on, beside the state of the learner."""
+    """Return what the driver needs to go on, beside the state of the learner and of the prompts."""
     return {METRICS: metric_log.to_bytes()} | ({DRAWN: drawn.to_bytes()} if drawn else {})
 
 
@@ -119,13 +142,17 @@ class _Throughput:
 
     def __init__(self) -> None:
         self._last: float | None = None
+        self._tokens = 0
 
-    def of(self, batch: PromptBatch, completions: Completions) -> dict[str, float]:
-        """Return the rate since the last call, counting the tokens of all completions, each with its prompt."""
-        now, before = time.monotonic(), self._last
-        self._last = now
+    def count(self, batch: PromptBatch, completions: Completions) -> None:
+        """Add the tokens of completions, each with its prompt."""
         group_size = len(completions.length_N) // len(batch.prompts)
-        tokens = group_size * sum(map(len, batch.prompts)) + int(completions.length_N.sum())
+        self._tokens += group_size * sum(map(len, batch.prompts)) + int(completions.length_N.sum())
+
+    def rate(self) -> dict[str, float]:
+        """Return the rate of what was counted since the last call."""
+        now, before, tokens = time.monotonic(), self._last, self._tokens
+        self._last, self._tokens = now, 0
         return {} if before is None else {"tokens_per_s": tokens / (now - before)}
 
 
@@ -134,6 +161,6 @@ def rollout_statistics(rewards_PG: np.ndarray, completions: Completions) -> dict
     length in tokens."""
     return {
         "reward": float(rewards_PG.mean()),
-        "zero_variance_groups": float((rewards_PG.min(axis=1) == rewards_PG.max(axis=1)).mean()),
+        "zero_variance_groups": float(without_variance(rewards_PG).mean()),
         "completion_tokens": float(completions.length_N.mean()),
     }

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from rayexp.config import kinds_in
 from rayexp.parts import part_of
-from rayexp.rewards.base import Reward
+from rayexp.rewards.base import DrawReward, Reward
 
 REWARDS: dict[str, type[Reward]] = kinds_in(__path__, __name__, Reward)
 if TYPE_CHECKING:
@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 else:
     AnyReward = part_of(Reward, REWARDS)
 
-__all__ = ["REWARDS", "AnyReward", "Reward"]
+__all__ = ["REWARDS", "AnyReward", "DrawReward", "Reward"]

@@ -16,5 +16,9 @@ class Letters(Reward):
     kind: Literal["letters"] = "letters"
 
     def __call__(self, task: Task, solution: Solution, completion: Sequence[int]) -> float:
-        agreeing = sum(a == b for a, b in zip(completion, solution.completion, strict=False))
-        return agreeing / max(len(completion), len(solution.completion))
+        return right_letters(solution, completion) / max(len(completion), len(solution.completion))
+
+
+def right_letters(solution: Solution, completion: Sequence[int]) -> int:
+    """Return the number of places at which a completion and the gold one agree, ``<eos>`` included."""
+    return sum(a == b for a, b in zip(completion, solution.completion, strict=False))

@@ -1,11 +1,12 @@
-"""The payment of a completion: the weighted sum of a stage's rewards, which may be anybody's code."""
+"""Payments for the completions of a group: the weighted sum of a stage's rewards, which may be anybody's code."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 
 from rayexp.errors import PermanentError, located
-from rayexp.rewards.base import Reward
+from rayexp.rewards.base import DrawReward, Reward
 from rayexp.tasks.base import Solution, Task
 
 
@@ -13,25 +14,50 @@ class RewardError(PermanentError):
     """A reward raised, or returned no finite number. The message names reward, prompt and completion."""
 
 
-def payment(
-    task: Task, rewards: Sequence[Reward], prompt: Sequence[int], solution: Solution, completion: Sequence[int]
+def group_payments(
+    task: Task,
+    rewards: Sequence[Reward],
+    prompt: Sequence[int],
+    solution: Solution,
+    completions: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+) -> list[float]:
+    """Return what each completion of a prompt earns. ``solution`` is that of the prompt, ``seeds`` those of the draws.
+
+    A reward judges each distinct completion once, not each copy; a ``DrawReward`` each draw. Raises RewardError.
+    """
+    rows = [tuple(completion) for completion in completions]
+
+    def paid_by(reward: Reward) -> list[float]:
+        if isinstance(reward, DrawReward):
+            draws = zip(rows, seeds, strict=True)
+            return [
+                _paid(task, reward, partial(reward.of_draw, seed=seed), prompt, solution, row) for row, seed in draws
+            ]
+        paid = {row: _paid(task, reward, reward, prompt, solution, row) for row in dict.fromkeys(rows)}
+        return [paid[row] for row in rows]
+
+    return [sum(amounts) for amounts in zip(*map(paid_by, rewards), strict=True)]
+
+
+def _paid(
+    task: Task,
+    reward: Reward,
+    judge: Callable[[Task, Solution, Sequence[int]], float],
+    prompt: Sequence[int],
+    solution: Solution,
+    row: tuple[int, ...],
 ) -> float:
-    """Return what a completion earns. ``solution`` is that of the prompt. Raises RewardError."""
-    return sum(reward.weight * _paid(task, reward, prompt, solution, completion) for reward in rewards)
-
-
-def _paid(task: Task, reward: Reward, prompt: Sequence[int], solution: Solution, completion: Sequence[int]) -> float:
+    """Return what ``judge``, which is the reward or its judgement of a draw, pays for a completion, weighted."""
     try:
-        paid = reward(task, solution, completion)
+        paid = judge(task, solution, list(row))
     except Exception as error:
-        raise RewardError(
-            f"the reward {reward.kind} raised {located(error)}{_case(task, prompt, completion)}"
-        ) from error
+        raise RewardError(f"the reward {reward.kind} raised {located(error)}{_case(task, prompt, row)}") from error
     if not isinstance(paid, Real) or not math.isfinite(paid):
         raise RewardError(
-            f"the reward {reward.kind} returned {paid!r}, which is no finite number{_case(task, prompt, completion)}"
+            f"the reward {reward.kind} returned {paid!r}, which is no finite number{_case(task, prompt, row)}"
         )
-    return float(paid)
+    return reward.weight * float(paid)
 
 
 def _case(task: Task, prompt: Sequence[int], completion: Sequence[int]) -> str:

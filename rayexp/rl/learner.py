@@ -78,13 +78,14 @@ class Learner(ABC):
 
 
 class GRPOLearner(Learner):
-    """The learner of GRPO. The reference is a frozen copy of what the policy was at the start."""
+    """The learner of GRPO."""
 
-    def __init__(self, stage: GRPO, model: PreTrainedModel) -> None:
+    def __init__(self, stage: GRPO, model: PreTrainedModel, reference: PreTrainedModel | None = None) -> None:
+        """reference: the model of ``stage.reference_stage``; None where that is what the policy is at the start."""
         super().__init__(stage, model, stage.updates)
         # Only ever run without gradients. Its parameters would still have them: torch picks other kernels where they do
         # not, and a policy that equals its reference would seem to differ from it by rounding.
-        self.reference = copy.deepcopy(model) if stage.kl_beta > 0 else None
+        self.reference = None if stage.kl_beta == 0 else copy.deepcopy(model) if reference is None else reference
         self._stage = stage
         self._settings = GRPOSettings(**{field.name: getattr(stage, field.name) for field in fields(GRPOSettings)})
 

@@ -79,6 +79,10 @@ class Completions:
         length_N = np.array([len(row) for row in tokens], dtype=np.int64)
         return cls(tokens_NC, logprobs_NC, length_N, weight_version)
 
+    def take(self, row_N: np.ndarray) -> "Completions":
+        """Return some of them, in the order of their row numbers in ``row_N``."""
+        return Completions(self.tokens_NC[row_N], self.logprobs_NC[row_N], self.length_N[row_N], self.weight_version)
+
     @classmethod
     def concatenate(cls, parts: "Sequence[Completions]") -> "Completions":
         """Join completions that were drawn from the same weights, in the order of the parts."""

@@ -1,33 +1,42 @@
 """GRPO, as a value."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayexp.config import Count, name_in
 from rayexp.formatting import number
 from rayexp.objectives.advantages import ADVANTAGES
 from rayexp.objectives.kl import ESTIMATORS
 from rayexp.objectives.reductions import REDUCTIONS
-from rayexp.rewards import AnyReward
+from rayexp.rewards import AnyReward, Reward
 from rayexp.rewards.answer import Answer
-from rayexp.stages.base import Metric
+from rayexp.stages.base import Metric, Stage
 from rayexp.stages.rollouts import ROLLOUT_METRICS, RolloutStage
+from rayexp.tasks import Task
 
 
 class GRPO(RolloutStage):
-    """Group relative policy optimisation. The reference policy is ``init``.
+    """Group relative policy optimisation.
 
     kl_beta: weight of the KL to the reference (required: a hidden default is how other systems lose it). kl_estimator
     and kl_in: see ``objectives.kl``. advantage: ``group_std`` (GRPO), ``mean_only`` (Dr. GRPO) or ``leave_one_out``
     (RLOO). loss_reduction: ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes over each batch of
     rollouts; at 1 the update is exactly on-policy. staleness: 1 draws the rollouts of the next step while the learner
     works, from weights that lack its last update; the ratio in the loss then refers to the probabilities that the
-    sampler recorded. rewards: their weighted sum is what a completion earns.
+    sampler recorded. rewards: their weighted sum is what a completion earns. reference: the policy that the KL is taken
+    to: ``init``, or ``root``, which is what the first GRPO stage of the chain started from, so that several stages in a
+    row are held by one KL. filter: what a step may learn from. ``resample`` draws a group again whose members all
+    earned the same, up to ``rl.resampling.MOST_DRAWS`` times; ``unsolved`` takes only prompts that no completion of the
+    stage has answered so far, and ends the stage where none is left.
     """
 
     version: ClassVar[int] = 4  # since then grpo/clipped counts the tokens that the clip cuts, over all updates
-    fields_added_later: ClassVar[frozenset[str]] = frozenset({"staleness"})
+    fields_added_later: ClassVar[frozenset[str]] = RolloutStage.fields_added_later | {
+        "staleness",
+        "reference",
+        "filter",
+    }
     name: ClassVar[str] = "GRPO"
     metrics: ClassVar[tuple[Metric, ...]] = (
         *ROLLOUT_METRICS,
@@ -52,16 +61,58 @@ class GRPO(RolloutStage):
     clip_ratio: float = Field(default=0.2, gt=0, lt=1)
     updates: Count = 1
     staleness: int = Field(default=0, ge=0, le=1)
+    reference: Literal["init", "root"] = "init"
+    filter: Literal["none", "resample", "unsolved"] = "none"
+
+    @model_validator(mode="after")
+    def _filter(self) -> Self:
+        if self.staleness and self.filter != "none":
+            raise ValueError(
+                f"staleness is {self.staleness} and filter {self.filter!r}; allowed: staleness 0, because what is "
+                "drawn next depends on what this step's completions earned"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rewards(self) -> Self:
+        task = self.root.task
+        for reward in self.rewards:
+            if isinstance(task, Task) and isinstance(reward, Reward):
+                reward.require_task(task)
+        return self
 
     @property
     def short_label(self) -> str:
-        return f"grpo-{self.prompt_role}-b{number(self.kl_beta)}" + ("-stale" if self.staleness else "")
+        return f"grpo-{self.prompts_label}-b{number(self.kl_beta)}" + ("-stale" if self.staleness else "")
+
+    @property
+    def reference_stage(self) -> Stage:
+        """The stage whose model is the reference."""
+        if self.reference == "init":
+            return self.init
+        return next(stage.init for stage in self.lineage if isinstance(stage, GRPO))
+
+    @property
+    def models(self) -> tuple[Stage, ...]:
+        """The policy's, then the reference's where that is another one; the policy at the start is copied, not loaded
+        twice."""
+        others = (self.reference_stage,) if self.kl_beta > 0 and self.reference_stage is not self.init else ()
+        return (self.init, *others)
 
     @property
     def draws_ahead(self) -> bool:
         return bool(self.staleness)
 
     @property
+    def only_unsolved(self) -> bool:
+        return self.filter == "unsolved"
+
+    @property
+    def resamples(self) -> bool:
+        return self.filter == "resample"
+
+    @property
     def flops(self) -> float:
-        """A token is read by the sampler, by the reference if there is one, and by the learner forth and back."""
+        """A token is read by the sampler, by the reference if there is one, and by the learner forth and back. How much
+        will be drawn again by a filter, or left out, is not known."""
         return (1 + (self.kl_beta > 0) + 3 * self.updates) * self.flops_per_pass(self.completions)

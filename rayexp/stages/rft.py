@@ -36,7 +36,7 @@ class RFT(RolloutStage):
 
     @property
     def short_label(self) -> str:
-        return f"rft-{self.prompt_role}"
+        return f"rft-{self.prompts_label}"
 
     @property
     def rewards(self) -> tuple[Reward, ...]:

@@ -37,7 +37,8 @@ def varying(stages: Iterable[Stage]) -> dict[Setting, str]:
     """Return the settings, with names for people, by which chains of a study differ besides what its results are
     grouped by anyway: OOD ratio, seed, and the prompts and beta of a GRPO stage.
 
-    Seeds of later stages count only where one seed of pretraining has several of them.
+    Seeds of later stages count only where one seed of pretraining has several of them. A share of ID prompts counts
+    even where all chains have the same: results are grouped by the role of prompts, which would be read as that of all.
     """
     values: dict[tuple[Setting, int | None], set[str]] = {}
     for stage in stages:
@@ -45,7 +46,11 @@ def varying(stages: Iterable[Stage]) -> dict[Setting, str]:
             of = stage.root.seed if setting[1] == "seed" else None
             values.setdefault((setting, of), set()).add(value)
     every = {setting for setting, _ in values}
-    return {setting: _titled(setting, every) for (setting, _), found in values.items() if len(found) > 1}
+    return {
+        setting: _titled(setting, every)
+        for (setting, _), found in values.items()
+        if len(found) > 1 or (setting[1] == "id_share" and found != {shown(0.0)})
+    }
 
 
 def condition(stage: Stage, among: Mapping[Setting, str]) -> str:

@@ -1,6 +1,7 @@
 """The part that studies share: the chain pretrain - SFT - GRPO, over a grid of OOD ratios, betas and seeds."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +30,20 @@ class Grid:
 
 
 def stage_chains(
-    task: Task, budget: Budget, grid: Grid, prompt_roles: Sequence[str], decoder: Decoder | None = None, **grpo: Any
+    task: Task,
+    budget: Budget,
+    grid: Grid,
+    prompt_roles: Sequence[str],
+    decoder: Decoder | None = None,
+    phases: Sequence[Mapping[str, Any]] = ({},),
+    **grpo: Any,
 ) -> list[Stage]:
     """Pretraining, SFT, then GRPO for every role of prompts and every beta; everything measured.
 
     Stages that two chains share appear once in a plan, because they are equal. grpo: settings of every GRPO stage that
-    are not to have their defaults, such as ``advantage="mean_only"``. Raises ValidationError on one it can't have.
+    are not to have their defaults, such as ``advantage="mean_only"``. phases: such settings of each of several GRPO
+    stages in a row, each of which goes on from the one before, as in ``[{"rewards": (LettersSum(),)}, {"reference":
+    "root"}]``. Raises ValidationError on a setting that a stage can't have.
     """
     decoder = decoder or with_context_for(budget.decoder, task)
     stages: list[Stage] = []
@@ -50,24 +59,27 @@ def stage_chains(
                 seed=seed,
             )
             tuned = SFT(init=base, samples=budget.sft_samples, optimiser=budget.sft, seed=seed)
-            reinforced = [
-                GRPO.model_validate(
-                    {
-                        "init": tuned,
-                        "prompt_role": role,
-                        "kl_beta": beta,
-                        "steps": budget.grpo_steps,
-                        "prompts_per_step": budget.grpo_prompts_per_step,
-                        "group_size": budget.grpo_group_size,
-                        "optimiser": budget.grpo,
-                        "seed": seed,
-                        **grpo,
-                    }
-                )
-                for role in prompt_roles
-                for beta in grid.kl_betas
-            ]
-            stages += with_evaluations([base, tuned, *reinforced], budget)
+            stages += with_evaluations([base, tuned], budget)
+            for role, beta in itertools.product(prompt_roles, grid.kl_betas):
+                settings = {
+                    "prompt_role": role,
+                    "kl_beta": beta,
+                    "steps": budget.grpo_steps,
+                    "prompts_per_step": budget.grpo_prompts_per_step,
+                    "group_size": budget.grpo_group_size,
+                    "optimiser": budget.grpo,
+                    "seed": seed,
+                    **grpo,
+                }
+                stages += with_evaluations(_in_a_row(tuned, settings, phases), budget)
+    return stages
+
+
+def _in_a_row(init: Stage, settings: Mapping[str, Any], phases: Sequence[Mapping[str, Any]]) -> list[Stage]:
+    """Return a GRPO stage for each phase, which starts from the model of the one before."""
+    stages: list[Stage] = []
+    for phase in phases:
+        stages.append(GRPO.model_validate({**settings, **phase, "init": stages[-1] if stages else init}))
     return stages
 
 

@@ -7,7 +7,7 @@ from rayexp.config import RunConfig
 from rayexp.distributed import autoscaling
 from rayexp.errors import RefusedError
 from rayexp.parts import own_parts
-from rayexp.rewards.payment import RewardError, payment
+from rayexp.rewards.payment import RewardError, group_payments
 from rayexp.sampling.vllm_sampler import require_vllm
 from rayexp.stages import Pool, RolloutStage
 from rayexp.sweep import placement
@@ -90,7 +90,7 @@ def require_own_parts(plan: Plan) -> None:
             if isinstance(part, Task):
                 require_contract(part)
         rollouts = [stage for stage in plan.to_run if isinstance(stage, RolloutStage) and any(own_parts([stage]))]
-        for stage in {(stage.root.task, stage.rewards, stage.prompt_role): stage for stage in rollouts}.values():
+        for stage in {(stage.root.task, stage.rewards, stage.prompt_roles): stage for stage in rollouts}.values():
             _require_payments(stage)
     except (ContractError, RewardError) as error:
         raise PreflightError(str(error)) from error
@@ -99,12 +99,11 @@ def require_own_parts(plan: Plan) -> None:
 def _require_payments(stage: RolloutStage) -> None:
     """Raise RewardError if a reward can't pay a right completion, or one that breaks off."""
     task = stage.root.task
-    for cell in task.cells(stage.prompt_role):
+    for cell in (cell for role in stage.prompt_roles for cell in task.cells(role)):
         prompt = task.of_cell("grpo", stage.seed, cell, 0, 1).prompts[0].tolist()
         solution = task.solve(prompt)
         gold = list(solution.completion)
-        for completion in (gold, gold[:-1], gold[:1]):
-            payment(task, stage.rewards, prompt, solution, completion)
+        group_payments(task, stage.rewards, prompt, solution, (gold, gold[:-1], gold[:1]), seeds=range(3))
 
 
 def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = None) -> None:

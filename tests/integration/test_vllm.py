@@ -114,7 +114,7 @@ def test_bf16_passes_the_default_limit_on_mismatch_and_not_that_of_fp32(cluster)
         assert rollout_manager.require_parity(stage_prompts.probe, expected) > 1e-3
     finally:
         rollout_manager.stop()
-    rewards_PG = group_rewards(spec.root.task, spec.rewards, batch.prompts, completions)
+    rewards_PG = group_rewards(spec.root.task, spec.rewards, batch, completions)
     batches = rollout_batches(batch, completions, rewards_PG)
     with pytest.raises(MismatchError):
         learner.update(batches, run_config.mismatch_limit("fp32"))

@@ -17,9 +17,9 @@ from rayexp.config import explain
 from rayexp.errors import defined_at
 from rayexp.experiment import Experiment
 from rayexp.parts import UnreadPart, imported, own_modules, own_parts, unread_parts
-from rayexp.rewards import Reward
+from rayexp.rewards import REWARDS, Reward
 from rayexp.rewards.answer import Answer
-from rayexp.rewards.payment import RewardError, payment
+from rayexp.rewards.payment import RewardError, group_payments
 from rayexp.stages import Stage, parse_stage, parse_stored
 from rayexp.store import provenance
 from rayexp.studies import Grid, study_named
@@ -109,7 +109,10 @@ def test_its_settings_are_part_of_the_id():
         ((f"{HERE}:Short", f"{HERE}:Unversioned"), "states no version; add `version: Literal[1] = 1`"),
         ((f"{HERE}:Short", f"{HERE}:Lacking"), "does not define __call__"),
         ((f"{HERE}:Short", f"{HERE}:Named"), "has a kind of its own; leave it out"),
-        ((f"{HERE}:Short", "shrt"), "rewards.kind is 'shrt'; allowed: answer, letters, or module:Class"),
+        (
+            (f"{HERE}:Short", "shrt"),
+            f"rewards.kind is 'shrt'; allowed: {', '.join(REWARDS)}, or module:Class",
+        ),
         (('"limit":4', '"limit":"x"'), "rewards.1.limit is 'x'; allowed: a valid integer"),
         (('"limit":4', '"limt":4'), "rewards.1.limt is not a setting"),
         (('"version":1,"limit"', '"version":2,"limit"'), "rewards.1.version is 2; allowed: 1"),
@@ -294,7 +297,7 @@ def test_a_reward_that_is_none_is_named_with_its_prompt_before_work_and_at_the_s
     prompt = task.of_cell("grpo", 0, "3", 0, 1).prompts[0].tolist()
     solution = task.solve(prompt)
     with pytest.raises(RewardError) as refused:
-        payment(task, (Answer(), reward), prompt, solution, solution.completion)
+        group_payments(task, (Answer(), reward), prompt, solution, [solution.completion], [0])
     said = str(refused.value)
     assert said.startswith(f"the reward {HERE}:Odd {sentence}")
     decode = task.vocabulary.decode
@@ -307,7 +310,8 @@ def test_a_reward_that_is_none_is_named_with_its_prompt_before_work_and_at_the_s
 def test_any_finite_number_pays(returns):
     task = Digits()
     prompt = task.of_cell("grpo", 0, "3", 0, 1).prompts[0].tolist()
-    assert payment(task, (Odd(returns=returns, weight=0.5),), prompt, task.solve(prompt), [2]) == 0.5
+    rewards = (Odd(returns=returns, weight=0.5),)
+    assert group_payments(task, rewards, prompt, task.solve(prompt), [[2]], [0]) == [0.5]
 
 
 # Studies

@@ -27,7 +27,7 @@ SEEDS = "Lines are means over seeds, bands reach from the lowest to the highest 
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric of one side of a figure: its name in the metric log, its axis, and the range of that if it has one."""
+    """One metric of one side of a figure: its name in the metric log, its axis, and what the axis shows at least."""
 
     metric: str
     label: str
@@ -50,8 +50,8 @@ def reward_and_kl(curves: pd.DataFrame) -> ReportFigure | None:
         return None
     last = data[(data["metric"] == REWARD.metric) & (data["step"] == data["step"].max())]["mean"]
     return ReportFigure(
-        caption="Left: mean reward of a step's completions, 1 if correct, else 0. Right: KL divergence from the init, "
-        f"in nats a completion. {SEEDS}",
+        caption="Left: mean reward of a step's completions; with the reward answer, the share that is right. Right: KL "
+        f"divergence from the reference, in nats a completion. {SEEDS}",
         alt="Reward and KL over GRPO steps, a line for each OOD ratio. At the last step mean rewards lie between "
         f"{last.min():.2g} and {last.max():.2g}.",
         figure=_drawn(data, REWARD, KL),
@@ -106,10 +106,22 @@ def _drawn(data: pd.DataFrame, *sides: Curve):
                 axis.text(0.5, 0.5, why, ha="center", va="center", transform=axis.transAxes)
                 continue
             _bands(axis, logged, ratios)
-            axis.set(ylabel=curve.label, ylim=curve.limits)
+            axis.set(ylabel=curve.label, ylim=_limits(curve, logged))
     figure.supxlabel("GRPO step", fontsize="medium")
     ratio_legend(figure, ratios, f"OOD samples in pretraining; band: all of {counted(data['n_seeds'], 'seed')}")
     return figure
+
+
+def _limits(curve: Curve, logged: pd.DataFrame) -> tuple[float, float | None]:
+    """Return the range of a curve's axis: wider than usual where rewards are paid that are negative or above 1."""
+    low, high = curve.limits
+    lowest, highest = logged["lowest"].min(), logged["highest"].max()
+    margin = 0.03 * (highest - lowest)
+    if lowest < low:
+        low = lowest - margin
+    if high is not None and highest > high:
+        high = highest + margin
+    return low, high
 
 
 def _bands(axis: Axes, logged: pd.DataFrame, ratios: dict[Any, int]) -> None:

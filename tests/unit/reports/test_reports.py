@@ -337,6 +337,18 @@ def drawn() -> list[ReportFigure]:
     return drawings(simulated_results(), simulated_curves())
 
 
+@pytest.mark.parametrize(("worth", "shown"), [(1.0, (-0.03, 1.03)), (5.0, (-0.03, 5.1)), (-2.0, (-2.1, 1.03))])
+def test_a_curve_of_rewards_shows_all_that_was_paid(worth, shown):
+    curves = simulated_curves(kl_betas=(0.1,))
+    paid = curves["value"].where(curves["metric"] != "rollout/reward", curves["value"].abs().gt(0) * worth)
+    drawn = reward_and_kl(curves.assign(value=paid))
+    assert drawn is not None
+    low, high = drawn.figure.axes[0].get_ylim()
+    assert low <= min(0, worth) <= max(0, worth) <= high
+    assert shown[0] - 0.1 <= low <= shown[0] + 0.1
+    assert shown[1] - 0.1 <= high <= shown[1] + 0.1
+
+
 def drawings(results: pd.DataFrame, curves: pd.DataFrame) -> list[ReportFigure]:
     """Every figure that there is data for."""
     found = [draw(results) for draw in figures.MEASURED.values()] + [draw(curves) for draw in figures.LOGGED.values()]

@@ -64,7 +64,8 @@ def test_every_number_of_a_grpo_step_is_defined(chain, model):
     learner = GRPOLearner(chain.grpo, model)
     learning = learner.update(rollout_batches(batch, completions, rewards_PG), max_logprob_mismatch=1.0)
     rollouts = rollout_statistics(rewards_PG, completions) | {"tokens_per_s": 1.0}
-    assert set(named(grpo=learning, rollout=rollouts)) == {metric.name for metric in GRPO.metrics}
+    of_a_filter = {"rollout/drawn_per_kept", "rollout/unsolved_prompts"}
+    assert set(named(grpo=learning, rollout=rollouts)) == {metric.name for metric in GRPO.metrics} - of_a_filter
     assert torch.isfinite(torch.tensor(list(learning.values()))).all()
 
 

@@ -1,0 +1,25 @@
+"""A null control for every reward: one that has nothing to do with what was written."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from rayexp import rng
+from rayexp.rewards.base import DrawReward
+from rayexp.tasks.base import Solution, Task
+
+
+class Random(DrawReward):
+    """1 with probability ``chance``, else 0, drawn for each draw by its seed alone.
+
+    Equal completions are paid independently of each other. A payment that was a hash of the completion would prefer
+    some completions to others whenever they come up, and would teach.
+    """
+
+    kind: Literal["random"] = "random"
+    chance: float = Field(default=0.5, gt=0, lt=1)
+
+    def of_draw(self, task: Task, solution: Solution, completion: Sequence[int], seed: int) -> float:
+        return float(rng.uniform(rng.stream_key("random reward"), np.array([seed]))[0] < self.chance)

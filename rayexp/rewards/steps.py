@@ -1,0 +1,33 @@
+"""A reward for partial solutions: information about how far a completion went right."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from rayexp.rewards.base import Reward
+from rayexp.tasks.base import Solution, Task
+
+
+class Steps(Reward):
+    """1 for each step of the solution that a completion has right before its first wrong one.
+
+    A count and no share, so that a step is worth as much against a KL however many there are. A task whose completions
+    show one step only is refused: there the reward is ``answer`` under another name.
+    """
+
+    kind: Literal["steps"] = "steps"
+
+    def __call__(self, task: Task, solution: Solution, completion: Sequence[int]) -> float:
+        return float(task.judge(solution, completion).steps_right)
+
+    def require_task(self, task: Task) -> None:
+        if max(_steps(task, cell) for _, cell in task.roles()) < 2:
+            raise ValueError(
+                f"rewards has steps, and completions of the task {task.label} show one step; allowed: a task that "
+                "writes its steps, such as strings with completion_format trace, or the reward answer"
+            )
+
+
+def _steps(task: Task, cell: str) -> int:
+    """Return how many steps a completion of a cell is judged by."""
+    solution = task.solve(task.of_cell("grpo", 0, cell, 0, 1).prompts[0].tolist())
+    return task.judge(solution, solution.completion).steps
