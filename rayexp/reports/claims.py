@@ -303,7 +303,7 @@ def as_run(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     trained = trained.assign(
         over=trained["q"] > point * (1 + ROUNDING), binds=point < 1 - ROUNDING, distance=trained["q"] - point
     )
-    return [_as_run(arm.prompt_role, float(ratio), at) for ratio, at in trained.groupby("ood_ratio")]
+    return [_as_run(arm.prompt_role, float(ratio), at) for (ratio,), at in trained.groupby(["ood_ratio"])]
 
 
 def _as_run(role: str, ratio: float, rows: pd.DataFrame) -> Finding:
