@@ -100,9 +100,10 @@ def _searched(log_q_NT: np.ndarray, beta: float, group_size: int) -> tuple[np.nd
     below = min(-1.0, float(np.minimum(log_q_NT, 0).sum(axis=1).min()) - 1)
     grid_M = np.array([below, *UPPER_LOGITS_M])
     rises_NM = _rises(log_q_NT, grid_M[None], beta, group_size)
-    # The places above the first fall and the last rise; a P of 1, up to rounding, is above all of them.
+    # The places above the first fall and the last rise. Up to rounding a Q of 0 never rises, and a Q of 1 never falls.
     first_N = np.where(rises_NM.all(axis=1), len(grid_M) - 1, (~rises_NM).argmax(axis=1)).clip(min=1)
-    last_N = (len(grid_M) - rises_NM[:, ::-1].argmax(axis=1)).clip(first_N, len(grid_M) - 1)
+    last_N = np.where(rises_NM.any(axis=1), len(grid_M) - rises_NM[:, ::-1].argmax(axis=1), 1)
+    last_N = last_N.clip(first_N, len(grid_M) - 1)
     lowest_N = _halved(log_q_NT, grid_M[first_N - 1], grid_M[first_N], beta, group_size)
     several, highest_N = last_N > first_N, lowest_N.copy()
     ends = grid_M[last_N[several] - 1], grid_M[last_N[several]]

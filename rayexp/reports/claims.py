@@ -301,11 +301,11 @@ def as_run(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     trained = trained.assign(
         over=trained["q"] > point * (1 + ROUNDING), binds=point < 1 - ROUNDING, distance=trained["q"] - point
     )
-    return [_as_run(arm.prompt_role, float(ratio), at) for ratio, at in trained.groupby("ood_ratio")]
+    return [_as_run(arm.prompt_role, at) for _, at in trained.groupby("ood_ratio")]
 
 
-def _as_run(role: str, ratio: float, rows: pd.DataFrame) -> Finding:
-    mean = float(rows["fixed_point"].mean())
+def _as_run(role: str, rows: pd.DataFrame) -> Finding:
+    mean, ratio = float(rows["fixed_point"].mean()), float(rows["ood_ratio"].iloc[0])
     distance = f"mean P less it {conservative_interval(rows, 'distance', (-mean, 1 - mean))} of {len(rows)}"
     binding = rows[rows["binds"]]
     if binding.empty:

@@ -53,7 +53,7 @@ def measured_and_predicted(results: pd.DataFrame) -> ReportFigure | None:
     ratio_axes(figure, axes.flat[: len(shown)], ratios)
     series_legend(figure, series, data, spread="solid: measured, dotted: fixed point")
     known = data.dropna(subset=["fixed_point"])
-    farthest = known.loc[(known["q"] - known["fixed_point"]).abs().idxmax()]
+    farthest = known.iloc[int((known["q"] - known["fixed_point"]).abs().argmax())]
     reasons = "; ".join(filter(None, data["beyond_theory"].unique()))
     return ReportFigure(
         caption="Test prompts of the role that GRPO was trained on, by the share of OOD samples in pretraining. Solid: "
@@ -98,11 +98,11 @@ def _names(of_lines: list[str]) -> dict[str, str]:
 
 
 def _drawn(axis: Axes, here: pd.DataFrame, ratios: dict[Any, int], series: list[Series]) -> None:
-    before = here.drop_duplicates("ood_ratio").sort_values("ood_ratio")
-    axis.plot(before["ood_ratio"].map(ratios), before["init_q"], color="grey", linestyle="--")
     for one in series:
         points = here[here["line"] == one.key].sort_values("ood_ratio")
         if len(points):
             intervals(axis, points, "q", ratios, one, series)
-            axis.plot(points["ood_ratio"].map(ratios), points["fixed_point"], color=one.style.colour, linestyle=":")
+            x = points["ood_ratio"].map(ratios)
+            axis.plot(x, points["init_q"], color="grey", linestyle="--")
+            axis.plot(x, points["fixed_point"], color=one.style.colour, linestyle=":")
     axis.set_ylim(-0.03, 1.03)

@@ -48,6 +48,15 @@ def test_the_effects_that_are_known_by_heart():
     np.testing.assert_allclose(effect(p, "group_std", 1024), 1 / np.sqrt(p * (1 - p)), rtol=0.02)
 
 
+@pytest.mark.parametrize("group_size", [3, 8, 64, 1024])
+def test_the_effect_falls_up_to_one_half_and_is_symmetric(group_size):
+    """So that one bracket below 1/2 holds all there is to find there."""
+    p = expit(np.linspace(-20, 0, 400))
+    falling = effect(p, "group_std", group_size)
+    assert (np.diff(falling) < 1e-12).all()
+    np.testing.assert_allclose(effect(1 - p, "group_std", group_size), falling, rtol=1e-6)
+
+
 # The fixed points
 
 
@@ -110,7 +119,9 @@ def test_many_prompts_are_solved_as_each_alone(monkeypatch):
 def test_extreme_masses_stay_where_they_are():
     nothing, everything = np.full((2, 4), -400.0), np.zeros((2, 4))
     for advantage in COVERED:
-        assert (stable_points(nothing, 0.5, advantage, 8).lowest_N == 0).all()
+        found = stable_points(nothing, 0.5, advantage, 8)
+        assert (found.lowest_N == 0).all()
+        assert (found.highest_N == 0).all()
         np.testing.assert_allclose(stable_points(everything, 0.5, advantage, 8).lowest_N, 1, rtol=1e-12)
         assert len(stable_points(everything[:0], 0.5, advantage, 8).lowest_N) == 0
 
