@@ -214,11 +214,21 @@ def test_the_defaults_are_covered_and_what_is_said_of_them_is_what_is_run():
         ({"kl_estimator": "k1"}, "the gradient of k1 in the loss"),
         ({"kl_in": "reward", "kl_estimator": "k2", "advantage": "mean_only"}, "the gradient of k2 in the reward"),
         ({"kl_in": "reward"}, "divided by the deviation of the group"),
+        ({"filter": "resample"}, "the filter resample chooses"),
+        ({"filter": "unsolved"}, "the filter unsolved chooses"),
         ({"advantage": "another"}, "the effect of the advantage another"),
     ],
 )
 def test_what_is_not_covered_gets_a_reason(changes, reason):
     assert reason in beyond_theory(grpo(**changes))
+
+
+def test_a_second_phase_is_covered_where_its_reference_is_what_it_started_from():
+    first = grpo()
+    assert beyond_theory(first.model_copy(update={"init": first})) == ""
+    assert beyond_theory(first.model_copy(update={"reference": "root"})) == ""
+    second = first.model_copy(update={"init": first, "reference": "root"})
+    assert beyond_theory(second) == "the reference is not what the stage started from"
 
 
 def test_several_right_completions_are_not_covered():
