@@ -9,7 +9,7 @@ interrupted takes the same course again.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from scipy.special import logit
 
@@ -30,11 +30,16 @@ CLOSE = 0.7
 #: Rounds after the first, each of which halves the intervals: after them a factor of 10 is one of 1.15.
 ROUNDS = 4
 
-#: The rows that a measurement found, one a test prompt, with the columns of ``evaluation.measure.SCHEMA`` and ``q``;
-#: None where it is not finished.
-Measured: TypeAlias = "Callable[[Stage], pd.DataFrame | None]"
 #: The stages of a study with these ratios; of its first seed only if ``pilot`` is true.
 AtRatios: TypeAlias = Callable[[Sequence[float], bool], list[Stage]]
+
+
+class Measured(Protocol):
+    """What is measured by now."""
+
+    def __call__(self, stage: Stage, /) -> "pd.DataFrame | None":
+        """Return the rows that a measurement found, one a test prompt, with ``q`` and the columns of
+        ``evaluation.measure.SCHEMA``; None where it is not finished."""
 
 
 @dataclass(frozen=True)
