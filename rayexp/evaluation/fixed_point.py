@@ -29,6 +29,8 @@ from rayexp.stages import GRPO, Stage
 
 #: Advantages whose effect is known.
 COVERED = GROUP_STD, MEAN_ONLY, LEAVE_ONE_OUT = "group_std", "mean_only", "leave_one_out"
+#: Why neither this theory nor the paper's is about the Q that a stage started from.
+OTHER_REFERENCE = "the reference is not what the stage started from"
 #: Logits of P from 1/2 up at which a change of sign is looked for. One at 1/2 and one below suffice for the rest:
 #: there c falls with P, so that the two sides meet once at most.
 UPPER_LOGITS_M = np.linspace(0, 36, 145)
@@ -133,9 +135,9 @@ def beyond_theory(stage: Stage) -> str:
     estimators = {"loss": ("exact", "k2"), "reward": ("exact", "k1")}[stage.kl_in]
     reasons = {
         "without a KL penalty nothing holds P below 1": stage.kl_beta == 0,
+        OTHER_REFERENCE: stage.reference_stage.id != stage.init.id,
         "several completions are right": not stage.root.task.unique,
         "completions earn something else than the answer alone": stage.rewards != (Answer(),),
-        "the reference is not what the stage started from": stage.reference_stage.id != stage.init.id,
         f"the filter {stage.filter} chooses what is learnt from": stage.filter != "none",
         "the clip acts where a batch is updated on several times": stage.updates > 1,
         "the clip acts where rollouts are stale": stage.staleness > 0,

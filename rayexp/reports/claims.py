@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from rayexp.evaluation.fixed_point import OTHER_REFERENCE
 from rayexp.evaluation.metrics import Interval
 from rayexp.evaluation.statistics import (
     ALPHA,
@@ -265,6 +266,8 @@ def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
         return [_missing("without a KL penalty there is no bound", arm.prompt_role)]
     if trained.empty:
         return [_missing("GRPO's own cells have not been measured", arm.prompt_role)]
+    if (trained["beyond_theory"] == OTHER_REFERENCE).any():
+        return [_missing(f"the bound is about the reference: {OTHER_REFERENCE}", arm.prompt_role)]
     q, p = trained["init_q"].to_numpy(), trained["q"].to_numpy()
     bound, optimum = paper_bound(q, beta), tilted(q, beta)
     trained = trained.assign(

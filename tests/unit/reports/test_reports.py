@@ -18,7 +18,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
 
 from rayexp.cli import report as report_command
-from rayexp.evaluation.fixed_point import stable_points
+from rayexp.evaluation.fixed_point import OTHER_REFERENCE, stable_points
 from rayexp.evaluation.metrics import wilson
 from rayexp.evaluation.theory import tilted
 from rayexp.experiment import Experiment
@@ -192,6 +192,13 @@ def test_grpo_that_changed_nothing_elsewhere_does_not_spoil_a_test() -> None:
     )
     assert set(found[found["kl_beta"] == 1.0]["verdict"]) == {NOT_TESTED}
     assert set(found[(found["kl_beta"] == 0.1) & (found["claim"] != "C5")]["verdict"]) == {HOLDS}
+
+
+def test_the_bound_is_not_measured_against_what_is_no_reference() -> None:
+    """A second phase that is held by the KL to what the first one started from."""
+    second = simulated_results(**SMALL).assign(beyond_theory=OTHER_REFERENCE)
+    assert verdicts(second)["C4"] == {NOT_MEASURED}
+    assert NOT_MEASURED not in verdicts(second)["C1"]
 
 
 def test_the_bound_is_judged_at_each_ratio_by_itself() -> None:
