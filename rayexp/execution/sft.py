@@ -17,11 +17,12 @@ def initial(stage: SFT, store: Store, device: torch.device) -> PreTrainedModel:
 
 
 def batch(stage: SFT, step: int) -> list[TokenBatch]:
-    """Return ID samples only: ``samples`` different ones, in a fresh order each epoch."""
+    """Return samples by number, in a fresh order each epoch; the first ``ood_samples`` of them are OOD."""
     start = step * stage.batch_samples
     stop = min(start + stage.batch_samples, stage.samples * stage.epochs)
     numbers = rng.epochs(rng.stream_key(stage.seed, "sft order"), stage.samples, start, stop)
-    return stage.root.task.of_role("sft", stage.seed, "id", numbers)
+    is_ood = numbers < stage.ood_samples
+    return stage.root.task.of_roles("sft", stage.seed, {"id": numbers[~is_ood], "ood": numbers[is_ood]})
 
 
 def loss_start(token_batch: TokenBatch) -> int:

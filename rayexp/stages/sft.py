@@ -1,21 +1,29 @@
 """Supervised fine-tuning, as a value."""
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
 
 from rayexp.config import Count, Seed
 from rayexp.stages.base import ChildStage, Metric, Pool
 from rayexp.stages.optimiser import AdamW
+from rayexp.tasks import Task
 
 
 class SFT(ChildStage):
-    """Fine-tuning on ID samples only, with the loss on the completion."""
+    """Fine-tuning with the loss on the completion.
+
+    samples: different ones. ood_samples: of them, how many are OOD; by default none, as in the paper.
+    """
 
     version: ClassVar[int] = 2  # as of pretraining
+    fields_added_later: ClassVar[frozenset[str]] = frozenset({"ood_samples"})
     pool: ClassVar[Pool] = "train"
     name: ClassVar[str] = "SFT"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("sft/id/loss", "nats/token", "Mean loss of the completions' tokens since the last point"),
+        Metric("sft/ood/loss", "nats/token", "The same for OOD samples, where there are any"),
         Metric("sft/learning_rate", "", "Learning rate of the step"),
         Metric("sft/tokens_per_s", "tokens/s", "Tokens trained on a second, all ranks together"),
     )
@@ -25,6 +33,16 @@ class SFT(ChildStage):
     batch_samples: Count = 64
     optimiser: AdamW
     seed: Seed
+    ood_samples: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _ood(self) -> Self:
+        if self.ood_samples > self.samples:
+            raise ValueError(f"ood_samples is {self.ood_samples}; allowed: at most samples, which is {self.samples}")
+        task = self.root.task
+        if self.ood_samples and isinstance(task, Task) and not task.cells("ood"):
+            raise ValueError(f"ood_samples is {self.ood_samples}; allowed: 0, because {task.label} has no OOD cells")
+        return self
 
     @property
     def steps(self) -> int:

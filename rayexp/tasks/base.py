@@ -9,7 +9,7 @@ Shape suffixes: _N samples, _T tokens.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -117,8 +117,16 @@ class Task(Part):
 
     def of_role(self, split: str, seed: int, role: str, index_N: np.ndarray) -> list[TokenBatch]:
         """Return samples ``index_N`` of the cells of one role; sample i is of cell i modulo their number."""
-        cells = self.cells(role)
-        assigned = [(cell, index_N[index_N % len(cells) == i]) for i, cell in enumerate(cells)]
+        return self.of_roles(split, seed, {role: index_N})
+
+    def of_roles(self, split: str, seed: int, index_N: Mapping[str, np.ndarray]) -> list[TokenBatch]:
+        """Return samples of the cells of several roles, as ``of_role`` does for one."""
+        assigned = [
+            (cell, rows[rows % len(cells) == i])
+            for role, rows in index_N.items()
+            for cells in [self.cells(role)]
+            for i, cell in enumerate(cells)
+        ]
         return self.batches(split, seed, [(cell, rows) for cell, rows in assigned if len(rows)])
 
     def of_cell(self, split: str, seed: int, cell: str, start: int, count: int) -> TokenBatch:
