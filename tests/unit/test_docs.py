@@ -180,7 +180,7 @@ def test_metrics_are_those_that_are_logged(runs):
 def test_every_file_of_a_stage_and_of_a_study_is_listed(runs):
     listed = shell.blocks((ROOT / "docs/results.md").read_text(), "")[0]
     files = [path for part in ("stages", "studies") for path in (runs / "runs" / part).rglob("*") if path.is_file()]
-    assert {name for path in files if (name := re.sub(r"figure-\d", "figure-N", path.name)) not in listed} == set()
+    assert {name for path in files if (name := re.sub(r"figure-\d+", "figure-N", path.name)) not in listed} == set()
 
 
 # docs/reproducing.md

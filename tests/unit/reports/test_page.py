@@ -56,7 +56,7 @@ def test_the_page_is_whole_at_every_width_and_in_both_schemes(opened: tuple[Page
     page, heard = opened
     assert heard == []
     images = page.eval_on_selector_all("img", "all => all.map(i => [i.complete, i.naturalWidth, i.alt.length > 40])")
-    assert len(images) == 8
+    assert len(images) == 9
     assert all(complete and width > 0 and described for complete, width, described in images)
     page.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
@@ -66,7 +66,7 @@ def test_the_page_is_whole_at_every_width_and_in_both_schemes(opened: tuple[Page
     )
     assert outside == []
     links = page.eval_on_selector_all("a", "all => all.map(a => a.getAttribute('href'))")
-    assert len(links) == 13 + 1 + 2 * 8  # contents, a mention of the statistics, files of the figures
+    assert len(links) == 14 + 1 + 2 * 9  # contents, a mention of the statistics, files of the figures
     for link in links:
         inside = link.startswith("#")
         assert page.locator(link).count() == 1 if inside else (written.parent / link).stat().st_size

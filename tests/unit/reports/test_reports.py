@@ -630,7 +630,7 @@ def test_settings_that_differ_within_a_study_are_never_taken_together(mixed: tup
     assert all(condition in setting for condition, setting in zip(found["condition"], found["setting"], strict=True))
     single = pd.read_csv(folder / "claims.csv").query("claim == 'C1'")
     assert (single["n"] == 2 * 2 * PROMPTS_PER_CELL).all()  # seeds, cells: as in a study of one setting
-    for number in range(1, 9):
+    for number in range(1, 10):
         data = pd.read_csv(folder / f"report/figure-{number}.csv", keep_default_na=False)
         assert list(data["condition"].unique()) == CONDITIONS, number
         if "n_seeds" in data:
@@ -670,11 +670,11 @@ def test_depths_and_chains_and_seeds_within_a_seed_are_conditions() -> None:
 def test_every_arm_and_depth_has_its_panels() -> None:
     depths = (simulated_results(arms=("id", "ood"), **SMALL).assign(condition="layers = 4"), simulated_results(**SMALL))
     mixed = pd.concat([depths[0], depths[1].assign(condition="layers = 16")])
-    before_after, stages, scatter, shift, gain, pass_at_k, fixed = drawings(mixed, simulated_curves().iloc[:0])
+    before_after, stages, scatter, shift, gain, pass_at_k, fixed, covered = drawings(mixed, simulated_curves().iloc[:0])
     assert len(before_after.figure.axes) == 2 * 4  # id arm: OOD and ID cells; OOD arm; OOD arm of 16 layers
     assert len(stages.figure.axes) == 2 * 3 * 2  # ID and OOD cells of each arm
     assert len(scatter.figure.axes) == len(shift.figure.axes) == len(gain.figure.axes) == 4
-    assert len(pass_at_k.figure.axes) == 3 * 3 + 1  # OOD ratios of each arm, and an empty one
+    assert len(pass_at_k.figure.axes) == len(covered.figure.axes) == 3 * 3 + 1  # OOD ratios of each arm, and an empty one
     assert len(fixed.figure.axes) == 3 + 1  # each arm, and an empty one
 
 
@@ -761,7 +761,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_folder_is_complete(whole: tuple[Path, str]) -> None:
     folder, _ = whole
     names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    drawn = {f"report/figure-{n}.{end}" for n in range(1, 9) for end in ("png", "csv")}
+    drawn = {f"report/figure-{n}.{end}" for n in range(1, 10) for end in ("png", "csv")}
     assert names == {"results.parquet", "summary.csv", "claims.csv", "report/index.html"} | drawn
     results = pq.read_table(folder / "results.parquet")
     assert results.schema.equals(table.RESULTS)
@@ -816,10 +816,10 @@ def test_the_page_needs_nothing_from_outside(whole: tuple[Path, str]) -> None:
     _, html = whole
     links = re.findall(r"""(?:src|href|url|action)\s*[=(]\s*["']?([^"'\s>]+)""", html)
     outside = [link for link in links if not link.startswith("#")]
-    assert len(outside) == 3 * 8
+    assert len(outside) == 3 * 9
     assert all(re.match(r"data:image/svg\+xml;base64,|figure-\d\.(png|csv)$", link) for link in outside)
     assert not re.search(r"https?:|@import|<(script|link|iframe|object|base)\b", html)
-    assert html.count("<img ") == len(re.findall(r'alt="[A-Z0-9][^"]{40,}"', html)) == 8
+    assert html.count("<img ") == len(re.findall(r'alt="[A-Z0-9][^"]{40,}"', html)) == 9
 
 
 def test_the_page_takes_what_it_reads_as_text(whole: tuple[Path, str]) -> None:
@@ -830,13 +830,13 @@ def test_the_page_takes_what_it_reads_as_text(whole: tuple[Path, str]) -> None:
 
 def test_the_page_says_all_of_it(whole: tuple[Path, str]) -> None:
     _, html = whole
-    for text in ("No mass, no gain", "holds", "Figure 8", "abc and uncommitted changes", "decoder.width", "2.13.0"):
+    for text in ("No mass, no gain", "holds", "Figure 9", "abc and uncommitted changes", "decoder.width", "2.13.0"):
         assert text in html
     assert "Partial" not in html
 
 
 @pytest.mark.parametrize(
-    ("finished", "drawings"), [(0, 0), (2, 1), (4, 1), (5, 3), (6, 8)], ids=["nothing", "base", "sft", "grpo", "chain"]
+    ("finished", "drawings"), [(0, 0), (2, 1), (4, 1), (5, 3), (6, 9)], ids=["nothing", "base", "sft", "grpo", "chain"]
 )
 def test_a_page_of_what_is_finished(tmp_path: Path, finished: int, drawings: int) -> None:
     """One chain in order: each of pretraining, SFT and GRPO, followed by its measurement."""
@@ -900,7 +900,7 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
     assert second.startswith(f"figure 2 ({titles[1]}) could not be drawn: ValueError: ")
     html = found.page.read_text()
     assert "This figure could not be drawn: RuntimeError: no &lt;ink&gt;" in html
-    assert html.count("<img ") == 6
+    assert html.count("<img ") == 7
     files = {file.name for file in (folder / "report").iterdir()}
     assert not files & {"figure-1.png", "figure-1.csv", "figure-2.png"}
     assert {"figure-2.csv", "figure-3.png", "figure-8.png"} <= files
@@ -922,7 +922,7 @@ def test_a_table_stands_in_the_place_of_a_figure_with_too_much(
     monkeypatch.setattr(drawing_module, "LINES", 2)
     monkeypatch.setattr(pictures, "TABLE_ROWS", 50)
     html = written(tmp_path, stages, store)
-    assert html.count("<img ") == 3
+    assert html.count("<img ") == 4
     assert html.count("Not drawn: 3 OOD ratios, of which a figure can show 2.") == 5
     data = pd.read_csv(tmp_path / "out/report/figure-4.csv")
     assert f"<summary>Its {len(data)} rows" in html
