@@ -674,7 +674,8 @@ def test_every_arm_and_depth_has_its_panels() -> None:
     assert len(before_after.figure.axes) == 2 * 4  # id arm: OOD and ID cells; OOD arm; OOD arm of 16 layers
     assert len(stages.figure.axes) == 2 * 3 * 2  # ID and OOD cells of each arm
     assert len(scatter.figure.axes) == len(shift.figure.axes) == len(gain.figure.axes) == 4
-    assert len(pass_at_k.figure.axes) == len(covered.figure.axes) == 3 * 3 + 1  # OOD ratios of each arm, and an empty one
+    # OOD ratios of each arm, and an empty one
+    assert len(pass_at_k.figure.axes) == len(covered.figure.axes) == 3 * 3 + 1
     assert len(fixed.figure.axes) == 3 + 1  # each arm, and an empty one
 
 
