@@ -38,7 +38,7 @@ Wanted = Experiment | Iterable[Stage]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is asked for, and what its store has of it. again: stages that are made again though they are finished.
+    """A plan that is asked for, in a study of a store. again: stages that are made again though they are finished.
     told: what an experiment that looks at its own results has to say of them."""
 
     wanted: Wanted

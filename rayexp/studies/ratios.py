@@ -35,7 +35,7 @@ AtRatios: TypeAlias = Callable[[Sequence[float], bool], list[Stage]]
 
 
 class Measured(Protocol):
-    """What is measured by now."""
+    """The results that there are by now, by measurement."""
 
     def __call__(self, stage: Stage, /) -> "pd.DataFrame | None":
         """Return the rows that a measurement found, one a test prompt, with ``q`` and the columns of
@@ -44,7 +44,7 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Search:
-    """What a search has come to. stages: that are wanted by now, pilots first. said: a sentence for each task, decoder
+    """The state of a search. stages: that are wanted by now, pilots first. said: a sentence for each task, decoder
     and budget, about the ratios that were found, and one for each target that none meets; before, one about what is
     certain and what it may become."""
 

@@ -11,18 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rayexp.reports.arms import ROLE_NAMES, Arm, arms, before, counted, percent
-from rayexp.reports.drawing import (
-    ReportFigure,
-    before_and_betas,
-    grid,
-    legend_rows,
-    lines,
-    on_page,
-    require_room,
-    series_legend,
-    taller,
-)
+from rayexp.reports.arms import Arm, arms, before, counted
+from rayexp.reports.bands import band_panels
+from rayexp.reports.drawing import ReportFigure, on_page
 
 #: Numbers of tries, two a decade.
 TRIES = 10 ** np.arange(0, 8.01, 0.5)
@@ -39,23 +30,10 @@ def coverage(results: pd.DataFrame) -> ReportFigure | None:
     data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm)])
     if data.empty:
         return None
-    require_room(data, ["condition", "prompt_role", "ood_ratio"], "kl_beta")
-    series = before_and_betas(data["kl_beta"])
-    found = [(arm, ratio) for arm in arms(results) for ratio in arm.of(data)["ood_ratio"].unique().tolist()]
-    figure, axes = grid(len(found), 1.8 + taller(data["condition"]), around=0.9 + legend_rows(series))
-    for axis, (arm, ratio) in zip(axes.flat, found, strict=False):
-        here = arm.of(data[data["ood_ratio"] == ratio])
-        for one in series:
-            line = here[here["kl_beta"].isna() if one.key is None else here["kl_beta"] == one.key]
-            axis.plot(line["tries"], line["uncovered"], color=one.style.colour, linestyle=one.line)
-            axis.fill_between(line["tries"], line["lowest"], line["highest"], color=one.style.colour, alpha=0.15, lw=0)
-        axis.set_title(f"{lines(arm.short_name)}:\n{ROLE_NAMES[arm.target]} cells, {percent(ratio)} % OOD")
-        axis.set(xscale="log", ylim=(-0.03, 1.03), xlim=(1, TRIES[-1]))
-        axis.minorticks_off()
+    figure, axes = band_panels(data, arms(results), "tries", "uncovered")
     for axis in axes[:, 0]:
         axis.set_ylabel("share with Q < 1/N")
     figure.supxlabel("N, completions drawn", fontsize="medium")
-    series_legend(figure, series, data, spread="band: all seeds", lines_only=True)
     at = data[(data["tries"] == SAID) & data["kl_beta"].notna()]
     return ReportFigure(
         caption="Share of the test prompts that a model gets right less than once in N completions, from the exact Q. "

@@ -7,18 +7,9 @@ import numpy as np
 import pandas as pd
 
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
-from rayexp.reports.arms import ROLE_NAMES, Arm, arms, counted, percent
-from rayexp.reports.drawing import (
-    ReportFigure,
-    before_and_betas,
-    grid,
-    legend_rows,
-    lines,
-    on_page,
-    require_room,
-    series_legend,
-    taller,
-)
+from rayexp.reports.arms import Arm, arms, counted
+from rayexp.reports.bands import band_panels
+from rayexp.reports.drawing import ReportFigure, on_page
 
 #: Values of k, four a decade, up to a million.
 KS = np.unique(np.round(10 ** np.arange(0, 6.01, 0.25)).astype(int))
@@ -30,24 +21,10 @@ def pass_at_k_curves(results: pd.DataFrame) -> ReportFigure | None:
     data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm, results)])
     if data.empty:
         return None
-    require_room(data, ["condition", "prompt_role", "ood_ratio"], "kl_beta")
-    series = before_and_betas(data["kl_beta"])
-    found = [(arm, ratio) for arm in arms(results) for ratio in arm.of(data)["ood_ratio"].unique().tolist()]
-    figure, axes = grid(len(found), 1.8 + taller(data["condition"]), around=0.9 + legend_rows(series))
-    for axis, (arm, ratio) in zip(axes.flat, found, strict=False):
-        here = arm.of(data[data["ood_ratio"] == ratio])
-        for one in series:
-            line = here[here["kl_beta"].isna() if one.key is None else here["kl_beta"] == one.key]
-            axis.plot(line["k"], line["mean"], color=one.style.colour, linestyle=one.line)
-            axis.fill_between(line["k"], line["lowest"], line["highest"], color=one.style.colour, alpha=0.15, lw=0)
-        cells = f"{ROLE_NAMES[arm.target]} cells, {percent(ratio)} % OOD"
-        axis.set_title(f"{lines(arm.short_name)}:\n{cells}")
-        axis.set(xscale="log", ylim=(-0.03, 1.03), xlim=(1, data["k"].max()))
-        axis.minorticks_off()
+    figure, axes = band_panels(data, arms(results), "k", "mean")
     for axis in axes[:, 0]:
         axis.set_ylabel("mean pass@k")
     figure.supxlabel("k, completions drawn", fontsize="medium")
-    series_legend(figure, series, data, spread="band: all seeds", lines_only=True)
     exact = (results["sampled"] == 0).all()
     source = "Exact for every k, from Q: 1 - (1 - Q)^k." if exact else "Unbiased estimates from the sampled answers."
     last = data[data["k"] == data["k"].max()]

@@ -65,7 +65,7 @@ def test_the_effect_falls_up_to_one_half_and_is_symmetric(group_size):
     [(0.5, 1.0, 0.154, 0.428), (0.5, 0.5, 0.386, 0.975), (0.3, 0.5, 0.077, 0.904), (0.3, 0.3, 0.428, 0.999)],
 )
 def test_four_tokens_at_known_numbers(q_t, beta, centred, divided):
-    """Those that stochastic simulations of 3,000 steps gave too, up to 0.004."""
+    """The values that stochastic simulations of 3,000 steps gave too, up to 0.004."""
     log_q_NT = np.log(np.full((1, 4), q_t))
     for advantage, p in (("mean_only", centred), ("group_std", divided)):
         found = stable_points(log_q_NT, beta, advantage, 8)
