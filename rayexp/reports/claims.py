@@ -1,74 +1,23 @@
-"""Claims as numbers: what each predicts, what was measured, and whether the two agree. C1 to C4 are the paper's; C5
-is C4 for GRPO as it is run (``evaluation.fixed_point``).
+"""Claims as a table: every check (``checks``) of every arm and beta, with its verdict.
 
-A verdict compares a 95 % interval (``inference``) with a threshold that was fixed beforehand: ``holds`` or ``does not
-hold`` where the whole interval lies on one side of it, else ``undecided``. It stands by itself; beside it stands what
-is left of it when all tests of the report are one family and Holm's procedure bounds the chance of a single wrong
-verdict among them.
+A verdict stands by itself; beside it stands what is left of it when all tests of the report are one family and Holm's
+procedure bounds the chance of a single wrong verdict among them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from rayexp.evaluation.fixed_point import OTHER_REFERENCE
-from rayexp.evaluation.metrics import Interval
-from rayexp.evaluation.statistics import (
-    ALPHA,
-    conservative_interval,
-    holm,
-    p_of_mean,
-    p_of_proportion,
-    possible_change,
-    proportion,
-)
-from rayexp.evaluation.theory import paper_bound, tilted
+from rayexp.evaluation.statistics import ALPHA, holm
 from rayexp.formatting import number
-from rayexp.reports.arms import ROLE_NAMES, Arm, arms, before, percent
+from rayexp.reports.arms import ROLE_NAMES, Arm, arms, percent
+from rayexp.reports.checks import CLAIMS, FAILS, HOLDS, UNDECIDED, Claim, Finding, missing
 
-HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "does not hold", "undecided", "not measured"
 #: Where GRPO did nothing, whatever is said of its limits is true and worth nothing.
 NOT_TESTED = "not tested: GRPO changed nothing"
-
-#: A gain of less correct mass than this is no gain.
-SMALL_GAIN = 0.01
 #: GRPO that moves less than this share of what could be added has changed nothing.
 SMALL_CHANGE = 0.01
-#: Mean Q above which a stage is saturated, and what GRPO may then still add.
-SATURATED_Q, SATURATED_GAIN = 0.9, 0.05
-#: Share of prompts that may lie above the bound. The theorem allows none, but for the optimum, not for a network.
-TOLERATED_SHARE = 0.05
-#: Q and P come from float32 log-probabilities; a relative difference below this is rounding.
-ROUNDING = 1e-5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One claim measured in one setting.
-
-    value: what the verdict compares, None where it was not measured. p: two-sided p-value of its threshold, None also
-    with one seed. ood_ratio: None where the claim compares several.
-    """
-
-    verdict: str
-    measured: str
-    value: Interval | None = None
-    p: float | None = None
-    role: str | None = None
-    note: str = ""
-    ood_ratio: float | None = None
-
-
-@dataclass(frozen=True)
-class Claim:
-    """id, title and prediction are for people; check measures it on the rows of one arm and one beta."""
-
-    id: str
-    title: str
-    prediction: str
-    check: Callable[[Arm, pd.DataFrame], list[Finding]]
 
 
 def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -89,7 +38,7 @@ def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None) -> pd.Data
 
 def _findings(claim: Claim, found: list[Arm], curves: pd.DataFrame | None) -> list[tuple[Finding, Arm | None, float]]:
     if not found:
-        return [(_missing("no GRPO stage has been measured together with its init"), None, float("nan"))]
+        return [(missing("no GRPO stage has been measured together with its init"), None, float("nan"))]
     return [
         (finding if _changed(rows) else _untested(finding, rows, curves), arm, rows["kl_beta"].iloc[0])
         for arm in found
@@ -158,246 +107,3 @@ def _reward(rows: pd.DataFrame, curves: pd.DataFrame | None) -> str:
 def _with_scope(finding: Finding) -> str:
     one_seed = "One seed: the interval covers prompts only and says nothing about another run."
     return " ".join(filter(None, [finding.note, one_seed if finding.value and finding.value.seeds == 1 else ""]))
-
-
-# The claims
-
-
-def no_mass_no_gain(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C1. Gain on the target cells of decoders that were pretrained without any OOD sample."""
-    target = rows[rows["role"] == arm.target]
-    without = target[target["ood_ratio"] == 0]
-    if without.empty:
-        return [_missing("the study has no finished chain with an OOD ratio of 0", arm.target)]
-    gain = conservative_interval(without, "gain", possible_change(without["init_q"]))
-    measured = f"gain {gain}, from a mean Q of {before(without)['init_q'].mean():.2g}"
-    p = p_of_mean(without, "gain", SMALL_GAIN)
-    return [Finding(_below(gain, SMALL_GAIN), measured, gain, p, arm.target, _idle(target), 0.0)]
-
-
-def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C2. Gain at the best unsaturated ratio in between less the gain at the lowest and the highest ratio, paired.
-
-    The best ratio is chosen by its gain, which flatters it; that it must beat both ends at once makes up for that.
-    """
-    target = rows[rows["role"] == arm.target]
-    each = ["seed", "cell", "prompt_index"]
-    gains, masses = (target.pivot_table(index=each, columns="ood_ratio", values=of) for of in ("gain", "init_q"))
-    means, q = gains.mean(), target.groupby("ood_ratio")["init_q"].mean()
-    ratios = means.index.tolist()
-    between = [ratio for ratio in ratios[1:-1] if q[ratio] <= SATURATED_Q]
-    if not between:
-        return [_missing("no OOD ratio is finished that has one on either side and is not saturated", arm.target)]
-    low_end, high_end, best = ratios[0], ratios[-1], max(between, key=lambda ratio: means[ratio])
-    pairs = gains[[low_end, best, high_end]].dropna()
-    if pairs.empty:
-        return [_missing("no seed is finished at all three of the ratios to compare", arm.target)]
-    before_best, *before_ends = (masses.loc[pairs.index, ratio].mean() for ratio in (best, low_end, high_end))
-    compared = [pairs.assign(margin=pairs[best] - pairs[end]).reset_index() for end in (low_end, high_end)]
-    # What is there at one ratio may be lost, what is missing at the other gained, and the other way round.
-    limits = [(end - before_best - 1, end - before_best + 1) for end in before_ends]
-    margins = [conservative_interval(rows, "margin", possible) for rows, possible in zip(compared, limits, strict=True)]
-    verdict, note = _in_between(margins, means, q[high_end])
-    measured = (
-        f"gain {means[best]:.3g} at {percent(best)} % OOD; more than at {percent(low_end)} % by {margins[0]}, "
-        f"than at {percent(high_end)} % by {margins[1]}"
-    )
-    smallest = min(margins, key=lambda margin: margin.mean)
-    return [Finding(verdict, measured, smallest, _p_of_both(compared, verdict), arm.target, note)]
-
-
-def _p_of_both(compared: list[pd.DataFrame], verdict: str) -> float | None:
-    """Both margins have to be there for the claim to hold, so the larger p-value counts. One that is not there refutes
-    it: then the smaller one does, doubled, for there were two."""
-    found = [p for rows in compared if (p := p_of_mean(rows, "margin", SMALL_GAIN)) is not None]
-    if not found:
-        return None
-    return min(1.0, 2 * min(found)) if verdict == FAILS else max(found)
-
-
-def _in_between(margins: list[Interval], means: pd.Series, highest_q: float) -> tuple[str, str]:
-    """Verdict and note from the margins over the lowest and the highest ratio, the mean gain at each ratio in ascending
-    order, and mean Q before GRPO at the highest."""
-    if means.max() < SMALL_GAIN:
-        return UNDECIDED, f"No OOD ratio gained {SMALL_GAIN:g}: there is no gain that could be largest anywhere."
-    if means.argmax() == len(means) - 1 and highest_q <= SATURATED_Q:
-        short = "The gain is largest at the highest ratio, but the grid ends before saturation"
-        return UNDECIDED, f"{short}: mean Q before GRPO there is {highest_q:.2g}."
-    found = {_above(margin, SMALL_GAIN) for margin in margins}
-    verdict = next(verdict for verdict in (FAILS, UNDECIDED, HOLDS) if verdict in found)
-    return verdict, f"Mean Q before GRPO at the highest ratio is {highest_q:.2g}."
-
-
-def saturation(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C3. Gain at each OOD ratio whose mean Q before GRPO is above ``SATURATED_Q``, for ID and for target cells."""
-    return [found for role in dict.fromkeys(("id", arm.target)) for found in _saturation(role, rows)]
-
-
-def _saturation(role: str, rows: pd.DataFrame) -> list[Finding]:
-    ratios = rows[rows["role"] == role].groupby("ood_ratio")
-    found = [_at_saturation(role, at) for _, at in ratios if at["init_q"].mean() > SATURATED_Q]
-    nowhere = f"mean Q before GRPO is at most {SATURATED_Q:g} at every finished OOD ratio"
-    return found or [_missing(nowhere, role)]
-
-
-def _at_saturation(role: str, rows: pd.DataFrame) -> Finding:
-    gain, possible = conservative_interval(rows, "gain", possible_change(rows["init_q"])), 1 - rows["init_q"]
-    measured = f"gain {gain} of a possible {possible.mean():.3g}"
-    if possible.mean() > 0:
-        # A ratio of means, linearised (delta method) so that it has an interval like any mean.
-        share = rows["gain"].mean() / possible.mean()
-        linear = rows.assign(share=share + (rows["gain"] - share * possible) / possible.mean())
-        measured += f": a share of {_share(conservative_interval(linear, 'share'))}"
-    note = ""
-    if possible.mean() < SATURATED_GAIN:
-        note = "So little was left that the limit can hardly be passed; the share says what GRPO made of it."
-    p = p_of_mean(rows, "gain", SATURATED_GAIN)
-    return Finding(_below(gain, SATURATED_GAIN), measured, gain, p, role, note, rows["ood_ratio"].iloc[0])
-
-
-def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C4. Share of the prompts, of the role GRPO trained on, whose P lies above exp(1/beta) Q, at each OOD ratio.
-
-    Only prompts for which that is below 1: no other could exceed it.
-    """
-    trained = rows[rows["role"] == arm.prompt_role]
-    beta = float(rows["kl_beta"].iloc[0])
-    if beta == 0:
-        return [_missing("without a KL penalty there is no bound", arm.prompt_role)]
-    if trained.empty:
-        return [_missing("GRPO's own cells have not been measured", arm.prompt_role)]
-    if (trained["beyond_theory"] == OTHER_REFERENCE).any():
-        return [_missing(f"the bound is about the reference: {OTHER_REFERENCE}", arm.prompt_role)]
-    q, p = trained["init_q"].to_numpy(), trained["q"].to_numpy()
-    bound, optimum = paper_bound(q, beta), tilted(q, beta)
-    trained = trained.assign(
-        over=p > bound * (1 + ROUNDING), over_optimum=p > optimum * (1 + ROUNDING), binds=bound < 1
-    )
-    found = [_bounded(arm.prompt_role, at) for _, at in trained.groupby("ood_ratio") if at["binds"].any()]
-    nowhere = f"the bound is 1 for all {len(trained)} prompts, whose Q is above exp(-1/β)"
-    return found or [replace(_missing(nowhere, arm.prompt_role), note=f"Share {_above_optimum(trained)}.")]
-
-
-def _bounded(role: str, rows: pd.DataFrame) -> Finding:
-    """Wilson's interval takes prompts as independent, which those of one run are not: it is widened to that over
-    seeds."""
-    binding = rows[rows["binds"]]
-    share = proportion(binding, "over")
-    measured = f"share above the bound {share} of {len(binding)}; {_above_optimum(rows)}"
-    note = f"The bound is below 1 for {len(binding)} of {len(rows)} prompts. {_idle(rows)}".strip()
-    p = p_of_proportion(binding, "over", TOLERATED_SHARE)
-    return Finding(_below(share, TOLERATED_SHARE), measured, share, p, role, note, rows["ood_ratio"].iloc[0])
-
-
-def as_run(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C5. Share of the prompts, of the role GRPO trained on, whose P lies above the fixed point of GRPO as it is run,
-    at each OOD ratio; and how far P lies from it.
-
-    Only prompts whose fixed point is below 1: no other could exceed it.
-    """
-    trained = rows[rows["role"] == arm.prompt_role]
-    if trained.empty:
-        return [_missing("GRPO's own cells have not been measured", arm.prompt_role)]
-    if reasons := ", ".join(filter(None, trained["beyond_theory"].unique())):
-        return [_missing(f"the theory does not cover what was run: {reasons}", arm.prompt_role)]
-    point = trained["fixed_point"]
-    trained = trained.assign(
-        over=trained["q"] > point * (1 + ROUNDING), binds=point < 1 - ROUNDING, distance=trained["q"] - point
-    )
-    return [_as_run(arm.prompt_role, at) for _, at in trained.groupby("ood_ratio")]
-
-
-def _as_run(role: str, rows: pd.DataFrame) -> Finding:
-    mean, ratio = float(rows["fixed_point"].mean()), float(rows["ood_ratio"].iloc[0])
-    distance = f"mean P less it {conservative_interval(rows, 'distance', (-mean, 1 - mean))} of {len(rows)}"
-    binding = rows[rows["binds"]]
-    if binding.empty:
-        return replace(_missing(f"the fixed point is 1 for all {len(rows)} prompts; {distance}", role), ood_ratio=ratio)
-    share = proportion(binding, "over")
-    note = f"The fixed point is below 1 for {len(binding)} of {len(rows)} prompts, and {mean:.2g} in the mean."
-    if several := int((rows["highest_fixed_point"] > rows["fixed_point"] + SMALL_GAIN).sum()):
-        note += f" {several} prompts have a higher one as well, which is not the one reached from their Q."
-    return Finding(
-        _below(share, TOLERATED_SHARE),
-        f"share above the fixed point {share} of {len(binding)}; {distance}",
-        share,
-        p_of_proportion(binding, "over", TOLERATED_SHARE),
-        role,
-        f"{note} {_idle(rows)}".strip(),
-        ratio,
-    )
-
-
-def _above_optimum(rows: pd.DataFrame) -> str:
-    return f"above the tilted optimum: {proportion(rows, 'over_optimum')} of {len(rows)}"
-
-
-CLAIMS = (
-    Claim(
-        "C1",
-        "No mass, no gain",
-        f"Without OOD samples in pretraining, GRPO adds less than {SMALL_GAIN:g} to the mean Q.",
-        no_mass_no_gain,
-    ),
-    Claim(
-        "C2",
-        "The gain is largest in between",
-        f"Some OOD ratio, not yet saturated, gains at least {SMALL_GAIN:g} more than both the lowest and the highest.",
-        gain_in_between,
-    ),
-    Claim(
-        "C3",
-        "Nothing is added at saturation",
-        f"Where the mean Q before GRPO is above {SATURATED_Q:g}, GRPO adds less than {SATURATED_GAIN:g}. At most 1-Q "
-        "can be added, so the share of that is given too.",
-        saturation,
-    ),
-    Claim(
-        "C4",
-        "GRPO is a bounded reweighting",
-        f"P after GRPO is at most exp(1/β) Q: fewer than {100 * TOLERATED_SHARE:g} % of prompts lie above. A finding, "
-        "not a test: the theorem is about the optimum of each prompt, not about a network that shares its weights.",
-        bounded,
-    ),
-    Claim(
-        "C5",
-        "GRPO as it is run has a fixed point",
-        "P after GRPO is at most the P at which the gradient of its own advantages and that of its KL cancel: fewer "
-        f"than {100 * TOLERATED_SHARE:g} % of prompts lie above. A finding, not a test: it is about each prompt by "
-        "itself, may not have been reached, and may be passed with the help of other prompts.",
-        as_run,
-    ),
-)
-
-
-# Verdicts
-
-
-def _idle(rows: pd.DataFrame) -> str:
-    """A warning where GRPO changed nothing: then a claim about its limits holds, but is not put to the test."""
-    gains = rows.groupby("ood_ratio")["gain"].mean()
-    if gains.max() >= SMALL_GAIN:
-        return ""
-    nothing = f"No OOD ratio gained {SMALL_GAIN:g}" if len(gains) > 1 else f"The gain is below {SMALL_GAIN:g}"
-    return f"{nothing} here, so this says little: GRPO may have been too short."
-
-
-def _share(found: Interval) -> Interval:
-    """The share of what could be added: what was lost is a share of nothing."""
-    return replace(found, mean=min(max(found.mean, 0.0), 1.0)).within((0.0, 1.0))
-
-
-def _below(value: Interval, limit: float) -> str:
-    if value.undecided:
-        return UNDECIDED
-    return HOLDS if value.high < limit else FAILS if value.low > limit else UNDECIDED
-
-
-def _above(value: Interval, limit: float) -> str:
-    if value.undecided:
-        return UNDECIDED
-    return HOLDS if value.low > limit else FAILS if value.high < limit else UNDECIDED
-
-
-def _missing(reason: str, role: str | None = None) -> Finding:
-    return Finding(NOT_MEASURED, reason, role=role)

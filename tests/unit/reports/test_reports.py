@@ -25,7 +25,8 @@ from rayexp.experiment import Experiment
 from rayexp.reports import drawing as drawing_module
 from rayexp.reports import figures, page, pictures, table
 from rayexp.reports.arms import arms, percent
-from rayexp.reports.claims import FAILS, HOLDS, NOT_MEASURED, NOT_TESTED, UNDECIDED, claims
+from rayexp.reports.checks import FAILS, HOLDS, NOT_MEASURED, UNDECIDED
+from rayexp.reports.claims import NOT_TESTED, claims
 from rayexp.reports.drawing import LINES, PANELS, CrowdedError, Draw, ReportFigure
 from rayexp.reports.examples import examples
 from rayexp.reports.figures.curves import reward_and_kl
