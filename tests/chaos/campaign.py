@@ -12,7 +12,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rayexp.store.artifacts import Store
@@ -160,8 +162,8 @@ class Campaign:
         expected, found = results(self.reference), results(store)
         lost = len(expected.index.difference(found.index))
         common = expected.index.intersection(found.index)
-        a, b = expected.loc[common], found.loc[common]
-        differ = int((~((a == b) | (a.isna() & b.isna())).all(axis=1)).sum()) + len(found.index.difference(common))
+        a, b = (rows.loc[common].map(exact) for rows in (expected, found))
+        differ = int((a != b).any(axis=1).sum()) + len(found.index.difference(common))
         for strike in strikes:
             strike.rows_lost, strike.rows_differ = lost, differ
         ids = self.reference.finished_ids()
@@ -182,6 +184,11 @@ class Campaign:
 def results(store: Store) -> pd.DataFrame:
     """The results table of a sweep, by stage and prompt."""
     return pd.read_parquet(io.BytesIO(store.files.read(RESULTS))).set_index(KEY).sort_index()
+
+
+def exact(value: Any) -> str:
+    """Return a text that no other value has; NaN, which equals nothing, has one too. numpy's own of a list is rounded."""
+    return repr(value.tolist() if isinstance(value, np.ndarray) else value)
 
 
 def weights(store: Store, ids: set[str]) -> dict[str, str]:
