@@ -187,7 +187,8 @@ def results(store: Store) -> pd.DataFrame:
 
 
 def exact(value: Any) -> str:
-    """Return a text that no other value has; NaN, which equals nothing, has one too. numpy's own of a list is rounded."""
+    """Return a text that no other value has, for NaN as well, which equals nothing. (numpy's own of an array is
+    rounded.)"""
     return repr(value.tolist() if isinstance(value, np.ndarray) else value)
 
 
