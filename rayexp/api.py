@@ -21,6 +21,7 @@ from rayexp.store.filesystem import resolved
 from rayexp.store.index import StoreIndex
 from rayexp.store.probe import require_seen_by_others, require_shareable
 from rayexp.store.provenance import without_secrets
+from rayexp.studies import Wanted
 from rayexp.studies.ratios import Search
 from rayexp.sweep import force, placement, preflight, trackers
 from rayexp.sweep.plan import Plan
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
     from rayexp.reports.page import Report
 
-#: An experiment, or stages of one's own; they need a name.
-Wanted = Experiment | Iterable[Stage]
+#: An experiment, or stages or conditions of one's own; they need a name.
+Asked = Experiment | Iterable[Wanted]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Job:
     """A plan that is asked for, in a study of a store. again: stages that are made again though they are finished.
     told: what an experiment that looks at its own results has to say of them."""
 
-    wanted: Wanted
+    wanted: Asked
     study: Study
     plan: Plan
     run_config: RunConfig
@@ -60,17 +61,17 @@ class Job:
         return "\n".join(filter(None, said))
 
 
-def plan(wanted: Wanted, store: str = "runs", name: str | None = None) -> Plan:
+def plan(wanted: Asked, store: str = "runs", name: str | None = None) -> Plan:
     """Return the stages that an experiment consists of, and which of them a store has. Starts and changes nothing.
 
-    wanted: an Experiment, or stages of your own with a ``name``. store: a folder or fsspec URL. Raises ValueError,
-    ValidationError or RefusedError, with one sentence, on what it can't be.
+    wanted: an Experiment, or stages or conditions of your own with a ``name``. store: a folder or fsspec URL. Raises
+    ValueError, ValidationError or RefusedError, with one sentence, on what it can't be.
     """
     return prepare(wanted, RunConfig(store=store), name).plan
 
 
 def run(
-    wanted: Wanted,
+    wanted: Asked,
     run_config: RunConfig | None = None,
     name: str | None = None,
     *,
@@ -81,8 +82,8 @@ def run(
 ) -> "pd.DataFrame":
     """Run what is missing of an experiment on Ray, write its report, and return its results, one row a prompt.
 
-    wanted: an Experiment, or stages of your own with a ``name``. The other arguments are the options of ``rayexp run``.
-    Raises as ``plan`` does, and StageError once all else is done if a stage failed.
+    wanted: an Experiment, or stages or conditions of your own with a ``name``. The other arguments are the options of
+    ``rayexp run``. Raises as ``plan`` does, and StageError once all else is done if a stage failed.
     """
     first = prepare(wanted, run_config or RunConfig(), name, force)
     if repair:
@@ -155,7 +156,7 @@ def _folder(study: Experiment | str) -> str:
 # The parts of a run
 
 
-def prepare(wanted: Wanted, run_config: RunConfig, name: str | None = None, again: Sequence[str] = ()) -> Job:
+def prepare(wanted: Asked, run_config: RunConfig, name: str | None = None, again: Sequence[str] = ()) -> Job:
     """Plan what is wanted against what its store has finished. again: names of stages to be made again.
 
     Raises ValueError, ValidationError or RefusedError on anything that can't begin.
@@ -176,7 +177,7 @@ def prepare(wanted: Wanted, run_config: RunConfig, name: str | None = None, agai
     else:
         wanted = list(wanted)
         study, found = Study(store, Experiment(name=name).folder, "own stages", "own"), Search(wanted, ())
-    whole = Plan.of(study.study, found.stages, store.finished_ids())
+    whole = Plan.of(study.study, found.wanted, store.finished_ids())
     anew = force.named(again, whole)
     left = dataclasses.replace(whole, finished=whole.finished - {stage.id for stage in anew})
     study.require_one(left)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from rayexp.config import Value
 from rayexp.errors import not_among
 from rayexp.stages import Stage
-from rayexp.studies import is_adaptive, stages_of, study_named
+from rayexp.studies import Wanted, is_adaptive, study_named, usual_ratios, wanted_of
 from rayexp.studies.grid import Grid
 from rayexp.studies.overrides import Override, apply_overrides, in_effect, parse_overrides
 from rayexp.studies.presets import SCALES, Budget
@@ -21,6 +21,8 @@ from rayexp.studies.ratios import Measured, Search, search
 #: Characters of an experiment's name, which is a folder's.
 NAME_LENGTH = 100
 GRID = ("ood_ratios", "kl_betas", "seeds")
+#: Share of OOD samples, or the word for those that have to be found.
+Ratio = float | Literal["auto", "low"]
 
 
 def _texts(given: Any) -> Any:
@@ -59,10 +61,10 @@ class Experiment(Value):
     """Name of a study, or module:function for one of your own."""
     scale: str = "tiny"
     """Decoder and budgets: toy, tiny, small, paper."""
-    ood_ratios: Annotated[tuple[float | Literal["auto"], ...], Field(strict=False), BeforeValidator(_several)] = ()
-    """Shares of OOD samples in pretraining, separated by blanks or commas; the scale's own if not given. The word auto
-    stands for 0, 0.5 and those at which the mean Q of the OOD cells is about 0.001, 0.03, 0.3 and 0.9, which a few
-    pilots find."""
+    ood_ratios: Annotated[tuple[Ratio, ...], Field(strict=False), BeforeValidator(_several)] = ()
+    """Shares of OOD samples in pretraining, separated by blanks or commas; those of the study, or else of the scale, if
+    not given. The word auto stands for 0, 0.5 and those at which the mean Q of the OOD cells is about 0.001, 0.03, 0.3
+    and 0.9, which a few pilots find; the word low for 0 and the first two of these."""
     kl_betas: Annotated[tuple[float, ...], Field(strict=False)] = ()
     """Weights of the KL to the reference; the scale's own if not given."""
     seeds: Annotated[tuple[int, ...], Field(strict=False)] = ()
@@ -108,12 +110,12 @@ class Experiment(Value):
     def resolved(self) -> "Experiment":
         """Return the same experiment with every setting said: the grid that its scale has, and its name."""
         grid = {name: getattr(self, name) or getattr(self._budget, name) for name in GRID}
-        return self.model_copy(update={**grid, "name": self.folder})
+        return self.model_copy(update={**grid, "ood_ratios": self._asked, "name": self.folder})
 
     @property
     def adaptive(self) -> bool:
         """Return whether what it wants depends on what has been measured."""
-        return "auto" in self.ood_ratios or is_adaptive(study_named(self.study))
+        return bool(self._words) or is_adaptive(study_named(self.study))
 
     def stages(self) -> list[Stage]:
         """Return what the study wants while nothing is measured. Raises as ``wanted`` does."""
@@ -122,32 +124,43 @@ class Experiment(Value):
     def wanted(self, measured: Measured) -> Search:
         """Return what the study wants, now that this is measured. Raises ValueError or ValidationError on a setting it
         can't have."""
-        if "auto" not in self.ood_ratios:
-            return Search(self._at(self._ratios, False, measured), ())
-        fixed = [ratio for ratio in self.ood_ratios if ratio != "auto"]
-        found = search(lambda ratios, pilot: self._at(ratios, pilot, measured), measured)
-        return Search([*found.stages, *self._at(fixed, False, measured)] if fixed else found.stages, found.said)
 
-    def _at(self, ratios: Sequence[float], pilot: bool, measured: Measured) -> list[Stage]:
-        """Return the stages with these OOD ratios, of the first seed only if ``pilot`` is true."""
+        def at(ratios: Sequence[float], pilot: bool) -> list[Wanted]:
+            return self._at(ratios, pilot, measured)
+
+        found = [search(at, measured, word) for word in self._words]
+        fixed = at(self._fixed, False) if self._fixed else []
+        said = [sentence for one in found for sentence in one.said]
+        return Search([*(each for one in found for each in one.wanted), *fixed], tuple(said))
+
+    def _at(self, ratios: Sequence[float], pilot: bool, measured: Measured) -> list[Wanted]:
+        """Return what is wanted with these OOD ratios, of the first seed only if ``pilot`` is true."""
         seeds = self.seeds or self._budget.seeds
         grid = self._grid(ratios, seeds[:1] if pilot else seeds)
-        return apply_overrides(stages_of(study_named(self.study), self._budget, grid, measured), self.overrides)
+        return apply_overrides(wanted_of(study_named(self.study), self._budget, grid, measured), self.overrides)
 
     def _grid(self, ratios: Sequence[float], seeds: Sequence[int]) -> Grid:
         betas = self.kl_betas or self._budget.kl_betas
         return Grid(ratios, betas, seeds, self.graph, self.traversal, self.completion_format)
 
     @property
-    def _ratios(self) -> Sequence[float]:
-        """The ratios that are known beforehand."""
-        return [ratio for ratio in self.ood_ratios if ratio != "auto"] or self._budget.ood_ratios
+    def _asked(self) -> Sequence[float | str]:
+        """The ratios that are asked for, and words for those that have to be found."""
+        return self.ood_ratios or usual_ratios(self.study) or self._budget.ood_ratios
+
+    @property
+    def _words(self) -> list[str]:
+        return [each for each in dict.fromkeys(self._asked) if isinstance(each, str)]
+
+    @property
+    def _fixed(self) -> list[float]:
+        return [each for each in self._asked if not isinstance(each, str)]
 
     @cached_property
-    def _usual(self) -> list[Stage]:
-        """The stages of the study before ``set`` changes any, with nothing measured."""
-        seeds = self.seeds or self._budget.seeds
-        return stages_of(study_named(self.study), self._budget, self._grid(self._ratios, seeds), nothing)
+    def _usual(self) -> Sequence[Wanted]:
+        """All that the study wants before ``set`` changes any of it, with nothing measured."""
+        grid = self._grid(self._fixed or self._budget.ood_ratios, self.seeds or self._budget.seeds)
+        return wanted_of(study_named(self.study), self._budget, grid, nothing)
 
     @property
     def _budget(self) -> Budget:

@@ -8,7 +8,7 @@ import numpy as np
 from rayexp.config import RunConfig
 from rayexp.formatting import one_line
 from rayexp.stages import KINDS, Stage, kind_in
-from rayexp.stages.settings import condition, labelled, own, shown, varying
+from rayexp.stages.settings import condition, own, shown, varying
 from rayexp.store.artifacts import DamagedError, Store, StoreError
 from rayexp.store.provenance import commit, other_code
 from rayexp.sweep.plan import Plan
@@ -23,7 +23,6 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
     """
     facts: dict[str, dict[str, None]] = {}
     runs, unread, others = [], 0, dict[str, int]()
-    varies = varying(plan.trained)
     for stage in plan.stages:
         if stage.id not in plan.finished:
             continue
@@ -40,7 +39,7 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
             facts.setdefault(name, {})[value] = None
         if other := other_code(record):
             others[other] = others.get(other, 0) + 1
-        about = {"id": stage.id, "label": labelled(stage, varies), "host": found.get("host", "")}
+        about = {"id": stage.id, "label": plan.labelled(stage), "host": found.get("host", "")}
         about |= {"started": one_line(started)}
         runs.append({**about, "duration_s": duration_s, "core_s": cores * duration_s, "gpu_s": gpus * duration_s})
     distinct = {name: list(values) for name, values in facts.items()}

@@ -3,7 +3,7 @@
 Both carry the settings of the stage in plain columns, so that pandas, polars or duckdb can group by them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 from rayexp.evaluation.fixed_point import beyond_theory, fixed_points
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.stages import GRPO, Stage
-from rayexp.stages.settings import Setting, condition, labelled, varied, varying
+from rayexp.stages.settings import varied, varying
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.sweep.plan import Plan
 
@@ -33,7 +33,8 @@ STAGE_COLUMNS: dict[str, pa.DataType] = {
     "kl_beta": pa.float64(),
     "group_size": pa.int64(),
     "steps": pa.int64(),
-    "condition": pa.string(),  # what else differs within the study, along the chain; empty where nothing does
+    # Its name where the study has conditions, and what else differs within the study along the chain; may be empty.
+    "condition": pa.string(),
 }
 #: A number for each token of a completion. In pandas such a column stays in Arrow's memory, because an object for each
 #: list takes several times as much.
@@ -80,13 +81,13 @@ MEASURED, LOGGED = (pa.schema([column for column in whole if column.name not in 
 ROUNDING = 1e-3
 
 
-def settings(stage: Stage, varies: Mapping[Setting, str]) -> dict[str, Any]:
-    """The stage's values of ``STAGE_COLUMNS``. varies: what differs within its study (``settings.varying``)."""
+def settings(stage: Stage, plan: Plan) -> dict[str, Any]:
+    """The values of ``STAGE_COLUMNS`` of a training stage of a plan."""
     root = stage.root
     return {
         "stage_id": stage.id,
         "kind": stage.kind,
-        "label": labelled(stage, varies),
+        "label": plan.labelled(stage),
         "init_id": stage.parent.id if stage.parent else None,
         "task": root.task.label,
         "exact": root.task.unique,
@@ -95,7 +96,7 @@ def settings(stage: Stage, varies: Mapping[Setting, str]) -> dict[str, Any]:
         "ood_ratio": getattr(root, "ood_ratio", None),
         "seed": root.seed,
         **{name: getattr(stage, name, None) for name in ("prompt_role", "kl_beta", "group_size", "steps")},
-        "condition": condition(stage, varies),
+        "condition": plan.told[stage.id],
     }
 
 
@@ -110,7 +111,7 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
             frame = measured(store, stage.id)
             subjects[stage.subject.id] = stage.subject
             frames[stage.subject.id] = with_pass_at_k(
-                frame.assign(**settings(stage.subject, varies), **varied(stage.subject, varies))
+                frame.assign(**settings(stage.subject, plan), **varied(stage.subject, varies))
             )
     for stage_id, frame in frames.items():
         frames[stage_id] = with_fixed_points(
@@ -197,11 +198,11 @@ def with_pass_at_k(frame: pd.DataFrame) -> pd.DataFrame:
 
 def curves(plan: Plan, store: Store) -> pd.DataFrame:
     """Rows of ``CURVES`` for every finished training stage of the plan."""
-    frames, varies = [], varying(plan.trained)
+    frames = []
     for stage in plan.trained:
         if stage.id in plan.finished:
             frame = _read(store, stage.id, "metrics.parquet", LOGGED)
-            frames.append(frame.assign(**settings(stage, varies)))
+            frames.append(frame.assign(**settings(stage, plan)))
     return _framed(frames, CURVES)
 
 

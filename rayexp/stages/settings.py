@@ -80,9 +80,18 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else shown(value)
 
 
-def labelled(stage: Stage, among: Mapping[Setting, str]) -> str:
-    """Return the label of a stage with its condition, so that no two stages of a study have the same."""
-    return ", ".join(filter(None, [stage.label, condition(stage.subject, among)]))
+def told(stages: Iterable[Stage], names: Mapping[str, str]) -> dict[str, str]:
+    """Return the condition of each stage for people, by id: its name, if it is among ``names``, then the settings by
+    which stages of that name differ, so that those that differ in any are never taken for the same."""
+    of_name: dict[str, list[Stage]] = {}
+    for stage in stages:
+        of_name.setdefault(names.get(stage.id, ""), []).append(stage)
+    every = {setting for of in of_name.values() for stage in of for setting in _conditions(stage)}
+    found = {}
+    for name, of in of_name.items():
+        varies = {setting: _titled(setting, every) for setting in varying(of)}
+        found |= {stage.id: ", ".join(filter(None, [name, condition(stage, varies)])) for stage in of}
+    return found
 
 
 def within(part: str, whole: str) -> bool:

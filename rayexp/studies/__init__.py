@@ -1,19 +1,19 @@
-"""The science: each study a function from (budget, grid) to the stages that it wants.
+"""The science: each study a function from (budget, grid) to the stages, or conditions, that it wants.
 
 Every axis of ``StringTask`` has a study of its name; every module of this package with a function ``stages`` is one,
 under its name with hyphens.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
 
 from rayexp.errors import not_among
 from rayexp.parts import is_own
-from rayexp.stages import Stage
 from rayexp.studies.axis import axis_stages
+from rayexp.studies.conditions import CONTROL, Condition, Wanted, all_stages, conditions
 from rayexp.studies.grid import Grid
 from rayexp.studies.own import own_study
 from rayexp.studies.presets import Budget
@@ -21,7 +21,7 @@ from rayexp.studies.ratios import Measured
 from rayexp.tasks.strings import AXES
 
 #: A function of budget and grid, or of (budget, grid, measured) where what it wants depends on what was found.
-Study = Callable[..., list[Stage]]
+Study = Callable[..., Sequence[Wanted]]
 _OWN = {module.name.replace("_", "-"): import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)}
 STUDIES: dict[str, Study] = {
     **{axis: partial(axis_stages, axis) for axis in AXES},
@@ -34,9 +34,15 @@ SUMMARIES: dict[str, str] = {
 }
 
 
-def stages_of(study: Study, budget: Budget, grid: Grid, measured: Measured) -> list[Stage]:
+def wanted_of(study: Study, budget: Budget, grid: Grid, measured: Measured) -> Sequence[Wanted]:
     """Return what a study wants, now that this is measured. It has to take the same course whenever it is asked."""
     return study(budget, grid, measured) if is_adaptive(study) else study(budget, grid)
+
+
+def usual_ratios(name: str) -> tuple[str, ...]:
+    """Return the word for the OOD ratios that a study has where none are given (``ratios.AIMS``); empty for those of
+    its scale."""
+    return getattr(_OWN.get(name), "OOD_RATIOS", ())
 
 
 def is_adaptive(study: Study) -> bool:
@@ -54,4 +60,18 @@ def study_named(name: str) -> Study:
     return STUDIES[name]
 
 
-__all__ = ["STUDIES", "SUMMARIES", "Grid", "Study", "is_adaptive", "stages_of", "study_named"]
+__all__ = [
+    "CONTROL",
+    "STUDIES",
+    "SUMMARIES",
+    "Condition",
+    "Grid",
+    "Study",
+    "Wanted",
+    "all_stages",
+    "conditions",
+    "is_adaptive",
+    "study_named",
+    "usual_ratios",
+    "wanted_of",
+]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from rayexp.config import explain
 from rayexp.errors import not_among
 from rayexp.stages import KINDS, Stage
+from rayexp.studies.conditions import Wanted, all_stages, changed
 
 EXAMPLE = "grpo.group_size=16 or pretrain.optimiser.learning_rate=0.001,0.003"
 
@@ -77,24 +78,26 @@ def _value(word: str) -> Any:
         return word
 
 
-def apply_overrides(stages: Sequence[Stage], overrides: Sequence[Override]) -> list[Stage]:
-    """Return the stages with every combination of the values, and with what they are built on changed likewise.
+def apply_overrides(wanted: Sequence[Wanted], overrides: Sequence[Override]) -> list[Wanted]:
+    """Return what is wanted with every combination of the values, and with what it is built on changed likewise.
 
     Raises ValueError, naming the setting, on one that no stage has and on a value that it can't have.
     """
+    stages = all_stages(wanted)
     for override in overrides:
         _require_setting(override, stages)
-    combinations = itertools.product(*([(override, value) for value in override.values] for override in overrides))
-    return [stage for combination in combinations for stage in _with(stages, combination)]
+    values = [[(override, value) for value in override.values] for override in overrides]
+    combinations = list(itertools.product(*values))
+    return changed(wanted, lambda stages: [stage for each in combinations for stage in _with(stages, each)])
 
 
-def in_effect(stages: Sequence[Stage], overrides: Sequence[Override]) -> list[Override]:
-    """Return the overrides that change anything about these stages: one that equals what is there does not."""
+def in_effect(wanted: Sequence[Wanted], overrides: Sequence[Override]) -> list[Override]:
+    """Return the overrides that change anything about what is wanted: one that equals what is there does not."""
+    before = [stage.id for stage in all_stages(wanted)]
     return [
         override
         for override in overrides
-        if len(override.values) > 1
-        or any(new.id != old.id for new, old in zip(apply_overrides(stages, [override]), stages, strict=True))
+        if len(override.values) > 1 or [each.id for each in all_stages(apply_overrides(wanted, [override]))] != before
     ]
 
 

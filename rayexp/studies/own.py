@@ -10,19 +10,21 @@ from rayexp.config import explain
 from rayexp.errors import defined_at, located
 from rayexp.parts import imported
 from rayexp.stages import Stage
+from rayexp.studies.conditions import Condition, Wanted
 
 
-def own_study(path: str) -> Callable[..., list[Stage]]:
+def own_study(path: str) -> Callable[..., list[Wanted]]:
     """Return the study of an import path. Raises ValueError if it can't be imported or called.
 
-    The study raises ValueError, with file and line, where the user's function raises or returns no stages.
+    The study raises ValueError, with file and line, where the user's function raises or returns neither stages nor
+    conditions.
     """
     function = imported(path, "study")
     if not callable(function):
         raise ValueError(f"study is {path!r}, which can't be called; allowed: a function of (budget, grid)")
 
     @functools.wraps(function)  # and so with the parameters that tell whether it wants to know what is measured
-    def study(*told: Any) -> list[Stage]:
+    def study(*told: Any) -> list[Wanted]:
         try:
             found = function(*told)
             stages: list[Any] = list(found) if isinstance(found, Iterable) else [found]
@@ -30,10 +32,10 @@ def own_study(path: str) -> Callable[..., list[Stage]]:
             raise ValueError(f"study {path!r}: {explain(error)} ({defined_at(function)})") from error
         except Exception as error:
             raise ValueError(f"study {path!r} raised {located(error)}") from error
-        others = [type(each).__name__ for each in stages if not isinstance(each, Stage)]
+        others = [type(each).__name__ for each in stages if not isinstance(each, Stage | Condition)]
         if others or not stages:
             got = f"returned {others[0]} among its stages" if others and len(stages) > 1 else f"returned {found!r}"
-            raise ValueError(f"study {path!r} {got}; allowed: a list of stages ({defined_at(function)})")
+            raise ValueError(f"study {path!r} {got}; allowed: a list of stages or conditions ({defined_at(function)})")
         return stages
 
     return study

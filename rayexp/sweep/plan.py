@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rayexp.stages import KINDS, Pool, Stage, settings
+from rayexp.studies.conditions import Condition, Wanted, all_stages, conditions
 from rayexp.terminal import Column, table
 
 
@@ -38,22 +39,28 @@ class Trial:
 @dataclass(frozen=True, repr=False)
 class Plan:
     """Unique stages, parents before children, and which of them are finished. ``unread``: ids of unfinished stages that
-    the study has besides, whose values are not known here."""
+    the study has besides, whose values are not known here. ``conditions``: that the study consists of, if of any."""
 
     study: str
     stages: tuple[Stage, ...]
     finished: frozenset[str]
     unread: frozenset[str] = frozenset()
+    conditions: tuple[Condition, ...] = ()
 
     @classmethod
-    def of(cls, study: str, wanted: Iterable[Stage], finished: Collection[str], unread: Collection[str] = ()) -> "Plan":
-        """Return the plan of a study: what it wants with all that this is built on, each stage once."""
-        unique: dict[str, Stage] = {}
-        for stage in wanted:
+    def of(
+        cls, study: str, wanted: Iterable[Wanted], finished: Collection[str], unread: Collection[str] = ()
+    ) -> "Plan":
+        """Return the plan of a study: what it wants with all that this is built on, each stage once.
+
+        Raises ValueError as ``studies.conditions`` does.
+        """
+        wanted, unique = list(wanted), dict[str, Stage]()
+        for stage in all_stages(wanted):
             for ancestor in stage.lineage:
                 unique.setdefault(ancestor.id, ancestor)
-        known = unique.keys()
-        return cls(study, tuple(unique.values()), frozenset(finished) & known, frozenset(unread) - known)
+        known, stages = unique.keys(), tuple(unique.values())
+        return cls(study, stages, frozenset(finished) & known, frozenset(unread) - known, tuple(conditions(wanted)))
 
     @property
     def trained(self) -> tuple[Stage, ...]:
@@ -69,10 +76,20 @@ class Plan:
         """Return a name for people for every stage, by id: its label, with the settings by which stages of this plan
         differ where two would have the same one."""
         labels = {stage.id: stage.label for stage in self.stages}
-        if len(set(labels.values())) == len(labels):
+        if not self.conditions and len(set(labels.values())) == len(labels):
             return labels
-        varies = settings.varying(self.trained)
-        return {stage.id: settings.labelled(stage, varies) for stage in self.stages}
+        return {stage.id: self.labelled(stage) for stage in self.stages}
+
+    def labelled(self, stage: Stage) -> str:
+        """Return the label of a stage with its condition, so that no two stages of the study have the same."""
+        return ", ".join(filter(None, [stage.label, self.told[stage.subject.id]]))
+
+    @cached_property
+    def told(self) -> dict[str, str]:
+        """Return the condition of every training stage, for people, by id: the name of the one that ends in it, then
+        the settings by which stages of the same name differ."""
+        names = {end.id: condition.name for condition in self.conditions for end in condition.ends}
+        return settings.told(self.trained, names)
 
     @cached_property
     def copies(self) -> dict[str, int]:

@@ -7,7 +7,7 @@ from rayexp.reports import table
 from rayexp.stages import GRPO, Evaluate
 from rayexp.store.artifacts import Store
 from rayexp.store.index import StoreIndex
-from rayexp.studies import STUDIES, Grid
+from rayexp.studies import STUDIES, Grid, all_stages
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import preflight, scheduler
 from rayexp.sweep.plan import Plan
@@ -29,7 +29,9 @@ def sampled_by_torch(stage):
 @pytest.mark.timeout(600)
 def test_scaling_runs_at_toy_width_and_rollouts_are_kept(cluster, tmp_path):
     """Two decoders of 4 and 8 layers, one stage reinforced from another (a chain), every completion on record."""
-    stages = [sampled_by_torch(stage) for stage in STUDIES["scaling"](SCALES["toy"], Grid((0.5,), (0.1,), (0,)))]
+    stages = [
+        sampled_by_torch(stage) for stage in all_stages(STUDIES["scaling"](SCALES["toy"], Grid((0.5,), (0.1,), (0,))))
+    ]
     last = next(stage for stage in reversed(stages) if isinstance(stage, GRPO))
     again = grpo(
         last, steps=2, group_size=2, kl_beta=0.0, updates=2, kl_in="reward", advantage="mean_only", sampler="torch"

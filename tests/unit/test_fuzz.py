@@ -43,7 +43,7 @@ from tests.fixtures.factories import tiny_chain
 from tests.fixtures.simulated_study import HOSTILE, published
 
 #: Examples of each kind.
-SPECS, LINES, MANIFESTS, TABLES = 850, 500, 150, 550
+SPECS, LINES, MANIFESTS, TABLES = 500, 300, 150, 300
 
 NASTY = ["\0", "a\nb\r\u2028c", "\u202e\x1b[31m", "💥" * 3000, "../../etc/passwd", "/etc/passwd", HOSTILE, "\udcff"]
 NUMBERS = [-1, 0, 0.5, 2**31, 2**63, -(2**63) - 1, 10**400, 10**4299, 5e-324, 1e308, math.nan, math.inf, -math.inf]

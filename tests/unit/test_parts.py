@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from rayexp.rewards.answer import Answer
 from rayexp.rewards.payment import RewardError, group_payments
 from rayexp.stages import Stage, parse_stage, parse_stored
 from rayexp.store import provenance
-from rayexp.studies import Grid, study_named
+from rayexp.studies import Grid, Wanted, study_named
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import preflight
 from rayexp.sweep.plan import Plan
@@ -347,7 +348,7 @@ def more_where_little_is_right(budget, grid, measured):
     return [STAGE] if rows is None or rows["q"].mean() > 0.5 else [STAGE, pretrain(samples=512)]
 
 
-def call(name: str) -> list[Stage]:
+def call(name: str) -> Sequence[Wanted]:
     budget = SCALES["toy"]
     return study_named(f"{HERE}:{name}")(budget, Grid(budget.ood_ratios, budget.kl_betas, budget.seeds))
 
@@ -355,9 +356,12 @@ def call(name: str) -> list[Stage]:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("no_stages", f"returned []; allowed: a list of stages ({defined_at(no_stages)})"),
-        ("a_number", f"returned 3; allowed: a list of stages ({defined_at(a_number)})"),
-        ("a_string_among", f"returned str among its stages; allowed: a list of stages ({defined_at(a_string_among)})"),
+        ("no_stages", f"returned []; allowed: a list of stages or conditions ({defined_at(no_stages)})"),
+        ("a_number", f"returned 3; allowed: a list of stages or conditions ({defined_at(a_number)})"),
+        (
+            "a_string_among",
+            f"returned str among its stages; allowed: a list of stages or conditions ({defined_at(a_string_among)})",
+        ),
         ("raising", "raised ZeroDivisionError: division by zero ("),
         ("refused", f": samples is 0; allowed: greater than or equal to 1 ({defined_at(refused)})"),
     ],

@@ -38,7 +38,7 @@ from rayexp.reports.provenance import design, provenance
 from rayexp.stages import GRPO, Evaluate, Stage, settings
 from rayexp.stages.settings import varying
 from rayexp.store.artifacts import Store, StoreError
-from rayexp.studies import STUDIES
+from rayexp.studies import STUDIES, all_stages
 from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import SCALES
 from rayexp.sweep.plan import Plan
@@ -565,7 +565,7 @@ def test_numbers_that_differ_late_are_told_apart_everywhere(tmp_path: Path) -> N
         for axis in drawing.figure.axes:
             labels = [text.get_text() for text in axis.get_xticklabels()]
             assert len(labels) == len(set(labels))
-    betas = [round(0.1 + i * 1e-8, 8) for i in range(20)]
+    betas = [round(0.1 + i * 1e-8, 8) for i in range(LINES + 1)]
     many = pd.concat([results.assign(kl_beta=beta) for beta in betas])
     shown = pictures.pictures(many, simulated_curves().iloc[:0], tmp_path)
     instead = next(picture for picture in shown if picture.title == "Correct mass before and after GRPO")
@@ -656,7 +656,7 @@ def test_depths_and_chains_and_seeds_within_a_seed_are_conditions() -> None:
         return list(dict.fromkeys(settings.condition(stage, varying(stages)) for stage in stages))
 
     budget, grid = SCALES["tiny"], Grid((0.0,), (0.1, 1.0), (0, 1))
-    trained = [stage for stage in STUDIES["scaling"](budget, grid) if not isinstance(stage, Evaluate)]
+    trained = [stage for stage in all_stages(STUDIES["scaling"](budget, grid)) if not isinstance(stage, Evaluate)]
     assert conditions(trained) == ["layers = 4", "layers = 8"]
     grpo = next(stage for stage in trained if isinstance(stage, GRPO))
     again = [grpo.model_copy(update={"seed": seed}) for seed in (5, 6)]

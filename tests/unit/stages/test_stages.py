@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from rayexp.config import RunConfig, canonical_json, explain
+from rayexp.experiment import nothing
 from rayexp.formatting import number
 from rayexp.models.config import Decoder
 from rayexp.objectives.advantages import ADVANTAGES
 from rayexp.objectives.kl import ESTIMATORS
 from rayexp.objectives.reductions import REDUCTIONS
 from rayexp.stages import GRPO, KINDS, SFT, AdamW, Evaluate, Pretrain, parse_stage
-from rayexp.studies import STUDIES, Grid
+from rayexp.studies import STUDIES, Grid, all_stages, wanted_of
 from rayexp.studies.presets import SCALES
 from rayexp.tasks.strings import AXES, StringTask
 
@@ -180,7 +181,7 @@ def test_ids_are_pinned(stage, golden):
 def test_every_stage_of_every_study_survives_json():
     budget = SCALES["tiny"]
     for study in STUDIES.values():
-        for stage in study(budget, Grid((0.01,), (0.0, 0.1), (0,))):
+        for stage in all_stages(wanted_of(study, budget, Grid((0.01,), (0.0, 0.1), (0,)), nothing)):
             twin = parse_stage(stage.model_dump_json())
             assert twin == stage
             assert twin.id == stage.id

@@ -9,9 +9,10 @@ from scipy.special import expit, logit
 from rayexp.experiment import Experiment
 from rayexp.stages import Stage
 from rayexp.studies import ratios
-from rayexp.studies.ratios import CLOSE, ENDS, ROUNDS, START, TARGETS, chosen_ratios, next_ratios
+from rayexp.studies.ratios import AIMS, CLOSE, ROUNDS, START, chosen_ratios, next_ratios
 from rayexp.sweep.plan import Plan
 
+WHOLE = AIMS["auto"]
 AUTO = Experiment(study="demo", scale="toy", ood_ratios=("auto",))
 
 
@@ -20,7 +21,7 @@ def searched(law):
     tried, pending, rounds = {}, START, 0
     while pending:
         tried |= {ratio: law(ratio) for ratio in pending}
-        pending, rounds = next_ratios(tried), rounds + 1
+        pending, rounds = next_ratios(tried, WHOLE), rounds + 1
     return tried, rounds
 
 
@@ -29,12 +30,12 @@ def searched(law):
 def test_every_target_is_met_wherever_the_mass_rises(middle, steepness):
     tried, rounds = searched(lambda ratio: float(expit(steepness * math.log(ratio / middle))))
     assert rounds <= ROUNDS + 3
-    for target in TARGETS:
+    for target in WHOLE.targets:
         reached = tried[0.5] >= target
         closest = min(abs(logit(q) - logit(target)) for q in tried.values())
         assert closest <= CLOSE or not reached, (target, tried)
-    assert set(ENDS) <= set(chosen_ratios(tried))
-    assert len(chosen_ratios(tried)) <= len(TARGETS) + len(ENDS)
+    assert set(WHOLE.ends) <= set(chosen_ratios(tried, WHOLE))
+    assert len(chosen_ratios(tried, WHOLE)) <= len(WHOLE.targets) + len(WHOLE.ends)
 
 
 def test_a_mass_that_jumps_ends_the_search_and_keeps_both_sides():
@@ -42,13 +43,13 @@ def test_a_mass_that_jumps_ends_the_search_and_keeps_both_sides():
     assert len(tried) <= len(START) + 12
     below, above = max(r for r in tried if r < 0.0123), min(r for r in tried if r > 0.0123)
     assert above / below < 1.1
-    assert {below, above} & set(chosen_ratios(tried))
+    assert {below, above} & set(chosen_ratios(tried, WHOLE))
 
 
 def test_a_mass_that_does_not_rise_everywhere_is_searched_all_the_same():
     """One seed has more at 0.01 than at 0.03."""
     noisy = {0.001: 1e-4, 0.01: 0.4, 0.1: 0.2, 0.5: 0.99}
-    assert all(0.001 < ratio < 0.5 for ratio in next_ratios(noisy))
+    assert all(0.001 < ratio < 0.5 for ratio in next_ratios(noisy, WHOLE))
 
 
 def rows_of(q: float) -> pd.DataFrame:
@@ -80,8 +81,8 @@ def test_pilots_come_first_and_the_study_goes_on_at_the_ratios_that_they_find():
     assert {stage.kind for id_ in first if (stage := finished[id_])} == {"pretrain", "sft", "evaluate"}
     assert {finished[id_].root.ood_ratio for id_ in first} == set(START)
     with_policies = {stage.root.ood_ratio for id_ in last if (stage := finished[id_]).kind == "grpo"}
-    assert set(ENDS) < with_policies
-    assert len(with_policies) == len(ENDS) + len(TARGETS)
+    assert set(WHOLE.ends) < with_policies
+    assert len(with_policies) == len(WHOLE.ends) + len(WHOLE.targets)
     assert set(first) <= set(last)
 
 
@@ -126,8 +127,8 @@ def test_it_says_what_is_certain_and_then_what_was_found():
 
 def test_no_mass_even_at_the_largest_ratio_is_said_and_the_study_ends_with_what_it_has():
     wanted = AUTO.wanted(lambda stage: rows_of(1e-9))
-    assert {stage.root.ood_ratio for stage in wanted.stages if stage.kind == "grpo"} == set(ENDS)
-    assert sum("the largest ratio has less" in sentence for sentence in wanted.said) == len(TARGETS)
+    assert {stage.root.ood_ratio for stage in wanted.stages if stage.kind == "grpo"} == set(WHOLE.ends)
+    assert sum("the largest ratio has less" in sentence for sentence in wanted.said) == len(WHOLE.targets)
 
 
 def test_ratios_of_ones_own_stand_beside_those_that_are_found():

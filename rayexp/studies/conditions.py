@@ -1,0 +1,93 @@
+"""Conditions: named ways of going through the chain, one of which is the control that each of the others is held to.
+
+A study that asks who is right in a disagreement returns conditions in place of stages. Each says whose objection it
+decides and what that predicts; ``reports.objections`` compares it with the control, prompt by prompt and seed by seed.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
+from typing import Literal, TypeAlias, get_args
+
+from rayexp.errors import not_among
+from rayexp.stages import Stage
+
+#: Name of the condition that the others are compared with.
+CONTROL = "control"
+#: An objection predicts that its condition gains more than the control, as much as it, or nothing at all.
+Prediction: TypeAlias = Literal["more", "same", "nothing"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A named way of going through the chain.
+
+    stages: all that it wants, measurements included. objection: the claim that it decides, a sentence; source: who
+    makes it. predicts: what the gain is to be if the objection is right. k: it is about pass@k; that of 1 is Q.
+    """
+
+    name: str
+    stages: Sequence[Stage] = field(repr=False)
+    objection: str = ""
+    source: str = ""
+    predicts: Prediction = "more"
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.name or set(self.name) & set(",=;"):
+            raise ValueError(f"the name of a condition is {self.name!r}; allowed: any text without , = and ;")
+        if self.predicts not in get_args(Prediction):
+            raise ValueError(not_among(f"predicts of the condition {self.name!r}", self.predicts, get_args(Prediction)))
+        if self.k < 1:
+            raise ValueError(f"k of the condition {self.name!r} is {self.k}; allowed: 1 and more")
+
+    @cached_property
+    def ends(self) -> tuple[Stage, ...]:
+        """Return the stages whose models it is judged by: those that nothing else of it is trained from."""
+        trained = {stage.id: stage for stage in self.stages if stage.pool != "measure"}
+        inner = {stage.parent.id for stage in trained.values() if stage.parent}
+        return tuple(stage for stage_id, stage in trained.items() if stage_id not in inner)
+
+
+#: All that a study may consist of.
+Wanted: TypeAlias = Stage | Condition
+
+
+def all_stages(wanted: Iterable[Wanted]) -> list[Stage]:
+    """Return the stages that are wanted, those of conditions among them."""
+    return [stage for each in wanted for stage in (each.stages if isinstance(each, Condition) else [each])]
+
+
+def conditions(wanted: Iterable[Wanted]) -> list[Condition]:
+    """Return the conditions that are wanted, those of one name as one.
+
+    Raises ValueError where two of different names end in the same stage, and where there is no control.
+    """
+    found: dict[str, Condition] = {}
+    for each in wanted:
+        if isinstance(each, Condition):
+            before = found.get(each.name)
+            found[each.name] = replace(each, stages=(*before.stages, *each.stages)) if before else each
+    if found and CONTROL not in found:
+        raise ValueError(f"the conditions are {', '.join(found)}; one named {CONTROL} has to be among them")
+    ends: dict[str, str] = {}
+    for condition in found.values():
+        for end in condition.ends:
+            if (other := ends.setdefault(end.id, condition.name)) != condition.name:
+                raise ValueError(
+                    f"the conditions {other} and {condition.name} are the same, because both end in {end.label}; "
+                    "leave one out, or change a setting in which they differ"
+                )
+    return list(found.values())
+
+
+def changed(wanted: Iterable[Wanted], change: Callable[[list[Stage]], list[Stage]]) -> list[Wanted]:
+    """Return what is wanted with its stages changed: those of a condition by themselves, and the others together."""
+    made: list[Wanted] = []
+    for by_itself, several in groupby(wanted, key=lambda each: isinstance(each, Condition)):
+        if by_itself:
+            made += [replace(each, stages=change(list(each.stages))) for each in several if isinstance(each, Condition)]
+        else:
+            made += change(all_stages(several))
+    return made
