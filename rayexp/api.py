@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rayexp.config import RunConfig
 from rayexp.errors import StageError
@@ -271,17 +271,30 @@ def _unsuccessful(failures: dict[str, str], blocked: Iterable[str], job: Job) ->
 
 def write_report(job: Job) -> list[str]:
     """Write results table and report of what is finished of a study, and of what else was ever asked for under its
-    name, into the store; print its claims. Return a sentence for each figure that could not be drawn."""
+    name, into the store; print its claims, and who was right. Return a sentence for each figure that could not be
+    drawn."""
     from rayexp.reports import page
 
-    def make(whole: Plan, folder: Path) -> tuple["Report", list[dict[str, Any]]]:
-        report = page.write(whole, job.store, folder)
-        with (folder / "claims.csv").open(newline="", encoding="utf-8") as claims:
-            return report, list(csv.DictReader(claims))
+    def make(whole: Plan, folder: Path) -> tuple["Report", list[str]]:
+        return page.write(whole, job.store, folder), _told(folder)
 
-    report, claims = job.study.write(job.plan, make)
-    for row in claims:
-        print(f"{row['claim']} {row['title']} | {row['setting']} | {row['measured']} | {row['verdict']}")
+    report, told = job.study.write(job.plan, make)
+    print(*told, sep="\n")
     place = f"{job.store.url}/studies/{job.study.name}"
     print(f"results: {place}/results.parquet\nreport:  {place}/report/index.html")
     return report.undrawn
+
+
+def _told(folder: Path) -> list[str]:
+    """Return a line for each verdict of a report."""
+    about = {
+        "claims": "{claim} {title} | {setting} | {measured} | {verdict}",
+        "objections": "{condition} | {place} | {measured} | {verdict}",
+    }
+    return [line.format_map(row) for name, line in about.items() for row in _rows(folder / f"{name}.csv")]
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)

@@ -14,12 +14,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportions_ztest
 
 from rayexp.evaluation.metrics import Interval, cluster_bootstrap, wilson
 
 #: Two-sided; the level of every interval and verdict.
 ALPHA = 0.05
+#: Share of the studies in which a difference is to be found that is there.
+POWER = 0.8
 
 
 Limits = tuple[float, float]
@@ -81,6 +84,32 @@ def p_of_mean(rows: pd.DataFrame, column: str, limit: float) -> float | None:
         return float(means.iloc[0] == limit)
     tested: Any = stats.ttest_1samp(means, limit)
     return float(tested.pvalue)
+
+
+def p_within(rows: pd.DataFrame, column: str, limits: Limits) -> float | None:
+    """p-value of the mean lying outside of limits, by two one-sided t-tests over the means of seeds (Schuirmann, 1987);
+    None with one seed."""
+    means = rows.groupby("seed")[column].mean().astype(float)
+    if len(means) == 1:
+        return None
+    if np.ptp(means) == 0:
+        return float(not limits[0] < means.iloc[0] < limits[1])
+    sides: Any = [
+        stats.ttest_1samp(means, limit, alternative=side)
+        for limit, side in zip(limits, ("greater", "less"), strict=True)
+    ]
+    return float(max(side.pvalue for side in sides))
+
+
+def detectable(rows: pd.DataFrame, column: str, seeds: int = 0) -> float:
+    """Return the smallest distance of a mean from a limit that a t-test over seeds finds in ``POWER`` of all studies,
+    if the means of seeds spread as they do in these rows; NaN with one seed. seeds: of the study, by default as many as
+    there are."""
+    means = rows.groupby("seed")[column].mean().astype(float)
+    if len(means) == 1:
+        return float("nan")
+    effect: Any = TTestPower().solve_power(nobs=seeds or len(means), alpha=ALPHA, power=POWER)
+    return float(effect * means.std())
 
 
 def p_of_proportion(rows: pd.DataFrame, column: str, limit: float) -> float | None:

@@ -124,7 +124,7 @@ def require_room(
     the lines of a panel, and the places of its axis.
     """
     for columns, limit in ((panels, PANELS // sides), ([lines], LINES), (along, PLACES)):
-        needed = len(data[[*columns]].dropna().drop_duplicates()) if columns else 0
+        needed = len(data[[*columns]].dropna().drop_duplicates()) if all(columns) and columns else 0
         if needed > limit:
             counts = {COUNTED[column]: data[column].nunique() for column in columns}
             several = [f"{count} {name}" for name, count in counts.items() if count > 1]
@@ -135,13 +135,16 @@ def require_room(
 #: A figure of a table; None where the table has no data for it.
 Draw = Callable[[pd.DataFrame], ReportFigure | None]
 #: All figures, by the table that they are drawn from, and then by place and title.
-DRAWN: dict[str, dict[tuple[int, str], Draw]] = {"results": {}, "curves": {}}
+DRAWN: dict[str, dict[tuple[int, str], Draw]] = {"objections": {}, "results": {}, "curves": {}}
 
 
-def on_page(title: str, place: int, of: Literal["results", "curves"] = "results") -> Callable[[Draw], Draw]:
+def on_page(
+    title: str, place: int, of: Literal["objections", "results", "curves"] = "results"
+) -> Callable[[Draw], Draw]:
     """Return a decorator that puts a figure on the page of a report, under a title.
 
-    place: among the figures of the same table. of: the function of ``table`` whose rows the figure is drawn from.
+    place: among the figures of the same table. of: the table that the figure is drawn from, which is called as the
+    function that returns it.
     """
 
     def register(draw: Draw) -> Draw:

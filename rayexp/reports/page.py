@@ -5,6 +5,7 @@
     results.parquet            one row a prompt of a measured stage: table.RESULTS
     summary.csv                one row a measured stage and cell
     claims.csv                 the paper's claims, with numbers and verdicts
+    objections.csv             each condition beside the control, with its verdict, where a study has conditions
     report/index.html          the page; figures are inside, so that it can be sent by itself
     report/figure-N.png .csv   each figure, and exactly the data it shows
 """
@@ -23,11 +24,14 @@ from rayexp.evaluation.statistics import interval
 from rayexp.parts import own_modules
 from rayexp.reports import claims, table
 from rayexp.reports.arms import mass_name
+from rayexp.reports.checks import SMALL_GAIN
 from rayexp.reports.examples import RULE, examples
+from rayexp.reports.objections import SAME_GAIN, objections
 from rayexp.reports.pictures import Picture, pictures
 from rayexp.reports.provenance import design, provenance, settings, stage_counts
 from rayexp.store.artifacts import Store
 from rayexp.store.provenance import code_here
+from rayexp.studies.conditions import CONTROL
 from rayexp.sweep.plan import Plan
 
 #: Columns of ``table.STAGE_COLUMNS`` that summary.csv repeats for each cell.
@@ -60,14 +64,20 @@ class Report:
 def write(plan: Plan, store: Store, folder: Path) -> Report:
     """Write the report of what is finished of a plan into a local folder: tables first, then figures and the page."""
     results, curves = table.results(plan, store), table.curves(plan, store)
-    findings = claims.claims(results, curves)
+    decided = objections(plan, results)
+    # What the paper claims is about GRPO as the paper has it; what else may be, the objections say.
+    findings = claims.claims(_of_control(plan, results), curves)
 
     report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)
     pq.write_table(table.to_arrow(results), folder / "results.parquet")
     summary(results).to_csv(folder / "summary.csv", index=False)
     findings.to_csv(folder / "claims.csv", index=False)
-    drawn = pictures(results, curves, report)
+    tables = {"results": results, "curves": curves}
+    if plan.conditions:
+        decided.to_csv(folder / "objections.csv", index=False)
+        tables["objections"] = decided
+    drawn = pictures(tables, report)
     page = report / "index.html"
     page.write_text(
         _template().render(
@@ -77,6 +87,9 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
             stages=stage_counts(plan),
             finished=len(plan.finished),
             planned=len(plan.stages) + len(plan.unread),
+            objections=_by_condition(decided),
+            same_gain=SAME_GAIN,
+            small_gain=SMALL_GAIN,
             claims=_by_claim(findings),
             tests=int(findings["p"].notna().sum()),
             figures=drawn,
@@ -111,6 +124,25 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
         about = group.iloc[0][SUMMARY_STAGE].to_dict() | {"role": role, "cell": cell}
         rows.append(about | dict(zip(SUMMARY_VALUES, values, strict=True)))
     return pd.DataFrame(rows, columns=[*SUMMARY_STAGE, "role", "cell", *SUMMARY_VALUES])
+
+
+def _of_control(plan: Plan, results: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the control's chains; of a study without conditions, all."""
+    ends = [end for each in plan.conditions if each.name == CONTROL for end in each.ends]
+    chains = {stage.id for end in ends for stage in end.lineage}
+    return results[results["stage_id"].isin(chains)] if plan.conditions else results
+
+
+def _by_condition(decided: pd.DataFrame) -> list[dict[str, Any]]:
+    """Each condition with a row for every task and ratio."""
+    return [
+        {
+            **{name: rows[name].iloc[0] for name in ("condition", "objection", "source", "predicts", "k")},
+            "verdicts": rows["verdict"].value_counts().to_dict(),
+            "rows": rows.to_dict("records"),
+        }
+        for _, rows in decided.groupby("condition", sort=False)
+    ]
 
 
 def _by_claim(findings: pd.DataFrame) -> list[dict[str, Any]]:

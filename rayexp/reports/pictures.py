@@ -6,7 +6,7 @@ written all the same.
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,16 +46,17 @@ class Picture:
     rows: Sequence[Sequence[str]] = ()
 
 
-def pictures(results: pd.DataFrame, curves: pd.DataFrame, folder: Path) -> list[Picture]:
-    """Draw every figure that there is data for into ``folder``: figure-N.png and figure-N.csv."""
+def pictures(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Picture]:
+    """Draw every figure that there is data for into ``folder``: figure-N.png and figure-N.csv. tables: by name, as
+    figures ask for them (``drawing.on_page``)."""
     try:
-        from rayexp.reports.figures import LOGGED, MEASURED  # imports matplotlib, which reads the user's files
+        from rayexp.reports.figures import FIGURES  # imports matplotlib, which reads the user's files
     except Exception as error:
         return [Picture("All figures", why=sentence(error))]
     found: list[Picture] = []
-    for of, rows in ((MEASURED, results), (LOGGED, curves)):
-        for title, draw in of.items():
-            if picture := _picture(title, draw, rows, folder / f"figure-{len(found) + 1}"):
+    for of, figures in FIGURES.items():
+        for title, draw in figures.items():
+            if of in tables and (picture := _picture(title, draw, tables[of], folder / f"figure-{len(found) + 1}")):
                 found.append(picture)
     return found
 

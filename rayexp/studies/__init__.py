@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 from rayexp.errors import not_among
 from rayexp.parts import is_own
 from rayexp.studies.axis import axis_stages
-from rayexp.studies.conditions import CONTROL, Condition, Wanted, all_stages, conditions
+from rayexp.studies.conditions import CONTROL, Condition, Wanted, all_stages, conditions_in
 from rayexp.studies.grid import Grid
 from rayexp.studies.own import own_study
 from rayexp.studies.presets import Budget
@@ -69,7 +69,7 @@ __all__ = [
     "Study",
     "Wanted",
     "all_stages",
-    "conditions",
+    "conditions_in",
     "is_adaptive",
     "study_named",
     "usual_ratios",

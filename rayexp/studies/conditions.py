@@ -4,11 +4,11 @@ A study that asks who is right in a disagreement returns conditions in place of 
 decides and what that predicts; ``reports.objections`` compares it with the control, prompt by prompt and seed by seed.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from rayexp.errors import not_among
 from rayexp.stages import Stage
@@ -42,12 +42,45 @@ class Condition:
         if self.k < 1:
             raise ValueError(f"k of the condition {self.name!r} is {self.k}; allowed: 1 and more")
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """Return what it says of itself besides its name."""
+        return {"objection": self.objection, "source": self.source, "predicts": self.predicts, "k": self.k}
+
     @cached_property
     def ends(self) -> tuple[Stage, ...]:
         """Return the stages whose models it is judged by: those that nothing else of it is trained from."""
         trained = {stage.id: stage for stage in self.stages if stage.pool != "measure"}
         inner = {stage.parent.id for stage in trained.values() if stage.parent}
         return tuple(stage for stage_id, stage in trained.items() if stage_id not in inner)
+
+
+Records: TypeAlias = Mapping[str, Mapping[str, Any]]
+
+
+def records(conditions: Iterable[Condition], before: Records) -> Records:
+    """Return conditions as JSON, by name, with those that were recorded before; a stage that had another name then has
+    that of now."""
+    now = {each.name: {**each.about, "ends": [end.id for end in each.ends]} for each in conditions}
+    named = {end: name for name, about in now.items() for end in about["ends"]}
+    found = {}
+    for name in dict.fromkeys([*before, *now]):
+        about = now.get(name) or before[name]
+        earlier = [end for end in before.get(name, {}).get("ends", ()) if named.get(end, name) == name]
+        found[name] = {**about, "ends": list(dict.fromkeys([*earlier, *now.get(name, {}).get("ends", ())]))}
+    return found
+
+
+def recorded(records: Records, stages: Mapping[str, Stage]) -> list[Condition]:
+    """Return the conditions of ``records``, with those of their ends that are among the stages, which go by id."""
+    return [
+        Condition(name, [stages[end] for end in about["ends"] if end in stages], **_without(about, "ends"))
+        for name, about in records.items()
+    ]
+
+
+def _without(about: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in about.items() if key != name}
 
 
 #: All that a study may consist of.
@@ -59,7 +92,7 @@ def all_stages(wanted: Iterable[Wanted]) -> list[Stage]:
     return [stage for each in wanted for stage in (each.stages if isinstance(each, Condition) else [each])]
 
 
-def conditions(wanted: Iterable[Wanted]) -> list[Condition]:
+def conditions_in(wanted: Iterable[Wanted]) -> list[Condition]:
     """Return the conditions that are wanted, those of one name as one.
 
     Raises ValueError where two of different names end in the same stage, and where there is no control.

@@ -41,45 +41,63 @@ def stage_chains(
     """Pretraining, SFT, then GRPO for every role of prompts and every beta; everything measured.
 
     Stages that two chains share appear once in a plan, because they are equal. grpo: settings of every GRPO stage that
-    are not to have their defaults, such as ``advantage="mean_only"``. phases: such settings of each of several GRPO
-    stages in a row, each of which goes on from the one before, as in ``[{"rewards": (LettersSum(),)}, {"reference":
-    "root"}]``. Raises ValidationError on a setting that a stage can't have.
+    are not to have their defaults, such as ``advantage="mean_only"``. phases: as of ``reinforced``. Raises
+    ValidationError on a setting that a stage can't have.
     """
-    decoder = decoder or with_context_for(budget.decoder, task)
     stages: list[Stage] = []
-    for seed in grid.seeds:
-        for ratio in grid.ood_ratios:
-            base = Pretrain(
-                task=task,
-                decoder=decoder,
-                ood_ratio=ratio,
-                samples=budget.pretrain_samples,
-                batch_samples=budget.pretrain_batch,
-                optimiser=budget.pretrain,
-                seed=seed,
-            )
-            tuned = SFT(init=base, samples=budget.sft_samples, optimiser=budget.sft, seed=seed)
-            stages += with_evaluations([base, tuned], budget)
-            for role, beta in itertools.product(prompt_roles, grid.kl_betas):
-                settings = {
-                    "prompt_role": role,
-                    "kl_beta": beta,
-                    "steps": budget.grpo_steps,
-                    "prompts_per_step": budget.grpo_prompts_per_step,
-                    "group_size": budget.grpo_group_size,
-                    "optimiser": budget.grpo,
-                    "seed": seed,
-                    **grpo,
-                }
-                stages += with_evaluations(_in_a_row(tuned, settings, phases), budget)
+    for base in pretrained(task, budget, grid, decoder):
+        tuned = fine_tuned(base, budget)
+        stages += with_evaluations([base, tuned], budget)
+        for role, beta in itertools.product(prompt_roles, grid.kl_betas):
+            settings = {"prompt_role": role, "kl_beta": beta, **grpo}
+            stages += with_evaluations(in_a_row(tuned, budget, phases, **settings), budget)
     return stages
 
 
-def _in_a_row(init: Stage, settings: Mapping[str, Any], phases: Sequence[Mapping[str, Any]]) -> list[Stage]:
-    """Return a GRPO stage for each phase, which starts from the model of the one before."""
+def pretrained(
+    task: Task, budget: Budget, grid: Grid, decoder: Decoder | None = None, **settings: Any
+) -> list[Pretrain]:
+    """Pretraining for every seed and OOD ratio. settings: that are not to be those of the budget."""
+    usual = {
+        "task": task,
+        "decoder": decoder or with_context_for(budget.decoder, task),
+        "samples": budget.pretrain_samples,
+        "batch_samples": budget.pretrain_batch,
+        "optimiser": budget.pretrain,
+    }
+    return [
+        Pretrain.model_validate({**usual, "ood_ratio": ratio, "seed": seed, **settings})
+        for seed in grid.seeds
+        for ratio in grid.ood_ratios
+    ]
+
+
+def fine_tuned(base: Stage, budget: Budget, **settings: Any) -> SFT:
+    """SFT from a pretrained decoder. settings: that are not to be those of the budget."""
+    usual = {"samples": budget.sft_samples, "optimiser": budget.sft, "seed": base.root.seed}
+    return SFT.model_validate({"init": base, **usual, **settings})
+
+
+def reinforced(init: Stage, budget: Budget, **settings: Any) -> GRPO:
+    """GRPO from a model. settings: ``prompt_role`` and ``kl_beta``, and those that are not to be of the budget."""
+    usual = {
+        "steps": budget.grpo_steps,
+        "prompts_per_step": budget.grpo_prompts_per_step,
+        "group_size": budget.grpo_group_size,
+        "optimiser": budget.grpo,
+        "seed": init.root.seed,
+    }
+    return GRPO.model_validate({"init": init, **usual, **settings})
+
+
+def in_a_row(init: Stage, budget: Budget, phases: Sequence[Mapping[str, Any]], **settings: Any) -> list[Stage]:
+    """Return a GRPO stage for each phase, which goes on from the one before.
+
+    phases: settings of each that not all have, as in ``[{"rewards": (LettersSum(),)}, {"reference": "root"}]``.
+    """
     stages: list[Stage] = []
     for phase in phases:
-        stages.append(GRPO.model_validate({**settings, **phase, "init": stages[-1] if stages else init}))
+        stages.append(reinforced(stages[-1] if stages else init, budget, **{**settings, **phase}))
     return stages
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rayexp.stages import KINDS, Pool, Stage, settings
-from rayexp.studies.conditions import Condition, Wanted, all_stages, conditions
+from rayexp.studies.conditions import Condition, Wanted, all_stages, conditions_in
 from rayexp.terminal import Column, table
 
 
@@ -53,14 +53,14 @@ class Plan:
     ) -> "Plan":
         """Return the plan of a study: what it wants with all that this is built on, each stage once.
 
-        Raises ValueError as ``studies.conditions`` does.
+        Raises ValueError as ``studies.conditions_in`` does.
         """
         wanted, unique = list(wanted), dict[str, Stage]()
         for stage in all_stages(wanted):
             for ancestor in stage.lineage:
                 unique.setdefault(ancestor.id, ancestor)
         known, stages = unique.keys(), tuple(unique.values())
-        return cls(study, stages, frozenset(finished) & known, frozenset(unread) - known, tuple(conditions(wanted)))
+        return cls(study, stages, frozenset(finished) & known, frozenset(unread) - known, tuple(conditions_in(wanted)))
 
     @property
     def trained(self) -> tuple[Stage, ...]:

@@ -1,7 +1,8 @@
 """A study in a store: all that was ever asked for under its name, by however many drivers.
 
 ``studies/<name>/plan.json`` has the labels of all its stages by id, and what makes it one study: ``study``, ``scale``,
-``axes``, the settings that were given several values, and ``settings``, the values of all that no grid runs through.
+``axes``, the settings that were given several values, ``settings``, the values of all that no grid runs through, and
+``conditions``, by name, if it consists of any.
 Whoever asks for more adds to it, and whoever ends writes the page of the whole, each while no other driver writes (a
 lease). So the last one to end writes the rows of all.
 """
@@ -22,6 +23,7 @@ from rayexp.stages import Stage, settings
 from rayexp.store.artifacts import Store
 from rayexp.store.index import STUDY_LEASE, StoreIndex
 from rayexp.store.leases import Leases
+from rayexp.studies import conditions
 from rayexp.sweep.plan import Plan
 
 T = TypeVar("T")
@@ -91,8 +93,10 @@ class Study:
         here = {stage.id: stage for stage in plan.stages}
         finished = self.store.finished_ids(labels)
         earlier = self._earlier(labels, here, finished)
-        stages = [stage for stage_id in labels if (stage := here.get(stage_id) or earlier.get(stage_id))]
-        return Plan.of(plan.study, stages, finished, unread=[i for i in labels if i not in finished | here.keys()])
+        known = {stage_id: stage for stage_id in labels if (stage := here.get(stage_id) or earlier.get(stage_id))}
+        named = conditions.recorded(self._conditions(plan), known)
+        unread = [i for i in labels if i not in finished | here.keys()]
+        return Plan.of(plan.study, [*known.values(), *named], finished, unread)
 
     def said(self, plan: Plan) -> str:
         """Say what the store has of the study, and how a plan adds to it; nothing if it is new, or is as planned."""
@@ -109,6 +113,11 @@ class Study:
         """Return the settings of the study; where an earlier version recorded none, those of what is finished."""
         found = about.get("settings")
         return found if isinstance(found, dict) else varied(self._earlier(about["stages"], ()).values())
+
+    def _conditions(self, plan: Plan) -> conditions.Records:
+        """Return the conditions of a plan, and those that were ever asked for."""
+        before = StoreIndex(self.store).about(self.name).get("conditions", {}) if self.labels() else {}
+        return conditions.records(plan.conditions, before)
 
     def _earlier(
         self, labels: Mapping[str, str], here: Iterable[str], finished: Iterable[str] | None = None
@@ -127,7 +136,10 @@ class Study:
         before = StoreIndex(store).about(self.name) if self.labels() else {}
         known = self._settings(before) if before else {}
         about = {"study": self.study, "scale": self.scale, "axes": sorted(self.axes.union(before.get("axes", ())))}
-        about |= {"settings": known | varied(plan.stages), "stages": labels}
+        about |= {"settings": known | varied(plan.stages)}
+        if named := self._conditions(plan):
+            about["conditions"] = named
+        about["stages"] = labels
         store.write_study(self.name, "plan.json", json.dumps(about, indent=1).encode())
         return labels
 

@@ -13,9 +13,7 @@ for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 
-def _titled(of: str) -> dict[str, Draw]:
-    return {title: draw for (_, title), draw in sorted(DRAWN[of].items())}
-
-
-#: Figures of ``table.results`` and of ``table.curves``, by title.
-MEASURED, LOGGED = _titled("results"), _titled("curves")
+#: Figures by the table that they are drawn from (``drawing.on_page``) and by title, in the order of the page.
+FIGURES: dict[str, dict[str, Draw]] = {
+    of: {title: draw for (_, title), draw in sorted(drawn.items())} for of, drawn in DRAWN.items()
+}

@@ -1,0 +1,151 @@
+"""Who is right about GRPO: each objection to the paper as a condition, beside a control on equal seeds and prompts.
+
+Composition and depth axes, GRPO on OOD prompts at the first weight of the KL, where it is in dispute whether GRPO finds
+anything: at no OOD sample, and where hardly any or little mass is correct. The control is GRPO as the paper has it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayexp.rewards.answer import Answer
+from rayexp.rewards.letters import Letters
+from rayexp.rewards.letters_sum import LettersSum
+from rayexp.rewards.random import Random
+from rayexp.rewards.shaped import Shaped
+from rayexp.rewards.steps import Steps
+from rayexp.stages import RFT, Stage
+from rayexp.studies.conditions import CONTROL, Condition, Prediction
+from rayexp.studies.grid import Grid, fine_tuned, in_a_row, pretrained, reinforced, with_evaluations
+from rayexp.studies.presets import Budget
+from rayexp.tasks import Task
+
+OOD_RATIOS = ("low",)
+#: Axes of the strings that the objections are decided on.
+AXES_ASKED = ("composition", "depth")
+ROLE = "ood"
+#: How many times the steps of the control a longer run has, by scale; 30 times are hours at ``tiny``.
+LONGER = {"toy": (2,), "tiny": (10,), "small": (10, 30), "paper": (10, 30)}
+#: Supervised OOD samples that are held against a run of GRPO.
+SUPERVISED = (10, 100, 1_000)
+
+
+@dataclass(frozen=True)
+class Objection:
+    """The words of a condition (see ``Condition``), and the settings of GRPO by which it differs from the control."""
+
+    name: str
+    says: str = ""
+    source: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    predicts: Prediction = "more"
+    k: int = 1
+
+    def decided_by(self, ends: Sequence[Stage], budget: Budget) -> Condition:
+        """Return the condition that goes through chains with these ends, everything measured."""
+        stages = [stage for end in ends for stage in with_evaluations(end.lineage, budget)]
+        return Condition(self.name, stages, self.says, self.source, self.predicts, self.k)
+
+
+SPARSE = "The reward is too sparse: one for right letters finds what one for right answers does not."
+#: Objections to settings of GRPO.
+OF_SETTINGS = (
+    Objection("no KL", "The KL holds GRPO back.", "reviews", {"kl_beta": 0.0}),
+    Objection(
+        "ID beside OOD", "Where nothing is rewarded, easy tasks help beside it.", "arXiv 2510.03971", {"id_share": 0.5}
+    ),
+    Objection("letters", SPARSE, "reviews; arXiv 2509.21016", {"rewards": (Letters(),)}),
+    Objection("sum of letters", SPARSE, "reviews; arXiv 2509.21016", {"rewards": (LettersSum(),)}),
+    Objection(
+        "shaped",
+        "A null control: shaping by a potential changes nothing.",
+        "Ng, Harada and Russell, 1999",
+        {"rewards": (Answer(), Shaped())},
+        predicts="same",
+    ),
+    Objection(
+        "random",
+        "A null control: a random reward teaches nothing.",
+        "arXiv 2506.10947",
+        {"rewards": (Random(),)},
+        predicts="nothing",
+    ),
+    Objection(
+        "only unsolved",
+        "Most updates are overtraining on what is solved already.",
+        "arXiv 2606.15455",
+        {"filter": "unsolved"},
+        k=256,
+    ),
+    Objection(
+        "resampled", "Groups without a gradient waste the budget.", "DAPO, arXiv 2503.14476", {"filter": "resample"}
+    ),
+)
+NARROW = Objection("no SFT", "The narrow SFT causes the sharpening.", "arXiv 2606.04272", k=32)
+STEPS = Objection("steps", "Right steps have to pay, not the answer alone.", "arXiv 2509.21016")
+LETTERS_FIRST = Objection("letters before answer", "A dense reward leads to where the answer pays.", "reviews")
+OWN_ANSWERS = Objection(
+    "RFT", "It need not be RL: training on one's own right answers does the same.", "arXiv 2604.15306", predicts="same"
+)
+
+
+def stages(budget: Budget, grid: Grid) -> list[Condition]:
+    return [each for axis in AXES_ASKED for each in _conditions(grid.task(axis), budget, grid)]
+
+
+def _conditions(task: Task, budget: Budget, grid: Grid) -> list[Condition]:
+    bases = pretrained(task, budget, grid)
+    tuned = [fine_tuned(base, budget) for base in bases]
+    usual = {"prompt_role": ROLE, "kl_beta": grid.kl_betas[0]}
+
+    def grpo(inits: Sequence[Stage], **settings: Any) -> list[Stage]:
+        return [reinforced(init, budget, **{**usual, **settings}) for init in inits]
+
+    ends = {
+        Objection(CONTROL): grpo(tuned),
+        NARROW: grpo(bases),
+        **{_longer(times): grpo(tuned, steps=times * budget.grpo_steps) for times in LONGER[budget.name]},
+        **{objection: grpo(tuned, **objection.settings) for objection in OF_SETTINGS},
+        LETTERS_FIRST: [_letters_first(init, budget, usual) for init in tuned],
+        OWN_ANSWERS: [_rft(init, budget) for init in tuned],
+        **{
+            _supervised(samples): [fine_tuned(base, budget, ood_samples=samples) for base in bases]
+            for samples in SUPERVISED
+            if samples <= budget.sft_samples
+        },
+    }
+    if grid.completion_format == "trace":
+        ends[STEPS] = grpo(tuned, rewards=(Steps(),))
+    return [objection.decided_by(chains, budget) for objection, chains in ends.items()]
+
+
+def _longer(times: int) -> Objection:
+    return Objection(f"{times} times the steps", "The steps are too few.", "reviews; arXiv 2605.06638")
+
+
+def _supervised(samples: int) -> Objection:
+    return Objection(f"{samples} OOD samples", f"{samples} supervised samples do more than GRPO.", "arXiv 2604.15306")
+
+
+def _letters_first(init: Stage, budget: Budget, usual: Mapping[str, Any]) -> Stage:
+    """Half of the steps for right letters, the other half for right answers, held by one KL."""
+    half = -(-budget.grpo_steps // 2)
+    phases = [
+        {"rewards": (Letters(),), "steps": half},
+        {"reference": "root", "steps": max(1, budget.grpo_steps - half)},
+    ]
+    return in_a_row(init, budget, phases, **usual)[-1]
+
+
+def _rft(init: Stage, budget: Budget) -> Stage:
+    """As many completions as GRPO draws, in as many rounds as there usually are."""
+    rounds = min(RFT.model_fields["rounds"].default, budget.grpo_steps)
+    return RFT(
+        init=init,
+        prompt_role=ROLE,
+        rounds=rounds,
+        prompts_per_round=budget.grpo_steps * budget.grpo_prompts_per_step // rounds,
+        group_size=budget.grpo_group_size,
+        optimiser=budget.grpo,
+        seed=init.root.seed,
+    )
