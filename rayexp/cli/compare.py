@@ -27,6 +27,9 @@ TABLE = (
 DIFFERING = (Column("of"), Column("setting"), Column("A", cut=True), Column("B", cut=True), Column("in the pairing"))
 
 
+_PAIRED = {False: "agree in all settings along their lineage", True: "end their condition and agree in their root"}
+
+
 @dataclass(frozen=True)
 class Compare(LookArgs):
     """Compare the measurements of two studies, or those of one study with each value of a setting: mean Q after each
@@ -38,7 +41,8 @@ class Compare(LookArgs):
     """The other study."""
     by: str = ""
     """In place of B, a setting that varies in A, such as grpo.kl_beta: stages with its first value are compared with
-    those that have another one, a table for each."""
+    those that have another one, a table for each. The word condition stands for the conditions of a study, each of
+    which is compared with the control."""
     csv: Path | None = None
     """Write the table to this file as well, unrounded."""
 
@@ -83,6 +87,7 @@ def _facts(found: "Comparison") -> dict[str, Any]:
         "a": found.a.title,
         "b": found.b.title,
         **_values(found),
+        "of_conditions": found.a.by == "condition",
         "differing": [each._asdict() for each in found.differing],
         "table": found.table.to_dict("records"),
         "unpaired": found.unpaired,
@@ -98,7 +103,7 @@ def _comparison_text(found: dict[str, Any]) -> str:
     width = terminal_width()
     lines = [
         f"A  {found['a']}\nB  {found['b']}\n",
-        "Stages are paired that agree in all settings along their lineage, prompts by role, cell and prompt_index.",
+        f"Stages are paired that {_PAIRED[found['of_conditions']]}, prompts by role, cell and prompt_index.",
     ]
     if found["differing"]:
         rows = [

@@ -9,7 +9,7 @@ what has no partner is counted and left out.
 import io
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -20,9 +20,11 @@ from rayexp.errors import did_you_mean, first_line, not_among
 from rayexp.evaluation.statistics import interval, possible_change
 from rayexp.formatting import number
 from rayexp.parts import unread_parts
+from rayexp.reports.pairing import paired
 from rayexp.stages import Stage, kind_in, settings
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.index import StoreIndex
+from rayexp.studies.conditions import CONTROL
 
 KEY = ["role", "cell", "prompt_index"]
 COLUMNS = ["stage_id", *KEY, "prompt", "q"]
@@ -35,12 +37,14 @@ DROPPED, SHARED, APART = "left out of it", "paired where equal", "no value in co
 @dataclass(frozen=True)
 class Study:
     """A study that has results, or a part of one. rows: its results table; stages: the measured ones by id, settings
-    along each. by, value: the setting that a part of a study has one value of, and which."""
+    along each; ends: ids of those that conditions end in, by name. by, value: the setting that a part of a study has one
+    value of, and which."""
 
     title: str
     rows: pd.DataFrame
     stages: dict[str, Stage]
     flat: dict[str, dict[str, Any]]
+    ends: Mapping[str, Collection[str]] = field(default_factory=dict)
     by: str | None = None
     value: Any = None
 
@@ -67,15 +71,21 @@ class Study:
         if missing := [column for column in COLUMNS if column not in rows]:
             raise StoreError(f"{url}/{path} has no column {missing[0]}")
         stages = index.specs(rows["stage_id"].unique().tolist())
-        return cls(f"{name} in {url}", rows, stages, {i: settings.along(stage) for i, stage in stages.items()})
+        named = index.about(name).get("conditions", {})
+        ends = {each: about["ends"] for each, about in named.items()}
+        return cls(f"{name} in {url}", rows, stages, {i: settings.along(stage) for i, stage in stages.items()}, ends)
 
     def parts(self, by: str) -> list["Study"]:
         """Split the study into parts that have one value each of a setting, numbers by size. Stages without that
         setting in their lineage are in none.
 
         by: ``grpo.kl_beta``, the end of such a name, or the name of a condition, if only one setting that varies has
-        it. Raises ValueError for any other.
+        it; ``condition``, for the conditions of a study by name, the control first. Raises ValueError for any other.
         """
+        if by == "condition" and self.ends:
+            return [
+                self._part(by, name, self.ends[name]) for name in sorted(self.ends, key=lambda name: name != CONTROL)
+            ]
         placed = {i: settings.placed(stage) for i, stage in self.stages.items()}
         values: dict[settings.Setting, list[Any]] = {}
         for each in placed.values():
@@ -84,7 +94,9 @@ class Study:
         varying = {setting: found for setting in values if len(found := settings.distinct(values[setting])) > 1}
         chosen = self._setting(by, values, varying)
         return [
-            self._part(chosen, value, {i for i, each in placed.items() if chosen in each and each[chosen] == value})
+            self._part(
+                settings.column(chosen), value, {i for i, each in placed.items() if each.get(chosen, placed) == value}
+            )
             for value in varying[chosen]
         ]
 
@@ -109,17 +121,16 @@ class Study:
         why = "several settings are called" if allowed else f"has one value in {self.title}"
         raise ValueError(f"by is {by!r}, which {why}; allowed: {', '.join(names)}")
 
-    def _part(self, setting: settings.Setting, value: Any, ids: Collection[str]) -> "Study":
+    def _part(self, by: str, value: Any, ids: Collection[str]) -> "Study":
         """Return the study with these of its stages, and with rows whose stage is unknown, so that they are counted."""
-        others = self.stages.keys() - ids
-        by = settings.column(setting)
+        others = self.stages.keys() - set(ids)
         return Study(
             f"{self.title}, {by} = {settings.shown(value)}",
             self.rows[~self.rows["stage_id"].isin(others)],
             {i: self.stages[i] for i in self.stages if i in ids},
             {i: self.flat[i] for i in self.flat if i in ids},
-            by,
-            settings.plain(value),
+            by=by,
+            value=settings.plain(value),
         )
 
 
@@ -155,8 +166,7 @@ def compare(a: Study, b: Study) -> Comparison:
     low, high; undecided, where that interval says nothing; seeds, pairs.
     """
     bearing = _bearing(a, b)
-    partners = {_key(b, stage_id, bearing): stage_id for stage_id in b.stages}
-    pairs = {i: partners[key] for i in a.stages if (key := _key(a, i, bearing)) in partners}
+    pairs = _of_conditions(a, b) if a.by == "condition" else _of_equals(a, b, bearing)
     joined = _concat(a, b, pairs)
     keys = ["stage", "ood_ratio", "role", "ood_ratio_a", "ood_ratio_b"]
     rows = []
@@ -171,6 +181,17 @@ def compare(a: Study, b: Study) -> Comparison:
     columns = [*keys, "mean_q_a", "mean_q_b", "difference", "low", "high", "undecided", "seeds", "pairs"]
     table = pd.DataFrame(rows, columns=columns)
     return Comparison(a, b, _differing(a, b, bearing), table, _unpaired(a, b, pairs, joined), _notes(a, b, joined))
+
+
+def _of_equals(a: Study, b: Study, bearing: Mapping[tuple[str, str], str]) -> dict[str, str]:
+    """Return the stages of B, by those of A, that agree with them along their lineage."""
+    partners = {_key(b, stage_id, bearing): stage_id for stage_id in b.stages}
+    return {i: partners[key] for i in a.stages if (key := _key(a, i, bearing)) in partners}
+
+
+def _of_conditions(a: Study, b: Study) -> dict[str, str]:
+    """Return the ends of one condition by those of the other that begin alike: what is between is what they compare."""
+    return {one.id: two.id for one, two in paired([*a.stages.values()], [*b.stages.values()])}
 
 
 def _located(reference: str, store_url: str) -> tuple[str, str]:
@@ -301,8 +322,10 @@ def _chain(stage: Stage) -> str:
 
 def _chains(mine: Stage, theirs: Stage) -> str:
     """The chain of two paired stages, which may differ in a part: ``pretrain/sft/grpo-ood-b0.1|grpo-ood-b1``."""
-    parts = zip(_chain(mine).split("/"), _chain(theirs).split("/"), strict=True)
-    return "/".join(_both(one, other) for one, other in parts)
+    chains = [_chain(stage).split("/") for stage in (mine, theirs)]
+    if len({len(chain) for chain in chains}) > 1:
+        return _both(*map("/".join, chains))
+    return "/".join(_both(one, other) for one, other in zip(*chains, strict=True))
 
 
 def _both(mine: str, theirs: str) -> str:

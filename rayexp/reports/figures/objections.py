@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from rayexp.reports.arms import counted, percent
 from rayexp.reports.drawing import COLOURS, NARROW, ReportFigure, grid, lines, on_page, require_room
-from rayexp.reports.objections import REFUTED, SUPPORTED
+from rayexp.reports.objections import REFUTED, SAME_GAIN, SUPPORTED
 
 PANEL = ["task", "ood_ratio", "setting"]
 STYLE = {SUPPORTED: (COLOURS[2], "o"), REFUTED: (COLOURS[1], "X")}
@@ -33,7 +33,7 @@ def effects(objections: pd.DataFrame) -> ReportFigure | None:
     said = ", ".join(f"{row.condition} ({row.verdict})" for row in decided.itertuples()) or "none"
     return ReportFigure(
         caption="What each condition adds to pass@k of the target cells, less what the control adds (what it adds "
-        "itself, if it is to gain nothing), with the interval that its verdict rests on. Green circles: the objection is "
+        "itself, if it is to gain nothing), with the interval of its verdict. Green circles: the objection is "
         "supported; orange crosses: refuted; grey squares: undecided, or not tested.",
         alt=f"Effects of {len(names)} conditions on the gain. Decided: {said}.",
         figure=figure,
@@ -49,3 +49,5 @@ def _drawn(axis: Axes, here: pd.DataFrame, names: list[str]) -> None:
         axis.errorbar(row["value"], names.index(row["condition"]), xerr=ends, color=colour, marker=marker, elinewidth=1)
     axis.set_yticks(range(len(names)), labels=names, fontsize=7)
     axis.set_ylim(len(names) - 0.5, -0.5)
+    left, right = axis.get_xlim()
+    axis.set_xlim(min(left, -SAME_GAIN), max(right, SAME_GAIN))  # so that noise does not look like an effect

@@ -1,0 +1,110 @@
+"""Conditions: what they end in, what is refused, and that neither a list of values nor a store takes two for one."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from rayexp.errors import RefusedError
+from rayexp.experiment import Experiment
+from rayexp.stages import GRPO, Stage
+from rayexp.store.artifacts import Store
+from rayexp.studies.conditions import CONTROL, Condition, all_stages, changed, conditions_in, recorded, records
+from rayexp.studies.grid import Grid, fine_tuned, pretrained, reinforced, with_evaluations
+from rayexp.studies.overrides import apply_overrides, parse_overrides
+from rayexp.studies.presets import SCALES
+from rayexp.sweep.plan import Plan
+from rayexp.sweep.study import Study
+
+TOY = SCALES["toy"]
+GRID = Grid((0.0, 0.5), (0.1,), (0, 1))
+BASES = pretrained(GRID.task("composition"), TOY, GRID)
+TUNED = [fine_tuned(base, TOY) for base in BASES]
+
+
+def named(name: str, ends: Sequence[Stage], **about) -> Condition:
+    return Condition(name, [each for end in ends for each in with_evaluations(end.lineage, TOY)], **about)
+
+
+def grpo(inits: Sequence[Stage] = TUNED, **settings) -> list[Stage]:
+    return [reinforced(init, TOY, **{"prompt_role": "ood", "kl_beta": 0.1, **settings}) for init in inits]
+
+
+CONTROLS, FREE = named(CONTROL, grpo()), named("no KL", grpo(kl_beta=0.0), objection="It holds.", source="us", k=8)
+
+
+def test_a_condition_ends_where_nothing_of_it_goes_on():
+    assert list(CONTROLS.ends) == grpo()
+    assert list(named("no GRPO", TUNED).ends) == TUNED
+    phases = [reinforced(end, TOY, prompt_role="ood", kl_beta=0.1) for end in grpo(group_size=2)]
+    assert list(named("two phases", phases).ends) == phases
+
+
+def test_a_condition_that_is_its_own_control_is_refused():
+    with pytest.raises(ValueError, match=r"the conditions control and again are the same, because both end in .*grpo"):
+        conditions_in([CONTROLS, named("again", grpo())])
+    same = Experiment(study="objections", scale="toy", ood_ratios=(0.5,), set=("grpo.kl_beta=0.0",))
+    with pytest.raises(ValueError, match="the conditions control and no KL are the same"):
+        Plan.of("objections", same.wanted(lambda _: None).wanted, ())
+
+
+def test_a_study_of_conditions_has_a_control():
+    with pytest.raises(ValueError, match="the conditions are no KL; one named control has to be among them"):
+        conditions_in([FREE])
+    assert conditions_in(all_stages([FREE])) == []
+
+
+@pytest.mark.parametrize(
+    ("about", "sentence"),
+    [
+        ({"name": "a, b"}, "the name of a condition is 'a, b'; allowed: any text without"),
+        ({"name": ""}, "the name of a condition is ''"),
+        ({"predicts": "mor"}, "predicts of the condition 'x' is 'mor'; did you mean 'more'"),
+        ({"k": 0}, "k of the condition 'x' is 0; allowed: 1 and more"),
+    ],
+)
+def test_a_bad_condition_is_refused(about, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Condition(**{"name": "x", "stages": [], **about})
+
+
+def test_a_name_comes_first_and_then_what_differs_within_it():
+    axis = apply_overrides([CONTROLS, FREE, *BASES], parse_overrides(["grpo.group_size=4,8"]))
+    plan = Plan.of("any", axis, ())
+    told = {plan.told[stage.id] for stage in plan.trained if isinstance(stage, GRPO)}
+    assert told == {f"{name}, group_size = {size}" for name in (CONTROL, "no KL") for size in (4, 8)}
+    assert {plan.told[stage.id] for stage in plan.trained if not isinstance(stage, GRPO)} == {""}
+    assert len(set(plan.labels.values())) == len(plan.stages)
+
+
+def test_what_is_changed_stays_in_its_condition():
+    assert changed([CONTROLS, *BASES, FREE], list) == [CONTROLS, *BASES, FREE]
+    (half, *_) = changed([CONTROLS], lambda stages: [stage for stage in stages if stage.root.ood_ratio])
+    assert {stage.root.ood_ratio for stage in all_stages([half])} == {0.5}
+
+
+def test_conditions_come_back_from_json_and_a_new_name_takes_over():
+    known = {stage.id: stage for stage in all_stages([CONTROLS, FREE])}
+    stored = json.loads(json.dumps(records([CONTROLS, FREE], {})))
+    assert records(recorded(stored, known), {}) == stored
+    (_, free) = recorded(stored, known)
+    assert (free.name, free.about, free.ends) == (FREE.name, FREE.about, FREE.ends)
+    renamed = records([CONTROLS, replace(FREE, name="free")], stored)
+    assert (renamed["no KL"]["ends"], renamed["free"]["ends"]) == ([], [end.id for end in FREE.ends])
+    more = records([CONTROLS, named("no KL", grpo(kl_beta=0.0, steps=9))], stored)
+    assert len(more["no KL"]["ends"]) == 8
+
+
+def test_a_store_keeps_the_conditions_of_all_that_was_asked_for(tmp_path):
+    study = Study(Store(str(tmp_path)), "mine", "mine", "toy")
+    first, second = Plan.of("mine", [CONTROLS, FREE], ()), Plan.of("mine", [CONTROLS], ())
+    study.add(first)
+    study.add(second)
+    whole = study.whole(first, study.labels())
+    assert [(each.name, set(each.ends)) for each in whole.conditions] == [
+        (each.name, set(each.ends)) for each in (CONTROLS, FREE)
+    ]
+    assert whole.told == first.told
+    with pytest.raises(RefusedError, match=r"is taken, by stages with grpo\.steps 3, and this asks for 4"):
+        study.add(Plan.of("mine", [named(CONTROL, grpo(steps=4))], ()))
