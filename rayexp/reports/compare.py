@@ -37,8 +37,8 @@ DROPPED, SHARED, APART = "left out of it", "paired where equal", "no value in co
 @dataclass(frozen=True)
 class Study:
     """A study that has results, or a part of one. rows: its results table; stages: the measured ones by id, settings
-    along each; ends: ids of those that conditions end in, by name. by, value: the setting that a part of a study has one
-    value of, and which."""
+    along each; ends: ids of those that conditions end in, by name. by, value: the setting that a part of a study has
+    one value of, and which."""
 
     title: str
     rows: pd.DataFrame
@@ -283,15 +283,15 @@ def _differing(a: Study, b: Study, bearing: Mapping[tuple[str, str], str]) -> li
 def _unpaired(a: Study, b: Study, pairs: Mapping[str, str], joined: pd.DataFrame) -> list[str]:
     """Count the stages and prompts without a partner."""
     said = []
-    for letter, study, paired in (("A", a, set(pairs)), ("B", b, set(pairs.values()))):
+    for letter, study, partnered in (("A", a, set(pairs)), ("B", b, set(pairs.values()))):
         measured = set(study.rows["stage_id"].unique())
         if unread := measured - study.stages.keys():
             said.append(f"{len(unread)} measured stages of {letter}, whose specs are not in its store")
-        if alone := measured & study.stages.keys() - paired:
+        if alone := measured & study.stages.keys() - partnered:
             kinds = Counter(kind_in(stage_id) for stage_id in sorted(alone))
             counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
             said.append(f"{len(alone)} of {len(measured)} measured stages of {letter} ({counted})")
-        rows = int(study.rows["stage_id"].isin(paired).sum())
+        rows = int(study.rows["stage_id"].isin(partnered).sum())
         if rows > len(joined):
             said.append(f"{rows - len(joined)} prompts of paired stages of {letter}")
     return said

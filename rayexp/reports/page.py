@@ -66,14 +66,15 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
     results, curves = table.results(plan, store), table.curves(plan, store)
     decided = objections(plan, results)
     # What the paper claims is about GRPO as the paper has it; what else may be, the objections say.
-    findings = claims.claims(_of_control(plan, results), curves)
+    shown, curves = _of_control(plan, results), _of_control(plan, curves)
+    findings = claims.claims(shown, curves)
 
     report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)
     pq.write_table(table.to_arrow(results), folder / "results.parquet")
     summary(results).to_csv(folder / "summary.csv", index=False)
     findings.to_csv(folder / "claims.csv", index=False)
-    tables = {"results": results, "curves": curves}
+    tables = {"results": shown, "curves": curves}
     if plan.conditions:
         decided.to_csv(folder / "objections.csv", index=False)
         tables["objections"] = decided
@@ -83,7 +84,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
         _template().render(
             study=plan.study,
             task="” and “".join(dict.fromkeys(stage.root.task.label for stage in plan.stages)),
-            mass=mass_name(results),
+            mass=mass_name(shown),
             stages=stage_counts(plan),
             finished=len(plan.finished),
             planned=len(plan.stages) + len(plan.unread),
@@ -94,7 +95,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
             tests=int(findings["p"].notna().sum()),
             figures=drawn,
             rule=RULE,
-            examples=examples(results),
+            examples=examples(shown),
             design=design(plan.stages),
             provenance=provenance(plan, store),
             code_here=code_here(own_modules(plan.stages)),

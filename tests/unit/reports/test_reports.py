@@ -359,7 +359,8 @@ def test_a_curve_of_rewards_shows_all_that_was_paid(worth, shown):
 
 def drawings(results: pd.DataFrame, curves: pd.DataFrame) -> list[ReportFigure]:
     """Every figure that there is data for."""
-    found = [draw(results) for draw in figures.MEASURED.values()] + [draw(curves) for draw in figures.LOGGED.values()]
+    tables = {"results": results, "curves": curves}
+    found = [draw(rows) for of, rows in tables.items() for draw in figures.FIGURES[of].values()]
     return [drawing for drawing in found if drawing]
 
 
@@ -567,7 +568,7 @@ def test_numbers_that_differ_late_are_told_apart_everywhere(tmp_path: Path) -> N
             assert len(labels) == len(set(labels))
     betas = [round(0.1 + i * 1e-8, 8) for i in range(LINES + 1)]
     many = pd.concat([results.assign(kl_beta=beta) for beta in betas])
-    shown = pictures.pictures(many, simulated_curves().iloc[:0], tmp_path)
+    shown = pictures.pictures({"results": many, "curves": simulated_curves().iloc[:0]}, tmp_path)
     instead = next(picture for picture in shown if picture.title == "Correct mass before and after GRPO")
     at = list(instead.columns).index("kl_beta")
     assert {row[at] for row in instead.rows} == {"", *map(str, betas)}
@@ -889,9 +890,9 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
         drawing.figure.suptitle("$\\nonsense$")
         return drawing
 
-    titles = list(figures.MEASURED)
-    monkeypatch.setitem(figures.MEASURED, titles[0], broken)
-    monkeypatch.setitem(figures.MEASURED, titles[1], unsavable)
+    titles = list(figures.FIGURES["results"])
+    monkeypatch.setitem(figures.FIGURES["results"], titles[0], broken)
+    monkeypatch.setitem(figures.FIGURES["results"], titles[1], unsavable)
     stages = Experiment(study="demo", scale="toy", ood_ratios=(0.0, 0.05)).stages()
     store = published(tmp_path, stages)
     folder = tmp_path / "out"
