@@ -145,6 +145,7 @@ def beyond_theory(stage: Stage) -> str:
         not in estimators,
         "a KL in the reward is divided by the deviation of the group": (stage.kl_in, stage.advantage)
         == ("reward", GROUP_STD),
+        "a learned critic is the baseline, and what it has learnt by then is not known": stage.has_critic,
         f"the effect of the advantage {stage.advantage} is not known": stage.advantage not in COVERED,
     }
     return next((reason for reason, applies in reasons.items() if applies), "")

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: Constant that ``token_sum`` divides by. Dr. GRPO's authors divide by the most tokens that a completion may have; Adam
+#: divides any constant out again, but for its epsilon and the clip of the gradient's norm, so this is 1.
+TOKEN_SUM_DIVISOR = 1
+
 
 def masked(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
     """Replace values under the mask by 0.
@@ -19,14 +23,19 @@ def masked(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
     return values_NC.where(mask_NC > 0, 0.0)
 
 
-def token_sum(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
-    """Return the sum over the tokens of each sequence (Dr. GRPO): [N]."""
+def sequence_sum(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
+    """Return the sum over the tokens of each sequence: [N]."""
     return masked(values_NC, mask_NC).sum(dim=1)
+
+
+def token_sum(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
+    """Return the sum over the tokens of each sequence, divided by a constant (Dr. GRPO): [N]."""
+    return sequence_sum(values_NC, mask_NC) / TOKEN_SUM_DIVISOR
 
 
 def sequence_mean(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
     """Return the mean over the tokens of each sequence (GRPO): [N]."""
-    return token_sum(values_NC, mask_NC) / mask_NC.sum(dim=1).clamp(min=1)
+    return sequence_sum(values_NC, mask_NC) / mask_NC.sum(dim=1).clamp(min=1)
 
 
 REDUCTIONS: dict[str, Callable[["Tensor", "Tensor"], "Tensor"]] = {

@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 from rayexp.errors import NotFiniteError, PermanentError
 from rayexp.formatting import number
 from rayexp.models import devices
-from rayexp.objectives.losses import GRPOSettings, Scores, grpo_loss
+from rayexp.objectives.advantages import Earnings, advantages_of
+from rayexp.objectives.losses import GRPOSettings, Scores, earnings_of, grpo_loss
 from rayexp.objectives.reductions import masked
+from rayexp.rl.critic import Critic, ValueTargets, critic_statistics
 from rayexp.rl.rollouts import RolloutBatch, on_device
 from rayexp.rl.scoring import UniquePrefixes, group_logprobs, score_tokens
 from rayexp.rl.statistics import UpdateStatistics, step_statistics
@@ -39,7 +41,8 @@ class _Part:
     prefixes: UniquePrefixes
     reference_NCV: Tensor | None  # log-probabilities; None where kl_beta is 0
     old_logprob_NC: Tensor | None  # that the ratios refer to; None: those of the policy itself
-    old_kl_N: Tensor | None = None  # that a KL in the reward is paid for; None: that of the policy itself
+    values_NC: Tensor | None  # what the critic expects before the first update; None without a critic
+    old_kl_NC: Tensor | None = None  # that a KL in the reward is paid for; None: that of the policy itself
 
 
 class Learner(ABC):
@@ -86,19 +89,32 @@ class GRPOLearner(Learner):
         # Only ever run without gradients. Its parameters would still have them: torch picks other kernels where they do
         # not, and a policy that equals its reference would seem to differ from it by rounding.
         self.reference = None if stage.kl_beta == 0 else copy.deepcopy(model) if reference is None else reference
+        self.critic = Critic(model, stage.optimiser, stage.steps * stage.updates) if stage.has_critic else None
         self._stage = stage
         self._settings = GRPOSettings(**{field.name: getattr(stage, field.name) for field in fields(GRPOSettings)})
 
     def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
-        """Take ``updates`` optimiser steps. With staleness a mismatch is none: the completions are of other weights."""
+        """Take ``updates`` optimiser steps, and as many of the critic, if there is one, on what the advantages of each
+        were made of. With staleness a mismatch is none: the completions are of other weights."""
         require_finite_rollouts(batches)
         parts = [self._part(batch) for batch in batches]
         if self._stage.updates > 1:
             parts = [self._with_old_policy(part) for part in parts]
         updates = [UpdateStatistics() for _ in range(self._stage.updates)]
         check = partial(self._require_match, updates[0], max_logprob_mismatch)
-        norms = [self._step(parts, statistics, check) for statistics in updates]
-        return step_statistics(updates, norms[0])
+        steps = [self._step(parts, statistics, check) for statistics in updates]
+        norm, earned = steps[0]
+        return step_statistics(updates, norm) | self._critic_statistics(parts, earned)
+
+    def state(self) -> dict[str, Any]:
+        """See ``Learner.state``."""
+        return super().state() | ({} if self.critic is None else {"critic": self.critic.state()})
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See ``Learner.restore``."""
+        super().restore(state)
+        if self.critic is not None:
+            self.critic.restore(state["critic"])
 
     def _part(self, batch: RolloutBatch[np.ndarray]) -> _Part:
         prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, self.trainer.device)
@@ -107,7 +123,10 @@ class GRPOLearner(Learner):
             with torch.no_grad(), devices.autocast(self.reference, self._stage.optimiser.precision):
                 reference_NCV = group_logprobs(self.reference, prefixes)
         tensors = on_device(batch, self.trainer.device)
-        return _Part(tensors, prefixes, reference_NCV, tensors.sampler_logprobs_NC if self._stage.staleness else None)
+        old_logprob_NC = tensors.sampler_logprobs_NC if self._stage.staleness else None
+        # Those of before all updates: once the critic has seen these completions, its values depend on them.
+        values_NC = None if self.critic is None else self.critic.values(prefixes)
+        return _Part(tensors, prefixes, reference_NCV, old_logprob_NC, values_NC)
 
     @torch.no_grad()
     def _with_old_policy(self, part: _Part) -> _Part:
@@ -115,8 +134,7 @@ class GRPOLearner(Learner):
         rollouts go on referring to the policy that drew them."""
         scores = self._scores(part)
         old_logprob_NC = scores.logprob_NC if part.old_logprob_NC is None else part.old_logprob_NC
-        old_kl_N = None if scores.kl_NC is None else scores.kl_NC.sum(dim=1)
-        return replace(part, old_logprob_NC=old_logprob_NC, old_kl_N=old_kl_N)
+        return replace(part, old_logprob_NC=old_logprob_NC, old_kl_NC=scores.kl_NC)
 
     def _scores(self, part: _Part) -> Scores:
         with self.trainer.precision():
@@ -124,23 +142,39 @@ class GRPOLearner(Learner):
         batch = part.batch
         return score_tokens(policy_NCV, part.reference_NCV, batch.tokens_NC, batch.mask_NC, self._settings.kl_estimator)
 
-    def _step(self, parts: list[_Part], statistics: UpdateStatistics, check: Callable[[], None]) -> Tensor:
-        """Take one optimiser step. Return the gradient's norm before clipping."""
+    def _step(
+        self, parts: list[_Part], statistics: UpdateStatistics, check: Callable[[], None]
+    ) -> tuple[Tensor, list[Earnings]]:
+        """Take one optimiser step. Return the gradient's norm before clipping, and what the completions of each part
+        earned."""
         sequences = sum(len(part.batch.tokens_NC) for part in parts)
+        earned: list[Earnings] = []
+
+        def before_the_policy_moves() -> None:
+            """Let the critic take its step here, because nothing can fail after it: either both move, or neither."""
+            check()
+            if self.critic is not None:
+                self.critic.step(_value_targets(parts, earned))
+
+        losses = (partial(self._loss, part, sequences, statistics, earned) for part in parts)
         try:
-            return self.trainer.step((partial(self._loss, part, sequences, statistics) for part in parts), check)
+            return self.trainer.step(losses, before_the_policy_moves), earned
         except NotFiniteError as error:
             self._name_culprits(parts)
             prompts = ", ".join(str(number) for part in parts for number in part.batch.numbers_P.tolist())
             raise NotFiniteError(f"{error} (no single prompt of {prompts} is at fault)") from error
 
-    def _loss(self, part: _Part, sequences: int, statistics: UpdateStatistics) -> Tensor:
-        batch, scores = part.batch, self._scores(part)
-        loss, clipped_NC = grpo_loss(
-            scores, batch.mask_NC, batch.rewards_PG, self._settings, part.old_logprob_NC, part.old_kl_N
-        )
-        statistics.add(batch, scores, loss, clipped_NC)
-        return loss / sequences
+    def _loss(self, part: _Part, sequences: int, statistics: UpdateStatistics, earned: list[Earnings]) -> Tensor:
+        batch, scores, settings = part.batch, self._scores(part), self._settings
+        earned.append(earnings_of(scores, batch.mask_NC, batch.rewards_PG, settings, part.old_kl_NC))
+        advantages = advantages_of(settings.advantage, earned[-1], part.values_NC)
+        loss = grpo_loss(scores, batch.mask_NC, advantages, settings, part.old_logprob_NC)
+        statistics.add(batch, scores, loss)
+        return loss.mean(sequences)
+
+    def _critic_statistics(self, parts: list[_Part], earned: list[Earnings]) -> dict[str, float]:
+        values = [part.values_NC for part in parts if part.values_NC is not None]
+        return critic_statistics(values, _value_targets(parts, earned)) if values else {}
 
     def _require_match(self, first: UpdateStatistics, limit: float) -> None:
         if not self._stage.staleness:
@@ -156,6 +190,14 @@ class GRPOLearner(Learner):
                 if logprobs_NCV is not None:
                     seen_NCV = masked(logprobs_NCV, part.batch.mask_NC[..., None]).cpu().numpy()
                     require_finite(f"the {whose}'s log-probability", seen_NCV, part.batch.numbers_P.cpu().numpy())
+
+
+def _value_targets(parts: Sequence[_Part], earned: Sequence[Earnings]) -> list[ValueTargets]:
+    """Return what a critic learns from."""
+    return [
+        ValueTargets(part.prefixes, earnings.returns_NC(), earnings.mask_NC)
+        for part, earnings in zip(parts, earned, strict=True)
+    ]
 
 
 def require_finite_rollouts(batches: Sequence[RolloutBatch[np.ndarray]]) -> None:

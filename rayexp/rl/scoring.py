@@ -50,8 +50,9 @@ class UniquePrefixes:
         )
 
 
-def group_logprobs(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
-    """Return log-probabilities over the vocabulary at every token of groups of completions: [N, C, V], fp32.
+def group_logits(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
+    """Return the model's logits at every token that follows one of the unique prefixes: [U, C, V], where completion n
+    of the groups is row ``prefixes.row_N[n]``.
 
     A group shares the keys and values of its prompt, and completions with the same prefix share all that follows from
     it, gradients included.
@@ -63,7 +64,12 @@ def group_logprobs(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
         gather_cache_rows(cache, prefixes.prompt_U)
         rest_UCV = model(input_ids=prefixes.tokens_UC, past_key_values=cache, use_cache=True).logits
         logits_UCV = torch.cat([logits_UCV, rest_UCV], dim=1)
-    return logits_UCV.float().log_softmax(dim=-1).index_select(0, prefixes.row_N)
+    return logits_UCV
+
+
+def group_logprobs(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
+    """Return log-probabilities over the vocabulary at every token of groups of completions: [N, C, V], fp32."""
+    return group_logits(model, prefixes).float().log_softmax(dim=-1).index_select(0, prefixes.row_N)
 
 
 def completion_logprobs(model: PreTrainedModel, inputs_NT: Tensor, completion_tokens: int) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rayexp.objectives.losses import Scores
+from rayexp.objectives.losses import Loss, Scores
 from rayexp.objectives.reductions import masked, sequence_mean
 from rayexp.rl.rollouts import RolloutBatch
 
@@ -22,23 +22,25 @@ class UpdateStatistics:
         self.max_mismatch = torch.zeros(())  # nats, between sampler and learner on a sampled token
 
     @torch.no_grad()
-    def add(self, batch: RolloutBatch[Tensor], scores: Scores, loss: Tensor, clipped_NC: Tensor) -> None:
-        """Add the completions of a batch. ``loss`` is summed over them."""
+    def add(self, batch: RolloutBatch[Tensor], scores: Scores, loss: Loss) -> None:
+        """Add the completions of a batch."""
         mask_NC = batch.mask_NC
         difference_NC = masked(scores.logprob_NC - batch.sampler_logprobs_NC, mask_NC)
         weight_N = difference_NC.sum(dim=1).exp()
         sums = {
             "entropy": sequence_mean(scores.entropy_NC, mask_NC).sum(),
-            "clipped": sequence_mean(clipped_NC.float(), mask_NC).sum(),
-            "loss": loss.detach(),
+            "clipped": sequence_mean(loss.clipped_NC.float(), mask_NC).sum(),
+            "loss": loss.loss_N.detach().sum(),
             "sampler_kl": -difference_NC.sum(),
             "weight": weight_N.sum(),
             "squared_weight": weight_N.square().sum(),
         }
         if scores.kl_NC is not None:
             sums["kl"] = scores.kl_NC.sum(dim=1).sum()
+        if loss.penalty_N is not None:
+            sums["kl_penalty"] = loss.penalty_N.sum()
         self.sums = {name: self.sums[name] + value if self.sums else value for name, value in sums.items()}
-        self.max_mismatch = torch.maximum(self.max_mismatch.to(loss.device), difference_NC.abs().max())
+        self.max_mismatch = torch.maximum(self.max_mismatch.to(mask_NC.device), difference_NC.abs().max())
         self.completions += len(mask_NC)
 
 
@@ -51,7 +53,8 @@ def step_statistics(updates: Sequence[UpdateStatistics], grad_norm: Tensor) -> d
     first = updates[0]
     clipped = sum((update.sums["clipped"] for update in updates), torch.zeros(())) / len(updates)
     sums = {name: value.item() for name, value in (first.sums | {"clipped": clipped}).items()}
-    means = {name: sums[name] / first.completions for name in ("entropy", "clipped", "kl", "loss") if name in sums}
+    of_completions = ("entropy", "clipped", "kl", "kl_penalty", "loss")
+    means = {name: sums[name] / first.completions for name in of_completions if name in sums}
     weight = sums["weight"]
     return means | {
         "grad_norm": grad_norm.item(),

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from rayexp.config import Count, name_in
 from rayexp.formatting import number
-from rayexp.objectives.advantages import ADVANTAGES
+from rayexp.objectives.advantages import ADVANTAGES, OF_VALUES
 from rayexp.objectives.kl import ESTIMATORS
 from rayexp.objectives.reductions import REDUCTIONS
 from rayexp.rewards import AnyReward, Reward
@@ -20,15 +20,17 @@ class GRPO(RolloutStage):
     """Group relative policy optimisation.
 
     kl_beta: weight of the KL to the reference (required: a hidden default is how other systems lose it). kl_estimator
-    and kl_in: see ``objectives.kl``. advantage: ``group_std`` (GRPO), ``mean_only`` (Dr. GRPO) or ``leave_one_out``
-    (RLOO). loss_reduction: ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes over each batch of
-    rollouts; at 1 the update is exactly on-policy. staleness: 1 draws the rollouts of the next step while the learner
-    works, from weights that lack its last update; the ratio in the loss then refers to the probabilities that the
-    sampler recorded. rewards: their weighted sum is what a completion earns. reference: the policy that the KL is taken
-    to: ``init``, or ``root``, which is what the first GRPO stage of the chain started from, so that several stages in a
-    row are held by one KL. filter: what a step may learn from. ``resample`` draws a group again whose members all
-    earned the same, up to ``rl.resampling.MOST_DRAWS`` times; ``unsolved`` takes only prompts that no completion of the
-    stage has answered so far, and ends the stage where none is left.
+    and kl_in: see ``objectives.kl``. advantage: ``group_std`` (GRPO), ``mean_only`` (Dr. GRPO), ``leave_one_out``
+    (RLOO), or ``critic`` (PPO at gamma = lambda = 1, not scaled): the baseline of each token is then what a network of
+    its own expects before it (``rl.critic``). Groups are drawn all the same, so that rollouts are equal.
+    loss_reduction: ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes over each batch of rollouts;
+    at 1 the update is exactly on-policy. staleness: 1 draws the rollouts of the next step while the learner works, from
+    weights that lack its last update; the ratio in the loss then refers to the probabilities that the sampler recorded.
+    rewards: their weighted sum is what a completion earns. reference: the policy that the KL is taken to: ``init``, or
+    ``root``, which is what the first GRPO stage of the chain started from, so that several stages in a row are held by
+    one KL. filter: what a step may learn from. ``resample`` draws a group again whose members all earned the same, up
+    to ``rl.resampling.MOST_DRAWS`` times, though with a critic it would teach as well; ``unsolved`` takes only prompts
+    that no completion of the stage has answered so far, and ends the stage where none is left.
     """
 
     version: ClassVar[int] = 4  # since then grpo/clipped counts the tokens that the clip cuts, over all updates
@@ -42,8 +44,13 @@ class GRPO(RolloutStage):
         *ROLLOUT_METRICS,
         Metric("grpo/loss", "", "Clipped loss with the KL penalty, mean over completions"),
         Metric("grpo/kl", "nats/completion", "KL to the reference by the stage's estimator"),
+        Metric(
+            "grpo/kl_penalty", "", "Cost of the KL: kl_beta times it, reduced as the loss is, or as the reward has it"
+        ),
         Metric("grpo/entropy", "nats/token", "Entropy of the policy's next token at the visited prefixes"),
         Metric("grpo/clipped", "share", "Share of the tokens whose gradient the clip cuts, mean over a step's updates"),
+        Metric("grpo/critic_loss", "", "Mean squared error of the critic's values over all tokens, before the update"),
+        Metric("grpo/critic_explained", "share", "Share of the variance of returns that the critic's values explain"),
         Metric("grpo/grad_norm", "", "Norm of the gradient before clipping"),
         Metric("grpo/max_logprob_mismatch", "nats", "Largest difference of sampler and learner in a token's log-prob"),
         Metric("grpo/sampler_kl", "nats/completion", "KL of the sampler to the learner, estimated from completions"),
@@ -112,7 +119,15 @@ class GRPO(RolloutStage):
         return self.filter == "resample"
 
     @property
+    def has_critic(self) -> bool:
+        """True if the baseline is learnt."""
+        return self.advantage in OF_VALUES
+
+    @property
     def flops(self) -> float:
-        """A token is read by the sampler, by the reference if there is one, and by the learner forth and back. How much
-        will be drawn again by a filter, or left out, is not known."""
-        return (1 + (self.kl_beta > 0) + 3 * self.updates) * self.flops_per_pass(self.completions)
+        """A token is read by the sampler, by the reference if there is one, and by the learner forth and back; by a
+        critic once for its values, then forth and back as well. How much will be drawn again by a filter, or left out,
+        is not known."""
+        learning = 3 * self.updates
+        passes = 1 + (self.kl_beta > 0) + learning + self.has_critic * (1 + learning)
+        return passes * self.flops_per_pass(self.completions)

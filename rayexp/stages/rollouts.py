@@ -13,7 +13,11 @@ from rayexp.tasks import Task
 
 ROLLOUT_METRICS = (
     Metric("rollout/reward", "", "Mean reward of the completions; with the reward `answer`, the share that is right"),
-    Metric("rollout/zero_variance_groups", "share", "Share of the groups whose members did equally well: no gradient"),
+    Metric(
+        "rollout/zero_variance_groups",
+        "share",
+        "Share of the groups whose members did equally well: no gradient without a critic",
+    ),
     Metric("rollout/completion_tokens", "tokens", "Mean length of a completion"),
     Metric("rollout/tokens_per_s", "tokens/s", "Tokens of prompts and completions drawn a second, over whole steps"),
     Metric("rollout/drawn_per_kept", "", "Completions drawn for one that is learnt from, where groups are drawn again"),

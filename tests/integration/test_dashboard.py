@@ -25,8 +25,14 @@ from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
 SCRAPED_WITHIN_S = 60
 
-#: Metrics that a stage logs only where a filter, or SFT with OOD samples, is asked for.
-ONLY_WITH_A_SETTING = {"rollout/drawn_per_kept", "rollout/unsolved_prompts", "sft/ood/loss"}
+#: Metrics that a stage logs only where a filter, a critic, or SFT with OOD samples, is asked for.
+ONLY_WITH_A_SETTING = {
+    "rollout/drawn_per_kept",
+    "rollout/unsolved_prompts",
+    "grpo/critic_loss",
+    "grpo/critic_explained",
+    "sft/ood/loss",
+}
 
 
 class Witness:
@@ -106,7 +112,7 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
     logged = scalars(events.read_bytes())
     assert logged["ray/tune/rollout/reward"][-1][0] == reinforced.steps
     assert {f"ray/tune/{metric.name}" for metric in reinforced.metrics} - logged.keys() == {
-        f"ray/tune/{name}" for name in ONLY_WITH_A_SETTING if name.startswith("rollout/")
+        f"ray/tune/{name}" for name in ONLY_WITH_A_SETTING if name.startswith(("rollout/", "grpo/"))
     }
     assert (folder / plan.trials[0].name / "progress.csv").read_text().count("\n") > 1
     (offline,) = (folder / plan.trials[-1].name).glob("wandb/offline-run-*/run-*.wandb")

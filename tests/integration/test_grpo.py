@@ -17,9 +17,12 @@ class StopHereError(Exception):
 
 @pytest.mark.slow
 @pytest.mark.vllm
-def test_an_interrupted_stage_goes_on_bitwise_and_warm_workers_change_nothing(cluster, tmp_path, monkeypatch):
+@pytest.mark.parametrize("advantage", ["group_std", "critic"])
+def test_an_interrupted_stage_goes_on_bitwise_and_warm_workers_change_nothing(
+    cluster, tmp_path, monkeypatch, advantage
+):
     monkeypatch.setattr(rollout_loop, "group_rewards", crash_harness.odd_rewards)
-    stage = grpo(sft(pretrain()), steps=5)
+    stage = grpo(sft(pretrain()), steps=5, advantage=advantage)
     run_config = RunConfig(store=str(tmp_path / "a"), checkpoint_every_s=0, keep_rollouts=True)
     elsewhere = run_config.model_copy(update={"store": str(tmp_path / "b")})
     for store in (run_config, elsewhere):

@@ -67,9 +67,19 @@ def curve(run_config, stage, metric):
     return table[table.metric == metric].value.tolist()
 
 
-@pytest.mark.parametrize("name", ["resample", "unsolved"])
-def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(name, run_config, tmp_path):
-    stage = grpo(TUNED, sampler="torch", prompt_count=12, filter=name)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"filter": "resample"},
+        {"filter": "unsolved"},
+        {"advantage": "critic", "filter": "resample"},
+        {"advantage": "critic", "filter": "unsolved"},
+        {"advantage": "critic", "staleness": 1, "updates": 2},
+    ],
+    ids=str,
+)
+def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(changes, run_config, tmp_path):
+    stage = grpo(TUNED, sampler="torch", prompt_count=12, **changes)
 
     def stop_in_step_3(report):
         if report["step"] == 3:

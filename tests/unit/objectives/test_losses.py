@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rayexp.objectives.advantages import group_advantages
+from rayexp.objectives.advantages import ADVANTAGES, group_advantages
 from rayexp.objectives.kl import ESTIMATORS
 from tests.fixtures.tiny_policy import (
     REWARDS,
@@ -49,20 +49,27 @@ def by_hand(policy_NCV, rollouts, s):
         scale = 1 - 1 / rows if s.advantage == "leave_one_out" else 1.0
         if s.advantage == "group_std" and rewards.unique().numel() > 1:
             scale = rewards.std(unbiased=False)
-        advantage = (rewards[n % rows] - rewards.mean()) / scale
-        kl_of_completion = {m: sum(kl[m], torch.zeros(())).detach() for m in group}
-        paid = [kl_of_completion[m] if rollouts.old_kl_N is None else rollouts.old_kl_N[m] for m in group]
-        if s.kl_in == "reward":
-            advantage = advantage - s.kl_beta * (paid[n % rows] - sum(paid) / rows) / scale
+        kept = 1.0 if s.advantage == "critic" else 1 - 1 / rows
+        old_kl = {m: [] if rollouts.old_kl_NC is None else list(rollouts.old_kl_NC[m, tokens[m]]) for m in group}
+        paid = {m: [x.detach() for x in old_kl[m] or kl[m]] for m in group}
+        spent = [sum(paid[m]) for m in group]
         parts = []
         for i, c in enumerate(tokens[n]):
+            if s.advantage == "critic":
+                advantage = rewards[n % rows] - rollouts.values_NC[n, c]
+                if s.kl_in == "reward":
+                    advantage = advantage - s.kl_beta * sum(paid[n][i:])
+            else:
+                advantage = (rewards[n % rows] - rewards.mean()) / scale
+                if s.kl_in == "reward":
+                    advantage = advantage - s.kl_beta * (spent[n % rows] - sum(spent) / rows) / scale
             old = logprob[n][i].detach() if rollouts.old_logprob_NC is None else rollouts.old_logprob_NC[n, c]
             ratio = torch.exp(logprob[n][i] - old)
             part = -torch.minimum(ratio * advantage, ratio.clamp(1 - s.clip_ratio, 1 + s.clip_ratio) * advantage)
             if s.kl_in == "loss":
                 part = part + s.kl_beta * kl[n][i]
             elif s.kl_estimator == "exact":
-                part = part + (1 - 1 / rows) * s.kl_beta * kl[n][i] / scale
+                part = part + kept * s.kl_beta * kl[n][i] / scale
             parts.append(part)
         total = total + sum(parts) / (len(parts) if s.loss_reduction == "sequence_mean" else 1)
     return total
@@ -70,16 +77,16 @@ def by_hand(policy_NCV, rollouts, s):
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("loss_reduction", ["token_sum", "sequence_mean"])
-@pytest.mark.parametrize("advantage", ["mean_only", "group_std", "leave_one_out"])
+@pytest.mark.parametrize("advantage", ADVANTAGES)
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_loss_and_its_gradient_follow_the_definition(estimator, kl_in, advantage, loss_reduction, old):
     rows, rollouts = rollouts_of(old)
     s = settings(kl_estimator=estimator, kl_in=kl_in, advantage=advantage, loss_reduction=loss_reduction)
     policy_NCV = logprobs_of(random_logits(0))[rows]
-    close(loss_of(policy_NCV, rollouts, s)[0], by_hand(policy_NCV, rollouts, s))
+    close(loss_of(policy_NCV, rollouts, s).mean(1), by_hand(policy_NCV, rollouts, s))
     close(
-        gradient(lambda logits: loss_of(logprobs_of(logits)[rows], rollouts, s)[0]),
+        gradient(lambda logits: loss_of(logprobs_of(logits)[rows], rollouts, s).mean(1)),
         gradient(lambda logits: by_hand(logprobs_of(logits)[rows], rollouts, s)),
     )
 
@@ -89,7 +96,9 @@ def test_on_policy_is_the_case_of_old_logprobs_equal_to_the_current_ones(kl_in):
     rows, rollouts = rollouts_of()
     current_NC = logprobs_of(random_logits(0))[rows].gather(-1, TOKENS[rows][..., None]).squeeze(-1)
     explicit = replace(rollouts, old_logprob_NC=current_NC)
-    losses = [lambda x, r=r: loss_of(logprobs_of(x)[rows], r, settings(kl_in=kl_in))[0] for r in (rollouts, explicit)]
+    losses = [
+        lambda x, r=r: loss_of(logprobs_of(x)[rows], r, settings(kl_in=kl_in)).mean(6) for r in (rollouts, explicit)
+    ]
     assert losses[0](random_logits(0)) == losses[1](random_logits(0))
     assert torch.equal(gradient(losses[0]), gradient(losses[1]))
 
@@ -106,12 +115,13 @@ def test_on_policy_is_the_case_of_old_logprobs_equal_to_the_current_ones(kl_in):
 )
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_values_under_the_mask_never_matter(estimator, kl_in, policy, reference, old):
+@pytest.mark.parametrize("advantage", ["mean_only", "critic"])
+def test_values_under_the_mask_never_matter(advantage, estimator, kl_in, policy, reference, old):
     """Log-probabilities at padding, also those whose difference is infinite or has an exponential that is."""
     rows, rollouts = rollouts_of(old=True)
     hidden = rollouts.mask_NC == 0
     assert hidden.any()
-    s = settings(kl_estimator=estimator, kl_in=kl_in, loss_reduction="sequence_mean")
+    s = settings(kl_estimator=estimator, kl_in=kl_in, loss_reduction="sequence_mean", advantage=advantage)
 
     def outcome(disturbed):
         def changed(tensor, value):
@@ -124,9 +134,11 @@ def test_values_under_the_mask_never_matter(estimator, kl_in, policy, reference,
             tokens_NC=changed(rollouts.tokens_NC, 2),
             reference_NCV=changed(rollouts.reference_NCV, reference),
             old_logprob_NC=changed(rollouts.old_logprob_NC, old),
+            values_NC=changed(rollouts.values_NC, old),
         )
-        loss, clipped_NC = loss_of(policy_NCV, read, s)
-        return loss, torch.autograd.grad(loss, logits)[0], clipped_NC, statistics_of(policy_NCV, read, s)
+        loss = loss_of(policy_NCV, read, s)
+        gradient = torch.autograd.grad(loss.mean(6), logits)[0]
+        return vars(loss), gradient, statistics_of(policy_NCV, read, s)
 
     torch.testing.assert_close(outcome(disturbed=True), outcome(disturbed=False), rtol=0, atol=0)
 
@@ -151,9 +163,9 @@ def test_clipping_stops_the_gradient_only_where_the_policy_already_went_far_enou
     )
     rewards_PG = torch.tensor([[1.0, 0.0] if better else [0.0, 1.0]], dtype=torch.float64)
     rollouts = Rollouts(token_NC, mask_NC, rewards_PG, old_logprob_NC=old_NC)
-    found = gradient(lambda logits: loss_of(logprobs_of(logits)[[0, 1]], rollouts, settings())[0])
+    found = gradient(lambda logits: loss_of(logprobs_of(logits)[[0, 1]], rollouts, settings()).mean(2))
     assert found.any() == alive
-    clipped_NC = loss_of(logprobs_of(random_logits(0))[[0, 1]], rollouts, settings())[1]
+    clipped_NC = loss_of(logprobs_of(random_logits(0))[[0, 1]], rollouts, settings()).clipped_NC
     assert clipped_NC.tolist() == [[not alive, False], [False, False]]
 
 
@@ -164,8 +176,8 @@ def test_clipped_tokens_are_those_whose_gradient_is_cut():
     logprobs_NC = policy_NCV.detach().gather(-1, TOKENS[rows][..., None]).squeeze(-1)
     for ratio in (0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 2.0):
         moved = replace(rollouts, reference_NCV=None, old_logprob_NC=logprobs_NC - math.log(ratio))
-        loss, clipped_NC = loss_of(policy_NCV, moved, settings())
-        alive_NC = torch.autograd.grad(loss, policy_NCV)[0].any(dim=-1)
+        loss = loss_of(policy_NCV, moved, settings())
+        clipped_NC, alive_NC = loss.clipped_NC, torch.autograd.grad(loss.mean(6), policy_NCV)[0].any(dim=-1)
         advantage_N1 = group_advantages(moved.rewards_PG, "mean_only")[0].view(-1, 1)
         assert torch.equal(clipped_NC, ~alive_NC & (advantage_N1 != 0) & (moved.mask_NC > 0))
         assert clipped_NC.any() == (abs(ratio - 1) > 0.2)

@@ -1,6 +1,7 @@
 """The GRPO learner: golden updates, what several updates refer to, and what is refused."""
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from rayexp.config import RunConfig
 from rayexp.models import factory
+from rayexp.objectives.advantages import Earnings, advantages_of
 from rayexp.objectives.losses import GRPOSettings, grpo_loss
 from rayexp.objectives.reductions import sequence_mean
 from rayexp.rl.learner import GRPOLearner, MismatchError
@@ -71,7 +73,7 @@ def test_what_the_clip_cuts_is_counted_over_all_updates(model):
     once, twice = (
         GRPOLearner(spec.model_copy(update={"updates": n}), factory.build(MICRO, VOCABULARY, 1)) for n in (1, 2)
     )
-    settings = GRPOSettings(0.0, "exact", "loss", spec.advantage, spec.loss_reduction, spec.clip_ratio)
+    settings = GRPOSettings(**{field.name: getattr(spec, field.name) for field in fields(GRPOSettings)})
 
     def scores(batch):
         """Return the scores of a batch under the policy that ``once`` is by now."""
@@ -81,7 +83,8 @@ def test_what_the_clip_cuts_is_counted_over_all_updates(model):
 
     def cut_by_the_next_update(batch, before):
         mask_NC, rewards_PG = torch.tensor(batch.mask_NC), torch.tensor(batch.rewards_PG)
-        clipped_NC = grpo_loss(scores(batch), mask_NC, rewards_PG, settings, before.logprob_NC)[1]
+        advantages = advantages_of(spec.advantage, Earnings(rewards_PG, mask_NC))
+        clipped_NC = grpo_loss(scores(batch), mask_NC, advantages, settings, before.logprob_NC).clipped_NC
         return sequence_mean(clipped_NC.float(), mask_NC).sum().item()
 
     before = [scores(batch) for batch in batches]

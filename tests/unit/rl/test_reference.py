@@ -21,7 +21,7 @@ from tests.fixtures.factories import MICRO, grpo, pretrain, sft
 
 TUNED = sft(pretrain(decoder=MICRO, samples=256))
 FIRST = grpo(TUNED, sampler="torch", steps=2, reference="root")
-SECOND = grpo(FIRST, sampler="torch", steps=2, kl_estimator="k3")
+SECOND = grpo(FIRST, sampler="torch", steps=2, kl_estimator="k3", advantage="critic")
 THIRD = grpo(SECOND, sampler="torch", steps=2, reference="root")
 
 

@@ -147,6 +147,8 @@ def test_costs_grow_with_what_is_asked_for():
     assert pretrain.flops == 6 * matrices * pretrain.task.max_tokens * pretrain.samples
     assert grpo.model_copy(update={"kl_beta": 0.0}).flops == grpo.flops * 8 / 10
     assert grpo.model_copy(update={"updates": 2}).flops == grpo.flops * 16 / 10
+    assert grpo.model_copy(update={"advantage": "critic"}).flops == grpo.flops * 18 / 10
+    assert grpo.model_copy(update={"advantage": "critic", "updates": 2}).flops == grpo.flops * 30 / 10
     assert traced.evaluate.flops > 16 * chain.evaluate.flops
 
 

@@ -55,17 +55,20 @@ def test_a_report_says_which_stage_it_is_about_and_how_far_it_is(chain):
     }
 
 
-def test_every_number_of_a_grpo_step_is_defined(chain, model):
+@pytest.mark.parametrize("advantage", ["group_std", "critic"])
+def test_every_number_of_a_grpo_step_is_defined(chain, model, advantage):
     """And, but for the learning of it, the other way round: nothing is defined that no step has."""
     prompts = [[1, 5, 6, 7], [1, 8, 9, 7]]
     batch = PromptBatch([0, 1], prompts, seeds=[0, 1024], max_tokens=[3, 3])
     completions = TorchSampler(model).generate(*batch.request(4))
     rewards_PG = np.array([[1, 0, 0, 1], [0, 0, 0, 0]], dtype=np.float32)
-    learner = GRPOLearner(chain.grpo, model)
+    learner = GRPOLearner(chain.grpo.model_copy(update={"advantage": advantage}), model)
     learning = learner.update(rollout_batches(batch, completions, rewards_PG), max_logprob_mismatch=1.0)
     rollouts = rollout_statistics(rewards_PG, completions) | {"tokens_per_s": 1.0}
     of_a_filter = {"rollout/drawn_per_kept", "rollout/unsolved_prompts"}
-    assert set(named(grpo=learning, rollout=rollouts)) == {metric.name for metric in GRPO.metrics} - of_a_filter
+    of_a_critic = {"grpo/critic_loss", "grpo/critic_explained"} if advantage != "critic" else set()
+    expected = {metric.name for metric in GRPO.metrics} - of_a_filter - of_a_critic
+    assert set(named(grpo=learning, rollout=rollouts)) == expected
     assert torch.isfinite(torch.tensor(list(learning.values()))).all()
 
 
