@@ -12,6 +12,7 @@ from rayexp.parts import STORED
 from rayexp.stages.base import Metric, Pool, RootStage, Stage
 from rayexp.stages.evaluate import Evaluate
 from rayexp.stages.grpo import GRPO
+from rayexp.stages.mixture import PromptShare
 from rayexp.stages.optimiser import AdamW
 from rayexp.stages.pretrain import Pretrain
 from rayexp.stages.rft import RFT
@@ -65,6 +66,7 @@ __all__ = [
     "Metric",
     "Pool",
     "Pretrain",
+    "PromptShare",
     "RolloutStage",
     "RootStage",
     "Stage",

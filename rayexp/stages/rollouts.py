@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rayexp.config import Count, Seed
-from rayexp.formatting import number
 from rayexp.rewards import Reward
 from rayexp.stages.base import ChildStage, Metric, Pool, Stage
+from rayexp.stages.mixture import CellShares, PromptShare
 from rayexp.stages.optimiser import AdamW
 from rayexp.tasks import Task
 
@@ -24,16 +24,26 @@ ROLLOUT_METRICS = (
 class RolloutStage(ChildStage):
     """A stage that goes in steps: draw groups of completions from the policy, then let the policy learn from them.
 
-    prompt_role: cells that prompts are drawn from. id_share: share of the prompts that are of ID cells in their place,
-    so that what is known stands beside what is asked for. prompt_count: number of different prompts. sampler:
-    ``vllm``, or ``torch``, which is slower and needs no vLLM.
+    prompt_role: cells in question, which prompts are drawn from. mixture: what prompts are drawn from instead, so that
+    what is known stands beside what is asked for, such as ``id+ood`` or ``T+TT+0.5*TTT``. curriculum: ``linear`` goes
+    from the mixture, in the first step, to the cells in question alone, in the last; each share changes by the same
+    amount in every step. prompt_count: number of different prompts.
+
+    hint_tokens: how many tokens of the gold completion are given with the prompt. The policy writes the rest, and
+    learns from that alone; rewards judge the whole. hint_annealing: ``linear`` goes down to 0, each number of tokens
+    for an equal part of the S steps: step s, from 0, gives h - floor(s (h + 1) / S) tokens; ``none`` always gives h.
+
+    sampler: ``vllm``, or ``torch``, which is slower and needs no vLLM.
     """
 
-    fields_added_later: ClassVar[frozenset[str]] = frozenset({"id_share"})
+    fields_added_later: ClassVar[frozenset[str]] = frozenset({"mixture", "curriculum", "hint_tokens", "hint_annealing"})
     pool: ClassVar[Pool] = "rollout"
     prompt_role: Literal["id", "ood", "probe"]
-    id_share: float = Field(default=0.0, ge=0, lt=1)
+    mixture: tuple[PromptShare, ...] = ()
+    curriculum: Literal["none", "linear"] = "none"
     prompt_count: Count = 1_000
+    hint_tokens: int = Field(default=0, ge=0)
+    hint_annealing: Literal["linear", "none"] = "linear"
     group_size: int = Field(default=8, ge=2, le=1024)
     sampler: Literal["vllm", "torch"] = "vllm"
     optimiser: AdamW
@@ -54,21 +64,66 @@ class RolloutStage(ChildStage):
     @model_validator(mode="after")
     def _prompts(self) -> Self:
         task = self.root.task
-        if isinstance(task, Task) and not task.cells(self.prompt_role):
+        if not isinstance(task, Task):
+            return self
+        if not task.cells(self.prompt_role):
             raise ValueError(f"prompt_role is {self.prompt_role!r}; allowed: a role that the task {task.label} has")
-        if self.id_share and self.prompt_role == "id":
-            raise ValueError(f"id_share is {number(self.id_share)}; allowed with prompt_role 'id': 0, for all are")
+        if self.curriculum != "none" and not self.mixture:
+            raise ValueError(f"curriculum is {self.curriculum!r}; allowed without a mixture to start from: 'none'")
+        if self.mixture:
+            self._require_mixture(task)
+        shortest = min(task.completion_tokens(cell) for cell in self.cell_shares.cells)
+        if self.hint_tokens >= shortest:
+            raise ValueError(
+                f"hint_tokens is {self.hint_tokens}; allowed: at most {shortest - 1}, which leaves something to write "
+                f"of completions of {shortest} tokens, the shortest of its prompts"
+            )
         return self
+
+    def _require_mixture(self, task: Task) -> None:
+        """Raise ValueError on an unknown name, on a mixture without what is in question, and on too few prompts."""
+        shares, asked = self.cell_shares, task.cells(self.prompt_role)
+        if not set(shares.cells) & set(asked):
+            raise ValueError(
+                f"mixture is {self.mixture_label}; allowed without a curriculum: one that has prompts of prompt_role "
+                f"{self.prompt_role!r} ({', '.join(asked)})"
+            )
+        if left_out := set(range(len(shares.cells))) - set(shares.prompts(self.prompt_count).tolist()):
+            raise ValueError(
+                f"prompt_count is {self.prompt_count}, of which the cell {shares.cells[min(left_out)]} gets none; "
+                f"allowed with the mixture {self.mixture_label}: enough that each of its cells has a prompt"
+            )
+
+    @property
+    def cell_shares(self) -> CellShares:
+        """Shares of cells among the prompts of its steps."""
+        asked = (PromptShare(kind=self.prompt_role),)
+        first = self.mixture or asked
+        return CellShares.of(self.root.task, first, first if self.curriculum == "none" else asked)
+
+    def hint_at(self, step: int) -> int:
+        """Return how many tokens of the gold completion are given in a step, which is counted from 0."""
+        if self.hint_annealing == "none":
+            return self.hint_tokens
+        return self.hint_tokens - step * (self.hint_tokens + 1) // self.steps
 
     @property
     def prompt_roles(self) -> tuple[str, ...]:
-        """Roles of the cells that prompts are drawn from: that in question, then that beside it."""
-        return (self.prompt_role, "id") if self.id_share else (self.prompt_role,)
+        """Roles of the cells that prompts are drawn from."""
+        return tuple(dict.fromkeys(role for role, cell in self.root.task.roles() if cell in self.cell_shares.cells))
+
+    @property
+    def mixture_label(self) -> str:
+        """Its mixture for people: ``id+0.5ood``."""
+        return "+".join(part.label for part in self.mixture)
 
     @property
     def prompts_label(self) -> str:
-        """Its prompts in a label: ``ood``, or ``ood+0.5id`` where half of them are of ID cells."""
-        return f"{self.prompt_role}+{number(self.id_share)}id" if self.id_share else self.prompt_role
+        """Its prompts in a label: ``ood``; ``ood-in-id+ood``, which is in a mixture; ``ood-from-id``, to which a
+        curriculum leads from a mixture; ``ood-hint3``."""
+        between = "in" if self.curriculum == "none" else "from"
+        mixture = f"-{between}-{self.mixture_label}" if self.mixture else ""
+        return f"{self.prompt_role}{mixture}" + (f"-hint{self.hint_tokens}" if self.hint_tokens else "")
 
     @property
     def models(self) -> tuple[Stage, ...]:

@@ -105,14 +105,18 @@ def variants(stage):
 # Ids
 
 
-@every_stage
+#: With values where the usual ones allow no others.
+MIXED = changed(REINFORCED, mixture=({"kind": "id"}, {"kind": "ood"}))
+
+
+@pytest.mark.parametrize("stage", [PRETRAIN, TUNED, MIXED, Evaluate(init=MIXED)], ids=lambda stage: stage.kind)
 def test_every_setting_of_the_whole_lineage_changes_the_id(stage):
     seen: dict[str, tuple[Any, ...]] = {stage.id: ()}
     for path, variant in variants(stage):
         assert variant.id not in seen, f"{path} has the id of {seen.get(variant.id)}"
         seen[variant.id] = path
     paths = [path for path in seen.values() if path]
-    nested = {"kind", "init", "task", "decoder", "optimiser", "rewards"}
+    nested = {"kind", "init", "task", "decoder", "optimiser", "rewards", "mixture"}
     assert {path[-1] for path in paths} | nested == settings_of(stage) | nested
     assert {path[0] for path in paths} == set(type(stage).model_fields) - {"kind"}
 
