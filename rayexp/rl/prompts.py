@@ -78,7 +78,7 @@ class Prompts:
         curriculum through those of each cell by themselves, as they come up."""
         count = self.stage.prompts_per_step
         part = slice(step * count, (step + 1) * count)
-        if self.stage.curriculum != "none":
+        if self.stage.curriculum:
             return self.batch(step, self._curriculum[part].tolist())
         return self.batch(step, self.order(part.start, part.stop).tolist())
 

@@ -71,10 +71,10 @@ class GRPO(RolloutStage):
                 f"staleness is {self.staleness} and filter {self.filter!r}; allowed: staleness 0, because what is "
                 "drawn next depends on what this step's completions earned"
             )
-        if self.filter == "unsolved" and self.curriculum != "none":
+        if self.filter == "unsolved" and self.curriculum:
             raise ValueError(
-                f"curriculum is {self.curriculum!r} and filter 'unsolved'; allowed: one of the two, because each "
-                "decides which prompts come next"
+                "curriculum is set and filter 'unsolved'; allowed: one of the two, because each decides which prompts "
+                "come next"
             )
         if self.filter == "unsolved" and self.hint_tokens:
             raise ValueError(

@@ -40,9 +40,10 @@ class CellShares:
     @classmethod
     def of(cls, task: Task, first: Sequence[PromptShare], last: Sequence[PromptShare]) -> "CellShares":
         """Return the shares between two mixtures. Raises ValueError on a name that is neither a role nor a cell."""
-        ends = [_shares(task, mixture) for mixture in (first, last)]
-        cells = tuple(cell for _, cell in task.roles() if any(shares[cell] for shares in ends))
-        return cls(cells, *(np.array([shares[cell] for cell in cells]) for shares in ends))
+        at_last = _shares(task, last, "mixture")
+        at_first = _shares(task, first, "curriculum")
+        cells = tuple(cell for _, cell in task.roles() if at_first[cell] or at_last[cell])
+        return cls(cells, *(np.array([shares[cell] for cell in cells]) for shares in (at_first, at_last)))
 
     def prompts(self, count: int) -> np.ndarray:
         """Return the cell of each of ``count`` prompts, as its place in ``cells``: by the mean share over all steps."""
@@ -55,13 +56,13 @@ class CellShares:
         return deal(np.repeat(shares_SK, prompts_per_step, axis=0))
 
 
-def _shares(task: Task, mixture: Sequence[PromptShare]) -> dict[str, float]:
+def _shares(task: Task, mixture: Sequence[PromptShare], field: str) -> dict[str, float]:
     """Return the share of every cell of the task; they add up to 1."""
     roles = {role: task.cells(role) for role in ROLES if task.cells(role)}
     weights = dict.fromkeys((cell for _, cell in task.roles()), 0.0)
     for part in mixture:
         if part.kind not in roles and part.kind not in weights:
-            raise ValueError(not_among("a kind in mixture", part.kind, [*roles, *weights]))
+            raise ValueError(not_among(f"a part of {field}", part.kind, [*roles, *weights]))
         members = roles.get(part.kind, (part.kind,))
         for cell in members:
             weights[cell] += part.weight / len(members)

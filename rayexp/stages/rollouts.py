@@ -1,5 +1,6 @@
 """Settings that all stages share in which a policy draws completions."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -24,10 +25,10 @@ ROLLOUT_METRICS = (
 class RolloutStage(ChildStage):
     """A stage that goes in steps: draw groups of completions from the policy, then let the policy learn from them.
 
-    prompt_role: cells in question, which prompts are drawn from. mixture: what prompts are drawn from instead, so that
-    what is known stands beside what is asked for, such as ``id+ood`` or ``T+TT+0.5*TTT``. curriculum: ``linear`` goes
-    from the mixture, in the first step, to the cells in question alone, in the last; each share changes by the same
-    amount in every step. prompt_count: number of different prompts.
+    prompt_role: cells in question, which prompts are drawn from. mixture: what they are drawn from instead, so that
+    what is known stands beside what is asked for, such as ``id+ood`` or ``T+TT+0.5*TTT``. curriculum: a mixture that
+    the first step draws from, such as ``id``; it goes over into the other, which the last step draws from: each share
+    changes by the same amount in every step. prompt_count: number of different prompts.
 
     hint_tokens: how many tokens of the gold completion are given with the prompt. The policy writes the rest, and
     learns from that alone; rewards judge the whole. hint_annealing: ``linear`` goes down to 0, each number of tokens
@@ -40,7 +41,7 @@ class RolloutStage(ChildStage):
     pool: ClassVar[Pool] = "rollout"
     prompt_role: Literal["id", "ood", "probe"]
     mixture: tuple[PromptShare, ...] = ()
-    curriculum: Literal["none", "linear"] = "none"
+    curriculum: tuple[PromptShare, ...] = ()
     prompt_count: Count = 1_000
     hint_tokens: int = Field(default=0, ge=0)
     hint_annealing: Literal["linear", "none"] = "linear"
@@ -68,9 +69,7 @@ class RolloutStage(ChildStage):
             return self
         if not task.cells(self.prompt_role):
             raise ValueError(f"prompt_role is {self.prompt_role!r}; allowed: a role that the task {task.label} has")
-        if self.curriculum != "none" and not self.mixture:
-            raise ValueError(f"curriculum is {self.curriculum!r}; allowed without a mixture to start from: 'none'")
-        if self.mixture:
+        if self.mixture or self.curriculum:
             self._require_mixture(task)
         shortest = min(task.completion_tokens(cell) for cell in self.cell_shares.cells)
         if self.hint_tokens >= shortest:
@@ -83,23 +82,22 @@ class RolloutStage(ChildStage):
     def _require_mixture(self, task: Task) -> None:
         """Raise ValueError on an unknown name, on a mixture without what is in question, and on too few prompts."""
         shares, asked = self.cell_shares, task.cells(self.prompt_role)
-        if not set(shares.cells) & set(asked):
+        if not any(shares.last_K[i] for i, cell in enumerate(shares.cells) if cell in asked):
             raise ValueError(
-                f"mixture is {self.mixture_label}; allowed without a curriculum: one that has prompts of prompt_role "
-                f"{self.prompt_role!r} ({', '.join(asked)})"
+                f"mixture is {_text(self.mixture)}; allowed with prompt_role {self.prompt_role!r}: one that has any of "
+                f"its cells ({', '.join(asked)}); what others come first is its curriculum"
             )
         if left_out := set(range(len(shares.cells))) - set(shares.prompts(self.prompt_count).tolist()):
             raise ValueError(
                 f"prompt_count is {self.prompt_count}, of which the cell {shares.cells[min(left_out)]} gets none; "
-                f"allowed with the mixture {self.mixture_label}: enough that each of its cells has a prompt"
+                f"allowed with {self.prompts_label}: enough that each of its cells has a prompt"
             )
 
     @property
     def cell_shares(self) -> CellShares:
         """Shares of cells among the prompts of its steps."""
-        asked = (PromptShare(kind=self.prompt_role),)
-        first = self.mixture or asked
-        return CellShares.of(self.root.task, first, first if self.curriculum == "none" else asked)
+        last = self.mixture or (PromptShare(kind=self.prompt_role),)
+        return CellShares.of(self.root.task, self.curriculum or last, last)
 
     def hint_at(self, step: int) -> int:
         """Return how many tokens of the gold completion are given in a step, which is counted from 0."""
@@ -113,17 +111,11 @@ class RolloutStage(ChildStage):
         return tuple(dict.fromkeys(role for role, cell in self.root.task.roles() if cell in self.cell_shares.cells))
 
     @property
-    def mixture_label(self) -> str:
-        """Its mixture for people: ``id+0.5ood``."""
-        return "+".join(part.label for part in self.mixture)
-
-    @property
     def prompts_label(self) -> str:
-        """Its prompts in a label: ``ood``; ``ood-in-id+ood``, which is in a mixture; ``ood-from-id``, to which a
-        curriculum leads from a mixture; ``ood-hint3``."""
-        between = "in" if self.curriculum == "none" else "from"
-        mixture = f"-{between}-{self.mixture_label}" if self.mixture else ""
-        return f"{self.prompt_role}{mixture}" + (f"-hint{self.hint_tokens}" if self.hint_tokens else "")
+        """Its prompts in a label: ``ood``; ``ood-in-id+ood`` for a mixture, ``ood-from-id`` for a curriculum that
+        starts with ID prompts, ``ood-hint3`` for hints of three tokens."""
+        parts = {"in-": _text(self.mixture), "from-": _text(self.curriculum), "hint": self.hint_tokens}
+        return "-".join([self.prompt_role, *(f"{name}{value}" for name, value in parts.items() if value)])
 
     @property
     def models(self) -> tuple[Stage, ...]:
@@ -149,3 +141,8 @@ class RolloutStage(ChildStage):
     def completions(self) -> int:
         """Completions drawn in all."""
         return self.steps * self.prompts_per_step * self.group_size
+
+
+def _text(mixture: Sequence[PromptShare]) -> str:
+    """Return a mixture in a word: ``id+0.5ood``."""
+    return "+".join(part.label for part in mixture)

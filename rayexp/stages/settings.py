@@ -14,7 +14,7 @@ from rayexp.stages import Stage
 ABSENT = "-"
 #: Settings that are told even where all chains of a study have the same, with the value that goes without saying.
 #: Results are grouped by the role of prompts, which would be read as that of all.
-UNSAID = {"mixture": ABSENT, "curriculum": "none"}
+UNSAID = {"mixture": ABSENT, "curriculum": ABSENT}
 
 
 def own(stage: Stage) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tests.fixtures.artifacts import logged, weights_digest
 from tests.fixtures.factories import MICRO, grpo, pretrain, rft, sft
 
 TUNED = sft(pretrain(task=StringTask(axis="length"), decoder=MICRO, samples=256))
-CURRICULUM = {"prompt_role": "ood", "mixture": (PromptShare(kind="id"),), "curriculum": "linear", "hint_tokens": 3}
+CURRICULUM = {"prompt_role": "ood", "curriculum": (PromptShare(kind="id"),), "hint_tokens": 3}
 SETTINGS = {**CURRICULUM, "sampler": "torch", "rewards": (Letters(),), "filter": "resample"}
 
 

@@ -100,21 +100,22 @@ def test_a_mixture_may_name_cells_and_a_role_stands_for_its_cells():
 
 def test_a_mixture_is_set_as_a_sum():
     chain = [grpo(DEEP, prompt_role="ood")]
-    made = apply_overrides(chain, parse_overrides(["grpo.mixture=ood,T+TT+0.5*TTT", "grpo.curriculum=linear"]))
+    made = apply_overrides(chain, parse_overrides(["grpo.mixture=ood,T+TT+0.5*TTT", "grpo.curriculum=id"]))
     assert [vars(stage)["mixture"] for stage in made] == [mixture("ood"), mixture("T+TT+0.5*TTT")]
-    assert {vars(stage)["curriculum"] for stage in made} == {"linear"}
+    assert {vars(stage)["curriculum"] for stage in made} == {mixture("id")}
 
 
 def test_ids_and_labels_of_stages_without_a_mixture_are_what_they_were():
     for make, kind in ((grpo, "grpo"), (rft, "rft")):
         alone = make(TUNED, prompt_role="ood")
         mixed = make(TUNED, prompt_role="ood", mixture=mixture("id+0.5*ood"))
-        assert alone.id == make(TUNED, prompt_role="ood", mixture=(), curriculum="none", hint_tokens=0).id != mixed.id
+        assert alone.id == make(TUNED, prompt_role="ood", mixture=(), curriculum=(), hint_tokens=0).id != mixed.id
         assert parse_stage(mixed.model_dump_json()) == mixed
         assert alone.short_label.startswith(f"{kind}-ood")
         assert mixed.short_label.startswith(f"{kind}-ood-in-id+0.5ood")
-        led = make(TUNED, prompt_role="ood", mixture=mixture("id"), curriculum="linear", hint_tokens=3)
+        led = make(TUNED, prompt_role="ood", curriculum=mixture("id"), hint_tokens=3)
         assert led.short_label.startswith(f"{kind}-ood-from-id-hint3")
+        assert led.id != make(TUNED, prompt_role="ood", mixture=mixture("ood"), hint_tokens=3).id
 
 
 def test_a_mixture_is_told_where_all_have_it_because_the_role_does_not_tell_it():
@@ -123,8 +124,8 @@ def test_a_mixture_is_told_where_all_have_it_because_the_role_does_not_tell_it()
     assert condition(mixed, varying([mixed])) == "mixture = id + 0.5 ood"
     both = varying([alone, mixed])
     assert [condition(stage, both) for stage in (alone, mixed)] == ["mixture = -", "mixture = id + 0.5 ood"]
-    led = grpo(TUNED, prompt_role="ood", mixture=mixture("id"), curriculum="linear")
-    assert condition(led, varying([led])) == "mixture = id, curriculum = linear"
+    led = grpo(TUNED, prompt_role="ood", curriculum=mixture("id"))
+    assert condition(led, varying([led])) == "curriculum = id"
 
 
 def test_payments_are_tried_on_the_cells_of_both_roles(monkeypatch):
@@ -137,11 +138,11 @@ def test_payments_are_tried_on_the_cells_of_both_roles(monkeypatch):
 # A curriculum
 
 
-CURRICULUM = {"mixture": mixture("T+TT"), "curriculum": "linear", "steps": 11, "prompts_per_step": 20}
+CURRICULUM = {"curriculum": mixture("T+TT"), "steps": 11, "prompts_per_step": 20}
 
 
 @pytest.mark.parametrize("make", [grpo, rft])
-def test_a_curriculum_goes_from_the_mixture_to_the_cells_in_question_in_equal_steps(make):
+def test_a_curriculum_goes_over_into_the_cells_in_question_in_equal_steps(make):
     renamed = {"steps": "rounds", "prompts_per_step": "prompts_per_round"} if make is rft else {}
     settings = {renamed.get(name, name): value for name, value in CURRICULUM.items()}
     stage = make(DEEP, prompt_role="ood", prompt_count=100, **settings)
@@ -150,6 +151,13 @@ def test_a_curriculum_goes_from_the_mixture_to_the_cells_in_question_in_equal_st
     assert set(seen[0]) == {"T", "TT"}
     assert set(seen[-1]) == {"TTT"}
     assert all(abs(step.count("T") - step.count("TT")) <= 1 for step in seen)
+
+
+def test_a_curriculum_may_end_in_a_mixture():
+    stage = grpo(DEEP, prompt_role="ood", prompt_count=100, **CURRICULUM, mixture=mixture("TT+TTT"))
+    assert sorted(set(operations(stage, 10))) == ["TT", "TTT"]
+    assert operations(stage, 10).count("TTT") == pytest.approx(10, abs=1)
+    assert stage.short_label.startswith("grpo-ood-in-TT+TTT-from-T+TT")
 
 
 def test_a_curriculum_is_a_function_of_seed_and_step_and_takes_prompts_in_turn():
@@ -202,22 +210,22 @@ def test_groups_that_are_drawn_again_keep_their_hints():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"mixture": mixture("id+odd")}, "a kind in mixture is 'odd'; did you mean 'ood'? allowed: id, ood, probe, T,"),
+        ({"mixture": mixture("id+odd")}, "a part of mixture is 'odd'; did you mean 'ood'? allowed: id, ood, probe, T,"),
+        ({"curriculum": mixture("T+TTT")}, "a part of curriculum is 'TTT'; did you mean 'TT"),
         (
             {"mixture": mixture("id")},
-            "mixture is id; allowed without a curriculum: one that has prompts of prompt_role",
+            "mixture is id; allowed with prompt_role 'ood': one that has any of its cells (T.",
         ),
-        ({"curriculum": "linear"}, "curriculum is 'linear'; allowed without a mixture to start from: 'none'"),
         (
             {"mixture": mixture("id+0.001*ood"), "prompt_count": 20},
-            "prompt_count is 20, of which the cell T.L5 gets none; allowed with the mixture id+0.001ood: enough that",
+            "prompt_count is 20, of which the cell T.L5 gets none; allowed with ood-in-id+0.001ood: enough that",
         ),
         ({"hint_tokens": 6}, "hint_tokens is 6; allowed: at most 5, which leaves something to write"),
         ({"hint_tokens": 5, "mixture": mixture("id+ood")}, "hint_tokens is 5; allowed: at most 4, which leaves"),
         ({"hint_tokens": 1, "filter": "unsolved"}, "hint_tokens is 1 and filter 'unsolved'; allowed: hint_tokens 0,"),
         (
-            {"mixture": mixture("id"), "curriculum": "linear", "filter": "unsolved"},
-            "curriculum is 'linear' and filter 'unsolved'; allowed: one of the two",
+            {"curriculum": mixture("id"), "filter": "unsolved"},
+            "curriculum is set and filter 'unsolved'; allowed: one of the two",
         ),
     ],
 )

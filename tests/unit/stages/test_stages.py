@@ -106,7 +106,7 @@ def variants(stage):
 
 
 #: With values where the usual ones allow no others.
-MIXED = changed(REINFORCED, mixture=({"kind": "id"}, {"kind": "ood"}))
+MIXED = changed(REINFORCED, mixture=({"kind": "id"}, {"kind": "ood"}), curriculum=({"kind": "id"}, {"kind": "probe"}))
 
 
 @pytest.mark.parametrize("stage", [PRETRAIN, TUNED, MIXED, Evaluate(init=MIXED)], ids=lambda stage: stage.kind)
@@ -116,7 +116,7 @@ def test_every_setting_of_the_whole_lineage_changes_the_id(stage):
         assert variant.id not in seen, f"{path} has the id of {seen.get(variant.id)}"
         seen[variant.id] = path
     paths = [path for path in seen.values() if path]
-    nested = {"kind", "init", "task", "decoder", "optimiser", "rewards", "mixture"}
+    nested = {"kind", "init", "task", "decoder", "optimiser", "rewards", "mixture", "curriculum"}
     assert {path[-1] for path in paths} | nested == settings_of(stage) | nested
     assert {path[0] for path in paths} == set(type(stage).model_fields) - {"kind"}
 
