@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rayexp import rng
 from rayexp.config import RunConfig
 from rayexp.distributed.saving import Saving
 from rayexp.distributed.train_context import run_worker_group
@@ -24,10 +25,12 @@ from rayexp.execution import measurements, runner
 from rayexp.models import devices, io
 from rayexp.stages import Stage, parse_stage
 from rayexp.store.artifacts import Store
+from rayexp.tasks import TokenBatch
 from rayexp.telemetry.metric_log import MetricLog, PhaseTimer, progress_event
 from rayexp.training.batch_loss import LossMeter, culprits, rank_loss
 from rayexp.training.context import SingleProcess, TrainContext
 from rayexp.training.data import PrefetchingLoader
+from rayexp.training.positions import with_random_positions
 from rayexp.training.trainer import Trainer, learning_rate
 
 #: Estimated FLOP of a stage above which a GPU gains more from compiled kernels than the minute that compiling takes, at
@@ -91,7 +94,7 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
     meter = LossMeter(device)
     saving, read = Saving(run_config), time.monotonic()
     reported, tokens, leaving = trainer.completed_steps, 0, False
-    loader = PrefetchingLoader(partial(kind.batch, stage), stage.steps, timed)
+    loader = PrefetchingLoader(partial(_batches, stage), stage.steps, timed)
     while (step := trainer.completed_steps) < stage.steps:
         with error_context(lambda step=step: f"{stage.label}, rank {rank}, step {step + 1}"):
             batches = loader.take(step)
@@ -131,6 +134,15 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
             io.save(module, Path(folder) / "model")
             (Path(folder) / METRICS).write_bytes(metric_log.to_bytes())
             store.publish(stage, Path(folder), metric_log.provenance(run_config, timed.seconds))
+
+
+def _batches(stage: Stage, step: int) -> list[TokenBatch]:
+    """Return the samples of a step, at the positions that the decoder is trained at."""
+    batches, root = runner(stage).batch(stage, step), stage.root
+    if root.decoder.positions != "randomised":
+        return batches
+    stream = rng.stream_key(root.seed, "positions", step)
+    return [with_random_positions(batch, stream, root.task.max_tokens) for batch in batches]
 
 
 def _checkpoint(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: Store) -> None:

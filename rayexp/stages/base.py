@@ -46,14 +46,11 @@ class Stage(Value):
     """One step of a chain. Subclasses add ``kind`` (a literal), ``steps``, ``flops`` and are a ``RootStage`` or a
     ``ChildStage``.
 
-    version: of what the stage's code promises; raise it when the same settings would give another result.
-    fields_added_later: settings that came after stages had been stored. At its default such a setting is no part of the
-    id, so that what was made without it is found again; the default has to mean what was done before, and can never
-    change. metrics: all that it logs. name: for people.
+    version: of what the stage's code promises; raise it when the same settings would give another result. metrics: all
+    that it logs. name: for people.
     """
 
     version: ClassVar[int] = 1
-    fields_added_later: ClassVar[frozenset[str]] = frozenset()
     pool: ClassVar[Pool]
     metrics: ClassVar[tuple[Metric, ...]] = ()
     name: ClassVar[str]
@@ -62,10 +59,8 @@ class Stage(Value):
     @cached_property
     def id(self) -> str:
         """``kind-`` and 16 hex digits of the SHA-256 of the canonical value, parents included."""
-        as_before = {
-            name for name in self.fields_added_later if getattr(self, name) == type(self).model_fields[name].default
-        }
-        fields: dict[str, Any] = {"version": self.version, **self.model_dump(exclude={"init", *as_before})}
+        excluded = {**self.defaults_added_later, "init": True}
+        fields: dict[str, Any] = {"version": self.version, **self.model_dump(exclude=excluded)}
         if self.parent:
             fields["init"] = self.parent.id
         return f"{self.kind}-{hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:16]}"

@@ -60,6 +60,7 @@ class TokenBatch:
     prompt_tokens: int
     index_N: np.ndarray  # int64, the sample's number in its split
     ood_N: np.ndarray  # bool, whether the sample is of an OOD cell
+    positions_NT: np.ndarray | None = None  # float32, where the tokens stand; None: at 0, 1, 2, ...
 
     @property
     def prompts(self) -> np.ndarray:
@@ -69,7 +70,8 @@ class TokenBatch:
     def shard(self, rank: int, ranks: int) -> "TokenBatch":
         """Return every ``ranks``-th row from row ``rank`` on; may be empty."""
         rows = slice(rank, None, ranks)
-        return TokenBatch(self.tokens_NT[rows], self.prompt_tokens, self.index_N[rows], self.ood_N[rows])
+        positions_NT = None if self.positions_NT is None else self.positions_NT[rows]
+        return TokenBatch(self.tokens_NT[rows], self.prompt_tokens, self.index_N[rows], self.ood_N[rows], positions_NT)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from rayexp.models.config import Decoder
 from rayexp.objectives.advantages import ADVANTAGES
 from rayexp.objectives.kl import ESTIMATORS
 from rayexp.objectives.reductions import REDUCTIONS
+from rayexp.rewards.answer import Answer
+from rayexp.rewards.letters import Letters
 from rayexp.stages import GRPO, KINDS, SFT, AdamW, Evaluate, Pretrain, parse_stage
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
@@ -137,6 +139,20 @@ def test_a_setting_that_came_later_leaves_what_was_made_before_it_where_it_is(st
     values = {name: getattr(stage, name) for name in type(stage).model_fields}
     assert Later(**values).id == stage.id
     assert Later(**values, colour="red").id != stage.id
+
+
+def test_a_setting_that_came_later_to_a_value_inside_a_stage_leaves_it_where_it_is():
+    class LaterAnswer(Answer):
+        fields_added_later = frozenset({"colour"})
+        kind: Literal["answer"] = "answer"
+        colour: str = "grey"
+
+    plain, grey, red = (
+        REINFORCED.model_copy(update={"rewards": (Letters(), answer)}).id
+        for answer in (Answer(), LaterAnswer(), LaterAnswer(colour="red"))
+    )
+    assert plain == grey != red
+    assert changed(PRETRAIN, decoder=DECODER.model_copy(update={"positions": "none"})).id != PRETRAIN.id
 
 
 @every_stage
