@@ -11,6 +11,7 @@ from rayexp.config import kind_of, kinds_in, one_of
 from rayexp.parts import STORED
 from rayexp.stages.base import Metric, Pool, RootStage, Stage
 from rayexp.stages.evaluate import Evaluate
+from rayexp.stages.extend import Extend
 from rayexp.stages.grpo import GRPO
 from rayexp.stages.mixture import PromptShare
 from rayexp.stages.optimiser import AdamW
@@ -63,6 +64,7 @@ __all__ = [
     "SFT",
     "AdamW",
     "Evaluate",
+    "Extend",
     "Metric",
     "Pool",
     "Pretrain",

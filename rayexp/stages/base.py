@@ -115,6 +115,21 @@ class Stage(Value):
             ...
 
     @property
+    def schedule_steps(self) -> int:
+        """Steps that its learning rate is scheduled over: more than ``steps`` where it stops before their end."""
+        return self.steps
+
+    @property
+    def continues(self) -> bool:
+        """True if it goes on at the step of its ``init`` and with the optimiser as that left it."""
+        return False
+
+    @property
+    def keeps_state(self) -> bool:
+        """True if its artifact has what a stage needs that continues it."""
+        return False
+
+    @property
     @abstractmethod
     def flops(self) -> float:
         """Estimated floating-point operations."""

@@ -19,7 +19,7 @@ from rayexp.objectives.kl import ESTIMATORS
 from rayexp.objectives.reductions import REDUCTIONS
 from rayexp.rewards.answer import Answer
 from rayexp.rewards.letters import Letters
-from rayexp.stages import GRPO, KINDS, SFT, AdamW, Evaluate, Pretrain, parse_stage
+from rayexp.stages import GRPO, KINDS, SFT, AdamW, Evaluate, Extend, Pretrain, parse_stage
 from rayexp.studies import STUDIES, Grid
 from rayexp.studies.presets import SCALES
 from rayexp.tasks.strings import AXES, StringTask
@@ -75,7 +75,7 @@ def settings_of(value):
 
 WORDS = [*AXES, *ADVANTAGES, *ESTIMATORS, *REDUCTIONS] + [
     word
-    for kind in (StringTask, AdamW, GRPO)
+    for kind in (StringTask, AdamW, Pretrain, GRPO)
     for field in kind.model_fields.values()
     if get_origin(field.annotation) is Literal
     for word in get_args(field.annotation)
@@ -108,10 +108,19 @@ def variants(stage):
 
 
 #: With values where the usual ones allow no others.
-MIXED = changed(REINFORCED, mixture=({"kind": "id"}, {"kind": "ood"}), curriculum=({"kind": "id"}, {"kind": "probe"}))
+MIXED = changed(
+    REINFORCED,
+    init=changed(TUNED, init=changed(PRETRAIN, stop_after=5)),
+    mixture=({"kind": "id"}, {"kind": "ood"}),
+    curriculum=({"kind": "id"}, {"kind": "probe"}),
+)
 
 
-@pytest.mark.parametrize("stage", [PRETRAIN, TUNED, MIXED, Evaluate(init=MIXED)], ids=lambda stage: stage.kind)
+STOPPED = changed(PRETRAIN, stop_after=5)
+EXTENDED = Extend(init=STOPPED, stop_after=8)
+
+
+@pytest.mark.parametrize("stage", [STOPPED, EXTENDED, MIXED, Evaluate(init=MIXED)], ids=lambda stage: stage.kind)
 def test_every_setting_of_the_whole_lineage_changes_the_id(stage):
     seen: dict[str, tuple[Any, ...]] = {stage.id: ()}
     for path, variant in variants(stage):
