@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rayexp.experiment import Experiment
     from rayexp.models.config import Decoder
     from rayexp.rewards import REWARDS, Reward
-    from rayexp.stages import GRPO, RFT, SFT, AdamW, Evaluate, Pretrain, Stage
+    from rayexp.stages import GRPO, RFT, SFT, AdamW, Evaluate, Extend, Pretrain, PromptShare, Stage
     from rayexp.studies import STUDIES, Grid
     from rayexp.studies.grid import stage_chains
     from rayexp.studies.presets import SCALES, Budget
@@ -32,7 +32,7 @@ _NAMES = {
     "rayexp.experiment": ("Experiment",),
     "rayexp.models.config": ("Decoder",),
     "rayexp.rewards": ("REWARDS", "Reward"),
-    "rayexp.stages": ("GRPO", "RFT", "SFT", "AdamW", "Evaluate", "Pretrain", "Stage"),
+    "rayexp.stages": ("GRPO", "RFT", "SFT", "AdamW", "Evaluate", "Extend", "Pretrain", "PromptShare", "Stage"),
     "rayexp.studies": ("STUDIES", "Grid"),
     "rayexp.studies.grid": ("stage_chains",),
     "rayexp.studies.presets": ("SCALES", "Budget"),

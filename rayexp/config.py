@@ -22,16 +22,39 @@ class Value(BaseModel):
     """A frozen setting: no unknown fields, no coercion (a number in quotes is refused), no NaN.
 
     kinds: what every subclass with a ``kind`` calls itself. pydantic names the member of a union that it looked into by
-    its kind, which is no part of the name of a field.
+    its kind, which is no part of the name of a field. fields_added_later: settings that came after stages had been
+    stored. At its default such a setting is no part of an id, so that what was made without it is found again; the
+    default has to mean what was done before, and can never change.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     kinds: ClassVar[set[str]] = set()
+    fields_added_later: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def __pydantic_init_subclass__(cls, **settings: Any) -> None:
         if name := kind_of(cls):
             Value.kinds.add(name)
+
+    @property
+    def defaults_added_later(self) -> dict[str, Any]:
+        """All of ``fields_added_later`` that are at their defaults, here and in the values that this one holds, in the
+        form that pydantic excludes fields in."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name in self.fields_added_later and value == field.default:
+                found[name] = True
+            elif inside := _defaults_inside(value):
+                found[name] = inside
+        return found
+
+
+def _defaults_inside(value: Any) -> dict[Any, Any]:
+    if isinstance(value, Value):
+        return value.defaults_added_later
+    parts = enumerate(value) if isinstance(value, tuple) else ()
+    return {i: inside for i, part in parts if (inside := _defaults_inside(part))}
 
 
 T = TypeVar("T", bound=Value)

@@ -138,6 +138,7 @@ def beyond_theory(stage: Stage) -> str:
         OTHER_REFERENCE: stage.reference_stage.id != stage.init.id,
         "several completions are right": not stage.root.task.unique,
         "completions earn something else than the answer alone": stage.rewards != (Answer(),),
+        "hints give a part of the right completion": stage.hint_tokens > 0,
         f"the filter {stage.filter} chooses what is learnt from": stage.filter != "none",
         "the clip acts where a batch is updated on several times": stage.updates > 1,
         "the clip acts where rollouts are stale": stage.staleness > 0,

@@ -1,5 +1,6 @@
 """The runner of pretraining: a fresh decoder, and the samples of a step."""
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -17,8 +18,8 @@ def initial(stage: Pretrain, store: Store, device: torch.device) -> PreTrainedMo
 def batch(stage: Pretrain, step: int) -> list[TokenBatch]:
     """Return the samples of a step: the next ``batch_samples`` of the mixture, as far as the budget goes."""
     start = step * stage.batch_samples
-    count = min(stage.batch_samples, stage.samples - start)
-    return stage.task.mixture("pretrain", stage.seed, stage.ood_ratio, start, count)
+    stop = min(start + stage.batch_samples, stage.samples)
+    return stage.task.mixed("pretrain", stage.seed, start, stage.ood_before(np.arange(start, stop + 1, dtype=np.int64)))
 
 
 def loss_start(token_batch: TokenBatch) -> int:

@@ -26,7 +26,7 @@ _PART = re.compile(r"(\d{9})\.parquet")  # and not what a process that was kille
 class RolloutLog:
     """Rollouts of a stage, as far as they are kept."""
 
-    #: One row a completion. logprobs: of its tokens under the policy that drew it, in nats.
+    #: One row a completion. prompt: with its hint. logprobs: of its tokens under the policy that drew it, in nats.
     SCHEMA = pa.schema(
         [
             ("step", pa.int64()),
@@ -58,14 +58,14 @@ class RolloutLog:
             return
         if self._first_step is None:
             self._first_step = step
-        group = rewards_PG.shape[1]
+        group, contexts = rewards_PG.shape[1], batch.contexts
         for i, row in enumerate(completions.rows):
             self._rows.append(
                 {
                     "step": step,
                     "prompt_number": batch.numbers[i // group],
                     "member": i % group,
-                    "prompt": self._decode(batch.prompts[i // group]),
+                    "prompt": self._decode(contexts[i // group]),
                     "completion": self._decode(row),
                     "reward": float(rewards_PG[i // group, i % group]),
                     "logprobs": completions.logprobs_NC[i, : len(row)].tolist(),

@@ -145,9 +145,9 @@ class _Throughput:
         self._tokens = 0
 
     def count(self, batch: PromptBatch, completions: Completions) -> None:
-        """Add the tokens of completions, each with its prompt."""
+        """Add the tokens of completions, each with what it goes on from."""
         group_size = len(completions.length_N) // len(batch.prompts)
-        self._tokens += group_size * sum(map(len, batch.prompts)) + int(completions.length_N.sum())
+        self._tokens += group_size * sum(map(len, batch.contexts)) + int(completions.length_N.sum())
 
     def rate(self) -> dict[str, float]:
         """Return the rate of what was counted since the last call."""

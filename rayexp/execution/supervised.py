@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rayexp import rng
 from rayexp.config import RunConfig
 from rayexp.distributed.saving import Saving
 from rayexp.distributed.train_context import run_worker_group
@@ -24,10 +25,12 @@ from rayexp.execution import measurements, runner
 from rayexp.models import devices, io
 from rayexp.stages import Stage, parse_stage
 from rayexp.store.artifacts import Store
+from rayexp.tasks import TokenBatch
 from rayexp.telemetry.metric_log import MetricLog, PhaseTimer, progress_event
 from rayexp.training.batch_loss import LossMeter, culprits, rank_loss
 from rayexp.training.context import SingleProcess, TrainContext
 from rayexp.training.data import PrefetchingLoader
+from rayexp.training.positions import with_random_positions
 from rayexp.training.trainer import Trainer, learning_rate
 
 #: Estimated FLOP of a stage above which a GPU gains more from compiled kernels than the minute that compiling takes, at
@@ -37,7 +40,7 @@ COMPILED_ON = "cuda"
 POINTS_PER_CURVE = 100
 #: A report to Ray waits until the one before has been fetched; the metric log does not.
 STEPS_BETWEEN_REPORTS = 25
-#: Names of the files of a checkpoint.
+#: Names of the files of a checkpoint; the artifact of a stage that another one may continue has them, too.
 STATE, METRICS = "trainer.pt", "metrics.parquet"
 
 
@@ -80,18 +83,18 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
     device = context.device(devices.resolve_device(run_config.device))
     module = kind.initial(stage, store, device)
     model: nn.Module = nn.parallel.DistributedDataParallel(module) if ranks > 1 else module
-    trainer = Trainer(model, stage.optimiser, stage.steps, module)
+    trainer = Trainer(model, stage.optimiser, stage.schedule_steps, module)
     timed = PhaseTimer()
     metric_log = _restore(trainer, stage, store, context)
     if device.type == COMPILED_ON and stage.flops > COMPILED_FLOP:
         trainer.compile()
 
-    log_every = max(1, stage.steps // POINTS_PER_CURVE)
+    log_every = max(1, stage.schedule_steps // POINTS_PER_CURVE)
     report_every = max(STEPS_BETWEEN_REPORTS, log_every)
     meter = LossMeter(device)
     saving, read = Saving(run_config), time.monotonic()
     reported, tokens, leaving = trainer.completed_steps, 0, False
-    loader = PrefetchingLoader(partial(kind.batch, stage), stage.steps, timed)
+    loader = PrefetchingLoader(partial(_batches, stage), stage.steps, timed)
     while (step := trainer.completed_steps) < stage.steps:
         with error_context(lambda step=step: f"{stage.label}, rank {rank}, step {step + 1}"):
             batches = loader.take(step)
@@ -109,7 +112,7 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
             if (step + 1) % log_every and step + 1 < stage.steps:
                 continue
             now = time.monotonic()
-            measured = meter.read(ranks) | {"learning_rate": learning_rate(stage.optimiser, step, stage.steps)}
+            measured = meter.read(ranks) | {"learning_rate": learning_rate(stage.optimiser, step, stage.schedule_steps)}
             numbers = {stage.kind: measured | {"tokens_per_s": tokens / (now - read)}}
             metric_log.log(step + 1, **numbers)
             read, tokens = now, 0
@@ -130,7 +133,18 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
         with error_context(lambda: f"{stage.label}, publishing"), TemporaryDirectory() as folder:
             io.save(module, Path(folder) / "model")
             (Path(folder) / METRICS).write_bytes(metric_log.to_bytes())
+            if stage.keeps_state:
+                torch.save(trainer.state(), Path(folder) / STATE)
             store.publish(stage, Path(folder), metric_log.provenance(run_config, timed.seconds))
+
+
+def _batches(stage: Stage, step: int) -> list[TokenBatch]:
+    """Return the samples of a step, at the positions that the decoder is trained at."""
+    batches, root = runner(stage).batch(stage, step), stage.root
+    if root.decoder.positions != "randomised":
+        return batches
+    stream = rng.stream_key(root.seed, "positions", step)
+    return [with_random_positions(batch, stream, root.task.max_tokens) for batch in batches]
 
 
 def _checkpoint(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: Store) -> None:
@@ -141,8 +155,8 @@ def _checkpoint(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: St
 
 
 def _restore(trainer: Trainer, stage: Stage, store: Store, context: TrainContext) -> MetricLog:
-    """Continue from the newest good checkpoint, and return its metrics. Rank 0 reads it and hands it round, so that no
-    two ranks can differ."""
+    """Continue from the newest good checkpoint, and return its metrics; where there is none, from where ``init`` ended,
+    if the stage continues that. Rank 0 reads and hands round, so that no two ranks can differ."""
     state: dict[str, Any] | None = None
     logged: bytes | None = None
     if context.rank == 0:
@@ -150,6 +164,9 @@ def _restore(trainer: Trainer, stage: Stage, store: Store, context: TrainContext
             if folder is not None:
                 state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
                 logged = (folder / METRICS).read_bytes()
+        if state is None and stage.continues and stage.parent:
+            with store.fetched(f"stages/{stage.parent.id}", prefix=STATE) as folder:
+                state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     state = context.broadcast(state)
     if state is not None:
         trainer.restore(state)

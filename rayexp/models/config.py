@@ -1,6 +1,6 @@
 """The shape of a decoder, as a value."""
 
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -11,14 +11,21 @@ HEAD_SIZES = (32, 64, 128)
 
 
 class Decoder(Value):
-    """Shape of a Llama-style decoder: RoPE, RMSNorm, SwiGLU, untied embeddings."""
+    """Shape of a Llama-style decoder: RMSNorm, SwiGLU, untied embeddings.
 
+    positions: ``rope``; ``none``, where attention sees order by its causal mask alone; or ``randomised``, which is RoPE
+    whose supervised stages see each sample at random increasing positions out of a longer range
+    (``training.positions``). Completions are drawn, scored and measured at the positions 0, 1, 2, ... in any case.
+    """
+
+    fields_added_later: ClassVar[frozenset[str]] = frozenset({"positions"})
     layers: Count
     width: Count
     ff_width: Count
     heads: Count
     kv_heads: Count
     context_tokens: Count = 64
+    positions: Literal["rope", "none", "randomised"] = "rope"
 
     @property
     def head_size(self) -> int:

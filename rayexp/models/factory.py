@@ -8,6 +8,17 @@ from rayexp.models.devices import CPU
 from rayexp.models.io import placed
 from rayexp.tasks import Vocabulary
 
+#: RoPE that rotates nothing: every frequency is divided by a billion. A configuration that stock transformers and vLLM
+#: both read, where one of no positions at all is only known to some models.
+NO_ROTATION = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 1e9,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 1,
+}
+
 
 def llama_config(decoder: Decoder, vocabulary: Vocabulary) -> LlamaConfig:
     """Return the transformers configuration of a decoder.
@@ -24,6 +35,7 @@ def llama_config(decoder: Decoder, vocabulary: Vocabulary) -> LlamaConfig:
         num_key_value_heads=decoder.kv_heads,
         head_dim=decoder.head_size,
         max_position_embeddings=decoder.context_tokens,
+        rope_parameters=NO_ROTATION if decoder.positions == "none" else None,
         tie_word_embeddings=False,
         pad_token_id=vocabulary.pad,
         bos_token_id=vocabulary.bos,

@@ -12,10 +12,11 @@ import pandas as pd
 
 from rayexp.evaluation.metrics import Interval, pass_at_k, pass_at_k_sampled
 from rayexp.evaluation.statistics import ALPHA, conservative_interval, detectable, holm, p_of_mean, p_within
+from rayexp.formatting import number
 from rayexp.reports.arms import TARGET_OF, percent
 from rayexp.reports.checks import SMALL_GAIN, UNDECIDED
 from rayexp.reports.pairing import paired
-from rayexp.stages import RolloutStage, Stage
+from rayexp.stages import GRPO, RolloutStage, Stage
 from rayexp.stages.settings import Setting, condition, varying
 from rayexp.studies.conditions import CONTROL, Condition
 from rayexp.sweep.plan import Plan
@@ -58,12 +59,14 @@ def objections(plan: Plan, results: pd.DataFrame) -> pd.DataFrame:
 def _rows(control: Condition, other: Condition, results: pd.DataFrame) -> Iterator[dict[str, Any]]:
     measured = {str(stage_id): rows for stage_id, rows in results.groupby("stage_id", sort=False)}
     told = _apart(control.ends), _apart(other.ends)
+    several_betas = len({end.kl_beta for end in control.ends if isinstance(end, GRPO)}) > 1
     frames = []
     for pair in paired(control.ends, other.ends):
         frame = _pair(*pair, other.k, measured)
         if frame is not None:
             settings = [condition(end, among) for end, among in zip(pair, told, strict=True)]
-            frames.append(frame.assign(setting=" | ".join(filter(None, dict.fromkeys(settings)))))
+            betas = [f"β = {number(pair[0].kl_beta)}"] if several_betas and isinstance(pair[0], GRPO) else []
+            frames.append(frame.assign(setting=" | ".join(filter(None, dict.fromkeys([*betas, *settings])))))
     if not frames:
         return
     groups: Any = pd.concat(frames).groupby(PLACE, sort=False)

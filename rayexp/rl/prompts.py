@@ -4,7 +4,8 @@ Shape suffixes: _P prompts, _G members of a group.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -14,21 +15,29 @@ from rayexp.rewards.payment import group_payments
 from rayexp.sampling.base import Completions, prompt_seed
 from rayexp.stages import RolloutStage
 from rayexp.tasks import Task
-from rayexp.tasks.base import TokenBatch
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts of one step. numbers: which of the stage's prompts they are. max_tokens: most tokens of a completion."""
+    """Prompts of one step. numbers: which of the stage's prompts they are. max_tokens: most tokens that are drawn.
+    hints: the first tokens of the gold completions that are given with the prompts; none by default."""
 
     numbers: list[int]
     prompts: list[list[int]]
     seeds: list[int]
     max_tokens: list[int]
+    hints: list[list[int]] = field(default_factory=list)
+
+    @property
+    def contexts(self) -> list[list[int]]:
+        """What the policy reads and goes on from: each prompt with its hint."""
+        if not self.hints:
+            return self.prompts
+        return [prompt + hint for prompt, hint in zip(self.prompts, self.hints, strict=True)]
 
     def request(self, group_size: int) -> tuple[list[list[int]], list[int], int, list[int]]:
         """Return the arguments of ``Sampler.generate``."""
-        return self.prompts, self.seeds, group_size, self.max_tokens
+        return self.contexts, self.seeds, group_size, self.max_tokens
 
     def again(self, places: Sequence[int], attempt: int) -> "PromptBatch":
         """Return the prompts at some places, to be drawn for once more: with seeds that follow from theirs and from the
@@ -38,6 +47,7 @@ class PromptBatch:
             prompts=[self.prompts[place] for place in places],
             seeds=[prompt_seed(self.seeds[place], "again", attempt) for place in places],
             max_tokens=[self.max_tokens[place] for place in places],
+            hints=[self.hints[place] for place in places] if self.hints else [],
         )
 
 
@@ -50,32 +60,37 @@ class Prompts:
     def __init__(self, stage: RolloutStage) -> None:
         self.stage = stage
         self._order = rng.stream_key(stage.seed, "grpo order")  # the stream is older than other kinds of such stages
+        self._shares, task = stage.cell_shares, stage.root.task
+        self._cell_N = self._shares.prompts(stage.prompt_count)  # by number of the prompt
         self._prompts: dict[int, list[int]] = {}
-        self._max_tokens: dict[int, int] = {}
-        ids_N = shares_of_id(stage.prompt_count, stage.id_share)
-        first, *_ = self._add(stage.prompt_role, np.flatnonzero(~ids_N))
-        self._add("id", np.flatnonzero(ids_N))
-        self.probe: list[list[int]] = [row.tolist() for row in first.tokens_NT[:4]]
-
-    def _add(self, role: str, number_N: np.ndarray) -> list[TokenBatch]:
-        """Let the prompts with these numbers be the samples 0, 1, ... of a role. Return the samples.
-
-        Sample i is of cell i modulo their number (``Task.of_role``).
-        """
-        task = self.stage.root.task
-        cells = task.cells(role)
-        batches = task.of_role("grpo", self.stage.seed, role, np.arange(len(number_N)))
+        self._gold: dict[int, list[int]] = {}
+        # Number i is sample i of its cell: prompts of two mixtures differ only in cells.
+        numbers = [(cell, np.flatnonzero(self._cell_N == i)) for i, cell in enumerate(self._shares.cells)]
+        batches = task.batches("grpo", stage.seed, [(cell, number_N) for cell, number_N in numbers if len(number_N)])
         for batch in batches:
-            for index, prompt in zip(batch.index_N.tolist(), batch.prompts.tolist(), strict=True):
-                number = int(number_N[index])
-                self._prompts[number] = prompt
-                self._max_tokens[number] = task.max_completion_tokens(cells[index % len(cells)])
-        return batches
+            for number, row in zip(batch.index_N.tolist(), batch.tokens_NT.tolist(), strict=True):
+                self._prompts[number], self._gold[number] = row[: batch.prompt_tokens], row[batch.prompt_tokens :]
+        self._limit = [task.max_completion_tokens(cell) for cell in self._shares.cells]
+        self.probe: list[list[int]] = [row.tolist() for row in batches[0].tokens_NT[:4]]
 
     def at(self, step: int) -> PromptBatch:
-        """Return the prompts of a step: the stage goes through all of them in epochs, each in a fresh order."""
+        """Return the prompts of a step: the stage goes through all of them in epochs, each in a fresh order; in a
+        curriculum through those of each cell by themselves, as they come up."""
         count = self.stage.prompts_per_step
-        return self.batch(step, self.order(step * count, (step + 1) * count).tolist())
+        part = slice(step * count, (step + 1) * count)
+        if self.stage.curriculum:
+            return self.batch(step, self._curriculum[part].tolist())
+        return self.batch(step, self.order(part.start, part.stop).tolist())
+
+    @cached_property
+    def _curriculum(self) -> np.ndarray:
+        """Number of the prompt at each place of all steps."""
+        cell_N = self._shares.places(self.stage.steps, self.stage.prompts_per_step)
+        number_N = np.empty_like(cell_N)
+        for cell in range(len(self._shares.cells)):
+            members, places = np.flatnonzero(self._cell_N == cell), np.flatnonzero(cell_N == cell)
+            number_N[places] = members[rng.epochs(rng.stream_key(self._order, cell), len(members), 0, len(places))]
+        return number_N
 
     @property
     def exhausted(self) -> bool:
@@ -97,31 +112,26 @@ class Prompts:
     def batch(self, step: int, numbers: Sequence[int]) -> PromptBatch:
         """Return prompts by number, as those of a step. A seed comes from the run, the step and the prompt's place in
         it."""
+        hint = self.stage.hint_at(step)
         return PromptBatch(
             list(numbers),
             prompts=[self._prompts[number] for number in numbers],
             seeds=[prompt_seed(self.stage.seed, "rollout", step, place) for place in range(len(numbers))],
-            max_tokens=[self._max_tokens[number] for number in numbers],
+            max_tokens=[self._limit[self._cell_N[number]] - hint for number in numbers],
+            hints=[self._gold[number][:hint] for number in numbers] if hint else [],
         )
-
-
-def shares_of_id(count: int, share: float) -> np.ndarray:
-    """Return which of the numbers below ``count`` are ID prompts: a share that is exact in every prefix, bool [count].
-
-    Number i is one where floor((i+1) share) > floor(i share).
-    """
-    index_N = np.arange(count + 1, dtype=np.int64)
-    return np.diff(np.floor(index_N * share)) > 0
 
 
 def group_rewards(task: Task, rewards: Sequence[Reward], batch: PromptBatch, completions: Completions) -> np.ndarray:
     """Return the weighted sum of all rewards for every completion, float32 [P, G].
 
-    A prompt is solved once a group, and a completion judged once, however many members of the group it is. Raises
-    RewardError where a reward does.
+    A prompt is solved once a group, and a completion judged once, however many members of the group it is: with the
+    hint in front, where one was given. Raises RewardError where a reward does.
     """
     rows = completions.rows
     size = len(rows) // len(batch.prompts)
+    if batch.hints:
+        rows = [batch.hints[i // size] + row for i, row in enumerate(rows)]
     rewards_PG = np.empty((len(batch.prompts), size), dtype=np.float32)
     for i, (prompt, seed) in enumerate(zip(batch.prompts, batch.seeds, strict=True)):
         group, seeds = rows[i * size : (i + 1) * size], range(seed, seed + size)

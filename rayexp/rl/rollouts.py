@@ -26,7 +26,7 @@ class RolloutBatch(Generic[Array]):
     """
 
     numbers_P: Array  # which of the stage's prompts they are
-    prompts_PT: Array  # int64
+    prompts_PT: Array  # int64, with their hints
     tokens_NC: Array  # int64
     mask_NC: Array  # float32, 1 on the completion, <eos> included
     sampler_logprobs_NC: Array  # float32
@@ -36,9 +36,10 @@ class RolloutBatch(Generic[Array]):
 def rollout_batches(
     prompts: PromptBatch, completions: Completions, rewards_PG: np.ndarray
 ) -> list[RolloutBatch[np.ndarray]]:
-    """Cut rollouts of prompts in any order into batches of one prompt length each, shortest first."""
-    group = rewards_PG.shape[1]
-    lengths_P = np.array([len(prompt) for prompt in prompts.prompts])
+    """Cut rollouts of prompts in any order into batches of one prompt length each, shortest first. Hints count as
+    parts of prompts, so that only what was drawn is learnt from."""
+    group, contexts = rewards_PG.shape[1], prompts.contexts
+    lengths_P = np.array([len(context) for context in contexts])
     mask_NC = completions.mask_NC
     batches = []
     for length in np.unique(lengths_P):
@@ -48,7 +49,7 @@ def rollout_batches(
         batches.append(
             RolloutBatch(
                 numbers_P=np.array([prompts.numbers[i] for i in chosen_P]),
-                prompts_PT=np.array([prompts.prompts[i] for i in chosen_P], dtype=np.int64),
+                prompts_PT=np.array([contexts[i] for i in chosen_P], dtype=np.int64),
                 tokens_NC=completions.tokens_NC[rows_N, :width],
                 mask_NC=mask_NC[rows_N, :width],
                 sampler_logprobs_NC=completions.logprobs_NC[rows_N, :width],

@@ -11,7 +11,9 @@ from rayexp.config import kind_of, kinds_in, one_of
 from rayexp.parts import STORED
 from rayexp.stages.base import Metric, Pool, RootStage, Stage
 from rayexp.stages.evaluate import Evaluate
+from rayexp.stages.extend import Extend
 from rayexp.stages.grpo import GRPO
+from rayexp.stages.mixture import PromptShare
 from rayexp.stages.optimiser import AdamW
 from rayexp.stages.pretrain import Pretrain
 from rayexp.stages.rft import RFT
@@ -62,9 +64,11 @@ __all__ = [
     "SFT",
     "AdamW",
     "Evaluate",
+    "Extend",
     "Metric",
     "Pool",
     "Pretrain",
+    "PromptShare",
     "RolloutStage",
     "RootStage",
     "Stage",

@@ -46,14 +46,11 @@ class Stage(Value):
     """One step of a chain. Subclasses add ``kind`` (a literal), ``steps``, ``flops`` and are a ``RootStage`` or a
     ``ChildStage``.
 
-    version: of what the stage's code promises; raise it when the same settings would give another result.
-    fields_added_later: settings that came after stages had been stored. At its default such a setting is no part of the
-    id, so that what was made without it is found again; the default has to mean what was done before, and can never
-    change. metrics: all that it logs. name: for people.
+    version: of what the stage's code promises; raise it when the same settings would give another result. metrics: all
+    that it logs. name: for people.
     """
 
     version: ClassVar[int] = 1
-    fields_added_later: ClassVar[frozenset[str]] = frozenset()
     pool: ClassVar[Pool]
     metrics: ClassVar[tuple[Metric, ...]] = ()
     name: ClassVar[str]
@@ -62,10 +59,8 @@ class Stage(Value):
     @cached_property
     def id(self) -> str:
         """``kind-`` and 16 hex digits of the SHA-256 of the canonical value, parents included."""
-        as_before = {
-            name for name in self.fields_added_later if getattr(self, name) == type(self).model_fields[name].default
-        }
-        fields: dict[str, Any] = {"version": self.version, **self.model_dump(exclude={"init", *as_before})}
+        excluded = {**self.defaults_added_later, "init": True}
+        fields: dict[str, Any] = {"version": self.version, **self.model_dump(exclude=excluded)}
         if self.parent:
             fields["init"] = self.parent.id
         return f"{self.kind}-{hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:16]}"
@@ -118,6 +113,21 @@ class Stage(Value):
         def steps(self) -> int:
             """Steps until it is done; what ``step`` of its metrics counts."""
             ...
+
+    @property
+    def schedule_steps(self) -> int:
+        """Steps that its learning rate is scheduled over: more than ``steps`` where it stops before their end."""
+        return self.steps
+
+    @property
+    def continues(self) -> bool:
+        """True if it goes on at the step of its ``init`` and with the optimiser as that left it."""
+        return False
+
+    @property
+    def keeps_state(self) -> bool:
+        """True if its artifact has what a stage needs that continues it."""
+        return False
 
     @property
     @abstractmethod

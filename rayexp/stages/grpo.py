@@ -78,6 +78,16 @@ class GRPO(RolloutStage):
                 f"staleness is {self.staleness} and filter {self.filter!r}; allowed: staleness 0, because what is "
                 "drawn next depends on what this step's completions earned"
             )
+        if self.filter == "unsolved" and self.curriculum:
+            raise ValueError(
+                "curriculum is set and filter 'unsolved'; allowed: one of the two, because each decides which prompts "
+                "come next"
+            )
+        if self.filter == "unsolved" and self.hint_tokens:
+            raise ValueError(
+                f"hint_tokens is {self.hint_tokens} and filter 'unsolved'; allowed: hint_tokens 0, because an answer "
+                "that was given in part solves no prompt"
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 import math
 from typing import ClassVar, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from rayexp.config import Count
@@ -13,9 +14,16 @@ from rayexp.tasks import Task
 
 
 class Pretrain(RootStage):
-    """Next-token training from scratch on a mixture of ID and OOD samples, at a fixed total budget."""
+    """Next-token training from scratch on a mixture of ID and OOD samples, at a fixed total budget.
+
+    exposure: when OOD samples come. ``uniform`` spreads them over all samples; ``early`` has as many in the first half
+    of the samples, at twice the rate, and none later; ``late`` in the second half. stop_after: steps after which it
+    stops, with the learning rate as it is there, and publishes what it takes to go on (``Extend``); by default at the
+    end.
+    """
 
     version: ClassVar[int] = 2  # since then bf16 on CPUs has another attention
+    fields_added_later: ClassVar[frozenset[str]] = frozenset({"exposure", "stop_after"})
     pool: ClassVar[Pool] = "train"
     name: ClassVar[str] = "pretraining"
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -26,8 +34,10 @@ class Pretrain(RootStage):
     )
     kind: Literal["pretrain"] = "pretrain"
     ood_ratio: float = Field(ge=0, le=0.5)
+    exposure: Literal["uniform", "early", "late"] = "uniform"
     samples: Count
     batch_samples: Count
+    stop_after: Count | None = None
     optimiser: AdamW
 
     @model_validator(mode="after")
@@ -37,17 +47,47 @@ class Pretrain(RootStage):
                 f"decoder.context_tokens is {self.decoder.context_tokens}; allowed: at least "
                 f"{self.task.max_tokens}, the longest sample of the task {self.task.label}"
             )
+        if self.stop_after and self.stop_after >= self.schedule_steps:
+            raise ValueError(
+                f"stop_after is {self.stop_after}; allowed: below {self.schedule_steps}, the step it ends at"
+            )
         return self
 
     @property
     def chain_label(self) -> str:
-        return f"{self.task.label}-r{number(self.ood_ratio)}-s{self.seed}"
+        exposure = "" if self.exposure == "uniform" else f"-{self.exposure}"
+        return f"{self.task.label}-r{number(self.ood_ratio)}{exposure}-s{self.seed}"
+
+    @property
+    def short_label(self) -> str:
+        return f"{self.kind}-{self.stop_after}" if self.stop_after else self.kind
 
     @property
     def steps(self) -> int:
-        """Optimiser steps; the last batch may be smaller."""
+        return self.stop_after or self.schedule_steps
+
+    @property
+    def schedule_steps(self) -> int:
+        """Optimiser steps of the whole budget; the last batch may be smaller."""
         return math.ceil(self.samples / self.batch_samples)
 
     @property
+    def keeps_state(self) -> bool:
+        return self.stop_after is not None
+
+    @property
     def flops(self) -> float:
-        return 3 * self.flops_per_pass(self.samples)
+        return self.flops_of_steps(0, self.steps)
+
+    def flops_of_steps(self, start: int, stop: int) -> float:
+        """Return the estimated operations of the steps from one up to another."""
+        first, last = (min(step * self.batch_samples, self.samples) for step in (start, stop))
+        return 3 * self.flops_per_pass(last - first)
+
+    def ood_before(self, number_N: np.ndarray) -> np.ndarray:
+        """Return how many OOD samples come before the samples with these numbers."""
+        if self.exposure == "uniform":
+            return np.floor(number_N * self.ood_ratio).astype(np.int64)
+        total, half = math.floor(self.samples * self.ood_ratio), -(-self.samples // 2)
+        first = 0 if self.exposure == "early" else self.samples - half
+        return np.clip(number_N - first, 0, half) * total // half

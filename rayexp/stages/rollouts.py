@@ -1,13 +1,14 @@
 """Settings that all stages share in which a policy draws completions."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from rayexp.config import Count, Seed
-from rayexp.formatting import number
 from rayexp.rewards import Reward
 from rayexp.stages.base import ChildStage, Metric, Pool, Stage
+from rayexp.stages.mixture import CellShares, PromptShare
 from rayexp.stages.optimiser import AdamW
 from rayexp.tasks import Task
 
@@ -28,16 +29,26 @@ ROLLOUT_METRICS = (
 class RolloutStage(ChildStage):
     """A stage that goes in steps: draw groups of completions from the policy, then let the policy learn from them.
 
-    prompt_role: cells that prompts are drawn from. id_share: share of the prompts that are of ID cells in their place,
-    so that what is known stands beside what is asked for. prompt_count: number of different prompts. sampler:
-    ``vllm``, or ``torch``, which is slower and needs no vLLM.
+    prompt_role: cells in question, which prompts are drawn from. mixture: what they are drawn from instead, so that
+    what is known stands beside what is asked for, such as ``id+ood`` or ``T+TT+0.5*TTT``. curriculum: a mixture that
+    the first step draws from, such as ``id``; it goes over into the other, which the last step draws from: each share
+    changes by the same amount in every step. prompt_count: number of different prompts.
+
+    hint_tokens: how many tokens of the gold completion are given with the prompt. The policy writes the rest, and
+    learns from that alone; rewards judge the whole. hint_annealing: ``linear`` goes down to 0, each number of tokens
+    for an equal part of the S steps: step s, from 0, gives h - floor(s (h + 1) / S) tokens; ``none`` always gives h.
+
+    sampler: ``vllm``, or ``torch``, which is slower and needs no vLLM.
     """
 
-    fields_added_later: ClassVar[frozenset[str]] = frozenset({"id_share"})
+    fields_added_later: ClassVar[frozenset[str]] = frozenset({"mixture", "curriculum", "hint_tokens", "hint_annealing"})
     pool: ClassVar[Pool] = "rollout"
     prompt_role: Literal["id", "ood", "probe"]
-    id_share: float = Field(default=0.0, ge=0, lt=1)
+    mixture: tuple[PromptShare, ...] = ()
+    curriculum: tuple[PromptShare, ...] = ()
     prompt_count: Count = 1_000
+    hint_tokens: int = Field(default=0, ge=0)
+    hint_annealing: Literal["linear", "none"] = "linear"
     group_size: int = Field(default=8, ge=2, le=1024)
     sampler: Literal["vllm", "torch"] = "vllm"
     optimiser: AdamW
@@ -58,21 +69,57 @@ class RolloutStage(ChildStage):
     @model_validator(mode="after")
     def _prompts(self) -> Self:
         task = self.root.task
-        if isinstance(task, Task) and not task.cells(self.prompt_role):
+        if not isinstance(task, Task):
+            return self
+        if not task.cells(self.prompt_role):
             raise ValueError(f"prompt_role is {self.prompt_role!r}; allowed: a role that the task {task.label} has")
-        if self.id_share and self.prompt_role == "id":
-            raise ValueError(f"id_share is {number(self.id_share)}; allowed with prompt_role 'id': 0, for all are")
+        if self.mixture or self.curriculum:
+            self._require_mixture(task)
+        shortest = min(task.completion_tokens(cell) for cell in self.cell_shares.cells)
+        if self.hint_tokens >= shortest:
+            raise ValueError(
+                f"hint_tokens is {self.hint_tokens}; allowed: at most {shortest - 1}, which leaves something to write "
+                f"of completions of {shortest} tokens, the shortest of its prompts"
+            )
         return self
+
+    def _require_mixture(self, task: Task) -> None:
+        """Raise ValueError on an unknown name, on a mixture without what is in question, and on too few prompts."""
+        shares, asked = self.cell_shares, task.cells(self.prompt_role)
+        if not any(shares.last_K[i] for i, cell in enumerate(shares.cells) if cell in asked):
+            raise ValueError(
+                f"mixture is {_text(self.mixture)}; allowed with prompt_role {self.prompt_role!r}: one that has any of "
+                f"its cells ({', '.join(asked)}); what others come first is its curriculum"
+            )
+        if left_out := set(range(len(shares.cells))) - set(shares.prompts(self.prompt_count).tolist()):
+            raise ValueError(
+                f"prompt_count is {self.prompt_count}, of which the cell {shares.cells[min(left_out)]} gets none; "
+                f"allowed with {self.prompts_label}: enough that each of its cells has a prompt"
+            )
+
+    @property
+    def cell_shares(self) -> CellShares:
+        """Shares of cells among the prompts of its steps."""
+        last = self.mixture or (PromptShare(kind=self.prompt_role),)
+        return CellShares.of(self.root.task, self.curriculum or last, last)
+
+    def hint_at(self, step: int) -> int:
+        """Return how many tokens of the gold completion are given in a step, which is counted from 0."""
+        if self.hint_annealing == "none":
+            return self.hint_tokens
+        return self.hint_tokens - step * (self.hint_tokens + 1) // self.steps
 
     @property
     def prompt_roles(self) -> tuple[str, ...]:
-        """Roles of the cells that prompts are drawn from: that in question, then that beside it."""
-        return (self.prompt_role, "id") if self.id_share else (self.prompt_role,)
+        """Roles of the cells that prompts are drawn from."""
+        return tuple(dict.fromkeys(role for role, cell in self.root.task.roles() if cell in self.cell_shares.cells))
 
     @property
     def prompts_label(self) -> str:
-        """Its prompts in a label: ``ood``, or ``ood+0.5id`` where half of them are of ID cells."""
-        return f"{self.prompt_role}+{number(self.id_share)}id" if self.id_share else self.prompt_role
+        """Its prompts in a label: ``ood``; ``ood-in-id+ood`` for a mixture, ``ood-from-id`` for a curriculum that
+        starts with ID prompts, ``ood-hint3`` for hints of three tokens."""
+        parts = {"in-": _text(self.mixture), "from-": _text(self.curriculum), "hint": self.hint_tokens}
+        return "-".join([self.prompt_role, *(f"{name}{value}" for name, value in parts.items() if value)])
 
     @property
     def models(self) -> tuple[Stage, ...]:
@@ -98,3 +145,8 @@ class RolloutStage(ChildStage):
     def completions(self) -> int:
         """Completions drawn in all."""
         return self.steps * self.prompts_per_step * self.group_size
+
+
+def _text(mixture: Sequence[PromptShare]) -> str:
+    """Return a mixture in a word: ``id+0.5ood``."""
+    return "+".join(part.label for part in mixture)

@@ -10,8 +10,11 @@ from typing import Any
 from rayexp.formatting import number
 from rayexp.stages import Stage
 
-#: Where a stage has no such setting.
+#: Where a stage has no such setting, or nothing in it.
 ABSENT = "-"
+#: Settings that are told even where all chains of a study have the same, with the value that goes without saying.
+#: Results are grouped by the role of prompts, which would be read as that of all.
+UNSAID = {"mixture": ABSENT, "curriculum": ABSENT}
 
 
 def own(stage: Stage) -> dict[str, Any]:
@@ -37,8 +40,8 @@ def varying(stages: Iterable[Stage]) -> dict[Setting, str]:
     """Return the settings, with names for people, by which chains of a study differ besides what its results are
     grouped by anyway: OOD ratio, seed, and the prompts and beta of a GRPO stage.
 
-    Seeds of later stages count only where one seed of pretraining has several of them. A share of ID prompts counts
-    even where all chains have the same: results are grouped by the role of prompts, which would be read as that of all.
+    Seeds of later stages count only where one seed of pretraining has several of them. For some settings one value
+    counts (``UNSAID``).
     """
     values: dict[tuple[Setting, int | None], set[str]] = {}
     for stage in stages:
@@ -49,7 +52,7 @@ def varying(stages: Iterable[Stage]) -> dict[Setting, str]:
     return {
         setting: _titled(setting, every)
         for (setting, _), found in values.items()
-        if len(found) > 1 or (setting[1] == "id_share" and found != {shown(0.0)})
+        if len(found) > 1 or not found <= {UNSAID.get(setting[1], *found)}
     }
 
 
@@ -147,7 +150,7 @@ def shown(value: Any) -> str:
     """Return the text of a value for people; of a list of parts, such as rewards, their sum: ``answer + 0.5
     letters``."""
     match value:
-        case None:
+        case None | []:
             return ABSENT
         case float():
             return number(value)

@@ -4,7 +4,8 @@ An artifact is a folder that says everything about itself, and it is finished wh
 is written last and lists every file with size and SHA-256. A folder without one is an interrupted attempt and is
 written over. Nothing read from a store can run code: JSON, Parquet, safetensors, and tensors loaded as tensors only.
 
-    stages/<id>/        spec.json provenance.json manifest.json, metrics.parquet or results.parquet, model/
+    stages/<id>/        spec.json provenance.json manifest.json, metrics.parquet or results.parquet, model/; trainer.pt
+                        of a pretraining that is to be continued
     work/<id>/step-N/   checkpoints of a running stage, the last two; removed when the stage is finished
     replaced/<id>/      artifacts that ``--force`` had made again, by when
     work/<id>/failure.json  why the last attempt failed

@@ -57,6 +57,10 @@ from transformers import LlamaForCausalLM
 model = LlamaForCausalLM.from_pretrained("stages/{example}/model")
 ```
 
+That is the whole model, whatever `decoder.positions` of its stage is: `none` is RoPE whose frequencies are divided by
+1e9 in `model/config.json`, and `randomised` is about training alone. All were measured at the positions 0, 1, 2, ...,
+which transformers and vLLM take by themselves.
+
 Read all results:
 
 ```python

@@ -60,7 +60,7 @@ def pretrained(
     """Pretraining for every seed and OOD ratio. settings: that are not to be those of the budget."""
     usual = {
         "task": task,
-        "decoder": decoder or with_context_for(budget.decoder, task),
+        "decoder": decoder or decoder_for(budget, task),
         "samples": budget.pretrain_samples,
         "batch_samples": budget.pretrain_batch,
         "optimiser": budget.pretrain,
@@ -109,7 +109,14 @@ def with_evaluations(stages: Sequence[Stage], budget: Budget) -> list[Stage]:
     return out
 
 
-def with_context_for(decoder: Decoder, task: Task) -> Decoder:
-    """The decoder with a context long enough for the task: a multiple of 64 tokens."""
+def measured_chains(ends: Sequence[Stage], budget: Budget) -> list[Stage]:
+    """The whole chains that end in these stages, everything measured."""
+    return [stage for end in ends for stage in with_evaluations(end.lineage, budget)]
+
+
+def decoder_for(budget: Budget, task: Task, **settings: Any) -> Decoder:
+    """The budget's decoder with a context long enough for the task: a multiple of 64 tokens. settings: that are not to
+    be those of the budget."""
     tokens = -(-task.max_tokens // 64) * 64
-    return decoder.model_copy(update={"context_tokens": max(decoder.context_tokens, tokens)})
+    usual = {**budget.decoder.model_dump(), "context_tokens": max(budget.decoder.context_tokens, tokens)}
+    return Decoder.model_validate({**usual, **settings})

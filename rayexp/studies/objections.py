@@ -1,13 +1,15 @@
 """Who is right about GRPO: each objection to the paper as a condition, beside a control on equal seeds and prompts.
 
-Composition and depth axes, GRPO on OOD prompts at the first weight of the KL, where it is in dispute whether GRPO finds
-anything: at no OOD sample, and where hardly any or little mass is correct. The control is GRPO as the paper has it.
+Composition and depth axes, and the length axis for positions. GRPO on OOD prompts at the first weight of the KL, where
+it is in dispute whether it finds anything: without an OOD sample, and where hardly any or little mass is correct. The
+control is GRPO as the paper has it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayexp.models.config import Decoder
 from rayexp.rewards.answer import Answer
 from rayexp.rewards.letters import Letters
 from rayexp.rewards.letters_sum import LettersSum
@@ -15,8 +17,17 @@ from rayexp.rewards.random import Random
 from rayexp.rewards.shaped import Shaped
 from rayexp.rewards.steps import Steps
 from rayexp.stages import RFT, Stage
+from rayexp.stages.mixture import PromptShare
 from rayexp.studies.conditions import CONTROL, Condition, Prediction
-from rayexp.studies.grid import Grid, fine_tuned, in_a_row, pretrained, reinforced, with_evaluations
+from rayexp.studies.grid import (
+    Grid,
+    decoder_for,
+    fine_tuned,
+    in_a_row,
+    measured_chains,
+    pretrained,
+    reinforced,
+)
 from rayexp.studies.presets import Budget
 from rayexp.tasks import Task
 
@@ -24,6 +35,11 @@ OOD_RATIOS = ("low",)
 #: Axes of the strings that the objections are decided on.
 AXES_ASKED = ("composition", "depth")
 ROLE = "ood"
+#: Prompts of both roles in equal parts; those of ID cells are the easier ones.
+EASIER = (PromptShare(kind="id"), PromptShare(kind="ood"))
+#: Tokens of the completion that a hint starts with.
+HINT = 2
+POSITIONS = "It is the position encoding that fails on longer strings, not GRPO."
 #: How many times the steps of the control a longer run has, by scale; 30 times are hours at ``tiny``.
 LONGER = {"toy": (2,), "tiny": (10,), "small": (10, 30), "paper": (10, 30)}
 #: Supervised OOD samples that are held against a run of GRPO.
@@ -43,7 +59,7 @@ class Objection:
 
     def decided_by(self, ends: Sequence[Stage], budget: Budget) -> Condition:
         """Return the condition that goes through chains with these ends, everything measured."""
-        stages = [stage for end in ends for stage in with_evaluations(end.lineage, budget)]
+        stages = measured_chains(ends, budget)
         return Condition(self.name, stages, self.says, self.source, self.predicts, self.k)
 
 
@@ -52,10 +68,24 @@ SPARSE = "The reward is too sparse: one for right letters finds what one for rig
 OF_SETTINGS = (
     Objection("no KL", "The KL holds GRPO back.", "reviews", {"kl_beta": 0.0}),
     Objection(
-        "ID beside OOD", "Where nothing is rewarded, easy tasks help beside it.", "arXiv 2510.03971", {"id_share": 0.5}
+        "ID beside OOD",
+        "Where nothing is rewarded, easy tasks beside it help.",
+        "arXiv 2510.03971",
+        {"mixture": EASIER},
     ),
+    Objection("curriculum", "From easy to hard, GRPO gets there.", "arXiv 2601.15158", {"curriculum": EASIER[:1]}),
+    Objection("hints", "A start that is given, and then taken away, leads there.", "reviews", {"hint_tokens": HINT}),
     Objection("letters", SPARSE, "reviews; arXiv 2509.21016", {"rewards": (Letters(),)}),
     Objection("sum of letters", SPARSE, "reviews; arXiv 2509.21016", {"rewards": (LettersSum(),)}),
+    Objection("critic", "PPO, with a baseline for each token, does better.", "reviews", {"advantage": "critic"}),
+    Objection(
+        "only unsolved",
+        "Most updates are overtraining on what is solved already.",
+        "arXiv 2606.15455",
+        {"filter": "unsolved"},
+        k=256,
+    ),
+    Objection("resampled", "Groups without a gradient waste the budget.", "arXiv 2503.14476", {"filter": "resample"}),
     Objection(
         "shaped",
         "A null control: shaping by a potential changes nothing.",
@@ -70,16 +100,11 @@ OF_SETTINGS = (
         {"rewards": (Random(),)},
         predicts="nothing",
     ),
-    Objection(
-        "only unsolved",
-        "Most updates are overtraining on what is solved already.",
-        "arXiv 2606.15455",
-        {"filter": "unsolved"},
-        k=256,
-    ),
-    Objection(
-        "resampled", "Groups without a gradient waste the budget.", "DAPO, arXiv 2503.14476", {"filter": "resample"}
-    ),
+)
+#: Objections to the decoder, which are decided where a string is longer than any before.
+OF_DECODER = (
+    Objection("no positions", POSITIONS, "reviews; arXiv 2305.19466", {"positions": "none"}),
+    Objection("random positions", POSITIONS, "reviews; arXiv 2305.16843", {"positions": "randomised"}),
 )
 NARROW = Objection("no SFT", "The narrow SFT causes the sharpening.", "arXiv 2606.04272", k=32)
 STEPS = Objection("steps", "Right steps have to pay, not the answer alone.", "arXiv 2509.21016")
@@ -90,7 +115,20 @@ OWN_ANSWERS = Objection(
 
 
 def stages(budget: Budget, grid: Grid) -> list[Condition]:
-    return [each for axis in AXES_ASKED for each in _conditions(grid.task(axis), budget, grid)]
+    length = grid.task("length")
+    decoders = {objection: decoder_for(budget, length, **objection.settings) for objection in OF_DECODER}
+    return [
+        *(each for axis in AXES_ASKED for each in _conditions(grid.task(axis), budget, grid)),
+        *(
+            objection.decided_by(_usual_ends(length, budget, grid, decoder), budget)
+            for objection, decoder in {Objection(CONTROL): None, **decoders}.items()
+        ),
+    ]
+
+
+def _usual_ends(task: Task, budget: Budget, grid: Grid, decoder: Decoder | None) -> list[Stage]:
+    tuned = [fine_tuned(base, budget) for base in pretrained(task, budget, grid, decoder)]
+    return [reinforced(init, budget, prompt_role=ROLE, kl_beta=grid.kl_betas[0]) for init in tuned]
 
 
 def _conditions(task: Task, budget: Budget, grid: Grid) -> list[Condition]:

@@ -1,7 +1,7 @@
 """Decoder depth: does the picture change with 4, 16 and 32 layers? Composition axis, OOD prompts."""
 
 from rayexp.stages import Stage
-from rayexp.studies.grid import Grid, stage_chains, with_context_for
+from rayexp.studies.grid import Grid, decoder_for, stage_chains
 from rayexp.studies.presets import Budget
 
 #: Layers by scale; a decoder of 16 layers does not train in a tiny budget.
@@ -18,6 +18,6 @@ def stages(budget: Budget, grid: Grid) -> list[Stage]:
             budget,
             grid,
             prompt_roles=("ood",),
-            decoder=with_context_for(budget.decoder, task).model_copy(update={"layers": layers}),
+            decoder=decoder_for(budget, task, layers=layers),
         )
     ]

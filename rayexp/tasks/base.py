@@ -60,6 +60,7 @@ class TokenBatch:
     prompt_tokens: int
     index_N: np.ndarray  # int64, the sample's number in its split
     ood_N: np.ndarray  # bool, whether the sample is of an OOD cell
+    positions_NT: np.ndarray | None = None  # float32, where the tokens stand; None: at 0, 1, 2, ...
 
     @property
     def prompts(self) -> np.ndarray:
@@ -69,7 +70,8 @@ class TokenBatch:
     def shard(self, rank: int, ranks: int) -> "TokenBatch":
         """Return every ``ranks``-th row from row ``rank`` on; may be empty."""
         rows = slice(rank, None, ranks)
-        return TokenBatch(self.tokens_NT[rows], self.prompt_tokens, self.index_N[rows], self.ood_N[rows])
+        positions_NT = None if self.positions_NT is None else self.positions_NT[rows]
+        return TokenBatch(self.tokens_NT[rows], self.prompt_tokens, self.index_N[rows], self.ood_N[rows], positions_NT)
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,17 @@ class Task(Part):
         The share is exact in every prefix (sample i is OOD where floor((i+1) r) > floor(i r)), and so is the balance of
         cells within each part. Sample i is sample i of its cell, so mixtures of two ratios differ only in cells.
         """
-        index_N = np.arange(start, start + count, dtype=np.int64)
-        before_N = np.floor(index_N * ood_ratio).astype(np.int64)
-        ood_N = np.floor((index_N + 1) * ood_ratio).astype(np.int64) > before_N
+        before_N = np.floor(np.arange(start, start + count + 1, dtype=np.int64) * ood_ratio).astype(np.int64)
+        return self.mixed(split, seed, start, before_N)
+
+    def mixed(self, split: str, seed: int, start: int, ood_before_N: np.ndarray) -> list[TokenBatch]:
+        """Return samples from ``start`` on, of which those are OOD that the counts say. Within each part cells take
+        turns, and sample i is sample i of its cell.
+
+        ood_before_N: number of OOD samples before each of these samples, and before the one behind the last of them.
+        """
+        before_N, ood_N = ood_before_N[:-1], np.diff(ood_before_N) > 0
+        index_N = start + np.arange(len(before_N), dtype=np.int64)
         parts = ((self.cells("id"), ~ood_N, index_N - before_N), (self.cells("ood"), ood_N, before_N))
         assigned = [
             (cell, index_N[member_N & (ordinal_N % len(cells) == position)])

@@ -74,5 +74,15 @@ def _nll(trainer: Trainer, batch: TokenBatch, start: int) -> Tensor:
     rows = len(tokens_NT)
     inputs_NT = functional.pad(tokens_NT[:, :-1], (0, 0, 0, -rows % trainer.row_multiple))  # nobody reads these rows
     with trainer.precision():
-        logits_NTV = trainer.model(input_ids=inputs_NT, use_cache=False).logits
+        logits_NTV = trainer.model(input_ids=inputs_NT, use_cache=False, **_placed(batch, inputs_NT)).logits
     return next_token_loss(logits_NTV[:rows], tokens_NT, start)
+
+
+def _placed(batch: TokenBatch, inputs_NT: Tensor) -> dict[str, Tensor]:
+    """Return what tells a decoder where tokens stand; nothing where that is at 0, 1, 2, ..."""
+    if batch.positions_NT is None:
+        return {}
+    positions_NT = torch.from_numpy(batch.positions_NT[:, :-1]).to(inputs_NT.device, non_blocking=True)
+    padded_NT = functional.pad(positions_NT, (0, 0, 0, len(inputs_NT) - len(positions_NT)))
+    # Without a mask transformers takes every gap between two positions for the start of another sequence.
+    return {"position_ids": padded_NT, "attention_mask": torch.ones_like(inputs_NT)}

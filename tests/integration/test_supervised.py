@@ -13,7 +13,7 @@ from rayexp.execution import pretrain as pretrain_stage
 from rayexp.execution import supervised
 from rayexp.store.artifacts import Store
 from rayexp.store.leases import Leases
-from rayexp.studies.grid import with_context_for
+from rayexp.studies.grid import decoder_for
 from rayexp.tasks.strings import StringTask
 from rayexp.training.trainer import Trainer
 from tests.fixtures.artifacts import files_of, losses, weights_digest
@@ -158,7 +158,7 @@ def test_a_model_folder_loads_in_stock_transformers(one_rank):
 def test_the_hardest_variant_of_the_world_trains_and_is_measured(axis, tmp_path):
     """A printed map, traversal by position, traces: long prompts, and completions that are sampled and judged."""
     task = StringTask(axis=axis, graph="printed", traversal="positional", completion_format="trace")
-    base = pretrain(task=task, decoder=with_context_for(TOY.decoder, task), samples=300)
+    base = pretrain(task=task, decoder=decoder_for(TOY, task), samples=300)
     stages = [base, evaluate(base)]
     run_config = RunConfig(store=str(tmp_path))
     supervised.run_in_process(stages, run_config, lambda report: None)

@@ -121,6 +121,26 @@ def test_bf16_passes_the_default_limit_on_mismatch_and_not_that_of_fp32(cluster)
     assert learner.update(batches, run_config.mismatch_limit("bf16"))["max_logprob_mismatch"] > 0.02
 
 
+@pytest.mark.parametrize("positions", ["none", "randomised"])
+def test_decoders_with_other_positions_are_served_as_they_are_scored(cluster, case, positions):
+    """Also after weights that came later."""
+    _, _, prompts = case
+    base = pretrain(decoder=TOY.decoder.model_copy(update={"positions": positions}))
+    model = factory.build(base.decoder, VOCABULARY, seed=3)
+    rollout_manager = RolloutManager(grpo(sft(base)), RunConfig(store="unused"))
+    try:
+        for version, seed in enumerate((5, 3)):
+            weights = factory.build(base.decoder, VOCABULARY, seed).state_dict().items()
+            rollout_manager.sync(ray.put({name: tensor.numpy() for name, tensor in weights}), version=version)
+        assert rollout_manager.require_parity(prompts, TorchSampler(model).score(prompts)) < 1e-4
+        found, expected = (
+            sampler.greedy(prompts, [6] * len(prompts)) for sampler in (rollout_manager, TorchSampler(model))
+        )
+        assert found.rows == expected.rows
+    finally:
+        rollout_manager.stop()
+
+
 def test_a_model_folder_loads_in_stock_vllm(cluster, case, tmp_path):
     _, model, prompts = case
     io.save(model, tmp_path / "model")

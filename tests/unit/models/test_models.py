@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
 
 from rayexp.models import factory
 from rayexp.models import io as models_io
@@ -35,3 +36,39 @@ def test_equal_seeds_build_equal_decoders_and_leave_the_generator_alone():
 def test_the_number_of_parameters_is_the_predicted_one(name):
     model = factory.build(DECODERS[name], VOCABULARY, seed=0)
     assert sum(p.numel() for p in model.parameters()) == DECODERS[name].parameters(VOCABULARY.size)
+
+
+# Positions
+
+
+TOKENS_NT = torch.arange(3, 3 + 4 * 12).view(4, 12) % 60
+
+
+@torch.no_grad()
+def logits(model, tokens_NT=TOKENS_NT, **rest):
+    return model(input_ids=tokens_NT, use_cache=False, **rest).logits
+
+
+def test_the_configuration_of_usual_positions_is_what_it_was():
+    """Stored models have it without a word on positions."""
+    assert "positions" not in factory.llama_config(MICRO, VOCABULARY).to_dict()
+    assert factory.llama_config(MICRO, VOCABULARY).rope_parameters == {"rope_theta": 10_000.0, "rope_type": "default"}
+
+
+@pytest.mark.parametrize("name", ["tiny", "micro"])
+def test_without_positions_nothing_rotates(name, tmp_path, monkeypatch):
+    shape = (DECODERS["tiny"] if name == "tiny" else MICRO).model_copy(update={"positions": "none"})
+    models_io.save(factory.build(shape, VOCABULARY, seed=3), tmp_path)
+    model = models_io.load(tmp_path)
+    found, rope = logits(model), logits(factory.build(shape.model_copy(update={"positions": "rope"}), VOCABULARY, 3))
+    elsewhere = torch.randperm(50)[:12].expand(4, 12)
+    seen = torch.ones(4, 1, 12, 12, dtype=torch.bool).tril()
+    torch.testing.assert_close(logits(model, position_ids=elsewhere, attention_mask=seen), found, atol=1e-5, rtol=0)
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, *_: (q, k))
+    torch.testing.assert_close(logits(model), found, atol=1e-5, rtol=0)
+    assert (rope - found).abs().max() > 0.1
+
+
+def test_randomised_positions_are_a_matter_of_training_alone():
+    shape = MICRO.model_copy(update={"positions": "randomised"})
+    assert factory.llama_config(shape, VOCABULARY).to_dict() == factory.llama_config(MICRO, VOCABULARY).to_dict()

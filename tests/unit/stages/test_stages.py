@@ -18,7 +18,9 @@ from rayexp.models.config import Decoder
 from rayexp.objectives.advantages import ADVANTAGES
 from rayexp.objectives.kl import ESTIMATORS
 from rayexp.objectives.reductions import REDUCTIONS
-from rayexp.stages import GRPO, KINDS, SFT, AdamW, Evaluate, Pretrain, parse_stage
+from rayexp.rewards.answer import Answer
+from rayexp.rewards.letters import Letters
+from rayexp.stages import GRPO, KINDS, SFT, AdamW, Evaluate, Extend, Pretrain, parse_stage
 from rayexp.studies import STUDIES, Grid, all_stages, wanted_of
 from rayexp.studies.presets import SCALES
 from rayexp.tasks.strings import AXES, StringTask
@@ -74,7 +76,7 @@ def settings_of(value):
 
 WORDS = [*AXES, *ADVANTAGES, *ESTIMATORS, *REDUCTIONS] + [
     word
-    for kind in (StringTask, AdamW, GRPO)
+    for kind in (StringTask, AdamW, Pretrain, GRPO)
     for field in kind.model_fields.values()
     if get_origin(field.annotation) is Literal
     for word in get_args(field.annotation)
@@ -106,14 +108,27 @@ def variants(stage):
 # Ids
 
 
-@every_stage
+#: With values where the usual ones allow no others.
+MIXED = changed(
+    REINFORCED,
+    init=changed(TUNED, init=changed(PRETRAIN, stop_after=5)),
+    mixture=({"kind": "id"}, {"kind": "ood"}),
+    curriculum=({"kind": "id"}, {"kind": "probe"}),
+)
+
+
+STOPPED = changed(PRETRAIN, stop_after=5)
+EXTENDED = Extend(init=STOPPED, stop_after=8)
+
+
+@pytest.mark.parametrize("stage", [STOPPED, EXTENDED, MIXED, Evaluate(init=MIXED)], ids=lambda stage: stage.kind)
 def test_every_setting_of_the_whole_lineage_changes_the_id(stage):
     seen: dict[str, tuple[Any, ...]] = {stage.id: ()}
     for path, variant in variants(stage):
         assert variant.id not in seen, f"{path} has the id of {seen.get(variant.id)}"
         seen[variant.id] = path
     paths = [path for path in seen.values() if path]
-    nested = {"kind", "init", "task", "decoder", "optimiser", "rewards"}
+    nested = {"kind", "init", "task", "decoder", "optimiser", "rewards", "mixture", "curriculum"}
     assert {path[-1] for path in paths} | nested == settings_of(stage) | nested
     assert {path[0] for path in paths} == set(type(stage).model_fields) - {"kind"}
 
@@ -134,6 +149,20 @@ def test_a_setting_that_came_later_leaves_what_was_made_before_it_where_it_is(st
     values = {name: getattr(stage, name) for name in type(stage).model_fields}
     assert Later(**values).id == stage.id
     assert Later(**values, colour="red").id != stage.id
+
+
+def test_a_setting_that_came_later_to_a_value_inside_a_stage_leaves_it_where_it_is():
+    class LaterAnswer(Answer):
+        fields_added_later = frozenset({"colour"})
+        kind: Literal["answer"] = "answer"
+        colour: str = "grey"
+
+    plain, grey, red = (
+        REINFORCED.model_copy(update={"rewards": (Letters(), answer)}).id
+        for answer in (Answer(), LaterAnswer(), LaterAnswer(colour="red"))
+    )
+    assert plain == grey != red
+    assert changed(PRETRAIN, decoder=DECODER.model_copy(update={"positions": "none"})).id != PRETRAIN.id
 
 
 @every_stage

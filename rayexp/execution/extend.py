@@ -1,0 +1,24 @@
+"""The runner of extended pretraining: the model to go on with, and the samples of a step of the whole."""
+
+import torch
+from transformers import PreTrainedModel
+
+from rayexp.execution import pretrain
+from rayexp.execution.pretrain import loss_start
+from rayexp.models import io
+from rayexp.stages import Extend
+from rayexp.store.artifacts import Store
+from rayexp.tasks import TokenBatch
+
+__all__ = ["batch", "initial", "loss_start"]
+
+
+def initial(stage: Extend, store: Store, device: torch.device) -> PreTrainedModel:
+    """Return the model of ``init``."""
+    with store.model(stage.init.id) as folder:
+        return io.load(folder, device)
+
+
+def batch(stage: Extend, step: int) -> list[TokenBatch]:
+    """Return the samples that the pretraining has in a step."""
+    return pretrain.batch(stage.pretraining, step)

@@ -1,0 +1,83 @@
+"""Mixtures of prompts, as values, and the deal of places among their cells.
+
+Shape suffixes: _N places, _S steps, _K cells.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from rayexp.config import Value
+from rayexp.errors import not_among
+from rayexp.formatting import number
+from rayexp.tasks import ROLES, Task
+
+
+class PromptShare(Value):
+    """Part of a mixture of prompts. kind: a cell, or a role, which stands for its cells in equal parts. weight: its
+    part of the sum of all weights is the share of prompts that it has."""
+
+    kind: str
+    weight: float = Field(default=1.0, gt=0, le=1e9)
+
+    @property
+    def label(self) -> str:
+        """Its text in a label: ``0.5ood``."""
+        return f"{'' if self.weight == 1 else number(self.weight)}{self.kind}"
+
+
+@dataclass(frozen=True)
+class CellShares:
+    """Shares of cells among the prompts of a stage, in the first step and in the last; between them they change by the
+    same amount in every step. cells: all that have any, in the order of the task."""
+
+    cells: tuple[str, ...]
+    first_K: np.ndarray
+    last_K: np.ndarray
+
+    @classmethod
+    def of(cls, task: Task, first: Sequence[PromptShare], last: Sequence[PromptShare]) -> "CellShares":
+        """Return the shares between two mixtures. Raises ValueError on a name that is neither a role nor a cell."""
+        at_last = _shares(task, last, "mixture")
+        at_first = _shares(task, first, "curriculum")
+        cells = tuple(cell for _, cell in task.roles() if at_first[cell] or at_last[cell])
+        return cls(cells, *(np.array([shares[cell] for cell in cells]) for shares in (at_first, at_last)))
+
+    def prompts(self, count: int) -> np.ndarray:
+        """Return the cell of each of ``count`` prompts, as its place in ``cells``: by the mean share over all steps."""
+        return deal(np.broadcast_to((self.first_K + self.last_K) / 2, (count, len(self.cells))))
+
+    def places(self, steps: int, prompts_per_step: int) -> np.ndarray:
+        """Return the cell of each place of all steps, one after the other."""
+        done_S1 = np.linspace(0, 1, steps)[:, None]
+        shares_SK = (1 - done_S1) * self.first_K + done_S1 * self.last_K
+        return deal(np.repeat(shares_SK, prompts_per_step, axis=0))
+
+
+def _shares(task: Task, mixture: Sequence[PromptShare], field: str) -> dict[str, float]:
+    """Return the share of every cell of the task; they add up to 1."""
+    roles = {role: task.cells(role) for role in ROLES if task.cells(role)}
+    weights = dict.fromkeys((cell for _, cell in task.roles()), 0.0)
+    for part in mixture:
+        if part.kind not in roles and part.kind not in weights:
+            raise ValueError(not_among(f"a part of {field}", part.kind, [*roles, *weights]))
+        members = roles.get(part.kind, (part.kind,))
+        for cell in members:
+            weights[cell] += part.weight / len(members)
+    total = sum(weights.values())
+    return {cell: weight / total for cell, weight in weights.items()}
+
+
+def deal(shares_NK: np.ndarray) -> np.ndarray:
+    """Return which cell gets each place: the one that is furthest behind its share so far, the first among equals.
+
+    Where all cells have equal shares they take turns. ``shares_NK``: the share of each cell at each place.
+    """
+    behind_K, cell_N = np.zeros(shares_NK.shape[1]), np.empty(len(shares_NK), dtype=np.int64)
+    for place, share_K in enumerate(shares_NK):
+        behind_K += share_K
+        cell_N[place] = cell = int(behind_K.argmax())
+        behind_K[cell] -= 1
+    return cell_N

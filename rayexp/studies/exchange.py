@@ -1,0 +1,32 @@
+"""The exchange rate: how many supervised OOD samples gain as much as one run of GRPO? Composition axis.
+
+Each condition has so many OOD samples among those of SFT, and no GRPO; the control has none, and GRPO on OOD prompts.
+"""
+
+from rayexp.studies.conditions import CONTROL, Condition
+from rayexp.studies.grid import Grid, fine_tuned, measured_chains, pretrained, reinforced
+from rayexp.studies.presets import Budget
+
+OOD_RATIOS = ("auto",)
+#: Samples, by powers of the root of 10; a scale has those that its SFT has room for.
+SAMPLES = (3, 10, 30, 100, 300, 1_000)
+
+
+def stages(budget: Budget, grid: Grid) -> list[Condition]:
+    bases = pretrained(grid.task("composition"), budget, grid)
+    tuned = [fine_tuned(base, budget) for base in bases]
+    control = [reinforced(init, budget, prompt_role="ood", kl_beta=grid.kl_betas[0]) for init in tuned]
+
+    return [
+        Condition(CONTROL, measured_chains(control, budget)),
+        *(
+            Condition(
+                f"{samples} OOD samples",
+                measured_chains([fine_tuned(base, budget, ood_samples=samples) for base in bases], budget),
+                f"{samples} supervised samples gain more than GRPO.",
+                "arXiv 2604.15306",
+            )
+            for samples in SAMPLES
+            if samples <= budget.sft_samples
+        ),
+    ]
