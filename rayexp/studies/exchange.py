@@ -15,7 +15,7 @@ SAMPLES = (3, 10, 30, 100, 300, 1_000)
 def stages(budget: Budget, grid: Grid) -> list[Condition]:
     bases = pretrained(grid.task("composition"), budget, grid)
     tuned = [fine_tuned(base, budget) for base in bases]
-    control = [reinforced(init, budget, prompt_role="ood", kl_beta=grid.kl_betas[0]) for init in tuned]
+    control = [reinforced(init, budget, prompt_role="ood", kl_beta=grid.kl_beta) for init in tuned]
 
     return [
         Condition(CONTROL, measured_chains(control, budget)),

@@ -29,7 +29,7 @@ def stages(budget: Budget, grid: Grid) -> list[Condition]:
 
     def condition(name: str, bases: Sequence[Stage], says: str = "", source: str = SOURCE) -> Condition:
         tuned = [fine_tuned(base, budget) for base in bases]
-        ends = [reinforced(init, budget, prompt_role="ood", kl_beta=grid.kl_betas[0]) for init in tuned]
+        ends = [reinforced(init, budget, prompt_role="ood", kl_beta=grid.kl_beta) for init in tuned]
         return Condition(name, measured_chains(ends, budget), says, source)
 
     return [

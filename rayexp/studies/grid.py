@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rayexp.formatting import number
 from rayexp.models.config import Decoder
 from rayexp.stages import GRPO, SFT, Evaluate, Pretrain, Stage
 from rayexp.studies.presets import Budget
@@ -22,6 +23,14 @@ class Grid:
     graph: str = "hidden"
     traversal: str = "uniform"
     completion_format: str = "answer"
+
+    @property
+    def kl_beta(self) -> float:
+        """Return the first weight above 0, for studies with one weight. Raises ValueError if there is none."""
+        if beta := next((beta for beta in self.kl_betas if beta > 0), None):
+            return beta
+        given = ", ".join(map(number, self.kl_betas))
+        raise ValueError(f"kl_betas is {given}; allowed: with one above 0, because the control of the study has a KL")
 
     def task(self, axis: str) -> StringTask:
         """Return the variant of one axis."""

@@ -1,8 +1,8 @@
 """Who is right about GRPO: each objection to the paper as a condition, beside a control on equal seeds and prompts.
 
-Composition and depth axes, and the length axis for positions. GRPO on OOD prompts at the first weight of the KL, where
-it is in dispute whether it finds anything: without an OOD sample, and where hardly any or little mass is correct. The
-control is GRPO as the paper has it.
+Composition and depth axes, and the length axis for positions. GRPO on OOD prompts, at the first weight of the KL above
+0, where it is in dispute whether it finds anything: without an OOD sample, and where hardly any or little mass is
+correct. The control is GRPO as the paper has it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -128,13 +128,13 @@ def stages(budget: Budget, grid: Grid) -> list[Condition]:
 
 def _usual_ends(task: Task, budget: Budget, grid: Grid, decoder: Decoder | None) -> list[Stage]:
     tuned = [fine_tuned(base, budget) for base in pretrained(task, budget, grid, decoder)]
-    return [reinforced(init, budget, prompt_role=ROLE, kl_beta=grid.kl_betas[0]) for init in tuned]
+    return [reinforced(init, budget, prompt_role=ROLE, kl_beta=grid.kl_beta) for init in tuned]
 
 
 def _conditions(task: Task, budget: Budget, grid: Grid) -> list[Condition]:
     bases = pretrained(task, budget, grid)
     tuned = [fine_tuned(base, budget) for base in bases]
-    usual = {"prompt_role": ROLE, "kl_beta": grid.kl_betas[0]}
+    usual = {"prompt_role": ROLE, "kl_beta": grid.kl_beta}
 
     def grpo(inits: Sequence[Stage], **settings: Any) -> list[Stage]:
         return [reinforced(init, budget, **{**usual, **settings}) for init in inits]
