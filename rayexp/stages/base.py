@@ -120,6 +120,11 @@ class Stage(Value):
             ...
 
     @property
+    def trained_parameters(self) -> int:
+        """Numbers that it trains, each of which a checkpoint has with the moments of its optimiser."""
+        return self.root.parameters
+
+    @property
     @abstractmethod
     def flops(self) -> float:
         """Estimated floating-point operations."""

@@ -125,6 +125,11 @@ class GRPO(RolloutStage):
         return self.advantage in OF_VALUES
 
     @property
+    def trained_parameters(self) -> int:
+        """Those of the policy, and as many of a critic, whose smaller head is counted as if it were the policy's."""
+        return self.root.parameters * (1 + self.has_critic)
+
+    @property
     def flops(self) -> float:
         """A token is read by the sampler, by the reference if there is one, and by the learner forth and back; by a
         critic once for its values, then forth and back as well. How much will be drawn again by a filter, or left out,
