@@ -8,17 +8,21 @@ Python for every request and token.
 
 Decoders are as GRPO meets them, after pretraining and SFT, or fresh ones. No two completions of a fresh one are alike,
 which is the worst case for ours: what members of a group have in common is read once.
+
+Then steps with other settings, beside the control, which has none of them, with the native sampler in fp32: a critic,
+the filters, and rewards for letters and steps.
 """
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -26,11 +30,18 @@ from benchmarks.measure import Row, Samples, alternate, publish
 from rayexp.config import RunConfig
 from rayexp.execution.supervised import run_in_process
 from rayexp.models import factory, io
+from rayexp.rewards.answer import Answer
+from rayexp.rewards.letters import Letters
+from rayexp.rewards.letters_sum import LettersSum
+from rayexp.rewards.shaped import Shaped
+from rayexp.rewards.steps import Steps
 from rayexp.rl import learner as policies
 from rayexp.rl.learner import GRPOLearner
-from rayexp.rl.prompts import Prompts, group_rewards
+from rayexp.rl.prompts import PromptBatch, Prompts, group_rewards
+from rayexp.rl.resampling import resampled
 from rayexp.rl.rollouts import rollout_batches
-from rayexp.sampling.base import Sampler
+from rayexp.rl.unsolved import UnsolvedPrompts
+from rayexp.sampling.base import Completions, Sampler
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
 from rayexp.stages import GRPO, SFT, Pretrain
@@ -44,11 +55,13 @@ PROMPTS, GROUP, BETA = 64, 8, 0.04
 
 @dataclass(frozen=True)
 class Case:
-    """One decoder. trained: on the budget of the tiny scale, with 1 % OOD samples; or fresh."""
+    """One decoder. trained: on the budget of the tiny scale, with 1 % OOD samples; or fresh. traces: completions have
+    the string after every operation."""
 
     decoder: str
     rounds: int
     trained: bool = False
+    traces: bool = False
 
     @property
     def name(self) -> str:
@@ -56,6 +69,16 @@ class Case:
 
 
 CASES = (Case("tiny", 5, trained=True), Case("tiny", 5), Case("paper", 2))
+#: Settings of a step that are measured beside the control, and those that need traces.
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "critic": {"advantage": "critic"},
+    "resample": {"filter": "resample"},
+    "unsolved": {"filter": "unsolved"},
+    "letters": {"rewards": (Letters(),)},
+    "letters_sum": {"rewards": (LettersSum(),)},
+    "answer+shaped": {"rewards": (Answer(), Shaped())},
+}
+OF_TRACES: dict[str, dict[str, Any]] = {"steps": {"rewards": (Steps(),)}}
 PRECISIONS = ("fp32", "bf16")
 #: What a stage does unless its settings say otherwise.
 DEFAULT = "default (vLLM, fp32)"
@@ -82,7 +105,12 @@ class Parts:
 
 def run() -> list[Row]:
     torch.set_num_threads(1)
-    return [row for case in CASES for row in measured(case)]
+    trained = CASES[0]
+    return [
+        *(row for case in CASES for row in measured(case)),
+        *beside_control(trained, CONDITIONS),
+        *beside_control(replace(trained, traces=True), OF_TRACES),
+    ]
 
 
 def measured(case: Case) -> list[Row]:
@@ -119,6 +147,30 @@ def measured(case: Case) -> list[Row]:
     return rows
 
 
+def beside_control(case: Case, conditions: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Return a row for each condition: how fast a step of it is beside the control's."""
+    model, specs = initial(case), conditions_of(case, conditions)
+    sides = {name: our_steps(spec, model, TorchSampler(copy.deepcopy(model)), Parts()) for name, spec in specs.items()}
+    timed = alternate(sides, 2 * case.rounds)
+    peer, kind = per_step(timed["control"]), "trained, traces" if case.traces else "trained"
+    return [
+        Row(
+            case=f"{case.decoder}, {kind}, {name} : control",
+            ours=per_step(timed[name]),
+            peer=peer,
+            ratio=f"{timed[name].faster_than(timed['control']):.2f}",
+        )
+        for name in conditions
+    ]
+
+
+def conditions_of(case: Case, conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, GRPO]:
+    """Return the stage of each condition, after that of the control."""
+    control = reinforcement(case, "fp32")
+    changed = {name: GRPO.model_validate({**vars(control), **changes}) for name, changes in conditions.items()}
+    return {"control": control} | changed
+
+
 def per_step(samples: Samples) -> str:
     return f"{samples.median:.2f} s ±{samples.spread:.0%}"
 
@@ -145,7 +197,7 @@ def supervised(case: Case) -> SFT:
     """What comes before."""
     budget = SCALES["tiny"]
     base = Pretrain(
-        task=StringTask(axis="composition"),
+        task=StringTask(axis="composition", completion_format="trace" if case.traces else "answer"),
         decoder=DECODERS[case.decoder],
         ood_ratio=0.01,
         samples=budget.pretrain_samples,
@@ -171,7 +223,7 @@ def initial(case: Case) -> PreTrainedModel:
 def our_steps(spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts) -> Callable[[], None]:
     """Return what does one step of a stage a turn, timed by parts."""
     learner = GRPOLearner(spec, copy.deepcopy(model))
-    prompts, step = Prompts(spec), 0
+    prompts, step = UnsolvedPrompts(spec, {}) if spec.only_unsolved else Prompts(spec), 0
     score = policies.group_logprobs
 
     def timed_score(model: Any, *arguments: Any) -> Any:
@@ -180,21 +232,29 @@ def our_steps(spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts
         with parts.time("reference"):
             return score(model, *arguments)
 
+    def drawn(batch: PromptBatch) -> tuple[Completions, np.ndarray]:
+        with parts.time("rollout"):
+            completions = sampler.generate(*batch.request(spec.group_size))
+        with parts.time("reward"):
+            return completions, group_rewards(spec.root.task, spec.rewards, batch, completions)
+
     def turn() -> None:
         nonlocal step
         with parts.time("sync"):
             sampler.sync(learner.weights(), step)
         with parts.time("rollout"):
             batch = prompts.at(step)
-            completions = sampler.generate(*batch.request(spec.group_size))
-        with parts.time("reward"):
-            rewards_PG = group_rewards(spec.root.task, spec.rewards, batch, completions)
+        completions, rewards_PG = drawn(batch)
+        if spec.resamples:
+            completions, rewards_PG, _ = resampled(batch, completions, rewards_PG, drawn)
         before = parts.seconds.get("reference", 0.0)
         with parts.time("learn"):
             policies.group_logprobs = timed_score
             learner.update(rollout_batches(batch, completions, rewards_PG), 1e9)
             policies.group_logprobs = score
         parts.seconds["learn"] -= parts.seconds["reference"] - before
+        with parts.time("reward"):
+            prompts.record(batch, completions)
         step += 1
 
     return turn

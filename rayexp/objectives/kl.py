@@ -14,8 +14,8 @@ leaves 1 - 1/G of every gradient that goes through the reward, that of the task'
 of the full gradient of the KL between the two distributions of completions, and k3 the same less 1 - 1/G of the
 gradient of the forward KL at each prefix. ``exact``, as a number, carries only the push on visits; the loss term that
 is added to it, scaled alike, carries its own gradient at each prefix, and the sum of the two is the gradient of k1 with
-less noise. Leave-one-out advantages lack the 1 - 1/G everywhere. tests/unit/objectives proves all of this by
-enumeration.
+less noise. Leave-one-out advantages lack the 1 - 1/G everywhere, and so do those of a critic, which charge each token
+for the KL from it on. tests/unit/objectives proves all of this by enumeration.
 
 Shape suffixes: _N sequences, _C tokens of a completion, _V vocabulary.
 """

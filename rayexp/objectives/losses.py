@@ -7,9 +7,9 @@ are reduced to one number, alike for both terms, and the loss is the mean of tha
     token_sum        sum over the tokens of a sequence, divided by a constant, then the mean over sequences (Dr. GRPO).
                      The constant is ``reductions.TOKEN_SUM_DIVISOR``, 1 here
 
-So kl_beta is the price of one nat a token beside the advantage of one token, whatever the reduction. What is logged of
-the KL are two numbers: its sum over a completion (``Scores.kl_NC``, before any weight), and what the penalty costs
-(``Loss.penalty_N``).
+So in the loss kl_beta is the price of a token's nat beside the advantage of that token, whatever the reduction; in the
+reward it is the price of a completion's nat beside its reward. What is logged of the KL are two numbers: its sum over a
+completion (``Scores.kl_NC``, before any weight), and what it costs as it is charged (``Loss.penalty_N``).
 
 TRL (read at 1.16.0) adds beta times the KL of each token to that token's loss as well, before its ``loss_type``
 reduces both. Its ``grpo`` is ``sequence_mean``; its ``dr_grpo`` is ``token_sum`` over the most tokens that a completion
@@ -17,7 +17,7 @@ may have, a constant that both terms share. In neither does that change what a b
 KL is k3, by default times the ratio, which on policy has in expectation the gradient of our ``exact``; without that
 factor it is our ``k3``. TRL divides rewards by the sample's standard deviation (G - 1 below) where ``group_std`` has
 the population's (G), so that its advantages are smaller, and the same beta holds more, by the factor sqrt(G / (G - 1)):
-1.07 at G = 8. And the KL that TRL logs is a mean over tokens, where ours is a mean over completions.
+1.07 at G = 8. And the KL that TRL logs is the mean over tokens, where ours is the sum over a completion's.
 
 Shape suffixes: _N sequences (prompts times group, a group's members side by side), _C tokens of a completion.
 """

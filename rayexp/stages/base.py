@@ -130,6 +130,11 @@ class Stage(Value):
         return False
 
     @property
+    def trained_parameters(self) -> int:
+        """Numbers that it trains, each of which a checkpoint has with the moments of its optimiser."""
+        return self.root.parameters
+
+    @property
     @abstractmethod
     def flops(self) -> float:
         """Estimated floating-point operations."""

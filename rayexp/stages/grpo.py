@@ -19,17 +19,18 @@ from rayexp.tasks import Task
 class GRPO(RolloutStage):
     """Group relative policy optimisation.
 
-    kl_beta: weight of the KL to the reference (required: a hidden default is how other systems lose it). kl_estimator
-    and kl_in: see ``objectives.kl``. advantage: ``group_std`` (GRPO), ``mean_only`` (Dr. GRPO), ``leave_one_out``
-    (RLOO), or ``critic`` (PPO at gamma = lambda = 1, not scaled): the baseline of each token is then what a network of
-    its own expects before it (``rl.critic``). Groups are drawn all the same, so that rollouts are equal.
-    loss_reduction: ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes over each batch of rollouts;
-    at 1 the update is exactly on-policy. staleness: 1 draws the rollouts of the next step while the learner works, from
-    weights that lack its last update; the ratio in the loss then refers to the probabilities that the sampler recorded.
-    rewards: their weighted sum is what a completion earns. reference: the policy that the KL is taken to: ``init``, or
-    ``root``, which is what the first GRPO stage of the chain started from, so that several stages in a row are held by
-    one KL. filter: what a step may learn from. ``resample`` draws a group again whose members all earned the same, up
-    to ``rl.resampling.MOST_DRAWS`` times, though with a critic it would teach as well; ``unsolved`` takes only prompts
+    kl_beta: weight of the KL to the reference (required: a hidden default is how other systems lose it);
+    ``objectives.losses`` says what it is a price of, and has it beside TRL's. kl_estimator and kl_in: see
+    ``objectives.kl``. advantage: ``group_std`` (GRPO), ``mean_only`` (Dr. GRPO), ``leave_one_out`` (RLOO), or
+    ``critic`` (PPO at gamma = lambda = 1, not scaled): the baseline of each token is then what a network of its own
+    expects before it (``rl.critic``). Groups are drawn all the same, so that rollouts are equal. loss_reduction:
+    ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes over each batch of rollouts; at 1 the update
+    is exactly on-policy. staleness: 1 draws the rollouts of the next step while the learner works, from weights that
+    lack its last update; the ratio in the loss then refers to the probabilities that the sampler recorded. rewards:
+    their weighted sum is what a completion earns. reference: the policy that the KL is taken to: ``init``, or ``root``,
+    which is what the first GRPO stage of the chain started from, so that several stages in a row are held by one KL.
+    filter: what a step may learn from. ``resample`` draws a group again whose members all earned the same, up to
+    ``rl.resampling.MOST_DRAWS`` times, though with a critic it would teach as well; ``unsolved`` takes only prompts
     that no completion of the stage has answered so far, and ends the stage where none is left.
     """
 
@@ -132,6 +133,11 @@ class GRPO(RolloutStage):
     def has_critic(self) -> bool:
         """True if the baseline is learnt."""
         return self.advantage in OF_VALUES
+
+    @property
+    def trained_parameters(self) -> int:
+        """Those of the policy, and as many of a critic, whose smaller head is counted as if it were the policy's."""
+        return self.root.parameters * (1 + self.has_critic)
 
     @property
     def flops(self) -> float:

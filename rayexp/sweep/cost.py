@@ -107,7 +107,7 @@ class CostModel:
 
     def checkpoint_bytes(self, plan: Plan, trials_at_once: int) -> float:
         """Return the most that checkpoints take up at one time: those kept and one that is being written, a trial."""
-        largest = max((stage.root.parameters for stage in plan.to_run if stage.pool != "measure"), default=0)
+        largest = max((stage.trained_parameters for stage in plan.to_run if stage.pool != "measure"), default=0)
         return CHECKPOINT_BYTES * largest * (CHECKPOINTS_KEPT + 1) * min(trials_at_once, len(plan.trials))
 
     def _time(self, stage: Stage) -> tuple[float, int]:

@@ -1,9 +1,12 @@
 """What the benchmarks write into their page."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks.measure import Row
+from benchmarks.step import CASES, CONDITIONS, OF_TRACES, conditions_of
 
 PAGE = "before\n<!-- sync -->\n<!-- end of sync -->\nafter\n"
 
@@ -25,3 +28,10 @@ def test_each_kind_of_machine_keeps_its_table(monkeypatch):
 def test_a_page_without_a_place_for_a_table_is_refused():
     with pytest.raises(ValueError, match="no place for the benchmark step"):
         benchmarks.with_table(PAGE, "step", [])
+
+
+@pytest.mark.parametrize(("traces", "conditions"), [(False, CONDITIONS), (True, OF_TRACES)])
+def test_what_is_measured_beside_the_control_differs_from_it(traces, conditions):
+    specs = conditions_of(replace(CASES[0], traces=traces), conditions)
+    assert list(specs) == ["control", *conditions]
+    assert len({spec.id for spec in specs.values()}) == len(specs)

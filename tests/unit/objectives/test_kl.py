@@ -52,6 +52,20 @@ def test_gradient_of_every_kl_estimator_in_the_loss(estimator):
     close(expected_gradient(kl_estimator=estimator), BETA * expected[estimator])
 
 
+def test_k3_times_the_ratio_has_the_gradient_of_exact():
+    """As TRL has it in its loss by default: on policy the ratio is 1, and its gradient is not 0."""
+    mass_N = mass_of(random_logits(0))
+
+    def expected(logits):
+        logprobs_NCV = logprobs_of(logits)
+        chosen_NC = logprobs_NCV.gather(-1, TOKENS[..., None]).squeeze(-1)
+        ratio_NC = (chosen_NC - chosen_NC.detach()).exp()
+        kl_NC = kl_to_reference(logprobs_NCV, REFERENCE, TOKENS, MASK, "k3")
+        return (mass_N[:, None] * ratio_NC * kl_NC).sum()
+
+    close(gradient(expected), gradient(prefix_kl))
+
+
 def test_no_kl_in_the_loss_sees_the_choice_of_prefixes():
     """The gradients above are not that of the KL between the two distributions of completions."""
     assert (gradient(prefix_kl) - gradient(sequence_kl)).abs().max() > 0.01

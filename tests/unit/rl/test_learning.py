@@ -81,7 +81,10 @@ def without_rewards(scores, mask_NC, advantages, *rest):
     return grpo_loss(scores, mask_NC, replace(advantages, advantage_NC=0 * advantages.advantage_NC), *rest)
 
 
-@pytest.mark.parametrize("wrong", [flipped, zeroed, displaced, without_rewards])
+@pytest.mark.parametrize(
+    "wrong",
+    [flipped, zeroed, *(pytest.param(loss, marks=pytest.mark.slow) for loss in (displaced, without_rewards))],
+)
 @pytest.mark.parametrize("advantage", ["group_std", "critic"])
 def test_a_wrong_loss_teaches_nothing(advantage, wrong):
     with mock.patch.object(learner_module, "grpo_loss", wrong):

@@ -1,5 +1,7 @@
 """The statistics of an update and of a step, by hand on completions of a tiny policy."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from rayexp.objectives.kl import kl_to_reference
 from rayexp.objectives.reductions import sequence_mean
 from rayexp.rl.statistics import UpdateStatistics, step_statistics
 from tests.fixtures.tiny_policy import (
+    BETA,
     MASK,
     REFERENCE,
     TOKENS,
@@ -28,6 +31,24 @@ def test_statistics_are_sums_over_sequences():
     entropy_NC = torch.distributions.Categorical(logits=policy_NCV).entropy()
     close(statistics["entropy"], sequence_mean(entropy_NC, MASK[rows]).sum())
     assert statistics["clipped"] == 0
+
+
+@pytest.mark.parametrize("loss_reduction", ["token_sum", "sequence_mean"])
+@pytest.mark.parametrize("kl_in", ["loss", "reward"])
+def test_the_penalty_is_what_the_kl_costs_where_it_is_charged(kl_in, loss_reduction):
+    """A loss charges the tokens of a completion as it reduces them; a reward is charged for all of them."""
+    rows, rollouts = rollouts_of()
+    policy_NCV = logprobs_of(random_logits(0))[rows]
+    statistics = statistics_of(policy_NCV, rollouts, settings(kl_in=kl_in, loss_reduction=loss_reduction))
+    kl_NC = kl_to_reference(policy_NCV, REFERENCE[rows], TOKENS[rows], MASK[rows], "exact")
+    tokens_N = MASK[rows].sum(dim=1) if (kl_in, loss_reduction) == ("loss", "sequence_mean") else torch.ones(6)
+    close(statistics["kl_penalty"], (BETA * kl_NC.sum(dim=1) / tokens_N).sum())
+
+
+def test_without_a_reference_there_is_neither_kl_nor_penalty():
+    rows, rollouts = rollouts_of()
+    statistics = statistics_of(logprobs_of(random_logits(0))[rows], replace(rollouts, reference_NCV=None), settings())
+    assert not {"kl", "kl_penalty"} & statistics.keys()
 
 
 def test_the_sampler_is_compared_with_the_policy_by_whole_completions():

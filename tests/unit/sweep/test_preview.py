@@ -153,6 +153,8 @@ def test_storage_is_what_is_kept_and_what_checkpoints_need():
     assert 4 * parameters < estimates.cost(STAGES[0]).bytes < 4 * parameters + 20_000
     assert estimates.checkpoint_bytes(plan, 2) == 2 * 3 * 12 * parameters
     assert estimates.checkpoint_bytes(Plan.of("demo", STAGES, [stage.id for stage in STAGES]), 2) == 0
+    critics = [stage.model_copy(update={"advantage": "critic"}) for stage in STAGES if isinstance(stage, GRPO)]
+    assert estimates.checkpoint_bytes(Plan.of("demo", critics, ()), 2) == 2 * 2 * 3 * 12 * parameters
 
 
 # All of them together
