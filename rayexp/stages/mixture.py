@@ -45,9 +45,22 @@ class CellShares:
         cells = tuple(cell for _, cell in task.roles() if at_first[cell] or at_last[cell])
         return cls(cells, *(np.array([shares[cell] for cell in cells]) for shares in (at_first, at_last)))
 
+    @property
+    def mean_K(self) -> np.ndarray:
+        """Mean shares over all steps."""
+        return (self.first_K + self.last_K) / 2
+
     def prompts(self, count: int) -> np.ndarray:
-        """Return the cell of each of ``count`` prompts, as its place in ``cells``: by the mean share over all steps."""
-        return deal(np.broadcast_to((self.first_K + self.last_K) / 2, (count, len(self.cells))))
+        """Return the cell of each of ``count`` prompts, as its place in ``cells``: dealt by the mean shares."""
+        return deal(np.broadcast_to(self.mean_K, (count, len(self.cells))))
+
+    def without_prompts(self, count: int) -> list[str]:
+        """Return the cells that get none of ``count`` prompts."""
+        enough = (
+            int(len(self.cells) / self.mean_K.min()) + 1
+        )  # no cell is ever behind by as many places as there are cells
+        there = set(self.prompts(min(count, enough)).tolist())
+        return [cell for i, cell in enumerate(self.cells) if i not in there]
 
     def places(self, steps: int, prompts_per_step: int) -> np.ndarray:
         """Return the cell of each place of all steps, one after the other."""

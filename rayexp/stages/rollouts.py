@@ -75,13 +75,18 @@ class RolloutStage(ChildStage):
             raise ValueError(f"prompt_role is {self.prompt_role!r}; allowed: a role that the task {task.label} has")
         if self.mixture or self.curriculum:
             self._require_mixture(task)
+        if self.hint_tokens:
+            self._require_rest(task)
+        return self
+
+    def _require_rest(self, task: Task) -> None:
+        """Raise ValueError if a hint would be a whole completion."""
         shortest = min(task.completion_tokens(cell) for cell in self.cell_shares.cells)
         if self.hint_tokens >= shortest:
             raise ValueError(
                 f"hint_tokens is {self.hint_tokens}; allowed: at most {shortest - 1}, which leaves something to write "
                 f"of completions of {shortest} tokens, the shortest of its prompts"
             )
-        return self
 
     def _require_mixture(self, task: Task) -> None:
         """Raise ValueError on an unknown name, on a mixture without what is in question, and on too few prompts."""
@@ -91,9 +96,9 @@ class RolloutStage(ChildStage):
                 f"mixture is {_text(self.mixture)}; allowed with prompt_role {self.prompt_role!r}: one that has any of "
                 f"its cells ({', '.join(asked)}); what others come first is its curriculum"
             )
-        if left_out := set(range(len(shares.cells))) - set(shares.prompts(self.prompt_count).tolist()):
+        if left_out := shares.without_prompts(self.prompt_count):
             raise ValueError(
-                f"prompt_count is {self.prompt_count}, of which the cell {shares.cells[min(left_out)]} gets none; "
+                f"prompt_count is {self.prompt_count}, of which the cell {left_out[0]} gets none; "
                 f"allowed with {self.prompts_label}: enough that each of its cells has a prompt"
             )
 

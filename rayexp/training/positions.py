@@ -6,6 +6,8 @@ the longest sample of the task, and RoPE is told a place divided by 4: the posit
 the longest sample over the range. They are what completions are drawn, scored and measured at, where the paper draws
 positions anew: a random one would make a number of what is exact, the even spread is their mean for the longest sample,
 a prefix has the positions that the whole has, and stock transformers and vLLM read models at these positions.
+Seen at scale tiny on the axis length, one seed: mean Q of the two ID cells is 0.76 and 0.77 at them, and 0.76 and 0.75
+at random positions.
 
 Shape suffixes: _N samples, _T tokens, _R places of the range.
 """

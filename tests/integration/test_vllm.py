@@ -13,6 +13,7 @@ from rayexp.rl.learner import GRPOLearner, MismatchError
 from rayexp.rl.prompts import Prompts, group_rewards
 from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.torch_sampler import TorchSampler
+from rayexp.stages import PromptShare
 from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings.symbols import VOCABULARY
 from tests.fixtures.factories import TOY, grpo, pretrain, sft
@@ -139,6 +140,19 @@ def test_decoders_with_other_positions_are_served_as_they_are_scored(cluster, ca
         assert found.rows == expected.rows
     finally:
         rollout_manager.stop()
+
+
+def test_hints_and_a_curriculum_are_drawn_for_as_the_learner_scores_them(managers, case):
+    spec, model, _ = case
+    stage = grpo(spec.init, prompt_role="ood", curriculum=(PromptShare(kind="id"),), hint_tokens=2)
+    prompts = Prompts(stage)
+    for step in range(stage.steps):
+        batch = prompts.at(step)
+        completions = managers[1].generate(*batch.request(stage.group_size))
+        rewards_PG = group_rewards(stage.root.task, stage.rewards, batch, completions)
+        batches = rollout_batches(batch, completions, rewards_PG)
+        learner = GRPOLearner(stage, copy.deepcopy(model))
+        assert learner.update(batches, 1e-4)["max_logprob_mismatch"] < 1e-4
 
 
 def test_a_model_folder_loads_in_stock_vllm(cluster, case, tmp_path):

@@ -10,7 +10,7 @@ from rayexp.config import explain
 from rayexp.rl.prompts import Prompts
 from rayexp.rl.unsolved import UnsolvedPrompts
 from rayexp.stages import PromptShare, parse_stage
-from rayexp.stages.mixture import deal
+from rayexp.stages.mixture import CellShares, deal
 from rayexp.stages.settings import condition, varying
 from rayexp.studies.overrides import apply_overrides, parse_overrides
 from rayexp.sweep import preflight
@@ -89,6 +89,17 @@ def test_a_deal_keeps_to_the_shares_in_every_prefix(weights, count):
     for places in range(count + 1):
         behind_K = places * share_K - np.bincount(cell_N[:places], minlength=len(weights))
         assert np.abs(behind_K).max() < 2 if len(weights) > 2 else np.abs(behind_K).max() < 1
+
+
+@given(
+    weights=st.lists(st.floats(0.01, 1), min_size=1, max_size=5),
+    count=st.integers(1, 700),
+)
+def test_cells_without_a_prompt_are_found_without_dealing_all(weights, count):
+    share_K = np.array(weights) / sum(weights)
+    shares = CellShares(tuple(map(str, range(len(weights)))), share_K, share_K)
+    left_out = set(range(len(weights))) - set(shares.prompts(count).tolist())
+    assert shares.without_prompts(count) == [str(i) for i in sorted(left_out)]
 
 
 def test_a_mixture_may_name_cells_and_a_role_stands_for_its_cells():
