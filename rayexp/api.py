@@ -8,7 +8,8 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from rayexp.store.index import StoreIndex
 from rayexp.store.probe import require_seen_by_others, require_shareable
 from rayexp.store.provenance import without_secrets
 from rayexp.studies import Wanted
+from rayexp.studies.looks import Place
 from rayexp.studies.ratios import Search
 from rayexp.sweep import force, placement, preflight, trackers
 from rayexp.sweep.plan import Plan
@@ -171,13 +173,15 @@ def prepare(wanted: Asked, run_config: RunConfig, name: str | None = None, again
     if isinstance(wanted, Experiment):
         wanted = wanted if name is None else Experiment.model_validate(wanted.model_dump() | {"name": name})
         study = Study(store, wanted.folder, wanted.study, wanted.scale, wanted.axes)
-        found = wanted.wanted(lambda stage: measured(store, stage))
+        found = wanted.wanted(partial(measured, store), partial(undecided, store))
+        looks = len(wanted.looks)
     elif name is None:
         raise ValueError("name is None; give a name where stages of your own are wanted")
     else:
         wanted = list(wanted)
         study, found = Study(store, Experiment(name=name).folder, "own stages", "own"), Search(wanted, ())
-    whole = Plan.of(study.study, found.wanted, store.finished_ids())
+        looks = 1
+    whole = Plan.of(study.study, found.wanted, store.finished_ids(), looks=looks)
     anew = force.named(again, whole)
     left = dataclasses.replace(whole, finished=whole.finished - {stage.id for stage in anew})
     study.require_one(left)
@@ -200,6 +204,16 @@ def measured(store: Store, stage: Stage) -> "pd.DataFrame | None":
     from rayexp.reports import table
 
     return table.measured(store, stage.id) if store.finished(stage.id) else None
+
+
+def undecided(store: Store, wanted: Sequence[Wanted], looks: int) -> "Collection[Place] | None":
+    """Return where a verdict is undecided of what is wanted; None if not all of it is finished."""
+    plan = Plan.of("", wanted, store.finished_ids(), looks=looks)
+    if plan.to_run:
+        return None
+    from rayexp.reports.undecided import places
+
+    return places(plan, store)
 
 
 def unpublish_damaged(job: Job) -> None:

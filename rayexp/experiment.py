@@ -4,16 +4,20 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from rayexp.config import Value
+from rayexp.config import Count, Value
 from rayexp.errors import not_among
 from rayexp.stages import Stage
 from rayexp.studies import Wanted, is_adaptive, study_named, usual_ratios, wanted_of
+from rayexp.studies.conditions import changed
 from rayexp.studies.grid import Grid
+from rayexp.studies.looks import MAX_SEEDS, Undecided, place_of, planned_looks, unknown
 from rayexp.studies.overrides import Override, apply_overrides, in_effect, parse_overrides
 from rayexp.studies.presets import SCALES, Budget
 from rayexp.studies.ratios import Measured, Search, search
@@ -67,8 +71,11 @@ class Experiment(Value):
     and 0.9, which a few pilots find; the word low for 0 and the first two of these."""
     kl_betas: Annotated[tuple[float, ...], Field(strict=False)] = ()
     """Weights of the KL to the reference; the scale's own if not given."""
-    seeds: Annotated[tuple[int, ...], Field(strict=False)] = ()
-    """One chain of stages for each; the scale's own if not given."""
+    seeds: Annotated[tuple[int | Literal["auto"], ...], Field(strict=False), BeforeValidator(_several)] = ()
+    """One chain of stages for each; the scale's own if not given. With the word auto there are twice as many where a
+    verdict is undecided, and twice as many again, up to max_seeds."""
+    max_seeds: Count | None = None
+    """With seeds auto, the most seeds that there may be; 12 if not given."""
     graph: str = "hidden"
     """hidden: one cycle, to be learnt. printed: a fresh map in every prompt."""
     traversal: str = "uniform"
@@ -81,6 +88,12 @@ class Experiment(Value):
     name: Annotated[str | None, AfterValidator(_fit_for_a_folder)] = None
     """Folder of its results in the store, below studies; by default study, scale, and what is not usual. Asked for
     again under the same name with other seeds, ratios or betas, a study grows."""
+
+    @model_validator(mode="after")
+    def _seeds(self) -> Self:
+        if self.max_seeds and "auto" not in self.seeds:
+            raise ValueError(f"max_seeds is {self.max_seeds}; allowed with seeds auto only")
+        return self
 
     @cached_property
     def overrides(self) -> tuple[Override, ...]:
@@ -115,28 +128,51 @@ class Experiment(Value):
     @property
     def adaptive(self) -> bool:
         """Return whether what it wants depends on what has been measured."""
-        return bool(self._words) or is_adaptive(study_named(self.study))
+        return bool(self._words) or len(self.looks) > 1 or is_adaptive(study_named(self.study))
 
     def stages(self) -> list[Stage]:
         """Return what the study wants while nothing is measured. Raises as ``wanted`` does."""
         return self.wanted(nothing).stages
 
-    def wanted(self, measured: Measured) -> Search:
-        """Return what the study wants, now that this is measured. Raises ValueError or ValidationError on a setting it
-        can't have."""
+    def wanted(self, measured: Measured, undecided: Undecided = unknown) -> Search:
+        """Return what the study wants, now that this is measured and, with seeds auto, this undecided. Raises
+        ValueError or ValidationError on a setting it can't have."""
+        looks = self.looks
+        found = self._with_seeds(looks[0], measured)
+        for before, seeds in pairwise(looks):
+            places = undecided(found.wanted, len(looks))
+            if places is None:
+                return replace(found, said=(*found.said, self._said_of_looks(found)))
+            more = self._with_seeds(seeds[len(before) :], measured)
+            kept = changed(more.wanted, lambda stages, at=places: [each for each in stages if place_of(each) in at])
+            found = replace(found, wanted=[*found.wanted, *kept])
+        return found
 
+    @property
+    def looks(self) -> list[tuple[int, ...]]:
+        """Return the seeds that there are at each look at the results; without seeds auto there is one."""
+        first = tuple(seed for seed in self.seeds if not isinstance(seed, str)) or self._budget.seeds
+        return planned_looks(first, self.max_seeds or MAX_SEEDS) if "auto" in self.seeds else [first]
+
+    def _said_of_looks(self, found: Search) -> str:
+        sizes = [len(seeds) for seeds in self.looks]
+        most = len({each.id for stage in found.stages for each in stage.lineage}) * sizes[-1] // sizes[0]
+        return (
+            f"seeds auto: {', '.join(map(str, sizes))} seeds, the more where a verdict is undecided; p-values count "
+            f"{len(sizes)} times, because there are as many looks; at most about {most} stages in all"
+        )
+
+    def _with_seeds(self, seeds: Sequence[int], measured: Measured) -> Search:
         def at(ratios: Sequence[float], pilot: bool) -> list[Wanted]:
-            return self._at(ratios, pilot, measured)
+            return self._at(ratios, self.looks[0][:1] if pilot else seeds, measured)
 
         found = [search(at, measured, word) for word in self._words]
         fixed = at(self._fixed, False) if self._fixed else []
         said = [sentence for one in found for sentence in one.said]
         return Search([*(each for one in found for each in one.wanted), *fixed], tuple(said))
 
-    def _at(self, ratios: Sequence[float], pilot: bool, measured: Measured) -> list[Wanted]:
-        """Return what is wanted with these OOD ratios, of the first seed only if ``pilot`` is true."""
-        seeds = self.seeds or self._budget.seeds
-        grid = self._grid(ratios, seeds[:1] if pilot else seeds)
+    def _at(self, ratios: Sequence[float], seeds: Sequence[int], measured: Measured) -> list[Wanted]:
+        grid = self._grid(ratios, seeds)
         return apply_overrides(wanted_of(study_named(self.study), self._budget, grid, measured), self.overrides)
 
     def _grid(self, ratios: Sequence[float], seeds: Sequence[int]) -> Grid:
@@ -159,7 +195,7 @@ class Experiment(Value):
     @cached_property
     def _usual(self) -> Sequence[Wanted]:
         """All that the study wants before ``set`` changes any of it, with nothing measured."""
-        grid = self._grid(self._fixed or self._budget.ood_ratios, self.seeds or self._budget.seeds)
+        grid = self._grid(self._fixed or self._budget.ood_ratios, self.looks[0])
         return wanted_of(study_named(self.study), self._budget, grid, nothing)
 
     @property

@@ -135,7 +135,18 @@ def _config_in(words: list[str]) -> str | None:
 
 def _plan_text(job: Job) -> str:
     index = StoreIndex(job.store)
-    return f"{job.said()}\n\n{render_plan(job.plan, index, job.run_config, machines(), terminal.terminal_width())}"
+    drawn = render_plan(job.plan, index, job.run_config, machines(), terminal.terminal_width())
+    return "\n\n".join(filter(None, [job.said(), drawn, _power(job)]))
+
+
+def _power(job: Job) -> str:
+    """Say which gain so many seeds can detect, once there are results."""
+    if not any(stage.pool == "measure" and stage.id in job.plan.finished for stage in job.plan.stages):
+        return ""
+    from rayexp.reports import power, table  # pandas, which only a store with results needs
+
+    said = power.detectable_gains(table.results(job.plan, job.store))
+    return said and f"power: {said}"
 
 
 def _plan_json(sweep: Sweep, job: Job) -> str:

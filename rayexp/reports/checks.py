@@ -23,6 +23,8 @@ from rayexp.evaluation.theory import paper_bound, tilted
 from rayexp.reports.arms import Arm, before, percent
 
 HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "does not hold", "undecided", "not measured"
+#: Of an objection (``reports.objections``).
+SUPPORTED, REFUTED = "supported", "refuted"
 
 #: A gain of less correct mass than this is no gain.
 SMALL_GAIN = 0.01

@@ -12,7 +12,7 @@ import pandas as pd
 from rayexp.evaluation.statistics import ALPHA, holm
 from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, Arm, arms, percent
-from rayexp.reports.checks import CLAIMS, FAILS, HOLDS, UNDECIDED, Claim, Finding, missing
+from rayexp.reports.checks import CLAIMS, FAILS, HOLDS, REFUTED, SUPPORTED, UNDECIDED, Claim, Finding, missing
 
 #: Where GRPO did nothing, whatever is said of its limits is true and worth nothing.
 NOT_TESTED = "not tested: GRPO changed nothing"
@@ -20,9 +20,9 @@ NOT_TESTED = "not tested: GRPO changed nothing"
 SMALL_CHANGE = 0.01
 
 
-def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None) -> pd.DataFrame:
+def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None, looks: int = 1) -> pd.DataFrame:
     """One row for each claim, arm and beta, and for each OOD ratio where the claim is about one. curves: where they are
-    given, it is said where GRPO earned no reward.
+    given, it is said where GRPO earned no reward. looks: that the study is planned with (``studies.looks``).
 
     Columns: claim, title, prediction, setting, layers, condition, prompt_role (of GRPO), kl_beta, role (of the cells),
     ood_ratio;
@@ -30,10 +30,21 @@ def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None) -> pd.Data
     p, p_holm (adjusted over all rows that have one), verdict_holm.
     """
     found = pd.DataFrame([_row(claim, *found) for claim in CLAIMS for found in _findings(claim, arms(results), curves)])
+    found = over_looks(found, looks)
     found["p_holm"] = pd.Series(holm(found["p"].tolist()), dtype=float)
     kept = found["p_holm"] < ALPHA
     found["verdict_holm"] = found["verdict"].where(kept | ~found["verdict"].isin([HOLDS, FAILS]), UNDECIDED)
     return found
+
+
+def over_looks(found: pd.DataFrame, looks: int) -> pd.DataFrame:
+    """Return findings whose p-values count as many times as there are looks; what has none below 5 % then is
+    undecided."""
+    if looks == 1:
+        return found
+    p = (found["p"].astype(float) * looks).clip(upper=1.0)
+    decided = found["verdict"].isin([HOLDS, FAILS, SUPPORTED, REFUTED])
+    return found.assign(p=p, verdict=found["verdict"].mask(decided & ~(p < ALPHA), UNDECIDED))
 
 
 def _findings(claim: Claim, found: list[Arm], curves: pd.DataFrame | None) -> list[tuple[Finding, Arm | None, float]]:

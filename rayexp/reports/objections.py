@@ -14,14 +14,14 @@ from rayexp.evaluation.metrics import Interval, pass_at_k, pass_at_k_sampled
 from rayexp.evaluation.statistics import ALPHA, conservative_interval, detectable, holm, p_of_mean, p_within
 from rayexp.formatting import number
 from rayexp.reports.arms import TARGET_OF, percent
-from rayexp.reports.checks import SMALL_GAIN, UNDECIDED
+from rayexp.reports.checks import REFUTED, SMALL_GAIN, SUPPORTED, UNDECIDED
+from rayexp.reports.claims import over_looks
 from rayexp.reports.pairing import paired
 from rayexp.stages import GRPO, RolloutStage, Stage
 from rayexp.stages.settings import Setting, condition, varying
 from rayexp.studies.conditions import CONTROL, Condition
 from rayexp.sweep.plan import Plan
 
-SUPPORTED, REFUTED = "supported", "refuted"
 #: Two that do nothing do the same.
 NOT_TESTED = "not tested: neither gained anything"
 #: Gains that differ by less than this are the same gain.
@@ -51,6 +51,7 @@ def objections(plan: Plan, results: pd.DataFrame) -> pd.DataFrame:
     others = [each for each in plan.conditions if each.name != CONTROL]
     rows = [row for each in others if control for row in _rows(control, each, results)]
     found = pd.DataFrame(rows, columns=[name for name in COLUMNS if not name.endswith("_holm")])
+    found = over_looks(found, plan.looks)
     found["p_holm"] = pd.Series(holm(found["p"].tolist()), dtype=float)
     kept = (found["p_holm"] < ALPHA) | ~found["verdict"].isin([SUPPORTED, REFUTED])
     return found.assign(verdict_holm=found["verdict"].where(kept, UNDECIDED))[COLUMNS]

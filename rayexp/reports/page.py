@@ -28,6 +28,7 @@ from rayexp.reports.checks import SMALL_GAIN
 from rayexp.reports.examples import RULE, examples
 from rayexp.reports.objections import SAME_GAIN, objections
 from rayexp.reports.pictures import Picture, pictures
+from rayexp.reports.power import detectable_gains
 from rayexp.reports.provenance import design, provenance, settings, stage_counts
 from rayexp.store.artifacts import Store
 from rayexp.store.provenance import code_here
@@ -67,7 +68,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
     decided = objections(plan, results)
     # What the paper claims is about GRPO as the paper has it; what else may be, the objections say.
     shown, curves = _of_control(plan, results), _of_control(plan, curves)
-    findings = claims.claims(shown, curves)
+    findings = claims.claims(shown, curves, plan.looks)
 
     report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,8 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
             objections=_by_condition(decided),
             same_gain=SAME_GAIN,
             small_gain=SMALL_GAIN,
+            looks=plan.looks,
+            power=detectable_gains(shown),
             claims=_by_claim(findings),
             tests=int(findings["p"].notna().sum()),
             figures=drawn,

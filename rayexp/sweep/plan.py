@@ -39,17 +39,24 @@ class Trial:
 @dataclass(frozen=True, repr=False)
 class Plan:
     """Unique stages, parents before children, and which of them are finished. ``unread``: ids of unfinished stages that
-    the study has besides, whose values are not known here. ``conditions``: that the study consists of, if of any."""
+    the study has besides, whose values are not known here. ``conditions``: that the study consists of, if of any.
+    ``looks``: how often its verdicts are looked at, each time to decide whether to go on."""
 
     study: str
     stages: tuple[Stage, ...]
     finished: frozenset[str]
     unread: frozenset[str] = frozenset()
     conditions: tuple[Condition, ...] = ()
+    looks: int = 1
 
     @classmethod
     def of(
-        cls, study: str, wanted: Iterable[Wanted], finished: Collection[str], unread: Collection[str] = ()
+        cls,
+        study: str,
+        wanted: Iterable[Wanted],
+        finished: Collection[str],
+        unread: Collection[str] = (),
+        looks: int = 1,
     ) -> "Plan":
         """Return the plan of a study: what it wants with all that this is built on, each stage once.
 
@@ -60,7 +67,9 @@ class Plan:
             for ancestor in stage.lineage:
                 unique.setdefault(ancestor.id, ancestor)
         known, stages = unique.keys(), tuple(unique.values())
-        return cls(study, stages, frozenset(finished) & known, frozenset(unread) - known, tuple(conditions_in(wanted)))
+        return cls(
+            study, stages, frozenset(finished) & known, frozenset(unread) - known, tuple(conditions_in(wanted)), looks
+        )
 
     @property
     def trained(self) -> tuple[Stage, ...]:

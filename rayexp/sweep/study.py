@@ -2,7 +2,7 @@
 
 ``studies/<name>/plan.json`` has the labels of all its stages by id, and what makes it one study: ``study``, ``scale``,
 ``axes``, the settings that were given several values, ``settings``, the values of all that no grid runs through, and
-``conditions``, by name, if it consists of any.
+``conditions``, by name, if it consists of any; ``looks``, if there are several.
 Whoever asks for more adds to it, and whoever ends writes the page of the whole, each while no other driver writes (a
 lease). So the last one to end writes the rows of all.
 """
@@ -96,7 +96,7 @@ class Study:
         known = {stage_id: stage for stage_id in labels if (stage := here.get(stage_id) or earlier.get(stage_id))}
         named = conditions.recorded(self._conditions(plan), known)
         unread = [i for i in labels if i not in finished | here.keys()]
-        return Plan.of(plan.study, [*known.values(), *named], finished, unread)
+        return Plan.of(plan.study, [*known.values(), *named], finished, unread, self._looks(plan))
 
     def said(self, plan: Plan) -> str:
         """Say what the store has of the study, and how a plan adds to it; nothing if it is new, or is as planned."""
@@ -119,6 +119,10 @@ class Study:
         before = StoreIndex(self.store).about(self.name).get("conditions", {}) if self.labels() else {}
         return conditions.records(plan.conditions, before)
 
+    def _looks(self, plan: Plan) -> int:
+        before = StoreIndex(self.store).about(self.name).get("looks", 1) if self.labels() else 1
+        return max(before, plan.looks)
+
     def _earlier(
         self, labels: Mapping[str, str], here: Iterable[str], finished: Iterable[str] | None = None
     ) -> dict[str, Stage]:
@@ -139,6 +143,8 @@ class Study:
         about |= {"settings": known | varied(plan.stages)}
         if named := self._conditions(plan):
             about["conditions"] = named
+        if (looks := self._looks(plan)) > 1:
+            about["looks"] = looks
         about["stages"] = labels
         store.write_study(self.name, "plan.json", json.dumps(about, indent=1).encode())
         return labels

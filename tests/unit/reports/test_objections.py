@@ -1,5 +1,6 @@
 """The objections table: in a simulated study where it is known who is right, it says so."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from rayexp.studies.grid import Grid, fine_tuned, pretrained, reinforced, with_e
 from rayexp.studies.overrides import apply_overrides, parse_overrides
 from rayexp.studies.presets import SCALES
 from rayexp.sweep.plan import Plan
+from tests.fixtures.checkout import ROOT
 from tests.fixtures.simulated_study import PROMPTS_PER_CELL, published
 
 BUDGET = replace(SCALES["tiny"], prompts_per_cell=PROMPTS_PER_CELL)
@@ -109,6 +111,11 @@ def test_holm_takes_the_table_as_one_family(found: pd.DataFrame) -> None:
     kept = known[known["verdict_holm"].isin([SUPPORTED, REFUTED])]
     assert (kept["p_holm"] < 0.05).all()
     assert (kept["verdict"] == kept["verdict_holm"]).all()
+
+
+def test_its_columns_are_those_that_are_documented(found: pd.DataFrame) -> None:
+    section = (ROOT / "docs/results.md").read_text().partition("## objections.csv")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(found)
 
 
 def test_two_that_do_nothing_are_not_the_same(tmp_path: Path) -> None:
