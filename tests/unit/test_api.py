@@ -21,7 +21,7 @@ EXPERIMENT = rayexp.Experiment(study="demo", scale="toy", ood_ratios=(0.5,), set
 def store(tmp_path_factory):
     """A store in which EXPERIMENT has run, and what ``run`` returned."""
     url = str(tmp_path_factory.mktemp("api") / "runs")
-    with local_sweep.without_ray():
+    with local_sweep.without_ray(figures=True):
         return url, rayexp.run(EXPERIMENT, rayexp.RunConfig(store=url))
 
 

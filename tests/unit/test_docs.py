@@ -45,7 +45,7 @@ def runs(tmp_path_factory):
     """A folder with the store ``runs`` in it, which has a small demo, under its name at tiny scale as well."""
     folder = tmp_path_factory.mktemp("reader")
     store = folder / "runs"
-    assert local_sweep.main(["--scale", "toy", "--store", str(store)]) == 0
+    assert local_sweep.main(["--scale", "toy", "--store", str(store)], figures=True) == 0
     shutil.copytree(store / "studies/demo-toy", store / "studies/demo-tiny")
     plan = store / "studies/demo-tiny/plan.json"
     plan.write_text(json.dumps(json.loads(plan.read_text()) | {"scale": "tiny", "settings": {}}))

@@ -36,7 +36,12 @@ def refusal(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "field", "value", "allowed"),
     [
-        (["--study", "colours"], "study", "'colours'", "demo, fixed-point, mixing, scaling"),
+        (
+            ["--study", "colours"],
+            "study",
+            "'colours'",
+            "demo, dense, exchange, exposure, fixed-point, mixing, objections, scaling",
+        ),
         (["--scale", "huge"], "scale", "'huge'", "tiny, small, paper"),
         (["--graph", "drawn"], "graph", "'drawn'", "hidden, printed"),
         (["--traversal", "x"], "traversal", "'x'", "uniform, positional"),
