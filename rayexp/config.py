@@ -197,13 +197,31 @@ class RunConfig(Value):
         return self.model_copy(update={**chosen, "device": "cuda" if use else "cpu"})
 
 
+#: How pydantic names a member of a union in the place of an error.
+_MEMBER = re.compile(r"int|float|str|bool|literal\[.*\]").fullmatch
+
+
 def explain(error: ValidationError) -> str:
     """Return the first refusal of a ValidationError as one sentence: field, value, what is allowed."""
-    return one_line(_explained(error.errors(include_url=False)[0]))
+    first, *others = error.errors(include_url=False)
+    # Where a field may be of several types, each of them refused it.
+    of_field = [other for other in others if _field(other) == _field(first)]
+    return one_line(", or ".join([_explained(first), *map(_allowed, of_field)]))
+
+
+def _field(error: Any) -> str:
+    """Return the dotted name of what an error is about, without the members of unions that pydantic tried."""
+    parts = (str(part) for part in error["loc"])
+    return ".".join(part for part in parts if part not in Value.kinds and not _MEMBER(part)) or "setting"
+
+
+def _allowed(error: Any) -> str:
+    allowed = error["msg"].removeprefix("Input should be ")
+    return allowed[:1].lower() + allowed[1:]
 
 
 def _explained(first: Any) -> str:
-    field = ".".join(str(part) for part in first["loc"] if part not in Value.kinds) or "setting"
+    field = _field(first)
     match first["type"]:
         case "value_error":
             return str(first.get("ctx", {}).get("error", first["msg"]))
@@ -218,5 +236,4 @@ def _explained(first: Any) -> str:
             return f"{field}.kind is missing; it has no default"
         case "literal_error" if isinstance(first["input"], str):
             return not_among(field, first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
-    allowed = first["msg"].removeprefix("Input should be ")
-    return f"{field} is {shortened(first['input'])}; allowed: {allowed[:1].lower() + allowed[1:]}"
+    return f"{field} is {shortened(first['input'])}; allowed: {_allowed(first)}"

@@ -25,6 +25,14 @@ settings.register_profile(
 settings.load_profile("rayexp")
 
 
+#: Modules with tests of a minute or two: begun last, they would be waited for by one of two cores.
+LONGEST = ("test_wheel.py", "test_docs.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test that needs a GPU where there is none."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -125,9 +125,12 @@ def test_it_prints(browser: Browser, written: Path) -> None:
     page.goto(written.as_uri())
     assert page.pdf(format="A4").startswith(b"%PDF")
     page.emulate_media(media="print")
-    shown = page.eval_on_selector_all(
-        "details.settings td", "all => all.map(e => e.checkVisibility({contentVisibilityAuto: true}))"
-    )
+    visible = "all => all.map(e => e.checkVisibility({contentVisibilityAuto: true}))"
+    for _ in range(50):  # a browser takes up the other medium when it comes to it
+        shown = page.eval_on_selector_all("details.settings td", visible)
+        if all(shown):
+            break
+        page.wait_for_timeout(100)
     assert shown
     assert all(shown)
     page.close()
