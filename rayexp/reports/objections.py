@@ -18,7 +18,7 @@ from rayexp.reports.checks import REFUTED, SMALL_GAIN, SUPPORTED, UNDECIDED
 from rayexp.reports.claims import over_looks
 from rayexp.reports.pairing import paired
 from rayexp.stages import GRPO, RolloutStage, Stage
-from rayexp.stages.settings import Setting, condition, varying
+from rayexp.stages.settings import Setting, condition, placed, varying
 from rayexp.studies.conditions import CONTROL, Condition
 from rayexp.sweep.plan import Plan
 
@@ -78,8 +78,15 @@ def _rows(control: Condition, other: Condition, results: pd.DataFrame) -> Iterat
 
 
 def _apart(ends: Sequence[Stage]) -> dict[Setting, str]:
-    """Return what ends of one condition differ in, besides what has a column, with names for people."""
-    return {setting: name for setting, name in varying(ends).items() if not setting[1].startswith(("task.", "mixture"))}
+    """Return what ends of one condition differ in, besides the task, with names for people. Settings that ``varying``
+    tells wherever they are, such as a mixture, are what the condition itself is about."""
+    values = [placed(end) for end in ends]
+    differ = {setting for each in values for setting in each if any(each[setting] != of.get(setting) for of in values)}
+    return {
+        setting: name
+        for setting, name in varying(ends).items()
+        if setting in differ and not setting[1].startswith("task.")
+    }
 
 
 def _pair(control: Stage, other: Stage, k: int, measured: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:

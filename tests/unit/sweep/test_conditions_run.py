@@ -20,6 +20,7 @@ def test_a_study_of_conditions_runs_and_says_who_is_right(study, conditions, tmp
     decided = pd.read_csv(folder / "objections.csv")
     assert decided["condition"].nunique() == conditions - 1
     assert decided[["value", "low", "high"]].notna().all(axis=None)
+    assert decided["setting"].isna().all()  # nothing but the condition tells its chains from the control's
     assert all(f"{name} | " in printed for name in decided["condition"])
     assert 'id="objections"' in (folder / "report/index.html").read_text()
     rows = pd.read_parquet(folder / "results.parquet", columns=["condition"])["condition"].str.partition(", ")[0]
