@@ -138,14 +138,16 @@ def _of_control(plan: Plan, results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_condition(decided: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each condition with a row for every task and ratio."""
+    """Each condition with a finding for every task and ratio."""
+    notes = decided["detectable"].map(lambda least: "" if pd.isna(least) else f"Detectable: {least:.2g}.")
+    told = decided.assign(setting=decided["place"], note=notes)
     return [
         {
             **{name: rows[name].iloc[0] for name in ("condition", "objection", "source", "predicts", "k")},
             "verdicts": rows["verdict"].value_counts().to_dict(),
-            "rows": rows.to_dict("records"),
+            "findings": rows.to_dict("records"),
         }
-        for _, rows in decided.groupby("condition", sort=False)
+        for _, rows in told.groupby("condition", sort=False)
     ]
 
 

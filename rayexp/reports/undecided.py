@@ -1,4 +1,4 @@
-"""Where a study has not decided yet, so that more seeds are worth their cost."""
+"""The places at which a study has not decided yet, so that more seeds are worth their cost."""
 
 from rayexp.reports import table
 from rayexp.reports.checks import UNDECIDED

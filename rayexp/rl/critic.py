@@ -30,7 +30,7 @@ from rayexp.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class ValueTargets:
-    """What a critic learns from: returns of completions, and the prefixes that they followed."""
+    """Returns of completions, and the prefixes that they followed: all that a critic learns from."""
 
     prefixes: UniquePrefixes
     returns_NC: Tensor

@@ -30,7 +30,7 @@ class PromptBatch:
 
     @property
     def contexts(self) -> list[list[int]]:
-        """What the policy reads and goes on from: each prompt with its hint."""
+        """Each prompt with its hint, which the policy reads and goes on from."""
         if not self.hints:
             return self.prompts
         return [prompt + hint for prompt, hint in zip(self.prompts, self.hints, strict=True)]

@@ -136,7 +136,7 @@ class GRPO(RolloutStage):
 
     @property
     def trained_parameters(self) -> int:
-        """Those of the policy, and as many of a critic, whose smaller head is counted as if it were the policy's."""
+        """Numbers of the policy, and as many of a critic, whose smaller head is counted as if it were the policy's."""
         return self.root.parameters * (1 + self.has_critic)
 
     @property

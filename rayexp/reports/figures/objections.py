@@ -13,7 +13,7 @@ STYLE = {SUPPORTED: (COLOURS[2], "o"), REFUTED: (COLOURS[1], "X")}
 
 @on_page("Who is right: each condition beside the control", place=1, of="objections")
 def effects(objections: pd.DataFrame) -> ReportFigure | None:
-    """What each verdict compares, with its interval; a panel for each task and OOD ratio."""
+    """Draw the effect that each verdict is about, with its interval; a panel for each task and OOD ratio."""
     data = objections.dropna(subset=["value"])
     if data.empty:
         return None

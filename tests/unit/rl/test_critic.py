@@ -41,7 +41,7 @@ def critic_of(learner):
 
 
 def targets_of(batches):
-    """What a critic learns from these rollouts where there is no KL in the reward."""
+    """Return what a critic learns from these rollouts where there is no KL in the reward."""
     return [
         ValueTargets(
             UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC),
