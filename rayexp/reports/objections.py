@@ -51,10 +51,19 @@ def objections(plan: Plan, results: pd.DataFrame) -> pd.DataFrame:
     others = [each for each in plan.conditions if each.name != CONTROL]
     rows = [row for each in others if control for row in _rows(control, each, results)]
     found = pd.DataFrame(rows, columns=[name for name in COLUMNS if not name.endswith("_holm")])
-    found = over_looks(found, plan.looks)
+    found = over_looks(_tested(found), plan.looks)
     found["p_holm"] = pd.Series(holm(found["p"].tolist()), dtype=float)
     kept = (found["p_holm"] < ALPHA) | ~found["verdict"].isin([SUPPORTED, REFUTED])
     return found.assign(verdict_holm=found["verdict"].where(kept, UNDECIDED))[COLUMNS]
+
+
+def _tested(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the findings without verdicts on what was not put to the test: conditions that gained nothing on a task,
+    at no OOD ratio, where the control gained nothing either. Both may have been too short."""
+    gains = found.assign(most=found[["gain", "control_gain"]].astype(float).abs().max(axis=1))
+    most = gains.groupby(["condition", "task"])["most"].transform("max")
+    idle = (most < SMALL_GAIN) & found["verdict"].isin([SUPPORTED, REFUTED])
+    return found.assign(verdict=found["verdict"].mask(idle, NOT_TESTED), p=found["p"].astype(float).mask(idle))
 
 
 def _rows(control: Condition, other: Condition, results: pd.DataFrame) -> Iterator[dict[str, Any]]:

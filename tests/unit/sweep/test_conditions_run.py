@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from rayexp import cli
+from rayexp.reports.objections import NOT_TESTED
 from rayexp.studies import CONTROL
 from tests.fixtures import local_sweep
 
@@ -20,6 +21,7 @@ def test_a_study_of_conditions_runs_and_says_who_is_right(study, conditions, tmp
     decided = pd.read_csv(folder / "objections.csv")
     assert decided["condition"].nunique() == conditions - 1
     assert decided[["value", "low", "high"]].notna().all(axis=None)
+    assert set(decided["verdict"]) == {NOT_TESTED}  # far too short to say who is right
     assert decided["setting"].isna().all()  # nothing but the condition tells its chains from the control's
     assert all(f"{name} | " in printed for name in decided["condition"])
     assert 'id="objections"' in (folder / "report/index.html").read_text()
