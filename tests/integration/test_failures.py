@@ -128,7 +128,7 @@ def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_th
 ):
     """Over gloo, to two workers; NCCL and CUDA IPC are the same calls between GPUs."""
     monkeypatch.setattr(rollout_loop, "group_rewards", crash_harness.odd_rewards)
-    straight = run_config.model_copy(update={"weight_transfer": "gloo", "rollout_workers": 2, "timeout_s": 60.0})
+    straight = run_config.model_copy(update={"weight_transfer": "gloo", "rollout_workers": 2})
     elsewhere = straight.model_copy(update={"store": str(tmp_path / "undisturbed"), "weight_transfer": "object_store"})
     shutil.copytree(run_config.store, elsewhere.store)
     rollout_loop.run(STAGE, [], elsewhere, lambda report: None)
