@@ -7,7 +7,7 @@ import pytest
 
 from tests.fixtures.checkout import ROOT
 
-FAULTS, SEED = 3, 55
+FAULTS, SEED = 2, 55
 
 
 @pytest.mark.slow

@@ -239,13 +239,13 @@ def at_work(head: Head) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_a_stopped_job_leaves_nothing_behind_and_is_finished_by_the_next(head, tmp_path):
     """`ray job stop` in the middle of a stage; then the same command."""
     store, shell = tmp_path / "store", head.shell()
     name = "to-be-stopped"
-    started = submit(head, "--no-wait", "--submission-id", name, "--", *TOY_SWEEP, "--store", str(store))
+    command = [*TOY_SWEEP, "--set", "grpo.sampler=torch", "--store", str(store)]
+    started = submit(head, "--no-wait", "--submission-id", name, "--", *command)
     assert started.returncode == 0, started.stdout + started.stderr
     deadline = time.monotonic() + 200
     while not any(name in ("RayTrainWorker", "LearnerActor") for name in at_work(head)["actors"]):
@@ -259,6 +259,6 @@ def test_a_stopped_job_leaves_nothing_behind_and_is_finished_by_the_next(head, t
     while any((left := at_work(head)).values()):
         assert time.monotonic() < deadline, f"10 s after the job was stopped there are still {left}"
         time.sleep(0.2)
-    done = submit(head, "--", *TOY_SWEEP, "--store", str(store))
+    done = submit(head, "--", *command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (store / "studies/demo-toy/results.parquet").exists()
+    assert list(store.glob("studies/*/results.parquet"))

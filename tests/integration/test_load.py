@@ -9,7 +9,7 @@ from tests.chaos import load
 @pytest.mark.timeout(600)
 def test_a_plan_leaves_nothing_behind(cluster, tmp_path):
     """The short form; ``python -m tests.chaos.load`` runs 320 stages."""
-    memory, left = load.run(load.Arguments(chains=1, reinforced=10), str(tmp_path))
-    assert memory.seen[-1][0] == 4 + 2 * 10
-    assert memory.growth(warm_up=10) < load.GROWTH_MIB
+    memory, left = load.run(load.Arguments(chains=1, reinforced=5), str(tmp_path))
+    assert memory.seen[-1][0] == 4 + 2 * 5
+    assert memory.growth(warm_up=6) < load.GROWTH_MIB
     assert not left
