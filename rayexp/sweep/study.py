@@ -60,8 +60,8 @@ class Study:
         if (study, scale) != (self.study, self.scale):
             raise RefusedError(f"study name {self.name!r} is taken, by the study {study} at scale {scale}; {ANOTHER}")
         axes = self.axes.union(about.get("axes", ()))
-        for setting, values in varied(plan.stages).items():
-            if setting in axes:
+        for setting, values in asked_for(plan).items():
+            if setting.rpartition(": ")[2] in axes:
                 continue
             before = self._settings(about).get(setting, values)
             if before != values if "settings" in about else any(value not in values for value in before):
@@ -140,7 +140,7 @@ class Study:
         before = StoreIndex(store).about(self.name) if self.labels() else {}
         known = self._settings(before) if before else {}
         about = {"study": self.study, "scale": self.scale, "axes": sorted(self.axes.union(before.get("axes", ())))}
-        about |= {"settings": known | varied(plan.stages)}
+        about |= {"settings": known | asked_for(plan)}
         if named := self._conditions(plan):
             about["conditions"] = named
         if (looks := self._looks(plan)) > 1:
@@ -163,6 +163,18 @@ class Study:
                 waiting = True
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             yield Store(self.store.url, str(lease), self.store.files.timeout_s)
+
+
+def asked_for(plan: Plan) -> dict[str, list[Any]]:
+    """Return what the stages of a plan are set to, where it has conditions those of each by ``name: setting``, and of
+    the control by ``setting``: its stages may be known before the others, from a search for ratios."""
+    if not plan.conditions:
+        return varied(plan.stages)
+    return {
+        setting if each.name == conditions.CONTROL else f"{each.name}: {setting}": values
+        for each in plan.conditions
+        for setting, values in varied(stage for wanted in each.stages for stage in wanted.lineage).items()
+    }
 
 
 def varied(stages: Iterable[Stage]) -> dict[str, list[Any]]:

@@ -108,3 +108,19 @@ def test_a_store_keeps_the_conditions_of_all_that_was_asked_for(tmp_path):
     assert whole.told == first.told
     with pytest.raises(RefusedError, match=r"is taken, by stages with grpo\.steps 3, and this asks for 4"):
         study.add(Plan.of("mine", [named(CONTROL, grpo(steps=4))], ()))
+
+
+def test_a_name_that_pilots_took_is_that_of_the_conditions_as_well(tmp_path):
+    """A search trains the control's roots before anything of the other conditions is planned."""
+    study = Study(Store(str(tmp_path)), "mine", "mine", "toy")
+    study.add(Plan.of("mine", BASES, ()))
+
+    def without_positions(**more) -> list[Stage]:
+        decoder = BASES[0].root.decoder.model_copy(update={"positions": "none"})
+        return [base.model_copy(update={"decoder": decoder, **more}) for base in BASES]
+
+    study.add(Plan.of("mine", [CONTROLS, named("no positions", without_positions())], ()))
+    study.add(Plan.of("mine", BASES, ()))
+    longer = named("no positions", without_positions(samples=500))
+    with pytest.raises(RefusedError, match=r"is taken, by stages with no positions: pretrain\.samples \d+, and this "):
+        study.add(Plan.of("mine", [CONTROLS, longer], ()))
