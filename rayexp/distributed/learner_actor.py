@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from rayexp import logs
 from rayexp.config import RunConfig
 from rayexp.distributed.rpc import this_call
+from rayexp.evaluation.mass import gold_masses
 from rayexp.models import devices, io
 from rayexp.rl.learner import Learner
 from rayexp.rl.rollouts import RolloutBatch
@@ -83,6 +84,10 @@ class LearnerActor:
     def score(self, sequences: list[list[int]]) -> list[np.ndarray]:
         """Return log-probabilities of fixed tokens, for the parity check."""
         return TorchSampler(self._learner.model, precision=self._stage.optimiser.precision).score(sequences)
+
+    def gold_mass(self, prompts: list[list[int]], gold: list[list[int]]) -> np.ndarray:
+        """Return the probability that the current weights give the gold completion of each prompt."""
+        return gold_masses(self._learner.model, prompts, gold)
 
     def measure(self, evaluation_json: str, measure: Callable[[Any, Any], Any]) -> Any:
         """Return what ``measure`` finds in the current weights."""

@@ -7,6 +7,7 @@ gives the mass of the gold completion, a lower bound of Q.
 Shape suffixes: _N prompts, _T tokens, _C completion tokens, _V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,3 +44,17 @@ def gold_scores(model: PreTrainedModel, token_batch: TokenBatch, chunk: int = 10
         token_log_mass.append(logprobs_NCV.gather(-1, gold_NC[..., None]).squeeze(-1).double().cpu().numpy())
         greedy.append((logprobs_NCV.argmax(dim=-1) == gold_NC).all(dim=1).cpu().numpy())
     return GoldScores(np.concatenate(token_log_mass), np.concatenate(greedy))
+
+
+def gold_masses(model: PreTrainedModel, prompts: Sequence[Sequence[int]], gold: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the probability of the gold completion of each prompt, whatever their lengths: [N], float64."""
+    places: dict[tuple[int, int], list[int]] = {}
+    for i, shape in enumerate(zip(map(len, prompts), map(len, gold), strict=True)):
+        places.setdefault(shape, []).append(i)
+    mass_N = np.empty(len(prompts))
+    for (prompt_tokens, _), members in places.items():
+        tokens_NT = np.array([[*prompts[i], *gold[i]] for i in members])
+        index_N = np.array(members)
+        batch = TokenBatch(tokens_NT, prompt_tokens, index_N, np.zeros(len(members), dtype=bool))
+        mass_N[index_N] = np.exp(gold_scores(model, batch).log_mass_N)
+    return mass_N

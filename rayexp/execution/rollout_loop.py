@@ -19,6 +19,8 @@ from rayexp.errors import error_context, first_line
 from rayexp.execution import measurements, runner
 from rayexp.execution.rollout_log import RolloutLog
 from rayexp.models import devices
+from rayexp.rewards.answer import Answer
+from rayexp.rl.hits import Hits
 from rayexp.rl.prompts import PromptBatch, Prompts, group_rewards
 from rayexp.rl.resampling import resampled, without_variance
 from rayexp.rl.rollouts import rollout_batches
@@ -70,7 +72,7 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
     prompts = UnsolvedPrompts(stage, files) if stage.only_unsolved else Prompts(stage)
     metric_log = MetricLog(stage, files.get(METRICS))
     rollout_log = RolloutLog(store, stage, enabled=run_config.keep_rollouts, first_step=completed)
-    throughput = _Throughput()
+    throughput, hits = _Throughput(), Hits(metric_log.last())
 
     def start_drawing(batch: PromptBatch) -> Callable[[], Completions]:
         return rollout_manager.start(*batch.request(stage.group_size))
@@ -78,7 +80,11 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
     def pay(batch: PromptBatch, completions: Completions) -> np.ndarray:
         throughput.count(batch, completions)
         with timed("reward"):
-            return group_rewards(stage.root.task, stage.rewards, batch, completions)
+            rewards_PG = group_rewards(stage.root.task, stage.rewards, batch, completions)
+            judged = stage.rewards == (Answer(),)
+            right_PG = rewards_PG if judged else group_rewards(stage.root.task, (Answer(),), batch, completions)
+        hits.count(batch, right_PG)
+        return rewards_PG
 
     def draw_again(batch: PromptBatch) -> tuple[Completions, np.ndarray]:
         with timed("rollout"):
@@ -99,6 +105,8 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
                     rollout_manager.require_parity(prompts.probe, learner.call("score", prompts.probe))
 
             batch = prompts.at(step)
+            with timed("expect"):
+                hits.expect(batch, learner.call("gold_mass", batch.contexts, batch.gold))
             with timed("rollout"):
                 completions = drawn or start_drawing(batch)()
                 ahead = stage.draws_ahead and step + 1 < stage.steps
@@ -107,7 +115,7 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
             if stage.resamples:
                 completions, rewards_PG, count = resampled(batch, completions, rewards_PG, draw_again)
                 filtered = {"drawn_per_kept": count / rewards_PG.size}
-            rollouts = rollout_statistics(rewards_PG, completions) | throughput.rate() | filtered
+            rollouts = rollout_statistics(rewards_PG, completions) | throughput.rate() | hits.totals() | filtered
             with timed("learn"):
                 learning = learner.call("update", rollout_batches(batch, completions, rewards_PG))
             with timed("rollout"):

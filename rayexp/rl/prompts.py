@@ -20,13 +20,15 @@ from rayexp.tasks import Task
 @dataclass(frozen=True)
 class PromptBatch:
     """Prompts of one step. numbers: which of the stage's prompts they are. max_tokens: most tokens that are drawn.
-    hints: the first tokens of the gold completions that are given with the prompts; none by default."""
+    hints: the first tokens of the gold completions that are given with the prompts, none by default; gold: what is
+    left of those, for whom it concerns."""
 
     numbers: list[int]
     prompts: list[list[int]]
     seeds: list[int]
     max_tokens: list[int]
     hints: list[list[int]] = field(default_factory=list)
+    gold: list[list[int]] = field(default_factory=list)
 
     @property
     def contexts(self) -> list[list[int]]:
@@ -48,6 +50,7 @@ class PromptBatch:
             seeds=[prompt_seed(self.seeds[place], "again", attempt) for place in places],
             max_tokens=[self.max_tokens[place] for place in places],
             hints=[self.hints[place] for place in places] if self.hints else [],
+            gold=[self.gold[place] for place in places] if self.gold else [],
         )
 
 
@@ -119,6 +122,7 @@ class Prompts:
             seeds=[prompt_seed(self.stage.seed, "rollout", step, place) for place in range(len(numbers))],
             max_tokens=[self._limit[self._cell_N[number]] - hint for number in numbers],
             hints=[self._gold[number][:hint] for number in numbers] if hint else [],
+            gold=[self._gold[number][hint:] for number in numbers],
         )
 
 

@@ -21,6 +21,13 @@ ROLLOUT_METRICS = (
     ),
     Metric("rollout/completion_tokens", "tokens", "Mean length of a completion"),
     Metric("rollout/tokens_per_s", "tokens/s", "Tokens of prompts and completions drawn a second, over whole steps"),
+    Metric("rollout/drawn", "completions", "Completions drawn so far, whether or not they were learnt from"),
+    Metric("rollout/right", "completions", "Right ones among them"),
+    Metric(
+        "rollout/expected_right",
+        "completions",
+        "Right ones to be expected among them, by the policy's probability of each prompt's gold completion",
+    ),
     Metric("rollout/drawn_per_kept", "", "Completions drawn for one that is learnt from, where groups are drawn again"),
     Metric("rollout/unsolved_prompts", "prompts", "Prompts without a right completion, where only such are taken"),
 )

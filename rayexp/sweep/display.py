@@ -24,7 +24,7 @@ SECONDS_BETWEEN_FRAMES = 0.25
 SHARE_OF_THE_DRIVER = 0.05  # of its time, that pictures may take: with ten thousand trials one takes 0.1 s
 LAST_ENDED = 5
 #: What is shown of a running stage, and how wide a terminal has to be for it.
-COLUMNS = {"step": 0, "loss/reward": 60, "kl": 100, "tokens/s": 70, "left": 0}
+COLUMNS = {"step": 0, "loss/reward": 60, "kl": 100, "right (expected)": 120, "tokens/s": 70, "left": 0}
 
 
 @contextmanager
@@ -74,7 +74,8 @@ class LogDisplay:
         numbers = "  ".join(f"{name} {value}" for name, value in shown(run).items())
         remaining = self._progress.stage_remaining_s(run)
         eta = "" if remaining is None else f"  {left(remaining)}"
-        return f"{self._progress.plan.labels[run.stage.id]}  step {run.step}/{run.steps}  {numbers}{eta}"
+        found = hits(run, "; {right} of {drawn} rollouts right, {expected} expected at this Q")
+        return f"{self._progress.plan.labels[run.stage.id]}  step {run.step}/{run.steps}  {numbers}{eta}{found}"
 
     def _say(self, text: str) -> None:
         print(f"{clock(self._progress.elapsed_s):>8}  {text}", flush=True)
@@ -163,6 +164,7 @@ def _cells(progress: Progress, run: Running, names: list[str]) -> list[str]:
         "step": f"{run.step}/{run.steps}",
         "loss/reward": first,
         "kl": numbers.get("kl", ""),
+        "right (expected)": hits(run, "{right} of {drawn} ({expected})"),
         "tokens/s": numbers.get("tokens/s", ""),
         "left": clock(progress.stage_remaining_s(run)),
     }
@@ -185,6 +187,17 @@ def shown(run: Running) -> dict[str, str]:
         if value is not None:
             found[name] = f"{value:,.0f}" if ending == SPEED else f"{value:.3g}"
     return found
+
+
+def hits(run: Running, words: str) -> str:
+    """Fill in ``words`` with the completions that a stage has drawn so far, those that were right, and how many were to
+    be expected; nothing of one that draws none."""
+    drawn, right, expected = (run.numbers.get(f"rollout/{name}") for name in ("drawn", "right", "expected_right"))
+    if drawn is None or right is None or expected is None:
+        return ""
+    least = "" if run.stage.root.task.unique else "at least "
+    many = f"{expected:,.0f}" if expected >= 100 else f"{expected:.2g}"
+    return words.format(drawn=f"{drawn:,.0f}", right=f"{right:,.0f}", expected=f"{least}{many}")
 
 
 def clock(seconds: float | None) -> str:

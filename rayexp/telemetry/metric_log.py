@@ -68,6 +68,10 @@ class MetricLog:
             (step, name, float(value)) for name, value in metrics.named(**groups).items() if math.isfinite(value)
         ]
 
+    def last(self) -> dict[str, float]:
+        """Return the last value of every metric so far."""
+        return {name: value for _, name, value in self._rows}
+
     def to_bytes(self) -> bytes:
         """Return the content of ``metrics.parquet``."""
         columns = list(zip(*self._rows, strict=True)) or [(), (), ()]

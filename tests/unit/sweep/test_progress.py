@@ -4,6 +4,7 @@ import csv
 import io
 import pickle
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
@@ -284,6 +285,23 @@ def test_a_screen_shows_what_a_person_asks_for(clock):
         progress.report(trial.id, spoken(trial.stages[0], step, reward=0.125, tokens_per_s=3210.4))
     line = next(line for line in drawn(progress, 100, 24) if "2/3" in line)
     assert line.split() == [trial.stages[0].label, "2/3", "reward", "0.125", "3,210", "1:15"]
+
+
+@pytest.mark.parametrize(("expected", "words"), [(0.31415, "0.31"), (4e-6, "4e-06"), (1234.5, "1,234")])
+def test_right_completions_stand_beside_those_that_were_to_be_expected(clock, capsys, expected, words):
+    progress = progress_of(clock)
+    trial = trials_of(progress, "rollout")[0]
+    progress.start(trial.id)
+    view = display.LogDisplay(progress)
+    view()
+    told = {"rollout/drawn": 8000.0, "rollout/right": 2.0, "rollout/expected_right": expected}
+    progress.report(trial.id, spoken(trial.stages[0], 1) | told)
+    with mock.patch.object(display, "SECONDS_BETWEEN_LINES", 0.0):
+        view()
+    assert capsys.readouterr().out.endswith(f"; 2 of 8,000 rollouts right, {words} expected at this Q\n")
+    assert "2 of 8,000" not in "\n".join(drawn(progress, 100, 24))
+    line = next(line for line in drawn(progress, 140, 24) if "1/3" in line)
+    assert f"2 of 8,000 ({words})" in line
 
 
 def test_the_view_is_chosen_by_where_the_output_goes(clock):

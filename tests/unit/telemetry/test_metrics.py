@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from rayexp.execution.rollout_loop import rollout_statistics
+from rayexp.rl.hits import Hits
 from rayexp.rl.learner import GRPOLearner
 from rayexp.rl.prompts import PromptBatch
 from rayexp.rl.rollouts import rollout_batches
@@ -64,7 +65,7 @@ def test_every_number_of_a_grpo_step_is_defined(chain, model, advantage):
     rewards_PG = np.array([[1, 0, 0, 1], [0, 0, 0, 0]], dtype=np.float32)
     learner = GRPOLearner(chain.grpo.model_copy(update={"advantage": advantage}), model)
     learning = learner.update(rollout_batches(batch, completions, rewards_PG), max_logprob_mismatch=1.0)
-    rollouts = rollout_statistics(rewards_PG, completions) | {"tokens_per_s": 1.0}
+    rollouts = rollout_statistics(rewards_PG, completions) | {"tokens_per_s": 1.0} | Hits({}).totals()
     of_a_filter = {"rollout/drawn_per_kept", "rollout/unsolved_prompts"}
     of_a_critic = {"grpo/critic_loss", "grpo/critic_explained"} if advantage != "critic" else set()
     expected = {metric.name for metric in GRPO.metrics} - of_a_filter - of_a_critic
