@@ -39,7 +39,8 @@ def coverage(results: pd.DataFrame) -> ReportFigure | None:
         caption="Share of the test prompts that a model gets right less than once in N completions, from the exact Q. "
         "Where a curve after GRPO lies above the one before it, GRPO moved prompts out of reach; where it lies below, "
         f"into reach. At N = {SAID:,.0f} GRPO moved at most {100 * at['lost'].max():.2g} % of the prompts of a panel "
-        f"out of reach, and at most {100 * at['gained'].max():.2g} % into it. Lines are means over seeds, bands reach "
+        f"out of reach and at most {100 * at['gained'].max():.2g} % into it, and kept between "
+        f"{100 * at['kept'].min():.2g} and {100 * at['kept'].max():.2g} % within it. Lines are means over seeds, bands reach "
         "from the lowest to the highest seed.",
         alt=f"Share of prompts with a correct mass below 1/N against N, before GRPO and after, for "
         f"{counted(pd.Series(data['ood_ratio'].nunique()), 'OOD ratio')}. At N = {SAID:,.0f} it lies between "
@@ -50,8 +51,8 @@ def coverage(results: pd.DataFrame) -> ReportFigure | None:
 
 
 def _rows(arm: Arm) -> Iterator[dict[str, Any]]:
-    """Yield a row for each OOD ratio, beta (None before GRPO) and number of tries. lost, gained: share of prompts that
-    GRPO moved out of reach, and into it."""
+    """Yield a row for each OOD ratio, beta (None before GRPO) and number of tries. lost, kept, gained: share of prompts
+    that GRPO moved out of reach, left within it, and moved into it."""
     target = arm.cells(arm.target)
     for ratio, at in target.groupby("ood_ratio"):
         about = {**arm.about, "role": arm.target, "ood_ratio": ratio}
@@ -62,5 +63,9 @@ def _rows(arm: Arm) -> Iterator[dict[str, Any]]:
                 was, is_now = rows["init_q"] < 1 / tries, rows["q"] < 1 / tries
                 seeds = is_now.groupby(rows["seed"]).mean()
                 found = {"uncovered": seeds.mean(), "lowest": seeds.min(), "highest": seeds.max()}
-                found |= {"lost": (is_now & ~was).mean(), "gained": (was & ~is_now).mean()}
+                found |= {
+                    "lost": (is_now & ~was).mean(),
+                    "kept": (~is_now & ~was).mean(),
+                    "gained": (was & ~is_now).mean(),
+                }
                 yield {**about, "kl_beta": beta, **counts, "tries": tries, **found}
