@@ -180,5 +180,13 @@ def _terms(text: str) -> list[Mapping[str, Any]]:
     terms = []
     for term in text.split("+"):
         weight, times, kind = term.rpartition("*")
-        terms.append({"kind": kind.strip()} | ({"weight": float(weight)} if times else {}))
+        terms.append({"kind": kind.strip()} | ({"weight": _number(weight.strip())} if times else {}))
     return terms
+
+
+def _number(text: str) -> float | str:
+    """Return the number, or the text as it is, which the field then refuses by name."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -93,6 +93,8 @@ def test_several_axes_are_crossed_and_share_what_they_can():
         ("grpo.optimiser.learning_rate=NaN", "grpo.optimiser.learning_rate is nan"),
         ("pretrain.task.graph=printed", "pretrain.decoder.context_tokens is 64; allowed: at least 68"),
         ("grpo.rewards=answr", "grpo.rewards.kind is 'answr'; did you mean 'answer'?"),
+        ("grpo.rewards=x*answer", "grpo.rewards.0.weight is 'x'; allowed: a valid number"),
+        ("grpo.mixture=id+0*ood", "grpo.mixture.1.weight is 0.0; allowed: greater than 0"),
     ],
 )
 def test_what_cannot_be_set_is_refused_with_the_nearest(text, sentence):
