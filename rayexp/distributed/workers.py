@@ -72,7 +72,12 @@ class LearnerHandle:
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Return the answer of one of the learner's methods. Raises LearnerDiedError, or what ``answer`` raises."""
-        return self._answer(calling(self.actor, method, self._stage).remote(*arguments), method)
+        return self.start(method, *arguments)()
+
+    def start(self, method: str, *arguments: Any) -> Callable[[], Any]:
+        """Call without waiting. Return a function that waits for the answer."""
+        reference = calling(self.actor, method, self._stage).remote(*arguments)
+        return lambda: self._answer(reference, method)
 
     def weights(self) -> Any:
         """Return a reference to the current weights, which are there when this returns."""

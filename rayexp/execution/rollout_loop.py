@@ -105,12 +105,12 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
                     rollout_manager.require_parity(prompts.probe, learner.call("score", prompts.probe))
 
             batch = prompts.at(step)
-            with timed("expect"):
-                hits.expect(batch, learner.call("gold_mass", batch.contexts, batch.gold))
+            mass = learner.start("gold_mass", batch.contexts, batch.gold)  # it is idle while others draw
             with timed("rollout"):
                 completions = drawn or start_drawing(batch)()
                 ahead = stage.draws_ahead and step + 1 < stage.steps
                 next_drawn = start_drawing(prompts.at(step + 1)) if ahead else None
+            hits.expect(batch, mass())
             rewards_PG, filtered = pay(batch, completions), {}
             if stage.resamples:
                 completions, rewards_PG, count = resampled(batch, completions, rewards_PG, draw_again)

@@ -40,8 +40,8 @@ def coverage(results: pd.DataFrame) -> ReportFigure | None:
         "Where a curve after GRPO lies above the one before it, GRPO moved prompts out of reach; where it lies below, "
         f"into reach. At N = {SAID:,.0f} GRPO moved at most {100 * at['lost'].max():.2g} % of the prompts of a panel "
         f"out of reach and at most {100 * at['gained'].max():.2g} % into it, and kept between "
-        f"{100 * at['kept'].min():.2g} and {100 * at['kept'].max():.2g} % within it. Lines are means over seeds, bands reach "
-        "from the lowest to the highest seed.",
+        f"{100 * at['kept'].min():.2g} and {100 * at['kept'].max():.2g} % within it. Lines are means over seeds, bands "
+        "reach from the lowest to the highest seed.",
         alt=f"Share of prompts with a correct mass below 1/N against N, before GRPO and after, for "
         f"{counted(pd.Series(data['ood_ratio'].nunique()), 'OOD ratio')}. At N = {SAID:,.0f} it lies between "
         f"{at['uncovered'].min():.2g} and {at['uncovered'].max():.2g} after GRPO.",

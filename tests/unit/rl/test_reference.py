@@ -62,9 +62,9 @@ def test_a_policy_that_equals_its_reference_has_a_kl_of_zero_and_one_of_a_later_
 
 def test_the_learner_of_a_later_stage_holds_the_weights_of_the_first_ones_init(run_config):
     """Bit by bit, and they are ready for the kernels that the policy is computed by."""
-    workers = crash_harness.LocalWorkers(THIRD)
-    workers.begin(THIRD, run_config, Learner)
-    learner = workers._learner._learner
+    local = crash_harness.LocalLearner()
+    local.begin(THIRD, run_config, Learner)
+    learner = local.actor._learner
     assert isinstance(learner, Learner)
     assert learner.reference is not None
     with Store(run_config.store).model(TUNED.id) as folder:
