@@ -23,6 +23,8 @@ from rayexp.evaluation.theory import paper_bound, tilted
 from rayexp.reports.arms import Arm, before, percent
 
 HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "does not hold", "undecided", "not measured"
+#: Of a claim about a range that none of the study's OOD ratios lies in.
+NOT_COVERED = "not covered by the grid"
 #: Of an objection (``reports.objections``).
 SUPPORTED, REFUTED = "supported", "refuted"
 
@@ -30,6 +32,8 @@ SUPPORTED, REFUTED = "supported", "refuted"
 SMALL_GAIN = 0.01
 #: Mean Q above which a stage is saturated, and what GRPO may then still add.
 SATURATED_Q, SATURATED_GAIN = 0.9, 0.05
+#: Mean Q from which on GRPO meets right completions often enough to learn from them: one in a hundred.
+LEARNABLE_Q = 0.01
 #: Share of prompts that may lie above the bound. The theorem allows none, but for the optimum, not for a network.
 TOLERATED_SHARE = 0.05
 #: Q and P come from float32 log-probabilities; a relative difference below this is rounding.
@@ -79,6 +83,7 @@ def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     """C2. Gain at the best unsaturated ratio in between less the gain at the lowest and the highest ratio, paired.
 
     The best ratio is chosen by its gain, which flatters it; that it must beat both ends at once makes up for that.
+    Where no ratio has a mean Q of ``LEARNABLE_Q`` to ``SATURATED_Q``, that no gain was found there says nothing.
     """
     target = rows[rows["role"] == arm.target]
     each = ["seed", "cell", "prompt_index"]
@@ -103,6 +108,13 @@ def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
         f"than at {percent(high_end)} % by {margins[1]}"
     )
     smallest = min(margins, key=lambda margin: margin.mean)
+    if verdict != HOLDS and not any(LEARNABLE_Q <= q[ratio] <= SATURATED_Q for ratio in ratios):
+        passed = (
+            f"The mean Q before GRPO rises past the range from {LEARNABLE_Q:g} to {SATURATED_Q:g} between two ratios"
+        )
+        return [
+            Finding(NOT_COVERED, measured, smallest, None, arm.target, f"{passed}; --ood-ratios auto finds some in it.")
+        ]
     return [Finding(verdict, measured, smallest, _p_of_both(compared, verdict), arm.target, note)]
 
 

@@ -25,7 +25,7 @@ from rayexp.experiment import Experiment
 from rayexp.reports import drawing as drawing_module
 from rayexp.reports import figures, page, pictures, table
 from rayexp.reports.arms import arms, percent
-from rayexp.reports.checks import FAILS, HOLDS, NOT_MEASURED, UNDECIDED
+from rayexp.reports.checks import FAILS, HOLDS, NOT_COVERED, NOT_MEASURED, UNDECIDED
 from rayexp.reports.claims import NOT_TESTED, claims
 from rayexp.reports.drawing import LINES, PANELS, CrowdedError, Draw, ReportFigure
 from rayexp.reports.examples import examples
@@ -166,6 +166,21 @@ def test_a_grid_that_ends_before_saturation_does_not_refute_the_peak() -> None:
     assert c2(simulated_results(only("ood", 0.01, 1.0), **short)) == {UNDECIDED}
     assert c2(simulated_results(only("ood", 0.0, 0.5), **short)) == {FAILS}
     assert c2(simulated_results(only("ood", 0.003, 0.9), **short)) == {HOLDS}
+
+
+def test_a_grid_that_jumps_over_the_transition_does_not_refute_the_peak() -> None:
+    """The mean Q of the target cells is as it was on the depth axis at 0, 0.3, 1 and 30 % OOD."""
+    known = dict(zip(RATIOS, (2e-10, 1e-5, 4e-4, 0.95), strict=True))
+    results = simulated_results(only("ood", RATIOS[-1], 0.97), kl_betas=(0.1,))
+    target = (results["role"] == "ood") & (results["kind"] == "grpo")
+    before = results["init_q"].mask(target, results["ood_ratio"].map(known))
+    after = (before + 0.02).where(results["ood_ratio"] == RATIOS[-1], before)
+    jumps = results.assign(init_q=before, q=results["q"].mask(target, after))
+    (found,) = claims(jumps).query("claim == 'C2'").to_dict("records")
+    assert found["verdict"] == found["verdict_holm"] == NOT_COVERED
+    assert "--ood-ratios auto" in found["note"]
+    inside = jumps.assign(init_q=before.mask(target & (results["ood_ratio"] == 0.01), 0.3))
+    assert verdicts(inside)["C2"] == {FAILS}
 
 
 def test_no_gain_at_all_is_pointed_out() -> None:
