@@ -42,8 +42,8 @@ HINT = 2
 POSITIONS = "It is the position encoding that fails on longer strings, not GRPO."
 #: How many times the steps of the control a longer run has, by scale; 30 times are hours at ``tiny``.
 LONGER = {"toy": (2,), "tiny": (10,), "small": (10, 30), "paper": (10, 30)}
-#: What completions are drawn with, by scale, if not with vLLM, whose bookkeeping takes four times as long as torch takes
-#: to draw a few tokens from a small decoder on a CPU (docs/performance.md).
+#: What completions are drawn with, by scale, if not with vLLM, whose bookkeeping takes four times as long on a CPU as
+#: torch takes to draw a few tokens from a small decoder (docs/performance.md).
 SAMPLER: dict[str, Literal["vllm", "torch"]] = {"toy": "torch", "tiny": "torch"}
 #: Supervised OOD samples that are held against a run of GRPO.
 SUPERVISED = (10, 100, 1_000)
