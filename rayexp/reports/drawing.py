@@ -168,6 +168,10 @@ class Series:
         return "--" if self.key is None else self.style.line
 
 
+#: What is before SFT, of figures that show it.
+PRETRAINED = Series("pretrain", "after pretraining", LineStyle("#777777", "", ":"))
+
+
 def panels(rows: int, height: float, around: float = 0.8, columns: int = 2) -> tuple[Figure, np.ndarray]:
     """Figure and axes [rows, columns]; height of a row, and around them for legends, in inches."""
     figure = Figure(figsize=(WIDTH_INCHES, rows * height + around), layout="constrained")

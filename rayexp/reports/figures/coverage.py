@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rayexp.reports.arms import Arm, arms, before, counted
+from rayexp.reports.arms import Arm, arms, counted
 from rayexp.reports.bands import band_panels
-from rayexp.reports.drawing import ReportFigure, on_page
+from rayexp.reports.drawing import PRETRAINED, ReportFigure, on_page
 
 #: Numbers of tries, two a decade.
 TRIES = 10 ** np.arange(0, 8.01, 0.5)
@@ -23,11 +23,11 @@ SAID = 1000.0
 
 @on_page("Prompts out of reach", place=8)
 def coverage(results: pd.DataFrame) -> ReportFigure | None:
-    """Share of the prompts of the target cells with Q < 1/N against N; a panel for each arm and OOD ratio. Exact masses
-    only: that of a gold trace says nothing about how rarely an answer is right."""
+    """Share of the prompts of the target cells with Q < 1/N against N, after pretraining, SFT and GRPO; a panel for
+    each arm and OOD ratio. Exact masses only: that of a gold trace says nothing about how rarely an answer is right."""
     if not results["exact"].all():
         return None
-    data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm)])
+    data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm, results)])
     if data.empty:
         return None
     figure, axes = band_panels(data, arms(results), "tries", "uncovered")
@@ -50,22 +50,33 @@ def coverage(results: pd.DataFrame) -> ReportFigure | None:
     )
 
 
-def _rows(arm: Arm) -> Iterator[dict[str, Any]]:
-    """Yield a row for each OOD ratio, beta (None before GRPO) and number of tries. lost, kept, gained: share of prompts
-    that GRPO moved out of reach, left within it, and moved into it."""
+def _rows(arm: Arm, results: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield a row for each OOD ratio, stage (with its beta if it is GRPO) and number of tries. lost, kept, gained:
+    share of prompts that the stage moved out of reach, left within it, and moved into it; None of the first stage."""
     target = arm.cells(arm.target)
     for ratio, at in target.groupby("ood_ratio"):
         about = {**arm.about, "role": arm.target, "ood_ratio": ratio}
-        inits = before(at)
-        for beta, rows in ((None, inits.assign(q=inits["init_q"])), *at.groupby("kl_beta")):
+        inits = results[results["stage_id"].isin(at["init_id"]) & (results["role"] == arm.target)]
+        tuned = inits[(inits["kind"] == "sft") & inits["init_q"].notna()]
+        pretrained = tuned.assign(q=tuned["init_q"], init_q=np.nan)
+        measured = [(PRETRAINED.key, None, pretrained), ("init", None, inits)]
+        measured += [("grpo", beta, rows) for beta, rows in at.groupby("kl_beta")]
+        for stage, beta, rows in measured:
             counts = {"n_seeds": rows["seed"].nunique(), "n": len(rows)}
-            for tries in TRIES.tolist():
-                was, is_now = rows["init_q"] < 1 / tries, rows["q"] < 1 / tries
-                seeds = is_now.groupby(rows["seed"]).mean()
-                found = {"uncovered": seeds.mean(), "lowest": seeds.min(), "highest": seeds.max()}
-                found |= {
-                    "lost": (is_now & ~was).mean(),
-                    "kept": (~is_now & ~was).mean(),
-                    "gained": (was & ~is_now).mean(),
-                }
-                yield {**about, "kl_beta": beta, **counts, "tries": tries, **found}
+            for tries in TRIES.tolist() if len(rows) else ():
+                found = {**about, "stage": stage, "kl_beta": beta, **counts, "tries": tries}
+                yield found | _out_of_reach(rows, 1 / tries)
+
+
+def _out_of_reach(rows: pd.DataFrame, least: float) -> dict[str, float | None]:
+    """Return the share of prompts with a mass below ``least``, over seeds, and what became of those before."""
+    was, is_now = rows["init_q"] < least, rows["q"] < least
+    seeds = is_now.groupby(rows["seed"]).mean()
+    found: dict[str, float | None] = {"uncovered": seeds.mean(), "lowest": seeds.min(), "highest": seeds.max()}
+    if rows["init_q"].isna().all():
+        return found | dict.fromkeys(("lost", "kept", "gained"))
+    return found | {
+        "lost": (is_now & ~was).mean(),
+        "kept": (~is_now & ~was).mean(),
+        "gained": (was & ~is_now).mean(),
+    }
