@@ -13,6 +13,7 @@ from rayexp import api
 from rayexp.cli.command import run_command, working
 from rayexp.cli.run import DEMO, Sweep, parse_args
 from rayexp.store.artifacts import StoreError
+from rayexp.studies.conditions import changed
 from rayexp.sweep.plan import Plan
 
 
@@ -26,7 +27,8 @@ def _report(sweep: Sweep) -> int:
     job = api.prepare(experiment, sweep.run_config())
     labels, plan = job.study.labels(), job.plan
     if labels and not (experiment.seeds or experiment.ood_ratios or experiment.kl_betas):  # the scale's own grid
-        plan = Plan.of(plan.study, [stage for stage in plan.stages if stage.id in labels], plan.finished)
+        wanted = changed([*plan.conditions, *plan.stages], lambda found: [each for each in found if each.id in labels])
+        plan = Plan.of(plan.study, wanted, plan.finished, looks=plan.looks)
     if not job.study.whole(plan, labels or plan.labels).finished:
         raise StoreError(f"store is {job.store.url!r}, which has no finished stage of the study {plan.study}")
     with working():

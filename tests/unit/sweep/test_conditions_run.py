@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from rayexp import cli
+from rayexp.cli import report
 from rayexp.reports.objections import NOT_TESTED
 from rayexp.studies import CONTROL
 from tests.fixtures import local_sweep
@@ -28,6 +29,12 @@ def test_a_study_of_conditions_runs_and_says_who_is_right(study, conditions, tmp
     rows = pd.read_parquet(folder / "results.parquet", columns=["condition"])["condition"].str.partition(", ")[0]
     assert {CONTROL, *decided["condition"]} <= set(rows)
 
+    written = (folder / "objections.csv").read_bytes()
+    (folder / "objections.csv").unlink()
+    assert local_sweep.main(["--study", study, "--scale", "toy", *store], command=report.main) == 0
+    assert (folder / "objections.csv").read_bytes() == written, "the report has lost conditions"
+
+    capsys.readouterr()
     assert cli.main(["compare", f"{study}-toy", "--by", "condition", "--json", *store]) == 0
     compared = json.loads(capsys.readouterr().out)["comparisons"]
     assert [each["value_a"] for each in compared] == [CONTROL] * (conditions - 1)
