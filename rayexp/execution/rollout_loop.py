@@ -110,7 +110,7 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
                 completions = drawn or start_drawing(batch)()
                 ahead = stage.draws_ahead and step + 1 < stage.steps
                 next_drawn = start_drawing(prompts.at(step + 1)) if ahead else None
-            hits.expect(batch, mass())
+                hits.expect(batch, mass())
             rewards_PG, filtered = pay(batch, completions), {}
             if stage.resamples:
                 completions, rewards_PG, count = resampled(batch, completions, rewards_PG, draw_again)

@@ -74,7 +74,7 @@ def members(workers) -> dict[str, psutil.Process]:
 
 @pytest.fixture(scope="module")
 def undisturbed(trained, tmp_path_factory):
-    """What the stage and its measurement come to, learner and sampler in this process; its rewards are odd_rewards."""
+    """A store with the stage and its measurement finished: learner and sampler in this process, odd_rewards paid."""
     store = tmp_path_factory.mktemp("undisturbed") / "store"
     shutil.copytree(trained, store)
     with pytest.MonkeyPatch.context() as patch:
