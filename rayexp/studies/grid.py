@@ -93,6 +93,7 @@ def reinforced(init: Stage, budget: Budget, **settings: Any) -> GRPO:
         "steps": budget.grpo_steps,
         "prompts_per_step": budget.grpo_prompts_per_step,
         "group_size": budget.grpo_group_size,
+        "sampler": budget.sampler,
         "optimiser": budget.grpo,
         "seed": init.root.seed,
     }

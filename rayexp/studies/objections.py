@@ -7,7 +7,7 @@ correct. The control is GRPO as the paper has it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from rayexp.models.config import Decoder
 from rayexp.rewards.answer import Answer
@@ -42,9 +42,6 @@ HINT = 2
 POSITIONS = "It is the position encoding that fails on longer strings, not GRPO."
 #: How many times the steps of the control a longer run has, by scale; 30 times are hours at ``tiny``.
 LONGER = {"toy": (2,), "tiny": (10,), "small": (10, 30), "paper": (10, 30)}
-#: What completions are drawn with, by scale, if not with vLLM, whose bookkeeping takes four times as long on a CPU as
-#: torch takes to draw a few tokens from a small decoder (docs/performance.md).
-SAMPLER: dict[str, Literal["vllm", "torch"]] = {"toy": "torch", "tiny": "torch"}
 #: Supervised OOD samples that are held against a run of GRPO.
 SUPERVISED = (10, 100, 1_000)
 
@@ -131,22 +128,18 @@ def stages(budget: Budget, grid: Grid) -> list[Condition]:
 
 def _usual_ends(task: Task, budget: Budget, grid: Grid, decoder: Decoder | None) -> list[Stage]:
     tuned = [fine_tuned(base, budget) for base in pretrained(task, budget, grid, decoder)]
-    return [reinforced(init, budget, **_usual(budget, grid)) for init in tuned]
+    return [reinforced(init, budget, **_usual(grid)) for init in tuned]
 
 
-def _usual(budget: Budget, grid: Grid) -> dict[str, Any]:
+def _usual(grid: Grid) -> dict[str, Any]:
     """The settings of GRPO in the control, besides those of the scale."""
-    return {"prompt_role": ROLE, "kl_beta": grid.kl_beta, "sampler": _sampler(budget)}
-
-
-def _sampler(budget: Budget) -> Literal["vllm", "torch"]:
-    return SAMPLER.get(budget.name, "vllm")
+    return {"prompt_role": ROLE, "kl_beta": grid.kl_beta}
 
 
 def _conditions(task: Task, budget: Budget, grid: Grid) -> list[Condition]:
     bases = pretrained(task, budget, grid)
     tuned = [fine_tuned(base, budget) for base in bases]
-    usual = _usual(budget, grid)
+    usual = _usual(grid)
 
     def grpo(inits: Sequence[Stage], **settings: Any) -> list[Stage]:
         return [reinforced(init, budget, **{**usual, **settings}) for init in inits]
@@ -196,7 +189,7 @@ def _rft(init: Stage, budget: Budget) -> Stage:
         rounds=rounds,
         prompts_per_round=budget.grpo_steps * budget.grpo_prompts_per_step // rounds,
         group_size=budget.grpo_group_size,
-        sampler=_sampler(budget),
+        sampler=budget.sampler,
         optimiser=budget.grpo,
         seed=init.root.seed,
     )

@@ -1,9 +1,10 @@
 """Decoders and budgets by name.
 
-A ``Budget`` says how much of everything a scale spends; studies combine it with what they vary.
+A ``Budget`` says how much of everything a scale spends, and what it draws with; studies combine it with what they vary.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rayexp.models.config import Decoder
 from rayexp.stages import AdamW
@@ -21,7 +22,11 @@ DECODERS: dict[str, Decoder] = {
 
 @dataclass(frozen=True)
 class Budget:
-    """The spending of one scale. Samples are counted as seen, not as distinct."""
+    """The spending of one scale. Samples are counted as seen, not as distinct.
+
+    sampler: torch at the scales for CPUs, where it draws a few tokens from a small decoder in a fourth of the time that
+    vLLM's bookkeeping takes (docs/performance.md).
+    """
 
     name: str
     decoder: Decoder
@@ -34,6 +39,7 @@ class Budget:
     grpo_prompts_per_step: int
     grpo_group_size: int
     grpo: AdamW
+    sampler: Literal["vllm", "torch"]
     prompts_per_cell: int
     ood_ratios: tuple[float, ...]
     kl_betas: tuple[float, ...]
@@ -57,6 +63,7 @@ SCALES: dict[str, Budget] = {
         grpo_prompts_per_step=8,
         grpo_group_size=4,
         grpo=AdamW(learning_rate=1e-4, schedule="constant", epsilon=1e-5),
+        sampler="torch",
         prompts_per_cell=20,
         ood_ratios=(0.0, 0.5),
         kl_betas=(0.1,),
@@ -76,6 +83,7 @@ SCALES: dict[str, Budget] = {
         grpo_prompts_per_step=32,
         grpo_group_size=8,
         grpo=AdamW(learning_rate=1e-4, warmup_steps=5, schedule="constant", epsilon=1e-5),
+        sampler="torch",
         prompts_per_cell=200,
         ood_ratios=(0.0, 0.003, 0.01, 0.3),
         kl_betas=(0.1, 1.0),
@@ -93,6 +101,7 @@ SCALES: dict[str, Budget] = {
         grpo_prompts_per_step=64,
         grpo_group_size=8,
         grpo=AdamW(learning_rate=4e-5, warmup_steps=5, schedule="constant", epsilon=1e-5),
+        sampler="vllm",
         prompts_per_cell=1_000,
         ood_ratios=(0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5),
         kl_betas=(0.0, 0.04, 0.2, 1.0),
@@ -110,6 +119,7 @@ SCALES: dict[str, Budget] = {
         grpo_prompts_per_step=64,
         grpo_group_size=8,
         grpo=AdamW(learning_rate=1e-5, warmup_steps=5, schedule="constant", epsilon=1e-5),
+        sampler="vllm",
         prompts_per_cell=2_000,
         ood_ratios=(0.0, 0.001, 0.003, 0.01, 0.05, 0.1, 0.25, 0.5),
         kl_betas=(0.0, 0.04, 0.1, 0.2, 1.0),

@@ -17,6 +17,7 @@ from rayexp.tasks.strings import StringTask
 from tests.fixtures.factories import OPTIMISER, tiny_chain
 
 WANTED = all_stages(STUDIES["composition"](SCALES["tiny"], Grid((0.0, 0.1), (0.0, 1.0), (0, 1))))
+DRAWN_BY_VLLM = all_stages(STUDIES["demo"](SCALES["toy"], Grid((0.5,), (0.1,), (0,))))
 
 
 def check(plan):
@@ -52,7 +53,7 @@ def test_weights_that_would_go_between_devices_that_are_not_there_are_refused(tr
 
 def test_gloo_is_not_for_vllm():
     with pytest.raises(PreflightError, match="'gloo'; allowed where vLLM samples: object_store"):
-        require_software(Plan.of("any", WANTED, ()), RunConfig(device="cpu", weight_transfer="gloo"))
+        require_software(Plan.of("any", DRAWN_BY_VLLM, ()), RunConfig(device="cpu", weight_transfer="gloo"))
 
 
 def test_stages_are_shared_and_parents_come_first():
