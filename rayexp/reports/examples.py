@@ -45,12 +45,22 @@ class Example:
     gain: float
     answers: list[Answer]
 
+    @property
+    def outcome(self) -> str:
+        """Say what GRPO made of the greedy completion."""
+        init, after = (answer.correct for answer in self.answers[-2:])
+        return {(False, True): "became right", (True, False): "became wrong", (True, True): "stayed right"}.get(
+            (init, after), "stayed wrong"
+        )
+
 
 @dataclass(frozen=True)
 class Group:
-    """The examples of one arm and OOD ratio."""
+    """The examples of one arm and OOD ratio, which is in percent."""
 
     title: str
+    arm: str
+    ratio: str
     examples: list[Example]
 
 
@@ -65,8 +75,21 @@ def examples(results: pd.DataFrame) -> list[Group]:
             title = f"{arm.name}, {where}, β = {number(beta)}"
             ordered = rows.sort_values("gain", kind="stable")
             picked = [(p, ordered.iloc[round(p / 100 * (len(ordered) - 1))]) for p in PERCENTILES]
-            groups.append(Group(title, [_example(p, row, results) for p, row in picked]))
+            shown = [_example(p, row, results) for p, row in picked]
+            groups.append(Group(title, arm.name, percent(float(ratio)), shown))
     return groups
+
+
+def choices(groups: list[Group]) -> dict[str, list[str]]:
+    """Return what examples can be asked for by, with the values of each."""
+    shown = [example for group in groups for example in group.examples]
+    values = {
+        "arm": [group.arm for group in groups],
+        "ratio": [group.ratio for group in groups],
+        "cell": [example.cell for example in shown],
+        "outcome": [example.outcome for example in shown],
+    }
+    return {name: list(dict.fromkeys(of)) for name, of in values.items() if len(set(of)) > 1}
 
 
 def _example(percentile: int, row: "pd.Series[Any]", results: pd.DataFrame) -> Example:

@@ -10,7 +10,9 @@
     report/figure-N.png .csv   each figure, and exactly the data it shows
 """
 
+import base64
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from rayexp.parts import own_modules
 from rayexp.reports import claims, table
 from rayexp.reports.arms import mass_name
 from rayexp.reports.checks import SMALL_GAIN
-from rayexp.reports.examples import RULE, examples
+from rayexp.reports.examples import RULE, choices, examples
 from rayexp.reports.objections import SAME_GAIN, objections
 from rayexp.reports.pictures import Picture, pictures
 from rayexp.reports.power import detectable_gains
@@ -79,7 +81,8 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
     if plan.conditions:
         decided.to_csv(folder / "objections.csv", index=False)
         tables["objections"] = decided
-    drawn = pictures(tables, report)
+    drawn, worked = pictures(tables, report), examples(shown)
+    script = _script() if any(picture.chart for picture in drawn) else ""
     page = report / "index.html"
     page.write_text(
         _template().render(
@@ -97,8 +100,11 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
             claims=_by_claim(findings),
             tests=int(findings["p"].notna().sum()),
             figures=drawn,
+            script=script,
+            script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
             rule=RULE,
-            examples=examples(shown),
+            examples=worked,
+            asked=choices(worked),
             design=design(plan.stages),
             provenance=provenance(plan, store),
             code_here=code_here(own_modules(plan.stages)),
@@ -165,8 +171,14 @@ def _by_claim(findings: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def _script() -> str:
+    from rayexp.reports.explore import script
+
+    return script()
+
+
 def _template():
-    """The page. Everything from the store is text to it: autoescape is on, and nothing is marked as safe."""
+    """The page. Everything from the store is text to it: autoescape is on, and only the script is marked as safe."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

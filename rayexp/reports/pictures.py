@@ -6,8 +6,9 @@ written all the same.
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,14 @@ from rayexp.errors import sentence
 from rayexp.formatting import number
 
 if TYPE_CHECKING:
-    from rayexp.reports.drawing import ReportFigure
+    from rayexp.reports.drawing import OnPage, ReportFigure
 
 #: Of the table that stands on the page in a figure's place; one with more is only beside it.
 TABLE_ROWS = 1000
+#: Of all charts of a page, which is sent by mail.
+CHART_BYTES = 2_500_000
 #: Columns that hold numbers somebody set: two of them must never look like one.
 SETTINGS = ("kl_beta", "ood_ratio")
-
-Draw = Callable[[pd.DataFrame], "ReportFigure | None"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Picture:
     """A figure on the page. svg: in base64. size: in CSS pixels, so that the page does not jump while it loads. data:
     there is a table of what it shows. why: it could not be drawn; empty if it was. crowded: it was not, because it
     would have shown more than a figure can; then ``rows`` under ``columns`` are its data, unless they are too many too.
+    chart: what it shows, to explore (``reports.explore``), if it has one. unexplored: why not, if it should have one.
     """
 
     title: str
@@ -44,6 +46,8 @@ class Picture:
     crowded: str = ""
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    chart: dict[str, Any] | None = None
+    unexplored: str = ""
 
 
 def pictures(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Picture]:
@@ -55,20 +59,31 @@ def pictures(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Picture]:
         return [Picture("All figures", why=sentence(error))]
     found: list[Picture] = []
     for of, figures in FIGURES.items():
-        for title, draw in figures.items():
-            if of in tables and (picture := _picture(title, draw, tables[of], folder / f"figure-{len(found) + 1}")):
+        for title, figure in figures.items():
+            if of in tables and (picture := _picture(title, figure, tables[of], folder / f"figure-{len(found) + 1}")):
                 found.append(picture)
-    return found
+    return _within(found, CHART_BYTES)
 
 
-def _picture(title: str, draw: Draw, rows: pd.DataFrame, path: Path) -> Picture | None:
+def _within(pictures: Sequence[Picture], limit: int) -> list[Picture]:
+    """Return pictures with as many of their charts, from the first, as are together no larger than a limit."""
+    kept: list[Picture] = []
+    for picture in pictures:
+        size = len(json.dumps(picture.chart))
+        fits = size <= limit
+        limit -= size if fits else 0
+        kept.append(picture if fits else replace(picture, chart=None, unexplored="the page would be too large"))
+    return kept
+
+
+def _picture(title: str, figure: "OnPage", rows: pd.DataFrame, path: Path) -> Picture | None:
     """Draw one figure, and write it to ``path`` with .png and .csv."""
     from rayexp.reports.drawing import CrowdedError, plain
 
     image, data = path.with_suffix(".png"), path.with_suffix(".csv")
     try:
         with plain():
-            drawing = draw(rows)
+            drawing = figure.draw(rows)
             if drawing is None:
                 return None
             drawing.data.to_csv(data, index=False)
@@ -76,11 +91,23 @@ def _picture(title: str, draw: Draw, rows: pd.DataFrame, path: Path) -> Picture 
     except CrowdedError as crowded:
         crowded.data.to_csv(data, index=False)
         image.unlink(missing_ok=True)
-        return _tabulated(title, str(crowded), crowded.data)
+        return replace(_tabulated(title, str(crowded), crowded.data), **_explored(figure, crowded.data))
     except Exception as error:
         image.unlink(missing_ok=True)
         return Picture(title, data=data.exists(), why=sentence(error))
-    return Picture(title, drawing.caption, drawing.alt, svg, size, data=True)
+    return Picture(title, drawing.caption, drawing.alt, svg, size, data=True, **_explored(figure, drawing.data))
+
+
+def _explored(figure: "OnPage", data: pd.DataFrame) -> dict[str, Any]:
+    """Return the chart of a figure's data, as fields of its picture."""
+    from rayexp.reports.explore import specification
+
+    if figure.explore is None:
+        return {}
+    try:
+        return {"chart": specification(data, figure.explore)}
+    except Exception as error:
+        return {"unexplored": sentence(error)}
 
 
 def _tabulated(title: str, crowded: str, data: pd.DataFrame) -> Picture:

@@ -7,13 +7,13 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from rayexp.reports import headless as headless  # before anything else that imports matplotlib
-from rayexp.reports.drawing import DRAWN, Draw
+from rayexp.reports.drawing import DRAWN, OnPage
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 
 #: Figures by the table that they are drawn from (``drawing.on_page``) and by title, in the order of the page.
-FIGURES: dict[str, dict[str, Draw]] = {
-    of: {title: draw for (_, title), draw in sorted(drawn.items())} for of, drawn in DRAWN.items()
+FIGURES: dict[str, dict[str, OnPage]] = {
+    of: {title: drawn[place, title] for place, title in sorted(drawn)} for of, drawn in DRAWN.items()
 }

@@ -21,6 +21,7 @@ from rayexp.reports.drawing import (
     require_room,
     taller,
 )
+from rayexp.reports.explore import over_numbers
 
 SEEDS = "Lines are means over seeds, bands reach from the lowest to the highest seed."
 
@@ -40,7 +41,12 @@ ENTROPY = Curve("grpo/entropy", "entropy (nats)")
 MISMATCH = Curve("grpo/max_logprob_mismatch", "mismatch (nats)")
 
 
-@on_page("Reward and KL during GRPO", place=1, of="curves")
+@on_page(
+    "Reward and KL during GRPO",
+    place=1,
+    of="curves",
+    explore=over_numbers("step", "mean", "ood_ratio", ("metric", "condition", "prompt_role", "kl_beta")),
+)
 def reward_and_kl(curves: pd.DataFrame) -> ReportFigure | None:
     """Reward and KL to the reference over GRPO steps; a row for each arm and beta."""
     # Without a penalty there is no reference: the KL is not computed.

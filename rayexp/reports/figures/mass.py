@@ -28,6 +28,7 @@ from rayexp.reports.drawing import (
     series_legend,
     taller,
 )
+from rayexp.reports.explore import over_ratios
 from rayexp.stages import GRPO, KINDS, RFT
 from rayexp.stages.settings import within
 
@@ -35,7 +36,7 @@ from rayexp.stages.settings import within
 ROW = ["condition", "prompt_role", "role"]
 
 
-@on_page("Correct mass before and after GRPO", place=1)
+@on_page("Correct mass before and after GRPO", place=1, explore=over_ratios("q", "gain"))
 def mass_by_ratio(results: pd.DataFrame) -> ReportFigure | None:
     """Mean Q before and after GRPO, and the paired gain, against the OOD ratio; a row for each arm and role."""
     shown = [(arm, role) for arm in arms(results) for role in arm.roles if len(arm.cells(role))]
@@ -89,7 +90,7 @@ def _mass_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
         yield {**about, "kl_beta": beta, "ood_ratio": ratio, **found, "gain_p": p_of_mean(group, "gain", 0.0)}
 
 
-@on_page("Each stage, in and out of distribution", place=2)
+@on_page("Each stage, in and out of distribution", place=2, explore=over_ratios("q", "greedy", colour="stage"))
 def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
     """Greedy accuracy and mean Q after each stage, against the OOD ratio; a row for each arm, and for ID and target."""
     data = pd.DataFrame(list(_stage_rows(results)))

@@ -5,13 +5,19 @@ from matplotlib.axes import Axes
 
 from rayexp.reports.arms import counted, percent
 from rayexp.reports.drawing import COLOURS, NARROW, ReportFigure, grid, lines, on_page, require_room
+from rayexp.reports.explore import forest
 from rayexp.reports.objections import REFUTED, SAME_GAIN, SUPPORTED
 
 PANEL = ["task", "ood_ratio", "setting"]
 STYLE = {SUPPORTED: (COLOURS[2], "o"), REFUTED: (COLOURS[1], "X")}
 
 
-@on_page("Who is right: each condition beside the control", place=1, of="objections")
+@on_page(
+    "Who is right: each condition beside the control",
+    place=1,
+    of="objections",
+    explore=forest("value", "condition", "verdict", PANEL),
+)
 def effects(objections: pd.DataFrame) -> ReportFigure | None:
     """Draw the effect that each verdict is about, with its interval; a panel for each task and OOD ratio."""
     data = objections.dropna(subset=["value"])

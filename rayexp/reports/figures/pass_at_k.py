@@ -10,12 +10,17 @@ from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.reports.arms import Arm, arms, counted
 from rayexp.reports.bands import band_panels
 from rayexp.reports.drawing import ReportFigure, on_page
+from rayexp.reports.explore import over_numbers
 
 #: Values of k, four a decade, up to a million.
 KS = np.unique(np.round(10 ** np.arange(0, 6.01, 0.25)).astype(int))
 
 
-@on_page("pass@k before and after GRPO", place=6)
+@on_page(
+    "pass@k before and after GRPO",
+    place=6,
+    explore=over_numbers("k", "mean", "kl_beta", ("condition", "prompt_role", "ood_ratio"), scale="log"),
+)
 def pass_at_k_curves(results: pd.DataFrame) -> ReportFigure | None:
     """Mean pass@k over prompts of the target cells, before GRPO and after; a panel for each arm and OOD ratio."""
     data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm, results)])

@@ -32,7 +32,10 @@ from rayexp.reports.drawing import (
     require_room,
     taller,
 )
+from rayexp.reports.explore import over_mass
 
+#: Columns of which each combination has a panel.
+PANEL = ["condition", "prompt_role", "role", "kl_beta"]
 #: What the scatter plots draw at most, for each panel and ratio: more points would hide one another.
 POINTS = 300
 #: Range of probability axes. Above it, float32 log-probabilities can hardly tell values apart.
@@ -41,8 +44,6 @@ SMALLEST, LARGEST = 1e-12, 1 - 1e-6
 BIN_NATS, BIN_PROMPTS = 2.0, 10
 
 Panel = tuple[str, float, pd.DataFrame]  # title, beta, rows of the arm
-#: Columns of which each combination has one.
-PANEL = ["condition", "prompt_role", "role", "kl_beta"]
 
 
 def _panels(results: pd.DataFrame) -> list[Panel]:
@@ -59,7 +60,11 @@ def _panels(results: pd.DataFrame) -> list[Panel]:
 # P against Q
 
 
-@on_page("Each prompt after GRPO against before", place=3)
+@on_page(
+    "Each prompt after GRPO against before",
+    place=3,
+    explore=over_mass("p", "correct mass after GRPO", "tilted_optimum", (*PANEL, "cell"), logits=True),
+)
 def after_against_before(results: pd.DataFrame) -> ReportFigure | None:
     """P after GRPO against Q before it, a point a prompt, on logit axes: there the tilt is a shift by 1 / beta."""
     shown = [(title, beta, _points(rows)) for title, beta, rows in _panels(results)]
@@ -207,7 +212,11 @@ def _shift_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
 # The gain against Q
 
 
-@on_page("Where the gain is: against the mass before", place=5)
+@on_page(
+    "Where the gain is: against the mass before",
+    place=5,
+    explore=over_mass("gain", "mean gain", "predicted_gain", PANEL, logits=False),
+)
 def gain_by_mass(results: pd.DataFrame) -> ReportFigure | None:
     """Mean gain of prompts of each OOD ratio, binned by Q before GRPO, with the gain of the optimum and its peak."""
     shown = [(title, beta, points) for title, beta, rows in _panels(results) if len(points := _binned(rows))]

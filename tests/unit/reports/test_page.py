@@ -66,10 +66,68 @@ def test_the_page_is_whole_at_every_width_and_in_both_schemes(opened: tuple[Page
     )
     assert outside == []
     links = page.eval_on_selector_all("a", "all => all.map(a => a.getAttribute('href'))")
-    assert len(links) == 14 + 1 + 2 * 9  # contents, a mention of the statistics, files of the figures
+    assert len(links) == 5 + 15 + 1 + 2 * 9  # claims, contents, a mention of the statistics, files of the figures
     for link in links:
         inside = link.startswith("#")
         assert page.locator(link).count() == 1 if inside else (written.parent / link).stat().st_size
+
+
+def test_figures_can_be_explored_and_seen_as_drawn(opened: tuple[Page, list[str]]) -> None:
+    page, heard = opened
+    figures = page.locator("figure:has(.chart)")
+    assert figures.count() == 6
+    for figure in figures.all():
+        button, image, chart = figure.locator("button"), figure.locator("img"), figure.locator(".chart")
+        if image.is_visible():  # all but the first
+            button.click()
+        chart.locator("svg.marks").wait_for()
+        assert not image.is_visible()
+        assert chart.locator("svg .mark-symbol path").count() > 3
+        assert chart.evaluate("chart => chart.getBoundingClientRect().right <= innerWidth")
+        button.click()
+        assert image.is_visible()
+        assert not chart.is_visible()
+    assert heard == []
+
+
+def test_a_point_tells_its_values_and_a_menu_picks_what_is_shown(browser: Browser, written: Path) -> None:
+    page = browser.new_page(viewport={"width": 900, "height": 900})
+    page.goto(written.as_uri())
+    chart = page.locator("#figure-1 .chart")
+    points = chart.locator("svg .mark-symbol[role='graphics-symbol'] path, svg g.mark-symbol.role-mark path")
+    points.first.wait_for()
+    places = [point.bounding_box() for point in points.all()]
+    points.first.hover()
+    told = page.locator("#vg-tooltip-element.visible")
+    told.wait_for()
+    assert "OOD samples in pretraining (%)" in told.inner_text()
+    chart.locator("select").first.select_option("gain: mean after - before")
+    page.wait_for_timeout(300)
+    assert [point.bounding_box() for point in points.all()] != places
+    page.close()
+
+
+def test_worked_examples_can_be_asked_for(browser: Browser, written: Path) -> None:
+    page = browser.new_page()
+    page.goto(written.as_uri())
+    examples, asked = page.locator(".example"), page.locator("#asked")
+    assert examples.count() == 9
+    asked.locator("select[name=ratio]").select_option("5")
+    assert [example.is_visible() for example in examples.all()] == [False] * 6 + [True] * 3
+    assert page.locator(".examples:visible").count() == 1
+    assert asked.locator("output").inner_text() == "3 of 9"
+    asked.locator("select[name=ratio]").select_option("all")
+    assert all(example.is_visible() for example in examples.all())
+    page.close()
+
+
+def test_without_scripts_everything_is_there(browser: Browser, written: Path) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(written.as_uri())
+    assert all(image.is_visible() for image in page.locator("img").all())
+    assert not any(one.is_visible() for one in page.locator("button, form, .chart, .chart-help").all())
+    assert all(example.is_visible() for example in page.locator(".example").all())
+    page.context.close()
 
 
 CONTRAST = """() => {

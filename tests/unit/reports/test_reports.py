@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from rayexp.reports import figures, page, pictures, table
 from rayexp.reports.arms import arms, percent
 from rayexp.reports.checks import FAILS, HOLDS, NOT_COVERED, NOT_MEASURED, UNDECIDED
 from rayexp.reports.claims import NOT_TESTED, claims
-from rayexp.reports.drawing import LINES, PANELS, CrowdedError, Draw, ReportFigure
+from rayexp.reports.drawing import LINES, PANELS, CrowdedError, Draw, OnPage, ReportFigure
 from rayexp.reports.examples import examples
 from rayexp.reports.figures.curves import reward_and_kl
 from rayexp.reports.figures.fixed_point import measured_and_predicted
@@ -375,7 +377,7 @@ def test_a_curve_of_rewards_shows_all_that_was_paid(worth, shown):
 def drawings(results: pd.DataFrame, curves: pd.DataFrame) -> list[ReportFigure]:
     """Every figure that there is data for."""
     tables = {"results": results, "curves": curves}
-    found = [draw(rows) for of, rows in tables.items() for draw in figures.FIGURES[of].values()]
+    found = [one.draw(rows) for of, rows in tables.items() for one in figures.FIGURES[of].values()]
     return [drawing for drawing in found if drawing]
 
 
@@ -832,12 +834,19 @@ def test_tokens_that_do_not_add_up_are_refused(tmp_path: Path, monkeypatch: pyte
 
 def test_the_page_needs_nothing_from_outside(whole: tuple[Path, str]) -> None:
     _, html = whole
+    html, scripts = re.sub(r"(?s)<script.*?</script>", "", html), re.findall(r"(?s)<script(.*?)>(.*?)</script>", html)
     links = re.findall(r"""(?:src|href|url|action)\s*[=(]\s*["']?([^"'\s>]+)""", html)
     outside = [link for link in links if not link.startswith("#")]
     assert len(outside) == 3 * 9
+    *charts, (kind, code) = scripts
+    assert {kind for kind, _ in charts} == {' type="application/json"'}
+    assert len(charts) == 6
+    assert kind == ""
+    # No other script is run, so nothing that a study is called can be.
+    assert f"script-src 'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'; " in html
     assert all(re.match(r"data:image/svg\+xml;base64,|figure-\d\.(png|csv)$", link) for link in outside)
     assert not re.search(r"https?:|@import|<(script|link|iframe|object|base)\b", html)
-    assert html.count("<img ") == len(re.findall(r'alt="[A-Z0-9][^"]{40,}"', html)) == 9
+    assert html.count("<img src=") == len(re.findall(r'alt="[A-Z0-9][^"]{40,}"', html)) == 9
 
 
 def test_the_page_takes_what_it_reads_as_text(whole: tuple[Path, str]) -> None:
@@ -860,7 +869,7 @@ def test_a_page_of_what_is_finished(tmp_path: Path, finished: int, drawings: int
     """One chain in order: each of pretraining, SFT and GRPO, followed by its measurement."""
     stages = study_stages(**SMALL)
     html = written(tmp_path, stages, published(tmp_path, stages[:finished]))
-    assert html.count("<img ") == drawings
+    assert html.count("<img src=") == drawings
     assert f"{finished} of {len(stages)} stages" in html
     assert "not measured" in html
 
@@ -906,8 +915,8 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
         return drawing
 
     titles = list(figures.FIGURES["results"])
-    monkeypatch.setitem(figures.FIGURES["results"], titles[0], broken)
-    monkeypatch.setitem(figures.FIGURES["results"], titles[1], unsavable)
+    monkeypatch.setitem(figures.FIGURES["results"], titles[0], OnPage(broken))
+    monkeypatch.setitem(figures.FIGURES["results"], titles[1], OnPage(unsavable))
     stages = Experiment(study="demo", scale="toy", ood_ratios=(0.0, 0.05)).stages()
     store = published(tmp_path, stages)
     folder = tmp_path / "out"
@@ -918,7 +927,7 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
     assert second.startswith(f"figure 2 ({titles[1]}) could not be drawn: ValueError: ")
     html = found.page.read_text()
     assert "This figure could not be drawn: RuntimeError: no &lt;ink&gt;" in html
-    assert html.count("<img ") == 7
+    assert html.count("<img src=") == 7
     files = {file.name for file in (folder / "report").iterdir()}
     assert not files & {"figure-1.png", "figure-1.csv", "figure-2.png"}
     assert {"figure-2.csv", "figure-3.png", "figure-8.png"} <= files
@@ -940,7 +949,7 @@ def test_a_table_stands_in_the_place_of_a_figure_with_too_much(
     monkeypatch.setattr(drawing_module, "LINES", 2)
     monkeypatch.setattr(pictures, "TABLE_ROWS", 50)
     html = written(tmp_path, stages, store)
-    assert html.count("<img ") == 4
+    assert html.count("<img src=") == 4
     assert html.count("Not drawn: 3 OOD ratios, of which a figure can show 2.") == 5
     data = pd.read_csv(tmp_path / "out/report/figure-4.csv")
     assert f"<summary>Its {len(data)} rows" in html
