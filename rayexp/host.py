@@ -5,6 +5,7 @@ A plan without a cluster counts with them and a local cluster is started with th
 
 import ctypes
 import os
+import platform
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -17,6 +18,17 @@ def cores(root: Path = Path("/")) -> int:
         return there
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
     return max(1, int(min([allowed, *_quotas(root)])))
+
+
+def processor(root: Path = Path("/")) -> str:
+    """Return what the processor calls itself, because another kind rounds differently; its architecture where it does
+    not say. ``root`` is where /proc is found."""
+    try:
+        lines = (root / "proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.machine()
 
 
 def gpus() -> int | None:

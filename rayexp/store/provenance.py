@@ -56,7 +56,7 @@ def record(
         "duration_s": round(time.time() - started, 3),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "host": _known(platform.node),
-        "machine": _known(lambda: f"{platform.machine()}, {host.cores()} cores"),
+        "machine": _known(lambda: f"{host.processor()}, {host.cores()} cores"),
         "user": _known(getpass.getuser),
         "python": _known(platform.python_version),
         "argv": list(run_config.argv),

@@ -1,6 +1,7 @@
 """Cores and GPUs are counted as far as this process may use them, and a local cluster is started with as many."""
 
 import os
+import platform
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -62,6 +63,16 @@ def test_rays_own_setting_counts_what_is_there(sixty_four, monkeypatch, tmp_path
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
     monkeypatch.setenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", "1")
     assert host.cores(tmp_path) == 64
+
+
+def test_a_processor_says_what_it_is_called(monkeypatch, tmp_path):
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert host.processor(tmp_path) == "riscv64"
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nflags\t: fpu\n")
+    assert host.processor(tmp_path) == "riscv64"
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nprocessor\t: 1\n")
+    assert host.processor(tmp_path) == "Some CPU @ 2 GHz"
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,10 @@ ROW = ["condition", "prompt_role", "role"]
 @on_page("Correct mass before and after GRPO", place=1, explore=over_ratios("q", "gain"))
 def mass_by_ratio(results: pd.DataFrame) -> ReportFigure | None:
     """Mean Q before and after GRPO, and the paired gain, against the OOD ratio; a row for each arm and role."""
-    shown = [(arm, role) for arm in arms(results) for role in arm.roles if len(arm.cells(role))]
+    shown = _shown(results)
     if not shown:
         return None
-    data = pd.DataFrame([row for arm, role in shown for row in _mass_rows(arm, role)])
-    data["gain_p"] = data["gain_p"].astype(float)
-    data["gain_p_holm"] = pd.Series(holm(data["gain_p"].tolist()), dtype=float)
+    data = masses(results)
     require_room(data, ROW, "kl_beta", sides=2, along=["ood_ratio"])
     mass, ratios, series = mass_name(results), ratio_places(data), before_and_betas(data["kl_beta"])
     figure, axes = panels(len(shown), 2.0 + taller(data["condition"], WIDE), 0.8 + legend_rows(series))
@@ -77,6 +75,18 @@ def mass_by_ratio(results: pd.DataFrame) -> ReportFigure | None:
         figure=figure,
         data=data,
     )
+
+
+def masses(results: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each arm, role, OOD ratio and beta (none before GRPO): mean mass, its interval, and the paired
+    gain, with its p-value by itself and corrected by Holm over all rows."""
+    data = pd.DataFrame([row for arm, role in _shown(results) for row in _mass_rows(arm, role)])
+    data["gain_p"] = data["gain_p"].astype(float)
+    return data.assign(gain_p_holm=pd.Series(holm(data["gain_p"].tolist()), dtype=float))
+
+
+def _shown(results: pd.DataFrame) -> list[tuple[Arm, str]]:
+    return [(arm, role) for arm in arms(results) for role in arm.roles if len(arm.cells(role))]
 
 
 def _mass_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:

@@ -46,7 +46,7 @@ def unable(*arguments, **options):
     [
         (getpass, "getuser", "user"),
         (platform, "node", "host"),
-        (platform, "machine", "machine"),
+        (host, "processor", "machine"),
         (host, "cores", "machine"),
         (platform, "python_version", "python"),
         (subprocess, "run", "git"),

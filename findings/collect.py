@@ -1,0 +1,74 @@
+"""The tables of a study that are committed: small, and all that docs/findings.md needs."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import rayexp
+from findings.runs import Run
+from rayexp.config import RunConfig
+from rayexp.reports.figures.mass import masses
+from rayexp.reports.provenance import reserved
+from rayexp.store.artifacts import Store
+from rayexp.store.index import StoreIndex
+
+FOLDER = Path(__file__).parents[1] / "docs/findings"
+#: How each study was run, a row each.
+RUNS = FOLDER / "runs.csv"
+#: Columns of text that may be empty.
+TEXTS = ("condition", "setting", "objection", "source")
+#: Columns of claims.csv that the page needs.
+CLAIMS = [
+    *("claim", "title", "condition", "prompt_role", "kl_beta", "role", "ood_ratio", "value", "low", "high", "seeds"),
+    *("n", "measured", "verdict", "p", "p_holm", "verdict_holm"),
+]
+
+
+def collect(run: Run, store: str) -> None:
+    """Write the tables of a study into docs/findings: its masses, or its objections where it has conditions; its
+    claims; and a row of how it was run.
+
+    Raises StoreError if the store has no results of it.
+    """
+    results, files, study = rayexp.results(run.name, store), Store(store).files, f"studies/{run.name}"
+    found = files.read_existing([f"{study}/objections.csv", f"{study}/claims.csv"])
+    tables = {name.removeprefix(f"{study}/"): pd.read_csv(io.BytesIO(data)) for name, data in found.items()}
+    _write(tables["objections.csv"] if "objections.csv" in tables else masses(results), FOLDER / f"{run.name}.csv")
+    _write(tables["claims.csv"][CLAIMS], FOLDER / f"{run.name}-claims.csv")
+    _write(_with(run.name, _how(run.name, Store(store)), RUNS), RUNS)
+
+
+def table(name: str) -> pd.DataFrame:
+    """Return a committed table; text that is empty is so, and numbers that are missing are NaN."""
+    rows = pd.read_csv(FOLDER / f"{name}.csv")
+    return rows.fillna({column: "" for column in TEXTS if column in rows})
+
+
+def _how(study: str, store: Store) -> dict[str, Any]:
+    """Return when, on what and how long a study was run; stages that it shares with others are counted as its own."""
+    index = StoreIndex(store)
+    specs = index.specs(json.loads(store.files.read(f"studies/{study}/plan.json"))["stages"])
+    records = {stage_id: store.provenance(stage_id) for stage_id in index.finished(specs)}
+    cores = {i: reserved(specs[i], RunConfig.model_validate(record["run_config"]))[0] for i, record in records.items()}
+    return {
+        "from": min(record["started"] for record in records.values())[:10],
+        "to": max(record["started"] for record in records.values())[:10],
+        "stages": len(records),
+        "core_hours": round(sum(cores[i] * float(record["duration_s"]) for i, record in records.items()) / 3600, 2),
+        "machine": " and ".join(sorted({str(record["machine"]) for record in records.values()})),
+        "seeds": len({spec.root.seed for spec in specs.values()}),
+    }
+
+
+def _with(study: str, row: dict[str, Any], path: Path) -> pd.DataFrame:
+    """Return a table by study with a row of this one, in the order of the names."""
+    rows = pd.read_csv(path).set_index("study") if path.exists() else pd.DataFrame()
+    others = rows.drop(index=study, errors="ignore")
+    return pd.concat([others, pd.DataFrame([row], index=pd.Index([study], name="study"))]).sort_index().reset_index()
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    table.to_csv(path, index=False, float_format="%.6g")

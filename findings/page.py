@@ -1,0 +1,112 @@
+"""docs/findings.md: the words of ``page.md``, and numbers from the committed tables.
+
+A word of the template never repeats a number by hand: whatever a table holds, it asks for.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from findings.collect import FOLDER, RUNS
+from findings.runs import BY_NAME
+from rayexp.formatting import number
+from rayexp.reports.arms import ROLE_NAMES, percent
+
+PAGE = FOLDER.parent / "findings.md"
+
+
+def written() -> str:
+    """Return the page as the committed tables have it."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    studies = {name: Study(name) for name in BY_NAME if (FOLDER / f"{name}.csv").exists()}
+    return environment.get_template("page.md").render(studies=studies, missing=sorted(set(BY_NAME) - set(studies)))
+
+
+class Study:
+    """The committed tables of one study, and what the page says of them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rows = pd.read_csv(FOLDER / f"{name}.csv", keep_default_na=True)
+        self.claims = pd.read_csv(FOLDER / f"{name}-claims.csv")
+        self.run = pd.read_csv(RUNS).set_index("study").loc[name].to_dict()
+
+    @property
+    def command(self) -> str:
+        return " ".join(("rayexp run", *BY_NAME[self.name].arguments))
+
+    @property
+    def cost(self) -> str:
+        first, last, hours = self.run["from"], self.run["to"], self.run["core_hours"]
+        days = first if first == last else f"{first} to {last}"
+        return f"{self.run['stages']} stages, {self.run['seeds']} seeds, {hours:.1f} core-hours, {days}"
+
+    def masses(self, prompts: str, cells: str) -> pd.DataFrame:
+        """Return the rows of GRPO's prompts of a role, and cells of one."""
+        return self.rows[(self.rows["prompt_role"] == prompts) & (self.rows["role"] == cells)]
+
+    def table(self, prompts: str = "ood", cells: str = "ood") -> str:
+        """Return the mass before and after GRPO, with intervals, by OOD ratio and beta, in Markdown."""
+        rows = self.masses(prompts, cells)
+        betas = sorted(rows["kl_beta"].dropna().unique())
+        head = ["OOD (%)", "Q before", *(f"gain, β = {number(beta)}" for beta in betas), "seeds"]
+        lines = [head, ["---:"] * len(head)]
+        for ratio in sorted(rows["ood_ratio"].unique().tolist()):
+            here = rows[rows["ood_ratio"] == ratio].to_dict("records")
+            (before,) = [row for row in here if pd.isna(row["kl_beta"])]
+            gains = {row["kl_beta"]: _interval(row, "gain") for row in here}
+            told = [gains.get(beta, "") for beta in betas]
+            lines.append([percent(ratio), _interval(before, "q"), *told, str(before["n_seeds"])])
+        return _markdown(lines)
+
+    def verdicts(self) -> str:
+        """Return the verdicts on each claim, by GRPO's prompts and beta, in Markdown."""
+        arms = self.claims[["prompt_role", "kl_beta"]].drop_duplicates()
+        head = ["claim", *(f"{ROLE_NAMES[role]}, β = {number(beta)}" for role, beta in arms.itertuples(index=False))]
+        lines = [head, ["---"] * len(head)]
+        for claim, rows in self.claims.groupby("claim"):
+            of_arms = [rows.merge(arms.iloc[[i]]) for i in range(len(arms))]
+            lines.append([f"{claim}. {rows['title'].iloc[0]}", *(_tally(found["verdict"]) for found in of_arms)])
+        return _markdown(lines)
+
+    def effects(self, task: str) -> str:
+        """Return the effect of each condition on a task at each OOD ratio, with its verdict, in Markdown."""
+        rows = self.rows[self.rows["task"] == task]
+        ratios = sorted(rows["ood_ratio"].unique().tolist())
+        lines = [["condition", *(f"{percent(ratio)} % OOD" for ratio in ratios)], ["---"] * (1 + len(ratios))]
+        for condition in rows["condition"].unique().tolist():
+            found = rows[rows["condition"] == condition].to_dict("records")
+            at = {row["ood_ratio"]: f"{_interval(row, 'value', sign='+')}, {row['verdict']}" for row in found}
+            lines.append([condition, *(at.get(ratio, "") for ratio in ratios)])
+        return _markdown(lines)
+
+    def effect(self, condition: str, place: str) -> str:
+        """Return the effect of one condition at one place, with its interval."""
+        (row,) = self.rows[(self.rows["condition"] == condition) & (self.rows["place"] == place)].to_dict("records")
+        return _interval(row, "value", sign="+")
+
+
+def _interval(row: Mapping[Any, Any], column: str, sign: str = "") -> str:
+    """Return a mean with its 95 % interval, of columns that are called so, or ``low`` and ``high``."""
+    ends = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
+    mean, low, high = (f"{row[name]:{sign}.2g}" for name in (column, *ends))
+    return f"{mean} [{low}, {high}]"
+
+
+def _tally(verdicts: "pd.Series[str]") -> str:
+    counts = verdicts.value_counts()
+    return ", ".join(f"{verdict} {count}" if len(verdicts) > 1 else str(verdict) for verdict, count in counts.items())
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
