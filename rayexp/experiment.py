@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from rayexp.config import Count, Value
 from rayexp.errors import not_among
 from rayexp.stages import Stage
-from rayexp.studies import Wanted, is_adaptive, study_named, usual_ratios, wanted_of
+from rayexp.studies import Wanted, is_adaptive, study_named, usual_grid, wanted_of
 from rayexp.studies.conditions import changed
 from rayexp.studies.grid import Grid
 from rayexp.studies.looks import MAX_SEEDS, Undecided, place_of, planned_looks, unknown
@@ -70,10 +70,10 @@ class Experiment(Value):
     not given. The word auto stands for 0, 0.5 and those at which the mean Q of the OOD cells is about 0.001, 0.03, 0.3
     and 0.9, which a few pilots find; the word low for 0 and the first two of these."""
     kl_betas: Annotated[tuple[float, ...], Field(strict=False)] = ()
-    """Weights of the KL to the reference; the scale's own if not given."""
+    """Weights of the KL to the reference; those of the study, or else of the scale, if not given."""
     seeds: Annotated[tuple[int | Literal["auto"], ...], Field(strict=False), BeforeValidator(_several)] = ()
-    """One chain of stages for each; the scale's own if not given. With the word auto there are twice as many where a
-    verdict is undecided, and twice as many again, up to max_seeds."""
+    """One chain of stages for each; those of the study, or else of the scale, if not given. With the word auto there
+    are twice as many where a verdict is undecided, and twice as many again, up to max_seeds."""
     max_seeds: Count | None = None
     """With seeds auto, the most seeds that there may be; 12 if not given."""
     graph: str = "hidden"
@@ -122,8 +122,8 @@ class Experiment(Value):
 
     def resolved(self) -> "Experiment":
         """Return the same experiment with every setting said: the grid that its scale has, and its name."""
-        grid = {name: getattr(self, name) or getattr(self._budget, name) for name in GRID}
-        return self.model_copy(update={**grid, "ood_ratios": self._asked, "name": self.folder})
+        grid = {name: getattr(self, name) or self._own_grid[name] for name in GRID}
+        return self.model_copy(update={**grid, "name": self.folder})
 
     @property
     def adaptive(self) -> bool:
@@ -151,7 +151,7 @@ class Experiment(Value):
     @property
     def looks(self) -> list[tuple[int, ...]]:
         """Return the seeds that there are at each look at the results; without seeds auto there is one."""
-        first = tuple(seed for seed in self.seeds if not isinstance(seed, str)) or self._budget.seeds
+        first = tuple(seed for seed in self.seeds if not isinstance(seed, str)) or self._own_grid["seeds"]
         return planned_looks(first, self.max_seeds or MAX_SEEDS) if "auto" in self.seeds else [first]
 
     def _said_of_looks(self, found: Search) -> str:
@@ -176,13 +176,23 @@ class Experiment(Value):
         return apply_overrides(wanted_of(study_named(self.study), self._budget, grid, measured), self.overrides)
 
     def _grid(self, ratios: Sequence[float], seeds: Sequence[int]) -> Grid:
-        betas = self.kl_betas or self._budget.kl_betas
-        return Grid(ratios, betas, seeds, self.graph, self.traversal, self.completion_format)
+        return Grid(
+            ratios,
+            self.kl_betas or self._own_grid["kl_betas"],
+            seeds,
+            self.graph,
+            self.traversal,
+            self.completion_format,
+        )
 
     @property
     def _asked(self) -> Sequence[float | str]:
         """The ratios that are asked for, and words for those that have to be found."""
-        return self.ood_ratios or usual_ratios(self.study) or self._budget.ood_ratios
+        return self.ood_ratios or self._own_grid["ood_ratios"]
+
+    @cached_property
+    def _own_grid(self) -> dict[str, tuple[Any, ...]]:
+        return usual_grid(self.study, self._budget)
 
     @property
     def _words(self) -> list[str]:

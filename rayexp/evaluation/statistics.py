@@ -40,7 +40,7 @@ def interval(rows: pd.DataFrame, column: str, possible: Limits = UNLIMITED) -> I
 
     possible: smallest and largest possible mean; no interval leaves them.
     """
-    clusters = [cluster[column].to_numpy(dtype=float) for _, cluster in rows.groupby("seed")]
+    clusters = [cluster.to_numpy(dtype=float) for _, cluster in rows.groupby("seed")[column]]
     return cluster_bootstrap(clusters).within(possible)
 
 

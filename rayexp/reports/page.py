@@ -70,14 +70,15 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
     decided = objections(plan, results)
     # What the paper claims is about GRPO as the paper has it; what else may be, the objections say.
     shown, curves = _of_control(plan, results), _of_control(plan, curves)
-    findings = claims.claims(shown, curves, plan.looks)
+    numbers = table.without_texts(shown)
+    findings = claims.claims(numbers, curves, plan.looks)
 
     report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)
     pq.write_table(table.to_arrow(results), folder / "results.parquet")
-    summary(results).to_csv(folder / "summary.csv", index=False)
+    summary(table.without_texts(results)).to_csv(folder / "summary.csv", index=False)
     findings.to_csv(folder / "claims.csv", index=False)
-    tables = {"results": shown, "curves": curves}
+    tables = {"results": numbers, "curves": curves}
     if plan.conditions:
         decided.to_csv(folder / "objections.csv", index=False)
         tables["objections"] = decided
@@ -96,7 +97,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
             same_gain=SAME_GAIN,
             small_gain=SMALL_GAIN,
             looks=plan.looks,
-            power=detectable_gains(shown),
+            power=detectable_gains(numbers),
             claims=_by_claim(findings),
             tests=int(findings["p"].notna().sum()),
             figures=drawn,

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 #: Of the table that stands on the page in a figure's place; one with more is only beside it.
 TABLE_ROWS = 1000
-#: Of all charts of a page, which is sent by mail.
-CHART_BYTES = 2_500_000
+#: Of a page, which is sent by mail, and of that what is no figure: its script and its text.
+PAGE_BYTES, REST_BYTES = 6_000_000, 1_300_000
 #: Columns that hold numbers somebody set: two of them must never look like one.
 SETTINGS = ("kl_beta", "ood_ratio")
 
@@ -62,11 +62,12 @@ def pictures(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Picture]:
         for title, figure in figures.items():
             if of in tables and (picture := _picture(title, figure, tables[of], folder / f"figure-{len(found) + 1}")):
                 found.append(picture)
-    return _within(found, CHART_BYTES)
+    return within(found, PAGE_BYTES - REST_BYTES)
 
 
-def _within(pictures: Sequence[Picture], limit: int) -> list[Picture]:
-    """Return pictures with as many of their charts, from the first, as are together no larger than a limit."""
+def within(pictures: Sequence[Picture], limit: int) -> list[Picture]:
+    """Return pictures with as many of their charts, from the first, as leave all of them no larger than a limit."""
+    limit -= sum(len(picture.svg) for picture in pictures)
     kept: list[Picture] = []
     for picture in pictures:
         size = len(json.dumps(picture.chart))

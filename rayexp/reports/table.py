@@ -72,6 +72,8 @@ RESULTS = pa.schema(
     ]
 )
 CURVES = pa.schema([*STAGE_COLUMNS.items(), ("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
+#: Columns of ``RESULTS`` that only worked examples read, and that take most of the time of every choice of rows.
+WRITTEN_OUT = ("prompt", "gold", "completion", "token_log_mass", "init_token_log_mass")
 #: What of the two a stage itself writes (``measure.SCHEMA``, ``metric_log.SCHEMA``); the rest is added here.
 _OF_INIT = {"q": "init_q", "token_log_mass": "init_token_log_mass"}
 _THEORY = ("fixed_point", "highest_fixed_point", "beyond_theory")
@@ -120,6 +122,11 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
     rows = _framed(list(frames.values()), _with_varied(RESULTS, frames.values()))
     counts = [name for name in rows.columns.difference(RESULTS.names) if _whole(rows[name])]
     return rows.astype(dict.fromkeys(counts, "Int64"))
+
+
+def without_texts(results: pd.DataFrame) -> pd.DataFrame:
+    """Return results without ``WRITTEN_OUT``."""
+    return results.drop(columns=list(WRITTEN_OUT))
 
 
 def measured(store: Store, stage_id: str) -> pd.DataFrame:

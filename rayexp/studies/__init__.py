@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
 from rayexp.errors import not_among
 from rayexp.parts import is_own
@@ -39,10 +40,11 @@ def wanted_of(study: Study, budget: Budget, grid: Grid, measured: Measured) -> S
     return study(budget, grid, measured) if is_adaptive(study) else study(budget, grid)
 
 
-def usual_ratios(name: str) -> tuple[str, ...]:
-    """Return the word for the OOD ratios that a study has where none are given (``ratios.AIMS``); empty for those of
-    its scale."""
-    return getattr(_OWN.get(name), "OOD_RATIOS", ())
+def usual_grid(name: str, budget: Budget) -> dict[str, tuple[Any, ...]]:
+    """Return the OOD ratios, betas and seeds that a study has where none are given: those of its scale, if it has none
+    of its own. The ratios may be a word (``ratios.AIMS``)."""
+    usual = {"ood_ratios": budget.ood_ratios, "kl_betas": budget.kl_betas, "seeds": budget.seeds}
+    return usual | getattr(_OWN.get(name), "OWN_GRID", {}).get(budget.name, {})
 
 
 def is_adaptive(study: Study) -> bool:
@@ -72,6 +74,6 @@ __all__ = [
     "conditions_in",
     "is_adaptive",
     "study_named",
-    "usual_ratios",
+    "usual_grid",
     "wanted_of",
 ]

@@ -8,6 +8,10 @@ from rayexp.stages import Stage
 from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import Budget
 
+#: At ``tiny``, ratios that ``--ood-ratios auto`` found: no mass, hardly any, little, and saturation; one beta; and as
+#: many seeds as decide where the gain is (docs/findings.md).
+OWN_GRID = {"tiny": {"ood_ratios": (0.0, 0.0018, 0.0075, 0.3), "kl_betas": (0.1,), "seeds": (0, 1, 2, 3)}}
+
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:
     return stage_chains(grid.task("composition"), budget, grid, prompt_roles=("ood",), sampler="vllm")

@@ -5,9 +5,9 @@ Each condition has so many OOD samples among those of SFT, and no GRPO; the cont
 
 from rayexp.studies.conditions import CONTROL, Condition
 from rayexp.studies.grid import Grid, fine_tuned, measured_chains, pretrained, reinforced
-from rayexp.studies.presets import Budget
+from rayexp.studies.presets import SCALES, Budget
 
-OOD_RATIOS = ("auto",)
+OWN_GRID = {scale: {"ood_ratios": ("auto",)} for scale in SCALES}
 #: Samples, by powers of the root of 10; a scale has those that its SFT has room for.
 SAMPLES = (3, 10, 30, 100, 300, 1_000)
 

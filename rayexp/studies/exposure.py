@@ -10,9 +10,9 @@ from rayexp.stages import Stage
 from rayexp.stages.extend import published_at
 from rayexp.studies.conditions import CONTROL, Condition
 from rayexp.studies.grid import Grid, fine_tuned, measured_chains, pretrained, reinforced
-from rayexp.studies.presets import Budget
+from rayexp.studies.presets import SCALES, Budget
 
-OOD_RATIOS = ("auto",)
+OWN_GRID = {scale: {"ood_ratios": ("auto",)} for scale in SCALES}
 SOURCE = "arXiv 2601.06103"
 EARLY, LATE, YOUNG = (
     "What is seen early stays, and GRPO finds it.",

@@ -28,10 +28,10 @@ from rayexp.studies.grid import (
     pretrained,
     reinforced,
 )
-from rayexp.studies.presets import Budget
+from rayexp.studies.presets import SCALES, Budget
 from rayexp.tasks import Task
 
-OOD_RATIOS = ("low",)
+OWN_GRID = {scale: {"ood_ratios": ("low",)} for scale in SCALES}
 #: Axes of the strings that the objections are decided on.
 AXES_ASKED = ("composition", "depth")
 ROLE = "ood"
