@@ -1,4 +1,5 @@
 # make demo: the paper's central result on this machine. make test: everything that CI checks. make check: what is fast.
+# make findings: docs/findings.md from nothing, in hours; may be interrupted, and goes on where it was.
 # make head: a Ray head in this checkout, for `ray job submit -- python jobs/sweep.py`.
 # make docs: pages of the API. make hooks: ruff and pyright before every commit.
 
@@ -17,11 +18,14 @@ ifneq (,$(strip $(foreach letter,$(UNBEARABLE),$(findstring $(letter),$(CURDIR))
 $(error $(CURDIR) has one of the characters $(UNBEARABLE) in its name, which Python's venv or Ray can't bear: rename it)
 endif
 
-.PHONY: demo test check lint chromium docs hooks head clean
+.PHONY: demo findings test check lint chromium docs hooks head clean
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
 	$(PYTHON_IN_VENV) jobs/sweep.py --study demo --store runs
+
+findings: $(INSTALLED)
+	$(MODULE) findings run
 
 test: chromium lint
 	$(MAKE) docs

@@ -13,10 +13,9 @@ from typing import Any
 from benchmarks.measure import Row, publish
 from rayexp.config import RunConfig
 from rayexp.distributed import runtime
+from rayexp.experiment import Experiment
 from rayexp.stages import GRPO, Evaluate
 from rayexp.store.artifacts import Store
-from rayexp.studies import STUDIES, Grid
-from rayexp.studies.presets import SCALES
 from rayexp.sweep import placement, preflight, scheduler
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.progress import Progress
@@ -40,8 +39,7 @@ class Starts(Progress):
 
 def run(study: str = "demo", scale: str = "tiny") -> list[Row]:
     started = time.monotonic()
-    budget = SCALES[scale]
-    plan = Plan.of(study, STUDIES[study](budget, Grid(budget.ood_ratios, budget.kl_betas, budget.seeds)), ())
+    plan = Plan.of(study, Experiment(study=study, scale=scale).stages(), ())
     starts = Starts(plan)
     runtime.connect()
     with TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from rayexp.reports.drawing import Series, before_and_betas, grid, intervals, pl
 from rayexp.reports.figures.objections import effects
 
 DPI = 160
-#: Where GRPO gained: a ratio whose gain's interval lies above ``SMALL_GAIN``.
+#: The sweet spot: ratios with at least half of the largest gain, at the smallest beta above 0.
 SWEET = "#009E73"
 #: Of the paper, in its order.
 AXES = ("depth", "length", "tokens", "composition")
@@ -43,7 +43,7 @@ def masses_of(name: str, prompts: str = "ood", cells: str = "ood") -> pd.DataFra
 def masses_by_ratio(panels: Mapping[str, pd.DataFrame], path: Path) -> None:
     """Draw correct mass before and after GRPO against the OOD ratio, a panel for each table of masses, by title.
 
-    The ratios at which the largest gain of any beta is above ``SMALL_GAIN``, with its interval, have a green ground.
+    The sweet spot has a green ground.
     """
     with plain():
         series = before_and_betas(pd.concat([rows["kl_beta"] for rows in panels.values()]))
@@ -54,15 +54,15 @@ def masses_by_ratio(panels: Mapping[str, pd.DataFrame], path: Path) -> None:
         figure.supxlabel("OOD samples in pretraining (%)", fontsize="medium")
         figure.supylabel("mean correct mass", fontsize="medium")
         handles = axes.flat[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper center", ncols=len(series))
+        figure.legend(*handles, loc="outside upper center", ncols=2)
         _save(figure, path)
 
 
 def _panel(axis: Axes, masses: pd.DataFrame, series: list[Series]) -> None:
     ratios = ratio_places(masses)
-    for ratio, place in ratios.items():
-        if (masses[masses["ood_ratio"] == ratio]["gain_low"] > SMALL_GAIN).any():
-            axis.axvspan(place - 0.5, place + 0.5, color=SWEET, alpha=0.15, linewidth=0)
+    gains = masses[masses["kl_beta"] == masses[masses["kl_beta"] > 0]["kl_beta"].min()]
+    for ratio in gains[gains["gain"] >= max(SMALL_GAIN, gains["gain"].max() / 2)]["ood_ratio"]:
+        axis.axvspan(ratios[ratio] - 0.5, ratios[ratio] + 0.5, color=SWEET, alpha=0.15, linewidth=0)
     for one in series:
         rows = masses[masses["kl_beta"].isna() if one.key is None else masses["kl_beta"] == one.key]
         intervals(axis, rows, "q", ratios, one, series)

@@ -14,6 +14,7 @@ from findings.collect import FOLDER, RUNS
 from findings.runs import BY_NAME
 from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, percent
+from rayexp.reports.checks import UNDECIDED
 
 PAGE = FOLDER.parent / "findings.md"
 
@@ -50,6 +51,18 @@ class Study:
         first, last, hours = self.run["from"], self.run["to"], self.run["core_hours"]
         days = first if first == last else f"{first} to {last}"
         return f"{self.run['stages']} stages, {self.run['seeds']} seeds, {hours:.1f} core-hours, {days}"
+
+    @property
+    def gains(self) -> dict[str, str]:
+        """Return the gain on OOD cells of GRPO on OOD prompts, at the smallest beta above 0: at the lowest ratio
+        (``none``), the best and the highest, each with its interval, and the ratio of the best."""
+        rows = self.masses("ood", "ood")
+        beta = rows[rows["kl_beta"] > 0]["kl_beta"].min()
+        found = rows[rows["kl_beta"] == beta].sort_values("ood_ratio").to_dict("records")
+        best = max(found, key=lambda row: row["gain"])
+        places = {"none": found[0], "best": best, "highest": found[-1]}
+        told = {place: _interval(row, "gain") for place, row in places.items()}
+        return told | {"ratio": percent(best["ood_ratio"]), "beta": number(beta)}
 
     def masses(self, prompts: str, cells: str) -> pd.DataFrame:
         """Return the rows of GRPO's prompts of a role, and cells of one."""
@@ -89,6 +102,10 @@ class Study:
             at = {row["ood_ratio"]: f"{_interval(row, 'value', sign='+')}, {row['verdict']}" for row in found}
             lines.append([condition, *(at.get(ratio, "") for ratio in ratios)])
         return _markdown(lines)
+
+    @property
+    def undecided(self) -> int:
+        return int((self.rows["verdict"] == UNDECIDED).sum())
 
     def effect(self, condition: str, place: str) -> str:
         """Return the effect of one condition at one place, with its interval."""

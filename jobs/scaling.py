@@ -1,4 +1,4 @@
-"""The paper's decoder at 4, 16 and 32 layers: ``jobs/sweep.py --study scaling``, with all of its options."""
+"""Decoders of several depths and widths: ``jobs/sweep.py --study scaling``, with all of its options."""
 
 import sys
 

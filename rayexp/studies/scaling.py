@@ -1,23 +1,43 @@
-"""Decoder depth: does the picture change with 4, 16 and 32 layers? Composition axis, OOD prompts."""
+"""The size of the decoder: does the picture change with more layers, or wider ones? Composition axis, OOD prompts.
 
+Decoders of one size differ from those of another in how much they learn from a budget. So they are compared where the
+policies start from about the same mass: the OOD ratios are found for each by itself.
+"""
+
+from rayexp.models.config import Decoder
 from rayexp.stages import Stage
 from rayexp.studies.grid import Grid, decoder_for, stage_chains
-from rayexp.studies.presets import Budget
+from rayexp.studies.presets import SCALES, Budget
+from rayexp.tasks import Task
 
-#: Layers by scale; a decoder of 16 layers does not train in a tiny budget.
-LAYERS = {"toy": (4, 8), "tiny": (4, 8), "small": (4, 16, 32), "paper": (4, 16, 32)}
+OWN_GRID = {scale: {"ood_ratios": ("auto",)} for scale in SCALES}
+#: Layers at the width of the scale.
+LAYERS = {"toy": (4, 8), "tiny": (2, 4, 8, 16), "small": (4, 16, 32), "paper": (4, 16, 32)}
+#: Widths, by factors of that of the scale, at ``LAYERS_OF_WIDTHS``.
+WIDTHS = {"toy": (), "tiny": (0.5, 2), "small": (0.5, 2), "paper": (0.5,)}
+LAYERS_OF_WIDTHS = 4
 
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:
     task = grid.task("composition")
     return [
         stage
-        for layers in LAYERS[budget.name]
-        for stage in stage_chains(
-            task,
-            budget,
-            grid,
-            prompt_roles=("ood",),
-            decoder=decoder_for(budget, task, layers=layers),
-        )
+        for decoder in decoders(budget, task)
+        for stage in stage_chains(task, budget, grid, prompt_roles=("ood",), decoder=decoder)
     ]
+
+
+def decoders(budget: Budget, task: Task) -> list[Decoder]:
+    """Return decoders of several depths, and of several widths with heads as wide as those of the scale."""
+    usual = budget.decoder
+    deep = [decoder_for(budget, task, layers=layers) for layers in LAYERS[budget.name]]
+    wide = [
+        decoder_for(
+            budget,
+            task,
+            layers=LAYERS_OF_WIDTHS,
+            **{name: int(factor * getattr(usual, name)) for name in ("width", "ff_width", "heads", "kv_heads")},
+        )
+        for factor in WIDTHS[budget.name]
+    ]
+    return [*deep, *wide]

@@ -673,7 +673,7 @@ def test_depths_and_chains_and_seeds_within_a_seed_are_conditions() -> None:
     def conditions(stages: Sequence[Stage]) -> list[str]:
         return list(dict.fromkeys(settings.condition(stage, varying(stages)) for stage in stages))
 
-    budget, grid = SCALES["tiny"], Grid((0.0,), (0.1, 1.0), (0, 1))
+    budget, grid = SCALES["toy"], Grid((0.0,), (0.1, 1.0), (0, 1))
     trained = [stage for stage in all_stages(STUDIES["scaling"](budget, grid)) if not isinstance(stage, Evaluate)]
     assert conditions(trained) == ["layers = 4", "layers = 8"]
     grpo = next(stage for stage in trained if isinstance(stage, GRPO))
@@ -846,7 +846,7 @@ def test_the_page_needs_nothing_from_outside(whole: tuple[Path, str]) -> None:
     assert f"script-src 'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'; " in html
     assert all(re.match(r"data:image/svg\+xml;base64,|figure-\d\.(png|csv)$", link) for link in outside)
     assert not re.search(r"https?:|@import|<(script|link|iframe|object|base)\b", html)
-    assert html.count("<img src=") == len(re.findall(r'alt="[A-Z0-9][^"]{40,}"', html)) == 9
+    assert html.count('<img src="data:') == len(re.findall(r'alt="[A-Z0-9][^"]{40,}"', html)) == 9
 
 
 def test_the_page_takes_what_it_reads_as_text(whole: tuple[Path, str]) -> None:
@@ -869,7 +869,7 @@ def test_a_page_of_what_is_finished(tmp_path: Path, finished: int, drawings: int
     """One chain in order: each of pretraining, SFT and GRPO, followed by its measurement."""
     stages = study_stages(**SMALL)
     html = written(tmp_path, stages, published(tmp_path, stages[:finished]))
-    assert html.count("<img src=") == drawings
+    assert html.count('<img src="data:') == drawings
     assert f"{finished} of {len(stages)} stages" in html
     assert "not measured" in html
 
@@ -927,7 +927,7 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
     assert second.startswith(f"figure 2 ({titles[1]}) could not be drawn: ValueError: ")
     html = found.page.read_text()
     assert "This figure could not be drawn: RuntimeError: no &lt;ink&gt;" in html
-    assert html.count("<img src=") == 7
+    assert html.count('<img src="data:') == 7
     files = {file.name for file in (folder / "report").iterdir()}
     assert not files & {"figure-1.png", "figure-1.csv", "figure-2.png"}
     assert {"figure-2.csv", "figure-3.png", "figure-8.png"} <= files
@@ -949,7 +949,7 @@ def test_a_table_stands_in_the_place_of_a_figure_with_too_much(
     monkeypatch.setattr(drawing_module, "LINES", 2)
     monkeypatch.setattr(pictures, "TABLE_ROWS", 50)
     html = written(tmp_path, stages, store)
-    assert html.count("<img src=") == 4
+    assert html.count('<img src="data:') == 4
     assert html.count("Not drawn: 3 OOD ratios, of which a figure can show 2.") == 5
     data = pd.read_csv(tmp_path / "out/report/figure-4.csv")
     assert f"<summary>Its {len(data)} rows" in html

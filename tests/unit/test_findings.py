@@ -1,0 +1,52 @@
+"""docs/findings.md says what its tables say, and its studies are those that its commands name."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from findings import collect, page
+from findings.__main__ import run
+from findings.runs import RUNS, Run
+from rayexp.cli.run import DEMO, parse_args
+from rayexp.reports import page as report
+from rayexp.sweep.plan import Plan
+from rayexp.sweep.study import Study as InStore
+from tests.fixtures.simulated_study import published, study_stages
+
+
+def test_the_page_is_that_of_the_tables() -> None:
+    """If not: python -m findings write."""
+    assert page.PAGE.read_text(encoding="utf-8") == page.written()
+
+
+@pytest.mark.parametrize("one", RUNS, ids=[one.name for one in RUNS])
+def test_a_study_has_in_its_store_the_name_of_its_tables(one: Run) -> None:
+    experiment = parse_args(["--study", *one.arguments], DEMO.study, "").experiment
+    assert experiment.folder == one.name
+
+
+def test_a_study_is_collected_and_an_older_row_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = study_stages(ood_ratios=(0.0, 0.05), kl_betas=(0.1,), seeds=(0, 1))
+    store = published(tmp_path, stages)
+    plan = Plan.of("composition", stages, store.finished_ids())
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    monkeypatch.setattr(collect, "FOLDER", folder)
+    monkeypatch.setattr(collect, "RUNS", folder / "runs.csv")
+    (folder / "runs.csv").write_text("study,stages\na,1\nmine,2\n")
+    study = InStore(store, "mine", "composition", "tiny")
+    study.add(plan)
+    study.write(plan, lambda plan, into: report.write(plan, store, into))
+    collect.collect(Run("mine", "composition"), store.url)
+    masses = pd.read_csv(folder / "mine.csv")
+    figure = pd.read_csv(Path(store.url) / "studies/mine/report/figure-1.csv")
+    pd.testing.assert_frame_equal(masses, figure, rtol=1e-5)
+    assert pd.read_csv(folder / "mine-claims.csv")["verdict"].notna().all()
+    rows = pd.read_csv(folder / "runs.csv").set_index("study")
+    assert rows["stages"].to_dict() == {"a": 1, "mine": len(stages)}
+
+
+def test_an_unknown_study_is_refused_before_any_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="names has no-such, nothing; allowed: composition-tiny, "):
+        run(("no-such", "depth-tiny", "nothing"))
