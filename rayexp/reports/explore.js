@@ -2,7 +2,8 @@
 // the page has everything as well: figures as they are drawn, and all examples.
 
 const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-const options = { actions: false, ast: true, renderer: "svg", tooltip: { theme: dark ? "dark" : "light" } };
+// Errors alone are logged: that nothing was measured for a choice can be seen.
+const options = { actions: false, ast: true, logLevel: 1, renderer: "svg", tooltip: { theme: dark ? "dark" : "light" } };
 
 for (const figure of document.querySelectorAll("figure:has(.chart)")) {
   const chart = figure.querySelector(".chart");

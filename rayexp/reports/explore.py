@@ -30,7 +30,8 @@ HEIGHT, TEXT = 320, 12
 #: Columns of figures, for people; others are called as they are.
 TITLES = {
     "prompt_role": "GRPO's prompts",
-    "role": "cells",
+    "arm": "GRPO on",
+    "arm_cell": "GRPO on",
     "kl_beta": "β",
     "ood_ratio": "OOD samples in pretraining (%)",
     "q": "mean correct mass",
@@ -44,9 +45,11 @@ TITLES = {
     "prompt_index": "number of the prompt",
 }
 #: Columns that hold settings, as a menu or a point names them.
-SETTINGS = ("condition", "prompt_role", "role", "task", "setting", "ood_ratio", "kl_beta", "metric", "stage", "cell")
+SETTINGS = ("condition", "prompt_role", "role", "place", "ood_ratio", "kl_beta", "metric", "stage", "cell")
+#: GRPO's prompts with the cells that are shown, as not every role of the one goes with every role of the other.
+ARM, ARM_CELL = "arm", "arm_cell"
 #: Of which one value is shown at a time, where a figure has several.
-PICKS = ("condition", "prompt_role", "role")
+PICKS = ("condition", ARM)
 #: What a point tells besides its place and colour, where its figure has that.
 TOLD = ("n_seeds", "seeds", "n", "seed", "cell", "prompt_index")
 #: Fields of a chart's data.
@@ -154,6 +157,11 @@ def title(column: str) -> str:
 def _rows(data: pd.DataFrame, x: str, y: str, colour: str, ends: tuple[str, str] | None) -> pd.DataFrame:
     """Return data with the fields of a chart, and with settings as people read them."""
     named = data.assign(**{column: _names(data[column]) for column in SETTINGS if column in data})
+    for arm, cells, noun in ((ARM, "role", " cells"), (ARM_CELL, "cell", "")):
+        if "prompt_role" in data and cells in data:
+            names = named["prompt_role"].astype(str) + " prompts: " + named[cells].astype(str) + noun
+            asked_for = names[data["prompt_role"] != "id"]  # comes first
+            named[arm] = pd.Categorical(names, pd.concat([asked_for, names]).drop_duplicates().tolist())
     places = {X: (named if x in SETTINGS else data)[x], Y: data[y], SHOW: title(y), COLOUR: named[colour]}
     interval = dict(zip((LOW, HIGH), (data[end] for end in ends), strict=True)) if ends else {}
     return named.assign(**places, **interval).dropna(subset=[X, Y])
@@ -181,7 +189,7 @@ def _base(rows: pd.DataFrame, picks: Sequence[str]) -> alt.Chart:
     chart = alt.Chart(alt.Data(values=list(_records(rows[[field for field in fields if field in rows]]))))
     for column in picks:
         options = rows[column].drop_duplicates().tolist()
-        if column in SETTINGS:
+        if isinstance(rows[column].dtype, pd.CategoricalDtype):
             options = [name for name in rows[column].cat.categories if name in options]
         menu = alt.binding_select(options=options, name=f"{title(column)} ")
         picked = alt.param(name=f"picked_{column}", value=options[0], bind=menu)
@@ -226,7 +234,7 @@ def _layered(*marks: alt.Chart, height: Any = HEIGHT) -> Layers:
 def _switched(rows: pd.DataFrame, colour: str, *marks: alt.Chart) -> list[alt.Chart]:
     """Return marks, the last of them points, whose colours are switched in the legend."""
     colours = _colours(rows[COLOUR], colour)
-    legend = alt.Legend(orient="top", columns=3, labelLimit=200, titleLimit=300, symbolType="circle")
+    legend = alt.Legend(orient="top", columns=4, labelLimit=200, titleLimit=300, symbolType="circle")
     coloured = alt.Color(COLOUR, type="nominal", title=None if colour == "kl_beta" else title(colour), legend=legend)
     coloured = coloured.scale(domain=list(colours), range=list(colours.values()))
     switch = alt.selection_point(name="switched", fields=[COLOUR], bind="legend")

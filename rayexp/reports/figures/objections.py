@@ -16,7 +16,7 @@ STYLE = {SUPPORTED: (COLOURS[2], "o"), REFUTED: (COLOURS[1], "X")}
     "Who is right: each condition beside the control",
     place=1,
     of="objections",
-    explore=forest("value", "condition", "verdict", PANEL),
+    explore=forest("value", "condition", "verdict", ("place",)),
 )
 def effects(objections: pd.DataFrame) -> ReportFigure | None:
     """Draw the effect that each verdict is about, with its interval; a panel for each task and OOD ratio."""

@@ -32,7 +32,7 @@ from rayexp.reports.drawing import (
     require_room,
     taller,
 )
-from rayexp.reports.explore import over_mass
+from rayexp.reports.explore import ARM_CELL, PICKS, over_mass
 
 #: Columns of which each combination has a panel.
 PANEL = ["condition", "prompt_role", "role", "kl_beta"]
@@ -63,7 +63,9 @@ def _panels(results: pd.DataFrame) -> list[Panel]:
 @on_page(
     "Each prompt after GRPO against before",
     place=3,
-    explore=over_mass("p", "correct mass after GRPO", "tilted_optimum", (*PANEL, "cell"), logits=True),
+    explore=over_mass(
+        "p", "correct mass after GRPO", "tilted_optimum", ("condition", ARM_CELL, "kl_beta"), logits=True
+    ),
 )
 def after_against_before(results: pd.DataFrame) -> ReportFigure | None:
     """P after GRPO against Q before it, a point a prompt, on logit axes: there the tilt is a shift by 1 / beta."""
@@ -215,7 +217,7 @@ def _shift_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
 @on_page(
     "Where the gain is: against the mass before",
     place=5,
-    explore=over_mass("gain", "mean gain", "predicted_gain", PANEL, logits=False),
+    explore=over_mass("gain", "mean gain", "predicted_gain", (*PICKS, "kl_beta"), logits=False),
 )
 def gain_by_mass(results: pd.DataFrame) -> ReportFigure | None:
     """Mean gain of prompts of each OOD ratio, binned by Q before GRPO, with the gain of the optimum and its peak."""

@@ -57,15 +57,15 @@ def test_a_menu_is_there_where_there_is_something_to_pick() -> None:
     _, one = chart_of("Correct mass before and after GRPO")
     _, two = chart_of("Correct mass before and after GRPO", pd.concat([on_id, RESULTS]))
     assert list(menus(one)) == ["picked_show"]
-    assert list(menus(two)) == ["picked_show", "picked_prompt_role", "picked_role"]
-    assert menus(two)["picked_prompt_role"] == ["ID", "OOD"]
+    assert list(menus(two)) == ["picked_show", "picked_arm"]
+    assert menus(two)["picked_arm"] == ["OOD prompts: OOD cells", "ID prompts: OOD cells", "ID prompts: ID cells"]
 
 
 def test_of_many_points_each_menu_and_colour_keeps_some() -> None:
     many = simulated_results(ood_ratios=(0.0, 0.01, 0.05), kl_betas=(0.1, 1.0), seeds=tuple(range(20)))
     data, chart = chart_of("Each prompt after GRPO against before", many)
     assert len(points(chart)) <= POINTS
-    kept = {(row["kl_beta"], row["cell"], row["colour"]) for row in points(chart)}
+    kept = {(row["kl_beta"], row["arm_cell"], row["colour"]) for row in points(chart)}
     assert len(kept) == len(data[["kl_beta", "cell", "ood_ratio"]].drop_duplicates())
 
 
