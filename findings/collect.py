@@ -10,7 +10,7 @@ import pandas as pd
 import rayexp
 from findings.runs import Run
 from rayexp.config import RunConfig
-from rayexp.reports.figures.mass import masses
+from rayexp.reports.figures.mass import masses, masses_by_stage
 from rayexp.reports.provenance import reserved
 from rayexp.store.artifacts import Store
 from rayexp.store.index import StoreIndex
@@ -28,15 +28,19 @@ CLAIMS = [
 
 
 def collect(run: Run, store: str) -> None:
-    """Write the tables of a study into docs/findings: its masses, or its objections where it has conditions; its
-    claims; and a row of how it was run.
+    """Write the tables of a study into docs/findings: its masses before and after GRPO and by stage, or its objections
+    where it has conditions; its claims; and a row of how it was run.
 
     Raises StoreError if the store has no results of it.
     """
     results, files, study = rayexp.results(run.name, store), Store(store).files, f"studies/{run.name}"
     found = files.read_existing([f"{study}/objections.csv", f"{study}/claims.csv"])
     tables = {name.removeprefix(f"{study}/"): pd.read_csv(io.BytesIO(data)) for name, data in found.items()}
-    _write(tables["objections.csv"] if "objections.csv" in tables else masses(results), FOLDER / f"{run.name}.csv")
+    if "objections.csv" in tables:
+        _write(tables["objections.csv"], FOLDER / f"{run.name}.csv")
+    else:
+        _write(masses(results), FOLDER / f"{run.name}.csv")
+        _write(masses_by_stage(results), FOLDER / f"{run.name}-stages.csv")
     _write(tables["claims.csv"][CLAIMS], FOLDER / f"{run.name}-claims.csv")
     _write(_with(run.name, _how(run.name, Store(store)), RUNS), RUNS)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from findings.collect import FOLDER, RUNS
+from findings.collect import FOLDER, RUNS, table
 from findings.runs import BY_NAME
 from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, percent
@@ -38,8 +38,7 @@ class Study:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.rows = pd.read_csv(FOLDER / f"{name}.csv", keep_default_na=True)
-        self.claims = pd.read_csv(FOLDER / f"{name}-claims.csv")
+        self.rows, self.claims = table(name), table(f"{name}-claims")
         self.run = pd.read_csv(RUNS).set_index("study").loc[name].to_dict()
 
     @property
@@ -80,6 +79,18 @@ class Study:
             gains = {row["kl_beta"]: _interval(row, "gain") for row in here}
             told = [gains.get(beta, "") for beta in betas]
             lines.append([percent(ratio), _interval(before, "q"), *told, str(before["n_seeds"])])
+        return _markdown(lines)
+
+    def stages(self, prompts: str = "ood", cells: str = "id") -> str:
+        """Return the mass of cells of a role after each stage, by OOD ratio, in Markdown. Ratios of pilots alone are left
+        out."""
+        rows = table(f"{self.name}-stages")
+        rows = rows[(rows["prompt_role"] == prompts) & (rows["role"] == cells)]
+        names = sorted(rows["stage"].unique().tolist(), key=lambda name: (name.startswith("GRPO"), name == "SFT", name))
+        lines = [["OOD (%)", *names], ["---:"] * (1 + len(names))]
+        for ratio in sorted(self.masses(prompts, "ood")["ood_ratio"].unique().tolist()):
+            found = {row["stage"]: _interval(row, "q") for row in rows[rows["ood_ratio"] == ratio].to_dict("records")}
+            lines.append([percent(ratio), *(found.get(name, "") for name in names)])
         return _markdown(lines)
 
     def verdicts(self) -> str:

@@ -103,7 +103,7 @@ def _mass_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
 @on_page("Each stage, in and out of distribution", place=2, explore=over_ratios("q", "greedy", colour="stage"))
 def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
     """Greedy accuracy and mean Q after each stage, against the OOD ratio; a row for each arm, and for ID and target."""
-    data = pd.DataFrame(list(_stage_rows(results)))
+    data = masses_by_stage(results)
     if data.empty:
         return None
     require_room(data, ROW, "kl_beta", sides=2, along=["ood_ratio"])
@@ -133,6 +133,12 @@ def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
         figure=figure,
         data=data,
     )
+
+
+def masses_by_stage(results: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each arm, stage and OOD ratio, and for ID and for target cells: mean mass and greedy accuracy,
+    with their intervals."""
+    return pd.DataFrame(list(_stage_rows(results)))
 
 
 def _stage_rows(measured: pd.DataFrame) -> Iterator[dict[str, Any]]:
