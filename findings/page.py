@@ -82,8 +82,8 @@ class Study:
         return _markdown(lines)
 
     def stages(self, prompts: str = "ood", cells: str = "id") -> str:
-        """Return the mass of cells of a role after each stage, by OOD ratio, in Markdown. Ratios of pilots alone are left
-        out."""
+        """Return the mass of cells of a role after each stage, by OOD ratio, in Markdown; without those of
+        pilots alone."""
         rows = table(f"{self.name}-stages")
         rows = rows[(rows["prompt_role"] == prompts) & (rows["role"] == cells)]
         names = sorted(rows["stage"].unique().tolist(), key=lambda name: (name.startswith("GRPO"), name == "SFT", name))
