@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,6 @@ from matplotlib.lines import Line2D
 
 from rayexp.formatting import number
 from rayexp.reports.arms import counted, percent, told
-
-if TYPE_CHECKING:
-    from rayexp.reports.explore import Explore
 
 WIDTH_INCHES = 4.4
 DPI = 220
@@ -137,13 +134,15 @@ def require_room(
 
 #: A figure of a table; None where the table has no data for it.
 Draw = Callable[[pd.DataFrame], ReportFigure | None]
+#: Returns a chart of altair.
+Explore = Callable[[pd.DataFrame], Any]
 
 
 class OnPage(NamedTuple):
     """A figure of the page. explore: from its data to a chart (``reports.explore``), if it has one."""
 
     draw: Draw
-    explore: "Explore | None" = None
+    explore: Explore | None = None
 
 
 #: All figures, by the table that they are drawn from, and then by place and title.
@@ -154,7 +153,7 @@ def on_page(
     title: str,
     place: int,
     of: Literal["objections", "results", "curves"] = "results",
-    explore: "Explore | None" = None,
+    explore: Explore | None = None,
 ) -> Callable[[Draw], Draw]:
     """Return a decorator that puts a figure on the page of a report, under a title.
 

@@ -6,7 +6,7 @@ one is its own. The script that shows them is ``explore.js`` with the libraries 
 needs no network.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex
 from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, percent
 from rayexp.reports.checks import REFUTED, SUPPORTED
-from rayexp.reports.drawing import COLOURS, ratio_colours
+from rayexp.reports.drawing import COLOURS, Explore, ratio_colours
 
 #: Points of a scatter plot, at most; of more, each menu and colour keeps an equal share.
 POINTS = 3000
@@ -58,9 +58,7 @@ X, Y, LOW, HIGH, COLOUR, THEORY, SHOW = "x", "y", "low", "high", "colour", "theo
 LOGITS = alt.Axis(values=[-27.6, -18.4, -9.2, -4.6, 0, 4.6, 9.2], labelExpr="format(1/(1+exp(-datum.value)), '.2~g')")
 GREY = "#808080"
 
-#: From the data of a figure to its chart.
 Layers = alt.LayerChart | alt.FacetChart
-Explore = Callable[[pd.DataFrame], Layers]
 
 
 def over_ratios(*ys: str, colour: str = "kl_beta") -> Explore:
