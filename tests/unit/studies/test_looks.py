@@ -16,7 +16,7 @@ from rayexp.studies.looks import planned_looks
 from rayexp.sweep.plan import Plan
 from tests.fixtures.simulated_study import published, study_stages
 
-AUTO = Experiment(study="demo", scale="tiny", ood_ratios=(0.0, 0.01), kl_betas=(0.1,), seeds=("auto",), max_seeds=8)
+AUTO = Experiment(study="mixing", scale="tiny", ood_ratios=(0.0, 0.01), kl_betas=(0.1,), seeds=("auto",), max_seeds=8)
 
 
 def test_looks_double_and_begin_with_what_is_there():
@@ -36,7 +36,7 @@ def test_seeds_are_added_where_a_verdict_is_undecided_and_nowhere_else():
 
     def undecided(wanted, looks):
         asked.append((len(seeds_at(wanted, 0.0)), len(seeds_at(wanted, 0.01)), looks))
-        return {("composition", 0.01)}
+        return {("tokens", 0.01)}
 
     found = AUTO.wanted(lambda _: None, undecided)
     assert asked == [(3, 3, 3), (3, 6, 3)]
