@@ -29,7 +29,7 @@ from rayexp.reports.arms import mass_name
 from rayexp.reports.checks import SMALL_GAIN
 from rayexp.reports.examples import RULE, choices, examples
 from rayexp.reports.objections import SAME_GAIN, objections
-from rayexp.reports.pictures import Picture, pictures
+from rayexp.reports.pictures import Picture, pictures, scripted
 from rayexp.reports.power import detectable_gains
 from rayexp.reports.provenance import design, provenance, settings, stage_counts
 from rayexp.store.artifacts import Store
@@ -82,8 +82,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
     if plan.conditions:
         decided.to_csv(folder / "objections.csv", index=False)
         tables["objections"] = decided
-    drawn, worked = pictures(tables, report), examples(shown)
-    script = _script() if any(picture.chart for picture in drawn) else ""
+    (drawn, script), worked = scripted(pictures(tables, report)), examples(shown)
     page = report / "index.html"
     page.write_text(
         _template().render(
@@ -170,12 +169,6 @@ def _by_claim(findings: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for _, rows in findings.groupby("claim")
     ]
-
-
-def _script() -> str:
-    from rayexp.reports.explore import script
-
-    return script()
 
 
 def _template():

@@ -65,6 +65,19 @@ def pictures(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Picture]:
     return within(found, PAGE_BYTES - REST_BYTES)
 
 
+def scripted(pictures: Sequence[Picture]) -> tuple[list[Picture], str]:
+    """Return pictures and the script that shows their charts. Where it can't be made there are no charts, and why."""
+    if not any(picture.chart for picture in pictures):
+        return list(pictures), ""
+    try:
+        from rayexp.reports.explore import script
+
+        return list(pictures), script()
+    except Exception as error:
+        without = {"chart": None, "unexplored": sentence(error)}
+        return [replace(picture, **without) if picture.chart else picture for picture in pictures], ""
+
+
 def within(pictures: Sequence[Picture], limit: int) -> list[Picture]:
     """Return pictures with as many of their charts, from the first, as leave all of them no larger than a limit."""
     limit -= sum(len(picture.svg) for picture in pictures)

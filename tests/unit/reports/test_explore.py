@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from rayexp.reports import pictures
+from rayexp.reports import explore, pictures
 from rayexp.reports.explore import POINTS, script, specification
 from rayexp.reports.figures import FIGURES
 from tests.fixtures.simulated_study import simulated_results
@@ -78,6 +78,18 @@ def test_a_page_has_as_many_charts_as_can_be_sent() -> None:
     assert small.chart == again.chart == {"a": 1}
     assert large.chart is None
     assert large.unexplored == "the page would be too large"
+
+
+def test_a_page_without_its_script_has_no_charts_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> str:
+        raise RuntimeError("no bundle")
+
+    monkeypatch.setattr(explore, "script", broken)
+    figures = [pictures.Picture("drawn", svg="<svg>", chart={"a": 1}), pictures.Picture("plain", svg="<svg>")]
+    (drawn, plain), script = pictures.scripted(figures)
+    assert script == ""
+    assert (drawn.chart, drawn.unexplored, drawn.svg) == (None, "RuntimeError: no bundle", "<svg>")
+    assert plain == figures[1]
 
 
 def test_the_script_can_stand_in_a_page() -> None:
