@@ -1,2 +1,2 @@
-"""What the studies found at the scale ``tiny``, in numbers that are committed: docs/findings/*.csv, and the page
-docs/findings.md that is written from them."""
+"""The findings at the scale ``tiny``: the studies that are published, their committed tables in docs/findings, and the
+page docs/findings.md that is written from them."""

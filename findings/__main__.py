@@ -33,7 +33,9 @@ def run(names: tyro.conf.Positional[tuple[str, ...]] = (), store: str = "runs") 
         sys.exit(f"names has {', '.join(unknown)}; allowed: {', '.join(BY_NAME)}")
     for one in [BY_NAME[name] for name in names] or RUNS:
         study, *options = one.arguments
-        subprocess.run([sys.executable, SWEEP, "--study", study, *options, "--store", store], check=True)
+        sweep = subprocess.run([sys.executable, SWEEP, "--study", study, *options, "--store", store], check=False)
+        if sweep.returncode:
+            sys.exit(sweep.returncode)  # it has said why
         collect(one, store)
         write()
 
