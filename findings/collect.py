@@ -10,6 +10,7 @@ import pandas as pd
 import rayexp
 from findings.runs import Run
 from rayexp.config import RunConfig
+from rayexp.reports.figures.equal_mass import at_equal_mass
 from rayexp.reports.figures.mass import masses, masses_by_stage
 from rayexp.reports.provenance import reserved
 from rayexp.store.artifacts import Store
@@ -29,7 +30,7 @@ CLAIMS = [
 
 def collect(run: Run, store: str) -> None:
     """Write the tables of a study into docs/findings: its masses before and after GRPO and by stage, or its objections
-    where it has conditions; its claims; and a row of how it was run.
+    where it has these; its conditions at equal mass; its claims; and a row of how it was run.
 
     Raises StoreError if the store has no results of it.
     """
@@ -41,6 +42,8 @@ def collect(run: Run, store: str) -> None:
     else:
         _write(masses(results), FOLDER / f"{run.name}.csv")
         _write(masses_by_stage(results), FOLDER / f"{run.name}-stages.csv")
+    if results["condition"].nunique() > 1:
+        _write(_with_losses(at_equal_mass(results), results, Store(store)), FOLDER / f"{run.name}-bands.csv")
     _write(tables["claims.csv"][CLAIMS], FOLDER / f"{run.name}-claims.csv")
     _write(_with(run.name, _how(run.name, Store(store)), RUNS), RUNS)
 
@@ -74,5 +77,25 @@ def _with(study: str, row: dict[str, Any], path: Path) -> pd.DataFrame:
     return pd.concat([others, pd.DataFrame([row], index=pd.Index([study], name="study"))]).sort_index().reset_index()
 
 
+def _with_losses(bands: pd.DataFrame, results: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """Return the rows of conditions with the parameters of their decoders, and with the loss on ID samples at the end
+    of their pretraining, nats per token: mean of all decoders, and of its last tenth of steps."""
+    chains = results[results["kl_beta"].notna()].drop_duplicates("stage_id")
+    specs = StoreIndex(store).specs(chains["stage_id"].tolist())
+    losses = {root: _id_loss(store, root) for root in {spec.root.id for spec in specs.values()}}
+    chains = chains.assign(id_loss=[losses[specs[stage_id].root.id] for stage_id in chains["stage_id"]])
+    means = chains.groupby("condition")[["parameters", "id_loss"]].mean().reset_index()
+    return bands.merge(means, on="condition", validate="many_to_one")
+
+
+def _id_loss(store: Store, stage_id: str) -> float:
+    logged = store.table(stage_id, "metrics.parquet").to_pandas()
+    losses = logged[logged["metric"] == "pretrain/id/loss"].sort_values("step")["value"]
+    return float(losses.tail(max(1, len(losses) // 10)).mean())
+
+
 def _write(table: pd.DataFrame, path: Path) -> None:
-    table.to_csv(path, index=False, float_format="%.6g")
+    """Write a table, which is there whole or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    table.to_csv(unfinished, index=False, float_format="%.6g")
+    unfinished.replace(path)

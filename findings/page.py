@@ -68,17 +68,36 @@ class Study:
         return self.rows[(self.rows["prompt_role"] == prompts) & (self.rows["role"] == cells)]
 
     def table(self, prompts: str = "ood", cells: str = "ood") -> str:
-        """Return the mass before and after GRPO, with intervals, by OOD ratio and beta, in Markdown."""
+        """Return the mass before and after GRPO, with intervals, by condition, OOD ratio and beta, in Markdown."""
         rows = self.masses(prompts, cells)
         betas = sorted(rows["kl_beta"].dropna().unique())
+        several = rows["condition"].nunique() > 1
         head = ["OOD (%)", "Q before", *(f"gain, β = {number(beta)}" for beta in betas), "seeds"]
-        lines = [head, ["---:"] * len(head)]
-        for ratio in sorted(rows["ood_ratio"].unique().tolist()):
-            here = rows[rows["ood_ratio"] == ratio].to_dict("records")
-            (before,) = [row for row in here if pd.isna(row["kl_beta"])]
-            gains = {row["kl_beta"]: _interval(row, "gain") for row in here}
-            told = [gains.get(beta, "") for beta in betas]
-            lines.append([percent(ratio), _interval(before, "q"), *told, str(before["n_seeds"])])
+        lines = [["condition"] * several + head, ["---"] * several + ["---:"] * len(head)]
+        for condition in rows["condition"].unique().tolist():
+            of_condition = rows[rows["condition"] == condition]
+            for ratio in sorted(of_condition["ood_ratio"].unique().tolist()):
+                here = of_condition[of_condition["ood_ratio"] == ratio].to_dict("records")
+                (before,) = [row for row in here if pd.isna(row["kl_beta"])]
+                gains = {row["kl_beta"]: _interval(row, "gain") for row in here}
+                told = [gains.get(beta, "") for beta in betas]
+                about = [condition] * several + [percent(ratio), _interval(before, "q")]
+                lines.append([*about, *told, str(before["n_seeds"])])
+        return _markdown(lines)
+
+    def bands(self) -> str:
+        """Return the gain of each condition in bands of mean Q before GRPO, with its interval and the number of
+        decoders, and the size of these and their ID loss after pretraining, in Markdown."""
+        rows = table(f"{self.name}-bands")
+        bands = rows[["q_from", "q_to"]].drop_duplicates().sort_values("q_from")
+        ends = [(low, high) for low, high in bands.itertuples(index=False)]
+        head = ["condition", "parameters", "ID loss", *(f"Q {number(low)} to {number(high)}" for low, high in ends)]
+        lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+        for condition in rows["condition"].unique().tolist():
+            here = rows[rows["condition"] == condition].to_dict("records")
+            gains = {row["q_from"]: f"{_interval(row, 'gain')}, {row['decoders']}" for row in here}
+            about = [condition, f"{here[0]['parameters'] / 1e6:.2g}M", f"{here[0]['id_loss']:.4g}"]
+            lines.append([*about, *(gains.get(low, "") for low, _ in ends)])
         return _markdown(lines)
 
     def stages(self, prompts: str = "ood", cells: str = "id") -> str:
@@ -102,6 +121,16 @@ class Study:
             of_arms = [rows.merge(arms.iloc[[i]]) for i in range(len(arms))]
             lines.append([f"{claim}. {rows['title'].iloc[0]}", *(_tally(found["verdict"]) for found in of_arms)])
         return _markdown(lines)
+
+    @property
+    def objects(self) -> bool:
+        """True if its conditions are objections, each beside a control."""
+        return "objection" in self.rows
+
+    @property
+    def compares(self) -> bool:
+        """True if its conditions stand beside one another at equal mass."""
+        return (FOLDER / f"{self.name}-bands.csv").exists()
 
     def effects(self, task: str) -> str:
         """Return the effect of each condition on a task at each OOD ratio, with its verdict, in Markdown."""

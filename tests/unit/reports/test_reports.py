@@ -689,7 +689,9 @@ def test_depths_and_chains_and_seeds_within_a_seed_are_conditions() -> None:
 def test_every_arm_and_depth_has_its_panels() -> None:
     depths = (simulated_results(arms=("id", "ood"), **SMALL).assign(condition="layers = 4"), simulated_results(**SMALL))
     mixed = pd.concat([depths[0], depths[1].assign(condition="layers = 16")])
-    before_after, stages, scatter, shift, gain, pass_at_k, fixed, covered = drawings(mixed, simulated_curves().iloc[:0])
+    before_after, _, stages, scatter, shift, gain, pass_at_k, fixed, covered = drawings(
+        mixed, simulated_curves().iloc[:0]
+    )
     assert len(before_after.figure.axes) == 2 * 4  # id arm: OOD and ID cells; OOD arm; OOD arm of 16 layers
     assert len(stages.figure.axes) == 2 * 3 * 2  # ID and OOD cells of each arm
     assert len(scatter.figure.axes) == len(shift.figure.axes) == len(gain.figure.axes) == 4
