@@ -30,7 +30,7 @@ def row(name: str) -> Row:
     cell = task.cells("ood")[0]
     model = factory.build(DECODERS[name], VOCABULARY, 0)
     token_batch = task.of_cell("test", 0, cell, 0, PROMPTS)
-    prompts = [prompt.tolist() for prompt in token_batch.prompts]
+    prompts = token_batch.prompts
     seeds = [prompt_seed("benchmark", i) for i in range(PROMPTS)]
     limits = [task.max_completion_tokens(cell)] * PROMPTS
 

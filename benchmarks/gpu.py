@@ -111,10 +111,8 @@ class Chain:
     def learn(self, trainer: Trainer, stage: Pretrain | SFT) -> int:
         """One step of the trainer; tokens read."""
         token_batches, whole = self.batch(stage, trainer.completed_steps)
-        starts = [1 if whole else token_batch.prompt_tokens for token_batch in token_batches]
-        counted = sum(
-            r.tokens_NT.size - len(r.tokens_NT) * start for r, start in zip(token_batches, starts, strict=True)
-        )
+        starts = [np.ones_like(r.length_N) if whole else r.prompt_tokens_N for r in token_batches]
+        counted = sum(r.tokens - int(start_N.sum()) for r, start_N in zip(token_batches, starts, strict=True))
 
         def loss(token_batch: TokenBatch, start: int) -> Tensor:
             tokens_NT = torch.from_numpy(token_batch.tokens_NT.astype(np.int64)).to(self.device, non_blocking=True)
@@ -122,7 +120,7 @@ class Chain:
                 logits_NTV = trainer.model(input_ids=tokens_NT[:, :-1], use_cache=False).logits
             return next_token_loss(logits_NTV, tokens_NT, start).sum() / counted
 
-        trainer.step([lambda r=r, s=s: loss(r, s) for r, s in zip(token_batches, starts, strict=True)])
+        trainer.step([lambda r=r, s=s: loss(r, int(s[0])) for r, s in zip(token_batches, starts, strict=True)])
         return sum(r.tokens_NT[:, 1:].size for r in token_batches)
 
 

@@ -110,7 +110,7 @@ def our_steps(spec: Pretrain, steps: int) -> Callable[[], None]:
     def turn() -> None:
         for _ in range(steps):
             token_batches = pretrain.batch(spec, trainer.completed_steps)
-            counted = sum(r.tokens_NT.size - len(r.tokens_NT) * pretrain.loss_start(r) for r in token_batches)
+            counted = sum(r.tokens - int(pretrain.loss_start(r).sum()) for r in token_batches)
             trainer.step(
                 partial(rank_loss, trainer, losses, r.shard(0, 1), pretrain.loss_start(r), 1 / counted)
                 for r in token_batches

@@ -42,7 +42,7 @@ def run() -> list[Row]:
 def questions(task: Task) -> tuple[list[list[int]], list[int], list[int]]:
     """Prompts, seeds, and most tokens of each completion."""
     token_batches = task.of_role("grpo", 0, "ood", np.arange(PROMPTS))
-    prompts = [prompt.tolist() for token_batch in token_batches for prompt in token_batch.prompts]
+    prompts = [prompt for token_batch in token_batches for prompt in token_batch.prompts]
     seeds = [prompt_seed(0, "benchmark", i) for i in range(PROMPTS)]
     return prompts, seeds, [task.max_completion_tokens(task.cells("ood")[0])] * PROMPTS
 

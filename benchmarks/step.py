@@ -283,7 +283,7 @@ def trl_steps(spec: GRPO, model: PreTrainedModel) -> Callable[[], float]:
 
     def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         pairs = zip(map(VOCABULARY.encode, prompts), completion_ids, strict=True)
-        return [float(task.judge(task.solve(prompt), row).answer) for prompt, row in pairs]
+        return [float(task.judge(task.solution(prompt, ()), row).answer) for prompt, row in pairs]
 
     class ProgressCallback(TrainerCallback):
         seconds = 0.0

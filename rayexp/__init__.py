@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rayexp.studies.grid import stage_chains
     from rayexp.studies.presets import SCALES, Budget
     from rayexp.sweep.plan import Plan
-    from rayexp.tasks import TASKS, Task
+    from rayexp.tasks import TASKS, FixedLengthTask, Task
 
 _NAMES = {
     "rayexp.api": ("Figure", "figures", "plan", "results", "run"),
@@ -37,7 +37,7 @@ _NAMES = {
     "rayexp.studies.grid": ("stage_chains",),
     "rayexp.studies.presets": ("SCALES", "Budget"),
     "rayexp.sweep.plan": ("Plan",),
-    "rayexp.tasks": ("TASKS", "Task"),
+    "rayexp.tasks": ("TASKS", "FixedLengthTask", "Task"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -20,16 +20,16 @@ from rayexp.tasks import TokenBatch
 
 @dataclass(frozen=True)
 class GoldScores:
-    """token_log_mass_NC: log-probability of each token of the gold completion after the tokens before it, ``<eos>``
-    included, in nats. greedy_N: whether greedy decoding writes exactly it."""
+    """token_log_mass: for each row, the log-probability of each token of the gold completion after the tokens before
+    it, ``<eos>`` included, in nats. greedy_N: whether greedy decoding writes exactly it."""
 
-    token_log_mass_NC: np.ndarray
+    token_log_mass: list[np.ndarray]
     greedy_N: np.ndarray
 
     @property
     def log_mass_N(self) -> np.ndarray:
         """Log-probability of the gold completion."""
-        return self.token_log_mass_NC.sum(axis=1)
+        return np.array([each.sum() for each in self.token_log_mass])
 
 
 @torch.no_grad()
@@ -38,12 +38,17 @@ def gold_scores(model: PreTrainedModel, token_batch: TokenBatch, chunk: int = 10
     with it, so it finds the gold completion exactly if the most likely token is right at every position of it."""
     token_log_mass, greedy = [], []
     for start in range(0, len(token_batch.tokens_NT), chunk):
-        tokens_NT = torch.from_numpy(token_batch.tokens_NT[start : start + chunk].astype(np.int64)).to(model.device)
-        gold_NC = tokens_NT[:, token_batch.prompt_tokens :]
+        rows = token_batch.take(slice(start, start + chunk))
+        first = int(rows.prompt_tokens_N.min())
+        tokens_NT = torch.from_numpy(rows.tokens_NT.astype(np.int64)).to(model.device)
+        gold_NC = tokens_NT[:, first:]
         logprobs_NCV = completion_logprobs(model, tokens_NT[:, :-1], gold_NC.shape[1])
-        token_log_mass.append(logprobs_NCV.gather(-1, gold_NC[..., None]).squeeze(-1).double().cpu().numpy())
-        greedy.append((logprobs_NCV.argmax(dim=-1) == gold_NC).all(dim=1).cpu().numpy())
-    return GoldScores(np.concatenate(token_log_mass), np.concatenate(greedy))
+        scores_NC = logprobs_NCV.gather(-1, gold_NC[..., None]).squeeze(-1).double().cpu().numpy()
+        likeliest_NC = (logprobs_NCV.argmax(dim=-1) == gold_NC).cpu().numpy()
+        gold_rows = rows.counted_NT(rows.prompt_tokens_N)[:, first:]
+        token_log_mass += [scores_C[of_gold_C] for scores_C, of_gold_C in zip(scores_NC, gold_rows, strict=True)]
+        greedy.append((likeliest_NC | ~gold_rows).all(axis=1))
+    return GoldScores(token_log_mass, np.concatenate(greedy))
 
 
 def gold_masses(model: PreTrainedModel, prompts: Sequence[Sequence[int]], gold: Sequence[Sequence[int]]) -> np.ndarray:
@@ -52,9 +57,7 @@ def gold_masses(model: PreTrainedModel, prompts: Sequence[Sequence[int]], gold: 
     for i, shape in enumerate(zip(map(len, prompts), map(len, gold), strict=True)):
         places.setdefault(shape, []).append(i)
     mass_N = np.empty(len(prompts))
-    for (prompt_tokens, _), members in places.items():
-        tokens_NT = np.array([[*prompts[i], *gold[i]] for i in members])
-        index_N = np.array(members)
-        batch = TokenBatch(tokens_NT, prompt_tokens, index_N, np.zeros(len(members), dtype=bool))
-        mass_N[index_N] = np.exp(gold_scores(model, batch).log_mass_N)
+    for members in places.values():
+        batch = TokenBatch.of([(prompts[i], gold[i]) for i in members], np.array(members))
+        mass_N[members] = np.exp(gold_scores(model, batch).log_mass_N)
     return mass_N

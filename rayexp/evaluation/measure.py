@@ -44,21 +44,22 @@ def measure(model: PreTrainedModel, stage: Evaluate) -> pa.Table:
     for role, cell in task.roles():
         batch = task.of_cell("test", TEST_SEED, cell, 0, stage.prompts_per_cell)
         scores = gold_scores(model, batch)
+        log_mass_N = scores.log_mass_N
         completions = _greedy(model, task, cell, batch, scores.greedy_N)
         sampled, answers_N, traces_N = 0, *np.zeros((2, len(batch.tokens_NT)), int)
         if not task.unique:
             sampled = stage.sampled_completions
             answers_N, traces_N = _sample(model, task, cell, batch, stage)
-        for i, tokens_T in enumerate(batch.tokens_NT):
+        for i, (prompt_T, gold_C) in enumerate(zip(batch.prompts, batch.completions, strict=True)):
             rows.append(
                 {
                     "role": role,
                     "cell": cell,
                     "prompt_index": int(batch.index_N[i]),
-                    "prompt": decode(tokens_T[: batch.prompt_tokens]),
-                    "gold": decode(tokens_T[batch.prompt_tokens :]),
-                    "log_mass": float(scores.log_mass_N[i]),
-                    "token_log_mass": scores.token_log_mass_NC[i].tolist(),
+                    "prompt": decode(prompt_T),
+                    "gold": decode(gold_C),
+                    "log_mass": float(log_mass_N[i]),
+                    "token_log_mass": scores.token_log_mass[i].tolist(),
                     "greedy_correct": bool(scores.greedy_N[i]),
                     "completion": completions[i],
                     "sampled": sampled,
@@ -73,9 +74,9 @@ def measure(model: PreTrainedModel, stage: Evaluate) -> pa.Table:
 def _greedy(model: PreTrainedModel, task: Task, cell: str, batch: TokenBatch, correct_N: np.ndarray) -> list[str]:
     """Return the greedy completion of each prompt. Only where that is not the gold one is anything decoded."""
     wrong = np.flatnonzero(~correct_N)
-    written = [task.vocabulary.decode(tokens_T[batch.prompt_tokens :]) for tokens_T in batch.tokens_NT]
+    written = [task.vocabulary.decode(gold_C) for gold_C in batch.completions]
     if len(wrong):
-        prompts = [batch.prompts[i].tolist() for i in wrong]
+        prompts = batch.take(wrong).prompts
         limits = [task.max_completion_tokens(cell)] * len(wrong)
         for i, row in zip(wrong, TorchSampler(model).greedy(prompts, limits).rows, strict=True):
             written[i] = task.vocabulary.decode(row)
@@ -86,11 +87,11 @@ def _sample(
     model: PreTrainedModel, task: Task, cell: str, batch: TokenBatch, stage: Evaluate
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the right answers and right traces among ``stage.sampled_completions`` of each prompt."""
-    prompts, group = [prompt.tolist() for prompt in batch.prompts], stage.sampled_completions
+    prompts, group = batch.prompts, stage.sampled_completions
     seeds = [prompt_seed(stage.seed, "evaluate", cell, i) for i in range(len(prompts))]
     limits = [task.max_completion_tokens(cell)] * len(prompts)
     rows = TorchSampler(model).generate(prompts, seeds, group, limits).rows
-    solutions = [task.solve(prompt) for prompt in prompts]
+    solutions = [task.solution(prompt, gold) for prompt, gold in zip(prompts, batch.completions, strict=True)]
     verdicts = [task.judge(solutions[i // group], row) for i, row in enumerate(rows)]
     answers_N = np.array([verdict.answer for verdict in verdicts]).reshape(-1, group).sum(axis=1)
     traces_N = np.array([verdict.trace for verdict in verdicts]).reshape(-1, group).sum(axis=1)

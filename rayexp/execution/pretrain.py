@@ -22,6 +22,6 @@ def batch(stage: Pretrain, step: int) -> list[TokenBatch]:
     return stage.task.mixed("pretrain", stage.seed, start, stage.ood_before(np.arange(start, stop + 1, dtype=np.int64)))
 
 
-def loss_start(token_batch: TokenBatch) -> int:
-    """Return the first token that counts: all but ``<bos>`` do, because pretraining models the whole sample."""
-    return 1
+def loss_start(token_batch: TokenBatch) -> np.ndarray:
+    """Return the first token that counts, [N]: all but ``<bos>`` do, because pretraining models the whole sample."""
+    return np.ones_like(token_batch.length_N)

@@ -1,5 +1,6 @@
 """The runner of supervised fine-tuning: the model to go on with, and the samples of a step."""
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -25,6 +26,6 @@ def batch(stage: SFT, step: int) -> list[TokenBatch]:
     return stage.root.task.of_roles("sft", stage.seed, {"id": numbers[~is_ood], "ood": numbers[is_ood]})
 
 
-def loss_start(token_batch: TokenBatch) -> int:
-    """Return the first token that counts: the first one of the completion."""
-    return token_batch.prompt_tokens
+def loss_start(token_batch: TokenBatch) -> np.ndarray:
+    """Return the first token that counts, [N]: the first one of the completion."""
+    return token_batch.prompt_tokens_N

@@ -98,8 +98,8 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
     while (step := trainer.completed_steps) < stage.steps:
         with error_context(lambda step=step: f"{stage.label}, rank {rank}, step {step + 1}"):
             batches = loader.take(step)
-            counted = sum(batch.tokens_NT.size - len(batch.tokens_NT) * kind.loss_start(batch) for batch in batches)
-            tokens += sum(batch.tokens_NT.size for batch in batches)
+            counted = sum(batch.tokens - int(kind.loss_start(batch).sum()) for batch in batches)
+            tokens += sum(batch.tokens for batch in batches)
             shards = [batch.shard(rank, ranks) for batch in batches]
             losses = [
                 partial(rank_loss, trainer, meter, shard, kind.loss_start(shard), ranks / counted) for shard in shards

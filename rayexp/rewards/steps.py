@@ -29,5 +29,5 @@ class Steps(Reward):
 
 def _steps(task: Task, cell: str) -> int:
     """Return how many steps a completion of a cell is judged by."""
-    solution = task.solve(task.of_cell("grpo", 0, cell, 0, 1).prompts[0].tolist())
+    _, solution = task.example("grpo", 0, cell)
     return task.judge(solution, solution.completion).steps

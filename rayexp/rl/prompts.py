@@ -37,6 +37,12 @@ class PromptBatch:
             return self.prompts
         return [prompt + hint for prompt, hint in zip(self.prompts, self.hints, strict=True)]
 
+    @property
+    def gold_completions(self) -> list[list[int]]:
+        """The gold completion of each prompt, from its hint on; empty ones where they are not known."""
+        nothing: list[list[int]] = [[] for _ in self.prompts]
+        return [hint + gold for hint, gold in zip(self.hints or nothing, self.gold or nothing, strict=True)]
+
     def request(self, group_size: int) -> tuple[list[list[int]], list[int], int, list[int]]:
         """Return the arguments of ``Sampler.generate``."""
         return self.contexts, self.seeds, group_size, self.max_tokens
@@ -71,10 +77,11 @@ class Prompts:
         numbers = [(cell, np.flatnonzero(self._cell_N == i)) for i, cell in enumerate(self._shares.cells)]
         batches = task.batches("grpo", stage.seed, [(cell, number_N) for cell, number_N in numbers if len(number_N)])
         for batch in batches:
-            for number, row in zip(batch.index_N.tolist(), batch.tokens_NT.tolist(), strict=True):
-                self._prompts[number], self._gold[number] = row[: batch.prompt_tokens], row[batch.prompt_tokens :]
+            for number, prompt, gold in zip(batch.index_N.tolist(), batch.prompts, batch.completions, strict=True):
+                self._prompts[number], self._gold[number] = prompt, gold
         self._limit = [task.max_completion_tokens(cell) for cell in self._shares.cells]
-        self.probe: list[list[int]] = [row.tolist() for row in batches[0].tokens_NT[:4]]
+        first = batches[0].take(slice(4))
+        self.probe = [prompt + gold for prompt, gold in zip(first.prompts, first.completions, strict=True)]
 
     def at(self, step: int) -> PromptBatch:
         """Return the prompts of a step: the stage goes through all of them in epochs, each in a fresh order; in a
@@ -137,7 +144,8 @@ def group_rewards(task: Task, rewards: Sequence[Reward], batch: PromptBatch, com
     if batch.hints:
         rows = [batch.hints[i // size] + row for i, row in enumerate(rows)]
     rewards_PG = np.empty((len(batch.prompts), size), dtype=np.float32)
-    for i, (prompt, seed) in enumerate(zip(batch.prompts, batch.seeds, strict=True)):
+    asked = zip(batch.prompts, batch.gold_completions, batch.seeds, strict=True)
+    for i, (prompt, gold, seed) in enumerate(asked):
         group, seeds = rows[i * size : (i + 1) * size], range(seed, seed + size)
-        rewards_PG[i] = group_payments(task, rewards, prompt, task.solve(prompt), group, seeds)
+        rewards_PG[i] = group_payments(task, rewards, prompt, task.solution(prompt, gold), group, seeds)
     return rewards_PG

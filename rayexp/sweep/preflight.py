@@ -100,8 +100,7 @@ def _require_payments(stage: RolloutStage) -> None:
     """Raise RewardError if a reward can't pay a right completion, or one that breaks off."""
     task = stage.root.task
     for cell in (cell for role in stage.prompt_roles for cell in task.cells(role)):
-        prompt = task.of_cell("grpo", stage.seed, cell, 0, 1).prompts[0].tolist()
-        solution = task.solve(prompt)
+        prompt, solution = task.example("grpo", stage.seed, cell)
         gold = list(solution.completion)
         group_payments(task, stage.rewards, prompt, solution, (gold, gold[:-1], gold[:1]), seeds=range(3))
 

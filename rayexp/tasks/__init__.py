@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from rayexp.config import kinds_in
 from rayexp.parts import part_of
-from rayexp.tasks.base import ROLES, Solution, Task, TokenBatch, Verdict, Vocabulary
+from rayexp.tasks.base import ROLES, FixedLengthTask, Solution, Task, TokenBatch, Verdict, Vocabulary
 
 TASKS: dict[str, type[Task]] = kinds_in(__path__, __name__, Task)
 if TYPE_CHECKING:
@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 else:
     AnyTask = part_of(Task, TASKS)
 
-__all__ = ["ROLES", "TASKS", "AnyTask", "Solution", "Task", "TokenBatch", "Verdict", "Vocabulary"]
+__all__ = ["ROLES", "TASKS", "AnyTask", "FixedLengthTask", "Solution", "Task", "TokenBatch", "Verdict", "Vocabulary"]

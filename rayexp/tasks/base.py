@@ -10,7 +10,7 @@ Shape suffixes: _N samples, _T tokens.
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,24 +54,72 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Samples of one exact shape: no padding, and the completion starts at the same column in every row."""
+    """Samples as rows, the shorter ones padded on the right, where causal attention never looks."""
 
     tokens_NT: np.ndarray  # unsigned integers
-    prompt_tokens: int
+    prompt_tokens_N: np.ndarray  # int64; the completion follows
+    length_N: np.ndarray  # int64, tokens of prompt and completion
     index_N: np.ndarray  # int64, the sample's number in its split
     ood_N: np.ndarray  # bool, whether the sample is of an OOD cell
     positions_NT: np.ndarray | None = None  # float32, where the tokens stand; None: at 0, 1, 2, ...
 
+    @classmethod
+    def of(
+        cls,
+        samples: Sequence[tuple[Sequence[int], Sequence[int]]],
+        index_N: np.ndarray,
+        ood_N: np.ndarray | None = None,
+        pad: int = 0,
+    ) -> "TokenBatch":
+        """Return samples as rows, each from its prompt and completion; of OOD cells are those that ``ood_N`` says."""
+        prompt_tokens_N = np.array([len(prompt) for prompt, _ in samples])
+        length_N = prompt_tokens_N + [len(completion) for _, completion in samples]
+        tokens_NT = np.full((len(samples), int(length_N.max(initial=0))), pad, dtype=np.uint32)
+        for row_T, length, (prompt, completion) in zip(tokens_NT, length_N, samples, strict=True):
+            row_T[:length] = [*prompt, *completion]
+        ood_N = np.zeros(len(samples), dtype=bool) if ood_N is None else ood_N
+        return cls(tokens_NT, prompt_tokens_N, length_N, index_N, ood_N)
+
+    @classmethod
+    def joined(cls, batches: "Sequence[TokenBatch]") -> "TokenBatch":
+        """Return the rows of several batches in the order of their numbers."""
+        if len(batches) == 1:
+            return batches[0]
+        width = max(batch.tokens_NT.shape[1] for batch in batches)
+        wide = [np.pad(batch.tokens_NT, ((0, 0), (0, width - batch.tokens_NT.shape[1]))) for batch in batches]
+        names = ("prompt_tokens_N", "length_N", "index_N", "ood_N")
+        joined = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names}
+        return cls(np.concatenate(wide), **joined).take(np.argsort(joined["index_N"], kind="stable"))
+
     @property
-    def prompts(self) -> np.ndarray:
-        """Prompts, [N, prompt_tokens]."""
-        return self.tokens_NT[:, : self.prompt_tokens]
+    def prompts(self) -> list[list[int]]:
+        """The prompt of each row."""
+        return [row_T[:prompt].tolist() for row_T, prompt in zip(self.tokens_NT, self.prompt_tokens_N, strict=True)]
+
+    @property
+    def completions(self) -> list[list[int]]:
+        """The gold completion of each row, ``<eos>`` included."""
+        ends = zip(self.tokens_NT, self.prompt_tokens_N, self.length_N, strict=True)
+        return [row_T[prompt:length].tolist() for row_T, prompt, length in ends]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, without padding."""
+        return int(self.length_N.sum())
+
+    def counted_NT(self, start_N: np.ndarray) -> np.ndarray:
+        """Return which tokens there are from ``start_N`` of each row on: bool [N, T]."""
+        place_T = np.arange(self.tokens_NT.shape[1])
+        return (place_T >= start_N[:, None]) & (place_T < self.length_N[:, None])
+
+    def take(self, rows: slice | np.ndarray) -> "TokenBatch":
+        """Return some of its rows; may be empty."""
+        arrays = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
 
     def shard(self, rank: int, ranks: int) -> "TokenBatch":
         """Return every ``ranks``-th row from row ``rank`` on; may be empty."""
-        rows = slice(rank, None, ranks)
-        positions_NT = None if self.positions_NT is None else self.positions_NT[rows]
-        return TokenBatch(self.tokens_NT[rows], self.prompt_tokens, self.index_N[rows], self.ood_N[rows], positions_NT)
+        return self.take(slice(rank, None, ranks))
 
 
 @dataclass(frozen=True)
@@ -97,7 +145,7 @@ class Task(Part):
     """A family of prompts with verifiable completions. Equal tasks generate equal samples.
 
     Subclasses add ``kind`` (a literal) and their settings, and implement the methods below the line; what stands above
-    it follows from those.
+    it follows from those. Most start from ``FixedLengthTask`` or from ``text.TextTask``.
     """
 
     def mixture(self, split: str, seed: int, ood_ratio: float, start: int, count: int) -> list[TokenBatch]:
@@ -141,29 +189,17 @@ class Task(Part):
 
     def of_cell(self, split: str, seed: int, cell: str, start: int, count: int) -> TokenBatch:
         """Return samples ``start .. start+count`` of one cell."""
-        return self.batches(split, seed, [(cell, np.arange(start, start + count, dtype=np.int64))])[0]
-
-    def batches(self, split: str, seed: int, assigned: Sequence[tuple[str, np.ndarray]]) -> list[TokenBatch]:
-        """Return the samples numbered for each cell, those of one shape together, shortest prompt first."""
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}; use one of {', '.join(SPLITS)}")
-        by_shape: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = {}
-        for cell, rows in assigned:
-            by_shape.setdefault((self.prompt_tokens(cell), self.completion_tokens(cell)), []).append((cell, rows))
-        ood = set(self.cells("ood"))
-        return [
-            TokenBatch(
-                tokens_NT=np.concatenate([self.write(split, seed, cell, rows) for cell, rows in group]),
-                prompt_tokens=prompt_tokens,
-                index_N=np.concatenate([rows for _, rows in group]),
-                ood_N=np.concatenate([np.full(len(rows), cell in ood) for cell, rows in group]),
-            )
-            for (prompt_tokens, _), group in sorted(by_shape.items())
-        ]
+        return TokenBatch.joined(self.batches(split, seed, [(cell, np.arange(start, start + count, dtype=np.int64))]))
 
     def roles(self) -> list[tuple[str, str]]:
         """Return every cell with its role, ID first."""
         return [(role, cell) for role in ROLES for cell in self.cells(role)]
+
+    def example(self, split: str, seed: int, cell: str) -> tuple[list[int], Solution]:
+        """Return the first prompt of a cell, and its solution."""
+        batch = self.of_cell(split, seed, cell, 0, 1)
+        (prompt,), (gold,) = batch.prompts, batch.completions
+        return prompt, self.solution(prompt, gold)
 
     def max_completion_tokens(self, cell: str) -> int:
         """Return how many tokens a sampler may write for a cell."""
@@ -197,23 +233,66 @@ class Task(Part):
 
     @abstractmethod
     def prompt_tokens(self, cell: str) -> int:
-        """Return the length of a prompt of a cell."""
+        """Return the length of the longest prompt of a cell."""
 
     @abstractmethod
     def completion_tokens(self, cell: str) -> int:
-        """Return the length of the gold completion of a cell, ``<eos>`` included."""
+        """Return the length of the longest gold completion of a cell, ``<eos>`` included."""
+
+    @abstractmethod
+    def batches(self, split: str, seed: int, assigned: Sequence[tuple[str, np.ndarray]]) -> list[TokenBatch]:
+        """Return the samples numbered for each cell, those of like lengths together, shortest first."""
+
+    @abstractmethod
+    def solution(self, prompt: Sequence[int], gold: Sequence[int]) -> Solution:
+        """Return what the completions of a prompt are judged by, whose gold completion is given."""
+
+    @abstractmethod
+    def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
+        """Compare a completion (token ids up to and including ``<eos>``) with the solution of its prompt."""
+
+
+class FixedLengthTask(Task):
+    """A task that writes all samples of a cell in as many tokens as ``prompt_tokens`` and ``completion_tokens`` say."""
+
+    def batches(self, split: str, seed: int, assigned: Sequence[tuple[str, np.ndarray]]) -> list[TokenBatch]:
+        """See ``Task.batches``: those of one shape together, without padding."""
+        require_split(split)
+        by_shape: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = {}
+        for cell, rows in assigned:
+            by_shape.setdefault((self.prompt_tokens(cell), self.completion_tokens(cell)), []).append((cell, rows))
+        ood = set(self.cells("ood"))
+        batches = []
+        for (prompt, completion), group in sorted(by_shape.items()):
+            index_N = np.concatenate([rows for _, rows in group])
+            batches.append(
+                TokenBatch(
+                    tokens_NT=np.concatenate([self.write(split, seed, cell, rows) for cell, rows in group]),
+                    prompt_tokens_N=np.full(len(index_N), prompt),
+                    length_N=np.full(len(index_N), prompt + completion),
+                    index_N=index_N,
+                    ood_N=np.concatenate([np.full(len(rows), cell in ood) for cell, rows in group]),
+                )
+            )
+        return batches
 
     @abstractmethod
     def write(self, split: str, seed: int, cell: str, index_N: np.ndarray) -> np.ndarray:
         """Return the samples numbered ``index_N`` of one cell: tokens_NT, prompt and gold completion."""
 
+    def solution(self, prompt: Sequence[int], gold: Sequence[int]) -> Solution:
+        """See ``Task.solution``: found anew, without the gold completion, so that an error of either shows."""
+        return self.solve(prompt)
+
     @abstractmethod
     def solve(self, prompt: Sequence[int]) -> Solution:
         """Solve a prompt without the code that wrote it. Raises ValueError on a malformed prompt."""
 
-    @abstractmethod
-    def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
-        """Compare a completion (token ids up to and including ``<eos>``) with the solution of its prompt."""
+
+def require_split(split: str) -> None:
+    """Raise ValueError on a name that is none of ``SPLITS``."""
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; use one of {', '.join(SPLITS)}")
 
 
 def draw_questions(family: tuple[str, int], count: int, split: str, seed: int, index_N: np.ndarray) -> np.ndarray:

@@ -19,13 +19,13 @@ def require_contract(task: Task) -> None:
     """Raise ContractError with the first promise that a task breaks."""
     with _of(task):
         _require_names(task)
-        questions: dict[bytes, tuple[str, str]] = {}
+        questions: dict[tuple[int, ...], tuple[str, str]] = {}
         for split in SPLITS:
             for _, cell in task.roles():
-                prompts_NT = _samples(task, split, cell)
+                prompts = _samples(task, split, cell)
                 _require_solved(task, split, cell)
-                for prompt in prompts_NT:
-                    held, where = split == "test", questions.setdefault(prompt.tobytes(), (split, cell))
+                for prompt in prompts:
+                    held, where = split == "test", questions.setdefault(tuple(prompt), (split, cell))
                     shown = f"the question {task.vocabulary.decode(prompt)!r}"
                     _require(where[1] == cell, f"its cells {where[1]!r} and {cell!r} share {shown}")
                     _require((where[0] == "test") == held, f"{shown} is in the split test and in {where[0]!r} as well")
@@ -38,28 +38,34 @@ def _require_names(task: Task) -> None:
     _require(len(set(cells)) == len(cells), f"it has a cell twice: {', '.join(cells)}")
 
 
-def _samples(task: Task, split: str, cell: str) -> np.ndarray:
-    """Return prompts of a cell, whose samples have the shape and the tokens that they have to have, each time."""
-    index_N = np.arange(SAMPLES, dtype=np.int64)
-    tokens_NT, where = task.write(split, 0, cell, index_N), f"sample of the split {split!r} and the cell {cell!r}"
-    prompt_tokens, shape = task.prompt_tokens(cell), (SAMPLES, task.prompt_tokens(cell) + task.completion_tokens(cell))
-    _require(tokens_NT.shape == shape, f"write returns {tokens_NT.shape} tokens where {shape} are promised, as {where}")
-    _require(np.issubdtype(tokens_NT.dtype, np.integer), f"write returns {tokens_NT.dtype}, which are no token ids")
+def _samples(task: Task, split: str, cell: str) -> list[list[int]]:
+    """Return prompts of a cell, whose samples have the lengths and the tokens that they have to have, each time."""
+    batch, where = task.of_cell(split, 0, cell, 0, SAMPLES), f"sample of the split {split!r} and the cell {cell!r}"
+    tokens_NT, shape = batch.tokens_NT, (SAMPLES, int(batch.length_N.max()))
+    _require(
+        tokens_NT.shape == shape, f"its samples have {tokens_NT.shape} tokens where {shape} are promised, as a {where}"
+    )
+    _require(np.issubdtype(tokens_NT.dtype, np.integer), f"tokens are {tokens_NT.dtype}, which are no token ids")
+    for what, length_N, longest in (
+        ("prompt", batch.prompt_tokens_N, task.prompt_tokens(cell)),
+        ("completion", batch.length_N - batch.prompt_tokens_N, task.completion_tokens(cell)),
+    ):
+        _require(1 <= length_N.min() <= length_N.max() <= longest, f"a {what} is longer than {longest}, in a {where}")
     symbols = len(task.vocabulary.symbols)
     _require(
         0 <= tokens_NT.min() <= tokens_NT.max() < symbols, f"a token is none of its {symbols} symbols, in a {where}"
     )
-    again = task.write(split, 0, cell, index_N[3:9])
-    _require(np.array_equal(again, tokens_NT[3:9]), f"a {where} depends on what else is asked for with it")
-    return tokens_NT[:, :prompt_tokens]
+    again = task.of_cell(split, 0, cell, 3, 6)
+    same = (again.prompts, again.completions) == (batch.prompts[3:9], batch.completions[3:9])
+    _require(same, f"a {where} depends on what else is asked for with it")
+    return batch.prompts
 
 
 def _require_solved(task: Task, split: str, cell: str) -> None:
     """Require that the gold completions of a cell are those of the solver, and are judged to be right as a whole."""
     batch = task.of_cell(split, 0, cell, 0, 8)
-    for row in batch.tokens_NT.tolist():
-        prompt, gold = row[: batch.prompt_tokens], row[batch.prompt_tokens :]
-        shown, solution = f"the question {task.vocabulary.decode(prompt)!r}", task.solve(prompt)
+    for prompt, gold in zip(batch.prompts, batch.completions, strict=True):
+        shown, solution = f"the question {task.vocabulary.decode(prompt)!r}", task.solution(prompt, gold)
         _require(gold[-1] == task.vocabulary.eos, f"the completion of {shown} does not end with <eos>")
         _require(list(solution.completion) == gold, f"solve and write do not agree on {shown}")
         _require(task.judge(solution, gold).answer, f"judge does not take the gold completion of {shown} for right")

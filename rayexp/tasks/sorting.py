@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from rayexp.tasks.base import Solution, Task, Verdict, Vocabulary, draw_questions
+from rayexp.tasks.base import FixedLengthTask, Solution, Verdict, Vocabulary, draw_questions
 
 DIGITS = 10
 VOCABULARY = Vocabulary(("<pad>", "<bos>", "<eos>", "=", *map(str, range(DIGITS))))
@@ -14,7 +14,7 @@ EQUALS, DIGIT0 = 3, 4
 LENGTHS = {"id": (3, 4), "ood": (5,), "probe": (6,)}
 
 
-class Sorting(Task):
+class Sorting(FixedLengthTask):
     """``<bos> 3 1 2 =`` is completed by ``1 2 3 <eos>``. A cell is a number of digits."""
 
     kind: Literal["sorting"] = "sorting"

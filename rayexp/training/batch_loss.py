@@ -15,7 +15,7 @@ from rayexp.tasks import TokenBatch
 from rayexp.training.loss import next_token_loss
 from rayexp.training.trainer import Trainer
 
-LossStart = Callable[[TokenBatch], int]
+LossStart = Callable[[TokenBatch], np.ndarray]
 
 
 class LossMeter:
@@ -24,14 +24,11 @@ class LossMeter:
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)  # ID nll, ID tokens, OOD nll, OOD tokens
 
-    def add(self, nll_N: Tensor, tokens: int, ood_N: Tensor) -> None:
-        """Count samples of ``tokens`` tokens each."""
-        ood = ood_N.double()
-        nll = nll_N.double()
-        rows = ood.sum()
-        self._sums += torch.stack(
-            [(nll * (1 - ood)).sum(), (len(ood) - rows) * tokens, (nll * ood).sum(), rows * tokens]
-        )
+    def add(self, nll_N: Tensor, tokens_N: Tensor, ood_N: Tensor) -> None:
+        """Count samples, each with its loss and the tokens that this is of."""
+        ood, nll, tokens = ood_N.double(), nll_N.double(), tokens_N.double()
+        pairs = [(nll * part, tokens * part) for part in (1 - ood, ood)]
+        self._sums += torch.stack([number.sum() for pair in pairs for number in pair])
 
     def read(self, ranks: int) -> dict[str, float]:
         """Return the means over all ranks and forget them; a split that had no samples is left out."""
@@ -43,8 +40,8 @@ class LossMeter:
         return {name: nll / tokens for name, (nll, tokens) in pairs.items() if tokens}
 
 
-def rank_loss(trainer: Trainer, meter: LossMeter, batch: TokenBatch, start: int, weight: float) -> Tensor:
-    """Return the mean next-token loss of this rank's rows, from token ``start`` of each on, and add it to the meter.
+def rank_loss(trainer: Trainer, meter: LossMeter, batch: TokenBatch, start_N: np.ndarray, weight: float) -> Tensor:
+    """Return the mean next-token loss of this rank's rows, from token ``start_N`` of each on, and add it to the meter.
 
     DDP averages gradients over ranks: ``weight`` undoes that, so that the step is that of the whole batch, however many
     ranks share it. A rank without rows adds a zero gradient.
@@ -52,9 +49,9 @@ def rank_loss(trainer: Trainer, meter: LossMeter, batch: TokenBatch, start: int,
     if len(batch.tokens_NT) == 0:
         nothing = torch.zeros((1, 1), dtype=torch.int64, device=trainer.device)
         return trainer.model(input_ids=nothing, use_cache=False).logits.sum() * 0.0
-    nll_N = _nll(trainer, batch, start)
-    ood_N = torch.from_numpy(batch.ood_N).to(trainer.device)
-    meter.add(nll_N.detach(), batch.tokens_NT.shape[1] - start, ood_N)
+    nll_N = _nll(trainer, batch, start_N)
+    counts_N, ood_N = (torch.from_numpy(of).to(trainer.device) for of in (batch.length_N - start_N, batch.ood_N))
+    meter.add(nll_N.detach(), counts_N, ood_N)
     return nll_N.sum() * weight
 
 
@@ -68,14 +65,15 @@ def culprits(trainer: Trainer, batches: Sequence[TokenBatch], loss_start: LossSt
     return f"sample {', '.join(map(str, indices))}" if indices else "the loss of every single sample is finite"
 
 
-def _nll(trainer: Trainer, batch: TokenBatch, start: int) -> Tensor:
+def _nll(trainer: Trainer, batch: TokenBatch, start_N: np.ndarray) -> Tensor:
     """Return the summed next-token loss of each sample, in nats."""
     tokens_NT = torch.from_numpy(batch.tokens_NT.astype(np.int64)).to(trainer.device, non_blocking=True)
     rows = len(tokens_NT)
     inputs_NT = functional.pad(tokens_NT[:, :-1], (0, 0, 0, -rows % trainer.row_multiple))  # nobody reads these rows
     with trainer.precision():
         logits_NTV = trainer.model(input_ids=inputs_NT, use_cache=False, **_placed(batch, inputs_NT)).logits
-    return next_token_loss(logits_NTV[:rows], tokens_NT, start)
+    counted_NT = torch.from_numpy(batch.counted_NT(start_N)).to(trainer.device, non_blocking=True)
+    return next_token_loss(logits_NTV[:rows], tokens_NT, int(start_N.min()), counted_NT)
 
 
 def _placed(batch: TokenBatch, inputs_NT: Tensor) -> dict[str, Tensor]:

@@ -28,10 +28,7 @@ def case():
     model = factory.build(base.decoder, VOCABULARY, seed=3)
     numbers = np.arange(12)
     prompts = [
-        row.tolist()
-        for role in ("id", "probe")
-        for r in base.task.of_role("grpo", 0, role, numbers)
-        for row in r.prompts
+        row for role in ("id", "probe") for r in base.task.of_role("grpo", 0, role, numbers) for row in r.prompts
     ]
     return grpo(sft(base)), model, prompts
 

@@ -251,7 +251,7 @@ class Foreign(Digits):
         (Leaking(), "is in the split test and in 'pretrain' as well"),
         (Sharing(), "its cells '3' and '03' share the question '<bos> "),
         (Jittery(), "depends on what else is asked for with it"),
-        (Misshapen(), "write returns (128, 9) tokens where (128, 8) are promised"),
+        (Misshapen(), "its samples have (128, 9) tokens where (128, 8) are promised"),
         (Disagreeing(), "solve and write do not agree on the question '<bos> "),
         (Strict(), "judge does not take the gold completion of the question '<bos> "),
         (Lenient(), "for answered without <eos>"),
@@ -295,7 +295,7 @@ class Odd(Reward):
 )
 def test_a_reward_that_is_none_is_named_with_its_prompt_before_work_and_at_the_step(returns, sentence):
     task, reward = Digits(), Odd(returns=returns)
-    prompt = task.of_cell("grpo", 0, "3", 0, 1).prompts[0].tolist()
+    prompt = task.of_cell("grpo", 0, "3", 0, 1).prompts[0]
     solution = task.solve(prompt)
     with pytest.raises(RewardError) as refused:
         group_payments(task, (Answer(), reward), prompt, solution, [solution.completion], [0])
@@ -310,7 +310,7 @@ def test_a_reward_that_is_none_is_named_with_its_prompt_before_work_and_at_the_s
 @pytest.mark.parametrize("returns", ["1", "True", "np.float32(1)", "np.int64(1)"])
 def test_any_finite_number_pays(returns):
     task = Digits()
-    prompt = task.of_cell("grpo", 0, "3", 0, 1).prompts[0].tolist()
+    prompt = task.of_cell("grpo", 0, "3", 0, 1).prompts[0]
     rewards = (Odd(returns=returns, weight=0.5),)
     assert group_payments(task, rewards, prompt, task.solve(prompt), [[2]], [0]) == [0.5]
 

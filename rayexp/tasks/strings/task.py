@@ -8,13 +8,13 @@ import numpy as np
 from pydantic import Field
 
 from rayexp.config import name_in
-from rayexp.tasks.base import ROLES, Solution, Task, Verdict, Vocabulary
+from rayexp.tasks.base import ROLES, FixedLengthTask, Solution, Verdict, Vocabulary
 from rayexp.tasks.strings import generator, operations, verifier
 from rayexp.tasks.strings.axes import AXES, Cell
 from rayexp.tasks.strings.symbols import ALPHABET, SEMICOLON, VOCABULARY
 
 
-class StringTask(Task):
+class StringTask(FixedLengthTask):
     """Apply traversals and shifts to a string of letters.
 
     axis: along which ID and OOD cells differ, a name in ``AXES``. graph: ``hidden`` (G1, one cycle, never shown) or

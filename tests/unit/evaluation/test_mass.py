@@ -15,19 +15,17 @@ from tests.fixtures.prefixes import OTHERS, PROMPT, next_token_probabilities
 
 
 def token_batch_of(prompts, completions):
-    tokens_NT = np.array([[*p, *c] for p, c in zip(prompts, completions, strict=True)], dtype=np.uint8)
-    size = len(tokens_NT)
-    return TokenBatch(tokens_NT, len(prompts[0]), np.arange(size), np.zeros(size, dtype=bool))
+    return TokenBatch.of(list(zip(prompts, completions, strict=True)), np.arange(len(prompts)))
 
 
 def test_gold_mass_is_the_product_of_conditionals(model):
     token_batch = StringTask(axis="composition").of_cell("test", 0, "TS", 0, 5)
     expected = [
-        [math.log(next_token_probabilities(model, row[:t])[row[t]]) for t in range(token_batch.prompt_tokens, len(row))]
-        for row in token_batch.tokens_NT
+        [math.log(next_token_probabilities(model, row[:t])[row[t]]) for t in range(first, len(row))]
+        for row, first in zip(token_batch.tokens_NT, token_batch.prompt_tokens_N, strict=True)
     ]
     for chunk in (2, 1024):
-        np.testing.assert_allclose(gold_scores(model, token_batch, chunk).token_log_mass_NC, expected, rtol=1e-5)
+        np.testing.assert_allclose(gold_scores(model, token_batch, chunk).token_log_mass, expected, rtol=1e-5)
 
 
 def test_masses_of_all_completions_add_up_to_one(model):

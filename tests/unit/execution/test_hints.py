@@ -71,7 +71,7 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(make, run_confi
 def test_what_was_drawn_is_paid_with_its_hint_and_learnt_from_alone(run_config):
     stage = grpo(TUNED, **SETTINGS)
     rollout_loop.run(stage, [], run_config, lambda report: None)
-    task, prompts = stage.root.task, Prompts(stage)
+    task, prompts = StringTask(axis="length"), Prompts(stage)
     rows = Store(run_config.store).table(stage.id, "rollouts.parquet").to_pylist()
     lengths = set()
     for row in rows:
@@ -90,7 +90,7 @@ def test_what_was_drawn_is_paid_with_its_hint_and_learnt_from_alone(run_config):
 
 def test_the_rest_of_the_gold_completion_earns_all_and_the_hint_is_no_part_of_it():
     stage = grpo(TUNED, **SETTINGS)
-    batch, task = Prompts(stage).at(0), stage.root.task
+    batch, task = Prompts(stage).at(0), StringTask(axis="length")
     rest = [list(task.solve(prompt).completion[3:]) for prompt in batch.prompts for _ in range(2)]
     drawn = Completions.from_rows(rest, [[0.0] * len(row) for row in rest], 0)
     rewards_PG = group_rewards(task, (Letters(),), batch, drawn)

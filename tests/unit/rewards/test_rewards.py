@@ -34,7 +34,7 @@ every_format = pytest.mark.parametrize("completion_format", ["answer", "trace"])
 
 def case(completion_format):
     task = StringTask(axis="depth", completion_format=completion_format)
-    prompt = task.of_cell("test", 0, "TT", 0, 1).prompts[0].tolist()
+    prompt = task.of_cell("test", 0, "TT", 0, 1).prompts[0]
     return task, prompt, task.solve(prompt)
 
 
@@ -111,7 +111,7 @@ def test_shaping_pays_for_progress_and_nothing_in_all(completion_format):
 
 def drawn_group(task, size):
     """Two prompts of different lengths, with right, half right and wrong completions of each."""
-    prompts = [task.of_cell("grpo", 0, cell, 0, 1).prompts[0].tolist() for cell in ("T", "TS")]
+    prompts = [task.of_cell("grpo", 0, cell, 0, 1).prompts[0] for cell in ("T", "TS")]
     rows = []
     for prompt in prompts:
         gold = list(task.solve(prompt).completion)

@@ -37,11 +37,7 @@ def test_masses_of_prompts_of_several_lengths_come_in_their_order():
     model = factory.build(MICRO, TASK.vocabulary, seed=3)
     batches = [TASK.of_cell("grpo", 0, cell, 0, 4) for _, cell in TASK.roles()]
     expected = np.concatenate([np.exp(gold_scores(model, batch).log_mass_N) for batch in batches])
-    rows = [
-        (row[: batch.prompt_tokens].tolist(), row[batch.prompt_tokens :].tolist())
-        for batch in batches
-        for row in batch.tokens_NT
-    ]
+    rows = [sample for batch in batches for sample in zip(batch.prompts, batch.completions, strict=True)]
     order = np.random.default_rng(0).permutation(len(rows))
     found = gold_masses(model, [rows[i][0] for i in order], [rows[i][1] for i in order])
     assert found == pytest.approx(expected[order], rel=1e-5)

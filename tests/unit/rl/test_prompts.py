@@ -41,7 +41,7 @@ def by_number(stage):
 def samples(role, count):
     """Return the first samples of a role, each with the limit of its cell: cells take turns."""
     batches, cells = TASK.of_role("grpo", 0, role, np.arange(count)), TASK.cells(role)
-    prompts = {int(i): p.tolist() for b in batches for i, p in zip(b.index_N, b.prompts, strict=True)}
+    prompts = {int(i): p for b in batches for i, p in zip(b.index_N, b.prompts, strict=True)}
     return [(prompts[i], TASK.max_completion_tokens(cells[i % len(cells)])) for i in range(count)]
 
 
@@ -75,7 +75,7 @@ def test_number_i_of_a_mixture_is_sample_i_of_its_cell_and_shares_are_exact():
     assert len(of_id) >= 10
     for number, (prompt, limit) in found.items():
         cell = ("T" if prompt.count(TASK.vocabulary.encode("T")[0]) == 1 else "TT") + ("" if limit == 5 else ".L5")
-        assert prompt == TASK.of_cell("grpo", 0, cell, number, 1).prompts[0].tolist()
+        assert prompt == TASK.of_cell("grpo", 0, cell, number, 1).prompts[0]
     assert {limit for _, limit in found.values()} == {asked[0][1], known[0][1]}
 
 
@@ -195,7 +195,7 @@ def test_the_filter_of_unsolved_prompts_takes_a_mixture():
 
 def test_hints_are_the_first_gold_tokens_and_fade_in_equal_parts():
     stage = grpo(TUNED, prompt_role="ood", hint_tokens=3, steps=8)
-    task, prompts = stage.root.task, Prompts(stage)
+    task, prompts = TASK, Prompts(stage)
     assert [stage.hint_at(step) for step in range(8)] == [3, 3, 2, 2, 1, 1, 0, 0]
     for step in range(8):
         batch, hint = prompts.at(step), stage.hint_at(step)

@@ -57,8 +57,7 @@ def judge(task, prompt, completion):
 def test_generator_and_verifier_agree_on_every_cell(task):
     for _, cell in task.roles():
         batch = task.of_cell("test", 5, cell, 100, 12)
-        for row in batch.tokens_NT:
-            prompt, gold = row[: batch.prompt_tokens].tolist(), row[batch.prompt_tokens :].tolist()
+        for row, prompt, gold in zip(batch.tokens_NT, batch.prompts, batch.completions, strict=True):
             solution = task.solve(prompt)
             assert solution.completion == tuple(gold)
             steps = 1 if task.unique else len(solution.steps)
@@ -111,9 +110,8 @@ def test_solving_a_printed_prompt_uses_its_edges():
 
 def _judged(completion_format, mutate):
     task = StringTask(axis="depth", completion_format=completion_format)
-    batch = task.of_cell("test", 0, "TT", 0, 1)
-    row = batch.tokens_NT[0].tolist()
-    return judge(task, row[: batch.prompt_tokens], mutate(row[batch.prompt_tokens :]))
+    prompt, solution = task.example("test", 0, "TT")
+    return judge(task, prompt, mutate(list(solution.completion)))
 
 
 def _other_letter(token):

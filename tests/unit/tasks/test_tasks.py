@@ -35,8 +35,7 @@ def samples(task, split="test", count=8):
     """Prompt and gold completion, as lists of token ids, of ``count`` samples of every cell."""
     for _, cell in task.roles():
         batch = task.of_cell(split, 5, cell, 100, count)
-        for row in batch.tokens_NT.tolist():
-            yield row[: batch.prompt_tokens], row[batch.prompt_tokens :]
+        yield from zip(batch.prompts, batch.completions, strict=True)
 
 
 def by_index(batches):
@@ -90,7 +89,7 @@ def test_lengths_are_what_the_task_says_and_rows_have_no_padding(task):
     vocabulary = task.vocabulary
     for _, cell in task.roles():
         batch = task.of_cell("sft", 5, cell, 0, 6)
-        assert batch.prompt_tokens == task.prompt_tokens(cell)
+        assert set(batch.prompt_tokens_N) == {task.prompt_tokens(cell)}
         assert batch.tokens_NT.shape == (6, task.prompt_tokens(cell) + task.completion_tokens(cell))
         assert not (batch.tokens_NT == vocabulary.pad).any()
         for token, column in ((vocabulary.bos, 0), (vocabulary.eos, -1)):
@@ -156,7 +155,7 @@ def test_no_training_prompt_is_a_test_prompt(task):
     """Whatever the cell and the seed."""
 
     def prompts(split, seed, count):
-        return {row.tobytes() for _, cell in task.roles() for row in task.of_cell(split, seed, cell, 0, count).prompts}
+        return {tuple(row) for _, cell in task.roles() for row in task.of_cell(split, seed, cell, 0, count).prompts}
 
     test = prompts("test", 0, 1000)
     for seed, split in enumerate(TRAINING_SPLITS):

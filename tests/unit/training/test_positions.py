@@ -76,8 +76,8 @@ def test_a_step_draws_other_positions_in_each_epoch():
 def test_a_decoder_is_trained_at_them(row_multiple):
     trainer = Trainer(factory.build(RANDOMISED, VOCABULARY, 3), OPTIMISER, 5)
     trainer.row_multiple = row_multiple
-    samples = with_random_positions(batch(count=5), 7, TASK.max_tokens)
-    loss = rank_loss(trainer, LossMeter(trainer.device), samples, 1, 1.0)
+    samples, start_N = with_random_positions(batch(count=5), 7, TASK.max_tokens), np.ones(5, dtype=int)
+    loss = rank_loss(trainer, LossMeter(trainer.device), samples, start_N, 1.0)
     tokens_NT = torch.from_numpy(samples.tokens_NT.astype(np.int64))
     rows = len(tokens_NT), tokens_NT.shape[1] - 1
     positions_NT = torch.from_numpy(positions(samples)[:, :-1])
@@ -86,10 +86,10 @@ def test_a_decoder_is_trained_at_them(row_multiple):
         input_ids=tokens_NT[:, :-1], position_ids=positions_NT, attention_mask=seen, use_cache=False
     ).logits
     torch.testing.assert_close(loss, next_token_loss(logits, tokens_NT).sum())
-    plain = rank_loss(trainer, LossMeter(trainer.device), batch(count=5), 1, 1.0)
+    plain = rank_loss(trainer, LossMeter(trainer.device), batch(count=5), start_N, 1.0)
     assert abs(plain - loss) > 1e-3
     even = replace(samples, positions_NT=np.tile(np.arange(rows[1] + 1, dtype=np.float32), (5, 1)))
-    torch.testing.assert_close(rank_loss(trainer, LossMeter(trainer.device), even, 1, 1.0), plain)
+    torch.testing.assert_close(rank_loss(trainer, LossMeter(trainer.device), even, start_N, 1.0), plain)
 
 
 class StopHereError(Exception):
