@@ -32,6 +32,7 @@ RUNS = (
     Run("composition-tiny-trace", "composition", (*AUTO, "--kl-betas", "0.1", "--completion-format", "trace")),
     Run("fixed-point-tiny", "fixed-point", ("--ood-ratios", "0.0018", "0.0057", "--kl-betas", "0.1", "1")),
     Run("dense-tiny", "dense", ("--kl-betas", "0.1")),
+    Run("gym-tiny", "gym", (*AUTO, "--kl-betas", "0.1")),
     Run("scaling-tiny", "scaling", (*AUTO, "--kl-betas", "0.1")),
 )
 BY_NAME = {run.name: run for run in RUNS}

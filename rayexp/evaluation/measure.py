@@ -9,9 +9,7 @@ from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.stages import Evaluate
 from rayexp.tasks import Task, TokenBatch
-
-#: Test prompts are those of one seed, whatever the seeds of the stages are: results are paired across stages.
-TEST_SEED = 0
+from rayexp.tasks.base import TEST_SEED
 
 #: One row a prompt. log_mass: of the gold completion, in nats; exp of it is Q where the right completion is unique,
 #: else a lower bound of Q. token_log_mass: of each of its tokens after those before it; they add up to log_mass.

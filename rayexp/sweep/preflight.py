@@ -9,7 +9,7 @@ from rayexp.errors import RefusedError
 from rayexp.parts import own_parts
 from rayexp.rewards.payment import RewardError, group_payments
 from rayexp.sampling.vllm_sampler import require_vllm
-from rayexp.stages import Pool, RolloutStage
+from rayexp.stages import Evaluate, Pool, RolloutStage
 from rayexp.sweep import placement
 from rayexp.sweep.placement import Node, Nodes
 from rayexp.sweep.plan import Plan, Trial
@@ -83,10 +83,13 @@ def require_software(plan: Plan, run_config: RunConfig) -> None:
 
 
 def require_own_parts(plan: Plan) -> None:
-    """Raise PreflightError if a task or a reward of a user's own breaks its contract on some samples, so that it is
-    known before hours of training."""
+    """Raise PreflightError if a task or a reward of a user's own, or a task of questions that are not this project's,
+    breaks its contract on some samples, so that it is known before hours of training."""
+    given = {
+        stage.root.task.model_dump_json(): stage.root.task for stage in plan.to_run if stage.root.task.from_outside
+    }
     try:
-        for part in own_parts(plan.to_run):
+        for part in (*own_parts(plan.to_run), *given.values()):
             if isinstance(part, Task):
                 require_contract(part)
         rollouts = [stage for stage in plan.to_run if isinstance(stage, RolloutStage) and any(own_parts([stage]))]
@@ -94,6 +97,19 @@ def require_own_parts(plan: Plan) -> None:
             _require_payments(stage)
     except (ContractError, RewardError) as error:
         raise PreflightError(str(error)) from error
+    for stage in plan.to_run:
+        if isinstance(stage, Evaluate) and stage.root.task.from_outside:
+            _require_test_samples(stage)
+
+
+def _require_test_samples(stage: Evaluate) -> None:
+    task = stage.root.task
+    for _, cell in task.roles():
+        if (there := task.test_samples(cell, stage.prompts_per_cell)) < stage.prompts_per_cell:
+            raise PreflightError(
+                f"prompts_per_cell is {stage.prompts_per_cell}; allowed: at most {there}, because the cell {cell} of "
+                f"{task.label} has no more different questions that are held out for tests"
+            )
 
 
 def _require_payments(stage: RolloutStage) -> None:

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from rayexp.parts import Part
 ROLES = ("id", "ood", "probe")
 SPLITS = ("pretrain", "sft", "grpo", "test")
 HELD_OUT_ONE_IN = 10
+#: Test prompts are those of one seed, whatever the seeds of the stages are: results are paired across stages.
+TEST_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,9 @@ class Task(Part):
     it follows from those. Most start from ``FixedLengthTask`` or from ``text.TextTask``.
     """
 
+    #: True if its questions come from something that the user chose; it is held to its contract before work.
+    from_outside: ClassVar[bool] = False
+
     def mixture(self, split: str, seed: int, ood_ratio: float, start: int, count: int) -> list[TokenBatch]:
         """Return samples ``start .. start+count`` of a mixture of ID cells and a share ``ood_ratio`` of OOD cells.
 
@@ -200,6 +206,10 @@ class Task(Part):
         batch = self.of_cell(split, seed, cell, 0, 1)
         (prompt,), (gold,) = batch.prompts, batch.completions
         return prompt, self.solution(prompt, gold)
+
+    def test_samples(self, cell: str, most: int) -> int:
+        """Return how many samples a cell has for tests, at most ``most``."""
+        return most
 
     def max_completion_tokens(self, cell: str) -> int:
         """Return how many tokens a sampler may write for a cell."""

@@ -1,0 +1,21 @@
+"""The central question on tasks that nobody here wrote: three generators of reasoning-gym, OOD prompts.
+
+ID cells are sums of two and three digits, words of three to five letters to be spelt backward, and paths of three edges
+in a star of two arms; OOD cells have one term, letter or edge more.
+"""
+
+from dataclasses import replace
+
+from rayexp.stages import Stage
+from rayexp.studies.grid import Grid, stage_chains
+from rayexp.studies.presets import SCALES, Budget
+from rayexp.tasks.text import AXES, axis
+
+OWN_GRID = {scale: {"ood_ratios": ("auto",)} for scale in SCALES}
+#: Test questions of a cell, at most: of sums of two and three digits hardly more are held out.
+QUESTIONS = 300
+
+
+def stages(budget: Budget, grid: Grid) -> list[Stage]:
+    budget = replace(budget, prompts_per_cell=min(budget.prompts_per_cell, QUESTIONS))
+    return [stage for name in AXES for stage in stage_chains(axis(name), budget, grid, prompt_roles=("ood",))]

@@ -1,0 +1,177 @@
+"""Tasks of text: what a subclass says of one question becomes samples, held out, padded and judged.
+
+A sample is ``<bos>``, the question, a line break, the answer and ``<eos>``.
+"""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate, count, islice, repeat
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from rayexp import rng
+from rayexp.tasks.base import HELD_OUT_ONE_IN, TEST_SEED, Solution, Task, TokenBatch, Verdict, require_split
+from rayexp.tasks.text.vocabularies import BREAK, VOCABULARIES, Characters
+
+#: Questions of a cell that say how long its prompts and completions get. A longer one, fewer than one in a thousand, is
+#: drawn again.
+PROBED = 1_000
+#: Questions that are drawn for one sample before it is given up: a cell with so few different ones has none for it.
+ATTEMPTS = 10_000
+#: Lengths that rows are padded to: each 15 % above the one before, so that there are few shapes and little padding.
+WIDTHS = tuple(accumulate(repeat(8, 60), lambda width, _: int(width * 1.15)))
+
+
+class Question(NamedTuple):
+    """A question and its answer, as text."""
+
+    prompt: str
+    answer: str
+
+
+class _Lengths(NamedTuple):
+    prompt: int
+    completion: int
+
+
+#: Lengths by cell of every task that was probed, because equal tasks are read again and again.
+_PROBED: dict[str, dict[str, _Lengths]] = {}
+
+
+class TextTask(Task):
+    """Questions of text, each with one right answer.
+
+    Subclasses add ``kind`` and settings, and implement ``label``, ``cells`` and ``question``. Questions are held out by
+    a hash of their text. Those of the split ``test`` are all different. tokens: what has one, a character of printable
+    ASCII or a byte of UTF-8.
+    """
+
+    from_outside: ClassVar[bool] = True
+    tokens: Literal["characters", "bytes"] = "characters"
+
+    @abstractmethod
+    def question(self, cell: str, number: int) -> Question:
+        """Return a question of a cell: a pure function of the number, which is below 2^62. Most numbers should give
+        different ones, and how often each comes is the task's to say."""
+
+    @property
+    def vocabulary(self) -> Characters:
+        return VOCABULARIES[self.tokens]
+
+    def prompt_tokens(self, cell: str) -> int:
+        """Return the length of the longest prompt of a cell, of the first ``PROBED``."""
+        return self._lengths[cell].prompt
+
+    def completion_tokens(self, cell: str) -> int:
+        """Return the length of the longest completion of a cell, of the first ``PROBED``."""
+        return self._lengths[cell].completion
+
+    def batches(self, split: str, seed: int, assigned: Sequence[tuple[str, np.ndarray]]) -> list[TokenBatch]:
+        """See ``Task.batches``: rows are padded to one of ``WIDTHS``."""
+        require_split(split)
+        ood = set(self.cells("ood"))
+        by_width: dict[int, list[tuple[tuple[list[int], list[int]], int, bool]]] = {}
+        for cell, rows in assigned:
+            for index in rows.tolist():
+                sample = self._written(self._drawn(split, seed, cell, index))
+                length = sum(map(len, sample))
+                width = next(width for width in WIDTHS if width >= length)
+                by_width.setdefault(width, []).append((sample, index, cell in ood))
+        batches = []
+        for _, group in sorted(by_width.items()):
+            samples, indices, are_ood = zip(*group, strict=True)
+            batches.append(TokenBatch.of(samples, np.array(indices), np.array(are_ood)))
+        return batches
+
+    def test_samples(self, cell: str, most: int) -> int:
+        """See ``Task.test_samples``: as many as there are different questions."""
+        return self._asked(TEST_SEED, cell, most)
+
+    def solution(self, prompt: Sequence[int], gold: Sequence[int]) -> Solution:
+        """See ``Task.solution``: the gold completion itself."""
+        return Solution(tuple(gold), (tuple(gold[:-1]),))
+
+    def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
+        """See ``Task.judge``: only the gold completion is right."""
+        right = tuple(completion) == solution.completion
+        return Verdict(answer=right, trace=right, steps_right=int(right), steps=1)
+
+    @property
+    def _lengths(self) -> dict[str, _Lengths]:
+        key = f"{type(self).__module__}:{type(self).__qualname__} {self.model_dump_json()}"
+        if key not in _PROBED:
+            _PROBED[key] = {cell: self._longest(cell) for _, cell in self.roles()}
+        return _PROBED[key]
+
+    def _longest(self, cell: str) -> _Lengths:
+        samples = [self._written(question) for question in self._stream(cell, rng.stream_key("lengths", cell), PROBED)]
+        return _Lengths(*(max(map(len, parts)) for parts in zip(*samples, strict=True)))
+
+    @cached_property
+    def _tests(self) -> dict[tuple[int, str], tuple[list[Question], Iterator[Question]]]:
+        """The test questions of a seed and a cell that were asked for so far, and those that come."""
+        return {}
+
+    def _drawn(self, split: str, seed: int, cell: str, index: int) -> Question:
+        """Return the question of a sample. Raises ValueError if the cell has none for it."""
+        if split == "test":
+            return self._test_question(seed, cell, index)
+        stream = rng.stream_key(rng.stream_key(seed, split, cell), index)
+        for question in self._stream(cell, stream, ATTEMPTS):
+            if not held_out(question.prompt) and self._fits(cell, question):
+                return question
+        raise ValueError(f"the cell {cell} of {self.label} has no question that is not held out for tests")
+
+    def _test_question(self, seed: int, cell: str, index: int) -> Question:
+        """Return number ``index`` of the different held-out questions, in the order that they are drawn in."""
+        if (there := self._asked(seed, cell, index + 1)) <= index:
+            raise ValueError(
+                f"the cell {cell} of {self.label} has {there} different questions for tests, and number {index + 1} is "
+                f"asked for; allowed: prompts_per_cell up to {there}, or settings with more questions"
+            )
+        return self._tests[seed, cell][0][index]
+
+    def _asked(self, seed: int, cell: str, most: int) -> int:
+        """Return how many different questions a cell has for tests, at most ``most``, and keep these."""
+        if (seed, cell) not in self._tests:
+            self._tests[seed, cell] = ([], self._different(seed, cell))
+        found, more = self._tests[seed, cell]
+        found.extend(islice(more, max(0, most - len(found))))
+        return min(len(found), most)
+
+    def _different(self, seed: int, cell: str) -> Iterator[Question]:
+        """Yield different held-out questions, until none has come up in so many draws."""
+        seen, fruitless = set[str](), 0
+        for question in self._stream(cell, rng.stream_key(seed, "test", cell), None):
+            fruitless += 1
+            if held_out(question.prompt) and question.prompt not in seen and self._fits(cell, question):
+                seen.add(question.prompt)
+                fruitless = 0
+                yield question
+            if fruitless >= ATTEMPTS:
+                return
+
+    def _stream(self, cell: str, stream: int, draws: int | None) -> Iterator[Question]:
+        """Yield the questions of a stream of numbers, endless if no number of draws is given."""
+        for draw in count() if draws is None else range(draws):
+            number = int(rng.random_bits(stream, np.array([draw]))[0]) >> 2
+            yield self.question(cell, number)
+
+    def _fits(self, cell: str, question: Question) -> bool:
+        lengths, (prompt, completion) = self._lengths[cell], self._written(question)
+        return len(prompt) <= lengths.prompt and len(completion) <= lengths.completion
+
+    def _written(self, question: Question) -> tuple[list[int], list[int]]:
+        """Return the tokens of prompt and completion."""
+        vocabulary = self.vocabulary
+        prompt = [vocabulary.bos, *vocabulary.plain(question.prompt + BREAK)]
+        return prompt, [*vocabulary.plain(question.answer), vocabulary.eos]
+
+
+def held_out(prompt: str) -> bool:
+    """Return whether a question is kept for tests: one in ten, by a hash of its text."""
+    digest = hashlib.blake2b(prompt.encode(), digest_size=8, person=b"held out").digest()
+    return int.from_bytes(digest, "little") % HELD_OUT_ONE_IN == 0

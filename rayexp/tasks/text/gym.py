@@ -1,0 +1,133 @@
+"""Questions of reasoning-gym, a package of generators: any of them whose questions have one right answer."""
+
+import re
+import warnings
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from rayexp.config import Value
+from rayexp.errors import not_among
+from rayexp.tasks.text.base import Question, TextTask
+
+INSTALL = 'pip install "rayexp[gym]"'
+#: Of the axis of paths: two arms, and nodes of at most two digits.
+PATHS = {"degree": 2, "node_range": 50, "reversed": True}
+
+
+class Level(Value):
+    """A cell: a generator with some settings. name: of the cell. settings: those that are not to have the generator's
+    defaults."""
+
+    name: str
+    role: Literal["id", "ood", "probe"]
+    settings: dict[str, int | float | str | bool] = {}
+
+
+def _pattern(value: str) -> str:
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"keep is {value!r}, which is no regular expression: {error}") from error
+    if groups != 1:
+        raise ValueError(f"keep is {value!r}, with {groups} groups; allowed: one, which is what is kept of a question")
+    return value
+
+
+class GymTask(TextTask):
+    """Questions of one generator of reasoning-gym, in cells of different settings.
+
+    name: for people, and for folders. generator: its name there. keep: a regular expression whose group is what is
+    kept of a question, because generators put instructions around it that a decoder from scratch can't read.
+    """
+
+    kind: Literal["gym"] = "gym"
+    name: str = Field(pattern=r"^[a-z0-9-]+$")
+    generator: str
+    keep: Annotated[str, AfterValidator(_pattern)] = "(?s)(.*)"
+    levels: tuple[Level, ...]
+
+    @model_validator(mode="after")
+    def _made(self) -> Self:
+        names = [level.name for level in self.levels]
+        if not self.cells("id"):
+            raise ValueError("levels has none of the role id; allowed: at least one, which pretraining always has")
+        if len(set(names)) < len(names):
+            raise ValueError(f"levels has a name twice: {', '.join(names)}")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    def cells(self, role: str) -> tuple[str, ...]:
+        return tuple(level.name for level in self.levels if level.role == role)
+
+    def question(self, cell: str, number: int) -> Question:
+        """See ``TextTask.question``. Raises ValueError if nothing of the generator's question is kept."""
+        item = self._generators[cell][number]
+        if (kept := re.search(self.keep, item["question"])) is None:
+            raise ValueError(f"keep is {self.keep!r}, which is not found in the question {item['question']!r}")
+        return Question(kept[1].strip(), str(item["answer"]).strip())
+
+    @cached_property
+    def _generators(self) -> dict[str, Any]:
+        return {level.name: _generator(self.generator, level) for level in self.levels}
+
+
+def _generator(name: str, level: Level) -> Any:
+    """Return a generator of questions by number. Raises ValueError if there is none of this name and these settings."""
+    if find_spec("reasoning_gym") is None:
+        raise ValueError(f"generator is {name!r}, and reasoning-gym is not installed; run: {INSTALL}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of packages that only some generators need
+        # Here, because it takes seconds, and only these tasks need it.
+        from reasoning_gym.factory import DATASETS, create_dataset
+    if name not in DATASETS:
+        raise ValueError(not_among("generator", name, sorted(DATASETS)))
+    try:
+        return create_dataset(name, seed=0, **level.settings)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ValueError(f"settings of the level {level.name} are refused by the generator {name}: {error}") from error
+
+
+#: Ready-made axes, along each of which what is asked for gets longer. Sums of one digit, because two are too much for a
+#: tiny decoder; paths are asked for from their end, because from the start the first step can't be learnt from samples
+#: (arXiv 2403.06963).
+AXES: dict[str, dict[str, Any]] = {
+    "sums": {
+        "generator": "chain_sum",
+        "keep": r"problem: (.*)",
+        "levels": {
+            "2-3": ("id", {"min_terms": 2, "max_terms": 3, "max_digits": 1}),
+            "4": ("ood", {"min_terms": 4, "max_terms": 4, "max_digits": 1}),
+            "5": ("probe", {"min_terms": 5, "max_terms": 5, "max_digits": 1}),
+        },
+    },
+    "backward": {
+        "generator": "spell_backward",
+        "keep": r": (\w+)$",
+        "levels": {
+            "3-5": ("id", {"min_word_len": 3, "max_word_len": 5}),
+            "6": ("ood", {"min_word_len": 6, "max_word_len": 6}),
+            "7": ("probe", {"min_word_len": 7, "max_word_len": 7}),
+        },
+    },
+    "paths": {
+        "generator": "path_star",
+        "keep": r"(\|[^\n]*=)\s*$",
+        "levels": {
+            str(length): (role, {"min_path_length": length, "max_path_length": length, **PATHS})
+            for length, role in ((3, "id"), (4, "ood"), (5, "probe"))
+        },
+    },
+}
+
+
+def axis(name: str) -> GymTask:
+    """Return the task of one of ``AXES``."""
+    settings = AXES[name]
+    levels = tuple(Level(name=level, role=role, settings=each) for level, (role, each) in settings["levels"].items())
+    return GymTask(name=name, generator=settings["generator"], keep=settings["keep"], levels=levels)

@@ -1,0 +1,181 @@
+"""Questions of text become samples: drawn by number, held out, padded; a generator that can't do is refused."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from rayexp.stages import Evaluate
+from rayexp.sweep.plan import Plan
+from rayexp.sweep.preflight import PreflightError, require_own_parts
+from rayexp.tasks.contract import ContractError, require_contract
+from rayexp.tasks.text import AXES, GymTask, Level, Question, TextTask, axis
+from rayexp.tasks.text.base import WIDTHS, held_out
+from rayexp.tasks.text.vocabularies import VOCABULARIES
+from tests.fixtures.factories import pretrain
+
+CHARACTERS = VOCABULARIES["characters"]
+SUMS = {"min_terms": 2, "max_terms": 2, "max_digits": 1}
+
+
+def gym(**changes):
+    levels = (Level(name="2", role="id", settings=SUMS),)
+    settings = {"name": "mine", "generator": "chain_sum", "keep": "problem: (.*)", "levels": levels}
+    return GymTask.model_validate(settings | changes)
+
+
+def texts(batch):
+    return [
+        (CHARACTERS.decode(prompt), CHARACTERS.decode(gold))
+        for prompt, gold in zip(batch.prompts, batch.completions, strict=True)
+    ]
+
+
+# Tokens
+
+
+def test_what_can_be_printed_has_a_token_and_all_else_is_refused():
+    tokens = CHARACTERS.plain("<pad> a~\n")
+    assert 0 not in tokens, "the text <pad> is five characters"
+    assert CHARACTERS.encode("<bos>7<eos>") == [CHARACTERS.bos, *CHARACTERS.plain("7"), CHARACTERS.eos]
+    with pytest.raises(ValueError, match=r"the text 'naïve' has 'ï'; allowed: .* or tokens = 'bytes'"):
+        CHARACTERS.plain("naïve")
+
+
+def test_bytes_have_tokens_for_every_text():
+    vocabulary = VOCABULARIES["bytes"]
+    tokens = vocabulary.encode("<bos>naïve 漢\n<eos>")
+    assert len(tokens) == 2 + len("naïve 漢\n".encode())
+    assert vocabulary.decode(tokens) == "<bos>naïve 漢\n<eos>"
+    assert vocabulary.decode([3 + 0x61, 3 + 0xFF, vocabulary.size - 1]) == "a\\xff"
+    assert max(tokens) < vocabulary.size == 320
+    require_contract(gym(tokens="bytes"))
+
+
+# The ready-made axes
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_an_axis_keeps_its_contract(name):
+    require_contract(axis(name))
+
+
+def test_sums_and_words_and_paths_are_right():
+    """By another way than the generator's."""
+    for cell in ("2-3", "4", "5"):
+        for prompt, gold in texts(axis("sums").of_cell("grpo", 1, cell, 0, 40)):
+            terms = prompt.removeprefix("<bos>").removesuffix(" =\n").replace("- ", "+ -").split(" + ")
+            assert sum(map(int, terms)) == int(gold.removesuffix("<eos>"))
+            assert str(len(terms)) in cell
+    for prompt, gold in texts(axis("backward").of_cell("grpo", 1, "6", 0, 40)):
+        assert prompt == f"<bos>{gold.removesuffix('<eos>')[::-1]}\n"
+    for prompt, gold in texts(axis("paths").of_cell("grpo", 1, "4", 0, 40)):
+        graph, _, ends = prompt.removeprefix("<bos>").removesuffix(" =\n").partition("/")
+        edges = {tuple(edge.split()) for edge in graph.split("|")[1:]}
+        path = gold.removesuffix("<eos>").split()
+        assert {(b, a) for a, b in pairwise(path)} <= edges
+        assert [path[0], path[-1]] == ends.split()
+        assert len(path) == 5
+
+
+# Samples
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_little_of_a_batch_is_padding_and_there_are_few_shapes(name):
+    task = axis(name)
+    batches = task.mixture("pretrain", 0, 0.1, 0, 500)
+    assert sum(batch.tokens for batch in batches) > 0.85 * sum(batch.tokens_NT.size for batch in batches)
+    assert len(batches) <= sum(width <= task.max_tokens * 1.15 for width in WIDTHS)
+
+
+def test_test_questions_are_different_and_end_where_there_are_no_more():
+    task = gym()
+    with pytest.raises(ValueError, match=r"the cell 2 of mine has (\d+) different questions for tests") as refusal:
+        task.of_cell("test", 0, "2", 10_000, 1)
+    most = int(str(refusal.value).split(" has ")[1].split()[0])
+    assert f"allowed: prompts_per_cell up to {most}" in str(refusal.value)
+    every = {f"{a} {sign} {b} =" for a in range(10) for b in range(10) for sign in "+-"}
+    found = {
+        prompt.removeprefix("<bos>").removesuffix("\n") for prompt, _ in texts(task.of_cell("test", 0, "2", 0, most))
+    }
+    assert found == {question for question in every if held_out(question)}
+    one = task.of_cell("test", 0, "2", most - 1, 1)
+    assert texts(one) == texts(gym().of_cell("test", 0, "2", 0, most))[-1:]
+
+
+class Letters(TextTask):
+    """The answer has as many letters as the number of the question has bits, and a very long one once in 5,000."""
+
+    version: int = 1
+
+    @property
+    def label(self):
+        return "letters"
+
+    def cells(self, role):
+        return {"id": ("a",), "ood": ("b",), "probe": ()}[role]
+
+    def question(self, cell, number):
+        return Question(f"{cell} {number % 5000}", cell * (500 if number % 5000 == 78 else 1 + number % 3))
+
+
+def test_a_sample_that_is_longer_than_those_that_were_probed_is_drawn_again():
+    task = Letters()
+    assert task.completion_tokens("a") == 4
+    batch = task.of_cell("pretrain", 0, "a", 0, 20_000)
+    assert batch.length_N.max() <= task.prompt_tokens("a") + 4
+    numbers = {int(prompt.split()[1]) for prompt, _ in texts(batch)}
+    others = {number for number in range(5000) if not held_out(f"a {number}")} - {78}
+    assert numbers < others
+    assert len(numbers) > 0.95 * len(others)
+
+
+def test_cells_of_several_lengths_are_joined_in_the_order_of_their_numbers():
+    batch = axis("paths").of_cell("sft", 3, "3", 10, 30)
+    assert batch.index_N.tolist() == list(range(10, 40))
+    assert len(set(batch.length_N)) > 1
+    assert (batch.tokens_NT[~batch.counted_NT(np.zeros(30, dtype=int))] == CHARACTERS.pad).all()
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"generator": "chain_sums"}, r"generator is 'chain_sums'.*chain_sum"),
+        (
+            {"levels": (Level(name="2", role="id", settings={"terms": 2}),)},
+            "settings of the level 2 are refused .* 'terms'",
+        ),
+        ({"levels": (Level(name="2", role="id", settings={"min_terms": 0}),)}, "min_terms must be positive"),
+        ({"keep": "sum of (.*)"}, "keep is 'sum of .*', which is not found in the question 'State the final answer"),
+    ],
+)
+def test_a_generator_that_can_not_do_is_refused_before_work(changes, said):
+    with pytest.raises(ContractError, match=said):
+        require_contract(gym(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"keep": "(a)(b)"}, "with 2 groups; allowed: one"),
+        ({"keep": "(a"}, "is no regular expression"),
+        ({"name": "a/b"}, "name"),
+        ({"levels": ()}, "none of the role id"),
+        ({"levels": (Level(name="2", role="id"), Level(name="2", role="ood"))}, "levels has a name twice: 2, 2"),
+    ],
+)
+def test_a_task_that_makes_no_sense_is_refused_when_it_is_made(changes, said):
+    with pytest.raises(ValueError, match=said):
+        gym(**changes)
+
+
+def test_a_study_with_more_test_questions_than_there_are_is_refused_before_it_starts():
+    base = pretrain(task=gym())
+    plan = Plan.of("mine", [base, Evaluate(init=base, prompts_per_cell=30)], ())
+    with pytest.raises(PreflightError, match="prompts_per_cell is 30; allowed: at most 29, because the cell 2 of mine"):
+        require_own_parts(plan)
+    require_own_parts(Plan.of("mine", [base, Evaluate(init=base, prompts_per_cell=29)], ()))
