@@ -2,5 +2,6 @@
 
 from rayexp.tasks.text.base import Question, TextTask
 from rayexp.tasks.text.gym import AXES, GymTask, Level, axis
+from rayexp.tasks.text.records import RecordTask
 
-__all__ = ["AXES", "GymTask", "Level", "Question", "TextTask", "axis"]
+__all__ = ["AXES", "GymTask", "Level", "Question", "RecordTask", "TextTask", "axis"]

@@ -5,7 +5,7 @@ A sample is ``<bos>``, the question, a line break, the answer and ``<eos>``.
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, count, islice, repeat
 from typing import ClassVar, Literal, NamedTuple
@@ -94,10 +94,18 @@ class TextTask(Task):
         """See ``Task.solution``: the gold completion itself."""
         return Solution(tuple(gold), (tuple(gold[:-1]),))
 
+    def right(self, gold: str, written: str) -> bool:
+        """Return whether an answer is right, from the gold one: here only this is. A task that overrides it is not
+        ``unique``."""
+        return written == gold
+
     def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
-        """See ``Task.judge``: only the gold completion is right."""
-        right = tuple(completion) == solution.completion
-        return Verdict(answer=right, trace=right, steps_right=int(right), steps=1)
+        """See ``Task.judge``: an answer that ends is judged as text."""
+        *written, last = completion or (None,)
+        whole = tuple(completion) == solution.completion
+        decode = self.vocabulary.decode
+        answer = last == self.vocabulary.eos and self.right(decode(solution.steps[0]), decode(written))
+        return Verdict(answer=answer, trace=whole, steps_right=int(answer), steps=1)
 
     @property
     def _lengths(self) -> dict[str, _Lengths]:
@@ -107,8 +115,12 @@ class TextTask(Task):
         return _PROBED[key]
 
     def _longest(self, cell: str) -> _Lengths:
-        samples = [self._written(question) for question in self._stream(cell, rng.stream_key("lengths", cell), PROBED)]
+        samples = [self._written(question) for question in self._probed(cell)]
         return _Lengths(*(max(map(len, parts)) for parts in zip(*samples, strict=True)))
+
+    def _probed(self, cell: str) -> Iterable[Question]:
+        """Return the questions that say how long those of a cell get."""
+        return self._stream(cell, rng.stream_key("lengths", cell), PROBED)
 
     @cached_property
     def _tests(self) -> dict[tuple[int, str], tuple[list[Question], Iterator[Question]]]:

@@ -15,7 +15,7 @@ from rayexp.tasks.text.vocabularies import VOCABULARIES
 from tests.fixtures.factories import pretrain
 
 CHARACTERS = VOCABULARIES["characters"]
-SUMS = {"min_terms": 2, "max_terms": 2, "max_digits": 1}
+SUMS: dict[str, int | float | str | bool] = {"min_terms": 2, "max_terms": 2, "max_digits": 1}
 
 
 def gym(**changes):

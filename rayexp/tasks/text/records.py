@@ -1,0 +1,171 @@
+"""A user's own questions and answers, from a file or from a data set of the Hugging Face hub."""
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import fsspec
+import pandas as pd
+from pydantic import Field, model_validator
+
+from rayexp.errors import located, not_among
+from rayexp.formatting import one_line
+from rayexp.parts import imported
+from rayexp.tasks.base import ROLES
+from rayexp.tasks.text.base import Question, TextTask
+from rayexp.tasks.text.verifiers import VERIFIERS
+
+READERS: dict[str, Callable[[io.BytesIO], pd.DataFrame]] = {
+    ".jsonl": lambda file: pd.read_json(file, lines=True, dtype=False, convert_dates=False),
+    ".parquet": pd.read_parquet,
+    ".csv": lambda file: pd.read_csv(file, dtype=str, keep_default_na=False),
+}
+#: The line of the first record in a file, for messages.
+FIRST_LINE = {".jsonl": 1, ".parquet": 1, ".csv": 2}
+
+
+class RecordTask(TextTask):
+    """Questions and answers of a file, one record each.
+
+    name: for people, and for folders. path: of JSON lines, Parquet or CSV, anywhere that fsspec reads; every machine
+    has to reach it. prompt, answer, role, cell: names of columns. Without a column ``role`` all records are ``id``;
+    without one for cells those of a role are one. verifier: ``exact``; ``math`` (by math-verify: however the answer is
+    written); ``final`` (what stands behind ``####``, as in GSM8K); or the import path of a function of the gold answer
+    and of the one to judge. digest: of the file, filled in; a study finds out if the file has changed since.
+    """
+
+    kind: Literal["records"] = "records"
+    name: str = Field(pattern=r"^[a-z0-9-]+$")
+    path: str
+    prompt: str = "prompt"
+    answer: str = "answer"
+    role: str | None = None
+    cell: str | None = None
+    verifier: str = "exact"
+    digest: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_digest(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("path"), str) and not values.get("digest"):
+            return {**values, "digest": _digest(_content(values["path"]))}
+        return values
+
+    @model_validator(mode="after")
+    def _verified(self) -> Self:
+        if ":" not in self.verifier and self.verifier not in VERIFIERS:
+            raise ValueError(not_among("verifier", self.verifier, (*VERIFIERS, "module:function of your own")))
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @property
+    def unique(self) -> bool:
+        return self.verifier == "exact"
+
+    def cells(self, role: str) -> tuple[str, ...]:
+        return tuple(name for name, (of_role, _) in self._cells.items() if of_role == role)
+
+    def question(self, cell: str, number: int) -> Question:
+        """See ``TextTask.question``."""
+        _, questions = self._cells[cell]
+        return questions[number % len(questions)]
+
+    def right(self, gold: str, written: str) -> bool:
+        """See ``TextTask.right``: by the verifier. Raises ValueError, with the record, where that fails."""
+        verifier = self._verifier
+        try:
+            return bool(verifier(gold, written))
+        except Exception as error:
+            raise ValueError(
+                f"the verifier {self.verifier} fails on the answer {written!r} where {gold!r} is right: "
+                f"{located(error)}"
+            ) from error
+
+    @cached_property
+    def _verifier(self) -> Callable[[str, str], bool]:
+        if self.verifier in VERIFIERS:
+            return VERIFIERS[self.verifier]
+        return imported(self.verifier, "verifier")
+
+    @cached_property
+    def _cells(self) -> dict[str, tuple[str, list[Question]]]:
+        content = _content(self.path)
+        if (found := _digest(content)) != self.digest:
+            raise ValueError(
+                f"path is {self.path!r}, whose content has changed (SHA-256 {found[:12]}, it was {self.digest[:12]}); "
+                "restore the file, or leave digest out to start anew from what it holds"
+            )
+        columns = (self.prompt, self.answer, self.role, self.cell)
+        return _questions(self.path, self.digest, columns)
+
+    def _probed(self, cell: str) -> list[Question]:
+        """Return all questions: their lengths are known."""
+        return self._cells[cell][1]
+
+
+@lru_cache(maxsize=8)
+def _content(path: str) -> bytes:
+    """Return what a file holds. Raises ValueError if it can't be read."""
+    if Path(path).suffix not in READERS:
+        raise ValueError(f"path is {path!r}; allowed: a file that ends with {', '.join(READERS)}")
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception as error:  # each file system has its own
+        raise ValueError(f"path is {path!r}, which can't be read: {one_line(located(error))}") from error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _questions(
+    path: str, digest: str, columns: tuple[str, str, str | None, str | None]
+) -> dict[str, tuple[str, list[Question]]]:
+    """Return the questions of each cell, with its role. Raises ValueError, with the line, on a record that can't be
+    used."""
+    records, prompt, answer, role, cell = _read(path), *columns
+    for field, column in zip(("prompt", "answer", "role", "cell"), columns, strict=True):
+        if column is not None and column not in records:
+            raise ValueError(f"{field} is {column!r}, which is no column of {path}; allowed: {', '.join(records)}")
+    cells: dict[str, tuple[str, list[Question]]] = {}
+    seen: dict[str, tuple[str, str]] = {}
+    for line, record in enumerate(records.to_dict("records"), start=FIRST_LINE[Path(path).suffix]):
+        where = f"line {line} of {path}"
+        asked, answered = (_text(record[column], column, where) for column in (prompt, answer))
+        its_role = "id" if role is None else str(record[role])
+        if its_role not in ROLES:
+            raise ValueError(f"{role} is {its_role!r} in {where}; allowed: {', '.join(ROLES)}")
+        its_cell = its_role if cell is None else _text(record[cell], cell, where)
+        there, questions = cells.setdefault(its_cell, (its_role, []))
+        if there != its_role:
+            raise ValueError(f"{cell} is {its_cell!r} in {where}, with the role {its_role}; before it has {there}")
+        home, line_of_it = seen.setdefault(asked, (its_cell, where))
+        if home != its_cell:
+            raise ValueError(f"{where} has the question of {line_of_it}, which is of the cell {home}; leave one out")
+        if line_of_it == where:
+            questions.append(Question(asked, answered))
+    return cells
+
+
+def _read(path: str) -> pd.DataFrame:
+    suffix = Path(path).suffix
+    try:
+        return READERS[suffix](io.BytesIO(_content(path)))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"path is {path!r}, which is no table of the kind {suffix}: {error}") from error
+
+
+def _text(value: Any, column: str, where: str) -> str:
+    """Return a value as text. Raises ValueError on an empty one."""
+    text = "" if value is None or value != value else str(value).strip()
+    if not text:
+        raise ValueError(f"{column} is empty in {where}; allowed: a text or a number")
+    return text
