@@ -134,7 +134,9 @@ def _questions(
     records, prompt, answer, role, cell = _read(path), *columns
     for field, column in zip(("prompt", "answer", "role", "cell"), columns, strict=True):
         if column is not None and column not in records:
-            raise ValueError(f"{field} is {column!r}, which is no column of {path}; allowed: {', '.join(records)}")
+            raise ValueError(
+                f"{field} is {column!r}, which is no column of {path}; allowed: {', '.join(records.columns)}"
+            )
     cells: dict[str, tuple[str, list[Question]]] = {}
     seen: dict[str, tuple[str, str]] = {}
     for line, record in enumerate(records.to_dict("records"), start=FIRST_LINE[Path(path).suffix]):

@@ -60,14 +60,14 @@ def test_without_a_column_for_roles_all_are_id(tmp_path):
 
 
 def test_a_stage_is_pinned_to_what_the_file_holds(tmp_path):
-    path = written(tmp_path)
-    stage = pretrain(task=task(path))
+    sums = task(written(tmp_path))
+    stage = pretrain(task=sums)
     assert parse_stage(stage.model_dump_json()).id == stage.id
     changed = [*RECORDS, {"q": "10 + 1", "a": 11, "kind": "ood", "carry": "carry 0"}]
-    other = pretrain(task=task(written(tmp_path, changed, "more.jsonl")))
-    assert other.id != stage.id
+    more = task(written(tmp_path, changed, "more.jsonl"))
+    assert pretrain(task=more).id != stage.id
     with pytest.raises(ContractError, match=r"whose content has changed .*; restore the file, or leave digest out"):
-        require_contract(task(other.task.path, digest=stage.task.digest))
+        require_contract(task(more.path, digest=sums.digest))
 
 
 @pytest.mark.parametrize(
