@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -224,13 +225,13 @@ def our_steps(spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts
     """Return what does one step of a stage a turn, timed by parts."""
     learner = GRPOLearner(spec, copy.deepcopy(model))
     prompts, step = UnsolvedPrompts(spec, {}) if spec.only_unsolved else Prompts(spec), 0
-    score = policies.group_logprobs
+    read = policies.Readout.of
 
-    def timed_score(model: Any, *arguments: Any) -> Any:
+    def timed_read(model: Any, *arguments: Any) -> Any:
         if model is not learner.reference:
-            return score(model, *arguments)
+            return read(model, *arguments)
         with parts.time("reference"):
-            return score(model, *arguments)
+            return read(model, *arguments)
 
     def drawn(batch: PromptBatch) -> tuple[Completions, np.ndarray]:
         with parts.time("rollout"):
@@ -248,10 +249,8 @@ def our_steps(spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts
         if spec.resamples:
             completions, rewards_PG, _ = resampled(batch, completions, rewards_PG, drawn)
         before = parts.seconds.get("reference", 0.0)
-        with parts.time("learn"):
-            policies.group_logprobs = timed_score
+        with parts.time("learn"), mock.patch.object(policies.Readout, "of", timed_read):
             learner.update(rollout_batches(batch, completions, rewards_PG), 1e9)
-            policies.group_logprobs = score
         parts.seconds["learn"] -= parts.seconds["reference"] - before
         with parts.time("reward"):
             prompts.record(batch, completions)

@@ -150,6 +150,10 @@ class RunConfig(Value):
     CPU does it: a worker group takes longer to start than it takes to train a small decoder. 0: never."""
     train_cpus: float = Field(default=1.0, gt=0)
     """Cores, and threads, of a training rank. Another number of threads or of ranks rounds differently."""
+    micro_batch_tokens: Count | None = None
+    """Tokens, padding and prompts included, that a training rank or a learner computes the gradient of at once, for
+    decoders whose activations of a whole step would not fit; by default all. Parts of a step add up to it, up to
+    rounding."""
     learner_cpus: float = Field(default=0.5, gt=0)
     """Cores of a GRPO learner. Learner and sampler take turns, so the two together keep one core busy."""
     rollout_cpus: float = Field(default=0.5, gt=0)

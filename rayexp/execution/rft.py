@@ -15,8 +15,9 @@ from rayexp import rng
 from rayexp.objectives.reductions import masked
 from rayexp.rl.learner import Learner as BaseLearner
 from rayexp.rl.learner import require_finite, require_finite_rollouts, require_match
+from rayexp.rl.readout import Readout, fits, token_scores
 from rayexp.rl.rollouts import RolloutBatch, on_device
-from rayexp.rl.scoring import UniquePrefixes, group_logprobs
+from rayexp.rl.scoring import UniquePrefixes
 from rayexp.stages import RFT
 
 
@@ -84,8 +85,8 @@ class Learner(BaseLearner):
         """Return the log-probability of every token under the policy: [N, C]."""
         prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, self.trainer.device)
         with self.trainer.precision():
-            logprobs_NCV = group_logprobs(self.model, prefixes)
-        return logprobs_NCV.gather(-1, tensors.tokens_NC[..., None]).squeeze(-1)
+            policy = Readout.of(self.model, prefixes, fits(self.model, batch.tokens_NC.size))
+            return token_scores(policy, None, prefixes, tensors.tokens_NC, tensors.mask_NC, "exact").logprob_NC
 
 
 def right_completions(batch: RolloutBatch[np.ndarray]) -> RolloutBatch[np.ndarray]:

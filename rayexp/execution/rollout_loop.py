@@ -117,7 +117,8 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
                 filtered = {"drawn_per_kept": count / rewards_PG.size}
             rollouts = rollout_statistics(rewards_PG, completions) | throughput.rate() | hits.totals() | filtered
             with timed("learn"):
-                learning = learner.call("update", rollout_batches(batch, completions, rewards_PG))
+                batches = rollout_batches(batch, completions, rewards_PG, run_config.micro_batch_tokens)
+                learning = learner.call("update", batches)
             with timed("rollout"):
                 drawn = next_drawn() if next_drawn else None
             with timed("reward"):

@@ -100,7 +100,8 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
             batches = loader.take(step)
             counted = sum(batch.tokens - int(kind.loss_start(batch).sum()) for batch in batches)
             tokens += sum(batch.tokens for batch in batches)
-            shards = [batch.shard(rank, ranks) for batch in batches]
+            own = [batch.shard(rank, ranks) for batch in batches]
+            shards = [piece for batch in own for piece in batch.pieces(run_config.micro_batch_tokens)]
             losses = [
                 partial(rank_loss, trainer, meter, shard, kind.loss_start(shard), ranks / counted) for shard in shards
             ]

@@ -22,8 +22,9 @@ from rayexp.objectives.advantages import Earnings, advantages_of
 from rayexp.objectives.losses import GRPOSettings, Scores, earnings_of, grpo_loss
 from rayexp.objectives.reductions import masked
 from rayexp.rl.critic import Critic, ValueTargets, critic_statistics
+from rayexp.rl.readout import Readout, fits, token_scores
 from rayexp.rl.rollouts import RolloutBatch, on_device
-from rayexp.rl.scoring import UniquePrefixes, group_logprobs, score_tokens
+from rayexp.rl.scoring import UniquePrefixes
 from rayexp.rl.statistics import UpdateStatistics, step_statistics
 from rayexp.stages import GRPO, RolloutStage
 from rayexp.training.trainer import Trainer
@@ -39,7 +40,8 @@ class _Part:
 
     batch: RolloutBatch[Tensor]
     prefixes: UniquePrefixes
-    reference_NCV: Tensor | None  # log-probabilities; None where kl_beta is 0
+    whole: bool  # whether all distributions of the step are held at once
+    reference: Readout | None  # None where kl_beta is 0
     old_logprob_NC: Tensor | None  # that the ratios refer to; None: those of the policy itself
     values_NC: Tensor | None  # what the critic expects before the first update; None without a critic
     old_kl_NC: Tensor | None = None  # that a KL in the reward is paid for; None: that of the policy itself
@@ -97,7 +99,8 @@ class GRPOLearner(Learner):
         """Take ``updates`` optimiser steps, and as many of the critic, if there is one, on what the advantages of each
         were made of. With staleness a mismatch is none: the completions are of other weights."""
         require_finite_rollouts(batches)
-        parts = [self._part(batch) for batch in batches]
+        whole = fits(self.model, sum(batch.tokens_NC.size for batch in batches))
+        parts = [self._part(batch, whole) for batch in batches]
         if self._stage.updates > 1:
             parts = [self._with_old_policy(part) for part in parts]
         updates = [UpdateStatistics() for _ in range(self._stage.updates)]
@@ -116,17 +119,17 @@ class GRPOLearner(Learner):
         if self.critic is not None:
             self.critic.restore(state["critic"])
 
-    def _part(self, batch: RolloutBatch[np.ndarray]) -> _Part:
+    def _part(self, batch: RolloutBatch[np.ndarray], whole: bool) -> _Part:
         prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, self.trainer.device)
-        reference_NCV = None
+        reference = None
         if self.reference is not None:
             with torch.no_grad(), devices.autocast(self.reference, self._stage.optimiser.precision):
-                reference_NCV = group_logprobs(self.reference, prefixes)
+                reference = Readout.of(self.reference, prefixes, whole)
         tensors = on_device(batch, self.trainer.device)
         old_logprob_NC = tensors.sampler_logprobs_NC if self._stage.staleness else None
         # Those of before all updates: once the critic has seen these completions, its values depend on them.
         values_NC = None if self.critic is None else self.critic.values(prefixes)
-        return _Part(tensors, prefixes, reference_NCV, old_logprob_NC, values_NC)
+        return _Part(tensors, prefixes, whole, reference, old_logprob_NC, values_NC)
 
     @torch.no_grad()
     def _with_old_policy(self, part: _Part) -> _Part:
@@ -137,10 +140,10 @@ class GRPOLearner(Learner):
         return replace(part, old_logprob_NC=old_logprob_NC, old_kl_NC=scores.kl_NC)
 
     def _scores(self, part: _Part) -> Scores:
+        batch, estimator = part.batch, self._settings.kl_estimator
         with self.trainer.precision():
-            policy_NCV = group_logprobs(self.model, part.prefixes)
-        batch = part.batch
-        return score_tokens(policy_NCV, part.reference_NCV, batch.tokens_NC, batch.mask_NC, self._settings.kl_estimator)
+            policy = Readout.of(self.model, part.prefixes, part.whole)
+            return token_scores(policy, part.reference, part.prefixes, batch.tokens_NC, batch.mask_NC, estimator)
 
     def _step(
         self, parts: list[_Part], statistics: UpdateStatistics, check: Callable[[], None]
@@ -184,12 +187,11 @@ class GRPOLearner(Learner):
     def _name_culprits(self, parts: list[_Part]) -> None:
         """Raise NotFiniteError for the prompts of whose completions some log-probability is not finite."""
         for part in parts:
-            with self.trainer.precision():
-                policy_NCV = group_logprobs(self.model, part.prefixes)
-            for whose, logprobs_NCV in {"policy": policy_NCV, "reference": part.reference_NCV}.items():
-                if logprobs_NCV is not None:
-                    seen_NCV = masked(logprobs_NCV, part.batch.mask_NC[..., None]).cpu().numpy()
-                    require_finite(f"the {whose}'s log-probability", seen_NCV, part.batch.numbers_P.cpu().numpy())
+            scores, numbers_P = self._scores(part), part.batch.numbers_P.cpu().numpy()
+            for what, values_NC in {"log-probability": scores.logprob_NC, "KL to the reference": scores.kl_NC}.items():
+                if values_NC is not None:
+                    seen_NC = masked(values_NC, part.batch.mask_NC).cpu().numpy()
+                    require_finite(f"the policy's {what}", seen_NC, numbers_P)
 
 
 def _value_targets(parts: Sequence[_Part], earned: Sequence[Earnings]) -> list[ValueTargets]:

@@ -34,28 +34,34 @@ class RolloutBatch(Generic[Array]):
 
 
 def rollout_batches(
-    prompts: PromptBatch, completions: Completions, rewards_PG: np.ndarray
+    prompts: PromptBatch, completions: Completions, rewards_PG: np.ndarray, tokens: int | None = None
 ) -> list[RolloutBatch[np.ndarray]]:
     """Cut rollouts of prompts in any order into batches of one prompt length each, shortest first. Hints count as
-    parts of prompts, so that only what was drawn is learnt from."""
+    parts of prompts, so that only what was drawn is learnt from.
+
+    tokens: of a batch at most, padding and a prompt for each completion included, but a group stays together.
+    """
     group, contexts = rewards_PG.shape[1], prompts.contexts
     lengths_P = np.array([len(context) for context in contexts])
     mask_NC = completions.mask_NC
     batches = []
     for length in np.unique(lengths_P):
-        chosen_P = np.flatnonzero(lengths_P == length)
-        rows_N = (chosen_P[:, None] * group + np.arange(group)).ravel()
-        width = int(completions.length_N[rows_N].max())
-        batches.append(
-            RolloutBatch(
-                numbers_P=np.array([prompts.numbers[i] for i in chosen_P]),
-                prompts_PT=np.array([contexts[i] for i in chosen_P], dtype=np.int64),
-                tokens_NC=completions.tokens_NC[rows_N, :width],
-                mask_NC=mask_NC[rows_N, :width],
-                sampler_logprobs_NC=completions.logprobs_NC[rows_N, :width],
-                rewards_PG=rewards_PG[chosen_P].astype(np.float32),
+        of_length_P = np.flatnonzero(lengths_P == length)
+        longest = length + int(completions.length_N.reshape(-1, group)[of_length_P].max())
+        at_once = len(of_length_P) if tokens is None else max(1, tokens // (group * int(longest)))
+        for chosen_P in np.split(of_length_P, range(at_once, len(of_length_P), at_once)):
+            rows_N = (chosen_P[:, None] * group + np.arange(group)).ravel()
+            width = int(completions.length_N[rows_N].max())
+            batches.append(
+                RolloutBatch(
+                    numbers_P=np.array([prompts.numbers[i] for i in chosen_P]),
+                    prompts_PT=np.array([contexts[i] for i in chosen_P], dtype=np.int64),
+                    tokens_NC=completions.tokens_NC[rows_N, :width],
+                    mask_NC=mask_NC[rows_N, :width],
+                    sampler_logprobs_NC=completions.logprobs_NC[rows_N, :width],
+                    rewards_PG=rewards_PG[chosen_P].astype(np.float32),
+                )
             )
-        )
     return batches
 
 

@@ -3,10 +3,11 @@
 Prompts are longer than answers, and a group shares one. A policy that is sure of itself draws the same completion again
 and again: after SFT on the composition axis up to 70 % of a group are copies of other members, after GRPO nearly all.
 
-Shape suffixes: _N completions, _P prompts, _T tokens, _C completion tokens, _V vocabulary, _U unique prefixes, _K the
-index of a prompt and the tokens of a prefix.
+Shape suffixes: _N completions, _P prompts, _T tokens, _C completion tokens, _V vocabulary, _U unique prefixes, _D the
+width of the model, _K the index of a prompt and the tokens of a prefix.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,19 +53,37 @@ class UniquePrefixes:
 
 def group_logits(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
     """Return the model's logits at every token that follows one of the unique prefixes: [U, C, V], where completion n
-    of the groups is row ``prefixes.row_N[n]``.
+    of the groups is row ``prefixes.row_N[n]``."""
+
+    def logits(tokens_NT: Tensor, cache: DynamicCache, keep: int) -> Tensor:
+        return model(input_ids=tokens_NT, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+
+    return _read(prefixes, logits)
+
+
+def group_hidden(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
+    """Return what the output matrix of the model makes the logits of ``group_logits`` from: [U, C, D]."""
+
+    def hidden(tokens_NT: Tensor, cache: DynamicCache, keep: int) -> Tensor:
+        states = model.base_model(input_ids=tokens_NT, past_key_values=cache, use_cache=True).last_hidden_state
+        return states[:, -keep:]
+
+    return _read(prefixes, hidden)
+
+
+def _read(prefixes: UniquePrefixes, read: Callable[[Tensor, DynamicCache, int], Tensor]) -> Tensor:
+    """Return what is read at every token that follows one of the unique prefixes. ``read`` is given tokens, a cache,
+    and at how many of the last tokens to read (0: all).
 
     A group shares the keys and values of its prompt, and completions with the same prefix share all that follows from
     it, gradients included.
     """
     cache = DynamicCache()
-    first_P1V = model(input_ids=prefixes.prompts_PT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    logits_UCV = first_P1V.index_select(0, prefixes.prompt_U)
+    found = read(prefixes.prompts_PT, cache, 1).index_select(0, prefixes.prompt_U)
     if prefixes.tokens_UC.shape[1]:
         gather_cache_rows(cache, prefixes.prompt_U)
-        rest_UCV = model(input_ids=prefixes.tokens_UC, past_key_values=cache, use_cache=True).logits
-        logits_UCV = torch.cat([logits_UCV, rest_UCV], dim=1)
-    return logits_UCV
+        found = torch.cat([found, read(prefixes.tokens_UC, cache, 0)], dim=1)
+    return found
 
 
 def group_logprobs(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:

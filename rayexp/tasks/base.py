@@ -124,6 +124,15 @@ class TokenBatch:
         """Return every ``ranks``-th row from row ``rank`` on; may be empty."""
         return self.take(slice(rank, None, ranks))
 
+    def pieces(self, tokens: int | None) -> "list[TokenBatch]":
+        """Return its rows in as few pieces as have no more tokens each, padding included; a piece has a row at least.
+        None: in one piece."""
+        rows, width = self.tokens_NT.shape
+        if tokens is None or rows * width <= tokens:
+            return [self]
+        size = max(1, tokens // width)
+        return [self.take(slice(start, start + size)) for start in range(0, rows, size)]
+
 
 @dataclass(frozen=True)
 class Solution:

@@ -1,9 +1,16 @@
 """Batches of rollouts."""
 
+import pytest
+import torch
+
+from rayexp.models import factory
+from rayexp.rl.learner import GRPOLearner
 from rayexp.rl.prompts import PromptBatch
 from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.base import Completions
-from tests.fixtures.rollouts import rollouts
+from rayexp.tasks.strings.symbols import VOCABULARY
+from tests.fixtures.factories import MICRO
+from tests.fixtures.rollouts import grpo_spec, rollouts
 
 
 def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
@@ -42,3 +49,19 @@ def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
     lengths = [batch.prompts_PT.shape[1] for batch in batches]
     assert lengths == sorted(set(lengths))
     assert len(lengths) > 1
+
+
+def test_a_step_in_pieces_is_the_whole_step():
+    """Gradients add up, and groups stay together."""
+    learners = [GRPOLearner(grpo_spec(), factory.build(MICRO, VOCABULARY, seed=1)) for _ in range(2)]
+    drawn = rollouts(learners[0].model)
+    whole, pieces = rollout_batches(*drawn), rollout_batches(*drawn, tokens=60)
+    assert len(pieces) > 2 * len(whole)
+    for piece in pieces:
+        prompts, tokens = piece.prompts_PT.shape[1], piece.tokens_NC.shape[1]
+        assert len(piece.tokens_NC) == 4 or len(piece.tokens_NC) * (prompts + tokens) <= 60
+    assert [n for piece in pieces for n in piece.numbers_P] == [n for batch in whole for n in batch.numbers_P]
+    one, other = (learner.update(part, 0.02) for learner, part in zip(learners, (whole, pieces), strict=True))
+    assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
+    for a, b in zip(*(learner.model.parameters() for learner in learners), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

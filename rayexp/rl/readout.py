@@ -1,0 +1,106 @@
+"""What a loss reads of the distributions at every token: from all of them where they are small, else in parts.
+
+Log-probabilities over the vocabulary are [N, C, V]: 16 GB in fp32 for 512 completions of 160 tokens and 49,152 symbols,
+and as much for the reference. A loss needs three numbers a token of them (``Scores``). So where they are large only the
+hidden states are kept, and the output matrix goes over a few prefixes at a time, once more in the backward pass.
+
+Shape suffixes: as in ``rl.scoring``; _X numbers that the logits of a token are made from, V or D of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from rayexp.objectives.losses import Scores
+from rayexp.rl.scoring import UniquePrefixes, group_hidden, group_logits, score_tokens
+
+#: Log-probabilities that are held at once: half a gigabyte in fp32.
+HELD = 2**27
+#: Settings by which some architectures change what comes from the output matrix.
+BEHIND_THE_MATRIX = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The distributions of a model at every token of groups of completions.
+
+    states_UCX: what ``logits`` makes the logits from, at every unique prefix. at_once: prefixes whose distributions are
+    held at once.
+    """
+
+    states_UCX: Tensor
+    logits: Callable[[Tensor], Tensor]
+    at_once: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, prefixes: UniquePrefixes, whole: bool) -> "Readout":
+        """Read groups of completions. whole: whether all distributions are held at once. Raises ValueError where they
+        are not, and the architecture changes logits behind its output matrix."""
+        unique, tokens = prefixes.tokens_UC.shape
+        if whole:
+            return cls(group_logits(model, prefixes), lambda logits_UCV: logits_UCV, unique)
+        if scaled := [name for name in BEHIND_THE_MATRIX if getattr(model.config, name, None) not in (None, 1.0)]:
+            raise ValueError(
+                f"the model has {scaled[0]}, and the distributions of its completions are too many to be held at once; "
+                "allowed: fewer or shorter completions in a step, or a model without"
+            )
+        at_once = max(1, HELD // ((tokens + 1) * model.config.vocab_size))
+        return cls(group_hidden(model, prefixes), model.get_output_embeddings(), at_once)
+
+
+def fits(model: PreTrainedModel, tokens: int) -> bool:
+    """Return whether the distributions at so many tokens, all of a step, may be held at once."""
+    return tokens * model.config.vocab_size <= HELD
+
+
+class _Members(NamedTuple):
+    """Completions whose prefixes are in one part."""
+
+    row_N: Tensor
+    tokens_NC: Tensor
+    mask_NC: Tensor
+
+
+def token_scores(
+    policy: Readout,
+    reference: Readout | None,
+    prefixes: UniquePrefixes,
+    tokens_NC: Tensor,
+    mask_NC: Tensor,
+    kl_estimator: str,
+) -> Scores:
+    """Return what a loss reads of the tokens of groups of completions. Without a reference there is no KL.
+
+    In parts, it is the same up to rounding: 1e-5 nats in fp32.
+    """
+
+    def scored(states_UCX: Tensor, reference_UCX: Tensor | None, members: _Members) -> Scores:
+        policy_NCV = _logprobs(policy, states_UCX, members)
+        reference_NCV = (
+            _logprobs(reference, reference_UCX, members) if reference and reference_UCX is not None else None
+        )
+        return score_tokens(policy_NCV, reference_NCV, members.tokens_NC, members.mask_NC, kl_estimator)
+
+    parts = policy.states_UCX.split(policy.at_once)
+    references = reference.states_UCX.split(policy.at_once) if reference else [None] * len(parts)
+    if len(parts) == 1:
+        return scored(parts[0], references[0], _Members(prefixes.row_N, tokens_NC, mask_NC))
+    found, indices = [], []
+    for start, part, of_reference in zip(range(0, 2**62, policy.at_once), parts, references, strict=False):
+        index_N = ((prefixes.row_N >= start) & (prefixes.row_N < start + len(part))).nonzero().squeeze(1)
+        members = _Members(prefixes.row_N[index_N] - start, tokens_NC[index_N], mask_NC[index_N])
+        found.append(checkpoint(scored, part, of_reference, members, use_reentrant=False))
+        indices.append(index_N)
+    back_N = torch.cat(indices).argsort()
+    columns = zip(*((each.logprob_NC, each.entropy_NC, each.kl_NC) for each in found), strict=True)
+    return Scores(*(torch.cat(parts)[back_N] if parts[0] is not None else None for parts in columns))
+
+
+def _logprobs(readout: Readout, states_UCX: Tensor, members: _Members) -> Tensor:
+    """Return log-probabilities over the vocabulary of completions: [N, C, V], fp32."""
+    return readout.logits(states_UCX).float().log_softmax(dim=-1).index_select(0, members.row_N)
