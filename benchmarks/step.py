@@ -294,7 +294,7 @@ def trl_steps(spec: GRPO, model: PreTrainedModel) -> Callable[[], float]:
             self.seconds += time.process_time()
 
     folder = mkdtemp(prefix="rayexp-bench-")
-    io.save(model, Path(folder))
+    io.save(model, VOCABULARY, Path(folder))
 
     def turn() -> float:
         watch = ProgressCallback()

@@ -103,7 +103,7 @@ class LearnerActor:
     def publish(self, files: Files, provenance: dict[str, Any]) -> None:
         """Make the artifact of the finished stage: its weights and the driver's files."""
         with TemporaryDirectory() as name:
-            io.save(self._learner.model, Path(name) / "model")
+            io.save(self._learner.model, self._stage.root.task.vocabulary, Path(name) / "model")
             _write(files, Path(name))
             self._store.publish(self._stage, Path(name), provenance)
 

@@ -132,7 +132,7 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
 
     if rank == 0:
         with error_context(lambda: f"{stage.label}, publishing"), TemporaryDirectory() as folder:
-            io.save(module, Path(folder) / "model")
+            io.save(module, stage.root.task.vocabulary, Path(folder) / "model")
             (Path(folder) / METRICS).write_bytes(metric_log.to_bytes())
             if stage.keeps_state:
                 torch.save(trainer.state(), Path(folder) / STATE)

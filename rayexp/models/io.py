@@ -7,14 +7,18 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from rayexp.models import tokenizer
 from rayexp.models.devices import CPU
+from rayexp.tasks import Vocabulary
 
 transformers_logging.disable_progress_bar()  # saving and loading take milliseconds
 
 
-def save(model: PreTrainedModel, folder: Path) -> None:
-    """Write ``config.json`` and ``model.safetensors``, which ``from_pretrained`` and vLLM load as they are."""
+def save(model: PreTrainedModel, vocabulary: Vocabulary, folder: Path) -> None:
+    """Write ``config.json``, ``model.safetensors`` and a tokenizer, which ``from_pretrained`` and vLLM load as they
+    are."""
     model.save_pretrained(folder)
+    tokenizer.save(vocabulary, folder)
 
 
 def load(folder: Path, device: torch.device = CPU) -> PreTrainedModel:

@@ -49,12 +49,13 @@ Verify:
 sha256sum --check --quiet SHA256SUMS
 ```
 
-Load a decoder. Its tokens are those of `vocabulary.symbols` of its task, `rayexp.stages.parse_stage(...).root.task`:
+Load a decoder. Its tokenizer has the token ids of its task, and adds none by itself: a prompt begins with `<bos>`.
 
 ```python
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 model = LlamaForCausalLM.from_pretrained("stages/{example}/model")
+tokenizer = AutoTokenizer.from_pretrained("stages/{example}/model")
 ```
 
 That is the whole model, whatever `decoder.positions` of its stage is: `none` is RoPE whose frequencies are divided by

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -30,9 +30,11 @@ TEST_SEED = 0
 class Vocabulary:
     """The symbols of a task, one token each; the first three are ``<pad>``, ``<bos>`` and ``<eos>``.
 
-    size: rows of the embedding table, a multiple of 64, which is a friendlier shape for GPUs.
+    units: what of a text is a symbol: what stands between blanks, a character, or a byte of UTF-8. size: rows of the
+    embedding table, a multiple of 64, which is a friendlier shape for GPUs.
     """
 
+    units: ClassVar[Literal["words", "characters", "bytes"]] = "words"
     symbols: tuple[str, ...]
     pad: int = 0
     bos: int = 1

@@ -154,7 +154,7 @@ def test_hints_and_a_curriculum_are_drawn_for_as_the_learner_scores_them(manager
 
 def test_a_model_folder_loads_in_stock_vllm(cluster, case, tmp_path):
     _, model, prompts = case
-    io.save(model, tmp_path / "model")
+    io.save(model, VOCABULARY, tmp_path / "model")
     expected = TorchSampler(model).greedy(prompts[:3], [6] * 3).rows
 
     @ray.remote(num_cpus=0.5, max_calls=1, runtime_env={"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}})

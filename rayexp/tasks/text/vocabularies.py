@@ -15,6 +15,8 @@ BREAK = "\n"
 class Characters(Vocabulary):
     """A vocabulary whose symbols are written without blanks between them."""
 
+    units = "characters"
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text in which special symbols are read as such. Raises KeyError or ValueError on an
         unknown one."""
@@ -37,6 +39,8 @@ class Characters(Vocabulary):
 @dataclass(frozen=True)
 class Bytes(Characters):
     """A vocabulary of bytes, behind the special symbols."""
+
+    units = "bytes"
 
     def plain(self, text: str) -> list[int]:
         """Return the token ids of the bytes of a text."""

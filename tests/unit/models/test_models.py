@@ -16,7 +16,7 @@ from tests.fixtures.weights import same, weights
 def test_a_saved_decoder_comes_back_bitwise(tmp_path, name):
     shape = DECODERS["tiny"] if name == "tiny" else MICRO
     model = factory.build(shape, VOCABULARY, seed=3)
-    models_io.save(model, tmp_path)
+    models_io.save(model, VOCABULARY, tmp_path)
     loaded = models_io.load(tmp_path)
     assert same(weights(loaded), weights(model))
     assert loaded.training
@@ -58,7 +58,7 @@ def test_the_configuration_of_usual_positions_is_what_it_was():
 @pytest.mark.parametrize("name", ["tiny", "micro"])
 def test_without_positions_nothing_rotates(name, tmp_path, monkeypatch):
     shape = (DECODERS["tiny"] if name == "tiny" else MICRO).model_copy(update={"positions": "none"})
-    models_io.save(factory.build(shape, VOCABULARY, seed=3), tmp_path)
+    models_io.save(factory.build(shape, VOCABULARY, seed=3), VOCABULARY, tmp_path)
     model = models_io.load(tmp_path)
     found, rope = logits(model), logits(factory.build(shape.model_copy(update={"positions": "rope"}), VOCABULARY, 3))
     elsewhere = torch.randperm(50)[:12].expand(4, 12)

@@ -1,0 +1,38 @@
+"""The vocabulary of a task as a tokenizer that stock tools load: text in, the task's own token ids out."""
+
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from rayexp.tasks import Vocabulary
+
+EACH = Regex(r"[\s\S]")
+
+
+def save(vocabulary: Vocabulary, folder: Path) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``, which ``AutoTokenizer.from_pretrained`` loads."""
+    names = dict(zip(("pad_token", "bos_token", "eos_token"), vocabulary.symbols, strict=False))
+    fast = PreTrainedTokenizerFast(tokenizer_object=_tokenizer(vocabulary), clean_up_tokenization_spaces=False, **names)
+    fast.save_pretrained(folder)
+
+
+def _tokenizer(vocabulary: Vocabulary) -> Tokenizer:
+    ids = {symbol: token for token, symbol in enumerate(vocabulary.symbols)}
+    one_by_one = pre_tokenizers.Split(EACH, "isolated")
+    if vocabulary.units == "bytes":  # which this library writes as characters of its own
+        first = len(ids) - 256
+        ids = {symbol: token for symbol, token in ids.items() if token < first}
+        ids |= {character: first + byte for byte, character in bytes_to_unicode().items()}
+        as_characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        split, joined = pre_tokenizers.Sequence([as_characters, one_by_one]), decoders.ByteLevel()
+    elif vocabulary.units == "characters":
+        split, joined = one_by_one, decoders.Fuse()
+    else:
+        split, joined = pre_tokenizers.WhitespaceSplit(), None  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = Tokenizer(models.WordLevel(ids))
+    tokenizer.pre_tokenizer = split  # pyright: ignore[reportAttributeAccessIssue]
+    if joined:
+        tokenizer.decoder = joined  # pyright: ignore[reportAttributeAccessIssue]
+    return tokenizer
