@@ -50,7 +50,9 @@ class Readout:
                 "allowed: fewer or shorter completions in a step, or a model without"
             )
         at_once = max(1, HELD // ((tokens + 1) * model.config.vocab_size))
-        return cls(group_hidden(model, prefixes), model.get_output_embeddings(), at_once)
+        matrix = model.get_output_embeddings()
+        assert matrix is not None, "what completions are drawn from has an output matrix"
+        return cls(group_hidden(model, prefixes), matrix, at_once)
 
 
 def fits(model: PreTrainedModel, tokens: int) -> bool:
@@ -80,10 +82,10 @@ def token_scores(
     """
 
     def scored(states_UCX: Tensor, reference_UCX: Tensor | None, members: _Members) -> Scores:
-        policy_NCV = _logprobs(policy, states_UCX, members)
-        reference_NCV = (
-            _logprobs(reference, reference_UCX, members) if reference and reference_UCX is not None else None
-        )
+        policy_NCV, reference_NCV = _logprobs(policy, states_UCX, members), None
+        if reference and reference_UCX is not None:
+            with torch.no_grad():
+                reference_NCV = _logprobs(reference, reference_UCX, members)
         return score_tokens(policy_NCV, reference_NCV, members.tokens_NC, members.mask_NC, kl_estimator)
 
     parts = policy.states_UCX.split(policy.at_once)
@@ -97,8 +99,16 @@ def token_scores(
         found.append(checkpoint(scored, part, of_reference, members, use_reentrant=False))
         indices.append(index_N)
     back_N = torch.cat(indices).argsort()
-    columns = zip(*((each.logprob_NC, each.entropy_NC, each.kl_NC) for each in found), strict=True)
-    return Scores(*(torch.cat(parts)[back_N] if parts[0] is not None else None for parts in columns))
+
+    def joined(values: list[Tensor]) -> Tensor:
+        return torch.cat(values)[back_N]
+
+    penalties = [each.kl_NC for each in found if each.kl_NC is not None]
+    return Scores(
+        logprob_NC=joined([each.logprob_NC for each in found]),
+        entropy_NC=joined([each.entropy_NC for each in found]),
+        kl_NC=joined(penalties) if penalties else None,
+    )
 
 
 def _logprobs(readout: Readout, states_UCX: Tensor, members: _Members) -> Tensor:

@@ -36,6 +36,7 @@ def scored(model, frozen, whole, estimator, **sizes):
     weights_NC = torch.linspace(-1, 1, tokens_NC.numel()).view(tokens_NC.shape) * mask_NC
     assert scores.kl_NC is not None
     ((scores.logprob_NC + 0.3 * scores.kl_NC) * weights_NC).sum().backward()
+    assert all(parameter.grad is None for parameter in frozen.parameters())
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     values = (scores.logprob_NC, scores.entropy_NC, scores.kl_NC)
