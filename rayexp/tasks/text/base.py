@@ -5,6 +5,7 @@ A sample is ``<bos>``, the question, a line break, the answer and ``<eos>``.
 
 import hashlib
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, count, islice, repeat
@@ -21,7 +22,9 @@ from rayexp.tasks.text.vocabularies import BREAK, VOCABULARIES, Characters
 PROBED = 1_000
 #: Questions that are drawn for one sample before it is given up: a cell with so few different ones has none for it.
 ATTEMPTS = 10_000
-#: Lengths that rows are padded to: each 15 % above the one before, so that there are few shapes and little padding.
+#: Numbers that are drawn at once.
+AT_ONCE = 256
+#: Lengths up to which rows are padded together: each 15 % above the one before, so that there is little padding.
 WIDTHS = tuple(accumulate(repeat(8, 60), lambda width, _: int(width * 1.15)))
 
 
@@ -30,6 +33,13 @@ class Question(NamedTuple):
 
     prompt: str
     answer: str
+
+
+class _Sample(NamedTuple):
+    """A question and its answer as tokens."""
+
+    prompt: list[int]
+    completion: list[int]
 
 
 class _Lengths(NamedTuple):
@@ -70,15 +80,13 @@ class TextTask(Task):
         return self._lengths[cell].completion
 
     def batches(self, split: str, seed: int, assigned: Sequence[tuple[str, np.ndarray]]) -> list[TokenBatch]:
-        """See ``Task.batches``: rows are padded to one of ``WIDTHS``."""
+        """See ``Task.batches``: rows are padded to the longest of those that one of ``WIDTHS`` is wide enough for."""
         require_split(split)
         ood = set(self.cells("ood"))
-        by_width: dict[int, list[tuple[tuple[list[int], list[int]], int, bool]]] = {}
-        for cell, rows in assigned:
-            for index in rows.tolist():
-                sample = self._written(self._drawn(split, seed, cell, index))
-                length = sum(map(len, sample))
-                width = next(width for width in WIDTHS if width >= length)
+        by_width: dict[int, list[tuple[_Sample, int, bool]]] = {}
+        for cell, index_N in assigned:
+            for index, sample in zip(index_N.tolist(), self._drawn(split, seed, cell, index_N), strict=True):
+                width = WIDTHS[bisect_left(WIDTHS, len(sample.prompt) + len(sample.completion))]
                 by_width.setdefault(width, []).append((sample, index, cell in ood))
         batches = []
         for _, group in sorted(by_width.items()):
@@ -107,7 +115,7 @@ class TextTask(Task):
         answer = last == self.vocabulary.eos and self.right(decode(solution.steps[0]), decode(written))
         return Verdict(answer=answer, trace=whole, steps_right=int(answer), steps=1)
 
-    @property
+    @cached_property
     def _lengths(self) -> dict[str, _Lengths]:
         key = f"{type(self).__module__}:{type(self).__qualname__} {self.model_dump_json()}"
         if key not in _PROBED:
@@ -115,29 +123,37 @@ class TextTask(Task):
         return _PROBED[key]
 
     def _longest(self, cell: str) -> _Lengths:
-        samples = [self._written(question) for question in self._probed(cell)]
+        samples = map(self._written, self._probed(cell))
         return _Lengths(*(max(map(len, parts)) for parts in zip(*samples, strict=True)))
 
     def _probed(self, cell: str) -> Iterable[Question]:
         """Return the questions that say how long those of a cell get."""
-        return self._stream(cell, rng.stream_key("lengths", cell), PROBED)
+        return islice(self._stream(cell, rng.stream_key("lengths", cell)), PROBED)
+
+    def _drawn(self, split: str, seed: int, cell: str, index_N: np.ndarray) -> list[_Sample]:
+        """Return the samples of a cell with these numbers. Raises ValueError where it has no question for one."""
+        if split == "test":
+            return [self._test_sample(seed, cell, index) for index in index_N.tolist()]
+        stream, found, attempt = rng.stream_key(seed, split, cell), dict[int, _Sample](), 0
+        left_N = index_N
+        while len(left_N):
+            numbers = (rng.random_bits(stream, left_N, slot=attempt) >> np.uint64(2)).tolist()
+            for index, number in zip(left_N.tolist(), numbers, strict=True):
+                question = self.question(cell, number)
+                if not held_out(question.prompt) and (sample := self._fitting(cell, question)):
+                    found[index] = sample
+            left_N = np.array([index for index in left_N.tolist() if index not in found], dtype=np.int64)
+            attempt += 1
+            if attempt == ATTEMPTS:
+                raise ValueError(f"the cell {cell} of {self.label} has no question that is not held out for tests")
+        return [found[index] for index in index_N.tolist()]
 
     @cached_property
-    def _tests(self) -> dict[tuple[int, str], tuple[list[Question], Iterator[Question]]]:
-        """The test questions of a seed and a cell that were asked for so far, and those that come."""
+    def _tests(self) -> dict[tuple[int, str], tuple[list[_Sample], Iterator[_Sample]]]:
+        """The test samples of a seed and a cell that were asked for so far, and those that come."""
         return {}
 
-    def _drawn(self, split: str, seed: int, cell: str, index: int) -> Question:
-        """Return the question of a sample. Raises ValueError if the cell has none for it."""
-        if split == "test":
-            return self._test_question(seed, cell, index)
-        stream = rng.stream_key(rng.stream_key(seed, split, cell), index)
-        for question in self._stream(cell, stream, ATTEMPTS):
-            if not held_out(question.prompt) and self._fits(cell, question):
-                return question
-        raise ValueError(f"the cell {cell} of {self.label} has no question that is not held out for tests")
-
-    def _test_question(self, seed: int, cell: str, index: int) -> Question:
+    def _test_sample(self, seed: int, cell: str, index: int) -> _Sample:
         """Return number ``index`` of the different held-out questions, in the order that they are drawn in."""
         if (there := self._asked(seed, cell, index + 1)) <= index:
             raise ValueError(
@@ -154,33 +170,35 @@ class TextTask(Task):
         found.extend(islice(more, max(0, most - len(found))))
         return min(len(found), most)
 
-    def _different(self, seed: int, cell: str) -> Iterator[Question]:
+    def _different(self, seed: int, cell: str) -> Iterator[_Sample]:
         """Yield different held-out questions, until none has come up in so many draws."""
         seen, fruitless = set[str](), 0
-        for question in self._stream(cell, rng.stream_key(seed, "test", cell), None):
+        for question in self._stream(cell, rng.stream_key(seed, "test", cell)):
             fruitless += 1
-            if held_out(question.prompt) and question.prompt not in seen and self._fits(cell, question):
+            if held_out(question.prompt) and question.prompt not in seen and (sample := self._fitting(cell, question)):
                 seen.add(question.prompt)
                 fruitless = 0
-                yield question
+                yield sample
             if fruitless >= ATTEMPTS:
                 return
 
-    def _stream(self, cell: str, stream: int, draws: int | None) -> Iterator[Question]:
-        """Yield the questions of a stream of numbers, endless if no number of draws is given."""
-        for draw in count() if draws is None else range(draws):
-            number = int(rng.random_bits(stream, np.array([draw]))[0]) >> 2
-            yield self.question(cell, number)
+    def _stream(self, cell: str, stream: int) -> Iterator[Question]:
+        """Yield the questions of an endless stream of numbers."""
+        for start in count(step=AT_ONCE):
+            numbers = rng.random_bits(stream, np.arange(start, start + AT_ONCE)) >> np.uint64(2)
+            for number in numbers.tolist():
+                yield self.question(cell, number)
 
-    def _fits(self, cell: str, question: Question) -> bool:
-        lengths, (prompt, completion) = self._lengths[cell], self._written(question)
-        return len(prompt) <= lengths.prompt and len(completion) <= lengths.completion
+    def _fitting(self, cell: str, question: Question) -> _Sample | None:
+        """Return a question as tokens; None for one that is longer than all that were probed."""
+        sample, lengths = self._written(question), self._lengths[cell]
+        fits = len(sample.prompt) <= lengths.prompt and len(sample.completion) <= lengths.completion
+        return sample if fits else None
 
-    def _written(self, question: Question) -> tuple[list[int], list[int]]:
-        """Return the tokens of prompt and completion."""
+    def _written(self, question: Question) -> _Sample:
         vocabulary = self.vocabulary
         prompt = [vocabulary.bos, *vocabulary.plain(question.prompt + BREAK)]
-        return prompt, [*vocabulary.plain(question.answer), vocabulary.eos]
+        return _Sample(prompt, [*vocabulary.plain(question.answer), vocabulary.eos])
 
 
 def held_out(prompt: str) -> bool:
