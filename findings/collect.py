@@ -10,6 +10,7 @@ import pandas as pd
 import rayexp
 from findings.runs import Run
 from rayexp.config import RunConfig
+from rayexp.evaluation.statistics import summarised
 from rayexp.reports.figures.equal_mass import at_equal_mass
 from rayexp.reports.figures.mass import masses, masses_by_stage
 from rayexp.reports.provenance import reserved
@@ -42,6 +43,7 @@ def collect(run: Run, store: str) -> None:
     else:
         _write(masses(results), FOLDER / f"{run.name}.csv")
         _write(masses_by_stage(results), FOLDER / f"{run.name}-stages.csv")
+        _write(_by_cell(results), FOLDER / f"{run.name}-cells.csv")
     if results["condition"].nunique() > 1:
         _write(_with_losses(at_equal_mass(results), results, Store(store)), FOLDER / f"{run.name}-bands.csv")
     _write(tables["claims.csv"][CLAIMS], FOLDER / f"{run.name}-claims.csv")
@@ -75,6 +77,18 @@ def _with(study: str, row: dict[str, Any], path: Path) -> pd.DataFrame:
     rows = pd.read_csv(path).set_index("study") if path.exists() else pd.DataFrame()
     others = rows.drop(index=study, errors="ignore")
     return pd.concat([others, pd.DataFrame([row], index=pd.Index([study], name="study"))]).sort_index().reset_index()
+
+
+def _by_cell(results: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each cell, OOD ratio and beta of GRPO: mean mass before and after it, each with its interval."""
+    keys = ["condition", "prompt_role", "role", "cell", "kl_beta", "ood_ratio"]
+    pairs = results[results["kl_beta"].notna() & results["init_q"].notna()]
+    return pd.DataFrame(
+        [
+            dict(zip(keys, at, strict=True)) | summarised(rows, before="init_q", after="q")
+            for at, rows in pairs.groupby(keys)
+        ]
+    )
 
 
 def _with_losses(bands: pd.DataFrame, results: pd.DataFrame, store: Store) -> pd.DataFrame:

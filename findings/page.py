@@ -63,6 +63,13 @@ class Study:
         told = {place: _interval(row, "gain") for place, row in places.items()}
         return told | {"ratio": percent(best["ood_ratio"]), "beta": number(beta)}
 
+    def gain(self, prompts: str, ratio: float) -> str:
+        """Return the gain of GRPO on prompts of a role on cells of that role, at one OOD ratio and the smallest beta above
+        0."""
+        rows = self.masses(prompts, prompts)
+        rows = rows[(rows["kl_beta"] > 0) & (rows["ood_ratio"] == ratio)]
+        return _interval(rows.loc[rows["kl_beta"].idxmin()].to_dict(), "gain")
+
     def masses(self, prompts: str, cells: str) -> pd.DataFrame:
         """Return the rows of GRPO's prompts of a role, and cells of one."""
         return self.rows[(self.rows["prompt_role"] == prompts) & (self.rows["role"] == cells)]
@@ -83,6 +90,20 @@ class Study:
                 told = [gains.get(beta, "") for beta in betas]
                 about = [condition] * several + [percent(ratio), _interval(before, "q")]
                 lines.append([*about, *told, str(before["n_seeds"])])
+        return _markdown(lines)
+
+    def cells(self, prompts: str, role: str) -> str:
+        """Return the mass of each cell of a role before and after GRPO at the smallest beta above 0, by OOD ratio, in
+        Markdown."""
+        rows = table(f"{self.name}-cells")
+        rows = rows[(rows["prompt_role"] == prompts) & (rows["role"] == role) & (rows["kl_beta"] > 0)]
+        rows = rows[rows["kl_beta"] == rows["kl_beta"].min()]
+        ratios = sorted(rows["ood_ratio"].unique().tolist())
+        lines = [["cell", *(f"{percent(ratio)} % OOD" for ratio in ratios)], ["---"] + ["---:"] * len(ratios)]
+        for cell in sorted(rows["cell"].unique().tolist()):
+            here = rows[rows["cell"] == cell].set_index("ood_ratio")
+            pairs = [here.loc[ratio, ["before", "after"]] for ratio in ratios]
+            lines.append([cell, *(f"{before:.2g} → {after:.2g}" for before, after in pairs)])
         return _markdown(lines)
 
     def bands(self) -> str:
