@@ -64,7 +64,7 @@ class Study:
         return told | {"ratio": percent(best["ood_ratio"]), "beta": number(beta)}
 
     def gain(self, prompts: str, ratio: float) -> str:
-        """Return the gain of GRPO on prompts of a role on cells of it, at one OOD ratio and the smallest beta above 0."""
+        """Return the gain on the cells that GRPO is run on, at one OOD ratio and the smallest beta above 0."""
         rows = self.masses(prompts, prompts)
         rows = rows[(rows["kl_beta"] > 0) & (rows["ood_ratio"] == ratio)]
         return _interval(rows.loc[rows["kl_beta"].idxmin()].to_dict(), "gain")

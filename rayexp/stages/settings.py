@@ -3,15 +3,19 @@
 The names are those of ``spec.json``: ``kl_beta`` is the stage's own, ``init.optimiser.learning_rate`` its parent's.
 """
 
+import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from rayexp.config import canonical_json
 from rayexp.formatting import number
 from rayexp.stages import Stage
 
 #: Where a stage has no such setting, or nothing in it.
 ABSENT = "-"
+#: Of tasks whose other settings are too long to be told.
+TASK_NAME = "task.name"
 #: Settings that are told even where all chains of a study have the same, with the value that goes without saying.
 #: Results are grouped by the role of prompts, which would be read as that of all.
 UNSAID = {"mixture": ABSENT, "curriculum": ABSENT}
@@ -41,11 +45,15 @@ def varying(stages: Iterable[Stage]) -> dict[Setting, str]:
     grouped by anyway: OOD ratio, seed, and the prompts and beta of a GRPO stage.
 
     Seeds of later stages count only where one seed of pretraining has several of them. For some settings one value
-    counts (``UNSAID``).
+    counts (``UNSAID``). Of tasks that have a name, and each its own, no other setting is told.
     """
     values: dict[tuple[Setting, int | None], set[str]] = {}
+    stages = list(stages)
+    named = _named(stage.root for stage in stages)
     for stage in stages:
         for setting, value in _conditions(stage).items():
+            if named and setting[1].startswith("task.") and setting[1] != TASK_NAME:
+                continue
             of = stage.root.seed if setting[1] == "seed" else None
             values.setdefault((setting, of), set()).add(value)
     every = {setting for setting, _ in values}
@@ -54,6 +62,13 @@ def varying(stages: Iterable[Stage]) -> dict[Setting, str]:
         for (setting, _), found in values.items()
         if len(found) > 1 or not found <= {UNSAID.get(setting[1], *found)}
     }
+
+
+def _named(roots: Iterable[Stage]) -> bool:
+    """Return whether every task has a name that no other one has."""
+    tasks = {canonical_json(root.model_dump(mode="json", include={"task"})) for root in roots}
+    names = [json.loads(task)["task"].get("name") for task in tasks]
+    return None not in names and len(set(names)) == len(names)
 
 
 def condition(stage: Stage, among: Mapping[Setting, str]) -> str:

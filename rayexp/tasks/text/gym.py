@@ -23,7 +23,7 @@ class Level(Value):
 
     name: str
     role: Literal["id", "ood", "probe"]
-    settings: dict[str, int | float | str | bool] = {}
+    settings: dict[str, bool | int | float | str] = {}
 
 
 def _pattern(value: str) -> str:

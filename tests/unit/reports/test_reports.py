@@ -916,7 +916,7 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
         drawing.figure.suptitle("$\\nonsense$")
         return drawing
 
-    titles = list(figures.FIGURES["results"])
+    titles = [title for title in figures.FIGURES["results"] if not title.startswith("Conditions")]  # it has one only
     monkeypatch.setitem(figures.FIGURES["results"], titles[0], OnPage(broken))
     monkeypatch.setitem(figures.FIGURES["results"], titles[1], OnPage(unsavable))
     stages = Experiment(study="demo", scale="toy", ood_ratios=(0.0, 0.05)).stages()

@@ -5,14 +5,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from rayexp.stages import Evaluate
+from rayexp.stages import Evaluate, parse_stage, parse_stored
+from rayexp.stages.settings import told
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preflight import PreflightError, require_own_parts
 from rayexp.tasks.contract import ContractError, require_contract
 from rayexp.tasks.text import AXES, GymTask, Level, Question, TextTask, axis
 from rayexp.tasks.text.base import WIDTHS, held_out
 from rayexp.tasks.text.vocabularies import VOCABULARIES
-from tests.fixtures.factories import pretrain
+from tests.fixtures.factories import MICRO, pretrain, sft
 
 CHARACTERS = VOCABULARIES["characters"]
 SUMS: dict[str, int | float | str | bool] = {"min_terms": 2, "max_terms": 2, "max_digits": 1}
@@ -179,3 +180,35 @@ def test_a_study_with_more_test_questions_than_there_are_is_refused_before_it_st
     with pytest.raises(PreflightError, match="prompts_per_cell is 30; allowed: at most 29, because the cell 2 of mine"):
         require_own_parts(plan)
     require_own_parts(Plan.of("mine", [base, Evaluate(init=base, prompts_per_cell=29)], ()))
+
+
+# In studies
+
+
+def test_settings_of_every_type_are_the_same_after_a_trip_through_the_store():
+    """Also those of a task that a stage has by its lineage: a truth is no number there."""
+    stage = pretrain(task=axis("paths"), decoder=MICRO.model_copy(update={"context_tokens": 128}))
+    for each in (stage, sft(stage), Evaluate(init=sft(stage), prompts_per_cell=1)):
+        again = parse_stage(each.model_dump_json())
+        assert again.id == each.id
+        assert str(again.root.task) == str(each.root.task)
+        assert again.root.task.model_dump() == each.root.task.model_dump()
+
+
+def test_tasks_with_names_are_told_apart_by_these_and_by_all_where_two_share_one():
+    tasks = [axis("sums"), axis("paths")]
+    wide = MICRO.model_copy(update={"context_tokens": 128})
+    stages = [pretrain(task=task, decoder=wide) for task in tasks]
+    found = told(stages, {})
+    assert [found[stage.id] for stage in stages] == ["name = sums", "name = paths"]
+    like = pretrain(task=axis("paths").model_copy(update={"name": "sums"}), decoder=wide)
+    assert len(set(told([stages[0], like], {}).values())) == 2
+
+
+def test_a_stored_stage_is_read_where_its_generator_is_not_installed(monkeypatch):
+    text = sft(pretrain(task=gym())).model_dump_json()
+    monkeypatch.setattr("rayexp.tasks.text.gym.find_spec", lambda name: None)
+    monkeypatch.setattr("rayexp.tasks.text.base._PROBED", {})
+    assert parse_stored(text).label == "mine-r0.25-s0/pretrain/sft"
+    with pytest.raises(ValueError, match="reasoning-gym is not installed; run: pip install"):
+        parse_stage(text)
