@@ -49,7 +49,7 @@ chromium:
 
 # The API from its docstrings, for a browser: build/api/rayexp.html. What pdoc warns of is an error. It leaves the modules
 # out of packages that say what they offer by __all__, so those are named.
-API := rayexp jobs $(subst /,.,$(basename $(wildcard rayexp/tasks/[a-z]*.py rayexp/tasks/strings/[a-z]*.py rayexp/rewards/[a-z]*.py \
+API := rayexp jobs $(subst /,.,$(basename $(wildcard rayexp/tasks/[a-z]*.py rayexp/tasks/strings/[a-z]*.py rayexp/tasks/text/[a-z]*.py rayexp/rewards/[a-z]*.py \
   rayexp/stages/[a-z]*.py rayexp/studies/[a-z]*.py)))
 docs: $(INSTALLED)
 	PYTHONWARNINGS=error::UserWarning,error::RuntimeWarning \

@@ -67,7 +67,7 @@ class Study:
         """Return the gain on the cells that GRPO is run on, at one OOD ratio and the smallest beta above 0."""
         rows = self.masses(prompts, prompts)
         rows = rows[(rows["kl_beta"] > 0) & (rows["ood_ratio"] == ratio)]
-        return _interval(rows.loc[rows["kl_beta"].idxmin()].to_dict(), "gain")
+        return _interval(rows.sort_values("kl_beta").to_dict("records")[0], "gain")
 
     def masses(self, prompts: str, cells: str) -> pd.DataFrame:
         """Return the rows of GRPO's prompts of a role, and cells of one."""

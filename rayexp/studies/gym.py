@@ -7,7 +7,7 @@ in a star of two arms; OOD cells have one term, letter or edge more.
 from dataclasses import replace
 
 from rayexp.stages import Stage
-from rayexp.studies.grid import Grid, stage_chains
+from rayexp.studies.grid import Grid, decoder_for, stage_chains
 from rayexp.studies.presets import SCALES, Budget
 from rayexp.tasks.text import AXES, axis
 
@@ -18,4 +18,8 @@ QUESTIONS = 300
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:
     budget = replace(budget, prompts_per_cell=min(budget.prompts_per_cell, QUESTIONS))
-    return [stage for name in AXES for stage in stage_chains(axis(name), budget, grid, prompt_roles=("ood",))]
+    tasks = [axis(name) for name in AXES]
+    decoder = decoder_for(
+        budget, max(tasks, key=lambda task: task.max_tokens)
+    )  # one for all, so that only tasks differ
+    return [stage for task in tasks for stage in stage_chains(task, budget, grid, ("ood",), decoder)]

@@ -171,7 +171,10 @@ def _sample(finished: Finished, stage: Stage) -> ObservedRun | None:
     if not isinstance(train_workers, int) or not isinstance(rollout_workers, int):
         return None
     about = (stage.kind, str(run_config.get("device")), _workers(stage, train_workers, rollout_workers))
-    return ObservedRun(*about, stage.root.parameters, stage.flops, finished.duration_s)
+    try:
+        return ObservedRun(*about, stage.root.parameters, stage.flops, finished.duration_s)
+    except ValueError:  # how long its questions get is not known here, because what makes them is not at hand
+        return None
 
 
 def _workers(stage: Stage, train_workers: int, rollout_workers: int) -> int:
