@@ -35,6 +35,7 @@ TITLES = {
     "kl_beta": "β",
     "ood_ratio": "OOD samples in pretraining (%)",
     "q": "mean correct mass",
+    "drawn_q": "mean correct mass before GRPO",
     "gain": "gain: mean after - before",
     "greedy": "greedy accuracy",
     "value": "effect on the gain",

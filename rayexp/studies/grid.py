@@ -32,10 +32,20 @@ class Grid:
         given = ", ".join(map(number, self.kl_betas))
         raise ValueError(f"kl_betas is {given}; allowed: with one above 0, because the control of the study has a KL")
 
+    @property
+    def variant(self) -> dict[str, str]:
+        """Return the settings of the strings."""
+        return {"graph": self.graph, "traversal": self.traversal, "completion_format": self.completion_format}
+
     def task(self, axis: str) -> StringTask:
         """Return the variant of one axis."""
-        variant = {"graph": self.graph, "traversal": self.traversal, "completion_format": self.completion_format}
-        return StringTask.model_validate({"axis": axis, **variant})
+        return StringTask.model_validate({"axis": axis, **self.variant})
+
+    def require_no_strings(self) -> None:
+        """Raise ValueError if a variant of the strings is asked for, in a study that has none."""
+        for name, value in self.variant.items():
+            if value != (usual := StringTask.model_fields[name].default):
+                raise ValueError(f"{name} is {value!r}; allowed: {usual}, because this study is not about strings")
 
 
 def stage_chains(

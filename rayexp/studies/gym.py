@@ -17,6 +17,7 @@ QUESTIONS = 300
 
 
 def stages(budget: Budget, grid: Grid) -> list[Stage]:
+    grid.require_no_strings()
     budget = replace(budget, prompts_per_cell=min(budget.prompts_per_cell, QUESTIONS))
     tasks = [axis(name) for name in AXES]
     decoder = decoder_for(

@@ -26,7 +26,7 @@ LEFTMOST = 1e-5
 @on_page(
     "Conditions at equal mass before GRPO",
     place=2,
-    explore=over_numbers("q", "gain", "condition", (ARM, "kl_beta"), scale="log"),
+    explore=over_numbers("drawn_q", "gain", "condition", (ARM, "kl_beta"), scale="log"),
 )
 def gain_at_equal_mass(results: pd.DataFrame) -> ReportFigure | None:
     """Mean gain on the target cells against mean Q before GRPO, in bands of it; a panel for each role of GRPO's
@@ -43,7 +43,7 @@ def gain_at_equal_mass(results: pd.DataFrame) -> ReportFigure | None:
         here = data.merge(pd.DataFrame([panel]))
         for condition, style in styles.items():
             points = here[here["condition"] == condition]
-            bars(axis, points["q"].clip(lower=LEFTMOST), points, "gain", style)
+            bars(axis, points["drawn_q"], points, "gain", style)
         for end in BANDS[1:-1]:
             axis.axvline(end, color="grey", linewidth=0.6, linestyle=":")
         axis.axhline(0, color="black", linewidth=0.8)
@@ -89,6 +89,7 @@ def at_equal_mass(results: pd.DataFrame) -> pd.DataFrame:
                 group = of_beta[here]
                 about = {**arm.about, "role": arm.target, "kl_beta": beta, "q_from": low, "q_to": high}
                 counts = {"decoders": len(group[["ood_ratio", "seed"]].drop_duplicates()), "q": group["init_q"].mean()}
+                counts["drawn_q"] = max(counts["q"], LEFTMOST)
                 ends = {"lowest": means["gain"][here].min(), "highest": means["gain"][here].max()}
                 rows.append({**about, **counts, **summarised(group, gain="gain"), **ends})
     return pd.DataFrame(rows)

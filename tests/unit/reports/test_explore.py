@@ -35,7 +35,10 @@ def menus(chart) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("title", EXPLORED)
 def test_vega_draws_it(title: str) -> None:
-    _, chart = chart_of(title)
+    other = RESULTS.assign(
+        condition="layers = 16", stage_id=RESULTS["stage_id"] + "b", init_id=RESULTS["init_id"] + "b"
+    )
+    _, chart = chart_of(title, pd.concat([RESULTS.assign(condition="layers = 4"), other], ignore_index=True))
     chart["width"] = 400  # there is no page whose width it could have
     drawn = vl_convert.vegalite_to_svg(chart, vl_version="6.4")
     assert drawn.count("<path") > 10

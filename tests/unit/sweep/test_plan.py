@@ -1,6 +1,7 @@
 """The plan: every stage once, parents first, grouped into trials, and exactly the rest when some of it is finished."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -122,7 +123,21 @@ def test_descendants_of_a_failed_trial():
     assert plan.descendants([]) == plan.descendants([third.id]) == set()
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_study_without_strings_plans_at_every_scale_and_refuses_their_variants(scale):
+    budget = SCALES[scale]
+    plain = Grid(budget.ood_ratios[:2], budget.kl_betas, budget.seeds[:1])
+    plan = Plan.of("gym", wanted_of(STUDIES["gym"], budget, plain, nothing), ())
+    assert {stage.root.task.label for stage in plan.stages} == {"sums", "backward", "paths"}
+    assert all(stage.flops > 0 for stage in plan.stages)
+    for name, value in {"graph": "printed", "traversal": "positional", "completion_format": "trace"}.items():
+        with pytest.raises(
+            ValueError, match=f"{name} is '{value}'; allowed: .*, because this study is not about strings"
+        ):
+            STUDIES["gym"](budget, replace(plain, **{name: value}))
+
+
+@pytest.mark.parametrize("study", sorted(set(STUDIES) - {"gym"}))
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_study_plans_at_every_scale_in_every_variant_of_the_world(study, scale):
     budget, sizes = SCALES[scale], {"answer": set(), "trace": set()}  # only a trace has steps to reward
