@@ -1,4 +1,4 @@
-"""What a loss reads of the distributions at every token: from all of them where they are small, else in parts.
+"""Scores of tokens from the distributions at each: from all at once where they are small, else a few at a time.
 
 Log-probabilities over the vocabulary are [N, C, V]: 16 GB in fp32 for 512 completions of 160 tokens and 49,152 symbols,
 and as much for the reference. A loss needs three numbers a token of them (``Scores``). So where they are large only the
