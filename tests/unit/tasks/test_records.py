@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rayexp.stages import parse_stage
 from rayexp.tasks.contract import ContractError, require_contract
-from rayexp.tasks.text import RecordTask
+from rayexp.tasks.text import RecordTask, verifiers
 from rayexp.tasks.text.base import held_out
 from rayexp.tasks.text.verifiers import VERIFIERS
 from tests.fixtures.factories import pretrain
@@ -140,6 +140,14 @@ def test_a_verifier_that_fails_is_named_with_the_answer(tmp_path):
 def test_numbers_are_right_however_they_are_written(value):
     assert VERIFIERS["math"](str(value), f"{value:.4f}")
     assert not VERIFIERS["math"](str(value), str(value + 1))
+
+
+@pytest.mark.parametrize("endless", ["9**9**9**9", "$10^{10^{8}}$", "$(10^{9})!$"])
+def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_one_is_judged(endless, monkeypatch):
+    monkeypatch.setattr(verifiers, "LIMIT_S", 1.0)
+    monkeypatch.setattr(verifiers, "_COMPARER", verifiers._Comparer())
+    assert not VERIFIERS["math"]("3", endless)
+    assert VERIFIERS["math"]("3", "3.0")
 
 
 @pytest.mark.parametrize(
