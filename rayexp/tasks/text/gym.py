@@ -2,7 +2,9 @@
 
 import re
 import warnings
+from collections.abc import Mapping
 from functools import cached_property
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
@@ -40,14 +42,25 @@ class GymTask(TextTask):
     """Questions of one generator of reasoning-gym, in cells of different settings.
 
     name: for people, and for folders. generator: its name there. keep: a regular expression whose group is what is
-    kept of a question, because generators put instructions around it that a decoder from scratch can't read.
+    kept of a question, because generators put instructions around it that a decoder from scratch can't read. release:
+    of reasoning-gym, filled in, because another one may write other questions.
     """
 
     kind: Literal["gym"] = "gym"
     name: str = Field(pattern=r"^[a-z0-9-]+$")
     generator: str
     keep: Annotated[str, AfterValidator(_pattern)] = "(?s)(.*)"
-    levels: tuple[Level, ...]
+    levels: Annotated[
+        tuple[Level, ...], Field(strict=False)
+    ]  # JSON has lists, and what fills in the release makes such
+    release: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_release(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and not values.get("release"):
+            return {**values, "release": _installed()}
+        return values
 
     @model_validator(mode="after")
     def _made(self) -> Self:
@@ -74,7 +87,17 @@ class GymTask(TextTask):
 
     @cached_property
     def _generators(self) -> dict[str, Any]:
+        if (installed := _installed()) and installed != self.release:
+            raise ValueError(
+                f"release is {self.release!r}, and reasoning-gym {installed} is installed, which may write other "
+                f"questions; install {self.release or 'that'}, or leave release out to start anew"
+            )
         return {level.name: _generator(self.generator, level) for level in self.levels}
+
+
+def _installed() -> str:
+    """Return the release of reasoning-gym; empty where it is not installed."""
+    return version("reasoning-gym") if find_spec("reasoning_gym") else ""
 
 
 def _generator(name: str, level: Level) -> Any:

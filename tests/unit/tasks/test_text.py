@@ -182,6 +182,14 @@ def test_a_study_with_more_test_questions_than_there_are_is_refused_before_it_st
     require_own_parts(Plan.of("mine", [base, Evaluate(init=base, prompts_per_cell=29)], ()))
 
 
+def test_questions_of_another_release_are_another_task(monkeypatch):
+    task = gym()
+    monkeypatch.setattr("rayexp.tasks.text.gym.version", lambda name: "9.9")
+    assert gym().release == "9.9"
+    with pytest.raises(ContractError, match=rf"release is '{task.release}', and reasoning-gym 9.9 is installed"):
+        require_contract(gym(release=task.release, keep="(.*) ="))
+
+
 # In studies
 
 
