@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
+from pydantic import ValidationInfo
+
 from rayexp.config import Seed, Value, canonical_json
 from rayexp.models.config import Decoder
-from rayexp.tasks import AnyTask
+from rayexp.parts import STORED
+from rayexp.tasks import AnyTask, Task
 
 if TYPE_CHECKING:
     ModelStage: TypeAlias = "Stage"
@@ -155,6 +158,13 @@ class ChildStage(Stage):
     """
 
     init: "ModelStage"
+
+
+def task_to_fit(stage: Stage, info: ValidationInfo) -> Task | None:
+    """Return the task that the settings of a stage have to fit. None for a stored stage: its settings did fit, and what
+    its task consists of (a class, a file, a generator) need not be at hand to read it."""
+    task = stage.root.task
+    return task if isinstance(task, Task) and info.context is not STORED else None
 
 
 class RootStage(Stage):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from rayexp.config import Count, name_in
 from rayexp.formatting import number
@@ -11,9 +11,8 @@ from rayexp.objectives.kl import ESTIMATORS
 from rayexp.objectives.reductions import REDUCTIONS
 from rayexp.rewards import AnyReward, Reward
 from rayexp.rewards.answer import Answer
-from rayexp.stages.base import Metric, Stage
+from rayexp.stages.base import Metric, Stage, task_to_fit
 from rayexp.stages.rollouts import ROLLOUT_METRICS, RolloutStage
-from rayexp.tasks import Task
 
 
 class GRPO(RolloutStage):
@@ -92,10 +91,10 @@ class GRPO(RolloutStage):
         return self
 
     @model_validator(mode="after")
-    def _rewards(self) -> Self:
-        task = self.root.task
+    def _rewards(self, info: ValidationInfo) -> Self:
+        task = task_to_fit(self, info)
         for reward in self.rewards:
-            if isinstance(task, Task) and isinstance(reward, Reward):
+            if task and isinstance(reward, Reward):
                 reward.require_task(task)
         return self
 

@@ -8,10 +8,8 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from rayexp.config import Count
 from rayexp.formatting import number
-from rayexp.parts import STORED
-from rayexp.stages.base import Metric, Pool, RootStage
+from rayexp.stages.base import Metric, Pool, RootStage, task_to_fit
 from rayexp.stages.optimiser import AdamW
-from rayexp.tasks import Task
 
 
 class Pretrain(RootStage):
@@ -43,15 +41,11 @@ class Pretrain(RootStage):
 
     @model_validator(mode="after")
     def _fits(self, info: ValidationInfo) -> Self:
-        # What was stored did fit; the generator of its questions need not be at hand to read it.
-        if (
-            info.context is not STORED
-            and isinstance(self.task, Task)
-            and self.task.max_tokens > self.decoder.context_tokens
-        ):
+        task = task_to_fit(self, info)
+        if task and task.max_tokens > self.decoder.context_tokens:
             raise ValueError(
                 f"decoder.context_tokens is {self.decoder.context_tokens}; allowed: at least "
-                f"{self.task.max_tokens}, the longest sample of the task {self.task.label}"
+                f"{task.max_tokens}, the longest sample of the task {task.label}"
             )
         if self.stop_after and self.stop_after >= self.schedule_steps:
             raise ValueError(

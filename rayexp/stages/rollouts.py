@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from rayexp.config import Count, Seed
 from rayexp.rewards import Reward
-from rayexp.stages.base import ChildStage, Metric, Pool, Stage
+from rayexp.stages.base import ChildStage, Metric, Pool, Stage, task_to_fit
 from rayexp.stages.mixture import CellShares, PromptShare
 from rayexp.stages.optimiser import AdamW
 from rayexp.tasks import Task
@@ -74,9 +74,9 @@ class RolloutStage(ChildStage):
             ...
 
     @model_validator(mode="after")
-    def _prompts(self) -> Self:
-        task = self.root.task
-        if not isinstance(task, Task):
+    def _prompts(self, info: ValidationInfo) -> Self:
+        task = task_to_fit(self, info)
+        if not task:
             return self
         if not task.cells(self.prompt_role):
             raise ValueError(f"prompt_role is {self.prompt_role!r}; allowed: a role that the task {task.label} has")

@@ -3,12 +3,11 @@
 import math
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from rayexp.config import Count, Seed
-from rayexp.stages.base import ChildStage, Metric, Pool
+from rayexp.stages.base import ChildStage, Metric, Pool, task_to_fit
 from rayexp.stages.optimiser import AdamW
-from rayexp.tasks import Task
 
 
 class SFT(ChildStage):
@@ -36,11 +35,11 @@ class SFT(ChildStage):
     ood_samples: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
-    def _ood(self) -> Self:
+    def _ood(self, info: ValidationInfo) -> Self:
         if self.ood_samples > self.samples:
             raise ValueError(f"ood_samples is {self.ood_samples}; allowed: at most samples, which is {self.samples}")
-        task = self.root.task
-        if self.ood_samples and isinstance(task, Task) and not task.cells("ood"):
+        task = task_to_fit(self, info)
+        if self.ood_samples and task and not task.cells("ood"):
             raise ValueError(f"ood_samples is {self.ood_samples}; allowed: 0, because {task.label} has no OOD cells")
         return self
 

@@ -1,18 +1,19 @@
 """A user's own questions: read by column, refused by line, judged by a verifier, and pinned by what the file holds."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayexp.stages import parse_stage
+from rayexp.stages import parse_stage, parse_stored
 from rayexp.tasks.contract import ContractError, require_contract
-from rayexp.tasks.text import RecordTask, verifiers
+from rayexp.tasks.text import RecordTask, records, verifiers
 from rayexp.tasks.text.base import held_out
 from rayexp.tasks.text.verifiers import VERIFIERS
-from tests.fixtures.factories import pretrain
+from tests.fixtures.factories import grpo, pretrain, sft
 
 RECORDS = [
     {"q": f"{a} + {b}", "a": a + b, "kind": "id" if a + b < 10 else "ood", "carry": f"carry {int(a + b > 9)}"}
@@ -68,6 +69,17 @@ def test_a_stage_is_pinned_to_what_the_file_holds(tmp_path):
     assert pretrain(task=more).id != stage.id
     with pytest.raises(ContractError, match=r"whose content has changed .*; restore the file, or leave digest out"):
         require_contract(task(more.path, digest=sums.digest))
+
+
+def test_a_stored_stage_is_read_where_its_file_is_gone(tmp_path):
+    path = Path(written(tmp_path))
+    tuned = sft(pretrain(task=task(str(path))))
+    texts = [stage.model_dump_json() for stage in (tuned, grpo(tuned, prompt_role="ood", hint_tokens=1))]
+    path.unlink()
+    records._content.cache_clear()
+    assert [parse_stored(text).label.rpartition("/")[2] for text in texts] == ["sft", "grpo-ood-hint1-b0.1"]
+    with pytest.raises(ValueError, match="which can't be read"):
+        parse_stage(texts[1])
 
 
 @pytest.mark.parametrize(
