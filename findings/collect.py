@@ -68,7 +68,7 @@ def _how(study: str, store: Store) -> dict[str, Any]:
         "stages": len(records),
         "core_hours": round(sum(cores[i] * float(record["duration_s"]) for i, record in records.items()) / 3600, 2),
         "machine": " and ".join(sorted({str(record["machine"]) for record in records.values()})),
-        "seeds": len({spec.root.seed for spec in specs.values()}),
+        "seeds": len({spec.chain_seed for spec in specs.values()}),
     }
 
 
