@@ -52,7 +52,7 @@ def in_process(name: str, rounds: int) -> list[Row]:
     shape = DECODERS[name]
     model = factory.build(shape, VOCABULARY, 0, device)
     reference = TorchSampler(model)
-    sampler = VLLMSampler(shape, VOCABULARY, device=device.type)
+    sampler = VLLMSampler(model.config, sequence_tokens=shape.context_tokens, device=device.type)
     sampler.sync({name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}, version=0)
     torch.set_num_threads(1)  # after vLLM, which sets it too
     prompts, seeds, limits = questions(StringTask(axis="composition"))

@@ -121,7 +121,7 @@ def measured(case: Case) -> list[Row]:
         f"native, {precision}": (precision, TorchSampler(copy.deepcopy(model), precision=precision))
         for precision in PRECISIONS
     }
-    samplers[DEFAULT] = ("fp32", VLLMSampler(specs["fp32"].root.decoder, VOCABULARY))
+    samplers[DEFAULT] = ("fp32", VLLMSampler(model.config, sequence_tokens=specs["fp32"].root.sequence_tokens))
     parts = {name: Parts() for name in samplers}
     sides: dict[str, Callable[[], object]] = {f"TRL {name}": trl_steps(spec, model) for name, spec in specs.items()}
     for name, (precision, sampler) in samplers.items():

@@ -23,7 +23,7 @@ def run() -> list[Row]:
 def row(name: str, target: float, device: str) -> Row:
     shape = DECODERS[name]
     weights = {key: tensor.numpy() for key, tensor in factory.build(shape, VOCABULARY, seed=0).state_dict().items()}
-    sampler = VLLMSampler(shape, VOCABULARY, device=device)
+    sampler = VLLMSampler(factory.config(shape, VOCABULARY), sequence_tokens=shape.context_tokens, device=device)
     torch.set_num_threads(1)  # after vLLM, which sets it too
     timed = alternate({"ours": lambda: sampler.sync(weights, 1), "vLLM": reload(sampler, weights)}, ROUNDS, device)
     megabytes = sum(array.nbytes for array in weights.values()) / 1e6

@@ -158,6 +158,9 @@ class RunConfig(Value):
     """Cores of a GRPO learner. Learner and sampler take turns, so the two together keep one core busy."""
     rollout_cpus: float = Field(default=0.5, gt=0)
     """Cores of a sampling actor."""
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """Memory that a vLLM engine keeps for what it has read, in GiB; by default what 256 completions of the longest
+    prompts take at once, and at least an eighth."""
     train_gpus: float | None = Field(default=None, ge=0)
     """GPUs of a training rank; by default 1 where the cluster has any."""
     learner_gpus: float | None = Field(default=None, ge=0)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from rayexp.distributed.rpc import answer, calling, placed, this_call, unique
 from rayexp.errors import PermanentError, StageError, first_line
 from rayexp.formatting import number
 from rayexp.models import devices, factory
-from rayexp.models.config import Decoder
+from rayexp.models.config import Decoder, PretrainedDecoder
 from rayexp.sampling.base import Completions, Sampler, Weights
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.sampling.vllm_sampler import VLLMSampler
@@ -34,21 +35,53 @@ class ParityError(PermanentError):
     """Sampler and learner disagree about the probability of the same tokens: the weights did not arrive."""
 
 
+@dataclass(frozen=True)
+class Engine:
+    """All that a sampler is started for; one for equal stages can turn to the next of them."""
+
+    decoder: Decoder | PretrainedDecoder
+    vocabulary: Vocabulary
+    sequence_tokens: int
+    sampler: str
+    precision: str
+    device: str
+    cpus: float
+    kv_cache_gib: float | None
+
+    @classmethod
+    def of(cls, stage: RolloutStage, run_config: RunConfig) -> "Engine":
+        root = stage.root
+        return cls(
+            decoder=root.decoder,
+            vocabulary=root.task.vocabulary,
+            sequence_tokens=root.sequence_tokens,
+            sampler=stage.sampler,
+            precision=stage.optimiser.precision,
+            device=run_config.device,
+            cpus=run_config.rollout_cpus,
+            kv_cache_gib=run_config.kv_cache_gib,
+        )
+
+
 class RolloutWorker:
     """One sampler in one process. Forgets its weights when it is restarted; the manager sends them again."""
 
-    def __init__(
-        self, decoder_json: str, vocabulary: Vocabulary, sampler: str, device: str, precision: str, cpus: float
-    ) -> None:
+    def __init__(self, engine: Engine) -> None:
         logs.configure_worker_logging(this_call)
-        shape = Decoder.model_validate_json(decoder_json)
-        where = devices.resolve_device(device)
+        where = devices.resolve_device(engine.device)
         self._sampler: Sampler
-        if sampler == "vllm":
-            self._sampler = VLLMSampler(shape, vocabulary, dtype=DTYPES[precision], device=where.type)
+        if engine.sampler == "vllm":
+            self._sampler = VLLMSampler(
+                factory.config(engine.decoder, engine.vocabulary),
+                dtype=DTYPES[engine.precision],
+                device=where.type,
+                sequence_tokens=engine.sequence_tokens,
+                kv_cache_gib=engine.kv_cache_gib,
+            )
         else:
-            self._sampler = TorchSampler(factory.build(shape, vocabulary, seed=0, device=where), precision=precision)
-        devices.use_cores(cpus)  # here, because vLLM sets another number
+            model = factory.build(engine.decoder, engine.vocabulary, seed=0, device=where)
+            self._sampler = TorchSampler(model, precision=engine.precision)
+        devices.use_cores(engine.cpus)  # here, because vLLM sets another number
 
     def sync(self, weights: Weights, version: int) -> None:
         self._sampler.sync(weights, version)
@@ -81,12 +114,7 @@ class RolloutManager:
         self.begin(stage, run_config)
         self.workers = [
             kind.options(name=unique(f"rollout-{i}"), **placed(first_bundle + i), **options).remote(
-                stage.root.decoder.model_dump_json(),
-                stage.root.task.vocabulary,
-                stage.sampler,
-                run_config.device,
-                stage.optimiser.precision,
-                run_config.rollout_cpus,
+                Engine.of(stage, run_config)
             )
             for i in range(run_config.rollout_workers)
         ]

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from rayexp.config import RunConfig
 from rayexp.distributed import weight_sync
 from rayexp.distributed.learner_actor import LearnerActor
-from rayexp.distributed.rollout_manager import RolloutManager
+from rayexp.distributed.rollout_manager import Engine, RolloutManager
 from rayexp.distributed.rpc import answer, calling, placed, unique
 from rayexp.errors import StageError, first_line
 from rayexp.rl.learner import Learner
@@ -121,14 +121,5 @@ def acquire_workers(stage: RolloutStage, run_config: RunConfig) -> Iterator[Stag
 
 
 def _shape(stage: RolloutStage, run_config: RunConfig) -> tuple[Any, ...]:
-    resources = (run_config.learner_cpus, run_config.learner_gpus, run_config.rollout_cpus, run_config.rollout_gpus)
-    return (
-        stage.root.decoder,
-        stage.root.task.vocabulary,
-        stage.sampler,
-        stage.optimiser.precision,
-        run_config.device,
-        run_config.weight_transfer,
-        run_config.rollout_workers,
-        resources,
-    )
+    resources = (run_config.learner_cpus, run_config.learner_gpus, run_config.rollout_gpus)
+    return Engine.of(stage, run_config), run_config.weight_transfer, run_config.rollout_workers, resources

@@ -1,17 +1,20 @@
-"""The runner of pretraining: a fresh decoder, and the samples of a step."""
+"""The runner of pretraining: the decoder to train, and the samples of a step."""
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from rayexp.models import factory
+from rayexp.models.config import PretrainedDecoder
 from rayexp.stages import Pretrain
 from rayexp.store.artifacts import Store
 from rayexp.tasks import TokenBatch
 
 
 def initial(stage: Pretrain, store: Store, device: torch.device) -> PreTrainedModel:
-    """Return a fresh decoder."""
+    """Return a fresh decoder, or the one that others have trained."""
+    if isinstance(stage.decoder, PretrainedDecoder):
+        return factory.pretrained(stage.decoder, stage.task.vocabulary, device)
     return factory.build(stage.decoder, stage.task.vocabulary, stage.seed, device)
 
 

@@ -69,11 +69,14 @@ def _run(stages: Sequence[Stage], run_config: RunConfig, context: TrainContext) 
     for stage in stages:
         if context.broadcast(store.finished(stage.id)):
             continue
-        if stage.pool == "train":
+        if stage.pool == "train" and stage.steps:
             train(stage, store, run_config, context)
         elif context.rank == 0:
+            run_it = measurements.run if stage.pool == "measure" else runner(stage).run
             with error_context(lambda stage=stage: stage.label):
-                measurements.run(stage, store, run_config)
+                run_it(stage, store, run_config)
+            if not stage.steps:
+                context.report(progress_event(stage, 0))  # or else Tune says that it has nothing to say of the trial
         context.barrier()
 
 
@@ -144,7 +147,7 @@ def _batches(stage: Stage, step: int) -> list[TokenBatch]:
     batches, root = runner(stage).batch(stage, step), stage.root
     if root.decoder.positions != "randomised":
         return batches
-    stream = rng.stream_key(root.seed, "positions", step)
+    stream = rng.stream_key(stage.chain_seed, "positions", step)
     return [with_random_positions(batch, stream, root.task.max_tokens) for batch in batches]
 
 

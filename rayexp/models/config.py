@@ -1,10 +1,15 @@
-"""The shape of a decoder, as a value."""
+"""A decoder as a value: the shape of one from scratch, or where a pretrained one is."""
 
-from typing import ClassVar, Literal, Self
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import model_validator
+from pydantic import Discriminator, Tag, model_validator
 
+from rayexp import sources
 from rayexp.config import Count, Value
+from rayexp.tasks.text.model_tokens import ModelTokens
 
 #: What vLLM's attention kernels serve on CPU and GPU alike.
 HEAD_SIZES = (32, 64, 128)
@@ -47,3 +52,79 @@ class Decoder(Value):
         attention = self.width * self.head_size * 2 * (self.heads + self.kv_heads)
         block = attention + 3 * self.width * self.ff_width + 2 * self.width
         return self.layers * block + 2 * vocabulary_size * self.width + self.width
+
+
+class PretrainedDecoder(Value):
+    """A decoder that others have trained, with the shape that its files state.
+
+    source: ``ORG/NAME`` on the Hugging Face hub, a folder as ``save_pretrained`` writes it, a GGUF file, or
+    ``package:NAME`` for the one in an installed package. revision: the commit of a repository; of the others the
+    SHA-256 of what they hold, filled in, as all else is. parameter_count: with an output matrix of its own, which a
+    decoder gets that shares it with its embeddings: vLLM would not see the shared one change.
+    """
+
+    source: str
+    revision: str
+    architecture: str
+    layers: Count
+    width: Count
+    vocabulary_size: Count
+    context_tokens: Count
+    parameter_count: Count
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_shape(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("source"), str) and "layers" not in values:
+            return _shape_of(values["source"], values.get("revision") or "") | dict(values)
+        return values
+
+    @classmethod
+    def of(cls, source: str, revision: str = "") -> Self:
+        """Return the decoder of a source. Raises ValueError as ``rayexp.sources`` does, and on one that is none."""
+        return cls.model_validate({"source": source, **({"revision": revision} if revision else {})})
+
+    @property
+    def tokens(self) -> ModelTokens:
+        """Its tokenizer with its chat template, for a task of text."""
+        return ModelTokens(source=self.source, revision=self.revision)
+
+    @property
+    def positions(self) -> str:
+        """As its architecture has them."""
+        return "its own"
+
+    def parameters(self, vocabulary_size: int) -> int:
+        """Return the number of trainable numbers."""
+        return self.parameter_count
+
+
+def _shape_of(source: str, revision: str) -> dict[str, Any]:
+    revision = sources.pinned(source, revision)
+    settings = json.loads((sources.described(source, revision) / "config.json").read_text(encoding="utf-8"))
+    names = {
+        "layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "vocabulary_size": "vocab_size",
+        "context_tokens": "max_position_embeddings",
+    }
+    if missing := [name for name in names.values() if not isinstance(settings.get(name), int)]:
+        raise ValueError(f"source is {source!r}, whose config.json has no {missing[0]}; allowed: a decoder of text")
+    shape = {field: settings[name] for field, name in names.items()}
+    shapes = sources.parameters(source, revision)
+    if not shapes:
+        raise ValueError(f"source is {source!r}, which has no weights as safetensors; allowed: a model that has them")
+    untied = 0 if any(name.startswith("lm_head.") for name in shapes) else shape["vocabulary_size"] * shape["width"]
+    architecture, *_ = settings.get("architectures") or [settings.get("model_type", "unknown")]
+    counted = sum(map(math.prod, shapes.values())) + untied
+    return {**shape, "revision": revision, "architecture": architecture, "parameter_count": counted}
+
+
+def _which(value: Any) -> str:
+    pretrained = "source" in value if isinstance(value, Mapping) else isinstance(value, PretrainedDecoder)
+    return "pretrained" if pretrained else "scratch"
+
+
+AnyDecoder: TypeAlias = Annotated[
+    Annotated[Decoder, Tag("scratch")] | Annotated[PretrainedDecoder, Tag("pretrained")], Discriminator(_which)
+]

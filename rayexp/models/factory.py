@@ -1,11 +1,13 @@
-"""Decoders from scratch: transformers' LlamaForCausalLM, built from a ``Decoder`` value."""
+"""Models from values: transformers' LlamaForCausalLM from scratch, and what others have trained."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from rayexp.models.config import Decoder
+from rayexp import sources
+from rayexp.models import io
+from rayexp.models.config import Decoder, PretrainedDecoder
 from rayexp.models.devices import CPU
-from rayexp.models.io import placed
 from rayexp.tasks import Vocabulary
 
 #: RoPE that rotates nothing: every frequency is divided by a billion. A configuration that stock transformers and vLLM
@@ -20,7 +22,44 @@ NO_ROTATION = {
 }
 
 
-def llama_config(decoder: Decoder, vocabulary: Vocabulary) -> LlamaConfig:
+def config(decoder: Decoder | PretrainedDecoder, vocabulary: Vocabulary) -> PreTrainedConfig:
+    """Return the transformers configuration of a decoder, whose special tokens are those of the vocabulary."""
+    if isinstance(decoder, Decoder):
+        return _llama_config(decoder, vocabulary)
+    found = AutoConfig.from_pretrained(sources.described(decoder.source, decoder.revision), local_files_only=True)
+    return _fitted(found, vocabulary)
+
+
+def build(
+    decoder: Decoder | PretrainedDecoder, vocabulary: Vocabulary, seed: int, device: torch.device = CPU
+) -> PreTrainedModel:
+    """Return a fresh fp32 model of the shape of a decoder. Equal seeds give equal weights and leave the global
+    generator untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config(decoder, vocabulary), attn_implementation="sdpa")
+        return io.placed(model, device)
+
+
+def pretrained(decoder: PretrainedDecoder, vocabulary: Vocabulary, device: torch.device = CPU) -> PreTrainedModel:
+    """Return a model that others have trained, in fp32, with an output matrix of its own."""
+    model = io.load(sources.whole(decoder.source, decoder.revision))
+    if model.config.tie_word_embeddings:
+        head = model.get_output_embeddings()
+        assert head is not None, "a decoder has an output matrix"
+        head.weight = nn.Parameter(head.weight.detach().clone())
+    model.config = _fitted(model.config, vocabulary)
+    return io.placed(model, device)
+
+
+def _fitted(found: PreTrainedConfig, vocabulary: Vocabulary) -> PreTrainedConfig:
+    """Return a configuration whose output matrix is its own, and whose texts end as those of the vocabulary do."""
+    found.tie_word_embeddings = False
+    found.update({"eos_token_id": vocabulary.eos, "bos_token_id": vocabulary.bos, "pad_token_id": vocabulary.pad})
+    return found
+
+
+def _llama_config(decoder: Decoder, vocabulary: Vocabulary) -> LlamaConfig:
     """Return the transformers configuration of a decoder.
 
     Weights start with a standard deviation of width^-1/2: at the usual 0.02 a decoder of width 128 stays on the
@@ -44,10 +83,3 @@ def llama_config(decoder: Decoder, vocabulary: Vocabulary) -> LlamaConfig:
         architectures=["LlamaForCausalLM"],
         attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
     )
-
-
-def build(decoder: Decoder, vocabulary: Vocabulary, seed: int, device: torch.device = CPU) -> PreTrainedModel:
-    """Return a fresh fp32 decoder. Equal seeds give equal weights and leave the global generator untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return placed(LlamaForCausalLM(llama_config(decoder, vocabulary)), device)

@@ -1,24 +1,39 @@
 """The vocabulary of a task as a tokenizer that stock tools load: text in, the task's own token ids out."""
 
+import shutil
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from rayexp import sources
 from rayexp.tasks import Vocabulary
+from rayexp.tasks.text.model_tokens import ModelVocabulary
+from rayexp.tasks.text.vocabularies import Words
 
 EACH = Regex(r"[\s\S]")
+#: The files of a pretrained model that its tokenizer consists of.
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def save(vocabulary: Vocabulary, folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``, which ``AutoTokenizer.from_pretrained`` loads."""
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``, which ``AutoTokenizer.from_pretrained`` loads; those
+    of a pretrained model are its own."""
+    if isinstance(vocabulary, ModelVocabulary):
+        place = sources.described(vocabulary.source, vocabulary.revision)
+        for name in FILES:
+            if (place / name).exists():
+                shutil.copy(place / name, folder / name)
+        return
     names = dict(zip(("pad_token", "bos_token", "eos_token"), vocabulary.symbols, strict=False))
     fast = PreTrainedTokenizerFast(tokenizer_object=_tokenizer(vocabulary), clean_up_tokenization_spaces=False, **names)
     fast.save_pretrained(folder)
 
 
 def _tokenizer(vocabulary: Vocabulary) -> Tokenizer:
+    if isinstance(vocabulary, Words):
+        return vocabulary.tokenizer
     ids = {symbol: token for token, symbol in enumerate(vocabulary.symbols)}
     one_by_one = pre_tokenizers.Split(EACH, "isolated")
     if vocabulary.units == "bytes":  # which this library writes as characters of its own

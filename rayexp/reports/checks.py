@@ -70,9 +70,9 @@ class Claim:
 def no_mass_no_gain(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
     """C1. Gain on the target cells of decoders that were pretrained without any OOD sample."""
     target = rows[rows["role"] == arm.target]
-    without = target[target["ood_ratio"] == 0]
+    without = target[(target["ood_ratio"] == 0) & target["source"].isna()]
     if without.empty:
-        return [missing("the study has no finished chain with an OOD ratio of 0", arm.target)]
+        return [missing("the study has no finished chain from scratch with an OOD ratio of 0", arm.target)]
     gain = conservative_interval(without, "gain", possible_change(without["init_q"]))
     measured = f"gain {gain}, from a mean Q of {before(without)['init_q'].mean():.2g}"
     p = p_of_mean(without, "gain", SMALL_GAIN)

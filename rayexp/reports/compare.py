@@ -257,7 +257,7 @@ def _concat(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
                 ood_ratio=_both(number(one.root.ood_ratio), number(other.root.ood_ratio)),
                 ood_ratio_a=one.root.ood_ratio,
                 ood_ratio_b=other.root.ood_ratio,
-                seed=one.root.seed,
+                seed=one.chain_seed,
                 difference=frame["q_b"] - frame["q_a"],
             )
         )

@@ -108,7 +108,7 @@ def _pair(control: Stage, other: Stage, k: int, measured: Mapping[str, pd.DataFr
     masses = [_mass(measured[stage.id], k) for stage in stages if stage]
     frame = pd.concat(masses, axis=1, join="inner", keys=["control_before", "control_after", "before", "after"])
     root, target = control.root, TARGET_OF[getattr(control, "prompt_role", "ood")]
-    about = {"task": root.task.label, "ood_ratio": root.ood_ratio, "seed": root.seed}
+    about = {"task": root.task.label, "ood_ratio": root.ood_ratio, "seed": control.chain_seed}
     frame = frame.reset_index()
     return frame[frame["role"] == target].assign(**about)
 

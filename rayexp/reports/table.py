@@ -25,6 +25,7 @@ STAGE_COLUMNS: dict[str, pa.DataType] = {
     "init_id": pa.string(),
     "task": pa.string(),
     "exact": pa.bool_(),  # whether the right completion is unique, so that q is all of Q
+    "source": pa.string(),  # of the model that others have trained, if the chain starts from one
     "layers": pa.int64(),
     "parameters": pa.int64(),
     "ood_ratio": pa.float64(),
@@ -93,10 +94,11 @@ def settings(stage: Stage, plan: Plan) -> dict[str, Any]:
         "init_id": stage.parent.id if stage.parent else None,
         "task": root.task.label,
         "exact": root.task.unique,
+        "source": getattr(root.decoder, "source", None),
         "layers": root.decoder.layers,
         "parameters": root.parameters,
         "ood_ratio": getattr(root, "ood_ratio", None),
-        "seed": root.seed,
+        "seed": stage.chain_seed,
         **{name: getattr(stage, name, None) for name in ("prompt_role", "kl_beta", "group_size", "steps")},
         "condition": plan.told[stage.id],
     }

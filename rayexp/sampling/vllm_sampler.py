@@ -11,15 +11,18 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rayexp.errors import RefusedError
-from rayexp.models.config import Decoder
 from rayexp.sampling.base import Completions, Weights, as_tensors
-from rayexp.tasks import Vocabulary
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+#: Bytes of the key-value cache of the smallest decoder.
+LEAST_CACHE = 2**27
 INSTALL = 'uv pip install --editable ".[{}]"'
 
 
@@ -39,14 +42,16 @@ class VLLMSampler:
 
     def __init__(
         self,
-        decoder: Decoder,
-        vocabulary: Vocabulary,
+        config: "PreTrainedConfig",
         *,
+        sequence_tokens: int,
         dtype: str = "float32",
         device: str = "cpu",
         max_sequences: int = 256,
-        kv_bytes: int = 2**27,
+        kv_cache_gib: float | None = None,
     ) -> None:
+        """config: of the model, whose ``eos_token_id`` ends a completion. sequence_tokens: of prompt and completion.
+        kv_cache_gib: see ``RunConfig``."""
         require_vllm(device)
         # vLLM reads these when it is imported. In-process, so that an engine's exception is this call's exception.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -59,21 +64,20 @@ class VLLMSampler:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # Ray decides how many threads there are
         from vllm import LLM, SamplingParams
 
-        from rayexp.models import factory
-
         self._params: type[Any] = SamplingParams
-        self._eos = vocabulary.eos
+        self._eos: int = config.eos_token_id
         self.weight_version = -1
+        needed = max(LEAST_CACHE, max_sequences * sequence_tokens * cache_bytes(config, dtype))
         with TemporaryDirectory() as folder:
-            factory.llama_config(decoder, vocabulary).save_pretrained(Path(folder))
+            config.save_pretrained(Path(folder))
             self._llm: Any = LLM(
                 model=folder,
                 load_format="dummy",
                 skip_tokenizer_init=True,
                 dtype=dtype,  # pyright: ignore[reportArgumentType]
-                max_model_len=decoder.context_tokens,
+                max_model_len=sequence_tokens,
                 max_num_seqs=max_sequences,
-                kv_cache_memory_bytes=kv_bytes,
+                kv_cache_memory_bytes=int(2**30 * kv_cache_gib) if kv_cache_gib else needed,
                 gpu_memory_utilization=0.05,
                 enforce_eager=device == "cpu",
                 logprobs_mode="processed_logprobs",
@@ -135,3 +139,10 @@ class VLLMSampler:
 
 def _token_prompts(sequences: Sequence[Sequence[int]]) -> list[dict[str, list[int]]]:
     return [{"prompt_token_ids": [int(token) for token in sequence]} for sequence in sequences]
+
+
+def cache_bytes(config: "PreTrainedConfig", dtype: str) -> int:
+    """Return the bytes of the keys and values of one token."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * (4 if dtype == "float32" else 2)

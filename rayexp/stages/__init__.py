@@ -16,6 +16,7 @@ from rayexp.stages.grpo import GRPO
 from rayexp.stages.mixture import PromptShare
 from rayexp.stages.optimiser import AdamW
 from rayexp.stages.pretrain import Pretrain
+from rayexp.stages.pretrained import Pretrained
 from rayexp.stages.rft import RFT
 from rayexp.stages.rollouts import RolloutStage
 from rayexp.stages.sft import SFT
@@ -68,6 +69,7 @@ __all__ = [
     "Metric",
     "Pool",
     "Pretrain",
+    "Pretrained",
     "PromptShare",
     "RolloutStage",
     "RootStage",

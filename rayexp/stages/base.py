@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import ValidationInfo
+from pydantic import ValidationInfo, model_validator
 
-from rayexp.config import Seed, Value, canonical_json
-from rayexp.models.config import Decoder
+from rayexp.config import Value, canonical_json
+from rayexp.models.config import AnyDecoder, PretrainedDecoder
 from rayexp.parts import STORED
 from rayexp.tasks import AnyTask, Task
+from rayexp.tasks.text import TextTask
+from rayexp.tasks.text.model_tokens import ModelTokens
 
 if TYPE_CHECKING:
     ModelStage: TypeAlias = "Stage"
@@ -90,6 +92,11 @@ class Stage(Value):
         if not isinstance(root, RootStage):
             raise TypeError(f"{type(root).__name__} has no init, and is no root")
         return root
+
+    @property
+    def chain_seed(self) -> int:
+        """The seed by which chains of a study differ: of the first stage that has one."""
+        return next((getattr(stage, "seed") for stage in self.lineage if hasattr(stage, "seed")), 0)  # noqa: B009
 
     @property
     def subject(self) -> "Stage":
@@ -171,15 +178,26 @@ class RootStage(Stage):
     """A stage that others start from and that starts from none: it brings the task and the decoder."""
 
     task: AnyTask
-    decoder: Decoder
-    seed: Seed
+    decoder: AnyDecoder
 
     if TYPE_CHECKING:  # a field of some kinds, a property of others
 
         @property
         def ood_ratio(self) -> float:
-            """Share of OOD samples in what the model has learnt from."""
+            """Share of OOD samples in what it trains the model on."""
             ...
+
+    @model_validator(mode="after")
+    def _fits(self, info: ValidationInfo) -> Self:
+        task = task_to_fit(self, info)
+        if task and task.max_tokens > self.decoder.context_tokens:
+            raise ValueError(
+                f"decoder.context_tokens is {self.decoder.context_tokens}; allowed: at least "
+                f"{task.max_tokens}, the longest sample of the task {task.label}"
+            )
+        if task and isinstance(self.decoder, PretrainedDecoder):
+            _require_tokens_of(self.decoder, task)
+        return self
 
     @property
     def parameters(self) -> int:
@@ -187,6 +205,21 @@ class RootStage(Stage):
         return self.decoder.parameters(self.task.vocabulary.size)
 
     @property
+    def sequence_tokens(self) -> int:
+        """Tokens that a sampler has to have room for in a sequence: a multiple of 64, or all that the decoder has."""
+        return min(self.decoder.context_tokens, -(-self.task.max_tokens // 64) * 64)
+
+    @property
     def chain_label(self) -> str:
         """First part of the labels of all that is built on it."""
-        return f"{self.task.label}-s{self.seed}"
+        return self.task.label
+
+
+def _require_tokens_of(decoder: PretrainedDecoder, task: Task) -> None:
+    """Raise ValueError if a task does not speak to a pretrained model in its own tokens."""
+    tokens = task.tokens if isinstance(task, TextTask) else None
+    if not isinstance(tokens, ModelTokens) or (tokens.source, tokens.revision) != (decoder.source, decoder.revision):
+        raise ValueError(
+            f"the tokens of the task {task.label} are not those of {decoder.source}; allowed: a task of text with "
+            f"tokens = ModelTokens(source={decoder.source!r}, revision={decoder.revision!r})"
+        )

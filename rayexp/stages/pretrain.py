@@ -4,16 +4,18 @@ import math
 from typing import ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 
-from rayexp.config import Count
+from rayexp.config import Count, Seed
 from rayexp.formatting import number
-from rayexp.stages.base import Metric, Pool, RootStage, task_to_fit
+from rayexp.stages.base import Metric, Pool, RootStage
 from rayexp.stages.optimiser import AdamW
 
 
 class Pretrain(RootStage):
-    """Next-token training from scratch on a mixture of ID and OOD samples, at a fixed total budget.
+    """Next-token training on a mixture of ID and OOD samples, at a fixed total budget.
+
+    decoder: a shape, which it trains from scratch; or a pretrained one, which it goes on training.
 
     exposure: when OOD samples come. ``uniform`` spreads them over all samples; ``early`` has as many in the first half
     of the samples, at twice the rate, and none later; ``late`` in the second half. stop_after: steps after which it
@@ -32,6 +34,7 @@ class Pretrain(RootStage):
         Metric("pretrain/tokens_per_s", "tokens/s", "Tokens trained on a second, all ranks together"),
     )
     kind: Literal["pretrain"] = "pretrain"
+    seed: Seed
     ood_ratio: float = Field(ge=0, le=0.5)
     exposure: Literal["uniform", "early", "late"] = "uniform"
     samples: Count
@@ -40,13 +43,7 @@ class Pretrain(RootStage):
     optimiser: AdamW
 
     @model_validator(mode="after")
-    def _fits(self, info: ValidationInfo) -> Self:
-        task = task_to_fit(self, info)
-        if task and task.max_tokens > self.decoder.context_tokens:
-            raise ValueError(
-                f"decoder.context_tokens is {self.decoder.context_tokens}; allowed: at least "
-                f"{task.max_tokens}, the longest sample of the task {task.label}"
-            )
+    def _stops(self) -> Self:
         if self.stop_after and self.stop_after >= self.schedule_steps:
             raise ValueError(
                 f"stop_after is {self.stop_after}; allowed: below {self.schedule_steps}, the step it ends at"

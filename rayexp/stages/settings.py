@@ -54,7 +54,7 @@ def varying(stages: Iterable[Stage]) -> dict[Setting, str]:
         for setting, value in _conditions(stage).items():
             if named and setting[1].startswith("task.") and setting[1] != TASK_NAME:
                 continue
-            of = stage.root.seed if setting[1] == "seed" else None
+            of = stage.chain_seed if setting[1] == "seed" else None
             values.setdefault((setting, of), set()).add(value)
     every = {setting for setting, _ in values}
     return {
@@ -120,12 +120,12 @@ def within(part: str, whole: str) -> bool:
 def _conditions(stage: Stage) -> dict[Setting, str]:
     """The settings along the lineage, as text, without those that results are grouped by; and the kinds in it."""
     found: dict[Setting, str] = {}
+    seeded = next((each for each in stage.lineage if hasattr(each, "seed")), None)
     for place, each in _places(stage):
-        grouped = (
-            {"ood_ratio", "seed"} if each is stage.root else {"prompt_role", "kl_beta"} if each is stage else set()
-        )
+        grouped = {"kind"} | ({"seed"} if each is seeded else set())
+        grouped |= {"ood_ratio"} if each is stage.root else {"prompt_role", "kl_beta"} if each is stage else set()
         for name, value in own(each).items():
-            if name not in grouped | {"kind"}:
+            if name not in grouped:
                 found[place, name] = shown(value)
     return {**found, (stage.kind, "chain"): "/".join(each.kind for each in stage.lineage)}
 

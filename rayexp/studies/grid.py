@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayexp.formatting import number
-from rayexp.models.config import Decoder
-from rayexp.stages import GRPO, SFT, Evaluate, Pretrain, Stage
+from rayexp.models.config import Decoder, PretrainedDecoder
+from rayexp.stages import GRPO, SFT, Evaluate, Pretrain, Pretrained, Stage
 from rayexp.studies.presets import Budget
 from rayexp.tasks import Task
 from rayexp.tasks.strings import StringTask
@@ -53,7 +53,7 @@ def stage_chains(
     budget: Budget,
     grid: Grid,
     prompt_roles: Sequence[str],
-    decoder: Decoder | None = None,
+    decoder: Decoder | PretrainedDecoder | None = None,
     phases: Sequence[Mapping[str, Any]] = ({},),
     **grpo: Any,
 ) -> list[Stage]:
@@ -73,8 +73,24 @@ def stage_chains(
     return stages
 
 
+def model_chains(
+    task: Task, model: PretrainedDecoder, budget: Budget, grid: Grid, prompt_roles: Sequence[str], **grpo: Any
+) -> list[Stage]:
+    """A model that others have trained, then GRPO for every seed, role of prompts and beta; everything measured.
+
+    task: in the model's own tokens (``PretrainedDecoder.tokens``). grpo: as of ``stage_chains``, which trains the model
+    on a share of OOD samples first if it is given one as the decoder.
+    """
+    base = Pretrained(task=task, decoder=model)
+    ends = [
+        reinforced(base, budget, prompt_role=role, kl_beta=beta, seed=seed, **grpo)
+        for seed, role, beta in itertools.product(grid.seeds, prompt_roles, grid.kl_betas)
+    ]
+    return measured_chains(ends, budget)
+
+
 def pretrained(
-    task: Task, budget: Budget, grid: Grid, decoder: Decoder | None = None, **settings: Any
+    task: Task, budget: Budget, grid: Grid, decoder: Decoder | PretrainedDecoder | None = None, **settings: Any
 ) -> list[Pretrain]:
     """Pretraining for every seed and OOD ratio. settings: that are not to be those of the budget."""
     usual = {
@@ -93,7 +109,7 @@ def pretrained(
 
 def fine_tuned(base: Stage, budget: Budget, **settings: Any) -> SFT:
     """SFT from a pretrained decoder. settings: that are not to be those of the budget."""
-    usual = {"samples": budget.sft_samples, "optimiser": budget.sft, "seed": base.root.seed}
+    usual = {"samples": budget.sft_samples, "optimiser": budget.sft, "seed": base.chain_seed}
     return SFT.model_validate({"init": base, **usual, **settings})
 
 
@@ -105,7 +121,7 @@ def reinforced(init: Stage, budget: Budget, **settings: Any) -> GRPO:
         "group_size": budget.grpo_group_size,
         "sampler": budget.sampler,
         "optimiser": budget.grpo,
-        "seed": init.root.seed,
+        "seed": init.chain_seed,
     }
     return GRPO.model_validate({"init": init, **usual, **settings})
 

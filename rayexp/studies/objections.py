@@ -191,5 +191,5 @@ def _rft(init: Stage, budget: Budget) -> Stage:
         group_size=budget.grpo_group_size,
         sampler=budget.sampler,
         optimiser=budget.grpo,
-        seed=init.root.seed,
+        seed=init.chain_seed,
     )

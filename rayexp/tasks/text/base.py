@@ -1,6 +1,7 @@
 """Tasks of text: what a subclass says of one question becomes samples, held out, padded and judged.
 
-A sample is ``<bos>``, the question, a line break, the answer and ``<eos>``.
+A sample is ``<bos>``, the question, a line break, the answer and ``<eos>``; with the tokens of a pretrained model it is
+what that model would read and write.
 """
 
 import hashlib
@@ -14,8 +15,10 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 
 from rayexp import rng
+from rayexp.config import Count
 from rayexp.tasks.base import HELD_OUT_ONE_IN, TEST_SEED, Solution, Task, TokenBatch, Verdict, require_split
-from rayexp.tasks.text.vocabularies import BREAK, VOCABULARIES, Characters
+from rayexp.tasks.text.model_tokens import ModelTokens
+from rayexp.tasks.text.vocabularies import VOCABULARIES, Characters, Words
 
 #: Questions of a cell that say how long its prompts and completions get. A longer one, fewer than one in a thousand, is
 #: drawn again.
@@ -47,8 +50,9 @@ class _Lengths(NamedTuple):
     completion: int
 
 
-#: Lengths by cell of every task that was probed, because equal tasks are read again and again.
+#: Lengths by cell and words of every task that was probed, because equal tasks are read again and again.
 _PROBED: dict[str, dict[str, _Lengths]] = {}
+_WORDS: dict[str, Words] = {}
 
 
 class TextTask(Task):
@@ -56,11 +60,15 @@ class TextTask(Task):
 
     Subclasses add ``kind`` and settings, and implement ``label``, ``cells`` and ``question``. Questions are held out by
     a hash of their text. Those of the split ``test`` are all different. tokens: what has one, a character of printable
-    ASCII or a byte of UTF-8.
+    ASCII, a byte of UTF-8, or a word of the first ``PROBED`` questions of each cell; or those of a pretrained model.
+    answer_tokens: that may be written for an answer, where it is not only the gold one that is right; by default, and
+    at least, as many as the longest gold answer has.
     """
 
     from_outside: ClassVar[bool] = True
-    tokens: Literal["characters", "bytes"] = "characters"
+    fields_added_later: ClassVar[frozenset[str]] = frozenset({"answer_tokens"})
+    answer_tokens: Count | None = None
+    tokens: Literal["characters", "bytes", "words"] | ModelTokens = "characters"
 
     @abstractmethod
     def question(self, cell: str, number: int) -> Question:
@@ -69,7 +77,9 @@ class TextTask(Task):
 
     @property
     def vocabulary(self) -> Characters:
-        return VOCABULARIES[self.tokens]
+        if isinstance(self.tokens, ModelTokens):
+            return self.tokens.vocabulary
+        return self._words if self.tokens == "words" else VOCABULARIES[self.tokens]
 
     def prompt_tokens(self, cell: str) -> int:
         """Return the length of the longest prompt of a cell, of the first ``PROBED``."""
@@ -78,6 +88,9 @@ class TextTask(Task):
     def completion_tokens(self, cell: str) -> int:
         """Return the length of the longest completion of a cell, of the first ``PROBED``."""
         return self._lengths[cell].completion
+
+    def max_completion_tokens(self, cell: str) -> int:
+        return max(self.completion_tokens(cell), self.answer_tokens or 0)
 
     def batches(self, split: str, seed: int, assigned: Sequence[tuple[str, np.ndarray]]) -> list[TokenBatch]:
         """See ``Task.batches``: rows are padded to the longest of those that one of ``WIDTHS`` is wide enough for."""
@@ -116,11 +129,21 @@ class TextTask(Task):
         return Verdict(answer=answer, trace=whole, steps_right=int(answer), steps=1)
 
     @cached_property
+    def _key(self) -> str:
+        return f"{type(self).__module__}:{type(self).__qualname__} {self.model_dump_json()}"
+
+    @cached_property
+    def _words(self) -> Words:
+        if self._key not in _WORDS:
+            questions = (question for _, cell in self.roles() for question in self._probed(cell))
+            _WORDS[self._key] = Words.of(text for question in questions for text in question)
+        return _WORDS[self._key]
+
+    @cached_property
     def _lengths(self) -> dict[str, _Lengths]:
-        key = f"{type(self).__module__}:{type(self).__qualname__} {self.model_dump_json()}"
-        if key not in _PROBED:
-            _PROBED[key] = {cell: self._longest(cell) for _, cell in self.roles()}
-        return _PROBED[key]
+        if self._key not in _PROBED:
+            _PROBED[self._key] = {cell: self._longest(cell) for _, cell in self.roles()}
+        return _PROBED[self._key]
 
     def _longest(self, cell: str) -> _Lengths:
         samples = map(self._written, self._probed(cell))
@@ -196,9 +219,7 @@ class TextTask(Task):
         return sample if fits else None
 
     def _written(self, question: Question) -> _Sample:
-        vocabulary = self.vocabulary
-        prompt = [vocabulary.bos, *vocabulary.plain(question.prompt + BREAK)]
-        return _Sample(prompt, [*vocabulary.plain(question.answer), vocabulary.eos])
+        return _Sample(self.vocabulary.prompt(question.prompt), self.vocabulary.completion(question.answer))
 
 
 def held_out(prompt: str) -> bool:

@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -38,12 +39,34 @@ def _pattern(value: str) -> str:
     return value
 
 
-class GymTask(TextTask):
+class OfRelease(TextTask):
+    """Questions that reasoning-gym writes. release: of it, filled in, because another one may write other questions."""
+
+    release: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_release(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and not values.get("release"):
+            return {**values, "release": _installed()}
+        return values
+
+    def require_release(self) -> None:
+        """Raise ValueError where reasoning-gym is not installed, or of another release."""
+        if not (installed := _installed()):
+            raise ValueError(f"the task {self.label} needs reasoning-gym, which is not installed; run: {INSTALL}")
+        if installed != self.release:
+            raise ValueError(
+                f"release is {self.release!r}, and reasoning-gym {installed} is installed, which may write other "
+                f"questions; install {self.release or 'that'}, or leave release out to start anew"
+            )
+
+
+class GymTask(OfRelease):
     """Questions of one generator of reasoning-gym, in cells of different settings.
 
     name: for people, and for folders. generator: its name there. keep: a regular expression whose group is what is
-    kept of a question, because generators put instructions around it that a decoder from scratch can't read. release:
-    of reasoning-gym, filled in, because another one may write other questions.
+    kept of a question, because generators put instructions around it that a decoder from scratch can't read.
     """
 
     kind: Literal["gym"] = "gym"
@@ -53,14 +76,6 @@ class GymTask(TextTask):
     levels: Annotated[
         tuple[Level, ...], Field(strict=False)
     ]  # JSON has lists, and what fills in the release makes such
-    release: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_release(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and not values.get("release"):
-            return {**values, "release": _installed()}
-        return values
 
     @model_validator(mode="after")
     def _made(self) -> Self:
@@ -87,12 +102,17 @@ class GymTask(TextTask):
 
     @cached_property
     def _generators(self) -> dict[str, Any]:
-        if (installed := _installed()) and installed != self.release:
-            raise ValueError(
-                f"release is {self.release!r}, and reasoning-gym {installed} is installed, which may write other "
-                f"questions; install {self.release or 'that'}, or leave release out to start anew"
-            )
+        self.require_release()
         return {level.name: _generator(self.generator, level) for level in self.levels}
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Import reasoning-gym in the block: late, because it takes seconds, and without what other packages warn of that
+    only some of its generators need."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        yield
 
 
 def _installed() -> str:
@@ -102,11 +122,7 @@ def _installed() -> str:
 
 def _generator(name: str, level: Level) -> Any:
     """Return a generator of questions by number. Raises ValueError if there is none of this name and these settings."""
-    if find_spec("reasoning_gym") is None:
-        raise ValueError(f"generator is {name!r}, and reasoning-gym is not installed; run: {INSTALL}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of packages that only some generators need
-        # Here, because it takes seconds, and only these tasks need it.
+    with quiet_import():
         from reasoning_gym.factory import DATASETS, create_dataset
     if name not in DATASETS:
         raise ValueError(not_among("generator", name, sorted(DATASETS)))

@@ -11,6 +11,7 @@ import fsspec
 import pandas as pd
 from pydantic import Field, model_validator
 
+from rayexp import sources
 from rayexp.errors import located, not_among
 from rayexp.formatting import one_line
 from rayexp.parts import imported
@@ -30,11 +31,12 @@ FIRST_LINE = {".jsonl": 1, ".parquet": 1, ".csv": 2}
 class RecordTask(TextTask):
     """Questions and answers of a file, one record each.
 
-    name: for people, and for folders. path: of JSON lines, Parquet or CSV, anywhere that fsspec reads; every machine
-    has to reach it. prompt, answer, role, cell: names of columns. Without a column ``role`` all records are ``id``;
-    without one for cells those of a role are one. verifier: ``exact``; ``math`` (by math-verify: however the answer is
-    written); ``final`` (what stands behind ``####``, as in GSM8K); or the import path of a function of the gold answer
-    and of the one to judge. digest: of the file, filled in; a study finds out if the file has changed since.
+    name: for people, and for folders. path: of JSON lines, Parquet or CSV, anywhere that fsspec reads. Every machine
+    has to reach it, as it has to import your modules: a relative path leads from a folder of sys.path. prompt, answer,
+    role, cell: names of columns. Without a column ``role`` all records are ``id``; without one for cells those of a
+    role are one. verifier: ``exact``; ``math`` (by math-verify: however the answer is written); ``final`` (what stands
+    behind ``####``, as in GSM8K); or the import path of a function of the gold answer and of the one to judge. digest:
+    of the file, filled in; a study finds out if the file has changed since.
     """
 
     kind: Literal["records"] = "records"
@@ -115,7 +117,7 @@ def _content(path: str) -> bytes:
     if Path(path).suffix not in READERS:
         raise ValueError(f"path is {path!r}; allowed: a file that ends with {', '.join(READERS)}")
     try:
-        with fsspec.open(path, "rb") as file:
+        with fsspec.open(sources.here(path), "rb") as file:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:  # each file system has its own
         raise ValueError(f"path is {path!r}, which can't be read: {one_line(located(error))}") from error

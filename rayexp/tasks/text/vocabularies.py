@@ -1,14 +1,22 @@
-"""The vocabularies of text: a token for each character that can be printed in ASCII, or for each byte of UTF-8."""
+"""The vocabularies of text: a token for each character of printable ASCII, for each byte of UTF-8, or for each word of
+a task."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from rayexp.tasks.base import Vocabulary
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 #: Stands between a question and its answer.
 BREAK = "\n"
+#: A word with the blank before it, or any other character. A digit is a token of its own, so that numbers can be
+#: learnt.
+WORD = r" ?[A-Za-z]+|[\s\S]"
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,14 @@ class Characters(Vocabulary):
     """A vocabulary whose symbols are written without blanks between them."""
 
     units = "characters"
+
+    def prompt(self, question: str) -> list[int]:
+        """Return the token ids of a prompt: what comes before the answer to a question."""
+        return [self.bos, *self.plain(question + BREAK)]
+
+    def completion(self, answer: str) -> list[int]:
+        """Return the token ids of a completion that gives an answer, ``<eos>`` included."""
+        return [*self.plain(answer), self.eos]
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text in which special symbols are read as such. Raises KeyError or ValueError on an
@@ -25,11 +41,15 @@ class Characters(Vocabulary):
 
     def plain(self, text: str) -> list[int]:
         """Return the token ids of a text, none of which is special. Raises ValueError on a character without one."""
+        self.require_known(text)
+        return [self._ids[character] for character in text]
+
+    def require_known(self, text: str) -> None:
+        """Raise ValueError on a text with a character that is no symbol."""
         if unknown := sorted(set(text) - self._ids.keys()):
             raise ValueError(
                 f"the text {text!r} has {unknown[0]!r}; allowed: the characters of printable ASCII, or tokens = 'bytes'"
             )
-        return [self._ids[character] for character in text]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the characters of token ids; embedding rows without a symbol read ``<unused>``."""
@@ -56,7 +76,35 @@ class Bytes(Characters):
         return b"".join(parts).decode(errors="backslashreplace")
 
 
+@dataclass(frozen=True)
+class Words(Characters):
+    """A vocabulary of words beside the characters, by which a word that is none of them is spelt."""
+
+    units = "pieces"
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Self:
+        """Return the vocabulary of all words and characters in some texts."""
+        words = {word for text in texts for word in re.findall(WORD, text)}
+        return cls((*CHARACTERS, *sorted(words.difference(CHARACTERS))))
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """It, as a tokenizer of the library: the longest symbol first."""
+        found = models.WordPiece(self._ids, unk_token=SPECIAL[0], continuing_subword_prefix="")
+        tokenizer = Tokenizer(found)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+        return tokenizer
+
+    def plain(self, text: str) -> list[int]:
+        """Return the token ids of a text, none of which is special. Raises ValueError on a character without one."""
+        self.require_known(text)
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+CHARACTERS = (*SPECIAL, BREAK, *map(chr, range(32, 127)))
 VOCABULARIES: dict[str, Characters] = {
-    "characters": Characters((*SPECIAL, BREAK, *map(chr, range(32, 127)))),
+    "characters": Characters(CHARACTERS),
     "bytes": Bytes((*SPECIAL, *(f"0x{byte:02x}" for byte in range(256)))),
 }

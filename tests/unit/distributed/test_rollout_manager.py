@@ -2,7 +2,7 @@
 
 import torch
 
-from rayexp.distributed.rollout_manager import RolloutWorker
+from rayexp.distributed.rollout_manager import Engine, RolloutWorker
 from rayexp.tasks.strings.symbols import VOCABULARY
 from tests.fixtures.factories import MICRO
 
@@ -11,7 +11,7 @@ def test_a_rollout_worker_computes_in_the_threads_it_was_given_cores_for():
     """And not in those that OMP_NUM_THREADS or the machine says, which round differently."""
     torch.set_num_threads(3)
     try:
-        RolloutWorker(MICRO.model_dump_json(), VOCABULARY, "torch", "cpu", "fp32", cpus=0.5)
+        RolloutWorker(Engine(MICRO, VOCABULARY, 64, "torch", "fp32", "cpu", cpus=0.5, kv_cache_gib=None))
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(1)

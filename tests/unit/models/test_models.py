@@ -51,8 +51,8 @@ def logits(model, tokens_NT=TOKENS_NT, **rest):
 
 def test_the_configuration_of_usual_positions_is_what_it_was():
     """Stored models have it without a word on positions."""
-    assert "positions" not in factory.llama_config(MICRO, VOCABULARY).to_dict()
-    assert factory.llama_config(MICRO, VOCABULARY).rope_parameters == {"rope_theta": 10_000.0, "rope_type": "default"}
+    assert "positions" not in factory.config(MICRO, VOCABULARY).to_dict()
+    assert factory.config(MICRO, VOCABULARY).rope_parameters == {"rope_theta": 10_000.0, "rope_type": "default"}
 
 
 @pytest.mark.parametrize("name", ["tiny", "micro"])
@@ -71,4 +71,4 @@ def test_without_positions_nothing_rotates(name, tmp_path, monkeypatch):
 
 def test_randomised_positions_are_a_matter_of_training_alone():
     shape = MICRO.model_copy(update={"positions": "randomised"})
-    assert factory.llama_config(shape, VOCABULARY).to_dict() == factory.llama_config(MICRO, VOCABULARY).to_dict()
+    assert factory.config(shape, VOCABULARY).to_dict() == factory.config(MICRO, VOCABULARY).to_dict()

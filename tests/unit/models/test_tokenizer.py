@@ -9,7 +9,13 @@ from rayexp.tasks.strings import StringTask
 from rayexp.tasks.text import axis
 from rayexp.tasks.text.vocabularies import VOCABULARIES
 
-TASKS = [StringTask(axis="depth"), Sorting(), axis("paths"), axis("sums").model_copy(update={"tokens": "bytes"})]
+TASKS = [
+    StringTask(axis="depth"),
+    Sorting(),
+    axis("paths"),
+    axis("sums").model_copy(update={"tokens": "bytes"}),
+    axis("backward").model_copy(update={"tokens": "words"}),
+]
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.label)

@@ -134,7 +134,7 @@ def test_a_world_where_nothing_holds() -> None:
 
 def test_seeds_that_disagree_decide_nothing() -> None:
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
-        return np.full_like(q, 0.5) if stage.root.seed == 0 else q
+        return np.full_like(q, 0.5) if stage.chain_seed == 0 else q
 
     assert verdicts(simulated_results(law, kl_betas=(0.1,)))["C1"] == {UNDECIDED}
 
@@ -263,7 +263,7 @@ def test_no_interval_leaves_what_is_possible() -> None:
     """Three seeds of which one gains nearly everything: by Student's t, any mean is possible, and some impossible."""
 
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
-        return q + (1 - q) * (0.02, 0.98, 0.5)[stage.root.seed] * (stage.root.ood_ratio != 0.003)
+        return q + (1 - q) * (0.02, 0.98, 0.5)[stage.chain_seed] * (stage.root.ood_ratio != 0.003)
 
     results = simulated_results(law, seeds=(0, 1, 2), kl_betas=(0.1,))
     found = claims(results).query("claim < 'C3' or claim == 'C3' and ood_ratio == 0.05")
@@ -329,7 +329,7 @@ def test_holm_takes_back_what_one_of_many_tests_found() -> None:
     """Seeds that differ: a verdict that stands by itself, with a p-value that the number of tests outweighs."""
 
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
-        return q + (0.0, 0.003, 0.005)[stage.root.seed] * (q < 0.5) + 0.02 * (role == "probe")
+        return q + (0.0, 0.003, 0.005)[stage.chain_seed] * (q < 0.5) + 0.02 * (role == "probe")
 
     found = claims(simulated_results(law, seeds=(0, 1, 2))).set_index(["claim", "kl_beta", "role"])
     tested = found[found["p"].notna()]
@@ -480,7 +480,7 @@ def test_pass_at_k_of_traces_ends_where_samples_do() -> None:
 
 def test_a_gain_that_seeds_disagree_on_is_hollow() -> None:
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
-        return q + (0.1 if stage.root.ood_ratio == 0.003 else 0.1 * (stage.root.seed == 0)) * (q < 0.9)
+        return q + (0.1 if stage.root.ood_ratio == 0.003 else 0.1 * (stage.chain_seed == 0)) * (q < 0.9)
 
     drawing = mass_by_ratio(simulated_results(law, seeds=(0, 1, 2), kl_betas=(0.1,)))
     assert drawing

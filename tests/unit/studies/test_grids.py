@@ -16,7 +16,7 @@ def test_the_demo_has_its_own_grid_at_the_scale_it_was_found_for() -> None:
     assert (tiny.ood_ratios, tiny.kl_betas, tiny.seeds) == ((0.0, 0.0075, 0.3), (0.1,), (0, 1, 2, 3))
     assert paper.ood_ratios == SCALES["paper"].ood_ratios
     stages = Experiment(study="demo", scale="tiny", seeds=(7,), kl_betas=(0.5, 1.0)).stages()
-    assert {stage.root.seed for stage in stages} == {7}
+    assert {stage.chain_seed for stage in stages} == {7}
     assert {stage.root.ood_ratio for stage in stages} == {0.0, 0.0075, 0.3}
     assert {stage.kl_beta for stage in stages if isinstance(stage, GRPO)} == {0.5, 1.0}
 

@@ -28,7 +28,7 @@ def test_looks_double_and_begin_with_what_is_there():
 
 
 def seeds_at(wanted, ratio):
-    return {each.root.seed for each in wanted if isinstance(each, GRPO) and each.root.ood_ratio == ratio}
+    return {each.chain_seed for each in wanted if isinstance(each, GRPO) and each.root.ood_ratio == ratio}
 
 
 def test_seeds_are_added_where_a_verdict_is_undecided_and_nowhere_else():

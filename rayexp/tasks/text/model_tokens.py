@@ -1,0 +1,150 @@
+"""The tokenizer of a pretrained model, with which a task of text speaks to that model."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import model_validator
+from tokenizers import Tokenizer
+
+from rayexp import sources
+from rayexp.config import Value
+from rayexp.tasks.text.vocabularies import BREAK, Characters
+
+
+@dataclass(frozen=True)
+class ModelVocabulary(Characters):
+    """The tokens of a pretrained model.
+
+    source, revision: where its files are (``rayexp.sources``), which is all that goes from one process to another.
+    template: the chat template by which a question becomes a prompt; without one a line break ends it.
+    """
+
+    units = "pieces"
+    symbols: tuple[str, ...] = field(compare=False, repr=False)
+    source: str = ""
+    revision: str = ""
+    template: str | None = None
+
+    def __reduce__(self) -> Any:
+        return read, (self.source, self.revision, self.template is not None)
+
+    @property
+    def size(self) -> int:
+        return len(self.symbols)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return _tokenizer(sources.described(self.source, self.revision))
+
+    def prompt(self, question: str) -> list[int]:
+        """See ``Characters.prompt``. Raises ValueError on a question with a special token in it."""
+        self.require_known(question)
+        if self.template is None:  # as the model has read its texts: behind <bos>, if it has one
+            return self.tokenizer.encode(question + BREAK).ids
+        message = {"role": "user", "content": question}
+        names = {"bos_token": self.symbols[self.bos], "eos_token": self.symbols[self.eos]}
+        chat = _compiled(self.template).render(messages=[message], add_generation_prompt=True, **names)
+        return self.encode(chat)
+
+    def plain(self, text: str) -> list[int]:
+        """Return the token ids of a text, none of which is special. Raises ValueError on a special token in it."""
+        self.require_known(text)
+        return self.encode(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text in which special tokens are read as such."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of token ids, special ones included."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=False)
+
+    def require_known(self, text: str) -> None:
+        """Raise ValueError on a text with a special token, which the model would take for one."""
+        if found := [symbol for symbol in self._special if symbol in text]:
+            raise ValueError(f"the text {text!r} has {found[0]!r}, a special token of {self.source}; leave it out")
+
+    @cached_property
+    def _special(self) -> list[str]:
+        return [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
+
+
+@lru_cache(maxsize=8)
+def read(source: str, revision: str, chat: bool) -> ModelVocabulary:
+    """Return the vocabulary of a source. Raises ValueError where it has no tokenizer, end token or chat template."""
+    folder = sources.described(source, revision)
+    if missing := [name for name in ("tokenizer.json", "tokenizer_config.json") if not (folder / name).exists()]:
+        raise ValueError(f"source is {source!r}, which has no {missing[0]}; allowed: a model with a fast tokenizer")
+    tokenizer = _tokenizer(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    ids = {name: tokenizer.token_to_id(_text(settings.get(f"{name}_token"))) for name in ("eos", "bos", "pad")}
+    if ids["eos"] is None:
+        raise ValueError(f"source is {source!r}, whose tokenizer has no eos_token; allowed: one that ends a text")
+    template = _template(folder, settings) if chat else None
+    if chat and not template:
+        raise ValueError(f"source is {source!r}, which has no chat template; set chat to false")
+    found = {name: ids["eos"] if token is None else token for name, token in ids.items()}
+    symbols = tuple(tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size()))
+    return ModelVocabulary(symbols, source=source, revision=revision, template=template, **found)
+
+
+class ModelTokens(Value):
+    """The tokenizer of a pretrained model.
+
+    source, revision: the model (``PretrainedDecoder``). chat: whether a question becomes what a user says in the
+    model's chat template.
+    """
+
+    source: str
+    revision: str = ""
+    chat: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pinned(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("source"), str) and not values.get("revision"):
+            return {**values, "revision": sources.pinned(values["source"])}
+        return values
+
+    @property
+    def vocabulary(self) -> ModelVocabulary:
+        return read(self.source, self.revision, self.chat)
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _text(token: Any) -> str:
+    """Return a special token of a tokenizer's settings, which may be written in two ways."""
+    return token["content"] if isinstance(token, Mapping) else token or ""
+
+
+def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    found = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = {each["name"]: each["template"] for each in found}.get("default")
+    return found
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    """Return a chat template, which is a stranger's program: it runs in a sandbox, set up as transformers does."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+
+    def refuse(message: str) -> None:
+        raise ValueError(f"the chat template refuses a question: {message}")
+
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(template)

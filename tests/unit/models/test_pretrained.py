@@ -1,0 +1,238 @@
+"""Models that others have trained: pinned, spoken to in their own tokens, measured and trained on."""
+
+import shutil
+import socket
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rayexp import sources
+from rayexp.config import RunConfig
+from rayexp.execution import supervised
+from rayexp.models import factory
+from rayexp.models.config import PretrainedDecoder
+from rayexp.stages import Pretrain, Pretrained, parse_stage, parse_stored
+from rayexp.store.artifacts import Store
+from rayexp.studies.grid import Grid, model_chains
+from rayexp.studies.presets import SCALES
+from rayexp.sweep.plan import Plan
+from rayexp.tasks.text import RecordTask
+from rayexp.tasks.text.model_tokens import ModelTokens
+from tests.fixtures import small_model
+from tests.fixtures.factories import evaluate, grpo, pretrain
+from tests.fixtures.weights import same, weights
+
+QUESTION = "What is 3 + 4?"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return small_model.write(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture
+def decoder(source):
+    return PretrainedDecoder.of(source)
+
+
+@pytest.fixture
+def task(decoder, tmp_path):
+    path = tmp_path / "sums.csv"
+    path.write_text("prompt,answer\n" + "".join(f"What is {a} + {b}?,{a + b}\n" for a in range(9) for b in range(9)))
+    return RecordTask(name="sums", path=str(path), tokens=decoder.tokens)
+
+
+def loaded(decoder):
+    return factory.pretrained(decoder, decoder.tokens.vocabulary)
+
+
+# The model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_computes_what_it_does_in_stock_tools_and_its_output_matrix_is_its_own(tmp_path, tied):
+    decoder = PretrainedDecoder.of(small_model.write(tmp_path, tied=tied))
+    ours, stock = loaded(decoder), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokens_NT = torch.arange(3, 35).view(2, 16)
+    assert torch.equal(ours(input_ids=tokens_NT).logits, stock(input_ids=tokens_NT).logits)
+    assert sum(p.numel() for p in ours.parameters()) == decoder.parameter_count
+    ours.get_parameter("lm_head.weight").zero_()
+    assert ours.get_parameter("model.embed_tokens.weight").any()
+    assert ours.config.eos_token_id == decoder.tokens.vocabulary.eos == 2
+
+
+def test_what_a_model_is_like_is_read_from_its_files(decoder, source):
+    assert decoder.architecture == "LlamaForCausalLM"
+    shape = (decoder.layers, decoder.width, decoder.vocabulary_size, decoder.context_tokens)
+    assert shape == (2, 64, 384, 128)
+    assert PretrainedDecoder.of(source, decoder.revision) == decoder
+    assert PretrainedDecoder.model_validate_json(decoder.model_dump_json()) == decoder
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    source = small_model.write(tmp_path)
+    decoder = PretrainedDecoder.of(source)
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + "\n")
+    sources._content.cache_clear()
+    with pytest.raises(ValueError, match=f"revision is '{decoder.revision[:12]}', and .* holds "):
+        loaded(decoder)
+    assert PretrainedDecoder.of(source).revision != decoder.revision
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("config.json", "has no config.json; allowed: a folder of a model"),
+        ("model.safetensors", "has no weights as safetensors"),
+        ("tokenizer.json", "has no tokenizer.json; allowed: a model with a fast tokenizer"),
+    ],
+)
+def test_a_folder_without_a_part_of_a_model_is_refused(tmp_path, broken, said):
+    source = small_model.write(tmp_path)
+    (tmp_path / broken).unlink()
+    with pytest.raises(ValueError, match=said):
+        _ = PretrainedDecoder.of(source).tokens.vocabulary
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("no such model", "allowed: a folder, a .gguf file, package:NAME, or ORG/NAME on the Hugging Face hub"),
+        ("no_such.gguf", "there is no such file"),
+        ("package:rayexp", "the package has 0 .gguf files; allowed: a package with one"),
+        ("package:no_such", "the package is not installed"),
+    ],
+)
+def test_a_source_that_is_none_is_refused(source, said):
+    with pytest.raises(ValueError, match=f"source is '{source}', and .*{said}|source is '{source}'; {said}"):
+        PretrainedDecoder.of(source)
+
+
+# The hub
+
+
+def test_a_branch_is_refused_with_its_commit(monkeypatch):
+    commit = "0123456789" * 4
+
+    class Info:
+        sha = commit
+
+    monkeypatch.setattr(HfApi, "model_info", lambda self, source, revision: Info)
+    for revision, what in (("", "not given"), ("main", "'main', a branch or tag")):
+        with pytest.raises(ValueError, match=f"is {what}; pin it to the commit that it is at: revision = '{commit}'"):
+            PretrainedDecoder.of("org/name", revision)
+
+
+def test_a_hub_that_cannot_be_reached_is_refused_with_what_to_set(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        api = HfApi(endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+        with pytest.raises(ValueError, match=r"the hub can't be reached \(.+\); set HF_ENDPOINT or HTTPS_PROXY"):
+            PretrainedDecoder.of("org/name")
+
+
+# Its tokens
+
+
+def test_a_question_is_put_as_the_chat_template_of_stock_tools_puts_it(decoder, source):
+    stock = AutoTokenizer.from_pretrained(source)
+    message = [{"role": "user", "content": QUESTION}]
+    expected = stock.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
+    assert decoder.tokens.vocabulary.prompt(QUESTION) == expected
+    plain = ModelTokens(source=source, chat=False).vocabulary
+    assert plain.prompt(QUESTION) == stock(f"{QUESTION}\n")["input_ids"]
+    assert plain.completion("7") == [*stock("7", add_special_tokens=False)["input_ids"], stock.eos_token_id]
+    assert plain.decode(plain.completion("7")) == "7<|end|>"
+
+
+def test_a_question_with_a_special_token_is_refused(decoder):
+    with pytest.raises(ValueError, match=r"has '<\|end\|>', a special token of"):
+        decoder.tokens.vocabulary.prompt("a<|end|>b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"template": None}, "has no chat template; set chat to false"),
+        ({"end": None}, "whose tokenizer has no eos_token"),
+        ({"template": "{{ raise_exception('no') }}"}, "the chat template refuses a question: no"),
+    ],
+)
+def test_a_tokenizer_that_can_not_be_spoken_to_is_refused(tmp_path, changes, said):
+    source = small_model.write(tmp_path, **changes)
+    with pytest.raises(ValueError, match=said):
+        ModelTokens(source=source).vocabulary.prompt(QUESTION)
+
+
+def test_a_template_is_a_strangers_program_and_reaches_nothing(tmp_path):
+    reach = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(Exception, match="unsafe"):
+        ModelTokens(source=small_model.write(tmp_path, template=reach)).vocabulary.prompt(QUESTION)
+
+
+def test_the_tokens_of_a_task_are_those_of_its_model(task, decoder):
+    other = task.model_copy(update={"tokens": "characters"})
+    with pytest.raises(ValueError, match="tokens of the task sums are not those of"):
+        Pretrained(task=other, decoder=decoder)
+
+
+# In a chain
+
+
+@pytest.fixture
+def run_config(tmp_path):
+    return RunConfig(store=str(tmp_path / "store"))
+
+
+@torch.no_grad()
+def test_a_model_is_published_with_tokenizer_and_licence_and_measured(task, decoder, source, run_config):
+    stage = Pretrained(task=task, decoder=decoder)
+    assert stage.label == "sums/pretrained"
+    measured = evaluate(stage, prompts_per_cell=4)
+    supervised.run_in_process([stage, measured], run_config, lambda report: None)
+    with Store(run_config.store).model(stage.id) as folder:
+        assert (folder / "LICENSE").read_text() == "Do what you like.\n"
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        assert not model.config.tie_word_embeddings
+        message = [{"role": "user", "content": QUESTION}]
+        assert tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"] == list(
+            task.vocabulary.prompt(QUESTION)
+        )
+    rows = Store(run_config.store).table(measured.id, "results.parquet").to_pylist()
+    logprob = loaded(decoder)(input_ids=torch.tensor([[*task.vocabulary.encode(rows[0]["prompt"])]])).logits
+    first = logprob[0, -1].log_softmax(dim=0)[task.vocabulary.completion(rows[0]["gold"].removesuffix("<|end|>"))[0]]
+    assert rows[0]["token_log_mass"][0] == pytest.approx(first.item(), abs=1e-5)
+
+
+def test_a_model_is_trained_on_with_an_exposure(task, decoder, run_config):
+    stage = pretrain(task=task, decoder=decoder, ood_ratio=0.0, samples=64, batch_samples=16)
+    assert isinstance(parse_stage(stage.model_dump_json()), Pretrain)
+    supervised.run_in_process([stage], run_config, lambda report: None)
+    with Store(run_config.store).model(stage.id) as folder:
+        trained = AutoModelForCausalLM.from_pretrained(folder)
+    assert not same(weights(trained), weights(loaded(decoder)))
+    losses = Store(run_config.store).table(stage.id, "metrics.parquet").to_pandas()
+    losses = losses[losses["metric"] == "pretrain/id/loss"]["value"]
+    assert losses.iloc[-1] < losses.iloc[0]
+
+
+def test_a_study_reinforces_one_model_with_every_seed(task, decoder):
+    grid = Grid(ood_ratios=(0.0,), kl_betas=(0.0, 0.1), seeds=(0, 1, 2))
+    wanted = model_chains(task, decoder, SCALES["toy"], grid, prompt_roles=("id",))
+    plan = Plan.of("mine", wanted, set())
+    assert [stage.kind for stage in plan.trained].count("pretrained") == 1
+    assert sorted(stage.chain_seed for stage in plan.trained) == [0, 0, 0, 1, 1, 2, 2]
+    assert len(set(plan.told.values())) == 1, "a seed is no condition"
+
+
+def test_a_stored_chain_is_read_where_its_model_is_gone(task, tmp_path):
+    source = small_model.write(tmp_path / "gone")
+    decoder = PretrainedDecoder.of(source)
+    stage = grpo(Pretrained(task=task.model_copy(update={"tokens": decoder.tokens}), decoder=decoder))
+    text = stage.model_dump_json()
+    shutil.rmtree(source)
+    assert parse_stored(text).id == stage.id
