@@ -87,7 +87,7 @@ class LearnerActor:
 
     def gold_mass(self, prompts: list[list[int]], gold: list[list[int]]) -> np.ndarray:
         """Return the probability that the current weights give the gold completion of each prompt."""
-        return gold_masses(self._learner.model, prompts, gold)
+        return gold_masses(self._learner.model, prompts, gold, self._stage.temperature)
 
     def measure(self, evaluation_json: str, measure: Callable[[Any, Any], Any]) -> Any:
         """Return what ``measure`` finds in the current weights."""

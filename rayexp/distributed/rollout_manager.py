@@ -89,9 +89,9 @@ class RolloutWorker:
             torch.cuda.synchronize()  # they may be the learner's own tensors, which it frees once this has returned
 
     def generate(
-        self, prompts: list[list[int]], seeds: list[int], group_size: int, max_tokens: list[int]
+        self, prompts: list[list[int]], seeds: list[int], group_size: int, max_tokens: list[int], temperature: float
     ) -> Completions:
-        return self._sampler.generate(prompts, seeds, group_size, max_tokens)
+        return self._sampler.generate(prompts, seeds, group_size, max_tokens, temperature)
 
     def greedy(self, prompts: list[list[int]], max_tokens: list[int]) -> Completions:
         return self._sampler.greedy(prompts, max_tokens)
@@ -139,7 +139,9 @@ class RolloutManager:
         """
         return self._shard_prompts(
             len(prompts),
-            lambda generate, part: generate.remote(prompts[part], seeds[part], group_size, max_tokens[part]),
+            lambda generate, part: generate.remote(
+                prompts[part], seeds[part], group_size, max_tokens[part], self._stage.temperature
+            ),
             "generate",
         )
 

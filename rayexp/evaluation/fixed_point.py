@@ -139,6 +139,8 @@ def beyond_theory(stage: Stage) -> str:
         "several completions are right": not stage.root.task.unique,
         "completions earn something else than the answer alone": stage.rewards != (Answer(),),
         "hints give a part of the right completion": stage.hint_tokens > 0,
+        "completions are drawn at another temperature than Q is measured at": stage.temperature != 1,
+        "completions that were cut off are left out": stage.mask_truncated,
         f"the filter {stage.filter} chooses what is learnt from": stage.filter != "none",
         "the clip acts where a batch is updated on several times": stage.updates > 1,
         "the clip acts where rollouts are stale": stage.staleness > 0,

@@ -14,8 +14,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from rayexp.rl.readout import HELD
 from rayexp.rl.scoring import completion_logprobs
 from rayexp.tasks import TokenBatch
+
+#: Completions that are scored at once, at most.
+ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,19 @@ class GoldScores:
 
 
 @torch.no_grad()
-def gold_scores(model: PreTrainedModel, token_batch: TokenBatch, chunk: int = 1024) -> GoldScores:
-    """Score the gold completion of every row, in fp32. Greedy decoding follows the gold path as long as it agrees
+def gold_scores(model: PreTrainedModel, token_batch: TokenBatch, temperature: float = 1.0) -> GoldScores:
+    """Score the gold completion of every row, in fp32. At most ``ROWS`` at once, and no more than have few enough
+    numbers over the vocabulary (``rl.readout``). Greedy decoding follows the gold path as long as it agrees
     with it, so it finds the gold completion exactly if the most likely token is right at every position of it."""
     token_log_mass, greedy = [], []
-    for start in range(0, len(token_batch.tokens_NT), chunk):
-        rows = token_batch.take(slice(start, start + chunk))
+    longest = int((token_batch.length_N - token_batch.prompt_tokens_N.min(initial=0)).max(initial=1))
+    at_once = max(1, min(ROWS, HELD // (longest * model.config.vocab_size)))
+    for start in range(0, len(token_batch.tokens_NT), at_once):
+        rows = token_batch.take(slice(start, start + at_once))
         first = int(rows.prompt_tokens_N.min())
         tokens_NT = torch.from_numpy(rows.tokens_NT.astype(np.int64)).to(model.device)
         gold_NC = tokens_NT[:, first:]
-        logprobs_NCV = completion_logprobs(model, tokens_NT[:, :-1], gold_NC.shape[1])
+        logprobs_NCV = completion_logprobs(model, tokens_NT[:, :-1], gold_NC.shape[1], temperature)
         scores_NC = logprobs_NCV.gather(-1, gold_NC[..., None]).squeeze(-1).double().cpu().numpy()
         likeliest_NC = (logprobs_NCV.argmax(dim=-1) == gold_NC).cpu().numpy()
         gold_rows = rows.counted_NT(rows.prompt_tokens_N)[:, first:]
@@ -51,7 +58,9 @@ def gold_scores(model: PreTrainedModel, token_batch: TokenBatch, chunk: int = 10
     return GoldScores(token_log_mass, np.concatenate(greedy))
 
 
-def gold_masses(model: PreTrainedModel, prompts: Sequence[Sequence[int]], gold: Sequence[Sequence[int]]) -> np.ndarray:
+def gold_masses(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], gold: Sequence[Sequence[int]], temperature: float = 1.0
+) -> np.ndarray:
     """Return the probability of the gold completion of each prompt, whatever their lengths: [N], float64."""
     places: dict[tuple[int, int], list[int]] = {}
     for i, shape in enumerate(zip(map(len, prompts), map(len, gold), strict=True)):
@@ -59,5 +68,5 @@ def gold_masses(model: PreTrainedModel, prompts: Sequence[Sequence[int]], gold: 
     mass_N = np.empty(len(prompts))
     for members in places.values():
         batch = TokenBatch.of([(prompts[i], gold[i]) for i in members], np.array(members))
-        mass_N[members] = np.exp(gold_scores(model, batch).log_mass_N)
+        mass_N[members] = np.exp(gold_scores(model, batch, temperature).log_mass_N)
     return mass_N

@@ -53,7 +53,7 @@ class Learner(BaseLearner):
     def _mismatch(self, batch: RolloutBatch[np.ndarray]) -> float:
         """Return the largest difference of sampler and learner in a token's log-probability, in nats."""
         tensors = on_device(batch, self.trainer.device)
-        logprobs_NC = masked(self._logprobs(tensors, batch), tensors.mask_NC)
+        logprobs_NC = masked(self._logprobs(tensors, batch, self._stage.temperature), tensors.mask_NC)
         require_finite("the policy's log-probability", logprobs_NC.cpu().numpy(), batch.numbers_P)
         return masked(logprobs_NC - tensors.sampler_logprobs_NC, tensors.mask_NC).abs().max().item()
 
@@ -81,11 +81,13 @@ class Learner(BaseLearner):
         losses.append(loss.detach())
         return loss
 
-    def _logprobs(self, tensors: RolloutBatch[Tensor], batch: RolloutBatch[np.ndarray]) -> Tensor:
+    def _logprobs(
+        self, tensors: RolloutBatch[Tensor], batch: RolloutBatch[np.ndarray], temperature: float = 1.0
+    ) -> Tensor:
         """Return the log-probability of every token under the policy: [N, C]."""
         prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, self.trainer.device)
         with self.trainer.precision():
-            policy = Readout.of(self.model, prefixes, fits(self.model, batch.tokens_NC.size))
+            policy = Readout.of(self.model, prefixes, fits(self.model, batch.tokens_NC.size), temperature)
             return token_scores(policy, None, prefixes, tensors.tokens_NC, tensors.mask_NC, "exact").logprob_NC
 
 

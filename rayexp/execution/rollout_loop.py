@@ -115,9 +115,13 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
             if stage.resamples:
                 completions, rewards_PG, count = resampled(batch, completions, rewards_PG, draw_again)
                 filtered = {"drawn_per_kept": count / rewards_PG.size}
-            rollouts = rollout_statistics(rewards_PG, completions) | throughput.rate() | hits.totals() | filtered
+            ended_N = completions.ended(stage.root.task.vocabulary.eos)
+            rollouts = (
+                rollout_statistics(rewards_PG, completions, ended_N) | throughput.rate() | hits.totals() | filtered
+            )
             with timed("learn"):
-                batches = rollout_batches(batch, completions, rewards_PG, run_config.micro_batch_tokens)
+                learnt_N = None if stage.learns_from_truncated else ended_N
+                batches = rollout_batches(batch, completions, rewards_PG, run_config.micro_batch_tokens, learnt_N)
                 learning = learner.call("update", batches)
             with timed("rollout"):
                 drawn = next_drawn() if next_drawn else None
@@ -165,11 +169,12 @@ class _Throughput:
         return {} if before is None else {"tokens_per_s": tokens / (now - before)}
 
 
-def rollout_statistics(rewards_PG: np.ndarray, completions: Completions) -> dict[str, float]:
-    """Return the mean reward, the share of groups that teach nothing because all members did equally well, and the mean
-    length in tokens."""
+def rollout_statistics(rewards_PG: np.ndarray, completions: Completions, ended_N: np.ndarray) -> dict[str, float]:
+    """Return the mean reward, the share of groups that teach nothing because all members did equally well, the mean
+    length in tokens, and the share of completions that did not end."""
     return {
         "reward": float(rewards_PG.mean()),
         "zero_variance_groups": float(without_variance(rewards_PG).mean()),
         "completion_tokens": float(completions.length_N.mean()),
+        "truncated": float(1 - ended_N.mean()),
     }

@@ -124,7 +124,7 @@ class GRPOLearner(Learner):
         reference = None
         if self.reference is not None:
             with torch.no_grad(), devices.autocast(self.reference, self._stage.optimiser.precision):
-                reference = Readout.of(self.reference, prefixes, whole)
+                reference = Readout.of(self.reference, prefixes, whole, self._stage.temperature)
         tensors = on_device(batch, self.trainer.device)
         old_logprob_NC = tensors.sampler_logprobs_NC if self._stage.staleness else None
         # Those of before all updates: once the critic has seen these completions, its values depend on them.
@@ -142,7 +142,7 @@ class GRPOLearner(Learner):
     def _scores(self, part: _Part) -> Scores:
         batch, estimator = part.batch, self._settings.kl_estimator
         with self.trainer.precision():
-            policy = Readout.of(self.model, part.prefixes, part.whole)
+            policy = Readout.of(self.model, part.prefixes, part.whole, self._stage.temperature)
             return token_scores(policy, part.reference, part.prefixes, batch.tokens_NC, batch.mask_NC, estimator)
 
     def _step(

@@ -30,20 +30,21 @@ class Readout:
     """The distributions of a model at every token of groups of completions.
 
     states_UCX: what ``logits`` makes the logits from, at every unique prefix. at_once: prefixes whose distributions are
-    held at once.
+    held at once. temperature: that the distributions are at.
     """
 
     states_UCX: Tensor
     logits: Callable[[Tensor], Tensor]
     at_once: int
+    temperature: float
 
     @classmethod
-    def of(cls, model: PreTrainedModel, prefixes: UniquePrefixes, whole: bool) -> "Readout":
+    def of(cls, model: PreTrainedModel, prefixes: UniquePrefixes, whole: bool, temperature: float = 1.0) -> "Readout":
         """Read groups of completions. whole: whether all distributions are held at once. Raises ValueError where they
         are not, and the architecture changes logits behind its output matrix."""
         unique, tokens = prefixes.tokens_UC.shape
         if whole:
-            return cls(group_logits(model, prefixes), lambda logits_UCV: logits_UCV, unique)
+            return cls(group_logits(model, prefixes), lambda logits_UCV: logits_UCV, unique, temperature)
         if scaled := [name for name in BEHIND_THE_MATRIX if getattr(model.config, name, None) not in (None, 1.0)]:
             raise ValueError(
                 f"the model has {scaled[0]}, and the distributions of its completions are too many to be held at once; "
@@ -52,7 +53,7 @@ class Readout:
         at_once = max(1, HELD // ((tokens + 1) * model.config.vocab_size))
         matrix = model.get_output_embeddings()
         assert matrix is not None, "what completions are drawn from has an output matrix"
-        return cls(group_hidden(model, prefixes), matrix, at_once)
+        return cls(group_hidden(model, prefixes), matrix, at_once, temperature)
 
 
 def fits(model: PreTrainedModel, tokens: int) -> bool:
@@ -113,4 +114,4 @@ def token_scores(
 
 def _logprobs(readout: Readout, states_UCX: Tensor, members: _Members) -> Tensor:
     """Return log-probabilities over the vocabulary of completions: [N, C, V], fp32."""
-    return readout.logits(states_UCX).float().log_softmax(dim=-1).index_select(0, members.row_N)
+    return (readout.logits(states_UCX).float() / readout.temperature).log_softmax(dim=-1).index_select(0, members.row_N)

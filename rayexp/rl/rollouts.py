@@ -34,16 +34,21 @@ class RolloutBatch(Generic[Array]):
 
 
 def rollout_batches(
-    prompts: PromptBatch, completions: Completions, rewards_PG: np.ndarray, tokens: int | None = None
+    prompts: PromptBatch,
+    completions: Completions,
+    rewards_PG: np.ndarray,
+    tokens: int | None = None,
+    learnt_N: np.ndarray | None = None,
 ) -> list[RolloutBatch[np.ndarray]]:
     """Cut rollouts of prompts in any order into batches of one prompt length each, shortest first. Hints count as
     parts of prompts, so that only what was drawn is learnt from.
 
-    tokens: of a batch at most, padding and a prompt for each completion included, but a group stays together.
+    tokens: of a batch at most, padding and a prompt for each completion included, but a group stays together. learnt_N:
+    which completions are learnt from; by default all.
     """
     group, contexts = rewards_PG.shape[1], prompts.contexts
     lengths_P = np.array([len(context) for context in contexts])
-    mask_NC = completions.mask_NC
+    mask_NC = completions.mask_NC if learnt_N is None else completions.mask_NC * learnt_N[:, None]
     batches = []
     for length in np.unique(lengths_P):
         of_length_P = np.flatnonzero(lengths_P == length)

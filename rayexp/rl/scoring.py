@@ -91,13 +91,15 @@ def group_logprobs(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
     return group_logits(model, prefixes).float().log_softmax(dim=-1).index_select(0, prefixes.row_N)
 
 
-def completion_logprobs(model: PreTrainedModel, inputs_NT: Tensor, completion_tokens: int) -> Tensor:
+def completion_logprobs(
+    model: PreTrainedModel, inputs_NT: Tensor, completion_tokens: int, temperature: float = 1.0
+) -> Tensor:
     """Return log-probabilities over the vocabulary at the last ``completion_tokens`` positions: [N, C, V], fp32.
 
     Each row is read by itself.
     """
     logits_NCV = model(input_ids=inputs_NT, use_cache=False, logits_to_keep=completion_tokens).logits
-    return logits_NCV.float().log_softmax(dim=-1)
+    return (logits_NCV.float() / temperature).log_softmax(dim=-1)
 
 
 def score_tokens(

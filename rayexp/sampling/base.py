@@ -1,7 +1,7 @@
 """The seam for samplers: token ids and seeds in, token ids and behaviour log-probabilities out.
 
-A sampler draws from the decoder's distribution as it is: temperature 1, the whole vocabulary. Equal weights, prompts
-and seeds give equal completions, in whatever batches they are asked for.
+A sampler draws from the decoder's distribution over the whole vocabulary, at the temperature of the stage. Equal
+weights, prompts and seeds give equal completions, in whatever batches they are asked for.
 
 Shape suffixes: _P prompts, _N completions (prompts times group, a group's members side by side), _C tokens.
 """
@@ -61,6 +61,10 @@ class Completions:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return cls(**{**arrays, "weight_version": int(arrays["weight_version"])})
 
+    def ended(self, eos: int) -> np.ndarray:
+        """Return which completions end by ``<eos>`` and are not cut off at their limit: bool [N]."""
+        return self.tokens_NC[np.arange(len(self.length_N)), self.length_N - 1] == eos
+
     @property
     def rows(self) -> list[list[int]]:
         """Completions as lists of token ids, without padding."""
@@ -119,7 +123,12 @@ class Sampler(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        group_size: int,
+        max_tokens: Sequence[int],
+        temperature: float = 1.0,
     ) -> Completions:
         """``group_size`` completions of each prompt, each at most its prompt's ``max_tokens`` long."""
         ...

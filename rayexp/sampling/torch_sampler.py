@@ -37,7 +37,12 @@ class TorchSampler:
         self.weight_version = version
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        group_size: int,
+        max_tokens: Sequence[int],
+        temperature: float = 1.0,
     ) -> Completions:
         """See ``Sampler.generate``. Inverse of the cumulative distribution, in float64, at a counter-based uniform."""
         seeds_N = np.array([seed + member for seed in seeds for member in range(group_size)], dtype=np.uint64)
@@ -48,7 +53,7 @@ class TorchSampler:
             u_N1 = u_N.to(logits_NV.device)[:, None] * cumulative_NV[:, -1:]
             return torch.searchsorted(cumulative_NV, u_N1, right=True).squeeze(1).clamp(max=logits_NV.shape[1] - 1)
 
-        return self._decode(prompts, max_tokens, group_size, choose)
+        return self._decode(prompts, max_tokens, group_size, choose, temperature)
 
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]) -> Completions:
         """See ``Sampler.greedy``."""
@@ -67,7 +72,7 @@ class TorchSampler:
         return scores
 
     @torch.no_grad()
-    def _decode(self, prompts, max_tokens, group_size, choose) -> Completions:
+    def _decode(self, prompts, max_tokens, group_size, choose, temperature: float = 1.0) -> Completions:
         """Prompts of one shape are decoded together; results come back in the order of the prompts."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True)):
@@ -78,17 +83,19 @@ class TorchSampler:
             prompts_PT = torch.tensor([list(map(int, prompts[i])) for i in members], device=self._model.device)
             rows_N = np.array([i * group_size + j for i in members for j in range(group_size)])
             with devices.autocast(self._model, self._precision):
-                chosen_NC, scores_NC = self._decode_batch(prompts_PT, limit, group_size, rows_N, choose)
+                chosen_NC, scores_NC = self._decode_batch(prompts_PT, limit, group_size, rows_N, choose, temperature)
             for row, ids, values in zip(rows_N, chosen_NC.tolist(), scores_NC.tolist(), strict=True):
                 length = ids.index(self._eos) + 1 if self._eos in ids else len(ids)
                 tokens[row], logprobs[row] = ids[:length], values[:length]
         return Completions.from_rows(tokens, logprobs, self.weight_version)
 
-    def _decode_batch(self, prompts_PT: Tensor, limit: int, group_size: int, rows_N: np.ndarray, choose):
+    def _decode_batch(
+        self, prompts_PT: Tensor, limit: int, group_size: int, rows_N: np.ndarray, choose, temperature: float
+    ):
         """Each prompt is read once for its group."""
         cache = DynamicCache()
         logits_PV = self._model(input_ids=prompts_PT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        logits_NV = logits_PV[:, -1].repeat_interleave(group_size, dim=0).float()
+        logits_NV = logits_PV[:, -1].repeat_interleave(group_size, dim=0).float() / temperature
         step = self._stepped(cache, group_size, len(logits_NV), prompts_PT.shape[1], limit)
         ended_N = torch.zeros(len(logits_NV), dtype=torch.bool, device=logits_NV.device)
         chosen, scores = [], []
@@ -99,7 +106,7 @@ class TorchSampler:
             ended_N |= token_N == self._eos
             if position + 1 == limit or bool(ended_N.all()):
                 break
-            logits_NV = step(token_N.where(~ended_N, PADDING))
+            logits_NV = step(token_N.where(~ended_N, PADDING)) / temperature
         return torch.stack(chosen, dim=1), torch.stack(scores, dim=1)
 
     def _stepped(

@@ -79,6 +79,7 @@ class VLLMSampler:
                 max_num_seqs=max_sequences,
                 kv_cache_memory_bytes=int(2**30 * kv_cache_gib) if kv_cache_gib else needed,
                 gpu_memory_utilization=0.05,
+                enable_prefix_caching=True,
                 enforce_eager=device == "cpu",
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
@@ -94,11 +95,16 @@ class VLLMSampler:
         self.weight_version = version
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        group_size: int,
+        max_tokens: Sequence[int],
+        temperature: float = 1.0,
     ) -> Completions:
         """See ``Sampler.generate``. Completion j of a prompt is drawn with seed + j."""
         params = [
-            self._params(n=group_size, seed=seed, temperature=1.0, top_p=1.0, top_k=-1, **self._common(limit))
+            self._params(n=group_size, seed=seed, temperature=temperature, top_p=1.0, top_k=-1, **self._common(limit))
             for seed, limit in zip(seeds, max_tokens, strict=True)
         ]
         return self._run(prompts, params)

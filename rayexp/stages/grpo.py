@@ -30,7 +30,8 @@ class GRPO(RolloutStage):
     which is what the first GRPO stage of the chain started from, so that several stages in a row are held by one KL.
     filter: what a step may learn from. ``resample`` draws a group again whose members all earned the same, up to
     ``rl.resampling.MOST_DRAWS`` times, though with a critic it would teach as well; ``unsolved`` takes only prompts
-    that no completion of the stage has answered so far, and ends the stage where none is left.
+    that no completion of the stage has answered so far, and ends the stage where none is left. mask_truncated: learn
+    nothing from completions that were cut off before they ended (DAPO); they count in their groups all the same.
     """
 
     version: ClassVar[int] = 4  # since then grpo/clipped counts the tokens that the clip cuts, over all updates
@@ -38,6 +39,7 @@ class GRPO(RolloutStage):
         "staleness",
         "reference",
         "filter",
+        "mask_truncated",
     }
     name: ClassVar[str] = "GRPO"
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -70,6 +72,7 @@ class GRPO(RolloutStage):
     staleness: int = Field(default=0, ge=0, le=1)
     reference: Literal["init", "root"] = "init"
     filter: Literal["none", "resample", "unsolved"] = "none"
+    mask_truncated: bool = False
 
     @model_validator(mode="after")
     def _filter(self) -> Self:
@@ -123,6 +126,10 @@ class GRPO(RolloutStage):
     @property
     def only_unsolved(self) -> bool:
         return self.filter == "unsolved"
+
+    @property
+    def learns_from_truncated(self) -> bool:
+        return not self.mask_truncated
 
     @property
     def resamples(self) -> bool:

@@ -20,6 +20,7 @@ ROLLOUT_METRICS = (
         "Share of the groups whose members did equally well: no gradient without a critic",
     ),
     Metric("rollout/completion_tokens", "tokens", "Mean length of a completion"),
+    Metric("rollout/truncated", "share", "Share of the completions that were cut off before they ended"),
     Metric("rollout/tokens_per_s", "tokens/s", "Tokens of prompts and completions drawn a second, over whole steps"),
     Metric("rollout/drawn", "completions", "Completions drawn so far, whether or not they were learnt from"),
     Metric("rollout/right", "completions", "Right ones among them"),
@@ -45,10 +46,13 @@ class RolloutStage(ChildStage):
     learns from that alone; rewards judge the whole. hint_annealing: ``linear`` goes down to 0, each number of tokens
     for an equal part of the S steps: step s, from 0, gives h - floor(s (h + 1) / S) tokens; ``none`` always gives h.
 
-    sampler: ``vllm``, or ``torch``, which is slower and needs no vLLM.
+    sampler: ``vllm``, or ``torch``, which is slower and needs no vLLM. temperature: that completions are drawn at. The
+    policy that learns, its KL and its reference are those of that temperature; measurements are at 1.
     """
 
-    fields_added_later: ClassVar[frozenset[str]] = frozenset({"mixture", "curriculum", "hint_tokens", "hint_annealing"})
+    fields_added_later: ClassVar[frozenset[str]] = frozenset(
+        {"mixture", "curriculum", "hint_tokens", "hint_annealing", "temperature"}
+    )
     pool: ClassVar[Pool] = "rollout"
     prompt_role: Literal["id", "ood", "probe"]
     mixture: tuple[PromptShare, ...] = ()
@@ -58,6 +62,7 @@ class RolloutStage(ChildStage):
     hint_annealing: Literal["linear", "none"] = "linear"
     group_size: int = Field(default=8, ge=2, le=1024)
     sampler: Literal["vllm", "torch"] = "vllm"
+    temperature: float = Field(default=1.0, gt=0, le=10)
     optimiser: AdamW
     seed: Seed
 
@@ -147,6 +152,11 @@ class RolloutStage(ChildStage):
     def only_unsolved(self) -> bool:
         """True if a prompt with a right completion is not taken again."""
         return False
+
+    @property
+    def learns_from_truncated(self) -> bool:
+        """True if completions that were cut off before they ended are learnt from."""
+        return True
 
     @property
     def resamples(self) -> bool:

@@ -152,6 +152,17 @@ def test_hints_and_a_curriculum_are_drawn_for_as_the_learner_scores_them(manager
         assert learner.update(batches, 1e-4)["max_logprob_mismatch"] < 1e-4
 
 
+def test_completions_are_drawn_at_the_temperature_that_the_learner_scores_them_at(managers, case, monkeypatch):
+    spec, model, _ = case
+    stage = spec.model_copy(update={"temperature": 0.5})
+    monkeypatch.setattr(managers[1], "_stage", stage)
+    batch = Prompts(stage).at(0)
+    completions = managers[1].generate(*batch.request(stage.group_size))
+    rewards_PG = group_rewards(stage.root.task, stage.rewards, batch, completions)
+    learner = GRPOLearner(stage, copy.deepcopy(model))
+    assert learner.update(rollout_batches(batch, completions, rewards_PG), 1e-4)["max_logprob_mismatch"] < 1e-4
+
+
 def test_a_model_folder_loads_in_stock_vllm(cluster, case, tmp_path):
     _, model, prompts = case
     io.save(model, VOCABULARY, tmp_path / "model")

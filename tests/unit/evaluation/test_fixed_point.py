@@ -216,6 +216,8 @@ def test_the_defaults_are_covered_and_what_is_said_of_them_is_what_is_run():
         ({"kl_in": "reward", "kl_estimator": "k2", "advantage": "mean_only"}, "the gradient of k2 in the reward"),
         ({"kl_in": "reward"}, "divided by the deviation of the group"),
         ({"hint_tokens": 2}, "hints give a part of the right completion"),
+        ({"temperature": 0.5}, "drawn at another temperature than Q is measured at"),
+        ({"mask_truncated": True}, "completions that were cut off are left out"),
         ({"filter": "resample"}, "the filter resample chooses"),
         ({"filter": "unsolved"}, "the filter unsolved chooses"),
         ({"advantage": "another"}, "the effect of the advantage another"),

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from rayexp.evaluation import mass
 from rayexp.evaluation.mass import gold_scores
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.tasks import TokenBatch
@@ -18,14 +19,16 @@ def token_batch_of(prompts, completions):
     return TokenBatch.of(list(zip(prompts, completions, strict=True)), np.arange(len(prompts)))
 
 
-def test_gold_mass_is_the_product_of_conditionals(model):
+@pytest.mark.parametrize("held", [1, 2 * 5 * 64, mass.HELD])
+def test_gold_mass_is_the_product_of_conditionals(model, held, monkeypatch):
+    """However few distributions may be held at once."""
+    monkeypatch.setattr(mass, "HELD", held)
     token_batch = StringTask(axis="composition").of_cell("test", 0, "TS", 0, 5)
     expected = [
         [math.log(next_token_probabilities(model, row[:t])[row[t]]) for t in range(first, len(row))]
         for row, first in zip(token_batch.tokens_NT, token_batch.prompt_tokens_N, strict=True)
     ]
-    for chunk in (2, 1024):
-        np.testing.assert_allclose(gold_scores(model, token_batch, chunk).token_log_mass, expected, rtol=1e-5)
+    np.testing.assert_allclose(gold_scores(model, token_batch).token_log_mass, expected, rtol=1e-5)
 
 
 def test_masses_of_all_completions_add_up_to_one(model):

@@ -1,5 +1,6 @@
 """The GRPO learner: golden updates, what several updates refer to, and what is refused."""
 
+import copy
 import math
 from dataclasses import fields
 
@@ -15,6 +16,7 @@ from rayexp.objectives.reductions import sequence_mean
 from rayexp.rl.learner import GRPOLearner, MismatchError
 from rayexp.rl.rollouts import rollout_batches
 from rayexp.rl.scoring import UniquePrefixes, group_logprobs, score_tokens
+from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.stages import AdamW
 from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings.symbols import VOCABULARY
@@ -52,6 +54,33 @@ def test_samples_of_another_policy_are_refused(model):
         learner.update(rollout_batches(batch, drawn, rewards_PG), max_logprob_mismatch=0.02)
     assert same(weights(model), before)
     assert learner.trainer.completed_steps == 0
+
+
+def test_a_policy_learns_at_the_temperature_that_it_was_sampled_at(model):
+    """Another one would be another policy, and is noticed."""
+    batch, _, rewards_PG = rollouts(model)
+    drawn = TorchSampler(model).generate(*batch.request(4), temperature=0.5)
+    batches = rollout_batches(batch, drawn, rewards_PG)
+    cool, usual = (GRPOLearner(grpo_spec(temperature=each), copy.deepcopy(model)) for each in (0.5, 1.0))
+    assert cool.update(batches, max_logprob_mismatch=1e-4)["max_logprob_mismatch"] < 1e-5
+    with pytest.raises(MismatchError):
+        usual.update(batches, max_logprob_mismatch=1e-4)
+
+
+def test_the_kl_is_that_at_the_temperature_too(model):
+    """Two decoders whose logits are half as large differ at half the temperature as these do at 1."""
+    batches = rollout_batches(*rollouts(model))
+    halved = copy.deepcopy(model)
+    with torch.no_grad():
+        halved.lm_head.weight /= 2
+    moved = {}
+    for temperature, start in ((1.0, model), (0.5, halved)):
+        learner = GRPOLearner(grpo_spec(temperature=temperature), start, reference=copy.deepcopy(start))
+        with torch.no_grad():
+            learner.model.lm_head.weight += 0.01 * temperature
+        moved[temperature] = learner.update(batches, math.inf)
+    assert moved[0.5]["kl"] == pytest.approx(moved[1.0]["kl"], rel=1e-4)
+    assert moved[0.5]["entropy"] == pytest.approx(moved[1.0]["entropy"], rel=1e-4)
 
 
 def test_several_updates_start_from_the_policy_that_sampled(model):

@@ -1,5 +1,6 @@
 """Batches of rollouts."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from rayexp.sampling.base import Completions
 from rayexp.tasks.strings.symbols import VOCABULARY
 from tests.fixtures.factories import MICRO
 from tests.fixtures.rollouts import grpo_spec, rollouts
+from tests.fixtures.weights import weights
 
 
 def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
@@ -65,3 +67,22 @@ def test_a_step_in_pieces_is_the_whole_step():
     assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
     for a, b in zip(*(learner.model.parameters() for learner in learners), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_completions_that_were_cut_off_can_be_left_out(model):
+    batch, drawn, rewards_PG = rollouts(model)
+    ended_N = drawn.ended(VOCABULARY.eos)
+    assert list(ended_N) == [row[-1] == VOCABULARY.eos for row in drawn.rows]
+    assert 0 < ended_N.sum() < len(ended_N)
+    other = Completions(drawn.tokens_NC.copy(), drawn.logprobs_NC, drawn.length_N, 0)
+    other.tokens_NC[~ended_N, 0] = 9  # what they wrote instead changes nothing
+    updates = []
+    for completions in (drawn, other):
+        batches = rollout_batches(batch, completions, rewards_PG, learnt_N=ended_N)
+        assert sum(part.mask_NC.any(axis=1).sum() for part in batches) == ended_N.sum()
+        learner = GRPOLearner(grpo_spec(), factory.build(MICRO, VOCABULARY, 1))
+        learner.update(batches, max_logprob_mismatch=float("inf"))
+        updates.append(weights(learner.model))
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*map(dict.values, updates), strict=True))
+    none = rollout_batches(batch, drawn, rewards_PG, learnt_N=np.zeros_like(ended_N))
+    assert learner.update(none, max_logprob_mismatch=float("inf"))["grad_norm"] == 0

@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pytest
 import torch
 from scipy.stats import chisquare
 
@@ -25,6 +26,20 @@ def test_recorded_logprobs_are_those_of_teacher_forcing(model):
         np.testing.assert_allclose(completions.logprobs_NC[n, : len(row)], scored, atol=1e-5)
         one_by_one = [next_token_probabilities(model, [*prompt, *row[:t]])[row[t]] for t in range(len(row))]
         np.testing.assert_allclose(scored, np.log(one_by_one), atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_completions_are_drawn_and_scored_at_a_temperature(model, temperature):
+    completions = TorchSampler(model).generate([PROMPT], [7], 4096, [2], temperature)
+    tempered = next_token_probabilities(model, PROMPT) ** (1 / temperature)
+    tempered /= tempered.sum()
+    first_N = completions.tokens_NC[:, 0]
+    np.testing.assert_allclose(completions.logprobs_NC[:, 0], np.log(tempered[first_N]), atol=1e-5)
+    counts, expected = np.bincount(first_N, minlength=64).astype(float), tempered.numpy() * len(first_N)
+    common = expected >= (5 if temperature < 1 else 0)  # hot enough, every token is
+    observed, rest = counts[common], counts[~common].sum()
+    assert rest <= 3 * expected[~common].sum()
+    assert chisquare(observed, expected[common] * observed.sum() / expected[common].sum()).pvalue > 1e-3
 
 
 def test_completions_do_not_depend_on_what_they_are_batched_with(model):

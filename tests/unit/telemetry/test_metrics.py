@@ -16,6 +16,7 @@ from rayexp.rl.prompts import PromptBatch
 from rayexp.rl.rollouts import rollout_batches
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.stages import GRPO
+from rayexp.tasks.strings.symbols import VOCABULARY
 from rayexp.telemetry import grafana
 from rayexp.telemetry.metric_log import MetricLog, progress_event
 from rayexp.telemetry.metrics import METRICS, UndefinedMetricError, named
@@ -65,7 +66,8 @@ def test_every_number_of_a_grpo_step_is_defined(chain, model, advantage):
     rewards_PG = np.array([[1, 0, 0, 1], [0, 0, 0, 0]], dtype=np.float32)
     learner = GRPOLearner(chain.grpo.model_copy(update={"advantage": advantage}), model)
     learning = learner.update(rollout_batches(batch, completions, rewards_PG), max_logprob_mismatch=1.0)
-    rollouts = rollout_statistics(rewards_PG, completions) | {"tokens_per_s": 1.0} | Hits({}).totals()
+    ended_N = completions.ended(VOCABULARY.eos)
+    rollouts = rollout_statistics(rewards_PG, completions, ended_N) | {"tokens_per_s": 1.0} | Hits({}).totals()
     of_a_filter = {"rollout/drawn_per_kept", "rollout/unsolved_prompts"}
     of_a_critic = {"grpo/critic_loss", "grpo/critic_explained"} if advantage != "critic" else set()
     expected = {metric.name for metric in GRPO.metrics} - of_a_filter - of_a_critic
