@@ -27,7 +27,19 @@ from rayexp import terminal
 from rayexp.cli.command import run_command, working
 
 OnThePage = Literal[
-    "task", "plan", "pretrain", "rollouts", "step", "sync", "evaluation", "staleness", "growth", "nodes", "sweep"
+    "task",
+    "text",
+    "memory",
+    "plan",
+    "pretrain",
+    "rollouts",
+    "step",
+    "sync",
+    "evaluation",
+    "staleness",
+    "growth",
+    "nodes",
+    "sweep",
 ]
 BENCHMARKS: tuple[OnThePage, ...] = get_args(OnThePage)
 Name = OnThePage | Literal["regression"]

@@ -171,7 +171,7 @@ class RunConfig(Value):
     """Trials at once; 0: as many as the cluster holds."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
     """Longest time between two checkpoints of a stage in seconds, rounded up to the next point of its curves; the first
-    comes after 5 seconds, each further one after twice as long."""
+    comes after 5 seconds, each further one after twice as long or twenty times what writing took."""
     weight_transfer: Literal["object_store", "nccl", "cuda_ipc", "gloo"] = "object_store"
     """Route of weights to sampling actors. For decoders above a gigabyte: cuda_ipc where they share the learner's GPU,
     nccl where they have others (both untried: no GPU was at hand). gloo is for CPUs and the sampler torch."""

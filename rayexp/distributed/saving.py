@@ -15,6 +15,8 @@ from rayexp.store.leases import Lease
 
 #: Seconds until the first checkpoint of an attempt; each further one comes after twice as long.
 FIRST_S = 5.0
+#: Times as long as a checkpoint took to write until the next one, so that large ones take a twentieth of the time.
+TIMES_AS_LONG = 20
 #: Seconds between two looks at what the driver wants; a look takes a millisecond.
 LOOK_S = 0.2
 #: Longest wait of a driver for what it runs, in seconds. `ray job stop` kills it after 3.
@@ -30,7 +32,7 @@ class Saving:
         self._longest_s = run_config.checkpoint_every_s
         self._interval_s = min(FIRST_S, self._longest_s)
         self._now = now
-        self._saved = self._looked = now()
+        self._saved = self._looked = self._began = now()
         self._hasten = False
         self._asked = False
 
@@ -40,7 +42,8 @@ class Saving:
 
     def due(self) -> bool:
         """Return whether a checkpoint is to be written now."""
-        return self._hasten or self._is_asked() or self._now() - self._saved > self._interval_s
+        self._began = self._now()
+        return self._hasten or self._is_asked() or self._began - self._saved > self._interval_s
 
     def done(self) -> None:
         """Take note that it has been written, and tell a driver that waits for it."""
@@ -48,8 +51,9 @@ class Saving:
             internal_kv._internal_kv_put(_saved(self._lease.driver, self._lease.work), b"", namespace=_NAMESPACE)
             self._lease = None  # one that was asked for is enough
         self._hasten = self._asked = False
-        self._interval_s = min(2 * self._interval_s, self._longest_s)
         self._saved = self._now()
+        wait_s = max(2 * self._interval_s, TIMES_AS_LONG * (self._saved - self._began))
+        self._interval_s = min(wait_s, self._longest_s)
 
     def _is_asked(self) -> bool:
         if self._lease is not None and self._now() - self._looked >= LOOK_S and ray.is_initialized():

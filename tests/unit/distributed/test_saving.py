@@ -24,6 +24,19 @@ def test_checkpoints_come_soon_and_then_ever_more_seldom():
     assert saved_at(240) == [6, 17, 38, 79, 140, 201]
 
 
+def test_checkpoints_that_take_long_are_few():
+    """Of 3 seconds each: a twentieth of the time, as far as that is not later than is asked for."""
+    now, found = 0.0, []
+    saving = Saving(RunConfig(checkpoint_every_s=600), lambda: now)
+    while now < 200:
+        now += 1.0
+        if saving.due():
+            found.append(now)
+            now += 3.0
+            saving.done()
+    assert found == [6, 70, 194]
+
+
 @pytest.mark.parametrize(("every", "expected"), [(0.0, [1, 2, 3, 4]), (2.0, [3])])
 def test_they_never_come_later_than_is_asked_for(every, expected):
     assert saved_at(4, checkpoint_every_s=every) == expected
