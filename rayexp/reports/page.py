@@ -11,6 +11,7 @@
 """
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rayexp.evaluation.metrics import Interval, wilson
 from rayexp.evaluation.statistics import interval
+from rayexp.models.config import PretrainedDecoder
 from rayexp.parts import own_modules
 from rayexp.reports import claims, table
 from rayexp.reports.arms import mass_name
@@ -32,6 +34,7 @@ from rayexp.reports.objections import SAME_GAIN, objections
 from rayexp.reports.pictures import Picture, pictures, scripted
 from rayexp.reports.power import detectable_gains
 from rayexp.reports.provenance import design, provenance, settings, stage_counts
+from rayexp.stages import Pretrained, Stage
 from rayexp.store.artifacts import Store
 from rayexp.store.provenance import code_here
 from rayexp.studies.conditions import CONTROL
@@ -87,7 +90,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
     page.write_text(
         _template().render(
             study=plan.study,
-            task="” and “".join(dict.fromkeys(stage.root.task.label for stage in plan.stages)),
+            trained=how_trained(plan.stages),
             mass=mass_name(shown),
             stages=stage_counts(plan),
             finished=len(plan.finished),
@@ -117,6 +120,18 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
 
 def _undrawn(number: int, picture: Picture) -> str:
     return f"figure {number} ({picture.title}) could not be drawn: {picture.why}"
+
+
+def how_trained(stages: Sequence[Stage]) -> str:
+    """Return what the decoders of a study went through, as the begin of a sentence."""
+    task = "” and “".join(dict.fromkeys(stage.root.task.label for stage in stages))
+    roots = {stage.root.id: stage.root for stage in stages}.values()
+    others = dict.fromkeys(each.decoder.source for each in roots if isinstance(each.decoder, PretrainedDecoder))
+    models, then = " and ".join(others), "fine-tuned on ID samples, then trained by GRPO"
+    if all(isinstance(root, Pretrained) for root in roots):
+        return f"{models}, which others have trained, was trained by GRPO on the task “{task}”"
+    start = f"pretrained further from {models}" if others else "pretrained from scratch"
+    return f"Decoders were {start} on ID and OOD samples of the task “{task}” at known ratios, {then}"
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from rayexp.objectives.losses import Scores
 from rayexp.rl.scoring import UniquePrefixes, group_hidden, group_logits, score_tokens
 
-#: Log-probabilities that are held at once: half a gigabyte in fp32.
-HELD = 2**27
+#: Log-probabilities that are held at once: 128 MiB in fp32, of which a gradient has some seven at a time.
+HELD = 2**25
 #: Settings by which some architectures change what comes from the output matrix.
 BEHIND_THE_MATRIX = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 

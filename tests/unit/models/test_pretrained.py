@@ -13,6 +13,7 @@ from rayexp.config import RunConfig
 from rayexp.execution import supervised
 from rayexp.models import factory
 from rayexp.models.config import PretrainedDecoder
+from rayexp.reports.page import how_trained
 from rayexp.stages import Pretrain, Pretrained, parse_stage, parse_stored
 from rayexp.store.artifacts import Store
 from rayexp.studies.grid import Grid, model_chains
@@ -227,6 +228,14 @@ def test_a_study_reinforces_one_model_with_every_seed(task, decoder):
     assert [stage.kind for stage in plan.trained].count("pretrained") == 1
     assert sorted(stage.chain_seed for stage in plan.trained) == [0, 0, 0, 1, 1, 2, 2]
     assert len(set(plan.told.values())) == 1, "a seed is no condition"
+
+
+def test_a_page_says_what_a_model_went_through(task, decoder, source):
+    taken = Pretrained(task=task, decoder=decoder)
+    further, scratch = pretrain(task=task, decoder=decoder), pretrain()
+    assert how_trained([grpo(taken)]) == f"{source}, which others have trained, was trained by GRPO on the task “sums”"
+    assert how_trained([further]).startswith(f"Decoders were pretrained further from {source} on ID and OOD samples")
+    assert how_trained([scratch]).startswith("Decoders were pretrained from scratch on ID and OOD samples")
 
 
 def test_a_stored_chain_is_read_where_its_model_is_gone(task, tmp_path):

@@ -1,6 +1,7 @@
 """A user's own questions: read by column, refused by line, judged by a verifier, and pinned by what the file holds."""
 
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -69,6 +70,17 @@ def test_a_stage_is_pinned_to_what_the_file_holds(tmp_path):
     assert pretrain(task=more).id != stage.id
     with pytest.raises(ContractError, match=r"whose content has changed .*; restore the file, or leave digest out"):
         require_contract(task(more.path, digest=sums.digest))
+
+
+def test_a_relative_path_leads_from_a_folder_that_modules_are_imported_from(tmp_path, monkeypatch):
+    """Ray's workers run elsewhere, and have the sys.path of their driver."""
+    written(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="path is 'sums.jsonl', which can't be read"):
+        task("sums.jsonl")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    require_contract(task("sums.jsonl"))
 
 
 def test_a_stored_stage_is_read_where_its_file_is_gone(tmp_path):
