@@ -104,7 +104,7 @@ def pretraining(case: Case) -> Pretrain:
 
 def our_steps(spec: Pretrain, steps: int) -> Callable[[], None]:
     """``supervised.train``'s loop, without reports and checkpoints."""
-    trainer = Trainer(factory.build(spec.decoder, VOCABULARY, spec.seed), spec.optimiser, spec.steps)
+    trainer = Trainer(factory.build(spec.decoder, spec.task.vocabulary, spec.seed), spec.optimiser, spec.steps)
     losses = LossMeter(trainer.device)
 
     def turn() -> None:

@@ -13,7 +13,7 @@ from rayexp.tasks.text import AXES, GSMTask, TextTask, axis
 TARGET = 10_000  # samples/s a core
 MOST_PADDING = 0.15  # of the tokens
 SAMPLES = 2048
-STEPS = 4
+STEPS, ROUNDS = 4, 3
 
 
 def run() -> list[Row]:
@@ -28,7 +28,7 @@ def measured(task: TextTask) -> Sequence[Row]:
         task=task,
         decoder=decoder_for(budget, task),
         ood_ratio=0.1,
-        samples=STEPS * budget.pretrain_batch,
+        samples=STEPS * budget.pretrain_batch * (ROUNDS + 1),
         batch_samples=budget.pretrain_batch,
         optimiser=budget.pretrain,
         seed=0,
@@ -37,11 +37,11 @@ def measured(task: TextTask) -> Sequence[Row]:
         "samples": partial(task.mixture, "pretrain", 0, 0.1, 0, SAMPLES),
         "training": our_steps(spec, STEPS),
     }
-    timed = alternate(sides, rounds=5)
+    timed = alternate(sides, ROUNDS)
     batches = task.mixture("pretrain", 0, 0.1, 0, SAMPLES)
     padding = 1 - sum(batch.tokens for batch in batches) / sum(batch.tokens_NT.size for batch in batches)
     rate = SAMPLES / timed["samples"].best
-    share = timed["samples"].median * spec.samples / SAMPLES / timed["training"].median
+    share = timed["samples"].median * STEPS * spec.batch_samples / SAMPLES / timed["training"].median
     return (
         Row(
             case=f"{task.label}, samples",

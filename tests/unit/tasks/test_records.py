@@ -77,7 +77,7 @@ def test_a_relative_path_leads_from_a_folder_that_modules_are_imported_from(tmp_
     written(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="path is 'sums.jsonl', which can't be read"):
+    with pytest.raises(ValueError, match=r"path is 'sums.jsonl', which can't be read"):
         task("sums.jsonl")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     require_contract(task("sums.jsonl"))
