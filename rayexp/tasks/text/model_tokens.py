@@ -138,7 +138,8 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> Any:
-    """Return a chat template, which is a stranger's program: it runs in a sandbox, set up as transformers does."""
+    """Return a chat template, which is a stranger's program: it runs in a sandbox, set up as transformers does, but
+    without a clock, because prompts that change with the day would be another task."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
