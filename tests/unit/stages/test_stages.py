@@ -89,8 +89,12 @@ def variants(stage):
     for path, value in leaves(plain):
         if path[-1] == "kind":
             continue
-        numbers = [] if isinstance(value, str) else [value + 1, value * 2, value // 2, value / 2, value + 0.25]
-        for other in [word for word in [*numbers, *WORDS] if word != value]:
+        if isinstance(value, bool):
+            others = [not value]
+        else:
+            numbers = [] if isinstance(value, str) else [value + 1, value * 2, value // 2, value / 2, value + 0.25]
+            others = [word for word in [*numbers, *WORDS] if word != value]
+        for other in others:
             attempt = copy.deepcopy(plain)
             inner = attempt
             for name in path[:-1]:
