@@ -15,6 +15,11 @@ from rayexp.tasks.text.model_tokens import ModelTokens
 from rayexp.tasks.text.verifiers import MARK, final
 from rayexp.tasks.text.vocabularies import BREAK
 
+#: The cells of each axis, with their roles.
+CELLS = {
+    "depth": {"2-3": "id", "4": "ood", "5+": "probe"},
+    "template": {"learnt": "id", "other": "ood"},
+}
 #: Templates of the axis ``template`` that are OOD.
 OTHERS = 25
 #: A template: a problem and its solution from random numbers.
@@ -44,7 +49,7 @@ class GSMTask(OfRelease):
         return False
 
     def cells(self, role: str) -> tuple[str, ...]:
-        return tuple(cell for cell, (of_role, _) in _cells(self.axis).items() if of_role == role)
+        return tuple(cell for cell, of_role in CELLS[self.axis].items() if of_role == role)
 
     def question(self, cell: str, number: int) -> Question:
         """See ``TextTask.question``: the number is that of a template and of what it is filled with."""
@@ -74,7 +79,7 @@ class GSMTask(OfRelease):
     @cached_property
     def _templates(self) -> dict[str, list[Template]]:
         self.require_release()
-        return {cell: _templates(numbers[: self.templates]) for cell, (_, numbers) in _cells(self.axis).items()}
+        return {cell: _templates(numbers[: self.templates]) for cell, numbers in _numbers(self.axis).items()}
 
 
 def _steps(text: str) -> list[str]:
@@ -84,19 +89,16 @@ def _steps(text: str) -> list[str]:
 
 
 @lru_cache
-def _cells(axis: str) -> dict[str, tuple[str, list[int]]]:
-    """Return the role and the templates of each cell."""
+def _numbers(axis: str) -> dict[str, list[int]]:
+    """Return the numbers of the templates of each cell."""
     if axis == "template":
         order = sorted(_usable(), key=lambda number: rng.stream_key("gsm template", number))
-        return {"learnt": ("id", sorted(order[OTHERS:])), "other": ("ood", sorted(order[:OTHERS]))}
-    by_steps: dict[int, list[int]] = {}
+        return {"learnt": sorted(order[OTHERS:]), "other": sorted(order[:OTHERS])}
+    found: dict[str, list[int]] = {cell: [] for cell in CELLS[axis]}
     for number in _usable():
         steps = len(_steps(_filled(_templates([number])[0], 0).answer))
-        by_steps.setdefault(min(max(steps, 3), 5), []).append(number)
-    return {
-        name: (role, by_steps[steps])
-        for steps, (name, role) in {3: ("2-3", "id"), 4: ("4", "ood"), 5: ("5+", "probe")}.items()
-    }
+        found["2-3" if steps <= 3 else "4" if steps == 4 else "5+"].append(number)
+    return found
 
 
 def _usable() -> list[int]:

@@ -7,7 +7,7 @@ import pytest
 from rayexp.studies.gsm import task_of
 from rayexp.studies.presets import SCALES
 from rayexp.tasks.contract import require_contract
-from rayexp.tasks.text import GSMTask
+from rayexp.tasks.text import GSMTask, gym
 from rayexp.tasks.text.arithmetic import equations, holds
 
 AXES = get_args(GSMTask.model_fields["axis"].annotation)
@@ -73,6 +73,14 @@ def test_an_axis_keeps_its_contract_and_its_chains_are_right(axis):
             assert verdict.answer
             assert verdict.trace
             assert verdict.steps_right == verdict.steps
+
+
+def test_without_the_package_a_stored_task_is_read_and_a_new_one_refused(monkeypatch):
+    stored = GSMTask(axis="depth", release="0.1")
+    monkeypatch.setattr(gym, "find_spec", lambda name: None)
+    assert [cell for _, cell in stored.roles()] == ["2-3", "4", "5+"]
+    with pytest.raises(ValueError, match="the task gsm-depth needs reasoning-gym, which is not installed; run: pip"):
+        _ = GSMTask(axis="depth").vocabulary
 
 
 def test_all_templates_are_in_one_cell_and_cells_differ_in_steps():
