@@ -27,7 +27,7 @@ COST = 1.15
 
 
 class Taken(NamedTuple):
-    """What a gradient takes. mib: above what there is before it."""
+    """Memory and time of a gradient. mib: above what there is before it."""
 
     mib: float
     seconds: float

@@ -1,4 +1,4 @@
-"""Where pretrained models come from: a folder, a repository of the Hugging Face hub, or a GGUF file of a package.
+"""Sources of pretrained models: a folder, a repository of the Hugging Face hub, or a GGUF file of a package.
 
 Each becomes a folder with ``config.json``, weights as safetensors, and a tokenizer. It is pinned by a revision: the
 commit of a repository; of files on this machine the SHA-256 of what they hold. Code that comes with a model is never

@@ -25,7 +25,7 @@ def test_checkpoints_come_soon_and_then_ever_more_seldom():
 
 
 def test_checkpoints_that_take_long_are_few():
-    """Of 3 seconds each: a twentieth of the time, as far as that is not later than is asked for."""
+    """Each takes 3 seconds, so they come a minute apart, as far as that is not later than is asked for."""
     now, found = 0.0, []
     saving = Saving(RunConfig(checkpoint_every_s=600), lambda: now)
     while now < 200:
