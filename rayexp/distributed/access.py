@@ -42,12 +42,11 @@ def restrict() -> str:
         return ""
     if TOKEN in os.environ:
         return TOKEN
-    loader = AuthenticationTokenLoader.instance()
     if TOKEN_PATH not in os.environ:
-        if asked and loader.has_token():
+        if asked and RAYS_OWN.expanduser().exists():
             return str(RAYS_OWN)
         os.environ[TOKEN_PATH] = _new_token()
-        loader.reset_cache()
+        AuthenticationTokenLoader.instance().reset_cache()
     return os.environ[TOKEN_PATH]
 
 

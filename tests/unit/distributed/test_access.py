@@ -68,6 +68,13 @@ def test_rays_own_token_is_asked_for_by_those_who_ask_for_tokens(shell, tmp_path
     assert AuthenticationTokenLoader.instance().get_raw_token() == "of Ray"
 
 
+def test_who_asks_for_tokens_on_a_machine_that_never_had_one_gets_a_new_one(shell, tmp_path):
+    shell.setenv("RAY_AUTH_MODE", "token")
+    (file,) = (tmp_path / f"tmp/ray-{os.getuid()}").iterdir() if (place := access.restrict()) else ()
+    assert place == str(file)
+    assert AuthenticationTokenLoader.instance().get_raw_token() == file.read_text()
+
+
 def test_without_tokens_it_is_said_what_that_opens(shell, caplog, tmp_path):
     shell.setenv("RAY_AUTH_MODE", "disabled")
     assert access.restrict() == ""
