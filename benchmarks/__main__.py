@@ -30,6 +30,7 @@ OnThePage = Literal[
     "task",
     "text",
     "memory",
+    "pretrained",
     "plan",
     "pretrain",
     "rollouts",

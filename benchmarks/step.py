@@ -262,27 +262,24 @@ def our_steps(spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts
 def trl_steps(spec: GRPO, model: PreTrainedModel) -> Callable[[], float]:
     """One step of TRL's GRPOTrainer a turn; what it sets up before the step is left out."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
     from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingImports]
     from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
 
-    symbols = {symbol: i for i, symbol in enumerate(VOCABULARY.symbols)}
-    words = Tokenizer(WordLevel(symbols | {"<unused>": len(symbols)}, unk_token="<unused>"))
-    words.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
-    )
-    task = spec.root.task
-    first = Prompts(spec).at(0)
-    texts = [VOCABULARY.decode(prompt) for prompt in first.prompts]
+    task, first = spec.root.task, Prompts(spec).at(0)
+    folder = mkdtemp(prefix="rayexp-bench-")
+    io.save(model, task.vocabulary, Path(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    texts = [task.vocabulary.decode(prompt) for prompt in first.prompts]
+    assert tokenizer(texts)["input_ids"] == first.prompts, "TRL would read other prompts"
+    solutions = {
+        text: task.solution(prompt, gold) for text, prompt, gold in zip(texts, first.prompts, first.gold, strict=True)
+    }
     data = Dataset.from_list([{"prompt": text} for text in texts])
 
     def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
-        pairs = zip(map(VOCABULARY.encode, prompts), completion_ids, strict=True)
-        return [float(task.judge(task.solution(prompt, ()), row).answer) for prompt, row in pairs]
+        pairs = zip(prompts, completion_ids, strict=True)
+        return [float(task.judge(solutions[prompt], row).answer) for prompt, row in pairs]
 
     class ProgressCallback(TrainerCallback):
         seconds = 0.0
@@ -293,18 +290,15 @@ def trl_steps(spec: GRPO, model: PreTrainedModel) -> Callable[[], float]:
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             self.seconds += time.process_time()
 
-    folder = mkdtemp(prefix="rayexp-bench-")
-    io.save(model, VOCABULARY, Path(folder))
-
     def turn() -> float:
         watch = ProgressCallback()
         arguments = GRPOConfig(
             output_dir=mkdtemp(prefix="rayexp-bench-"),
             model_init_kwargs={"dtype": "float32"},
-            per_device_train_batch_size=PROMPTS * GROUP,
-            num_generations=GROUP,
+            per_device_train_batch_size=spec.prompts_per_step * spec.group_size,
+            num_generations=spec.group_size,
             max_completion_length=max(first.max_tokens),
-            beta=BETA,
+            beta=spec.kl_beta,
             loss_type="grpo",
             learning_rate=spec.optimiser.learning_rate,
             max_steps=1,

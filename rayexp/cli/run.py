@@ -143,9 +143,9 @@ def _power(job: Job) -> str:
     """Say which gain so many seeds can detect, once there are results."""
     if not any(stage.pool == "measure" and stage.id in job.plan.finished for stage in job.plan.stages):
         return ""
-    from rayexp.reports import power, table  # pandas, which only a store with results needs
+    from rayexp.reports import copies, power, table  # pandas, which only a store with results needs
 
-    said = power.detectable_gains(table.results(job.plan, job.store))
+    said = power.detectable_gains(copies.held_out(table.results(job.plan, job.store)))
     return said and f"power: {said}"
 
 

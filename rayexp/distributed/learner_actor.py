@@ -63,7 +63,7 @@ class LearnerActor:
 
     def _loaded(self, stage: Stage, device: torch.device) -> PreTrainedModel:
         with self._store.model(stage.id) as folder:
-            return io.load(folder, device)
+            return io.checkpointing(io.load(folder, device), self._run_config)
 
     def ready(self) -> None:
         """Return once all calls before this one are answered."""

@@ -31,11 +31,14 @@ SCHEMA = pa.schema(
         ("trace_correct", pa.int64()),
     ]
 )
+#: Column behind these, of a task whose questions have templates.
+TEMPLATE = "template"
 
 
 def measure(model: PreTrainedModel, stage: Evaluate) -> pa.Table:
-    """Return rows of ``SCHEMA``, ``stage.prompts_per_cell`` for each cell of the task."""
-    task = stage.root.task
+    """Return rows of ``SCHEMA``, ``stage.prompts_per_cell`` for each cell of the task; with ``TEMPLATE``, where its
+    questions have templates."""
+    task, schema = stage.root.task, SCHEMA
     decode = task.vocabulary.decode
     model.eval()
     rows = []
@@ -48,6 +51,9 @@ def measure(model: PreTrainedModel, stage: Evaluate) -> pa.Table:
         if not task.unique:
             sampled = stage.sampled_completions
             answers_N, traces_N = _sample(model, task, cell, batch, stage)
+        templates = task.templates_of(cell, batch.index_N)
+        if templates and TEMPLATE not in schema.names:
+            schema = schema.append(pa.field(TEMPLATE, pa.string()))
         for i, (prompt_T, gold_C) in enumerate(zip(batch.prompts, batch.completions, strict=True)):
             rows.append(
                 {
@@ -63,10 +69,11 @@ def measure(model: PreTrainedModel, stage: Evaluate) -> pa.Table:
                     "sampled": sampled,
                     "answer_correct": int(answers_N[i]),
                     "trace_correct": int(traces_N[i]),
+                    TEMPLATE: templates[i] if templates else None,
                 }
             )
     model.train()
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _greedy(model: PreTrainedModel, task: Task, cell: str, batch: TokenBatch, correct_N: np.ndarray) -> list[str]:
@@ -76,7 +83,8 @@ def _greedy(model: PreTrainedModel, task: Task, cell: str, batch: TokenBatch, co
     if len(wrong):
         prompts = batch.take(wrong).prompts
         limits = [task.max_completion_tokens(cell)] * len(wrong)
-        for i, row in zip(wrong, TorchSampler(model).greedy(prompts, limits).rows, strict=True):
+        drawn = TorchSampler(model).greedy(prompts, limits).until_their_end(task.vocabulary)
+        for i, row in zip(wrong, drawn.rows, strict=True):
             written[i] = task.vocabulary.decode(row)
     return written
 
@@ -88,7 +96,7 @@ def _sample(
     prompts, group = batch.prompts, stage.sampled_completions
     seeds = [prompt_seed(stage.seed, "evaluate", cell, i) for i in range(len(prompts))]
     limits = [task.max_completion_tokens(cell)] * len(prompts)
-    rows = TorchSampler(model).generate(prompts, seeds, group, limits).rows
+    rows = TorchSampler(model).generate(prompts, seeds, group, limits).until_their_end(task.vocabulary).rows
     solutions = [task.solution(prompt, gold) for prompt, gold in zip(prompts, batch.completions, strict=True)]
     verdicts = [task.judge(solutions[i // group], row) for i, row in enumerate(rows)]
     answers_N = np.array([verdict.answer for verdict in verdicts]).reshape(-1, group).sum(axis=1)

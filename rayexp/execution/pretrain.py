@@ -9,6 +9,7 @@ from rayexp.models.config import PretrainedDecoder
 from rayexp.stages import Pretrain
 from rayexp.store.artifacts import Store
 from rayexp.tasks import TokenBatch
+from rayexp.tasks.copies import mixed_with_copies
 
 
 def initial(stage: Pretrain, store: Store, device: torch.device) -> PreTrainedModel:
@@ -22,7 +23,10 @@ def batch(stage: Pretrain, step: int) -> list[TokenBatch]:
     """Return the samples of a step: the next ``batch_samples`` of the mixture, as far as the budget goes."""
     start = step * stage.batch_samples
     stop = min(start + stage.batch_samples, stage.samples)
-    return stage.task.mixed("pretrain", stage.seed, start, stage.ood_before(np.arange(start, stop + 1, dtype=np.int64)))
+    ood_before_N = stage.ood_before(np.arange(start, stop + 1, dtype=np.int64))
+    if stage.copied_items:
+        return mixed_with_copies(stage.task, "pretrain", stage.seed, start, ood_before_N, stage.copied_items)
+    return stage.task.mixed("pretrain", stage.seed, start, ood_before_N)
 
 
 def loss_start(token_batch: TokenBatch) -> np.ndarray:

@@ -73,9 +73,11 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
     metric_log = MetricLog(stage, files.get(METRICS))
     rollout_log = RolloutLog(store, stage, enabled=run_config.keep_rollouts, first_step=completed)
     throughput, hits = _Throughput(), Hits(metric_log.last())
+    vocabulary = stage.root.task.vocabulary
 
     def start_drawing(batch: PromptBatch) -> Callable[[], Completions]:
-        return rollout_manager.start(*batch.request(stage.group_size))
+        drawn = rollout_manager.start(*batch.request(stage.group_size))
+        return lambda: drawn().until_their_end(vocabulary)
 
     def pay(batch: PromptBatch, completions: Completions) -> np.ndarray:
         throughput.count(batch, completions)
@@ -115,7 +117,7 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
             if stage.resamples:
                 completions, rewards_PG, count = resampled(batch, completions, rewards_PG, draw_again)
                 filtered = {"drawn_per_kept": count / rewards_PG.size}
-            ended_N = completions.ended(stage.root.task.vocabulary.eos)
+            ended_N = completions.ended(vocabulary)
             rollouts = (
                 rollout_statistics(rewards_PG, completions, ended_N) | throughput.rate() | hits.totals() | filtered
             )

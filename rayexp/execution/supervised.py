@@ -84,7 +84,7 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
     """Train one stage of the pool ``train`` from where it was left, and publish it."""
     rank, ranks, kind = context.rank, context.ranks, runner(stage)
     device = context.device(devices.resolve_device(run_config.device))
-    module = kind.initial(stage, store, device)
+    module = io.checkpointing(kind.initial(stage, store, device), run_config)
     model: nn.Module = nn.parallel.DistributedDataParallel(module) if ranks > 1 else module
     trainer = Trainer(model, stage.optimiser, stage.schedule_steps, module)
     timed = PhaseTimer()

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from rayexp.config import RunConfig
 from rayexp.models import tokenizer
 from rayexp.models.devices import CPU
 from rayexp.tasks import Vocabulary
@@ -33,3 +34,11 @@ def placed(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Return the model in fp32, on the device, ready to be trained."""
     nn.Module.to(model, device, torch.float32)
     return model.train()
+
+
+def checkpointing(model: PreTrainedModel, run_config: RunConfig) -> PreTrainedModel:
+    """Return the model, with gradient checkpointing if that is how it is run. Raises ValueError from an architecture
+    that has none."""
+    if run_config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model

@@ -146,13 +146,13 @@ class OnPage(NamedTuple):
 
 
 #: All figures, by the table that they are drawn from, and then by place and title.
-DRAWN: dict[str, dict[tuple[int, str], OnPage]] = {"objections": {}, "results": {}, "curves": {}}
+DRAWN: dict[str, dict[tuple[int, str], OnPage]] = {"objections": {}, "copies": {}, "results": {}, "curves": {}}
 
 
 def on_page(
     title: str,
     place: int,
-    of: Literal["objections", "results", "curves"] = "results",
+    of: Literal["objections", "copies", "results", "curves"] = "results",
     explore: Explore | None = None,
 ) -> Callable[[Draw], Draw]:
     """Return a decorator that puts a figure on the page of a report, under a title.
@@ -225,7 +225,7 @@ def ratio_axes(figure: Figure, axes: np.ndarray, ratios: dict[Any, int]) -> None
     """OOD ratios along x, in percent."""
     labels = [percent(ratio) for ratio in ratios]
     size = FONT_SIZE if len(ratios) <= 6 else 7 if len(ratios) <= 16 else 6
-    turned = 90 if sum(map(len, labels)) > 30 else 0
+    turned = 90 if len(labels) * max(map(len, labels)) > 30 else 0
     for axis in axes.flat:
         axis.set_xlim(-0.5, len(ratios) - 0.5)
         axis.set_xticks(list(ratios.values()), labels=labels, fontsize=size, rotation=turned)

@@ -39,6 +39,7 @@ TITLES = {
     "gain": "gain: mean after - before",
     "greedy": "greedy accuracy",
     "value": "effect on the gain",
+    "worth": "copied items - their controls",
     "k": "k, completions drawn",
     "step": "GRPO step",
     "n_seeds": "seeds",

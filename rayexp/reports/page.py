@@ -4,6 +4,8 @@
 
     results.parquet            one row a prompt of a measured stage: table.RESULTS
     summary.csv                one row a measured stage and cell
+    templates.csv              one row a measured stage, cell and template, where the task has templates
+    copies.csv                 one row a measured stage, cell and half, where pretraining had copies of test items
     claims.csv                 the paper's claims, with numbers and verdicts
     objections.csv             each condition beside the control, with its verdict, where a study has conditions
     report/index.html          the page; figures are inside, so that it can be sent by itself
@@ -22,13 +24,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from rayexp.evaluation.measure import TEMPLATE
 from rayexp.evaluation.metrics import Interval, wilson
 from rayexp.evaluation.statistics import interval
 from rayexp.models.config import PretrainedDecoder
 from rayexp.parts import own_modules
-from rayexp.reports import claims, table
+from rayexp.reports import claims, copies, table
 from rayexp.reports.arms import mass_name
 from rayexp.reports.checks import SMALL_GAIN
+from rayexp.reports.copies import held_out
 from rayexp.reports.examples import RULE, choices, examples
 from rayexp.reports.objections import SAME_GAIN, objections
 from rayexp.reports.pictures import Picture, pictures, scripted
@@ -69,7 +73,8 @@ class Report:
 
 def write(plan: Plan, store: Store, folder: Path) -> Report:
     """Write the report of what is finished of a plan into a local folder: tables first, then figures and the page."""
-    results, curves = table.results(plan, store), table.curves(plan, store)
+    measured, curves = table.results(plan, store), table.curves(plan, store)
+    results, pairs = held_out(measured), copies.pairs(measured)
     decided = objections(plan, results)
     # What the paper claims is about GRPO as the paper has it; what else may be, the objections say.
     shown, curves = _of_control(plan, results), _of_control(plan, curves)
@@ -78,10 +83,13 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
 
     report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.to_arrow(results), folder / "results.parquet")
+    pq.write_table(table.to_arrow(measured), folder / "results.parquet")
     summary(table.without_texts(results)).to_csv(folder / "summary.csv", index=False)
     findings.to_csv(folder / "claims.csv", index=False)
-    tables = {"results": numbers, "curves": curves}
+    for column, name in (("copied", "copies.csv"), (TEMPLATE, "templates.csv")):
+        if len(known := measured[measured[column].notna()]):
+            summary(table.without_texts(known), column).to_csv(folder / name, index=False)
+    tables = {"copies": table.without_texts(pairs), "results": numbers, "curves": curves}
     if plan.conditions:
         decided.to_csv(folder / "objections.csv", index=False)
         tables["objections"] = decided
@@ -134,21 +142,22 @@ def how_trained(stages: Sequence[Stage]) -> str:
     return f"Decoders were {start} on ID and OOD samples of the task “{task}” at known ratios, {then}"
 
 
-def summary(results: pd.DataFrame) -> pd.DataFrame:
-    """One row for each stage, role and cell: settings, mean q with its interval over prompts, greedy accuracy, n.
+def summary(results: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """One row for each stage, role and cell: settings, mean q with its interval over prompts, greedy accuracy, n. by:
+    further columns of which each value has a row.
 
     sampled_accuracy: share of sampled completions with the right answer, with its Wilson interval, NaN where none were
     drawn.
     """
     rows = []
-    for (_, role, cell), group in results.groupby(["stage_id", "role", "cell"], sort=False):
+    for of, group in results.groupby(keys := ["stage_id", "role", "cell", *by], sort=False):
         mass, drawn = interval(group, "q"), int(group["sampled"].sum())
         sampled = wilson(int(group["answer_correct"].sum()), drawn) if drawn else Interval(np.nan, np.nan, np.nan, 1, 0)
         values = (mass.mean, mass.low, mass.high, group["greedy_correct"].mean())
         values += (sampled.mean, sampled.low, sampled.high, mass.prompts)
-        about = group.iloc[0][SUMMARY_STAGE].to_dict() | {"role": role, "cell": cell}
+        about = group.iloc[0][SUMMARY_STAGE].to_dict() | dict(zip(keys, of, strict=True))
         rows.append(about | dict(zip(SUMMARY_VALUES, values, strict=True)))
-    return pd.DataFrame(rows, columns=[*SUMMARY_STAGE, "role", "cell", *SUMMARY_VALUES])
+    return pd.DataFrame(rows, columns=[*SUMMARY_STAGE, "role", "cell", *by, *SUMMARY_VALUES])
 
 
 def _of_control(plan: Plan, results: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,9 @@ import pandas as pd
 import pyarrow as pa
 
 from rayexp.evaluation.fixed_point import beyond_theory, fixed_points
+from rayexp.evaluation.measure import TEMPLATE
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
+from rayexp.reports.copies import with_copied
 from rayexp.stages import GRPO, Stage
 from rayexp.stages.settings import varied, varying
 from rayexp.store.artifacts import Store, StoreError
@@ -42,18 +44,21 @@ STAGE_COLUMNS: dict[str, pa.DataType] = {
 TOKENS = pa.list_(pa.float64())
 #: Values of k for which pass@k is written down; where q is exact any other follows from it.
 PASS_AT = (8, 64, 1024)
-#: log_mass: log-probability of the gold completion, nats; token_log_mass: of each of its tokens. q: the exponential of
-#: log_mass: the exact correct mass where the right completion is unique, else a lower bound. init_q,
-#: init_token_log_mass: the same for the stage's init, NaN and null for pretraining. fixed_point, highest_fixed_point:
-#: the fixed points of GRPO as it is run, from its init and at most; NaN where beyond_theory says why.
-#: pass_at_k: exact where q is; else the unbiased estimate from the sampled answers, NaN where fewer than k were drawn.
-#: completion: what greedy decoding writes.
+#: template: of the question, where its task has such. copied: whether pretraining had copies of the prompt, null
+#: where it had copies of none (``tasks.copies``). log_mass: log-probability of the gold completion, nats;
+#: token_log_mass: of each of its tokens. q: the exponential of log_mass: the exact correct mass where the right
+#: completion is unique, else a lower bound. init_q, init_token_log_mass: the same for the stage's init, NaN and null
+#: for pretraining. fixed_point, highest_fixed_point: the fixed points of GRPO as it is run, from its init and at most;
+#: NaN where beyond_theory says why. pass_at_k: exact where q is; else the unbiased estimate from the sampled answers,
+#: NaN where fewer than k were drawn. completion: what greedy decoding writes.
 RESULTS = pa.schema(
     [
         *STAGE_COLUMNS.items(),
         ("role", pa.string()),
         ("cell", pa.string()),
         ("prompt_index", pa.int64()),
+        ("template", pa.string()),
+        ("copied", pa.bool_()),
         ("prompt", pa.string()),
         ("gold", pa.string()),
         ("log_mass", pa.float64()),
@@ -78,7 +83,7 @@ WRITTEN_OUT = ("prompt", "gold", "completion", "token_log_mass", "init_token_log
 #: What of the two a stage itself writes (``measure.SCHEMA``, ``metric_log.SCHEMA``); the rest is added here.
 _OF_INIT = {"q": "init_q", "token_log_mass": "init_token_log_mass"}
 _THEORY = ("fixed_point", "highest_fixed_point", "beyond_theory")
-_ADDED = {*STAGE_COLUMNS, "q", *_OF_INIT.values(), *_THEORY, *(f"pass_at_{k}" for k in PASS_AT)}
+_ADDED = {*STAGE_COLUMNS, TEMPLATE, "copied", "q", *_OF_INIT.values(), *_THEORY, *(f"pass_at_{k}" for k in PASS_AT)}
 MEASURED, LOGGED = (pa.schema([column for column in whole if column.name not in _ADDED]) for whole in (RESULTS, CURVES))
 #: By how much rounding may lift a log-probability above 0.
 ROUNDING = 1e-3
@@ -114,9 +119,8 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
         if stage.pool == "measure" and stage.id in plan.finished:
             frame = measured(store, stage.id)
             subjects[stage.subject.id] = stage.subject
-            frames[stage.subject.id] = with_pass_at_k(
-                frame.assign(**settings(stage.subject, plan), **varied(stage.subject, varies))
-            )
+            frame = frame.assign(**settings(stage.subject, plan), **varied(stage.subject, varies))
+            frames[stage.subject.id] = with_pass_at_k(with_copied(frame, stage))
     for stage_id, frame in frames.items():
         frames[stage_id] = with_fixed_points(
             with_init(frame, frames.get(str(frame["init_id"].iloc[0]))), subjects[stage_id]
@@ -133,7 +137,7 @@ def without_texts(results: pd.DataFrame) -> pd.DataFrame:
 
 def measured(store: Store, stage_id: str) -> pd.DataFrame:
     """Return the rows of one finished measurement, with ``q``. Raises StoreError on a table that none would write."""
-    frame = _read(store, stage_id, "results.parquet", MEASURED)
+    frame = _read(store, stage_id, "results.parquet", MEASURED, may_have=[RESULTS.field(TEMPLATE)])
     return frame.assign(q=np.exp(frame["log_mass"].clip(upper=0)))
 
 
@@ -215,9 +219,11 @@ def curves(plan: Plan, store: Store) -> pd.DataFrame:
     return _framed(frames, CURVES)
 
 
-def _read(store: Store, stage_id: str, name: str, schema: pa.Schema) -> pd.DataFrame:
-    """A table that a stage wrote. Raises StoreError with the first thing about it that no stage would write."""
+def _read(store: Store, stage_id: str, name: str, schema: pa.Schema, may_have: Iterable[pa.Field] = ()) -> pd.DataFrame:
+    """A table that a stage wrote, with those of ``may_have`` that it has. Raises StoreError with the first thing about
+    it that no stage would write."""
     found = store.table(stage_id, name)
+    schema = pa.schema([*schema, *(column for column in may_have if column.name in found.schema.names)])
     if problem := next(_problems(found, schema), None):
         raise StoreError(f"{store.url}/stages/{stage_id}/{name} {problem}")
     return _in_pandas(found.select(schema.names))
@@ -237,7 +243,7 @@ def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
             yield f"has a column {column.name} of type {kind}; allowed: {column.type}"
         if found.column(at).null_count or (column.type == pa.float64() and not np.isfinite(found.column(at)).all()):
             yield f"has a row whose {column.name} is empty or not finite"
-    if schema is MEASURED:
+    if "log_mass" in schema.names:
         rows = _in_pandas(found.select(schema.names))
         counts = rows[["sampled", "answer_correct", "trace_correct"]]
         if rows.empty:

@@ -3,6 +3,7 @@
 from rayexp.reports import table
 from rayexp.reports.checks import UNDECIDED
 from rayexp.reports.claims import claims
+from rayexp.reports.copies import held_out
 from rayexp.reports.objections import objections
 from rayexp.store.artifacts import Store
 from rayexp.studies.looks import Place
@@ -15,7 +16,7 @@ CLAIMS = ("C1", "C2", "C3")
 def places(plan: Plan, store: Store) -> set[Place]:
     """Return the tasks and OOD ratios at which a verdict of a finished plan is undecided: of its objections, if it has
     conditions, else of what the paper claims. A claim about all ratios counts for each of them."""
-    results = table.without_texts(table.results(plan, store))
+    results = held_out(table.without_texts(table.results(plan, store)))
     every = set(results[["task", "ood_ratio"]].drop_duplicates().itertuples(index=False, name=None))
     found = objections(plan, results) if plan.conditions else claims(results, looks=plan.looks)
     found = found[found["verdict"] == UNDECIDED]

@@ -9,6 +9,7 @@ width of the model, _K the index of a prompt and the tokens of a prefix.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,29 +56,39 @@ def group_logits(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
     """Return the model's logits at every token that follows one of the unique prefixes: [U, C, V], where completion n
     of the groups is row ``prefixes.row_N[n]``."""
 
-    def logits(tokens_NT: Tensor, cache: DynamicCache, keep: int) -> Tensor:
-        return model(input_ids=tokens_NT, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+    def logits(tokens_NT: Tensor, cache: DynamicCache | None, keep: int) -> Tensor:
+        return model(input_ids=tokens_NT, **_cached(cache), logits_to_keep=keep).logits
 
-    return _read(prefixes, logits)
+    return _read(model, prefixes, logits)
 
 
 def group_hidden(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
     """Return what the output matrix of the model makes the logits of ``group_logits`` from: [U, C, D]."""
 
-    def hidden(tokens_NT: Tensor, cache: DynamicCache, keep: int) -> Tensor:
-        states = model.base_model(input_ids=tokens_NT, past_key_values=cache, use_cache=True).last_hidden_state
+    def hidden(tokens_NT: Tensor, cache: DynamicCache | None, keep: int) -> Tensor:
+        states = model.base_model(input_ids=tokens_NT, **_cached(cache)).last_hidden_state
         return states[:, -keep:]
 
-    return _read(prefixes, hidden)
+    return _read(model, prefixes, hidden)
 
 
-def _read(prefixes: UniquePrefixes, read: Callable[[Tensor, DynamicCache, int], Tensor]) -> Tensor:
+def _cached(cache: DynamicCache | None) -> dict[str, Any]:
+    return {"past_key_values": cache, "use_cache": cache is not None}
+
+
+def _read(
+    model: PreTrainedModel, prefixes: UniquePrefixes, read: Callable[[Tensor, DynamicCache | None, int], Tensor]
+) -> Tensor:
     """Return what is read at every token that follows one of the unique prefixes. ``read`` is given tokens, a cache,
     and at how many of the last tokens to read (0: all).
 
     A group shares the keys and values of its prompt, and completions with the same prefix share all that follows from
-    it, gradients included.
+    it, gradients included. With gradient checkpointing they share no prompt: what is computed again must not find keys
+    in a cache that it is about to put there.
     """
+    if model.is_gradient_checkpointing:
+        prompts_UT = prefixes.prompts_PT.index_select(0, prefixes.prompt_U)
+        return read(torch.cat([prompts_UT, prefixes.tokens_UC], dim=1), None, prefixes.tokens_UC.shape[1] + 1)
     cache = DynamicCache()
     found = read(prefixes.prompts_PT, cache, 1).index_select(0, prefixes.prompt_U)
     if prefixes.tokens_UC.shape[1]:

@@ -19,6 +19,8 @@ from rayexp import rng
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rayexp.tasks import Vocabulary
+
 #: Token behind the end of a completion. Masks tell it from one that was drawn, so any would do.
 PADDING = 0
 #: Distance between the seeds of two prompts. Member j of a group uses seed + j, as vLLM does, so that two prompts
@@ -61,9 +63,18 @@ class Completions:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return cls(**{**arrays, "weight_version": int(arrays["weight_version"])})
 
-    def ended(self, eos: int) -> np.ndarray:
-        """Return which completions end by ``<eos>`` and are not cut off at their limit: bool [N]."""
-        return self.tokens_NC[np.arange(len(self.length_N)), self.length_N - 1] == eos
+    def ended(self, vocabulary: "Vocabulary") -> np.ndarray:
+        """Return which completions end and are not cut off at their limit: bool [N]."""
+        return np.array([vocabulary.end_of(row) is not None for row in self.rows])
+
+    def until_their_end(self, vocabulary: "Vocabulary") -> "Completions":
+        """Return them without what was drawn behind the end of each, because samplers know no end but ``<eos>``."""
+        ends = [vocabulary.end_of(row) or len(row) for row in self.rows]
+        if ends == self.length_N.tolist():
+            return self
+        tokens = [row[:end] for row, end in zip(self.rows, ends, strict=True)]
+        logprobs = [row_C[:end] for row_C, end in zip(self.logprobs_NC.tolist(), ends, strict=True)]
+        return Completions.from_rows(tokens, logprobs, self.weight_version)
 
     @property
     def rows(self) -> list[list[int]]:

@@ -7,7 +7,10 @@ and the recorded log-probabilities must be those of the distribution sampled fro
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Bytes of the key-value cache of the smallest decoder.
 LEAST_CACHE = 2**27
+#: Longest time that vLLM may take to list its architectures; 10 s on an idle core.
+LISTING_S = 300.0
 INSTALL = 'uv pip install --editable ".[{}]"'
 
 
@@ -35,6 +40,27 @@ def require_vllm(device: str) -> None:
     if find_spec("vllm") is None:
         command = INSTALL.format(device)
         raise VLLMMissingError(f"vLLM, which GRPO samples with, is not installed; in the checkout, run: {command}")
+
+
+@lru_cache
+def served() -> frozenset[str]:
+    """Return the architectures that vLLM has, as it lists them itself: in a process of its own, because to import it
+    takes seconds and hundreds of megabytes. Raises RefusedError where that fails."""
+    listing = "from vllm import ModelRegistry; print(*ModelRegistry.get_supported_archs())"
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    try:
+        found = subprocess.run(
+            [sys.executable, "-c", listing],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=LISTING_S,
+        )
+    except subprocess.SubprocessError as error:
+        said = ((getattr(error, "stderr", "") or "").strip() or str(error)).splitlines()
+        raise RefusedError(f"vLLM does not say which architectures it has: {said[-1]}") from error
+    return frozenset(found.stdout.splitlines()[-1].split())
 
 
 class VLLMSampler:

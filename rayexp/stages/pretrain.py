@@ -4,11 +4,11 @@ import math
 from typing import ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from rayexp.config import Count, Seed
 from rayexp.formatting import number
-from rayexp.stages.base import Metric, Pool, RootStage
+from rayexp.stages.base import Metric, Pool, RootStage, task_to_fit
 from rayexp.stages.optimiser import AdamW
 
 
@@ -17,6 +17,10 @@ class Pretrain(RootStage):
 
     decoder: a shape, which it trains from scratch; or a pretrained one, which it goes on training.
 
+    copied_items: the OOD samples are copies of test items, to see what that is worth: of the first ``copied_items`` of
+    each OOD cell a half is copied again and again, and the other half is its control (``tasks.copies``). The ratio says
+    how often. By default they are samples that are in no test.
+
     exposure: when OOD samples come. ``uniform`` spreads them over all samples; ``early`` has as many in the first half
     of the samples, at twice the rate, and none later; ``late`` in the second half. stop_after: steps after which it
     stops, with the learning rate as it is there, and publishes what it takes to go on (``Extend``); by default at the
@@ -24,7 +28,7 @@ class Pretrain(RootStage):
     """
 
     version: ClassVar[int] = 2  # since then bf16 on CPUs has another attention
-    fields_added_later: ClassVar[frozenset[str]] = frozenset({"exposure", "stop_after"})
+    fields_added_later: ClassVar[frozenset[str]] = frozenset({"copied_items", "exposure", "stop_after"})
     pool: ClassVar[Pool] = "train"
     name: ClassVar[str] = "pretraining"
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -36,6 +40,7 @@ class Pretrain(RootStage):
     kind: Literal["pretrain"] = "pretrain"
     seed: Seed
     ood_ratio: float = Field(ge=0, le=0.5)
+    copied_items: int | None = Field(default=None, ge=2, multiple_of=2)
     exposure: Literal["uniform", "early", "late"] = "uniform"
     samples: Count
     batch_samples: Count
@@ -50,10 +55,30 @@ class Pretrain(RootStage):
             )
         return self
 
+    @model_validator(mode="after")
+    def _copies(self, info: ValidationInfo) -> Self:
+        task = task_to_fit(self, info)
+        if (
+            task
+            and self.copied_items
+            and 0 < self.ood_samples < (least := self.copied_items // 2 * len(task.cells("ood")))
+        ):
+            raise ValueError(
+                f"ood_ratio is {number(self.ood_ratio)}, which makes {self.ood_samples} OOD samples; allowed with "
+                f"copied_items {self.copied_items}: 0, or at least {least} samples, a copy of each copied item"
+            )
+        return self
+
     @property
     def chain_label(self) -> str:
         exposure = "" if self.exposure == "uniform" else f"-{self.exposure}"
-        return f"{self.task.label}-r{number(self.ood_ratio)}{exposure}-s{self.seed}"
+        copies = f"-copies{self.copied_items}" if self.copied_items else ""
+        return f"{self.task.label}-r{number(self.ood_ratio)}{copies}{exposure}-s{self.seed}"
+
+    @property
+    def ood_samples(self) -> int:
+        """OOD samples of the whole budget."""
+        return math.floor(self.samples * self.ood_ratio)
 
     @property
     def short_label(self) -> str:
@@ -85,6 +110,6 @@ class Pretrain(RootStage):
         """Return how many OOD samples come before the samples with these numbers."""
         if self.exposure == "uniform":
             return np.floor(number_N * self.ood_ratio).astype(np.int64)
-        total, half = math.floor(self.samples * self.ood_ratio), -(-self.samples // 2)
+        total, half = self.ood_samples, -(-self.samples // 2)
         first = 0 if self.exposure == "early" else self.samples - half
         return np.clip(number_N - first, 0, half) * total // half

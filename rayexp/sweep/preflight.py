@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from rayexp.config import RunConfig
 from rayexp.distributed import autoscaling
 from rayexp.errors import RefusedError
+from rayexp.models.config import PretrainedDecoder
 from rayexp.parts import own_parts
 from rayexp.rewards.payment import RewardError, group_payments
-from rayexp.sampling.vllm_sampler import require_vllm
+from rayexp.sampling.vllm_sampler import require_vllm, served
 from rayexp.stages import Evaluate, Pool, RolloutStage
 from rayexp.sweep import placement
 from rayexp.sweep.placement import Node, Nodes
@@ -80,6 +81,18 @@ def require_software(plan: Plan, run_config: RunConfig) -> None:
         raise PreflightError("weight_transfer is 'gloo'; allowed where vLLM samples: object_store, nccl, cuda_ipc")
     if with_vllm:
         require_vllm("cuda" if run_config.device == "cuda" else "cpu")
+        _require_served(plan)
+
+
+def _require_served(plan: Plan) -> None:
+    """Raise PreflightError if vLLM is to draw from a pretrained model whose architecture it does not have."""
+    with_vllm = [stage for stage in plan.to_run if isinstance(stage, RolloutStage) and stage.sampler == "vllm"]
+    for decoder in {stage.root.decoder for stage in with_vllm}:
+        if isinstance(decoder, PretrainedDecoder) and decoder.architecture not in served():
+            raise PreflightError(
+                f"the model {decoder.source} is a {decoder.architecture}, which vLLM does not serve; allowed: "
+                "sampler = 'torch', or a model of another architecture"
+            )
 
 
 def require_own_parts(plan: Plan) -> None:

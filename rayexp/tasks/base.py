@@ -57,6 +57,11 @@ class Vocabulary:
         """Return the symbols of token ids, blank-separated; embedding rows without a symbol read ``<unused>``."""
         return " ".join(self.symbols[token] if token < len(self.symbols) else "<unused>" for token in tokens)
 
+    def end_of(self, completion: Sequence[int]) -> int | None:
+        """Return how many tokens of a completion there are up to its end, which is ``<eos>``; None for one that does
+        not end."""
+        return completion.index(self.eos) + 1 if self.eos in completion else None
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -183,13 +188,8 @@ class Task(Part):
         """
         before_N, ood_N = ood_before_N[:-1], np.diff(ood_before_N) > 0
         index_N = start + np.arange(len(before_N), dtype=np.int64)
-        parts = ((self.cells("id"), ~ood_N, index_N - before_N), (self.cells("ood"), ood_N, before_N))
-        assigned = [
-            (cell, index_N[member_N & (ordinal_N % len(cells) == position)])
-            for cells, member_N, ordinal_N in parts
-            for position, cell in enumerate(cells)
-        ]
-        return self.batches(split, seed, [(cell, rows) for cell, rows in assigned if len(rows)])
+        of_id = in_turn(self.cells("id"), (index_N - before_N)[~ood_N], index_N[~ood_N])
+        return self.batches(split, seed, of_id + in_turn(self.cells("ood"), before_N[ood_N], index_N[ood_N]))
 
     def of_role(self, split: str, seed: int, role: str, index_N: np.ndarray) -> list[TokenBatch]:
         """Return samples ``index_N`` of the cells of one role; sample i is of cell i modulo their number."""
@@ -222,6 +222,10 @@ class Task(Part):
     def test_samples(self, cell: str, most: int) -> int:
         """Return how many samples a cell has for tests, at most ``most``."""
         return most
+
+    def templates_of(self, cell: str, index_N: np.ndarray) -> list[str]:
+        """Return the template of each of these test samples of a cell; nothing where its questions have none."""
+        return []
 
     def max_completion_tokens(self, cell: str) -> int:
         """Return how many tokens a sampler may write for a cell."""
@@ -309,6 +313,13 @@ class FixedLengthTask(Task):
     @abstractmethod
     def solve(self, prompt: Sequence[int]) -> Solution:
         """Solve a prompt without the code that wrote it. Raises ValueError on a malformed prompt."""
+
+
+def in_turn(cells: Sequence[str], ordinal_N: np.ndarray, index_N: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Return the samples ``index_N`` of each cell that has any, where cells take turns: sample n is of cell n modulo
+    their number, by the place ``ordinal_N`` that it has among the samples of all of them."""
+    dealt = [(cell, index_N[ordinal_N % len(cells) == position]) for position, cell in enumerate(cells)]
+    return [(cell, rows) for cell, rows in dealt if len(rows)]
 
 
 def require_split(split: str) -> None:

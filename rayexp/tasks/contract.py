@@ -68,7 +68,7 @@ def _require_solved(task: Task, split: str, cell: str, count: int) -> None:
     batch = task.of_cell(split, 0, cell, 0, count)
     for prompt, gold in zip(batch.prompts, batch.completions, strict=True):
         shown, solution = f"the question {task.vocabulary.decode(prompt)!r}", task.solution(prompt, gold)
-        _require(gold[-1] == task.vocabulary.eos, f"the completion of {shown} does not end with <eos>")
+        _require(task.vocabulary.end_of(gold) == len(gold), f"the completion of {shown} does not end with <eos>")
         _require(list(solution.completion) == gold, f"solve and write do not agree on {shown}")
         _require(task.judge(solution, gold).answer, f"judge does not take the gold completion of {shown} for right")
         _require(not task.judge(solution, gold[:-1]).answer, f"judge takes {shown} for answered without <eos>")

@@ -107,7 +107,7 @@ def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
     if data.empty:
         return None
     require_room(data, ROW, "kl_beta", sides=2, along=["ood_ratio"])
-    mass, ratios, stages = mass_name(results), ratio_places(data), _stage_series(data)
+    mass, ratios, stages = mass_name(results), ratio_places(data), stage_series(data)
     rows = data[ROW].drop_duplicates()
     figure, axes = panels(len(rows), 1.9 + taller(data["condition"], WIDE), 0.8 + legend_rows(stages))
     for (condition, prompts, role), (left, right) in zip(rows.itertuples(index=False), axes, strict=True):
@@ -116,7 +116,7 @@ def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
             points = here[here["stage"] == one.key]
             intervals(left, points, "greedy", ratios, one, stages)
             intervals(right, points, "q", ratios, one, stages)
-        left.set_title(lines(f"{_trained(here, prompts)}{told(condition)}: {ROLE_NAMES[role]} cells", WIDE), loc="left")
+        left.set_title(lines(f"{trained(here, prompts)}{told(condition)}: {ROLE_NAMES[role]} cells", WIDE), loc="left")
         left.set(ylabel="greedy accuracy")
         right.set(ylabel=fill(f"mean {mass}", 20))
         for axis in (left, right):
@@ -138,11 +138,14 @@ def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
 def masses_by_stage(results: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each arm, stage and OOD ratio, and for ID and for target cells: mean mass and greedy accuracy,
     with their intervals."""
-    return pd.DataFrame(list(_stage_rows(results)))
+    return pd.DataFrame(
+        [{**about, **summarised(rows, greedy="greedy_correct", q="q")} for about, rows in by_stage(results)]
+    )
 
 
-def _stage_rows(measured: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """A row for each condition, arm, role, stage and ratio. What was before GRPO is repeated for every arm."""
+def by_stage(measured: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Yield the rows of each condition, arm, role, stage and ratio, behind what these are. What was before GRPO is
+    repeated for every arm."""
     betas = measured["kl_beta"].astype(float)
     stages = [
         KINDS[kind].name if np.isnan(beta) else f"{KINDS[kind].name}, β = {number(beta)}"
@@ -161,10 +164,10 @@ def _stage_rows(measured: pd.DataFrame) -> Iterator[dict[str, Any]]:
                     group = rows[(rows["stage"] == stage) & (rows["ood_ratio"] == ratio)]
                     about = {"condition": condition, "layers": layers, "prompt_role": arm, "role": role, "stage": stage}
                     about |= {"kl_beta": group["kl_beta"].iloc[0], "ood_ratio": ratio}
-                    yield {**about, **summarised(group, greedy="greedy_correct", q="q")}
+                    yield about, group
 
 
-def _trained(rows: pd.DataFrame, prompts: str) -> str:
+def trained(rows: pd.DataFrame, prompts: str) -> str:
     """Return the title of an arm: ``GRPO on OOD prompts``, ``GRPO and RFT on OOD prompts``."""
     kinds = [kind for kind in (GRPO.name, RFT.name) if rows["stage"].str.startswith(kind).any()]
     return f"{' and '.join(kinds)} on {ROLE_NAMES[prompts]} prompts" if prompts else "Before GRPO"
@@ -175,7 +178,7 @@ def _longest(conditions: list[str]) -> list[str]:
     return [one for one in conditions if not any(one != other and within(one, other) for other in conditions)]
 
 
-def _stage_series(data: pd.DataFrame) -> list[Series]:
+def stage_series(data: pd.DataFrame) -> list[Series]:
     """Pretraining in grey, SFT as what is before GRPO, GRPO by beta as in the figure above, RFT unlike any of them."""
     sft, *betas = before_and_betas(data["kl_beta"])
     names = {"pretraining": LineStyle("#808080", "h", "-"), "SFT": sft.style, RFT.name: LineStyle("#4B0092", "X", "--")}

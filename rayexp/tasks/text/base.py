@@ -32,10 +32,11 @@ WIDTHS = tuple(accumulate(repeat(8, 60), lambda width, _: int(width * 1.15)))
 
 
 class Question(NamedTuple):
-    """A question and its answer, as text."""
+    """A question and its answer, as text. template: what it was made from, if results are to be told by that."""
 
     prompt: str
     answer: str
+    template: str = ""
 
 
 class _Sample(NamedTuple):
@@ -43,6 +44,7 @@ class _Sample(NamedTuple):
 
     prompt: list[int]
     completion: list[int]
+    template: str
 
 
 class _Lengths(NamedTuple):
@@ -104,12 +106,23 @@ class TextTask(Task):
         batches = []
         for _, group in sorted(by_width.items()):
             samples, indices, are_ood = zip(*group, strict=True)
-            batches.append(TokenBatch.of(samples, np.array(indices), np.array(are_ood)))
+            tokens = [(sample.prompt, sample.completion) for sample in samples]
+            batches.append(TokenBatch.of(tokens, np.array(indices), np.array(are_ood)))
         return batches
 
     def test_samples(self, cell: str, most: int) -> int:
         """See ``Task.test_samples``: as many as there are different questions."""
         return self._asked(TEST_SEED, cell, most)
+
+    def templates_of(self, cell: str, index_N: np.ndarray) -> list[str]:
+        """See ``Task.templates_of``."""
+        found = [self._test_sample(TEST_SEED, cell, index).template for index in index_N.tolist()]
+        return found if any(found) else []
+
+    @property
+    def unique(self) -> bool:
+        """See ``Task.unique``. Not where a text ends an answer, because a token may have some more behind that."""
+        return not (isinstance(self.tokens, ModelTokens) and self.tokens.end)
 
     def solution(self, prompt: Sequence[int], gold: Sequence[int]) -> Solution:
         """See ``Task.solution``: the gold completion itself."""
@@ -122,10 +135,9 @@ class TextTask(Task):
 
     def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
         """See ``Task.judge``: an answer that ends is judged as text."""
-        *written, last = completion or (None,)
-        whole = tuple(completion) == solution.completion
-        decode = self.vocabulary.decode
-        answer = last == self.vocabulary.eos and self.right(decode(solution.steps[0]), decode(written))
+        whole, vocabulary = tuple(completion) == solution.completion, self.vocabulary
+        gold, written = (vocabulary.answer(tokens) for tokens in (solution.completion, completion))
+        answer = vocabulary.end_of(completion) == len(completion) and self.right(gold, written)
         return Verdict(answer=answer, trace=whole, steps_right=int(answer), steps=1)
 
     @cached_property
@@ -136,7 +148,7 @@ class TextTask(Task):
     def _words(self) -> Words:
         if self._key not in _WORDS:
             questions = (question for _, cell in self.roles() for question in self._probed(cell))
-            _WORDS[self._key] = Words.of(text for question in questions for text in question)
+            _WORDS[self._key] = Words.of(text for each in questions for text in (each.prompt, each.answer))
         return _WORDS[self._key]
 
     @cached_property
@@ -146,8 +158,8 @@ class TextTask(Task):
         return _PROBED[self._key]
 
     def _longest(self, cell: str) -> _Lengths:
-        samples = map(self._written, self._probed(cell))
-        return _Lengths(*(max(map(len, parts)) for parts in zip(*samples, strict=True)))
+        samples = [self._written(question) for question in self._probed(cell)]
+        return _Lengths(*(max(len(sample[part]) for sample in samples) for part in range(2)))
 
     def _probed(self, cell: str) -> Iterable[Question]:
         """Return the questions that say how long those of a cell get."""
@@ -219,7 +231,8 @@ class TextTask(Task):
         return sample if fits else None
 
     def _written(self, question: Question) -> _Sample:
-        return _Sample(self.vocabulary.prompt(question.prompt), self.vocabulary.completion(question.answer))
+        prompt, answer = self.vocabulary.prompt(question.prompt), self.vocabulary.completion(question.answer)
+        return _Sample(prompt, answer, question.template)
 
 
 def held_out(prompt: str) -> bool:

@@ -53,8 +53,9 @@ class GSMTask(OfRelease):
 
     def question(self, cell: str, number: int) -> Question:
         """See ``TextTask.question``: the number is that of a template and of what it is filled with."""
-        which, filled = number % len(self._templates[cell]), number // len(self._templates[cell])
-        return _filled(self._templates[cell][which], filled)
+        numbers, templates = self._templates[cell]
+        which, filled = number % len(templates), number // len(templates)
+        return _filled(templates[which], filled, str(numbers[which]))
 
     def right(self, gold: str, written: str) -> bool:
         """See ``TextTask.right``: by the result alone."""
@@ -62,24 +63,24 @@ class GSMTask(OfRelease):
 
     def solution(self, prompt: Sequence[int], gold: Sequence[int]) -> Solution:
         """See ``Task.solution``: a step is a line of the chain."""
-        steps = _steps(self.vocabulary.decode(gold[:-1]))
+        steps = _steps(self.vocabulary.answer(gold))
         return Solution(tuple(gold), tuple(tuple(self.vocabulary.plain(step)) for step in steps))
 
     def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
         """See ``Task.judge``. A step is right if it is that of the gold chain, or if all its equations hold."""
-        *written, last = completion or (None,)
-        decode = self.vocabulary.decode
-        gold, text = decode(solution.completion[:-1]), decode(written)
-        answer = last == self.vocabulary.eos and self.right(gold, text)
+        vocabulary = self.vocabulary
+        gold, text = (vocabulary.answer(tokens) for tokens in (solution.completion, completion))
+        answer = vocabulary.end_of(completion) == len(completion) and self.right(gold, text)
         known, steps = set(_steps(gold)), len(solution.steps)
         right = [step in known or holds(step) for step in _steps(text)]
         prefix = next((place for place, kept in enumerate(right) if not kept), len(right))
         return Verdict(answer=answer, trace=answer and all(right), steps_right=min(prefix, steps), steps=steps)
 
     @cached_property
-    def _templates(self) -> dict[str, list[Template]]:
+    def _templates(self) -> dict[str, tuple[list[int], list[Template]]]:
         self.require_release()
-        return {cell: _templates(numbers[: self.templates]) for cell, numbers in _numbers(self.axis).items()}
+        taken = {cell: numbers[: self.templates] for cell, numbers in _numbers(self.axis).items()}
+        return {cell: (numbers, _templates(numbers)) for cell, numbers in taken.items()}
 
 
 def _steps(text: str) -> list[str]:
@@ -115,7 +116,7 @@ def _templates(numbers: Sequence[int]) -> list[Template]:
     return [generators[number] for number in numbers]
 
 
-def _filled(template: Template, number: int) -> Question:
-    """Return a template's problem and chain with the names and numbers of a random number."""
+def _filled(template: Template, number: int, name: str = "") -> Question:
+    """Return a template's problem and chain with the names and numbers of a random number. name: of the template."""
     item = template(Random(number), 1.0)
-    return Question(item["question"].strip(), item["metadata"]["answer_cot"].strip())
+    return Question(item["question"].strip(), item["metadata"]["answer_cot"].strip(), name)

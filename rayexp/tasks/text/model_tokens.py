@@ -1,11 +1,11 @@
 """The tokenizer of a pretrained model, with which a task of text speaks to that model."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import model_validator
@@ -21,7 +21,8 @@ class ModelVocabulary(Characters):
     """The tokens of a pretrained model.
 
     source, revision: where its files are (``rayexp.sources``), which is all that goes from one process to another.
-    template: the chat template by which a question becomes a prompt; without one a line break ends it.
+    template: the chat template by which a question becomes a prompt; without one a line break ends it. end: the text
+    that ends an answer in place of the end token, if there is one.
     """
 
     units = "pieces"
@@ -29,9 +30,10 @@ class ModelVocabulary(Characters):
     source: str = ""
     revision: str = ""
     template: str | None = None
+    end: str = ""
 
     def __reduce__(self) -> Any:
-        return read, (self.source, self.revision, self.template is not None)
+        return read, (self.source, self.revision, self.template is not None, self.end)
 
     @property
     def size(self) -> int:
@@ -50,6 +52,24 @@ class ModelVocabulary(Characters):
         names = {"bos_token": self.symbols[self.bos], "eos_token": self.symbols[self.eos]}
         chat = _compiled(self.template).render(messages=[message], add_generation_prompt=True, **names)
         return self.encode(chat)
+
+    def completion(self, answer: str) -> list[int]:
+        """See ``Characters.completion``. Raises ValueError on an answer that has the text by which it would end."""
+        if self.end and self.end in answer:
+            raise ValueError(f"the answer {answer!r} has {self.end!r}, which ends it; allowed: an end that none has")
+        return self.plain(answer + self.end) if self.end else super().completion(answer)
+
+    def end_of(self, completion: Sequence[int]) -> int | None:
+        """See ``Vocabulary.end_of``: the first token with which its text has that which ends an answer."""
+        if not self.end:
+            return super().end_of(completion)
+        if self.end not in self.decode(completion):
+            return None
+        return next(n for n in range(1, len(completion) + 1) if self.end in self.decode(completion[:n]))
+
+    def answer(self, completion: Sequence[int]) -> str:
+        """See ``Characters.answer``."""
+        return self.decode(completion).partition(self.end)[0] if self.end else super().answer(completion)
 
     def plain(self, text: str) -> list[int]:
         """Return the token ids of a text, none of which is special. Raises ValueError on a special token in it."""
@@ -75,7 +95,7 @@ class ModelVocabulary(Characters):
 
 
 @lru_cache(maxsize=8)
-def read(source: str, revision: str, chat: bool) -> ModelVocabulary:
+def read(source: str, revision: str, chat: bool, end: str = "") -> ModelVocabulary:
     """Return the vocabulary of a source. Raises ValueError where it has no tokenizer, end token or chat template."""
     folder = sources.described(source, revision)
     if missing := [name for name in ("tokenizer.json", "tokenizer_config.json") if not (folder / name).exists()]:
@@ -90,19 +110,22 @@ def read(source: str, revision: str, chat: bool) -> ModelVocabulary:
         raise ValueError(f"source is {source!r}, which has no chat template; set chat to false")
     found = {name: ids["eos"] if token is None else token for name, token in ids.items()}
     symbols = tuple(tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size()))
-    return ModelVocabulary(symbols, source=source, revision=revision, template=template, **found)
+    return ModelVocabulary(symbols, source=source, revision=revision, template=template, end=end, **found)
 
 
 class ModelTokens(Value):
     """The tokenizer of a pretrained model.
 
     source, revision: the model (``PretrainedDecoder``). chat: whether a question becomes what a user says in the
-    model's chat template.
+    model's chat template. end: a text that ends an answer, such as a line break, for a model that would go on and on;
+    what is drawn behind it is dropped. By default an answer ends by the model's end token.
     """
 
+    fields_added_later: ClassVar[frozenset[str]] = frozenset({"end"})
     source: str
     revision: str = ""
     chat: bool = True
+    end: str = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +136,7 @@ class ModelTokens(Value):
 
     @property
     def vocabulary(self) -> ModelVocabulary:
-        return read(self.source, self.revision, self.chat)
+        return read(self.source, self.revision, self.chat, self.end)
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -2,10 +2,12 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import fsspec
 import pandas as pd
@@ -26,19 +28,25 @@ READERS: dict[str, Callable[[io.BytesIO], pd.DataFrame]] = {
 }
 #: The line of the first record in a file, for messages.
 FIRST_LINE = {".jsonl": 1, ".parquet": 1, ".csv": 2}
+#: Begin of the path of a data set that ``datasets`` loads: ``datasets:NAME:SPLIT`` or ``datasets:NAME:SUBSET:SPLIT``.
+DATASETS = "datasets:"
+NAMED = re.compile(f"{DATASETS}[^:]+(:[^:]+)?:[^:]+")
 
 
 class RecordTask(TextTask):
     """Questions and answers of a file, one record each.
 
-    name: for people, and for folders. path: of JSON lines, Parquet or CSV, anywhere that fsspec reads. Every machine
-    has to reach it, as it has to import your modules: a relative path leads from a folder of sys.path. prompt, answer,
-    role, cell: names of columns. Without a column ``role`` all records are ``id``; without one for cells those of a
-    role are one. verifier: ``exact``; ``math`` (by math-verify: however the answer is written); ``final`` (what stands
-    behind ``####``, as in GSM8K); or the import path of a function of the gold answer and of the one to judge. digest:
-    of the file, filled in; a study finds out if the file has changed since.
+    name: for people, and for folders. path: of JSON lines, Parquet or CSV, anywhere that fsspec reads; or
+    ``datasets:NAME:SPLIT`` (with the subset between them, if it has any) for what ``datasets`` loads by a name. Every
+    machine has to reach it, as it has to import your modules: a relative path leads from a folder of sys.path.
+    prompt, answer, role, cell, template: names of columns. Without a column ``role`` all records are ``id``; without
+    one for cells those of a role are one; with one for templates, such as subjects, results are told by these as
+    well. verifier: ``exact``; ``math`` (by math-verify: however the answer is written); ``final`` (what stands behind
+    ``####``, as in GSM8K); or the import path of a function of the gold answer and of the one to judge. digest: of
+    the file, filled in; a study finds out if the file has changed since.
     """
 
+    fields_added_later: ClassVar[frozenset[str]] = TextTask.fields_added_later | {"template"}
     kind: Literal["records"] = "records"
     name: str = Field(pattern=r"^[a-z0-9-]+$")
     path: str
@@ -46,6 +54,7 @@ class RecordTask(TextTask):
     answer: str = "answer"
     role: str | None = None
     cell: str | None = None
+    template: str | None = None
     verifier: str = "exact"
     digest: str = ""
 
@@ -68,7 +77,7 @@ class RecordTask(TextTask):
 
     @property
     def unique(self) -> bool:
-        return self.verifier == "exact"
+        return self.verifier == "exact" and super().unique
 
     def cells(self, role: str) -> tuple[str, ...]:
         return tuple(name for name, (of_role, _) in self._cells.items() if of_role == role)
@@ -103,7 +112,7 @@ class RecordTask(TextTask):
                 f"path is {self.path!r}, whose content has changed (SHA-256 {found[:12]}, it was {self.digest[:12]}); "
                 "restore the file, or leave digest out to start anew from what it holds"
             )
-        columns = (self.prompt, self.answer, self.role, self.cell)
+        columns = (self.prompt, self.answer, self.role, self.cell, self.template)
         return _questions(self.path, self.digest, columns)
 
     def _probed(self, cell: str) -> list[Question]:
@@ -114,13 +123,37 @@ class RecordTask(TextTask):
 @lru_cache(maxsize=8)
 def _content(path: str) -> bytes:
     """Return what a file holds. Raises ValueError if it can't be read."""
-    if Path(path).suffix not in READERS:
-        raise ValueError(f"path is {path!r}; allowed: a file that ends with {', '.join(READERS)}")
+    if _suffix(path) not in READERS:
+        raise ValueError(
+            f"path is {path!r}; allowed: a file that ends with {', '.join(READERS)}, or {DATASETS}NAME:SPLIT"
+        )
+    if path.startswith(DATASETS) and not NAMED.fullmatch(path):
+        raise ValueError(f"path is {path!r}; allowed: {DATASETS}NAME:SPLIT or {DATASETS}NAME:SUBSET:SPLIT")
     try:
+        if path.startswith(DATASETS):
+            return _loaded(path)
         with fsspec.open(sources.here(path), "rb") as file:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:  # each file system has its own
         raise ValueError(f"path is {path!r}, which can't be read: {one_line(located(error))}") from error
+
+
+def _suffix(path: str) -> str:
+    """Return what kind of table a path is of."""
+    return ".jsonl" if path.startswith(DATASETS) else Path(path).suffix
+
+
+def _loaded(path: str) -> bytes:
+    """Return the records of a data set as lines of JSON."""
+    if find_spec("datasets") is None:
+        raise ValueError('the package datasets is not installed; run: pip install "rayexp[datasets]"')
+    import datasets
+
+    name, *subset, split = path.removeprefix(DATASETS).split(":")
+    datasets.disable_progress_bars()
+    file = io.BytesIO()
+    datasets.load_dataset(sources.here(name), *subset, split=split).to_json(file)  # pyright: ignore[reportArgumentType]
+    return file.getvalue()
 
 
 def _digest(content: bytes) -> str:
@@ -129,19 +162,19 @@ def _digest(content: bytes) -> str:
 
 @lru_cache(maxsize=8)
 def _questions(
-    path: str, digest: str, columns: tuple[str, str, str | None, str | None]
+    path: str, digest: str, columns: tuple[str, str, str | None, str | None, str | None]
 ) -> dict[str, tuple[str, list[Question]]]:
     """Return the questions of each cell, with its role. Raises ValueError, with the line, on a record that can't be
     used."""
-    records, prompt, answer, role, cell = _read(path), *columns
-    for field, column in zip(("prompt", "answer", "role", "cell"), columns, strict=True):
+    records, prompt, answer, role, cell, template = _read(path), *columns
+    for field, column in zip(("prompt", "answer", "role", "cell", "template"), columns, strict=True):
         if column is not None and column not in records:
             raise ValueError(
                 f"{field} is {column!r}, which is no column of {path}; allowed: {', '.join(records.columns)}"
             )
     cells: dict[str, tuple[str, list[Question]]] = {}
     seen: dict[str, tuple[str, str]] = {}
-    for line, record in enumerate(records.to_dict("records"), start=FIRST_LINE[Path(path).suffix]):
+    for line, record in enumerate(records.to_dict("records"), start=FIRST_LINE[_suffix(path)]):
         where = f"line {line} of {path}"
         asked, answered = (_text(record[column], column, where) for column in (prompt, answer))
         its_role = "id" if role is None else str(record[role])
@@ -155,12 +188,13 @@ def _questions(
         if home != its_cell:
             raise ValueError(f"{where} has the question of {line_of_it}, which is of the cell {home}; leave one out")
         if line_of_it == where:
-            questions.append(Question(asked, answered))
+            made_from = "" if template is None else _text(record[template], template, where)
+            questions.append(Question(asked, answered, made_from))
     return cells
 
 
 def _read(path: str) -> pd.DataFrame:
-    suffix = Path(path).suffix
+    suffix = _suffix(path)
     try:
         return READERS[suffix](io.BytesIO(_content(path)))
     except (ValueError, OSError) as error:

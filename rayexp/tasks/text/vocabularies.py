@@ -2,7 +2,7 @@
 a task."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -32,6 +32,10 @@ class Characters(Vocabulary):
     def completion(self, answer: str) -> list[int]:
         """Return the token ids of a completion that gives an answer, ``<eos>`` included."""
         return [*self.plain(answer), self.eos]
+
+    def answer(self, completion: Sequence[int]) -> str:
+        """Return the text of a completion without its end."""
+        return self.decode(completion[:-1] if completion and completion[-1] == self.eos else completion)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text in which special symbols are read as such. Raises KeyError or ValueError on an

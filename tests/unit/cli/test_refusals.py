@@ -40,7 +40,7 @@ def refusal(monkeypatch, capsys, tmp_path):
             ["--study", "colours"],
             "study",
             "'colours'",
-            "demo, dense, exchange, exposure, fixed-point, gsm, gym, mixing, objections, scaling",
+            "contamination, demo, dense, exchange, exposure, fixed-point, gsm, gym, mixing, objections, scaling",
         ),
         (["--scale", "huge"], "scale", "'huge'", "tiny, small, paper"),
         (["--graph", "drawn"], "graph", "'drawn'", "hidden, printed"),

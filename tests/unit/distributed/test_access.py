@@ -70,7 +70,8 @@ def test_rays_own_token_is_asked_for_by_those_who_ask_for_tokens(shell, tmp_path
 
 def test_who_asks_for_tokens_on_a_machine_that_never_had_one_gets_a_new_one(shell, tmp_path):
     shell.setenv("RAY_AUTH_MODE", "token")
-    (file,) = (tmp_path / f"tmp/ray-{os.getuid()}").iterdir() if (place := access.restrict()) else ()
+    place = access.restrict()
+    (file,) = (tmp_path / f"tmp/ray-{os.getuid()}").iterdir()
     assert place == str(file)
     assert AuthenticationTokenLoader.instance().get_raw_token() == file.read_text()
 

@@ -1,5 +1,6 @@
 """Models that others have trained: pinned, spoken to in their own tokens, measured and trained on."""
 
+import pickle
 import shutil
 import socket
 
@@ -10,18 +11,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rayexp import sources
 from rayexp.config import RunConfig
-from rayexp.execution import supervised
+from rayexp.errors import RefusedError
+from rayexp.execution import rollout_loop, supervised
 from rayexp.models import factory
 from rayexp.models.config import PretrainedDecoder
 from rayexp.reports.page import how_trained
+from rayexp.sampling import vllm_sampler
+from rayexp.sampling.base import Completions
 from rayexp.stages import Pretrain, Pretrained, parse_stage, parse_stored
 from rayexp.store.artifacts import Store
 from rayexp.studies.grid import Grid, model_chains
 from rayexp.studies.presets import SCALES
+from rayexp.sweep import preflight
 from rayexp.sweep.plan import Plan
 from rayexp.tasks.text import RecordTask
 from rayexp.tasks.text.model_tokens import ModelTokens
 from tests.fixtures import small_model
+from tests.fixtures.crash_harness import local_workers
 from tests.fixtures.factories import evaluate, grpo, pretrain
 from tests.fixtures.weights import same, weights
 
@@ -255,3 +261,83 @@ def test_a_stored_chain_is_read_where_its_model_is_gone(task, tmp_path):
     text = stage.model_dump_json()
     shutil.rmtree(source)
     assert parse_stored(text).id == stage.id
+
+
+# The end of an answer
+
+
+@pytest.fixture
+def until_break(task, decoder):
+    """The task whose answers end by a line break."""
+    return task.model_copy(update={"tokens": decoder.tokens.model_copy(update={"end": "\n"})})
+
+
+def test_a_text_can_end_an_answer(until_break):
+    vocabulary = until_break.vocabulary
+    gold = vocabulary.completion("7")
+    assert vocabulary.decode(gold) == "7\n"
+    longer = [*gold, *vocabulary.plain("What?\n")]
+    assert vocabulary.end_of(longer) == vocabulary.end_of(gold) == len(gold)
+    assert vocabulary.end_of(vocabulary.plain("7 or 8")) is None
+    solution = until_break.solution(vocabulary.prompt(QUESTION), gold)
+    assert until_break.judge(solution, gold).answer
+    assert not until_break.judge(solution, gold[:-1]).answer, "it may have gone on"
+    assert not until_break.judge(solution, vocabulary.completion("8")).answer
+    assert not until_break.unique
+    with pytest.raises(ValueError, match=r"answer '7\\n8' has '\\n', which ends it"):
+        vocabulary.completion("7\n8")
+    assert pickle.loads(pickle.dumps(vocabulary)).end == "\n"
+
+
+def test_what_is_drawn_behind_the_end_is_dropped(until_break):
+    vocabulary = until_break.vocabulary
+    rows = [vocabulary.plain("7\nWhat is"), vocabulary.plain("7 or 8 or"), vocabulary.plain("\n")]
+    drawn = Completions.from_rows(rows, [[-float(i + 1) for i in range(len(row))] for row in rows], 3)
+    cut = drawn.until_their_end(vocabulary)
+    assert [vocabulary.decode(row) for row in cut.rows] == ["7\n", "7 or 8 or", "\n"]
+    assert cut.logprobs_NC[0, : cut.length_N[0]].tolist() == drawn.logprobs_NC[0, : cut.length_N[0]].tolist()
+    assert list(cut.ended(vocabulary)) == [True, False, True]
+    assert cut.weight_version == 3
+
+
+def test_completions_that_end_by_a_text_are_learnt_from_and_measured(until_break, decoder, run_config, monkeypatch):
+    monkeypatch.setattr(rollout_loop, "acquire_workers", local_workers)
+    root = Pretrained(task=until_break, decoder=decoder)
+    tuned = grpo(root, steps=2, prompts_per_step=2, group_size=4)
+    measured = evaluate(tuned, prompts_per_cell=4)
+    supervised.run_in_process([root], run_config, lambda report: None)
+    rollout_loop.run(tuned, [measured], run_config.model_copy(update={"keep_rollouts": True}), lambda report: None)
+    store = Store(run_config.store)
+    drawn = store.table(tuned.id, "rollouts.parquet").to_pandas()
+    assert len(drawn) == 16
+    assert not drawn["completion"].str.contains("\n.", regex=True).any()
+    rows = store.table(measured.id, "results.parquet").to_pandas()
+    assert (rows["sampled"] > 0).all()
+    assert rows["gold"].str.endswith("\n").all()
+
+
+# What vLLM serves
+
+
+@pytest.mark.vllm
+def test_vllm_says_which_architectures_it_has():
+    assert {"LlamaForCausalLM", "Qwen3ForCausalLM"} <= vllm_sampler.served()
+
+
+def test_a_model_that_vllm_does_not_serve_is_refused_where_it_would_draw(task, decoder, monkeypatch):
+    monkeypatch.setattr(preflight, "require_vllm", lambda device: None)
+    monkeypatch.setattr(preflight, "served", lambda: frozenset({"Qwen3ForCausalLM"}))
+    root, run_config = Pretrained(task=task, decoder=decoder), RunConfig(device="cpu")
+    plan = {sampler: Plan.of("any", [grpo(root, sampler=sampler)], ()) for sampler in ("vllm", "torch")}
+    with pytest.raises(preflight.PreflightError, match="is a LlamaForCausalLM, which vLLM does not serve; allowed: "):
+        preflight.require_software(plan["vllm"], run_config)
+    preflight.require_software(plan["torch"], run_config)
+    monkeypatch.setattr(preflight, "served", lambda: frozenset({"LlamaForCausalLM"}))
+    preflight.require_software(plan["vllm"], run_config)
+
+
+def test_vllm_that_can_not_list_its_architectures_is_refused(monkeypatch):
+    monkeypatch.setattr(vllm_sampler.sys, "executable", "false")
+    vllm_sampler.served.cache_clear()
+    with pytest.raises(RefusedError, match="vLLM does not say which architectures it has"):
+        vllm_sampler.served()

@@ -71,7 +71,7 @@ def test_a_step_in_pieces_is_the_whole_step():
 
 def test_completions_that_were_cut_off_can_be_left_out(model):
     batch, drawn, rewards_PG = rollouts(model)
-    ended_N = drawn.ended(VOCABULARY.eos)
+    ended_N = drawn.ended(VOCABULARY)
     assert list(ended_N) == [row[-1] == VOCABULARY.eos for row in drawn.rows]
     assert 0 < ended_N.sum() < len(ended_N)
     other = Completions(drawn.tokens_NC.copy(), drawn.logprobs_NC, drawn.length_N, 0)

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rayexp.models import factory
+from rayexp.config import RunConfig
+from rayexp.models import factory, io
 from rayexp.models.cache import ROW_MULTIPLE
-from rayexp.rl.scoring import UniquePrefixes, completion_logprobs, group_logprobs
+from rayexp.rl.scoring import UniquePrefixes, completion_logprobs, group_hidden, group_logits, group_logprobs
 from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings.symbols import VOCABULARY
 
@@ -40,6 +41,28 @@ def test_what_a_group_shares_changes_neither_value_nor_gradient(completion_token
         model.zero_grad()
     for shared, alone in zip(*found, strict=True):
         torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("read", [group_logits, group_hidden])
+def test_activations_that_are_computed_again_change_neither_value_nor_gradient(read):
+    model = factory.build(DECODERS["tiny"], VOCABULARY, seed=5)
+    generator = torch.Generator().manual_seed(0)
+    prompts_PT, tokens_NC = (torch.randint(8, 60, shape, generator=generator) for shape in ((3, 7), (24, 5)))
+    prefixes = UniquePrefixes.of(prompts_PT.numpy(), tokens_NC.numpy())
+    calls, found = [], []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    for again in (False, True):
+        io.checkpointing(model, RunConfig(gradient_checkpointing=again))
+        values_UCX = read(model, prefixes)
+        read_once = len(calls)
+        values_UCX.square().sum().backward()
+        assert len(calls) == read_once + again
+        used = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        found.append([values_UCX.detach(), *map(gradient, used)])
+        model.zero_grad()
+        calls.clear()
+    for kept, again in zip(*found, strict=True):
+        torch.testing.assert_close(kept, again, rtol=1e-4, atol=1e-3)
 
 
 @given(

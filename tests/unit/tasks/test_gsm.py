@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from rayexp.studies.gsm import task_of
@@ -85,8 +86,8 @@ def test_without_the_package_a_stored_task_is_read_and_a_new_one_refused(monkeyp
 
 def test_all_templates_are_in_one_cell_and_cells_differ_in_steps():
     depth, template = (GSMTask(axis=axis) for axis in AXES)
-    assert [len(each) for each in depth._templates.values()] == [50, 19, 16]
-    assert [len(each) for each in template._templates.values()] == [60, 25]
+    assert [len(numbers) for numbers, _ in depth._templates.values()] == [50, 19, 16]
+    assert [len(numbers) for numbers, _ in template._templates.values()] == [60, 25]
     for cell, allowed in {"2-3": (2, 3), "4": (4,), "5+": range(5, 20)}.items():
         batch = depth.of_cell("grpo", 0, cell, 0, 40)
         steps = {
@@ -131,3 +132,9 @@ def test_a_small_study_has_few_templates():
     assert toy.templates == 2
     assert paper.templates is None
     assert toy.vocabulary.size < paper.vocabulary.size
+
+
+def test_results_of_a_problem_are_told_by_its_template(task):
+    numbers, _ = task._templates["4"]
+    told = task.templates_of("4", np.arange(20))
+    assert set(told) == set(map(str, numbers))

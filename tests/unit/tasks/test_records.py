@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -199,3 +200,45 @@ def test_an_answer_that_is_written_otherwise_is_right_but_not_the_gold_one(verif
         assert not sums.judge(solution, wrong).answer
     whole = sums.judge(solution, solution.completion)
     assert (whole.answer, whole.trace) == (True, True)
+
+
+def test_results_are_told_by_the_templates_that_records_name(tmp_path):
+    sums = task(written(tmp_path), template="carry")
+    numbers = np.arange(5)
+    batch = sums.of_cell("test", 0, "id", 0, 5)
+    told = sums.templates_of("id", numbers)
+    asked = {record["q"]: str(record["carry"]) for record in RECORDS}
+    decode = sums.vocabulary.decode
+    assert told == [asked[decode(prompt)[len("<bos>") : -1]] for prompt in batch.prompts]
+    assert task(written(tmp_path)).templates_of("id", numbers) == []
+
+
+# Data sets that are known by a name
+
+
+def test_a_data_set_is_read_by_its_name_and_split(tmp_path):
+    folder = tmp_path / "sums"
+    folder.mkdir()
+    written(folder, name="train.jsonl")
+    named, file = task(f"datasets:{folder}:train"), task(str(folder / "train.jsonl"))
+    require_contract(named)
+    one, other = (each.of_cell("grpo", 0, "ood", 0, 20) for each in (named, file))
+    assert (one.tokens_NT == other.tokens_NT).all()
+    assert named.digest == task(f"datasets:{folder}:train").digest
+    written(folder, RECORDS[:50], name="train.jsonl")
+    records._content.cache_clear()
+    assert named.digest != task(f"datasets:{folder}:train").digest
+
+
+@pytest.mark.parametrize("name", ["sums", "sums:", "a:b:c:d"])
+def test_a_data_set_without_a_split_is_refused(name):
+    with pytest.raises(ValueError, match="allowed: datasets:NAME:SPLIT or datasets:NAME:SUBSET:SPLIT"):
+        task(f"datasets:{name}")
+
+
+def test_a_data_set_that_can_not_be_had_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"path is 'datasets:.*nowhere:train', which can't be read"):
+        task(f"datasets:{tmp_path}/nowhere:train")
+    monkeypatch.setattr(records, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r'datasets is not installed; run: pip install "rayexp\[datasets\]"'):
+        task(f"datasets:{tmp_path}/nowhere:test")

@@ -66,7 +66,7 @@ def test_every_number_of_a_grpo_step_is_defined(chain, model, advantage):
     rewards_PG = np.array([[1, 0, 0, 1], [0, 0, 0, 0]], dtype=np.float32)
     learner = GRPOLearner(chain.grpo.model_copy(update={"advantage": advantage}), model)
     learning = learner.update(rollout_batches(batch, completions, rewards_PG), max_logprob_mismatch=1.0)
-    ended_N = completions.ended(VOCABULARY.eos)
+    ended_N = completions.ended(VOCABULARY)
     rollouts = rollout_statistics(rewards_PG, completions, ended_N) | {"tokens_per_s": 1.0} | Hits({}).totals()
     of_a_filter = {"rollout/drawn_per_kept", "rollout/unsolved_prompts"}
     of_a_critic = {"grpo/critic_loss", "grpo/critic_explained"} if advantage != "critic" else set()

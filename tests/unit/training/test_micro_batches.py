@@ -1,4 +1,4 @@
-"""A step whose gradient is computed in pieces is the step as a whole."""
+"""A step whose gradient is computed in pieces, or with activations computed again, is the step as a whole."""
 
 import pytest
 import torch
@@ -21,11 +21,12 @@ def test_pieces_are_a_partition_of_the_rows(tokens):
     assert batch.take(slice(0)).pieces(tokens)[0].tokens == 0
 
 
-def test_training_in_pieces_ends_where_training_at_once_does(tmp_path):
+@pytest.mark.parametrize("how", [{"micro_batch_tokens": 200}, {"gradient_checkpointing": True}], ids=str)
+def test_training_that_saves_memory_ends_where_training_at_once_does(how, tmp_path):
     base = pretrain(samples=512)
     tuned, folders = sft(base), {}
-    for name, tokens in (("whole", None), ("pieces", 200)):
-        run_config = RunConfig(store=str(tmp_path / name), micro_batch_tokens=tokens)
+    for name, settings in (("whole", {}), ("pieces", how)):
+        run_config = RunConfig.model_validate({"store": str(tmp_path / name), **settings})
         supervised.run_in_process([base, tuned], run_config, lambda report: None)
         folders[name] = Store(run_config.store)
     for stage in (base, tuned):
