@@ -86,9 +86,10 @@ def require_software(plan: Plan, run_config: RunConfig) -> None:
 
 def _require_served(plan: Plan) -> None:
     """Raise PreflightError if vLLM is to draw from a pretrained model whose architecture it does not have."""
-    with_vllm = [stage for stage in plan.to_run if isinstance(stage, RolloutStage) and stage.sampler == "vllm"]
-    for decoder in {stage.root.decoder for stage in with_vllm}:
-        if isinstance(decoder, PretrainedDecoder) and decoder.architecture not in served():
+    for stage in plan.to_run:
+        decoder = stage.root.decoder
+        drawn = isinstance(stage, RolloutStage) and stage.sampler == "vllm" and isinstance(decoder, PretrainedDecoder)
+        if drawn and decoder.architecture not in served():
             raise PreflightError(
                 f"the model {decoder.source} is a {decoder.architecture}, which vLLM does not serve; allowed: "
                 "sampler = 'torch', or a model of another architecture"
