@@ -10,11 +10,11 @@ from rayexp.models.config import PretrainedDecoder
 from rayexp.parts import own_parts
 from rayexp.rewards.payment import RewardError, group_payments
 from rayexp.sampling.vllm_sampler import require_vllm, served
-from rayexp.stages import Evaluate, Pool, RolloutStage
+from rayexp.stages import Evaluate, Pool, Pretrain, RolloutStage
 from rayexp.sweep import placement
 from rayexp.sweep.placement import Node, Nodes
 from rayexp.sweep.plan import Plan, Trial
-from rayexp.tasks import Task
+from rayexp.tasks import ROLES, Task
 from rayexp.tasks.contract import ContractError, require_contract
 from rayexp.terminal import Column, table
 
@@ -88,8 +88,9 @@ def _require_served(plan: Plan) -> None:
     """Raise PreflightError if vLLM is to draw from a pretrained model whose architecture it does not have."""
     for stage in plan.to_run:
         decoder = stage.root.decoder
-        drawn = isinstance(stage, RolloutStage) and stage.sampler == "vllm" and isinstance(decoder, PretrainedDecoder)
-        if drawn and decoder.architecture not in served():
+        if not isinstance(decoder, PretrainedDecoder) or not isinstance(stage, RolloutStage):
+            continue
+        if stage.sampler == "vllm" and decoder.architecture not in served():
             raise PreflightError(
                 f"the model {decoder.source} is a {decoder.architecture}, which vLLM does not serve; allowed: "
                 "sampler = 'torch', or a model of another architecture"
@@ -112,17 +113,19 @@ def require_own_parts(plan: Plan) -> None:
     except (ContractError, RewardError) as error:
         raise PreflightError(str(error)) from error
     for stage in plan.to_run:
-        if isinstance(stage, Evaluate) and stage.root.task.from_outside:
-            _require_test_samples(stage)
+        task = stage.root.task
+        if isinstance(stage, Evaluate) and task.from_outside:
+            _require_test_samples(task, "prompts_per_cell", stage.prompts_per_cell, ROLES)
+        if isinstance(stage, Pretrain) and stage.copied_items and task.from_outside:
+            _require_test_samples(task, "copied_items", stage.copied_items, ("ood",))
 
 
-def _require_test_samples(stage: Evaluate) -> None:
-    task = stage.root.task
-    for _, cell in task.roles():
-        if (there := task.test_samples(cell, stage.prompts_per_cell)) < stage.prompts_per_cell:
+def _require_test_samples(task: Task, field: str, asked: int, roles: Sequence[str]) -> None:
+    for cell in (cell for role in roles for cell in task.cells(role)):
+        if (there := task.test_samples(cell, asked)) < asked:
             raise PreflightError(
-                f"prompts_per_cell is {stage.prompts_per_cell}; allowed: at most {there}, because the cell {cell} of "
-                f"{task.label} has no more different questions that are held out for tests"
+                f"{field} is {asked}; allowed: at most {there}, because the cell {cell} of {task.label} has no more "
+                "different questions that are held out for tests"
             )
 
 

@@ -1,6 +1,12 @@
 """Plans run by Ray Tune on a real cluster."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import ray
 
 from rayexp.config import RunConfig
 from rayexp.reports import table
@@ -11,6 +17,8 @@ from rayexp.studies import STUDIES, Grid, all_stages
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import preflight, scheduler
 from rayexp.sweep.plan import Plan
+from tests.fixtures import shell
+from tests.fixtures.checkout import ROOT
 from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
 
@@ -77,3 +85,25 @@ def test_a_plan_that_can_never_fit_is_refused_with_needs_and_has(cluster, tmp_pa
     assert "cluster has" in str(refusal.value)
     assert "64.5" in str(refusal.value)
     preflight.require_resources(plan, RunConfig(store=str(tmp_path)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_readers_questions_become_a_page_on_a_cluster(cluster, tmp_path):
+    """The commands of pages are proved without Ray; here one is typed as it stands there, in a folder of the reader's.
+    Trials have folders of their own, and have to find what is in that one."""
+    text = (ROOT / "docs/bring-your-own.md").read_text()
+    for name, content in shell.files(text).items():
+        (tmp_path / name).write_text(content)
+    (words,) = [each for each in shell.commands(text) if each[:3] == ["rayexp", "run", "my_questions:capitals"]]
+    address = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [Path(sys.executable).parent / words[0], *words[1:]],
+        cwd=tmp_path,
+        env=os.environ | {"RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (page,) = (tmp_path / "runs/studies").glob("my_questions.capitals-toy*/report/index.html")
+    assert "capitals" in page.read_text()

