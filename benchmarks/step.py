@@ -221,8 +221,10 @@ def initial(case: Case) -> PreTrainedModel:
             return io.load(saved)
 
 
-def our_steps(spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts) -> Callable[[], None]:
-    """Return what does one step of a stage a turn, timed by parts."""
+def our_steps(
+    spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts, tokens: int | None = None
+) -> Callable[[], None]:
+    """Return what does one step of a stage a turn, timed by parts. tokens: whose gradient is computed at once."""
     learner = GRPOLearner(spec, copy.deepcopy(model))
     prompts, step = UnsolvedPrompts(spec, {}) if spec.only_unsolved else Prompts(spec), 0
     read = policies.Readout.of
@@ -250,7 +252,7 @@ def our_steps(spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts
             completions, rewards_PG, _ = resampled(batch, completions, rewards_PG, drawn)
         before = parts.seconds.get("reference", 0.0)
         with parts.time("learn"), mock.patch.object(policies.Readout, "of", timed_read):
-            learner.update(rollout_batches(batch, completions, rewards_PG), 1e9)
+            learner.update(rollout_batches(batch, completions, rewards_PG, tokens), 1e9)
         parts.seconds["learn"] -= parts.seconds["reference"] - before
         with parts.time("reward"):
             prompts.record(batch, completions)
@@ -259,8 +261,9 @@ def our_steps(spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts
     return turn
 
 
-def trl_steps(spec: GRPO, model: PreTrainedModel) -> Callable[[], float]:
-    """One step of TRL's GRPOTrainer a turn; what it sets up before the step is left out."""
+def trl_steps(spec: GRPO, model: PreTrainedModel, pieces: int = 1) -> Callable[[], float]:
+    """One step of TRL's GRPOTrainer a turn; what it sets up before the step is left out. pieces: in which the gradient
+    is computed."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from transformers import AutoTokenizer, TrainerCallback
     from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingImports]
@@ -295,7 +298,8 @@ def trl_steps(spec: GRPO, model: PreTrainedModel) -> Callable[[], float]:
         arguments = GRPOConfig(
             output_dir=mkdtemp(prefix="rayexp-bench-"),
             model_init_kwargs={"dtype": "float32"},
-            per_device_train_batch_size=spec.prompts_per_step * spec.group_size,
+            per_device_train_batch_size=spec.prompts_per_step * spec.group_size // pieces,
+            gradient_accumulation_steps=pieces,
             num_generations=spec.group_size,
             max_completion_length=max(first.max_tokens),
             beta=spec.kl_beta,

@@ -1,7 +1,6 @@
 """``rayexp ls``: every finished stage of a store, and every one that has not finished."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -9,8 +8,8 @@ from rich import filesize
 
 from rayexp.cli.place import LookArgs
 from rayexp.formatting import one_line
-from rayexp.stages import KINDS, kind_in
-from rayexp.store.index import Finished, StoreIndex
+from rayexp.service import facts
+from rayexp.stages import KINDS
 from rayexp.terminal import Column, abbreviated, duration, table, terminal_width
 
 FINISHED = (
@@ -27,14 +26,6 @@ UNFINISHED = (
     Column("when (UTC)", spare=True),
     Column("label", cut=True),
 )
-#: Of a finished stage.
-FACTS = ("id", "kind", "label", "started", "duration_s", "bytes")
-ORDERS: dict[str, Callable[[Finished], object]] = {
-    "label": lambda stage: (stage.label, stage.id),
-    "started": lambda stage: (stage.started, stage.label),
-    "took": lambda stage: -(stage.duration_s or 0.0),
-    "size": lambda stage: -stage.bytes,
-}
 
 
 @dataclass(frozen=True)
@@ -49,31 +40,12 @@ class Ls(LookArgs):
     """took and size: the largest first."""
 
     def run(self) -> int:
-        self.print_facts(self._facts(self.index()), _text)
+        self.print_facts(facts.stages(self.index(), self.study, self.kind, self.sort), _text)
         return 0
 
-    def _facts(self, index: StoreIndex) -> dict[str, Any]:
-        among = set(index.study(self.study)) if self.study else None
-        finished = [stage for stage in index.finished(among).values() if self.kind in ("any", stage.kind)]
-        unfinished = [
-            each
-            for each in index.unfinished()
-            if (among is None or each.id in among) and self.kind in ("any", kind_in(each.id))
-        ]
-        finished.sort(key=ORDERS[self.sort])  # pyright: ignore[reportArgumentType]
-        return {
-            "store": index.store.url,
-            "study": self.study or None,
-            "stages_of_study": None if among is None else len(among),
-            "kind": self.kind,
-            "bytes": sum(stage.bytes for stage in finished),
-            "finished": [{name: getattr(stage, name) for name in FACTS} for stage in finished],
-            "unfinished": [{"id": each.id, "kind": kind_in(each.id), **asdict(each)} for each in unfinished],
-        }
 
-
-def _text(facts: dict[str, Any]) -> str:
-    finished, unfinished, width = facts["finished"], facts["unfinished"], terminal_width()
+def _text(found: dict[str, Any]) -> str:
+    finished, unfinished, width = found["finished"], found["unfinished"], terminal_width()
     name = {stage["id"]: stage["id"] for stage in (*finished, *unfinished)}
     if width:
         name = abbreviated(list(name))
@@ -83,10 +55,10 @@ def _text(facts: dict[str, Any]) -> str:
     if unfinished:
         rows = table(UNFINISHED, [_unfinished(stage, name[stage["id"]]) for stage in unfinished], width)
         tables.append("\n".join([rows, *(_why(stage) for stage in unfinished if stage["why"])]))
-    whole = facts["study"] and facts["kind"] == "any"
-    of = f" of {facts['stages_of_study']} in the study" if whole else ""
-    counts = f"{len(finished)} finished{of}, {filesize.decimal(facts['bytes'])}; {len(unfinished)} unfinished"
-    return "\n\n".join([*tables, f"{counts}; store {facts['store']}"])
+    whole = found["study"] and found["kind"] == "any"
+    of = f" of {found['stages_of_study']} in the study" if whole else ""
+    counts = f"{len(finished)} finished{of}, {filesize.decimal(found['bytes'])}; {len(unfinished)} unfinished"
+    return "\n\n".join([*tables, f"{counts}; store {found['store']}"])
 
 
 def _finished(stage: dict[str, Any], name: str) -> tuple[str, ...]:

@@ -1,33 +1,22 @@
 """``rayexp show``: all that a store knows of one stage."""
 
 import json
-import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 from rich import filesize
 
 from rayexp.cli.place import LookArgs
-from rayexp.errors import first_line
 from rayexp.formatting import one_line
-from rayexp.parts import own_modules, unread_parts
-from rayexp.stages import Stage, settings
-from rayexp.store.artifacts import StoreError
-from rayexp.store.index import Finished, StoreIndex, file_bytes, find
-from rayexp.store.provenance import code_here
+from rayexp.service.facts import stage as facts_of
+from rayexp.stages import settings
 from rayexp.terminal import Column, duration, table, terminal_width
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: Of provenance, in this order; the rest is in provenance.json.
 FACTS = ("started", "duration_s", "seconds", "host", "machine", "user", "python", "argv", "source", "git", "packages")
-METRICS = "metrics.parquet"
-#: What a summary of results reads.
-RESULTS = ["role", "cell", "log_mass", "greedy_correct", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -40,122 +29,9 @@ class Show(LookArgs):
     """Read every file and compare its SHA-256 with the manifest."""
 
     def run(self) -> int:
-        index = self.index()
-        labels = index.labels()
-        stage_id = find(self.stage, labels)
-        finished = index.finished([stage_id])[stage_id]
-        problems = index.store.damaged([stage_id]).get(stage_id, []) if self.verify else None
-        self.print_facts(_facts(index, finished, labels, problems), _text)
-        return 1 if problems else 0
-
-
-def _facts(
-    index: StoreIndex, finished: Finished, labels: Mapping[str, str], problems: list[str] | None
-) -> dict[str, Any]:
-    """Gather all that is shown. problems: what reading the files found; None if they were not read."""
-    spec = index.specs([finished.id]).get(finished.id)
-    children = _children(index, finished, labels)
-    folder = f"{index.store.url}/stages/{finished.id}"
-    return {
-        "id": finished.id,
-        "kind": finished.kind,
-        "label": finished.label,
-        "id_today": spec and spec.id,
-        "unread": [part.kind for part in unread_parts(spec)] if spec else [],
-        "lineage": spec and [_stage(each, each is spec or each.id in labels) for each in spec.lineage],
-        "built_on_it": [{"id": child, "label": labels[child]} for child in children],
-        "duration_s": finished.duration_s,
-        "provenance": finished.provenance,
-        "other_code": finished.other_code or None,
-        "code_here": code_here(own_modules([spec] if spec else [])),
-        "folder": folder,
-        "files": _files(finished, folder, problems),
-        "problems": problems,
-        "metrics": _metrics(index, finished),
-        "results": _results(index, finished, children),
-        "model": _model(index, finished),
-    }
-
-
-def _stage(stage: Stage, there: bool) -> dict[str, Any]:
-    own = {name: value for name, value in settings.own(stage).items() if name != "kind"}
-    return {"id": stage.id, "kind": stage.kind, "in_store": there, "settings": own}
-
-
-def _children(index: StoreIndex, finished: Finished, labels: Mapping[str, str]) -> list[str]:
-    """Return finished stages whose parent this is. Labels narrow them down; specs decide."""
-    some = [i for i, label in labels.items() if label.rpartition("/")[0] == finished.label]
-    specs = index.specs(some)
-    return [i for i in sorted(some) if i in specs and (parent := specs[i].parent) and parent.id == finished.id]
-
-
-def _files(finished: Finished, folder: str, problems: list[str] | None) -> list[dict[str, Any]]:
-    """Return every file of the manifest, and what is known of its contents."""
-    bad = {name for name in finished.files for text in problems or () if text.startswith(f"{folder}/{name}: ")}
-    good = "not read" if problems is None else "verified"
-    return [
-        {
-            "name": name,
-            "bytes": file_bytes(about),
-            "contents": "damaged" if name in bad else good,
-            "sha256": about["sha256"],
-        }
-        for name, about in finished.files.items()
-    ]
-
-
-def _metrics(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
-    """Return the last value of every metric, or why they can't be read; None where the stage has none."""
-    if METRICS not in finished.files:
-        return None
-    try:
-        rows = index.store.table(finished.id, METRICS).to_pylist()
-        last = {str(row["metric"]): {"step": int(row["step"]), "value": float(row["value"])} for row in rows}
-    except (StoreError, KeyError, TypeError, ValueError) as error:
-        return {"problem": str(error), "last": {}}
-    return {"problem": None, "last": dict(sorted(last.items()))}
-
-
-def _results(index: StoreIndex, finished: Finished, children: Sequence[str]) -> dict[str, Any] | None:
-    """Return the results of a measurement, or of the one of a model, by cell; None where there is none."""
-    measured = finished.id
-    if METRICS in finished.files:
-        own = [i for i in children if i.startswith("evaluate-")]
-        if not own:
-            return None
-        measured = own[0]
-    try:
-        rows = index.store.table(measured, "results.parquet").select(RESULTS).to_pandas()
-    except (StoreError, KeyError, ValueError) as error:
-        return {"stage": measured, "exact": None, "problem": first_line(error), "cells": []}
-    return {"stage": measured, "exact": not bool(rows["sampled"].any()), "problem": None, "cells": _cells(rows)}
-
-
-def _cells(rows: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Return mean Q and greedy accuracy of each cell, with intervals over prompts."""
-    import numpy as np  # with pandas and scipy it takes a second
-
-    from rayexp.evaluation.metrics import cluster_bootstrap, wilson
-
-    found = []
-    for (role, cell), some in rows.groupby(["role", "cell"], sort=False):
-        q = cluster_bootstrap([np.exp(some["log_mass"].to_numpy(dtype=float).clip(max=0))])
-        greedy = wilson(int(some["greedy_correct"].sum()), len(some))
-        means = {
-            name: {"mean": each.mean, "low": each.low, "high": each.high}
-            for name, each in (("q", q), ("greedy_accuracy", greedy))
-        }
-        found.append({"role": role, "cell": cell, "prompts": len(some), **means})
-    return found
-
-
-def _model(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
-    """Return what it takes to load the weights; None where there are none."""
-    if "model/config.json" not in finished.files:
-        return None
-    local = index.store.files.local
-    folder = f"{os.path.abspath(index.store.files.root)}/stages/{finished.id}/model" if local else None
-    return {"store": index.store.url, "folder": folder}
+        found = facts_of(self.index(), self.stage, self.verify)
+        self.print_facts(found, _text)
+        return 1 if found["problems"] else 0
 
 
 def _text(facts: dict[str, Any]) -> str:

@@ -147,6 +147,10 @@ class Files:
         """Return whether a name is that of a folder."""
         return self._answer(f"look at {name}", lambda: bool(self.fs.isdir(self._place(name))))
 
+    def size(self, name: str) -> int:
+        """Return the bytes of a file. Raises FileNotFoundError."""
+        return int(self._answer(f"look at {name}", lambda: self.fs.size(self._place(name))) or 0)
+
     def modified(self, name: str) -> datetime:
         """Return when a file was last written, by the clock of the store. Raises FileNotFoundError."""
         stamp = cast(datetime, self._answer(f"look at {name}", lambda: self.fs.modified(self._place(name))))

@@ -1,0 +1,56 @@
+"""``rayexp serve``: a store as pages for a browser, and as JSON for programs."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayexp.cli.place import StoreArgs
+from rayexp.errors import RefusedError
+
+#: Names by which a browser on this machine calls it.
+LOOPBACK = ("127.0.0.1", "localhost")
+
+
+@dataclass(frozen=True)
+class Serve(StoreArgs):
+    """Show a store in a browser: its studies, reports, stages and files. Changes nothing; Ctrl-C ends it."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Any but that of this machine alone asks for Ray's token."""
+    port: int = 8700
+    """0: any that is free."""
+
+    def run(self) -> int:
+        url = self.index().store.url
+        token = "" if self.host in LOOPBACK else _token(self.host)
+        listening = _listening(self.host, self.port)
+        import uvicorn  # a web server, which no other command needs
+
+        from rayexp.service.app import application
+
+        app = application(url, (*LOOPBACK, self.host) if self.host != "0.0.0.0" else ("*",), token)
+        print(f"results: http://{self.host}:{listening.getsockname()[1]}", flush=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        server.run(sockets=[listening])
+        return 0
+
+
+def _token(host: str) -> str:
+    """Return Ray's token. Raises RefusedError where there is none."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    token = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text(encoding="ascii").strip() if path.is_file() else "")
+    if not token:
+        raise RefusedError(
+            f"host is {host!r}, where others reach it, and there is no token to ask for; run `ray get-auth-token "
+            "--generate`, set RAY_AUTH_TOKEN, or listen on 127.0.0.1"
+        )
+    return token
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises RefusedError where that can't be."""
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise RefusedError(f"port {port} of {host} can't be listened on ({error}); name another by --port") from error

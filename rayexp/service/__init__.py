@@ -1,0 +1,1 @@
+"""The results service: a store as pages and as JSON, over HTTP. Reads only."""

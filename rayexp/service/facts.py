@@ -1,0 +1,254 @@
+"""Facts about a store, as plain values: what commands print, and what the service shows, in one form.
+
+Numbers are unrounded, in bytes and seconds; ids are whole.
+"""
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rayexp.errors import first_line
+from rayexp.parts import own_modules, unread_parts
+from rayexp.stages import Stage, kind_in, settings
+from rayexp.store.artifacts import StoreError
+from rayexp.store.index import Finished, StoreIndex, file_bytes, find
+from rayexp.store.provenance import code_here
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS = "metrics.parquet"
+#: Files of a study beside its report.
+FILES = (
+    "results.parquet",
+    *(f"{name}.csv" for name in ("summary", "templates", "copies", "claims", "objections")),
+)
+#: Tables with verdicts, and which of their columns say what.
+VERDICTS = {
+    "claims": {"what": "title", "where": "setting", "measured": "measured", "verdict": "verdict"},
+    "objections": {"what": "objection", "where": "place", "measured": "measured", "verdict": "verdict"},
+}
+#: What a summary of results reads.
+RESULTS = ["role", "cell", "log_mass", "greedy_correct", "sampled"]
+#: Of a finished stage.
+FACTS = ("id", "kind", "label", "started", "duration_s", "bytes")
+ORDERS: dict[str, Callable[[Finished], object]] = {
+    "label": lambda stage: (stage.label, stage.id),
+    "started": lambda stage: (stage.started, stage.label),
+    "took": lambda stage: -(stage.duration_s or 0.0),
+    "size": lambda stage: -stage.bytes,
+}
+
+
+def stages(index: StoreIndex, study: str = "", kind: str = "any", sort: str = "label") -> dict[str, Any]:
+    """Return the finished stages of a store, and those that have not finished. study: only of this one; kind: only of
+    this kind; sort: one of ``ORDERS``. Raises StoreError if there is no such study."""
+    among = set(index.study(study)) if study else None
+    finished = [each for each in index.finished(among).values() if kind in ("any", each.kind)]
+    unfinished = [
+        each for each in index.unfinished() if (among is None or each.id in among) and kind in ("any", kind_in(each.id))
+    ]
+    finished.sort(key=ORDERS[sort])  # pyright: ignore[reportArgumentType]
+    return {
+        "store": index.store.url,
+        "study": study or None,
+        "stages_of_study": None if among is None else len(among),
+        "kind": kind,
+        "bytes": sum(each.bytes for each in finished),
+        "finished": [{name: getattr(each, name) for name in FACTS} for each in finished],
+        "unfinished": [{"id": each.id, "kind": kind_in(each.id), **asdict(each)} for each in unfinished],
+    }
+
+
+def stage(index: StoreIndex, name: str, verify: bool = False) -> dict[str, Any]:
+    """Return all that is known of one finished stage. name: an id, the beginning of one, or a label. verify: read every
+    file, and compare it with the manifest. Raises ValueError where no stage is meant, AmbiguousError where several
+    are."""
+    labels = index.labels()
+    stage_id = find(name, labels)
+    finished = index.finished([stage_id])[stage_id]
+    problems = index.store.damaged([stage_id]).get(stage_id, []) if verify else None
+    spec = index.specs([finished.id]).get(finished.id)
+    children = _children(index, finished, labels)
+    folder = f"{index.store.url}/stages/{finished.id}"
+    return {
+        "id": finished.id,
+        "kind": finished.kind,
+        "label": finished.label,
+        "id_today": spec and spec.id,
+        "unread": [part.kind for part in unread_parts(spec)] if spec else [],
+        "lineage": spec and [_stage(each, each is spec or each.id in labels) for each in spec.lineage],
+        "built_on_it": [{"id": child, "label": labels[child]} for child in children],
+        "duration_s": finished.duration_s,
+        "provenance": finished.provenance,
+        "other_code": finished.other_code or None,
+        "code_here": code_here(own_modules([spec] if spec else [])),
+        "folder": folder,
+        "files": _files(finished, folder, problems),
+        "problems": problems,
+        "metrics": _metrics(index, finished),
+        "results": _results(index, finished, children),
+        "model": _model(index, finished),
+    }
+
+
+def _stage(stage: Stage, there: bool) -> dict[str, Any]:
+    own = {name: value for name, value in settings.own(stage).items() if name != "kind"}
+    return {"id": stage.id, "kind": stage.kind, "in_store": there, "settings": own}
+
+
+def _children(index: StoreIndex, finished: Finished, labels: Mapping[str, str]) -> list[str]:
+    """Return finished stages whose parent this is. Labels narrow them down; specs decide."""
+    some = [i for i, label in labels.items() if label.rpartition("/")[0] == finished.label]
+    specs = index.specs(some)
+    return [i for i in sorted(some) if i in specs and (parent := specs[i].parent) and parent.id == finished.id]
+
+
+def _files(finished: Finished, folder: str, problems: list[str] | None) -> list[dict[str, Any]]:
+    """Return every file of the manifest, and what is known of its contents."""
+    bad = {name for name in finished.files for text in problems or () if text.startswith(f"{folder}/{name}: ")}
+    good = "not read" if problems is None else "verified"
+    return [
+        {
+            "name": name,
+            "bytes": file_bytes(about),
+            "contents": "damaged" if name in bad else good,
+            "sha256": about["sha256"],
+        }
+        for name, about in finished.files.items()
+    ]
+
+
+def _metrics(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
+    """Return the last value of every metric, or why they can't be read; None where the stage has none."""
+    if METRICS not in finished.files:
+        return None
+    try:
+        rows = index.store.table(finished.id, METRICS).to_pylist()
+        last = {str(row["metric"]): {"step": int(row["step"]), "value": float(row["value"])} for row in rows}
+    except (StoreError, KeyError, TypeError, ValueError) as error:
+        return {"problem": str(error), "last": {}}
+    return {"problem": None, "last": dict(sorted(last.items()))}
+
+
+def _results(index: StoreIndex, finished: Finished, children: Sequence[str]) -> dict[str, Any] | None:
+    """Return the results of a measurement, or of the one of a model, by cell; None where there is none."""
+    measured = finished.id
+    if METRICS in finished.files:
+        own = [i for i in children if i.startswith("evaluate-")]
+        if not own:
+            return None
+        measured = own[0]
+    try:
+        rows = index.store.table(measured, "results.parquet").select(RESULTS).to_pandas()
+    except (StoreError, KeyError, ValueError) as error:
+        return {"stage": measured, "exact": None, "problem": first_line(error), "cells": []}
+    return {"stage": measured, "exact": not bool(rows["sampled"].any()), "problem": None, "cells": _cells(rows)}
+
+
+def _cells(rows: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Return mean Q and greedy accuracy of each cell, with intervals over prompts."""
+    import numpy as np  # with pandas and scipy it takes a second
+
+    from rayexp.evaluation.metrics import cluster_bootstrap, wilson
+
+    found = []
+    for (role, cell), some in rows.groupby(["role", "cell"], sort=False):
+        q = cluster_bootstrap([np.exp(some["log_mass"].to_numpy(dtype=float).clip(max=0))])
+        greedy = wilson(int(some["greedy_correct"].sum()), len(some))
+        means = {
+            name: {"mean": each.mean, "low": each.low, "high": each.high}
+            for name, each in (("q", q), ("greedy_accuracy", greedy))
+        }
+        found.append({"role": role, "cell": cell, "prompts": len(some), **means})
+    return found
+
+
+def _model(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
+    """Return what it takes to load the weights; None where there are none."""
+    if "model/config.json" not in finished.files:
+        return None
+    local = index.store.files.local
+    folder = f"{os.path.abspath(index.store.files.root)}/stages/{finished.id}/model" if local else None
+    return {"store": index.store.url, "folder": folder}
+
+
+def studies(index: StoreIndex) -> dict[str, Any]:
+    """Return every study of a store: what it is, how much of it is finished, how often each verdict was reached."""
+    about: dict[str, dict[str, Any]] = {}
+    for name in index.studies():
+        with suppress(StoreError):
+            about[name] = {"stages": index.study(name), **_of_plan(index, name)}
+    finished = index.store.finished_ids({stage_id for each in about.values() for stage_id in each["stages"]})
+    running = index.running()
+    return {
+        "store": index.store.url,
+        "studies": [
+            {
+                "name": name,
+                "study": each["study"],
+                "scale": each["scale"],
+                "stages": len(each["stages"]),
+                "finished": len(finished & each["stages"].keys()),
+                "running": len(running & each["stages"].keys()),
+                "verdicts": Counter(row["verdict"] for row in _verdicts(index, name)),
+            }
+            for name, each in about.items()
+        ],
+    }
+
+
+def study(index: StoreIndex, name: str) -> dict[str, Any]:
+    """Return one study: its verdicts, its stages by state, in the order of its plan, and its files. Raises StoreError
+    if there is none."""
+    labels = index.study(name)
+    finished, running = index.finished(labels), index.running()
+    failures = index.failures(labels)
+
+    def state(stage_id: str) -> str:
+        if stage_id in finished:
+            return "finished"
+        return "running" if stage_id in running else "failed" if stage_id in failures else "missing"
+
+    planned = [
+        {
+            "id": stage_id,
+            "kind": kind_in(stage_id),
+            "label": label,
+            "state": state(stage_id),
+            "duration_s": finished[stage_id].duration_s if stage_id in finished else None,
+            "why": failures[stage_id].why if stage_id in failures else "",
+        }
+        for stage_id, label in labels.items()
+    ]
+    return {
+        "name": name,
+        **_of_plan(index, name),
+        "states": Counter(each["state"] for each in planned),
+        "verdicts": _verdicts(index, name),
+        "stages": planned,
+        "files": [each for each in FILES if each in index.store.files.names(f"studies/{name}")],
+        "has_report": "index.html" in index.store.files.names(f"studies/{name}/report"),
+    }
+
+
+def _of_plan(index: StoreIndex, name: str) -> dict[str, str]:
+    about = index.about(name)
+    return {field: str(about.get(field) or "") for field in ("study", "scale")}
+
+
+def _verdicts(index: StoreIndex, name: str) -> list[dict[str, str]]:
+    """Return the verdicts of a study's last report, of its claims and of its objections, in one form."""
+    paths = {table: f"studies/{name}/{table}.csv" for table in VERDICTS}
+    there = index.store.files.read_existing(list(paths.values()))
+    return [
+        {field: str(row.get(column) or "") for field, column in VERDICTS[table].items()}
+        for table, path in paths.items()
+        if path in there
+        for row in csv.DictReader(io.StringIO(there[path].decode(errors="replace")))
+    ]
