@@ -9,7 +9,7 @@ from rayexp.sampling.base import prompt_seed
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.stages import Evaluate
 from rayexp.tasks import Task, TokenBatch
-from rayexp.tasks.base import TEST_SEED
+from rayexp.tasks.base import TEMPLATE, TEST_SEED
 
 #: One row a prompt. log_mass: of the gold completion, in nats; exp of it is Q where the right completion is unique,
 #: else a lower bound of Q. token_log_mass: of each of its tokens after those before it; they add up to log_mass.
@@ -31,8 +31,6 @@ SCHEMA = pa.schema(
         ("trace_correct", pa.int64()),
     ]
 )
-#: Column behind these, of a task whose questions have templates.
-TEMPLATE = "template"
 
 
 def measure(model: PreTrainedModel, stage: Evaluate) -> pa.Table:

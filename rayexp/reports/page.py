@@ -24,7 +24,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from rayexp.evaluation.measure import TEMPLATE
 from rayexp.evaluation.metrics import Interval, wilson
 from rayexp.evaluation.statistics import interval
 from rayexp.models.config import PretrainedDecoder
@@ -43,6 +42,7 @@ from rayexp.store.artifacts import Store
 from rayexp.store.provenance import code_here
 from rayexp.studies.conditions import CONTROL
 from rayexp.sweep.plan import Plan
+from rayexp.tasks.base import TEMPLATE
 
 #: Columns of ``table.STAGE_COLUMNS`` that summary.csv repeats for each cell.
 SUMMARY_STAGE = [

@@ -11,13 +11,13 @@ import pandas as pd
 import pyarrow as pa
 
 from rayexp.evaluation.fixed_point import beyond_theory, fixed_points
-from rayexp.evaluation.measure import TEMPLATE
 from rayexp.evaluation.metrics import pass_at_k, pass_at_k_sampled
 from rayexp.reports.copies import with_copied
 from rayexp.stages import GRPO, Stage
 from rayexp.stages.settings import varied, varying
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.sweep.plan import Plan
+from rayexp.tasks.base import TEMPLATE
 
 #: Columns that say which stage a row is about; None where a setting does not apply.
 STAGE_COLUMNS: dict[str, pa.DataType] = {

@@ -22,6 +22,8 @@ from rayexp.parts import Part
 ROLES = ("id", "ood", "probe")
 SPLITS = ("pretrain", "sft", "grpo", "test")
 HELD_OUT_ONE_IN = 10
+#: Column of results that has the template of a question, if its task has such.
+TEMPLATE = "template"
 #: Test prompts are those of one seed, whatever the seeds of the stages are: results are paired across stages.
 TEST_SEED = 0
 

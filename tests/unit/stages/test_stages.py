@@ -115,13 +115,13 @@ def variants(stage):
 #: With values where the usual ones allow no others.
 MIXED = changed(
     REINFORCED,
-    init=changed(TUNED, init=changed(PRETRAIN, stop_after=5)),
+    init=changed(TUNED, init=changed(PRETRAIN, stop_after=5, copied_items=4)),
     mixture=({"kind": "id"}, {"kind": "ood"}),
     curriculum=({"kind": "id"}, {"kind": "probe"}),
 )
 
 
-STOPPED = changed(PRETRAIN, stop_after=5)
+STOPPED = changed(PRETRAIN, stop_after=5, copied_items=4)
 EXTENDED = Extend(init=STOPPED, stop_after=8)
 
 
