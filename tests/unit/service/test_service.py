@@ -284,7 +284,6 @@ def test_a_running_study_is_seen_to_grow(tmp_path, monkeypatch):
     client = TestClient(application(found.url, HOSTS))
     before = of(client, "/api/studies")["studies"][0]["finished"]
     monkeypatch.setattr(StoreIndex, "running", lambda self: {STAGES[5].id})
-    monkeypatch.setattr("rayexp.service.cache.FRESH_S", 0.0)
     again = TestClient(application(found.url, HOSTS))
     (study,) = of(again, "/api/studies")["studies"]
     assert (study["finished"], study["running"]) == (before, 1)
