@@ -2,8 +2,8 @@
 vLLM, and TRL's with HF generate. 64 completions of at most 64 tokens, beta 0.04, one update, one thread. On both sides
 the gradient is computed in four pieces, whose activations fit a machine of 24 GB.
 
-What bounds it: matrix products, of which ours has fewer in the layers, because the members of a group share what they have
-in common, and more at the output matrix, because its KL is exact and its distributions are computed twice.
+What bounds it: matrix products. Ours has fewer in the layers, because the members of a group share what they have in
+common, and more at the output matrix, because its KL is exact and its distributions are computed twice.
 """
 
 from collections.abc import Callable
