@@ -10,7 +10,7 @@ from rayexp.store.artifacts import Store
 from rayexp.studies.contamination import TIMES
 from rayexp.tasks.copies import is_copied
 from tests.fixtures import local_sweep
-from tests.unit.stages.test_stages import PRETRAIN, TUNED, changed
+from tests.fixtures.factories import pretrain, sft
 
 
 def rows(worth: float, items: int = 10) -> pd.DataFrame:
@@ -22,7 +22,7 @@ def rows(worth: float, items: int = 10) -> pd.DataFrame:
             for i in range(items)
         ]
     )
-    found = with_copied(frame, changed(TUNED, init=changed(PRETRAIN, copied_items=8, ood_ratio=0.1)))
+    found = with_copied(frame, sft(pretrain(copied_items=8, ood_ratio=0.1)))
     return found.assign(q=0.1 + worth * found["copied"].fillna(False).astype(float))
 
 
@@ -32,7 +32,7 @@ def test_halves_are_those_that_pretraining_had():
         known = of_cell[of_cell["copied"].notna()]
         assert len(known) == (0 if cell == "T" else 8)
         assert known["copied"].tolist() == is_copied(0, str(cell), np.arange(len(known))).tolist()
-    without = with_copied(found.drop(columns="copied"), TUNED)
+    without = with_copied(found.drop(columns="copied"), sft(pretrain()))
     assert without["copied"].isna().all()
 
 

@@ -14,7 +14,7 @@ from rayexp.tasks import text
 from rayexp.tasks.base import TEST_SEED
 from rayexp.tasks.copies import copied_items, is_copied
 from rayexp.tasks.strings import StringTask
-from tests.unit.stages.test_stages import PRETRAIN, changed
+from tests.fixtures.factories import pretrain
 
 ITEMS = 8
 TASKS = [StringTask(axis="composition"), text.axis("backward")]
@@ -23,7 +23,7 @@ every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.label)
 
 def pretraining(task, times: int, **settings) -> Pretrain:
     copies = times * ITEMS // 2 * len(task.cells("ood"))
-    return changed(PRETRAIN, task=task, copied_items=ITEMS, ood_ratio=copies / 1000, **settings)
+    return pretrain(task=task, copied_items=ITEMS, ood_ratio=copies / 1000, **settings)
 
 
 def rows(stage) -> dict[int, tuple[tuple[int, ...], bool]]:
@@ -68,7 +68,7 @@ def test_every_copied_item_comes_as_often_as_every_other_and_no_control_does(tas
 @every_task
 def test_what_is_no_copy_is_as_without_copies(task):
     stage = pretraining(task, 2)
-    plain = rows(changed(stage, copied_items=None))
+    plain = rows(pretrain(task=task, ood_ratio=stage.ood_ratio))
     assert {index: row for index, row in rows(stage).items() if not row[1]} == {
         index: row for index, row in plain.items() if not row[1]
     }
@@ -76,10 +76,10 @@ def test_what_is_no_copy_is_as_without_copies(task):
 
 def test_a_ratio_with_less_than_a_copy_of_each_item_is_refused():
     with pytest.raises(ValueError, match="makes 7 OOD samples; allowed with copied_items 8: 0, or at least 8 samples"):
-        changed(PRETRAIN, copied_items=ITEMS, ood_ratio=0.007)
+        pretrain(copied_items=ITEMS, ood_ratio=0.007)
     with pytest.raises(ValueError, match="multiple of 2"):
-        changed(PRETRAIN, copied_items=7)
-    assert pretraining(PRETRAIN.task, 0).ood_samples == 0
+        pretrain(copied_items=7)
+    assert pretraining(TASKS[0], 0).ood_samples == 0
 
 
 @pytest.mark.parametrize("scale", SCALES)
