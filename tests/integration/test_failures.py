@@ -141,9 +141,10 @@ def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_th
     """Over gloo, to two workers; NCCL and CUDA IPC are the same calls between GPUs."""
     monkeypatch.setattr(rollout_loop, "group_rewards", crash_harness.odd_rewards)
     straight = run_config.model_copy(update={"weight_transfer": "gloo", "rollout_workers": 2})
-    progress, _ = at_step(3, who, signal.SIGKILL)
-    with pytest.raises(StageError, match=r"grpo-id-b0\.1, step \d"):
+    progress, seen = at_step(3, who, signal.SIGKILL)
+    with pytest.raises(StageError, match=r"grpo-id-b0\.1, step \d") as ended:
         rollout_loop.run(STAGE, [], straight, progress)
+    assert "struck" in seen, f"it ended by itself: {ended.value}"
     steps = []
     rollout_loop.run(STAGE, [], straight, lambda report: steps.append(report["step"]))
     assert steps in ([3, 4, 5], [4, 5])
