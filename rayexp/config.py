@@ -155,8 +155,8 @@ class RunConfig(Value):
     decoders whose activations of a whole step would not fit; by default all. Parts of a step add up to it, up to
     rounding."""
     gradient_checkpointing: bool = False
-    """Whether training ranks and learners compute the activations of a layer again when its gradient needs them, and
-    keep those of one layer at a time: a third more work, for decoders that would not fit otherwise."""
+    """Keep the activations of one layer at a time in training ranks and learners, and compute those of the others again
+    when a gradient needs them: a third more work, for decoders that would not fit otherwise."""
     learner_cpus: float = Field(default=0.5, gt=0)
     """Cores of a GRPO learner. Learner and sampler take turns, so the two together keep one core busy."""
     rollout_cpus: float = Field(default=0.5, gt=0)

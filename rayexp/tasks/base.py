@@ -33,8 +33,8 @@ class Vocabulary:
     """The symbols of a task, one token each; the first three are ``<pad>``, ``<bos>`` and ``<eos>``.
 
     units: what of a text is a symbol: what stands between blanks, a character, a byte of UTF-8, or what a tokenizer of
-    its own (``tokenizer``) makes of it. size: rows of the
-    embedding table, a multiple of 64, which is a friendlier shape for GPUs.
+    its own (``tokenizer``) makes of it. size: rows of the embedding table, a multiple of 64, which is a friendlier
+    shape for GPUs.
     """
 
     units: ClassVar[Literal["words", "characters", "bytes"]] = "words"

@@ -1,4 +1,4 @@
-"""What it is worth to have seen the very test items: the copied half of them beside the other half."""
+"""The worth of having seen the very test items: the copied half of them beside the other half."""
 
 from textwrap import fill
 
