@@ -34,6 +34,8 @@ from rayexp.terminal import duration
 Name = Annotated[str, InPath(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}$")]
 #: Bytes of a file that is handed out, at most: it is read into memory.
 LARGEST = 256 * 2**20
+#: Seconds that a reader waits for the store.
+ANSWER_S = 30.0
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
@@ -55,7 +57,7 @@ class MissingError(RefusedError):
 
 def application(url: str, hosts: Sequence[str], token: str = "") -> FastAPI:
     """Return the service of a store. hosts: names by which browsers may call it. token: that it asks for, if any."""
-    index, cache = StoreIndex(Store(url)), Cache()
+    index, cache = StoreIndex(Store(url, timeout_s=ANSWER_S)), Cache()
     app = FastAPI(title="rayexp results", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
     render = _renderer()
 

@@ -26,14 +26,22 @@ class Cache:
         """Return the answer of a key: the one that is kept, if it is fresh, else what ``find`` returns."""
         with self._lock:
             finding = self._finding.setdefault(key, Lock())
-        with finding:
-            when, answer = self._answers.get(key, (-float("inf"), None))
-            if time.monotonic() - when > self._fresh_s:
-                answer = find()
-                with self._lock:
-                    while len(self._answers) >= KEPT:
-                        oldest = next(iter(self._answers))
-                        del self._answers[oldest]
-                        self._finding.pop(oldest, None)
-                    self._answers[key] = time.monotonic(), answer
+        try:
+            with finding:
+                when, answer = self._answers.get(key, (-float("inf"), None))
+                if time.monotonic() - when > self._fresh_s:
+                    answer = find()
+                    self._keep(key, answer)
+        finally:
+            with self._lock:  # names come from strangers, and most of those lead to no answer
+                if key not in self._answers:
+                    self._finding.pop(key, None)
         return answer
+
+    def _keep(self, key: Hashable, answer: Any) -> None:
+        with self._lock:
+            while len(self._answers) >= KEPT:
+                oldest = next(iter(self._answers))
+                del self._answers[oldest]
+                self._finding.pop(oldest, None)
+            self._answers[key] = time.monotonic(), answer

@@ -13,9 +13,9 @@ from starlette.testclient import TestClient
 from rayexp import cli
 from rayexp.cli import serve
 from rayexp.errors import RefusedError
-from rayexp.service import app
+from rayexp.service import app, facts
 from rayexp.service.app import application
-from rayexp.service.cache import Cache
+from rayexp.service.cache import KEPT, Cache
 from rayexp.store.index import StoreIndex
 from tests.fixtures import stored_study
 from tests.fixtures.stored_study import STAGES
@@ -202,6 +202,13 @@ def test_a_store_that_vanishes_is_said_to_be_missing(tmp_path):
     assert "There is no study in this store yet" in client.get("/").text
 
 
+def test_a_number_that_is_none_is_null_in_json(client, store, monkeypatch):
+    monkeypatch.setattr(facts, "stages", lambda *_: {"finished": [{"bytes": float("nan")}]})
+    response = client.get("/api/stages?kind=nan")
+    assert response.status_code == 200
+    assert response.json() == {"finished": [{"bytes": None}]}
+
+
 # Who may read
 
 
@@ -277,6 +284,15 @@ def test_an_answer_is_fresh_and_a_failure_is_not_kept():
     assert [cache("page", iter([n]).__next__) for n in range(3)] == [0, 1, 2]
     with pytest.raises(ZeroDivisionError):
         Cache()("page", lambda: 1 // 0)
+
+
+def test_names_that_lead_nowhere_leave_nothing_behind():
+    cache = Cache()
+    for n in range(1000):
+        with pytest.raises(KeyError):
+            cache(n, lambda n=n: {}[n])
+        cache(("kept", n), lambda: 1)
+    assert len(cache._finding) == len(cache._answers) == KEPT
 
 
 def test_a_running_study_is_seen_to_grow(tmp_path, monkeypatch):
