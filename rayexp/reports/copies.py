@@ -14,9 +14,9 @@ def with_copied(frame: pd.DataFrame, stage: Stage) -> pd.DataFrame:
     half."""
     root, copied = stage.root, pd.Series(pd.NA, frame.index, dtype="boolean")
     if isinstance(root, Pretrain) and root.copied_items:
-        for cell in root.task.cells("ood"):
-            rows = frame.index[(frame["cell"] == cell) & (frame["prompt_index"] < root.copied_items)]
-            copied[rows] = is_copied(root.seed, cell, frame.loc[rows, "prompt_index"].to_numpy())
+        known = frame[(frame["role"] == "ood") & (frame["prompt_index"] < root.copied_items)]
+        for cell, rows in known.groupby("cell"):
+            copied[rows.index] = is_copied(root.seed, str(cell), rows["prompt_index"].to_numpy())
     return frame.assign(copied=copied)
 
 
