@@ -64,6 +64,14 @@ def test_objectives_are_named_where_there_is_no_torch():
     assert {name for name in loaded if name.split(".")[0] == "rayexp"} == {"rayexp", *modules}
 
 
+@pytest.mark.parametrize("module", ["rayexp.api", "rayexp.reports.page", "rayexp.service.app", "rayexp.cli"])
+def test_a_plan_a_report_and_a_page_need_neither_torch_nor_ray(module):
+    """They are seconds and hundreds of megabytes. transformers counts, because it may import torch at any time."""
+    program = f"import sys, {module}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"torch", "transformers", "ray", "vllm"} & set(result.stdout.split())
+
+
 def test_no_test_module_serves_another():
     imported = {name for file in (ROOT / "tests").rglob("*.py") for name in imports_of(file)}
     assert [name for name in imported if re.match(r"tests\.(.*\.)?(test_|conftest)", name)] == []
