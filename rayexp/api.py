@@ -260,7 +260,9 @@ def execute(job: Job, loggers: Sequence[str] = (), fail_fast: bool = False) -> l
     """Run all trials that are left of a job that is ready. Return a line for each that did not succeed."""
     from rayexp.sweep import display, prometheus, scheduler
     from rayexp.sweep.cost import CostModel
+    from rayexp.sweep.job_progress import JobProgress
     from rayexp.sweep.progress import Progress
+    from rayexp.sweep.so_far import MeansSoFar
 
     estimates = CostModel.of(StoreIndex(job.store), job.run_config)
     at_once = preflight.concurrency(job.plan, job.run_config)
@@ -269,7 +271,8 @@ def execute(job: Job, loggers: Sequence[str] = (), fail_fast: bool = False) -> l
         trackers.opened(loggers, job.store, job.study.name) as opened,
         display.open_display(display.console(), progress) as view,
     ):
-        views = [view, prometheus.PrometheusExporter(progress, job.study.name)]
+        means = MeansSoFar(job.plan, job.store)
+        views = [view, prometheus.PrometheusExporter(progress, means, job.study.name), JobProgress(progress)]
         outcome = scheduler.run(job.plan, job.run_config, progress, views, opened, fail_fast)
     return _unsuccessful(outcome.failed, outcome.blocked, job)
 

@@ -72,7 +72,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
         except (RuntimeError, OSError, RayError) as error:  # it has other versions, or wants another token
             why = one_line(" ".join(str(error).split()), 400)
             raise RefusedError(f"RAY_ADDRESS is {address!r}, a cluster that can't be used from here: {why}") from error
-        _add_to_submission(about)
+        _change_submission(lambda known: {**about, **known})  # what was said there stands
         token = ""
     else:
         surroundings.require_folder()
@@ -97,20 +97,31 @@ def _submission() -> dict[str, Any]:
     return json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
 
 
-def _add_to_submission(metadata: Mapping[str, str]) -> None:
-    """The same for a job that was submitted, whose metadata Ray takes from the submission and nowhere else; what was
-    said there stands."""
-    submitted = _submission().get("metadata", {})
-    if not (metadata and (name := submitted.get(JOB_ID_METADATA_KEY))):
+def describe_job(metadata: Mapping[str, str]) -> None:
+    """Add to the metadata of the job that this process is the driver of, in place of what was there under these names.
+    Does nothing where it was not submitted: Ray takes the metadata of any other driver when it connects, and never
+    again."""
+    _change_submission(lambda known: {**known, **metadata})
+
+
+def submitted() -> bool:
+    """Return whether this process is the driver of a job that was submitted."""
+    return JOB_ID_METADATA_KEY in _submission().get("metadata", {})
+
+
+def _change_submission(change: Callable[[dict[str, str]], dict[str, str]]) -> None:
+    """Change the metadata of a job that was submitted, which Ray takes from the submission and nowhere else."""
+    if not submitted():
         return
+    name = _submission()["metadata"][JOB_ID_METADATA_KEY]
     jobs = JobInfoStorageClient(global_worker.gcs_client)  # pyright: ignore[reportAttributeAccessIssue]
 
-    async def add() -> None:
+    async def put() -> None:
         if job := await jobs.get_info(name):
-            job.metadata = {**metadata, **(job.metadata or {})}
+            job.metadata = change(job.metadata or {})
             await jobs.put_info(name, job)
 
-    asyncio.run(add())
+    asyncio.run(put())
 
 
 def _worker_setup() -> Callable[[], None]:

@@ -155,6 +155,19 @@ class Progress:
         found = Counter(self._states.values())
         return {state: found[state] for state in STATES}
 
+    @property
+    def finished(self) -> frozenset[str]:
+        """Return the ids of all stages of the plan that have finished."""
+        done = (trial for trial in self.plan.trials if self._states[trial.id] == "done")
+        return self.plan.finished | {stage.id for trial in done for stage in trial.stages}
+
+    @property
+    def told(self) -> str:
+        """Say in a few words how far the sweep is."""
+        counts = self.counts
+        others = "".join(f", {counts[state]} {state}" for state in ("failed", "blocked") if counts[state])
+        return f"{counts['done']} of {sum(counts.values())} trials done{others}"
+
     def stage_remaining_s(self, run: Running) -> float | None:
         """Return ``Running.remaining_s`` of now."""
         return run.remaining_s(self._clock())

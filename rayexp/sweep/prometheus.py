@@ -2,7 +2,8 @@
 
 All of them are set by the driver, which hears of every stage. Ray forgets a value that is not set again for two of its
 export intervals (20 s), so a stage that has ended leaves the endpoint by itself, and a label for the stage is cheap:
-there are series for the stages at work, not for all that the sweep has.
+there are series for the stages at work, not for all that the sweep has. Results stay while the sweep runs: a series for
+each of ``so_far.Place``.
 """
 
 import time
@@ -10,18 +11,24 @@ import time
 from ray.util.metrics import Gauge
 
 from rayexp.sweep.progress import Progress, Running
+from rayexp.sweep.so_far import MeansSoFar, Place
 from rayexp.telemetry.metrics import METRICS, STAGE_TAGS
 
 SECONDS_BETWEEN_UPDATES = 4.0
 #: Tags of the metrics that are not of one stage.
-SWEEP_TAGS = {"sweep/trials": ("study", "state"), "sweep/remaining_s": ("study",)}
+SWEEP_TAGS = {
+    "sweep/trials": ("study", "state"),
+    "sweep/remaining_s": ("study",),
+    "result/mass": ("study", *Place._fields),
+    "result/gain": ("study", *Place._fields),
+}
 
 
 class PrometheusExporter:
     """A view of a Progress; to be called often."""
 
-    def __init__(self, progress: Progress, study: str) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, means: MeansSoFar, study: str) -> None:
+        self._progress, self._means = progress, means
         self._study = {"study": study}
         self._updated = 0.0
         self._gauges = {
@@ -34,15 +41,19 @@ class PrometheusExporter:
         }
 
     def __call__(self) -> None:
-        if time.monotonic() - self._updated < SECONDS_BETWEEN_UPDATES:
+        if self._means.read_one() or time.monotonic() - self._updated < SECONDS_BETWEEN_UPDATES:
             return
         self._updated = time.monotonic()
+        self._means.look_for(self._progress.finished)
         for state, count in self._progress.counts.items():
             self._gauges["sweep/trials"].set(count, self._study | {"state": state})
         self._gauges["sweep/remaining_s"].set(self._progress.remaining_s, self._study)
         for run in self._progress.running.values():
             if run.steps:
                 self._set(run, self._study | {"stage": self._progress.plan.labels[run.stage.id]})
+        for name, found in {"result/mass": self._means.masses(), "result/gain": self._means.gains()}.items():
+            for place, value in found:
+                self._gauges[name].set(value, self._study | place._asdict())
 
     def _set(self, run: Running, tags: dict[str, str]) -> None:
         numbers = {"sweep/stage_step": float(run.step), **run.numbers}

@@ -12,16 +12,22 @@ from rayexp.telemetry.metrics import METRICS
 
 FILE = Path(__file__).parents[2] / "deploy/grafana/rayexp.json"
 #: Of a row, by the first part of its metrics' names.
-TITLES = {"sweep": "Sweep", "rollout": "Rollouts"} | {kind: stage.name for kind, stage in KINDS.items()}
+TITLES = {"sweep": "Sweep", "result": "Results so far", "rollout": "Rollouts"} | {
+    kind: stage.name for kind, stage in KINDS.items()
+}
 #: Grafana's own units; any other is written behind the number.
 UNITS = {"": "none", "share": "percentunit", "s": "s"}
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH, HEIGHT, COLUMNS = 8, 7, 24  # of a panel, and of Grafana's grid
 
+#: A line of a result, in words.
+RESULT = "{{condition}} {{ood_ratio}}, {{role}} cells after {{stage}} {{kl_beta}}"
 #: How a metric is asked for, where it is not one line a stage.
 QUERIES = {
     "sweep/trials": ('sum by (state) ({name}{{study=~"$study"}})', "{{state}}"),
     "sweep/remaining_s": ('max by (study) ({name}{{study=~"$study"}})', "{{study}}"),
+    "result/mass": ('{name}{{study=~"$study"}}', RESULT),
+    "result/gain": ('{name}{{study=~"$study"}}', RESULT),
 }
 STAGE_QUERY = ('max by (stage) ({name}{{study=~"$study", stage=~"$stage"}})', "{{stage}}")
 
@@ -39,6 +45,9 @@ def dashboard() -> dict[str, Any]:
         title = TITLES[group][:1].upper() + TITLES[group][1:]
         panels.append({"type": "row", "title": title, "gridPos": {"x": 0, "y": y, "w": COLUMNS, "h": 1}})
         y += 1
+        if group == "result":
+            panels.append(_figure(y))
+            y += HEIGHT
         metrics = [metric for metric in METRICS.values() if _group(metric) == group]
         for place, metric in enumerate(metrics):
             row, column = divmod(place, COLUMNS // WIDTH)
@@ -82,6 +91,30 @@ def _panel(metric: Metric, x: int, y: int) -> dict[str, Any]:
                 "legendFormat": legend,
             }
         ],
+    }
+
+
+def _figure(y: int) -> dict[str, Any]:
+    """Return the paper's figure as it is now: mean Q of OOD cells by share of OOD samples, a bar for each stage."""
+    mass = f'avg by (ood_ratio, stage, kl_beta) ({exposed(METRICS["result/mass"])}{{study=~"$study", role="ood"}})'
+    matrix = {"columnField": "after", "rowField": "ood_ratio", "valueField": "Value"}
+    target = {
+        "refId": "A",
+        "datasource": SOURCE,
+        "expr": f'label_join({mass}, "after", " ", "stage", "kl_beta")',
+        "format": "table",
+        "instant": True,
+    }
+    return {
+        "type": "barchart",
+        "title": "Mean Q of OOD cells by OOD ratio",
+        "description": "Over prompts, seeds and conditions that were measured so far; after each stage, with its beta",
+        "datasource": SOURCE,
+        "gridPos": {"x": 0, "y": y, "w": COLUMNS, "h": HEIGHT},
+        "fieldConfig": {"defaults": {"unit": "none", "min": 0, "max": 1}, "overrides": []},
+        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+        "targets": [target],
+        "transformations": [{"id": "groupingToMatrix", "options": matrix}],
     }
 
 

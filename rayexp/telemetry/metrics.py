@@ -13,6 +13,8 @@ SWEEP = (
     Metric("sweep/remaining_s", "s", "Estimated time to the end of the sweep"),
     Metric("sweep/stage_step", "steps", "Steps that a running stage has done"),
     Metric("sweep/stage_remaining_s", "s", "Estimated time to the end of a running stage's last step"),
+    Metric("result/mass", "", "Mean Q of the cells of a role after a stage, over the seeds measured so far"),
+    Metric("result/gain", "", "Mean Q of the cells of a role after a stage less that before it"),
 )
 
 METRICS = {metric.name: metric for metric in (*SWEEP, *(each for stage in KINDS.values() for each in stage.metrics))}

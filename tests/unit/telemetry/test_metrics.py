@@ -91,7 +91,7 @@ def test_the_dashboard_draws_every_metric_in_its_unit():
         (target,) = panel["targets"]
         assert re.search(rf"\bray_{metric.exported}\b", target["expr"])
         assert panel["fieldConfig"]["defaults"]["unit"]
-        if not metric.name.startswith("sweep/"):
+        if not metric.name.startswith(("sweep/", "result/")):
             assert 'stage=~"$stage"' in target["expr"]
 
 

@@ -1,0 +1,22 @@
+"""The progress of a sweep in the metadata of the job that it was submitted as, for whoever asks Ray about the job."""
+
+import time
+
+from rayexp.distributed import runtime
+from rayexp.sweep.progress import Progress
+
+SECONDS_BETWEEN_UPDATES = 10.0
+
+
+class JobProgress:
+    """A view of a Progress; to be called often. Does nothing where the sweep was not submitted as a job."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._updated, self._told = 0.0, ""
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._updated < SECONDS_BETWEEN_UPDATES or self._progress.told == self._told:
+            return
+        self._updated, self._told = time.monotonic(), self._progress.told
+        runtime.describe_job({"progress": self._told})
