@@ -1,6 +1,7 @@
 # make demo: the paper's central result on this machine. make test: everything that CI checks. make check: what is fast.
 # make findings: docs/findings.md from nothing, in hours; may be interrupted, and goes on where it was.
 # make head: a Ray head in this checkout, for `ray job submit -- python jobs/sweep.py`.
+# make dashboards: Prometheus and Grafana for that head, where they are installed.
 # make docs: pages of the API. make hooks: ruff and pyright before every commit.
 
 PYTHON ?= python3
@@ -18,11 +19,11 @@ ifneq (,$(strip $(foreach letter,$(UNBEARABLE),$(findstring $(letter),$(CURDIR))
 $(error $(CURDIR) has one of the characters $(UNBEARABLE) in its name, which Python's venv or Ray can't bear: rename it)
 endif
 
-.PHONY: demo findings test check lint chromium docs hooks head clean
+.PHONY: demo findings test check lint chromium docs hooks head dashboards clean
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
-	$(PYTHON_IN_VENV) jobs/sweep.py --study demo --store runs
+	$(PYTHON_IN_VENV) jobs/sweep.py --study demo --store runs --serve
 
 findings: $(INSTALLED)
 	$(MODULE) findings run
@@ -65,6 +66,9 @@ head: $(INSTALLED)
 	exec env PATH="$$PWD/.venv/bin:$$PATH" RAY_START_HOOK=rayexp.distributed.access.prepare_head RAY_USAGE_STATS_ENABLED=0 \
 	  $(MODULE) ray.scripts.scripts start --head --block --dashboard-host=127.0.0.1 \
 	  --port=0 --dashboard-agent-listen-port=0 $(HEAD_ARGS)
+
+dashboards:
+	exec $(PYTHON) deploy/grafana/run.py
 
 # Bytecode is compiled once here; without it every Ray worker compiles torch, Ray and vLLM again when it starts.
 $(INSTALLED): pyproject.toml
