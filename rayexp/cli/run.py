@@ -21,6 +21,7 @@ from rayexp.api import Job
 from rayexp.cli.command import run_command, stopped_once, working
 from rayexp.cli.config_file import read_config
 from rayexp.config import RunConfig
+from rayexp.errors import RefusedError
 from rayexp.experiment import Experiment
 from rayexp.store.index import StoreIndex
 from rayexp.store.provenance import command_line
@@ -60,6 +61,9 @@ class Sweep:
     """After a failure, stop."""
     loggers: tuple[str, ...] = ()
     """Tune's own loggers, beside the store: csv, json, tensorboard, wandb."""
+    serve: bool | None = None
+    """Show the store in a browser by Ray Serve, at the address that is printed, for as long as the cluster lives. A job
+    that was submitted does so unless told otherwise."""
     options: Annotated[Options, tyro.conf.OmitArgPrefixes] = USUAL
 
     def run_config(self, argv: tuple[str, ...] = ()) -> RunConfig:
@@ -82,15 +86,21 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         if sweep.repair:
             api.unpublish_damaged(job)
             first = api.prepare(sweep.experiment, job.run_config, again=sweep.force)
-        failed = []
+        failed, address = [], ""
         for job in api.rounds(first):
             print(job.said(), flush=True)
             api.begin(job)
-            failed = _execute(job, sweep) if job.plan.trials else []
+            failed = []
+            if job.plan.trials:
+                with stopped_once():
+                    api.connect(job)
+                address = address or _serve(job, sweep.serve)
+                failed = _execute(job, sweep)
             if failed:
                 break
         with working():
             undrawn = api.write_report(job)
+        print(f"in a browser: {address}\n" if address else "", end="", flush=True)
     except KeyboardInterrupt:
         begun = "; with --force it makes everything again that is named" if sweep.force else ""
         print(f"stopped; the same command goes on from here{begun}", file=sys.stderr)
@@ -99,9 +109,28 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
     return 1 if failed or undrawn else 0
 
 
+def _serve(job: Job, wanted: bool | None) -> str:
+    """Show the store of a job by Ray Serve, where that is wanted; return the address, or nothing. Raises RefusedError
+    if it can't be, but for a job that was submitted and did not ask for it, which goes on without."""
+    from rayexp.distributed import runtime
+
+    if not (runtime.submitted() if wanted is None else wanted):
+        return ""
+    from rayexp.service import deployment  # a web framework, and Ray Serve
+
+    try:
+        address = deployment.deploy(job.store.url)
+    except RefusedError as error:
+        if wanted:
+            raise
+        print(f"results are not shown in a browser: {error}", flush=True)
+        return ""
+    runtime.describe_job({"results": address})
+    print(f"results in a browser: {address}", flush=True)
+    return address
+
+
 def _execute(job: Job, sweep: Sweep) -> list[str]:
-    with stopped_once():
-        api.connect(job)
     job = api.ready(job)
     with working():
         failed = api.execute(job, sweep.loggers, sweep.fail_fast)

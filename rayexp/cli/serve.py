@@ -1,9 +1,7 @@
 """``rayexp serve``: a store as pages for a browser, and as JSON for programs."""
 
-import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 from rayexp.cli.place import StoreArgs
 from rayexp.errors import RefusedError
@@ -38,14 +36,14 @@ class Serve(StoreArgs):
 
 def _token(host: str) -> str:
     """Return Ray's token. Raises RefusedError where there is none."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    token = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text(encoding="ascii").strip() if path.is_file() else "")
-    if not token:
-        raise RefusedError(
-            f"host is {host!r}, where others reach it, and there is no token to ask for; run `ray get-auth-token "
-            "--generate`, set RAY_AUTH_TOKEN, or listen on 127.0.0.1"
-        )
-    return token
+    from rayexp.service.access import ray_token  # a web framework
+
+    if token := ray_token():
+        return token
+    raise RefusedError(
+        f"host is {host!r}, where others reach it, and there is no token to ask for; run `ray get-auth-token "
+        "--generate`, set RAY_AUTH_TOKEN, or listen on 127.0.0.1"
+    )
 
 
 def _listening(host: str, port: int) -> socket.socket:

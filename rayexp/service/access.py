@@ -1,17 +1,29 @@
 """Who may read: on this machine everybody who reaches it, elsewhere who has Ray's token."""
 
 import hmac
+import os
+from pathlib import Path
 from urllib.parse import parse_qs
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 COOKIE = "rayexp-token"
+#: Where Ray's dashboard keeps the token that it was given. A browser sends it to all ports of a host, so that whoever
+#: comes from the dashboard is asked no second time.
+DASHBOARD_COOKIE = "ray-authentication-token"
 #: Bytes of what a form sends, at most.
 FORM = 4096
 OPEN = ("/style.css",)
+
+
+def ray_token() -> str:
+    """Return the token of Ray's clusters, as Ray looks for it; empty where there is none."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text(encoding="ascii").strip() if path.is_file() else "")
 
 
 class RequireToken:
@@ -22,16 +34,17 @@ class RequireToken:
         self._app, self._token, self._page = app, token, page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN or self._known(Headers(scope=scope), Request(scope)):
+        path = get_route_path(scope)
+        if scope["type"] != "http" or path in OPEN or self._known(Headers(scope=scope), Request(scope)):
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
-        response = await self._entered(request) if scope["path"] == "/login" else None
+        response = await self._entered(request) if path == "/login" else None
         await (response or self._asked(request))(scope, receive, send)
 
     def _known(self, headers: Headers, request: Request) -> bool:
-        given = headers.get("authorization", "").removeprefix("Bearer ") or request.cookies.get(COOKIE, "")
-        return self._equal(given)
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        return any(map(self._equal, [given, *(request.cookies.get(name, "") for name in (COOKIE, DASHBOARD_COOKIE))]))
 
     def _equal(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self._token.encode())
@@ -46,11 +59,13 @@ class RequireToken:
         (given, *_) = parse_qs(body.decode(errors="replace")).get("token", [""])
         if request.method != "POST" or not self._equal(given.strip()):
             return None
-        response = RedirectResponse("/", 303)
-        response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        root = f"{request.scope.get('root_path', '')}/"
+        response = RedirectResponse(root, 303)
+        secure = request.url.scheme == "https"
+        response.set_cookie(COOKIE, self._token, path=root, httponly=True, samesite="strict", secure=secure)
         return response
 
     def _asked(self, request: Request) -> Response:
-        if request.url.path.startswith("/api/"):
+        if get_route_path(request.scope).startswith("/api/"):
             return JSONResponse({"error": "a token is needed: send it as Authorization: Bearer TOKEN"}, 401)
         return HTMLResponse(self._page, 401)

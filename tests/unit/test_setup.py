@@ -46,7 +46,7 @@ def test_make_works_in_a_folder_of_almost_any_name(tmp_path, name):
     assert {what: run.stderr for what, run in done.items() if run.returncode} == {}
     demo, check, test, head = done.values()
     assert f"said: {python} -m venv .venv\n" in demo.stdout
-    assert "said: .venv/bin/python jobs/sweep.py --study demo --store runs\n" in demo.stdout
+    assert "said: .venv/bin/python jobs/sweep.py --study demo --store runs --serve\n" in demo.stdout
     fast = '-m pytest --numprocesses 2 --dist worksteal -m "not slow and not vllm and not gpu" tests/unit'
     assert f".venv/bin/python {fast}\n" in check.stdout
     assert "chromium" not in check.stdout

@@ -1,0 +1,76 @@
+"""The results service as an application of Ray Serve, on the head of the cluster that a sweep runs on.
+
+The dashboard's page *Serve* lists applications without a link to them; so the name of this one has its address. It
+stays as long as the cluster does, whatever becomes of the job that started it.
+"""
+
+import hashlib
+import socket
+from contextlib import suppress
+from functools import partial
+
+import ray
+from ray import serve
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus
+
+from rayexp.errors import RefusedError
+from rayexp.service import access
+
+FIRST_PORT, PORTS = 8700, 100
+#: A place on the head for what needs no CPU: it is small, and it ends with the cluster alone.
+ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+
+
+def deploy(url: str) -> str:
+    """Show a store on the loopback of the cluster's head; return the address. Takes seconds.
+
+    The service asks for the cluster's token. Raises RefusedError where there is none: what runs an application of Ray
+    Serve listens on every interface, and runs what it is sent.
+    """
+    if not (is_token_auth_enabled() and access.ray_token()):
+        raise RefusedError(
+            "serve is true, and the cluster asks for no token; set RAY_AUTH_MODE=token where it is started, or read "
+            "the store with `rayexp serve`"
+        )
+    prefix = f"/results-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    address = f"{_started()}{prefix}"
+    deployment = serve.deployment(
+        serve.ingress(partial(_application, url, prefix))(),
+        name="results",
+        ray_actor_options=ON_HEAD,
+        logging_config=QUIET,
+    )
+    name = f"results at {address}"
+    serve.run(deployment.bind(), name=name, route_prefix=prefix, logging_config=QUIET)
+    if (status := serve.status().applications[name]).status != ApplicationStatus.RUNNING:
+        raise RefusedError(f"the results of {url} can't be shown: {status.message}")
+    return address
+
+
+def _application(url: str, prefix: str):
+    """Build the service where it runs. Its token is read there, because Ray Serve keeps what it is given on disk."""
+    from rayexp.service.app import application
+
+    return application(url, ("*",), access.ray_token(), prefix)
+
+
+def _started() -> str:
+    """Return where Ray Serve answers; start it on the head's loopback where it is not running."""
+    if not serve.status().proxies:
+        port = ray.get(ray.remote(_free_port).options(**ON_HEAD).remote())
+        http = {"host": "127.0.0.1", "port": port}
+        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+    client = _get_global_client()
+    assert client is not None, "Ray Serve runs"
+    return client.root_url
+
+
+def _free_port() -> int:
+    """Return a port of this machine's loopback on which nothing listens."""
+    for port in range(FIRST_PORT, FIRST_PORT + PORTS):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RefusedError(f"no port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} of the head is free for the results")
