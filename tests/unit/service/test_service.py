@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from rayexp import cli
 from rayexp.cli import serve
 from rayexp.errors import RefusedError
-from rayexp.service import app, facts
+from rayexp.service import facts, reader
 from rayexp.service.app import application
 from rayexp.service.cache import KEPT, Cache
 from rayexp.store.index import StoreIndex
@@ -170,7 +170,7 @@ def test_a_link_in_the_store_leads_nowhere(tmp_path):
 
 
 def test_a_file_that_is_too_large_is_refused_with_where_it_is(client, monkeypatch):
-    monkeypatch.setattr(app, "LARGEST", 10)
+    monkeypatch.setattr(reader, "LARGEST", 10)
     response = client.get("/studies/demo-tiny/files/results.parquet")
     assert response.status_code == 404
     assert "take it from" in response.text

@@ -1,0 +1,47 @@
+"""Answers to requests: a page, a download, a refusal."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich import filesize
+
+from rayexp.stages.settings import shown
+from rayexp.terminal import duration
+
+PAGES = Path(str(files("rayexp.service"))) / "pages"
+
+
+def _part(name: str) -> str:
+    """Return a name as a part of a URL."""
+    return quote(name, safe="")
+
+
+#: What comes from a store is text to a page.
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+_TEMPLATES.filters |= {"duration": duration, "bytes": filesize.decimal, "shown": shown, "part": _part}
+
+
+def page(name: str, facts: Mapping[str, Any], status: int = 200) -> HTMLResponse:
+    """Return a page of the folder ``pages`` with these facts."""
+    return HTMLResponse(_TEMPLATES.get_template(name).render(facts), status)
+
+
+def download(name: str, content: bytes) -> Response:
+    """Return a file for a browser to save, whatever is in it."""
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{_part(name)}"}
+    return Response(content, media_type="application/octet-stream", headers=headers)
+
+
+def refusal(request: Request, status: int, sentence: str) -> Response:
+    """Return a sentence in the form in which the answer would have been."""
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": sentence}, status)
+    return page("refusal.html", {"sentence": sentence}, status)

@@ -1,0 +1,54 @@
+"""The pages of a store, and the files that they lead to."""
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse, Response
+
+from rayexp.service.answers import PAGES, download, page
+from rayexp.service.reader import MissingError, Name, ReaderOf
+
+#: A report has styles and a script of its own, which the policy in it names by a hash. In a sandbox it is a stranger.
+OF_REPORT = (
+    "sandbox allow-scripts allow-downloads; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+def studies(reader: ReaderOf) -> HTMLResponse:
+    return page("studies.html", reader.studies())
+
+
+@router.get("/studies/{name}")
+def study(name: Name, reader: ReaderOf) -> HTMLResponse:
+    return page("study.html", reader.study(name))
+
+
+@router.get("/studies/{name}/report")
+def report(name: Name, reader: ReaderOf) -> HTMLResponse:
+    content = reader.file(f"studies/{name}/report", "index.html").decode(errors="replace")
+    return HTMLResponse(content, headers={"Content-Security-Policy": OF_REPORT})
+
+
+@router.get("/studies/{name}/files/{file}")
+def file_of_study(name: Name, file: Name, reader: ReaderOf) -> Response:
+    return download(file, reader.file(f"studies/{name}", file))
+
+
+@router.get("/stages/{stage}")
+def stage(stage: Name, reader: ReaderOf) -> HTMLResponse:
+    return page("stage.html", reader.stage(stage))
+
+
+@router.get("/stages/{stage}/files/{file:path}")
+def file_of_stage(stage: Name, file: str, reader: ReaderOf) -> Response:
+    found = reader.stage(stage)
+    if file not in {each["name"] for each in found["files"]}:
+        raise MissingError(f"the stage {stage} has no file {file!r}")
+    return download(file.rpartition("/")[2], reader.file(f"stages/{found['id']}", file))
+
+
+@router.get("/style.css")
+def style() -> Response:
+    return Response((PAGES / "style.css").read_bytes(), media_type="text/css")

@@ -1,0 +1,76 @@
+"""One store for those who read it over HTTP: answers are kept for a few seconds, and names that lead nowhere refused."""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi import Path as InPath
+from rich import filesize
+
+from rayexp.errors import RefusedError, did_you_mean
+from rayexp.service import facts
+from rayexp.service.cache import Cache
+from rayexp.store.artifacts import Store
+from rayexp.store.index import AmbiguousError, StoreIndex
+
+#: A name of a study, of a stage or of a file: it leads into no other folder.
+Name = Annotated[str, InPath(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}$")]
+#: Bytes of a file that is handed out, at most: it is read into memory.
+LARGEST = 256 * 2**20
+#: Seconds that a reader waits for the store.
+ANSWER_S = 30.0
+
+
+class MissingError(RefusedError):
+    """There is no such page."""
+
+
+class Reader:
+    """Facts about a store. Methods raise MissingError on what it doesn't have, and StoreError where it can't be read."""
+
+    def __init__(self, url: str) -> None:
+        self._index, self._cache = StoreIndex(Store(url, timeout_s=ANSWER_S)), Cache()
+
+    def studies(self) -> dict[str, Any]:
+        """Return ``facts.studies``."""
+        return self._cache("studies", lambda: facts.studies(self._index))
+
+    def study(self, name: str) -> dict[str, Any]:
+        """Return ``facts.study``."""
+        self._require_study(name)
+        return self._cache(("study", name), lambda: facts.study(self._index, name))
+
+    def stages(self, study: str, kind: str) -> dict[str, Any]:
+        """Return ``facts.stages``. study: all if it is empty."""
+        if study:
+            self._require_study(study)
+        return self._cache(("stages", study, kind), lambda: facts.stages(self._index, study, kind))
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """Return ``facts.stage``."""
+        try:
+            return self._cache(("stage", name), lambda: facts.stage(self._index, name))
+        except (ValueError, AmbiguousError) as error:
+            raise MissingError(str(error)) from error
+
+    def file(self, folder: str, name: str) -> bytes:
+        """Return a file, unless it is too large."""
+        files = self._index.store.files
+        try:
+            if (size := files.size(f"{folder}/{name}")) > LARGEST:
+                raise MissingError(f"{name} has {filesize.decimal(size)}; take it from {files.url}/{folder}")
+            return files.read(f"{folder}/{name}")
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise MissingError(f"there is no {name} in {folder} yet") from error
+
+    def _require_study(self, name: str) -> None:
+        if name not in (known := self._index.studies()):
+            others = ", ".join(known) or "none"
+            raise MissingError(f"there is no study {name!r}; {did_you_mean(name, known)}in this store: {others}")
+
+
+def _reader(request: Request) -> Reader:
+    return request.app.state.reader
+
+
+#: The reader of the application that a request has come to.
+ReaderOf = Annotated[Reader, Depends(_reader)]
