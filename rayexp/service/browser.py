@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 
+from rayexp.service import chains
 from rayexp.service.answers import PAGES, download, page
 from rayexp.service.reader import MissingError, Name, ReaderOf
 
@@ -22,7 +23,8 @@ def studies(reader: ReaderOf) -> HTMLResponse:
 
 @router.get("/studies/{name}")
 def study(name: Name, reader: ReaderOf) -> HTMLResponse:
-    return page("study.html", reader.study(name))
+    found = reader.study(name)
+    return page("study.html", {**found, "chains": chains.table(found["stages"])})
 
 
 @router.get("/studies/{name}/report")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayexp.errors import first_line
 from rayexp.parts import own_modules, unread_parts
+from rayexp.service import chains
 from rayexp.stages import Stage, kind_in, settings
 from rayexp.store.artifacts import StoreError
 from rayexp.store.index import Finished, StoreIndex, file_bytes, find
@@ -210,6 +211,8 @@ def study(index: StoreIndex, name: str) -> dict[str, Any]:
     finished, running = index.finished(labels), index.running()
     failures = index.failures(labels)
 
+    parents = chains.parents(labels, index.specs)
+
     def state(stage_id: str) -> str:
         if stage_id in finished:
             return "finished"
@@ -220,6 +223,7 @@ def study(index: StoreIndex, name: str) -> dict[str, Any]:
             "id": stage_id,
             "kind": kind_in(stage_id),
             "label": label,
+            "parent": parents[stage_id],
             "state": state(stage_id),
             "duration_s": finished[stage_id].duration_s if stage_id in finished else None,
             "why": failures[stage_id].why if stage_id in failures else "",

@@ -28,7 +28,7 @@ def study(name: Name, reader: ReaderOf) -> dict[str, Any]:
 
 @router.get("/studies/{name}/results")
 def results(name: Name, reader: ReaderOf, request: Request, form: str = "csv") -> Response:
-    """Return the results table of a study, one row a prompt, as csv or parquet, of the rows whose columns have the values
+    """Return the results table of a study, one row a prompt, as csv or parquet: the rows whose columns have the values
     that the query names."""
     content = reader.file(f"studies/{name}", "results.parquet")
     wanted = {column: value for column, value in request.query_params.items() if column != "form"}

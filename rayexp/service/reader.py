@@ -1,4 +1,4 @@
-"""One store for those who read it over HTTP: answers are kept for a few seconds, and names that lead nowhere refused."""
+"""One store for those who read it over HTTP: answers are kept for a few seconds, names that lead nowhere refused."""
 
 from typing import Annotated, Any
 
@@ -25,7 +25,7 @@ class MissingError(RefusedError):
 
 
 class Reader:
-    """Facts about a store. Methods raise MissingError on what it doesn't have, and StoreError where it can't be read."""
+    """Facts about a store. Methods raise MissingError on what it doesn't have, StoreError on what can't be read."""
 
     def __init__(self, url: str) -> None:
         self._index, self._cache = StoreIndex(Store(url, timeout_s=ANSWER_S)), Cache()

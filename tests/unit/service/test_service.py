@@ -270,12 +270,12 @@ def test_many_readers_cost_as_much_as_one():
         return len(asked)
 
     answers: list[int] = []
-    readers = [threading.Thread(target=lambda: answers.append(cache("page", find))) for _ in range(8)]
-    for reader in readers:
-        reader.start()
+    threads = [threading.Thread(target=lambda: answers.append(cache("page", find))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
     go.set()
-    for reader in readers:
-        reader.join()
+    for thread in threads:
+        thread.join()
     assert answers == [1] * 8
 
 
