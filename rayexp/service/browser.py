@@ -5,6 +5,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from rayexp.service import chains
 from rayexp.service.answers import PAGES, download, page
+from rayexp.service.curves import chart
 from rayexp.service.reader import MissingError, Name, ReaderOf
 
 #: A report has styles and a script of its own, which the policy in it names by a hash. In a sandbox it is a stranger.
@@ -39,8 +40,11 @@ def file_of_study(name: Name, file: Name, reader: ReaderOf) -> Response:
 
 
 @router.get("/stages/{stage}")
-def stage(stage: Name, reader: ReaderOf) -> HTMLResponse:
-    return page("stage.html", reader.stage(stage))
+def stage(stage: Name, reader: ReaderOf, other: str = "") -> HTMLResponse:
+    found, drawn = reader.stage(stage), reader.curves(stage)["curves"]
+    compared = reader.differences(stage, other) if other else None
+    charts = [(curve, chart(curve["points"])) for curve in drawn if curve["points"]]
+    return page("stage.html", {**found, "charts": charts, "compared": compared, "alike": reader.alike(stage)})
 
 
 @router.get("/stages/{stage}/files/{file:path}")

@@ -5,6 +5,7 @@ Numbers are unrounded, in bytes and seconds; ids are whole.
 
 import csv
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,9 @@ VERDICTS = {
     "objections": {"what": "objection", "where": "place", "measured": "measured", "verdict": "verdict"},
 }
 #: What a summary of results reads.
-RESULTS = ["role", "cell", "log_mass", "greedy_correct", "sampled"]
+RESULTS = ["role", "cell", "log_mass", "greedy_correct", "sampled", "prompt", "gold", "completion"]
+#: Percentiles of the mass, in a cell, at which examples are.
+PERCENTILES = (10, 50, 90)
 #: Of a finished stage.
 FACTS = ("id", "kind", "label", "started", "duration_s", "bytes")
 ORDERS: dict[str, Callable[[Finished], object]] = {
@@ -81,6 +84,7 @@ def stage(index: StoreIndex, name: str, verify: bool = False) -> dict[str, Any]:
         "id": finished.id,
         "kind": finished.kind,
         "label": finished.label,
+        "studies": [each for each, labels in _plans(index).items() if finished.id in labels],
         "id_today": spec and spec.id,
         "unread": [part.kind for part in unread_parts(spec)] if spec else [],
         "lineage": spec and [_stage(each, each is spec or each.id in labels) for each in spec.lineage],
@@ -96,6 +100,49 @@ def stage(index: StoreIndex, name: str, verify: bool = False) -> dict[str, Any]:
         "results": _results(index, finished, children),
         "model": _model(index, finished),
     }
+
+
+def differences(index: StoreIndex, name: str, other: str) -> dict[str, Any]:
+    """Return the settings of two finished stages along their lineages, those that differ first. Raises as ``stage``
+    does, and ValueError where the spec of one can't be read."""
+    labels = index.labels()
+    ids = [find(name, labels), find(other, labels)]
+    specs = index.specs(ids)
+    if unread := [stage_id for stage_id in ids if stage_id not in specs]:
+        raise ValueError(f"stage is {unread[0]!r}, whose spec.json is not there or is none that this version can read")
+    mine, theirs = (settings.placed(specs[stage_id]) for stage_id in ids)
+    rows = [
+        {"of": place, "setting": name, "here": mine.get(setting), "there": theirs.get(setting)}
+        for setting in dict.fromkeys([*mine, *theirs])
+        for place, name in [setting]
+        if name != "kind"
+    ]
+    return {
+        "id": ids[0],
+        "other": {"id": ids[1], "label": labels[ids[1]]},
+        "settings": sorted(rows, key=lambda row: row["here"] == row["there"]),
+        "differing": sum(row["here"] != row["there"] for row in rows),
+    }
+
+
+def alike(index: StoreIndex, name: str) -> list[dict[str, str]]:
+    """Return the other finished stages of the kind of a stage, in the studies that it is part of. Raises as ``stage``
+    does."""
+    labels = index.labels()
+    stage_id = find(name, labels)
+    planned = [stages for stages in _plans(index).values() if stage_id in stages]
+    among = dict.fromkeys(each for stages in planned for each in stages if each in labels) or labels
+    same = [each for each in among if kind_in(each) == kind_in(stage_id) and each != stage_id]
+    return [{"id": each, "label": labels[each]} for each in same]
+
+
+def _plans(index: StoreIndex) -> dict[str, dict[str, str]]:
+    """Return the labels by id of every study whose plan can be read."""
+    found = {}
+    for name in index.studies():
+        with suppress(StoreError):
+            found[name] = index.study(name)
+    return found
 
 
 def _stage(stage: Stage, there: bool) -> dict[str, Any]:
@@ -148,8 +195,9 @@ def _results(index: StoreIndex, finished: Finished, children: Sequence[str]) -> 
     try:
         rows = index.store.table(measured, "results.parquet").select(RESULTS).to_pandas()
     except (StoreError, KeyError, ValueError) as error:
-        return {"stage": measured, "exact": None, "problem": first_line(error), "cells": []}
-    return {"stage": measured, "exact": not bool(rows["sampled"].any()), "problem": None, "cells": _cells(rows)}
+        return {"stage": measured, "exact": None, "problem": first_line(error), "cells": [], "examples": []}
+    exact = not bool(rows["sampled"].any())
+    return {"stage": measured, "exact": exact, "problem": None, "cells": _cells(rows), "examples": _examples(rows)}
 
 
 def _cells(rows: "pd.DataFrame") -> list[dict[str, Any]]:
@@ -170,6 +218,20 @@ def _cells(rows: "pd.DataFrame") -> list[dict[str, Any]]:
     return found
 
 
+def _examples(rows: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Return, of each cell, the prompts at these percentiles of the mass, among equals the first, with what was written
+    for them."""
+    found = []
+    for (role, cell), some in rows.groupby(["role", "cell"], sort=False):
+        ordered = some.sort_values("log_mass", kind="stable")
+        for percentile in PERCENTILES:
+            row = ordered.iloc[round(percentile / 100 * (len(ordered) - 1))]
+            texts = {name: str(row[name]) for name in ("prompt", "gold", "completion")}
+            about = {"role": role, "cell": cell, "percentile": percentile, "q": math.exp(min(row["log_mass"], 0.0))}
+            found.append({**about, **texts, "right": bool(row["greedy_correct"])})
+    return found
+
+
 def _model(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
     """Return what it takes to load the weights; None where there are none."""
     if "model/config.json" not in finished.files:
@@ -181,10 +243,7 @@ def _model(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
 
 def studies(index: StoreIndex) -> dict[str, Any]:
     """Return every study of a store: what it is, how much of it is finished, how often each verdict was reached."""
-    about: dict[str, dict[str, Any]] = {}
-    for name in index.studies():
-        with suppress(StoreError):
-            about[name] = {"stages": index.study(name), **_of_plan(index, name)}
+    about = {name: {"stages": labels, **_of_plan(index, name)} for name, labels in _plans(index).items()}
     finished = index.store.finished_ids({stage_id for each in about.values() for stage_id in each["stages"]})
     running = index.running()
     return {

@@ -47,8 +47,20 @@ def stages(reader: ReaderOf, study: str = "", kind: str = "any") -> dict[str, An
 
 @router.get("/stages/{stage}")
 def one_stage(stage: Name, reader: ReaderOf) -> dict[str, Any]:
-    """Return one stage: settings of its lineage, provenance, files, last metrics, results by cell."""
+    """Return one stage: settings of its lineage, provenance, files, last metrics, results by cell, examples."""
     return reader.stage(stage)
+
+
+@router.get("/stages/{stage}/curves")
+def curves(stage: Name, reader: ReaderOf) -> dict[str, Any]:
+    """Return the metrics of a stage by step, thinned to 200 points each."""
+    return reader.curves(stage)
+
+
+@router.get("/stages/{stage}/differences")
+def differences(stage: Name, other: str, reader: ReaderOf) -> dict[str, Any]:
+    """Return the settings of a stage and of another one, along their lineages; those that differ first."""
+    return reader.differences(stage, other)
 
 
 def _selected(content: bytes, wanted: dict[str, str], form: str) -> bytes:

@@ -1,6 +1,7 @@
 """One store for those who read it over HTTP: answers are kept for a few seconds, names that lead nowhere refused."""
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi import Path as InPath
@@ -9,8 +10,11 @@ from rich import filesize
 from rayexp.errors import RefusedError, did_you_mean
 from rayexp.service import facts
 from rayexp.service.cache import Cache
+from rayexp.service.curves import curves
 from rayexp.store.artifacts import Store
 from rayexp.store.index import AmbiguousError, StoreIndex
+
+T = TypeVar("T")
 
 #: A name of a study, of a stage or of a file: it leads into no other folder.
 Name = Annotated[str, InPath(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}$")]
@@ -47,10 +51,22 @@ class Reader:
 
     def stage(self, name: str) -> dict[str, Any]:
         """Return ``facts.stage``."""
-        try:
-            return self._cache(("stage", name), lambda: facts.stage(self._index, name))
-        except (ValueError, AmbiguousError) as error:
-            raise MissingError(str(error)) from error
+        return self._of_stage("stage", facts.stage, name)
+
+    def alike(self, name: str) -> list[dict[str, str]]:
+        """Return ``facts.alike``."""
+        return self._of_stage("alike", facts.alike, name)
+
+    def differences(self, name: str, other: str) -> dict[str, Any]:
+        """Return ``facts.differences``."""
+        return self._of_stage("differences", facts.differences, name, other)
+
+    def curves(self, name: str) -> dict[str, Any]:
+        """Return the curves of a stage; none where it has no metrics."""
+        found = self.stage(name)
+        if found["metrics"] is None:
+            return {"id": found["id"], "problem": None, "curves": []}
+        return self._of_stage("curves", curves, found["id"])
 
     def file(self, folder: str, name: str) -> bytes:
         """Return a file, unless it is too large."""
@@ -61,6 +77,13 @@ class Reader:
             return files.read(f"{folder}/{name}")
         except (FileNotFoundError, IsADirectoryError) as error:
             raise MissingError(f"there is no {name} in {folder} yet") from error
+
+    def _of_stage(self, what: str, find: Callable[..., T], *names: str) -> T:
+        """Return what ``find`` finds of the stages that are named, or what is kept of it."""
+        try:
+            return self._cache((what, *names), lambda: find(self._index, *names))
+        except (ValueError, AmbiguousError) as error:
+            raise MissingError(str(error)) from error
 
     def _require_study(self, name: str) -> None:
         if name not in (known := self._index.studies()):

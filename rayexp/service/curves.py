@@ -1,0 +1,89 @@
+"""The metrics of a stage over its steps, and each as a small line chart."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rayexp.errors import first_line
+from rayexp.service.facts import METRICS
+from rayexp.store.artifacts import StoreError
+from rayexp.store.index import StoreIndex
+from rayexp.telemetry.metrics import METRICS as DEFINED
+
+#: Points of a curve, at most.
+POINTS = 200
+#: Size of a chart, and what is left free in it for what stands beside the curve; in units of its view box.
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 58, 10, 10, 32
+
+Point = tuple[int, float]
+
+
+def curves(index: StoreIndex, stage_id: str) -> dict[str, Any]:
+    """Return every metric of a finished stage by step: at most ``POINTS`` points, the extremes among them, and how many
+    of its values are no finite numbers, which are left out. problem: why there is none, if the file can't be read."""
+    try:
+        rows = index.store.table(stage_id, METRICS).to_pylist()
+        found: dict[str, list[Point]] = {}
+        for row in rows:
+            found.setdefault(str(row["metric"]), []).append((int(row["step"]), float(row["value"])))
+    except (StoreError, KeyError, TypeError, ValueError) as error:
+        return {"id": stage_id, "problem": first_line(error), "curves": []}
+    return {"id": stage_id, "problem": None, "curves": [_curve(name, found[name]) for name in sorted(found)]}
+
+
+def _curve(name: str, points: list[Point]) -> dict[str, Any]:
+    finite = sorted(point for point in points if math.isfinite(point[1]))
+    about = DEFINED.get(name)
+    return {
+        "metric": name,
+        "unit": about.unit if about else "",
+        "meaning": about.meaning if about else "",
+        "not_finite": len(points) - len(finite),
+        "points": thinned(finite),
+    }
+
+
+def thinned(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
+    """Return at most ``limit`` points, evenly chosen, with the first, the last, the lowest and the highest."""
+    if len(points) <= limit:
+        return list(points)
+    places = range(len(points))
+    even = limit - 2
+    chosen = {round(i * (len(points) - 1) / (even - 1)) for i in range(even)}
+    chosen |= {min(places, key=lambda i: points[i][1]), max(places, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(chosen)]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A curve in a view box of WIDTH x HEIGHT. line: points of a polyline; low, high: its values at ``bottom`` and
+    ``top``; first, last: steps at ``left`` and ``right``."""
+
+    line: str
+    low: float
+    high: float
+    first: int
+    last: int
+    left: float = LEFT
+    right: float = WIDTH - RIGHT
+    top: float = TOP
+    bottom: float = HEIGHT - BOTTOM
+    width: float = WIDTH
+    height: float = HEIGHT
+
+
+def chart(points: Sequence[Point]) -> Chart:
+    """Return the chart of a curve that has a point. A curve without a slope goes through the middle."""
+    steps, values = zip(*points, strict=True)
+    first, last, low, high = min(steps), max(steps), min(values), max(values)
+    line = " ".join(
+        f"{LEFT + _share(step, first, last) * (WIDTH - LEFT - RIGHT):.1f},"
+        f"{HEIGHT - BOTTOM - _share(value, low, high) * (HEIGHT - TOP - BOTTOM):.1f}"
+        for step, value in points
+    )
+    return Chart(line, low, high, first, last)
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value / 2 - low / 2) / (high / 2 - low / 2) if high > low else 0.5  # halves, because a difference overflows
