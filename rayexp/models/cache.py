@@ -3,20 +3,28 @@
 Shape suffixes: _U rows that are read.
 """
 
+import math
 from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
 from transformers import DynamicCache
 
-#: Rows are read in multiples of so many. A CPU's bf16 kernels are generated for each shape that is new: without this a
-#: tiny GRPO step took 1.4 times as long (benchmarks/step.py).
+#: Rows are read in multiples of so many where there are more than 128 of them, and of a quarter of the power of two
+#: below their number where there are fewer. A CPU's bf16 kernels are generated for each shape that is new: where each
+#: number of rows was one, a tiny GRPO step took 1.4 times as long (benchmarks/step.py).
 ROW_MULTIPLE = 32
 
 
 def pad_rows(keys_U: np.ndarray) -> np.ndarray:
-    """Repeat the last row up to a multiple of ``ROW_MULTIPLE`` rows. Nothing reads what comes of the repetitions."""
-    return np.concatenate([keys_U, np.repeat(keys_U[-1:], -len(keys_U) % ROW_MULTIPLE, axis=0)])
+    """Repeat the last row up to ``padded(len(keys_U))`` rows. Nothing reads what comes of the repetitions."""
+    return np.concatenate([keys_U, np.repeat(keys_U[-1:], padded(len(keys_U)) - len(keys_U), axis=0)])
+
+
+def padded(rows: int) -> int:
+    """Return the number of rows that are read for so many: less than a quarter more."""
+    multiple = min(ROW_MULTIPLE, max(1, 2 ** (rows - 1).bit_length() // 8))
+    return math.ceil(rows / multiple) * multiple
 
 
 def gather_cache_rows(cache: DynamicCache, row_U: Tensor) -> None:

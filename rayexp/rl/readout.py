@@ -19,8 +19,10 @@ from transformers import PreTrainedModel
 from rayexp.objectives.losses import Scores
 from rayexp.rl.scoring import UniquePrefixes, group_hidden, group_logits, score_tokens
 
-#: Log-probabilities that are held at once: 128 MiB in fp32, of which a gradient has some seven at a time.
-HELD = 2**25
+#: Log-probabilities that are held at once: 32 MiB in fp32, of which a gradient has some seven at a time. Larger arrays
+#: are given back to the system and taken anew with each operation: with 128 MiB a gradient of SmolLM2 took 1.1 times as
+#: long, on a CPU.
+HELD = 2**23
 #: Settings by which some architectures change what comes from the output matrix.
 BEHIND_THE_MATRIX = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -114,4 +116,7 @@ def token_scores(
 
 def _logprobs(readout: Readout, states_UCX: Tensor, members: _Members) -> Tensor:
     """Return log-probabilities over the vocabulary of completions: [N, C, V], fp32."""
-    return (readout.logits(states_UCX).float() / readout.temperature).log_softmax(dim=-1).index_select(0, members.row_N)
+    logits_UCV = readout.logits(states_UCX).float()
+    if readout.temperature != 1:  # a copy of them is spared
+        logits_UCV = logits_UCV / readout.temperature
+    return logits_UCV.log_softmax(dim=-1).index_select(0, members.row_N)

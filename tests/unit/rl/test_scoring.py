@@ -1,7 +1,5 @@
 """Log-probabilities of groups, where what is common is read once."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from rayexp.config import RunConfig
 from rayexp.models import factory, io
-from rayexp.models.cache import ROW_MULTIPLE
+from rayexp.models.cache import padded
 from rayexp.rl.scoring import UniquePrefixes, completion_logprobs, group_hidden, group_logits, group_logprobs
 from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings.symbols import VOCABULARY
@@ -78,4 +76,4 @@ def test_beginnings_are_those_of_the_completions_and_each_there_once(tokens_NC, 
     assert (prefixes.prompt_U[prefixes.row_N].numpy() == owner_N).all()
     different = {(int(owner), *row[:-1].tolist()) for owner, row in zip(owner_N, tokens_NC, strict=True)}
     assert len(prefixes.row_N.unique()) == len(different)
-    assert len(prefixes.tokens_UC) == math.ceil(len(different) / ROW_MULTIPLE) * ROW_MULTIPLE
+    assert len(prefixes.tokens_UC) == padded(len(different))
