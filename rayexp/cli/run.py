@@ -21,7 +21,6 @@ from rayexp.api import Job
 from rayexp.cli.command import run_command, stopped_once, working
 from rayexp.cli.config_file import read_config
 from rayexp.config import RunConfig
-from rayexp.errors import RefusedError
 from rayexp.experiment import Experiment
 from rayexp.store.index import StoreIndex
 from rayexp.store.provenance import command_line
@@ -37,6 +36,8 @@ class Options(RunConfig):
     argv: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
 
 
+#: What Ray sets for the driver of a job that was submitted.
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 DEMO, USUAL = Experiment(), Options()
 
 
@@ -61,9 +62,9 @@ class Sweep:
     """After a failure, stop."""
     loggers: tuple[str, ...] = ()
     """Tune's own loggers, beside the store: csv, json, tensorboard, wandb."""
-    serve: bool | None = None
-    """Show the store in a browser by Ray Serve, at the address that is printed, for as long as the cluster lives. A job
-    that was submitted does so unless told otherwise."""
+    serve: bool = False
+    """Show the store in a browser by Ray Serve, at the address that is printed, for as long as the cluster lives. On
+    unless told otherwise in a job that was submitted to a cluster which asks for a token."""
     options: Annotated[Options, tyro.conf.OmitArgPrefixes] = USUAL
 
     def run_config(self, argv: tuple[str, ...] = ()) -> RunConfig:
@@ -94,7 +95,7 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
             if job.plan.trials:
                 with stopped_once():
                     api.connect(job)
-                address = address or _serve(job, sweep.serve)
+                address = address or (_serve(job) if sweep.serve else "")
                 failed = _execute(job, sweep)
             if failed:
                 break
@@ -109,20 +110,15 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
     return 1 if failed or undrawn else 0
 
 
-def _serve(job: Job, wanted: bool | None) -> str:
-    """Show the store of a job by Ray Serve, where that is wanted; return the address, or nothing. Raises RefusedError
-    if it can't be, but for a job that was submitted and did not ask for it, which goes on without."""
+def _serve(job: Job) -> str:
+    """Show the store of a job by Ray Serve; return the address, or nothing if Serve fails, without which a sweep goes
+    on. Raises RefusedError if the cluster asks for no token."""
     from rayexp.distributed import runtime
-
-    if not (runtime.submitted() if wanted is None else wanted):
-        return ""
     from rayexp.service import deployment  # a web framework, and Ray Serve
 
     try:
         address = deployment.deploy(job.store.url)
-    except RefusedError as error:
-        if wanted:
-            raise
+    except deployment.ServeError as error:
         print(f"results are not shown in a browser: {error}", flush=True)
         return ""
     runtime.describe_job({"results": address})
@@ -141,10 +137,11 @@ def _execute(job: Job, sweep: Sweep) -> list[str]:
 def parse_args(arguments: list[str] | None, study: str, description: str | None = __doc__) -> Sweep:
     """Return the command line as a Sweep. Raises ValueError or ValidationError."""
     words = sys.argv[1:] if arguments is None else arguments
-    default = Sweep(experiment=Experiment(study=study))
+    serve = SUBMITTED in os.environ and os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    default = Sweep(experiment=Experiment(study=study), serve=serve)
     if file := _config_in(words):
         experiment, run_config = read_config(file, default.experiment)
-        default = Sweep(experiment=experiment, options=Options.model_validate(run_config.model_dump()))
+        default = Sweep(experiment=experiment, serve=serve, options=Options.model_validate(run_config.model_dump()))
     known = "\n".join(f"    {name:12} {about}" for name, about in SUMMARIES.items())
     sweep = terminal.parse_args(Sweep, words, default=default, description=f"{description}\nStudies:\n\n{known}")
     if sweep.json and not sweep.plan:

@@ -6,7 +6,6 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 from starlette._utils import get_route_path
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -34,16 +33,16 @@ class RequireToken:
         self._app, self._token, self._page = app, token, page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = get_route_path(scope)
-        if scope["type"] != "http" or path in OPEN or self._known(Headers(scope=scope), Request(scope)):
+        if scope["type"] != "http" or (path := get_route_path(scope)) in OPEN or self._known(scope):
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
         response = await self._entered(request) if path == "/login" else None
         await (response or self._asked(request))(scope, receive, send)
 
-    def _known(self, headers: Headers, request: Request) -> bool:
-        given = headers.get("authorization", "").removeprefix("Bearer ")
+    def _known(self, scope: Scope) -> bool:
+        request = Request(scope)
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
         return any(map(self._equal, [given, *(request.cookies.get(name, "") for name in (COOKIE, DASHBOARD_COOKIE))]))
 
     def _equal(self, given: str) -> bool:

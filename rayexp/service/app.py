@@ -29,9 +29,12 @@ HEADERS = {
 }
 
 
-def application(url: str, hosts: Sequence[str], token: str = "") -> FastAPI:
-    """Return the service of a store. hosts: names by which browsers may call it. token: that it asks for, if any."""
-    app = FastAPI(title="rayexp results", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+def application(url: str, hosts: Sequence[str], token: str = "", root: str = "") -> FastAPI:
+    """Return the service of a store. hosts: names by which browsers may call it. token: that it asks for, if any.
+    root: the path that it is below, where a proxy has others as well."""
+    app = FastAPI(
+        title="rayexp results", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json", root_path=root
+    )
     app.state.reader = Reader(url)
     app.include_router(json_api.router)
     app.include_router(browser.router)

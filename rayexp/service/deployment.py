@@ -12,11 +12,18 @@ from functools import partial
 import ray
 from ray import serve
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
-from rayexp.errors import RefusedError
+from rayexp.errors import RefusedError, first_line
 from rayexp.service import access
+
+
+class ServeError(Exception):
+    """Ray Serve can't show a store. The message is a sentence."""
+
 
 FIRST_PORT, PORTS = 8700, 100
 #: A place on the head for what needs no CPU: it is small, and it ends with the cluster alone.
@@ -27,14 +34,21 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 def deploy(url: str) -> str:
     """Show a store on the loopback of the cluster's head; return the address. Takes seconds.
 
-    The service asks for the cluster's token. Raises RefusedError where there is none: what runs an application of Ray
-    Serve listens on every interface, and runs what it is sent.
+    The service asks for the cluster's token. Raises RefusedError where there is none, because what runs an application
+    of Ray Serve listens on every interface and runs what it is sent; ServeError where Ray Serve fails.
     """
     if not (is_token_auth_enabled() and access.ray_token()):
         raise RefusedError(
             "serve is true, and the cluster asks for no token; set RAY_AUTH_MODE=token where it is started, or read "
             "the store with `rayexp serve`"
         )
+    try:
+        return _deployed(url)
+    except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
+        raise ServeError(first_line(error)) from error
+
+
+def _deployed(url: str) -> str:
     prefix = f"/results-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
     address = f"{_started()}{prefix}"
     deployment = serve.deployment(
@@ -46,7 +60,7 @@ def deploy(url: str) -> str:
     name = f"results at {address}"
     serve.run(deployment.bind(), name=name, route_prefix=prefix, logging_config=QUIET)
     if (status := serve.status().applications[name]).status != ApplicationStatus.RUNNING:
-        raise RefusedError(f"the results of {url} can't be shown: {status.message}")
+        raise ServeError(first_line(status.message))
     return address
 
 
@@ -73,4 +87,4 @@ def _free_port() -> int:
     for port in range(FIRST_PORT, FIRST_PORT + PORTS):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
-    raise RefusedError(f"no port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} of the head is free for the results")
+    raise RuntimeError(f"no port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} of the head is free for the results")
