@@ -98,10 +98,10 @@ def _submission() -> dict[str, Any]:
 
 
 def describe_job(metadata: Mapping[str, str]) -> None:
-    """Add to the metadata of the job that this process is the driver of, in place of what was there under these names.
-    Does nothing where it was not submitted: Ray takes the metadata of any other driver when it connects, and never
-    again."""
-    _change_submission(lambda known: {**known, **metadata})
+    """Add to the metadata of the job that this process is the driver of, in place of what was there under these names,
+    and before all others, because the dashboard shows the beginning. Does nothing where the job was not submitted: Ray
+    takes the metadata of any other driver when it connects, and never again."""
+    _change_submission(lambda known: {**metadata, **known, **metadata})
 
 
 def submitted() -> bool:

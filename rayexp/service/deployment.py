@@ -5,9 +5,10 @@ stays as long as the cluster does, whatever becomes of the job that started it.
 """
 
 import hashlib
+import logging
 import socket
 from contextlib import suppress
-from functools import partial
+from typing import Any
 
 import ray
 from ray import serve
@@ -42,6 +43,7 @@ def deploy(url: str) -> str:
             "serve is true, and the cluster asks for no token; set RAY_AUTH_MODE=token where it is started, or read "
             "the store with `rayexp serve`"
         )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         return _deployed(url)
     except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
@@ -51,8 +53,16 @@ def deploy(url: str) -> str:
 def _deployed(url: str) -> str:
     prefix = f"/results-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
     address = f"{_started()}{prefix}"
+
+    def build() -> Any:
+        """Build the service where it runs. Its token is read there, because Serve keeps what it is given on disk."""
+        from rayexp.service.app import application
+
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it says how it found the application
+        return application(url, ("*",), access.ray_token(), prefix)
+
     deployment = serve.deployment(
-        serve.ingress(partial(_application, url, prefix))(),
+        serve.ingress(build)(),
         name="results",
         ray_actor_options=ON_HEAD,
         logging_config=QUIET,
@@ -60,15 +70,8 @@ def _deployed(url: str) -> str:
     name = f"results at {address}"
     serve.run(deployment.bind(), name=name, route_prefix=prefix, logging_config=QUIET)
     if (status := serve.status().applications[name]).status != ApplicationStatus.RUNNING:
-        raise ServeError(first_line(status.message))
+        raise ServeError(status.message)
     return address
-
-
-def _application(url: str, prefix: str):
-    """Build the service where it runs. Its token is read there, because Ray Serve keeps what it is given on disk."""
-    from rayexp.service.app import application
-
-    return application(url, ("*",), access.ray_token(), prefix)
 
 
 def _started() -> str:
