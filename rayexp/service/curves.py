@@ -14,7 +14,7 @@ from rayexp.telemetry.metrics import METRICS as DEFINED
 #: Points of a curve, at most.
 POINTS = 200
 #: Size of a chart, and what is left free in it for what stands beside the curve; in units of its view box.
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 58, 10, 10, 32
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 72, 10, 10, 32
 
 Point = tuple[int, float]
 
@@ -58,11 +58,11 @@ def thinned(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
 @dataclass(frozen=True)
 class Chart:
     """A curve in a view box of WIDTH x HEIGHT. line: points of a polyline; low, high: its values at ``bottom`` and
-    ``top``; first, last: steps at ``left`` and ``right``."""
+    ``top``, as texts, which are the same where they are; first, last: steps at ``left`` and ``right``."""
 
     line: str
-    low: float
-    high: float
+    low: str
+    high: str
     first: int
     last: int
     left: float = LEFT
@@ -82,7 +82,17 @@ def chart(points: Sequence[Point]) -> Chart:
         f"{HEIGHT - BOTTOM - _share(value, low, high) * (HEIGHT - TOP - BOTTOM):.1f}"
         for step, value in points
     )
-    return Chart(line, low, high, first, last)
+    return Chart(line, *_apart(low, high), first, last)
+
+
+def _apart(low: float, high: float) -> tuple[str, str]:
+    """Write two values with as few digits as tell them apart, three at least."""
+    digits = next((n for n in range(3, 17) if low == high or f"{low:.{n}g}" != f"{high:.{n}g}"), 17)
+
+    def written(value: float) -> str:
+        return f"{value:,.0f}" if 10**digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
+
+    return written(low), written(high)
 
 
 def _share(value: float, low: float, high: float) -> float:
