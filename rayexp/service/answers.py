@@ -1,6 +1,7 @@
 """Answers to requests: a page, a download, a refusal."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,16 @@ def _part(name: str) -> str:
     return quote(name, safe="")
 
 
+def _time(moment: str) -> str:
+    """Return a moment in ISO 8601 for people, in UTC."""
+    return f"{datetime.fromisoformat(moment).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 #: What comes from a store is text to a page.
 _TEMPLATES = Environment(
     loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-_TEMPLATES.filters |= {"duration": duration, "bytes": filesize.decimal, "shown": shown, "part": _part}
+_TEMPLATES.filters |= {"duration": duration, "bytes": filesize.decimal, "shown": shown, "part": _part, "time": _time}
 
 
 def page(name: str, facts: Mapping[str, Any], status: int = 200) -> HTMLResponse:

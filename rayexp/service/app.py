@@ -4,7 +4,8 @@ Names come from strangers' URLs: each is one name below its folder, or there is 
 text to a page; a report, which is a page itself, is shown in a sandbox. Nothing is ever written to the store.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -33,7 +34,12 @@ def application(url: str, hosts: Sequence[str], token: str = "", root: str = "")
     """Return the service of a store. hosts: names by which browsers may call it. token: that it asks for, if any.
     root: the path that it is below, where a proxy has others as well."""
     app = FastAPI(
-        title="rayexp results", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json", root_path=root
+        title="rayexp results",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+        root_path=root,
+        lifespan=_open,
     )
     app.state.reader = Reader(url)
     app.include_router(json_api.router)
@@ -44,6 +50,12 @@ def application(url: str, hosts: Sequence[str], token: str = "", root: str = "")
         app.add_middleware(RequireToken, token=token, page=(PAGES / "login.html").read_text(encoding="utf-8"))
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
+
+
+@asynccontextmanager
+async def _open(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.reader.close()
 
 
 def _refuse(app: FastAPI) -> None:

@@ -14,6 +14,9 @@ OF_REPORT = (
     "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+#: Seconds after which a browser that waits for a report looks again.
+LOOK_AGAIN_S = 10
+
 router = APIRouter(include_in_schema=False)
 
 
@@ -30,8 +33,15 @@ def study(name: Name, reader: ReaderOf) -> HTMLResponse:
 
 @router.get("/studies/{name}/report")
 def report(name: Name, reader: ReaderOf) -> HTMLResponse:
-    content = reader.file(f"studies/{name}/report", "index.html").decode(errors="replace")
-    return HTMLResponse(content, headers={"Content-Security-Policy": OF_REPORT})
+    content = reader.newest(name, "report/index.html")
+    if content is not None:
+        return HTMLResponse(content.decode(errors="replace"), headers={"Content-Security-Policy": OF_REPORT})
+    found = reader.study(name)
+    if not found["states"].get("finished"):
+        raise MissingError(f"no stage of the study {name} is finished yet: there is nothing to report")
+    waiting = page("waiting.html", found, 202)
+    waiting.headers["Refresh"] = str(LOOK_AGAIN_S)
+    return waiting
 
 
 @router.get("/studies/{name}/files/{file}")

@@ -8,9 +8,10 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rayexp.errors import first_line
@@ -296,8 +297,27 @@ def study(index: StoreIndex, name: str) -> dict[str, Any]:
         "verdicts": _verdicts(index, name),
         "stages": planned,
         "files": [each for each in FILES if each in index.store.files.names(f"studies/{name}")],
-        "has_report": "index.html" in index.store.files.names(f"studies/{name}/report"),
+        "report": _report(index, name, finished.values()),
     }
+
+
+def _report(index: StoreIndex, name: str, finished: Iterable[Finished]) -> dict[str, Any]:
+    """Return when the report of a study was written, and whether no stage has finished since."""
+    try:
+        written = index.store.files.modified(f"studies/{name}/report/index.html")
+    except FileNotFoundError:
+        return {"written": None, "current": False}
+    ended = [end for stage in finished if (end := _ended(stage))]
+    return {"written": written.isoformat(timespec="seconds"), "current": all(end <= written for end in ended)}
+
+
+def _ended(stage: Finished) -> datetime | None:
+    """Return when a stage finished; None if that is unknown."""
+    try:
+        started = datetime.fromisoformat(stage.started)
+        return started + timedelta(seconds=stage.duration_s or 0.0) if started.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _of_plan(index: StoreIndex, name: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """One store for those who read it over HTTP: answers are kept for a few seconds, names that lead nowhere refused."""
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -11,6 +12,7 @@ from rayexp.errors import RefusedError, did_you_mean
 from rayexp.service import facts
 from rayexp.service.cache import Cache
 from rayexp.service.curves import curves
+from rayexp.service.live import LiveReports
 from rayexp.store.artifacts import Store
 from rayexp.store.index import AmbiguousError, StoreIndex
 
@@ -33,15 +35,33 @@ class Reader:
 
     def __init__(self, url: str) -> None:
         self._index, self._cache = StoreIndex(Store(url, timeout_s=ANSWER_S)), Cache()
+        self._live = LiveReports(self._index.store.url)
+
+    def close(self) -> None:
+        """End what is in work, and remove what was made."""
+        self._live.close()
 
     def studies(self) -> dict[str, Any]:
         """Return ``facts.studies``."""
         return self._cache("studies", lambda: facts.studies(self._index))
 
     def study(self, name: str) -> dict[str, Any]:
-        """Return ``facts.study``."""
+        """Return ``facts.study``, and what is known of the report that this service makes."""
         self._require_study(name)
-        return self._cache(("study", name), lambda: facts.study(self._index, name))
+        found = self._cache(("study", name), lambda: facts.study(self._index, name))
+        return {**found, "live": self._live.about(name)}
+
+    def newest(self, name: str, file: str) -> bytes | None:
+        """Return a file of the newest report of a study, ``report/index.html`` or a table; None if there is none yet.
+        Where stages have finished since, begin to make a newer one."""
+        found = self.study(name)
+        written = found["report"]["written"]
+        if not found["report"]["current"]:
+            self._live.ask(name, {each["id"] for each in found["stages"] if each["state"] == "finished"})
+            since = datetime.fromisoformat(written) if written else None
+            if (content := self._live.file(name, file, since)) is not None:
+                return content
+        return self.file(f"studies/{name}", file) if written else None
 
     def stages(self, study: str, kind: str) -> dict[str, Any]:
         """Return ``facts.stages``. study: all if it is empty."""
