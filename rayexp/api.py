@@ -19,6 +19,7 @@ from rayexp.experiment import Experiment
 from rayexp.stages import Stage
 from rayexp.store.artifacts import FAILURE, Store, StoreError
 from rayexp.store.filesystem import resolved
+from rayexp.store.garbage import alone
 from rayexp.store.index import StoreIndex
 from rayexp.store.probe import require_seen_by_others, require_shareable
 from rayexp.store.provenance import without_secrets
@@ -94,7 +95,7 @@ def run(
     job, failed = first, []
     for job in rounds(first):
         print(job.said(), flush=True)
-        begin(job)
+        job = begin(job)
         if job.plan.trials:
             connect(job)
             failed = execute(ready(job), loggers, fail_fast)
@@ -223,10 +224,16 @@ def unpublish_damaged(job: Job) -> None:
         job.store.unpublish(stage_id)
 
 
-def begin(job: Job) -> None:
-    """Note in the store what is asked for. Raises RefusedError if others can't write there."""
+def begin(job: Job) -> Job:
+    """Note in the store what is asked for. Return the job, with what was removed since it was planned to be run again.
+    Raises RefusedError if others can't write there."""
     require_shareable(job.store.files)
-    job.study.add(job.plan)
+    with alone(job.store.files):
+        job.study.add(job.plan)
+        finished = job.store.finished_ids(job.plan.finished)
+    if gone := len(job.plan.finished - finished):
+        print(f"stages that were removed since the plan was made, and run again: {gone}", flush=True)
+    return dataclasses.replace(job, plan=dataclasses.replace(job.plan, finished=frozenset(finished)))
 
 
 def connect(job: Job) -> None:

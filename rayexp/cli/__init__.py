@@ -10,9 +10,10 @@
     rayexp compare depth-tiny --by kl_beta          two values of a setting within one study
     rayexp export depth-tiny --to kit               checkpoints, records, checksums
     rayexp serve --store runs                       all of a store, in a browser
+    rayexp gc                                       what no study needs any more; asks, and removes it
 
 STAGE is an id, the beginning of one, or a label. `rayexp run --help` lists what a study can be asked for; `python
-jobs/sweep.py` is the same for `ray job submit`. Only run starts Ray; the last seven never change a store. Exit codes: 0
+jobs/sweep.py` is the same for `ray job submit`. Only run starts Ray; run, report and gc change a store. Exit codes: 0
 done, 1 something failed or is damaged, 2 refused, 130 stopped.
 """
 
@@ -28,12 +29,21 @@ from rayexp.cli.command import run_command
 from rayexp.cli.compare import Compare
 from rayexp.cli.explain import Explain
 from rayexp.cli.export import Export
+from rayexp.cli.gc import Gc
 from rayexp.cli.ls import Ls
 from rayexp.cli.serve import Serve
 from rayexp.cli.show import Show
 from rayexp.errors import not_among
 
-COMMANDS = {"ls": Ls, "show": Show, "explain": Explain, "compare": Compare, "export": Export, "serve": Serve}
+COMMANDS = {
+    "ls": Ls,
+    "show": Show,
+    "explain": Explain,
+    "compare": Compare,
+    "export": Export,
+    "serve": Serve,
+    "gc": Gc,
+}
 #: Commands that are about a study, and take it as their first word or as --study.
 STUDY_COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": lambda words: run.main(words),

@@ -90,7 +90,7 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         failed, address = [], ""
         for job in api.rounds(first):
             print(job.said(), flush=True)
-            api.begin(job)
+            job = api.begin(job)
             failed = []
             if job.plan.trials:
                 with stopped_once():

@@ -19,6 +19,7 @@ from rayexp.parts import own_modules, unread_parts
 from rayexp.service import chains
 from rayexp.stages import Stage, kind_in, settings
 from rayexp.store.artifacts import StoreError
+from rayexp.store.garbage import StoreUse
 from rayexp.store.index import Finished, StoreIndex, file_bytes, find
 from rayexp.store.provenance import code_here
 
@@ -318,6 +319,20 @@ def _ended(stage: Finished) -> datetime | None:
         return started + timedelta(seconds=stage.duration_s or 0.0) if started.tzinfo else None
     except (ValueError, OverflowError):
         return None
+
+
+def garbage(index: StoreIndex, study: str = "") -> dict[str, Any]:
+    """Return what each study takes of a store, and what none of them needs. study: one that is given up. Raises as
+    ``StoreUse`` does."""
+    use = StoreUse(index, study)
+    found = use.garbage()
+    return {
+        "store": index.store.url,
+        "giving_up": study or None,
+        "studies": [asdict(each) for each in use.studies()],
+        "garbage": [asdict(each) for each in found],
+        "bytes": sum(each.bytes for each in found),
+    }
 
 
 def _of_plan(index: StoreIndex, name: str) -> dict[str, str]:

@@ -151,6 +151,14 @@ class Files:
         """Return the bytes of a file. Raises FileNotFoundError."""
         return int(self._answer(f"look at {name}", lambda: self.fs.size(self._place(name))) or 0)
 
+    def bytes_below(self, folder: str) -> int:
+        """Return the bytes of all files in a folder and its folders; 0 if there is no such folder."""
+        try:
+            found = self._answer(f"look at {folder}", lambda: self.fs.find(self._place(folder), detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+        return sum(int(about.get("size") or 0) for about in cast(dict[str, Any], found).values())
+
     def modified(self, name: str) -> datetime:
         """Return when a file was last written, by the clock of the store. Raises FileNotFoundError."""
         stamp = cast(datetime, self._answer(f"look at {name}", lambda: self.fs.modified(self._place(name))))

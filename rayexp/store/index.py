@@ -16,10 +16,10 @@ from rayexp.config import parse_record
 from rayexp.errors import RefusedError, did_you_mean
 from rayexp.stages import Stage, kind_in, parse_stored
 from rayexp.store.artifacts import Store, StoreError
-from rayexp.store.leases import EXPIRY_S
+from rayexp.store.leases import EXPIRY_S, on_record
 from rayexp.store.provenance import other_code
 
-#: How the name of a lease on a whole study begins; all others are on trials. No id has a dot.
+#: How the name of a lease on a whole study begins. Leases without a dot are on trials: no id has one.
 STUDY_LEASE = "study."
 #: Candidates that an ambiguous name is answered with.
 CANDIDATES_SHOWN = 12
@@ -142,15 +142,9 @@ class StoreIndex:
 
     def running(self) -> set[str]:
         """Return the ids of the trials that a living driver has a lease on."""
-        files = self.store.files
-        leases = [name for name in files.names("leases") if name.rpartition(".")[2].isdigit()]
-        holders = files.read_existing([f"leases/{name}" for name in leases])
-        alive = {driver: self._alive(driver) for driver in {data.decode(errors="replace") for data in holders.values()}}
-        return {
-            path.removeprefix("leases/").rpartition(".")[0]
-            for path, data in holders.items()
-            if alive[data.decode(errors="replace")] and not path.startswith(f"leases/{STUDY_LEASE}")
-        }
+        leases = on_record(self.store.files)
+        alive = {driver: self._alive(driver) for driver in {lease.driver for lease in leases}}
+        return {lease.work for lease in leases if alive[lease.driver] and "." not in lease.work}
 
     def unfinished(self) -> list[UnfinishedStage]:
         """Return everything that has not finished, by id."""

@@ -15,10 +15,13 @@ import os
 import platform
 import re
 import secrets
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,6 +36,8 @@ BEAT_S = 5.0
 EXPIRY_S = 60.0
 #: A driver whose last beat is so much older than one's own, by the clock of the store, need not be watched.
 LONG_GONE_S = 600.0
+#: Between two looks at a lease that is waited for.
+SECONDS_BETWEEN_LOOKS = 0.2
 #: What a store has to be, for sentences about one that is not.
 SHARED = "allowed: a folder or a bucket that every machine reaches"
 #: A driver's name. A lease with another content is one that is just being written.
@@ -101,6 +106,49 @@ def newest(files: Files, work: str) -> Lease | None:
     lease = Lease(work, max(numbers), "")
     content = files.read_existing([lease.name]).get(lease.name)
     return None if content is None else Lease(work, lease.number, content.decode(errors="replace"))
+
+
+def on_record(files: Files) -> list[Lease]:
+    """Return every lease that a store has, alive or dead."""
+    names = {Lease(work, int(number), "").name: (work, int(number)) for work, _, number in _parts(files)}
+    found = files.read_existing(list(names))
+    return [Lease(*names[name], content.decode(errors="replace")) for name, content in found.items()]
+
+
+def abandoned(files: Files, now: datetime) -> dict[str, bytes]:
+    """Return leases and heartbeats of drivers that are gone, as contents by name. now: by the clock of the store.
+
+    A driver is gone when this machine sees that its process has ended, or when it was silent for LONG_GONE_S. A driver
+    shows that it lives before it takes its first lease, so leases are read before heartbeats.
+    """
+    leases = [lease for lease in on_record(files) if _DRIVER.fullmatch(lease.driver)]
+    hearts = files.read_existing([f"drivers/{driver}" for driver in files.names("drivers")])
+    silent = {name: content for name, content in hearts.items() if _silent(files, name, content, now)}
+    living = {name.removeprefix("drivers/") for name in hearts.keys() - silent.keys()}
+    return {lease.name: lease.driver.encode() for lease in leases if lease.driver not in living} | silent
+
+
+def _silent(files: Files, heart: str, beat: bytes, now: datetime) -> bool:
+    if has_ended(beat.decode(errors="replace").partition(" ")[2]):
+        return True
+    try:
+        return (now - files.modified(heart)).total_seconds() > LONG_GONE_S
+    except FileNotFoundError:  # its driver has just ended
+        return True
+
+
+@contextmanager
+def held(files: Files, work: str, doing: str) -> Iterator[Lease]:
+    """Give a lease on ``work`` for the time of the block, as soon as no other driver has it. doing: what a driver that
+    has it does, for a person who waits."""
+    with Leases(files) as leases:
+        waiting = False
+        while (lease := leases.take(work)) is None:
+            if not waiting:
+                print(f"waiting for {leases.holder(work)}, which {doing}", file=sys.stderr, flush=True)
+            waiting = True
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        yield lease
 
 
 def _parts(files: Files) -> list[tuple[str, str, str]]:

@@ -34,6 +34,7 @@ NO_PART_OF_A_STAGE = (
     "cli/",
     "reports/",
     "store/export.py",
+    "store/garbage.py",
     "store/index.py",
     "studies/",
     "sweep/",

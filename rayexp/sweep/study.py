@@ -8,8 +8,6 @@ lease). So the last one to end writes the rows of all.
 """
 
 import json
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,13 +20,12 @@ from rayexp.parts import unread_parts
 from rayexp.stages import Stage, settings
 from rayexp.store.artifacts import Store
 from rayexp.store.index import STUDY_LEASE, StoreIndex
-from rayexp.store.leases import Leases
+from rayexp.store.leases import held
 from rayexp.studies import conditions
 from rayexp.sweep.plan import Plan
 
 T = TypeVar("T")
 
-SECONDS_BETWEEN_LOOKS = 0.2
 #: What the stages of one study are meant to differ in.
 GRID = ("kind", "kl_beta", "ood_ratio", "seed")
 ANOTHER = "--name gives this one a name of its own"
@@ -152,16 +149,7 @@ class Study:
     @contextmanager
     def _alone(self) -> Iterator[Store]:
         """Give the store, with a lease on the study for the time of the block, when no other driver writes it."""
-        work = f"{STUDY_LEASE}{self.name}"
-        with Leases(self.store.files) as leases:
-            waiting = False
-            while (lease := leases.take(work)) is None:
-                if not waiting:
-                    print(
-                        f"waiting for {leases.holder(work)}, which writes the same study", file=sys.stderr, flush=True
-                    )
-                waiting = True
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+        with held(self.store.files, f"{STUDY_LEASE}{self.name}", "writes the same study") as lease:
             yield Store(self.store.url, str(lease), self.store.files.timeout_s)
 
 

@@ -81,6 +81,16 @@ def test_stages_of_ones_own_are_run_under_a_name(tmp_path):
         rayexp.plan(EXPERIMENT, url, "mine")
 
 
+def test_what_was_removed_since_the_plan_was_made_runs_again(store, capsys):
+    job = api.prepare(EXPERIMENT, rayexp.RunConfig(store=store[0]))
+    lost = max(job.plan.finished)
+    assert api.begin(job).plan.finished == job.plan.finished
+    job.store.files.move_folder(f"stages/{lost}", "aside")
+    assert api.begin(job).plan.finished == job.plan.finished - {lost}
+    assert "stages that were removed since the plan was made, and run again: 1\n" in capsys.readouterr().out
+    job.store.files.move_folder("aside", f"stages/{lost}")
+
+
 def test_a_failure_is_raised_once_all_else_is_done(tmp_path, monkeypatch, capsys):
     url = str(tmp_path / "runs")
     with local_sweep.without_ray():

@@ -175,7 +175,10 @@ def test_compare_has_numbers_and_values(whole, tmp_path, looked):
     assert all(note in text for note in found["notes"])
 
 
-@pytest.mark.parametrize("arguments", [["show", "x"], ["ls", "--study", "x"], ["explain", "x"], ["compare", "x", "y"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["show", "x"], ["ls", "--study", "x"], ["explain", "x"], ["compare", "x", "y"], ["gc", "--study", "x"]],
+)
 def test_a_refusal_is_no_json(whole, capsys, arguments):
     assert cli.main([*arguments, "--json", "--store", whole.url]) == 2
     said = capsys.readouterr()

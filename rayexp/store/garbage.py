@@ -1,0 +1,230 @@
+"""What a store holds that no study needs any more, and its removal.
+
+A study needs the stages that its plan.json names, and those that they are built on. A store with a study whose plan
+can't be read is left alone: nobody knows what that one needs.
+
+A removal and the start of a sweep wait for each other (``alone``). A sweep first writes what it needs into its
+plan.json and then looks whether that is still there; a removal reads all of them. So nothing goes that a sweep counts
+on, whichever comes first. Of an artifact the manifest goes first, and nothing goes before what is built on it: where a
+removal was interrupted, nothing that is half there looks finished.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from rayexp.errors import RefusedError
+from rayexp.parts import unread_parts
+from rayexp.store.artifacts import FAILURE, MANIFEST, STAGED, StoreError
+from rayexp.store.filesystem import Files
+from rayexp.store.index import STUDY_LEASE, StoreIndex, file_bytes
+from rayexp.store.leases import Lease, abandoned, held, on_record
+
+#: The lease of who begins a sweep, or removes from the store.
+REMOVAL_LEASE = "store.removal"
+
+#: stage: finished, of no study. earlier: the same, made under an earlier version, which gave it another id than today.
+#: checkpoints: of a stage that is finished, or of no study. leftover: of an interrupted write. replaced: set aside by
+#: --force, and made again since. driver: a lease or heartbeat of a driver that is gone. study: a study's own folder.
+Kind = Literal["stage", "earlier", "checkpoints", "leftover", "replaced", "driver", "study"]
+
+
+@dataclass(frozen=True)
+class StudyUse:
+    """What a study takes of its store. bytes: of its folder, and of all finished stages that it needs; own_bytes: of
+    what no other study needs. earlier: finished stages of its plan that were made under an earlier version."""
+
+    name: str
+    stages: int
+    finished: int
+    earlier: int
+    bytes: int
+    own_bytes: int
+    has_report: bool
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file or folder that no study needs."""
+
+    kind: Kind
+    path: str
+    bytes: int
+    label: str = ""
+
+
+class StoreUse:
+    """Who needs what of a store, as it was when this was made."""
+
+    def __init__(self, index: StoreIndex, giving_up: str = "", now: datetime | None = None) -> None:
+        """Raise RefusedError if it can't be known what a study needs, or if a driver runs what none needs.
+
+        giving_up: the name of a study whose needs count for nothing. now: by the clock of the store; by this machine's
+        if None.
+        """
+        self._files, self._giving_up = index.store.files, giving_up
+        self._abandoned = abandoned(self._files, now or datetime.now(UTC))
+        leases = [lease for lease in on_record(self._files) if lease.name not in self._abandoned]
+        self._held = {lease.work: lease.driver for lease in leases}
+        self._manifests = index.store.manifests()
+        self._labels = {stage_id: str(about.get("label", "")) for stage_id, about in self._manifests.items()}
+        self._specs = index.specs(self._manifests)
+        self._plans = {name: _planned(index, name, giving_up) for name in self._files.names("studies")}
+        if giving_up and giving_up not in self._plans:
+            index.about(giving_up)  # raises StoreError, with the nearest name
+        self._needs = {name: self._needed(planned) for name, planned in self._plans.items()}
+        self._others = self._needs_without(giving_up)
+        self._given_up = self._needs.get(giving_up, set[str]())
+        self._require_not_running()
+
+    def studies(self) -> list[StudyUse]:
+        """Return what each study takes."""
+        return [self._study(name) for name in self._plans]
+
+    def garbage(self) -> list[Garbage]:
+        """Return what no study needs; of a store of which a study is given up, what only that one needs.
+
+        In an order in which it can be removed.
+        """
+        found = [*self._stages(), *self._work(), *self._replaced()]
+        if self._giving_up:
+            path = f"studies/{self._giving_up}"
+            return [*found, Garbage("study", path, self._files.bytes_below(path))]
+        return [*found, *self._drafts(), *self._drivers()]
+
+    def _study(self, name: str) -> StudyUse:
+        planned, needed, folder = self._plans[name], self._needs[name], f"studies/{name}"
+        finished, own = planned & self._manifests.keys(), self._files.bytes_below(folder)
+        return StudyUse(
+            name,
+            stages=len(planned),
+            finished=len(finished),
+            earlier=sum(map(self._earlier, finished)),
+            bytes=own + sum(map(self._bytes, needed)),
+            own_bytes=own + sum(map(self._bytes, needed - self._needs_without(name))),
+            has_report="index.html" in self._files.names(f"{folder}/report"),
+        )
+
+    def _needed(self, planned: set[str]) -> set[str]:
+        return planned.union(*map(self._ancestors, planned & self._manifests.keys()))
+
+    def _needs_without(self, name: str) -> set[str]:
+        """Return what all studies but one need."""
+        return set[str]().union(*(needed for other, needed in self._needs.items() if other != name))
+
+    def _ancestors(self, stage_id: str) -> set[str]:
+        """Return the stages that a finished one is built on; where its values don't tell by which ids they are stored,
+        all whose label says that they may be."""
+        spec = self._specs.get(stage_id)
+        if spec and spec.id == stage_id:
+            return {each.id for each in spec.lineage}
+        parts = self._labels[stage_id].split("/")
+        above = {"/".join(parts[:count]) for count in range(1, len(parts))}
+        return {each for each, label in self._labels.items() if label in above}
+
+    def _earlier(self, stage_id: str) -> bool:
+        spec = self._specs.get(stage_id)
+        return spec is None or (spec.id != stage_id and not unread_parts(spec))
+
+    def _bytes(self, stage_id: str) -> int:
+        about = self._manifests.get(stage_id)
+        return sum(map(file_bytes, about["files"].values())) if about else 0
+
+    def _free(self, stage_id: str) -> bool:
+        """Return whether no study needs a stage, and it is of the one that is given up if there is one."""
+        return stage_id not in self._others and (not self._giving_up or stage_id in self._given_up)
+
+    def _require_not_running(self) -> None:
+        for trial, driver in self._held.items():
+            if "." in trial or trial in self._others - self._given_up:
+                continue
+            why = f"of the study {self._giving_up}" if trial in self._given_up else "which is in no study's plan.json"
+            raise RefusedError(f"the driver {driver} runs {trial}, {why}; stop it, or wait for it")
+
+    def _stages(self) -> Iterator[Garbage]:
+        free = [stage_id for stage_id in self._manifests if self._free(stage_id)]
+        free.sort(key=lambda stage_id: (-self._labels[stage_id].count("/"), self._labels[stage_id], stage_id))
+        for stage_id in free:
+            kind = "earlier" if self._earlier(stage_id) else "stage"
+            yield Garbage(kind, f"stages/{stage_id}", self._bytes(stage_id), self._labels[stage_id])
+        for stage_id in set(self._files.names("stages")) - self._manifests.keys():
+            if self._free(stage_id):
+                yield self._folder("leftover", f"stages/{stage_id}")
+
+    def _work(self) -> Iterator[Garbage]:
+        idle = not any("." not in work for work in self._held)
+        for stage_id in self._files.names("work"):
+            path = f"work/{stage_id}"
+            names = self._files.names(path)
+            if self._free(stage_id) or (not self._giving_up and stage_id in self._manifests and FAILURE not in names):
+                yield self._folder("checkpoints", path)
+            elif idle and not self._giving_up:
+                yield from (self._folder("leftover", f"{path}/{name}") for name in names if name.startswith("staged-"))
+
+    def _replaced(self) -> Iterator[Garbage]:
+        for stage_id in self._files.names("replaced"):
+            if self._free(stage_id) or (not self._giving_up and stage_id in self._manifests):
+                yield self._folder("replaced", f"replaced/{stage_id}")
+
+    def _drafts(self) -> Iterator[Garbage]:
+        """Yield reports that were not written to their end."""
+        for name in self._plans:
+            if f"{STUDY_LEASE}{name}" not in self._held:
+                drafts = [each for each in self._files.names(f"studies/{name}") if each.startswith(STAGED)]
+                yield from (self._folder("leftover", f"studies/{name}/{draft}") for draft in drafts)
+
+    def _drivers(self) -> Iterator[Garbage]:
+        return (Garbage("driver", name, len(content)) for name, content in self._abandoned.items())
+
+    def _folder(self, kind: Kind, path: str) -> Garbage:
+        return Garbage(kind, path, self._files.bytes_below(path))
+
+
+def alone(files: Files) -> AbstractContextManager[Lease]:
+    """Give the lease that is needed to begin a sweep, and to remove what no study needs."""
+    return held(files, REMOVAL_LEASE, "begins a sweep, or removes what no study needs")
+
+
+def remove(index: StoreIndex, paths: Collection[str], study: str = "") -> list[Garbage]:
+    """Remove those of ``paths`` that no study needs now. Return what was removed. study: one that is given up.
+
+    Raises RefusedError as StoreUse does, and LeaseLostError if this process was thought dead meanwhile.
+    """
+    files, removed = index.store.files, list[Garbage]()
+    with ExitStack() as leases:
+        lease = leases.enter_context(alone(files))
+        if study:
+            leases.enter_context(held(files, f"{STUDY_LEASE}{study}", "writes that study"))
+        use = StoreUse(index, study, files.modified(f"drivers/{lease.driver}"))
+        for each in use.garbage():
+            if each.path in paths:
+                lease.require_held(files)
+                _remove(files, each)
+                removed.append(each)
+    return removed
+
+
+def _remove(files: Files, garbage: Garbage) -> None:
+    """Remove a file or a folder, the file first by which it counts for whole."""
+    path = garbage.path
+    if garbage.kind == "driver":
+        files.remove_file(path)
+        return
+    files.remove_file(f"{path}/{'plan.json' if garbage.kind == 'study' else MANIFEST}")
+    files.remove(path)
+
+
+def _planned(index: StoreIndex, name: str, giving_up: str) -> set[str]:
+    """Return the ids of a study's stages. Raises RefusedError if they are unknown, unless it is given up."""
+    try:
+        labels = index.study(name)
+    except StoreError:
+        labels = {}
+    if not labels and name != giving_up:
+        raise RefusedError(
+            f"study is {name!r}, whose plan.json is missing or damaged, so that nobody knows what it needs; remove it "
+            f"and write it again by `rayexp report`, or give the study up by --study {name}"
+        )
+    return set(labels)
