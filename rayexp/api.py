@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rayexp.config import RunConfig
 from rayexp.errors import StageError
@@ -27,6 +27,7 @@ from rayexp.studies import Wanted
 from rayexp.studies.looks import Place
 from rayexp.studies.ratios import Search
 from rayexp.sweep import force, placement, preflight, trackers
+from rayexp.sweep import notify as news
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preview import other_code
 from rayexp.sweep.study import Study
@@ -82,28 +83,32 @@ def run(
     repair: bool = False,
     fail_fast: bool = False,
     loggers: Sequence[str] = (),
+    notify: str | None = None,
 ) -> "pd.DataFrame":
     """Run what is missing of an experiment on Ray, write its report, and return its results, one row a prompt.
 
     wanted: an Experiment, or stages or conditions of your own with a ``name``. The other arguments are the options of
     ``rayexp run``. Raises as ``plan`` does, and StageError once all else is done if a stage failed.
     """
+    news.require(notify)
     first = prepare(wanted, run_config or RunConfig(), name, force)
     if repair:
         unpublish_damaged(first)
         first = prepare(wanted, first.run_config, name, force)
     job, failed = first, []
-    for job in rounds(first):
-        print(job.said(), flush=True)
-        job = begin(job)
-        if job.plan.trials:
-            connect(job)
-            failed = execute(ready(job), loggers, fail_fast)
+    with news.announced(notify, news.Course(first.study, first.plan)) as course:
+        for job in rounds(first):
+            print(job.said(), flush=True)
+            job = begin(job)
+            course.plan = job.plan
+            if job.plan.trials:
+                connect(job)
+                failed = execute(ready(job), loggers, fail_fast)
+            if failed:
+                break
+        course.verdicts = write_report(job).verdicts
         if failed:
-            break
-    write_report(job)
-    if failed:
-        raise StageError("\n".join(failed))
+            raise StageError("\n".join(failed))
     return results(job.study.name, job.store.url)
 
 
@@ -293,10 +298,17 @@ def _unsuccessful(failures: dict[str, str], blocked: Iterable[str], job: Job) ->
     return failed + [f"not run because of a failure: {labels[trial]} ({trial})" for trial in sorted(blocked)]
 
 
-def write_report(job: Job) -> list[str]:
+class Written(NamedTuple):
+    """A report that was written. undrawn: a sentence for each figure that could not be drawn; verdicts: a line for each
+    claim, and for who was right."""
+
+    undrawn: list[str]
+    verdicts: list[str]
+
+
+def write_report(job: Job) -> Written:
     """Write results table and report of what is finished of a study, and of what else was ever asked for under its
-    name, into the store; print its claims, and who was right. Return a sentence for each figure that could not be
-    drawn."""
+    name, into the store; print its verdicts."""
     from rayexp.reports import page
 
     def make(whole: Plan, folder: Path) -> tuple["Report", list[str]]:
@@ -306,7 +318,7 @@ def write_report(job: Job) -> list[str]:
     print(*told, sep="\n")
     place = f"{job.store.url}/studies/{job.study.name}"
     print(f"results: {place}/results.parquet\nreport:  {place}/report/index.html")
-    return report.undrawn
+    return Written(report.undrawn, told)
 
 
 def _told(folder: Path) -> list[str]:

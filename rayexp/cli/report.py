@@ -32,6 +32,6 @@ def _report(sweep: Sweep) -> int:
     if not job.study.whole(plan, labels or plan.labels).finished:
         raise StoreError(f"store is {job.store.url!r}, which has no finished stage of the study {plan.study}")
     with working():
-        undrawn = api.write_report(dataclasses.replace(job, plan=plan))
+        undrawn = api.write_report(dataclasses.replace(job, plan=plan)).undrawn
     print(*undrawn, sep="\n", end="\n" * bool(undrawn), file=sys.stderr)
     return 1 if undrawn else 0

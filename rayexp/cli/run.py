@@ -25,7 +25,8 @@ from rayexp.experiment import Experiment
 from rayexp.store.index import StoreIndex
 from rayexp.store.provenance import command_line
 from rayexp.studies import SUMMARIES
-from rayexp.sweep import preflight, trackers
+from rayexp.sweep import notify, preflight, trackers
+from rayexp.sweep.notify import Course
 from rayexp.sweep.preview import ClusterResources, render_plan
 
 
@@ -65,6 +66,9 @@ class Sweep:
     serve: bool = False
     """Show the store in a browser by Ray Serve, at the address that is printed, for as long as the cluster lives. On
     unless told otherwise in a job that was submitted to a cluster which asks for a token."""
+    notify: str | None = None
+    """Tell how the sweep ended, once: a URL of http or https gets a POST of JSON, anything else is a command of the
+    shell with the same on its standard input."""
     options: Annotated[Options, tyro.conf.OmitArgPrefixes] = USUAL
 
     def run_config(self, argv: tuple[str, ...] = ()) -> RunConfig:
@@ -80,34 +84,44 @@ def main(arguments: list[str] | None = None, study: str = DEMO.study) -> int:
 def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
     try:
         trackers.require(sweep.loggers)
-        first = job = api.prepare(sweep.experiment, sweep.run_config(argv), again=sweep.force)
+        notify.require(sweep.notify)
+        first = api.prepare(sweep.experiment, sweep.run_config(argv), again=sweep.force)
         if sweep.plan:
-            print(_plan_json(sweep, job) if sweep.json else _plan_text(job))
+            print(_plan_json(sweep, first) if sweep.json else _plan_text(first))
             return 0
         if sweep.repair:
-            api.unpublish_damaged(job)
-            first = api.prepare(sweep.experiment, job.run_config, again=sweep.force)
-        failed, address = [], ""
-        for job in api.rounds(first):
-            print(job.said(), flush=True)
-            job = api.begin(job)
-            failed = []
-            if job.plan.trials:
-                with stopped_once():
-                    api.connect(job)
-                address = address or (_serve(job) if sweep.serve else "")
-                failed = _execute(job, sweep)
-            if failed:
-                break
-        with working():
-            undrawn = api.write_report(job)
-        print(f"in a browser: {address}\n" if address else "", end="", flush=True)
+            api.unpublish_damaged(first)
+            first = api.prepare(sweep.experiment, first.run_config, again=sweep.force)
+        with notify.announced(sweep.notify, Course(first.study, first.plan)) as course:
+            failed, undrawn = _run(first, sweep, course)
     except KeyboardInterrupt:
         begun = "; with --force it makes everything again that is named" if sweep.force else ""
         print(f"stopped; the same command goes on from here{begun}", file=sys.stderr)
         return 130
     print(*undrawn, sep="\n", end="\n" * bool(undrawn), file=sys.stderr)
     return 1 if failed or undrawn else 0
+
+
+def _run(first: Job, sweep: Sweep, course: Course) -> tuple[list[str], list[str]]:
+    """Run a job, and what its experiment wants then. Return a line for each failure, and for each missing figure."""
+    job, failed, address = first, [], ""
+    for job in api.rounds(first):
+        print(job.said(), flush=True)
+        job = api.begin(job)
+        course.plan = job.plan
+        failed = []
+        if job.plan.trials:
+            with stopped_once():
+                api.connect(job)
+            address = address or (_serve(job) if sweep.serve else "")
+            failed = _execute(job, sweep)
+        if failed:
+            break
+    with working():
+        undrawn, course.verdicts = api.write_report(job)
+    print(f"in a browser: {address}\n" if address else "", end="", flush=True)
+    course.failed = bool(failed or undrawn)
+    return failed, undrawn
 
 
 def _serve(job: Job) -> str:

@@ -41,7 +41,8 @@ NO_PART_OF_A_STAGE = (
     "telemetry/grafana.py",
 )
 HIDDEN = "***"
-_SECRET = re.compile(r"token|passw|secret|credential|api[-_]?key|access[-_]?key|signature", re.IGNORECASE)
+#: Names of secrets. Of a webhook the whole URL is one, and a command may have one anywhere.
+_SECRET = re.compile(r"token|passw|secret|credential|api[-_]?key|access[-_]?key|signature|^--notify$", re.IGNORECASE)
 
 
 def record(

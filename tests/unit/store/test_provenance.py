@@ -179,6 +179,8 @@ def test_the_command_line_is_the_drivers():
     [
         ("--study tokens --seeds 0", "--study tokens --seeds 0"),
         ("--api-token abc --seeds 0", "--api-token *** --seeds 0"),
+        ("--notify https://host/services/abc --seeds 0", "--notify *** --seeds 0"),
+        ("--notify=https://host/services/abc", "--notify=***"),
         ("--redis-password=abc", "--redis-password=***"),
         ("WANDB_API_KEY=abc", "WANDB_API_KEY=***"),
         ("--store s3://me:abc@host/runs", "--store s3://***@host/runs"),

@@ -12,10 +12,10 @@ from rayexp.cli import run as sweep
 from rayexp.errors import RefusedError
 from rayexp.experiment import Experiment
 from rayexp.stages import Stage
+from rayexp.store import leases
 from rayexp.store.artifacts import Store
 from rayexp.store.filesystem import Files
 from rayexp.store.index import StoreIndex
-from rayexp.sweep import study as module
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.study import Study
 from tests.fixtures.simulated_study import RECORD, published
@@ -111,7 +111,7 @@ def test_stages_of_an_earlier_version_have_no_part_in_it(study, monkeypatch):
 def test_of_two_drivers_that_end_together_the_last_writes_the_rows_of_both(study, store, monkeypatch):
     """The second comes while the first writes: it waits, and then writes the page of the whole."""
     waits = threading.Event()
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: waits.set())
+    monkeypatch.setattr(leases.time, "sleep", lambda seconds: waits.set())
     second = threading.Thread(target=study.write, args=(ONE, ids_of))
 
     def slowly(plan: Plan, folder: Path) -> None:
