@@ -9,6 +9,7 @@
     rayexp compare depth-tiny other::depth-tiny     two studies, prompt by prompt
     rayexp compare depth-tiny --by kl_beta          two values of a setting within one study
     rayexp export depth-tiny --to kit               checkpoints, records, checksums
+    rayexp export depth-tiny --to hf://ORG/NAME     results, and decoders, to the Hugging Face hub
     rayexp serve --store runs                       all of a store, in a browser
     rayexp gc                                       what no study needs any more; asks, and removes it
 

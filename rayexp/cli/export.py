@@ -1,8 +1,10 @@
-"""``rayexp export``: the release kit of a study."""
+"""``rayexp export``: a study to publish, as a release kit or on the Hugging Face hub."""
 
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import tyro
@@ -14,19 +16,54 @@ from rayexp.cli.place import StoreArgs
 
 @dataclass(frozen=True, kw_only=True)
 class Export(StoreArgs):
-    """Write the release kit of a study: its finished stages, results and report, a table of records, checksums."""
+    """Write the release kit of a study: its finished stages, results and report, a table of records, checksums. To
+    hf://ORG/NAME publish it on the Hugging Face hub: its results as a data set, the decoders of --models as models."""
 
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
     """As it is called below studies/ in the store."""
     to: str
-    """An empty or new folder, or an fsspec URL."""
+    """An empty or new folder, an fsspec URL, or hf://ORG/NAME."""
+    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGE ...")] = ()
+    """Decoders that become models of the hub, ORG/NAME-... each: ids, beginnings of ids, or labels of finished stages.
+    By default none, so that no study becomes hundreds of repositories."""
+    dry_run: str | None = None
+    """An empty or new folder: what would be uploaded to the hub is written there, and nothing is uploaded."""
 
     def run(self) -> int:
+        if self.to.startswith("hf://"):
+            return self._publish()
+        if self.models or self.dry_run is not None:
+            given = "models" if self.models else "dry_run"
+            raise ValueError(f"{given} is given, and to is {self.to!r}; allowed with it: hf://ORG/NAME")
+        return self._release()
+
+    def _release(self) -> int:
         from rayexp.store.export import SUMS, Release
 
         release = Release(self.index(), self.study, self.to)
         with working():
-            release.write(version("rayexp"), lambda text: print(text, file=sys.stderr, flush=True))
+            release.write(version("rayexp"), _say)
         size = filesize.decimal(release.bytes)
         print(f"{len(release.sums) + 1} files, {size}: {release.files.url}, sealed with {SUMS}")
         return 0
+
+    def _publish(self) -> int:
+        from rayexp.reports import hub  # pandas and scipy, which a kit does not need
+
+        publication = hub.Publication(self.index(), self.study, self.to, self.models)
+        if self.dry_run is not None:
+            folder = hub.empty_folder(self.dry_run)
+            with working():
+                publication.write(folder, version("rayexp"), _say)
+            places = [str(folder / repository) for repository in publication.repositories]
+        else:
+            hub.require_access()
+            with working(), TemporaryDirectory() as local:
+                publication.write(Path(local), version("rayexp"), _say)
+                places = publication.upload(Path(local), _say)
+        print(*places, sep="\n")
+        return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,204 @@
+"""A study on the Hugging Face hub: its results as a data set, and those of its decoders that are asked for as models.
+
+    ORG/NAME                data set: results.parquet, the other tables as CSV and Parquet, figures/, README.md
+    ORG/NAME-<short name>   model: what the artifact of a finished stage has in model/, LICENSE, README.md
+
+``write`` makes a folder for each, from artifacts that are verified while they are copied; ``upload`` sends what was
+written. So nothing is uploaded before all of it is known to be whole.
+"""
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of whichever client it is built on
+)
+from huggingface_hub.utils import validate_repo_id
+
+from rayexp.errors import PermanentError, first_line
+from rayexp.formatting import one_line
+from rayexp.reports.cards import COLUMNS, TABLES, PublishedModel, dataset_card, model_card
+from rayexp.stages import Stage
+from rayexp.store.artifacts import StoreError
+from rayexp.store.filesystem import Files
+from rayexp.store.index import StoreIndex, find
+
+SCHEME = "hf://"
+RESULTS = "results.parquet"
+FIGURES = "figures"
+LICENCE = "model/LICENSE"
+#: What a person can do who is refused.
+INSTEAD = "or give --dry-run FOLDER"
+
+
+class HubError(PermanentError):
+    """The Hugging Face hub can't be asked, or refused."""
+
+
+class Publication:
+    """A study that is to be published. All that can be is looked at before anything is written.
+
+    models: repositories of decoders, by id of their stage.
+    """
+
+    def __init__(self, index: StoreIndex, study: str, to: str, models: Sequence[str] = ()) -> None:
+        """Raise ValueError or StoreError, with one sentence, if ``to`` is no ``hf://ORG/NAME``, if the store has no
+        such study or no results of it, or if one of ``models`` is no decoder of it that can be read."""
+        self.dataset = repository_of(to)
+        self.store, self.study, self.planned = index.store, study, index.study(study)
+        self.finished = index.finished(self.planned)
+        files = self.store.files
+        self.tables = [name for name in TABLES if name in files.names(f"studies/{study}")]
+        if RESULTS not in self.tables:
+            raise StoreError(f"study is {study!r}, which has no {RESULTS} in the store {self.store.url} yet")
+        self.figures = [name for name in files.names(f"studies/{study}/report") if name.endswith(".png")]
+        self.figures.sort(key=lambda name: (len(name), name))
+        labels = {each.id: each.label for each in self.finished.values() if "model/config.json" in each.files}
+        wanted = [find(text, labels, f"a finished stage of {study} that has a model") for text in models]
+        names = model_repositories(self.dataset, labels)
+        self.models = {stage_id: _valid(names[stage_id], f"the repository of {stage_id}") for stage_id in wanted}
+        self.specs = index.specs(self.models)
+        if unread := self.models.keys() - self.specs.keys():
+            raise StoreError(f"{self.store.url}/stages/{min(unread)}/spec.json is none that this version can read")
+
+    @property
+    def repositories(self) -> dict[str, str]:
+        """Return the type of each repository, by its id."""
+        return {self.dataset: "dataset", **dict.fromkeys(self.models.values(), "model")}
+
+    def write(self, folder: Path, version: str, say: Callable[[str], None]) -> None:
+        """Write the content of each repository into the folder of its id. ``say`` hears of each. Raises StoreError if
+        an artifact is damaged."""
+        say(f"{self.dataset}  results of {self.study}")
+        rows = self._write_results(folder / self.dataset, version)
+        for stage_id, repository in self.models.items():
+            say(one_line(f"{repository}  {stage_id}  {self.finished[stage_id].label}"))
+            self._write_model(stage_id, folder / repository, rows[rows["stage_id"] == stage_id])
+
+    def upload(self, folder: Path, say: Callable[[str], None]) -> list[str]:
+        """Upload what ``write`` wrote, and return where it is. Repositories are made where there are none; all of them
+        before the first file is sent. Raises HubError."""
+        api, urls = HfApi(), []
+        for repository, kind in self.repositories.items():
+            with _asked(api, f"make the repository {repository}"):
+                urls.append(str(api.create_repo(repository, repo_type=kind, exist_ok=True)))
+        for repository, kind in self.repositories.items():
+            say(f"uploading {repository}")
+            with _asked(api, f"take the files of {repository}"):
+                api.upload_folder(
+                    repo_id=repository,
+                    repo_type=kind,
+                    folder_path=folder / repository,
+                    commit_message=f"Publish the study {self.study}",
+                    delete_patterns=f"{FIGURES}/*",  # a page may have had more of them
+                )
+        return urls
+
+    def _write_results(self, folder: Path, version: str) -> pd.DataFrame:
+        """Write the data set. Return what its rows tell of decoders."""
+        place, files = f"studies/{self.study}", self.store.files
+        for name in self.tables:
+            files.download(f"{place}/{name}", folder / name)
+            if name != RESULTS:  # configurations of a data set have to be of one format
+                pd.read_csv(folder / name).to_parquet((folder / name).with_suffix(".parquet"), index=False)
+        for name in self.figures:
+            files.download(f"{place}/report/{name}", folder / FIGURES / name)
+        figure = f"{FIGURES}/{self.figures[0]}" if self.figures else ""
+        stages = len(self.finished), len(self.planned)
+        dataset_card(self.dataset, self.study, self.tables, figure, stages, version).save(folder / "README.md")
+        try:
+            return pq.ParquetFile(folder / RESULTS).read(COLUMNS).to_pandas()[COLUMNS]
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise StoreError(
+                f"{self.store.url}/{place}/{RESULTS} is no table of results ({first_line(error)}); write it again with "
+                "`rayexp report`"
+            ) from error
+
+    def _write_model(self, stage_id: str, folder: Path, rows: pd.DataFrame) -> None:
+        stage, finished = self.specs[stage_id], self.finished[stage_id]
+        with self.store.model(stage_id) as model:
+            shutil.copytree(model, folder)
+        licences = self._write_licences(stage, folder)
+        about = PublishedModel(
+            self.models[stage_id], self.dataset, self.study, finished, stage, rows, [file.name for file in licences]
+        )
+        model_card(about).save(folder / "README.md")
+
+    def _write_licences(self, stage: Stage, folder: Path) -> list[Path]:
+        """Write the licence of the model that a lineage starts from, which came into the store with that model alone
+        and holds for what is made of it. Return the files."""
+        root = self.finished.get(stage.root.id)
+        if root and any(name.startswith(LICENCE) for name in root.files):
+            with self.store.fetched(f"stages/{root.id}", prefix=LICENCE) as found:
+                shutil.copytree(found / "model", folder, dirs_exist_ok=True)
+        return sorted(folder.glob("LICENSE*"))
+
+
+def repository_of(to: str) -> str:
+    """Return the repository that ``hf://ORG/NAME`` names. Raises ValueError on anything else."""
+    name = to.removeprefix(SCHEME)
+    if not re.fullmatch(r"[^/]+/[^/]+", name):
+        raise ValueError(f"to is {to!r}; allowed, on the Hugging Face hub: {SCHEME}ORG/NAME")
+    return _valid(name, "to")
+
+
+def model_repositories(dataset: str, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the repository of each decoder of a study, by id of its stage: the name of the study's, then first and
+    last part of the label, and of the id where labels of several are alike in these."""
+    words = {stage_id: _short(label) for stage_id, label in labels.items()}
+    same = Counter(words.values())
+    return {
+        stage_id: "-".join([dataset, word, *([stage_id.rpartition("-")[2][:8]] if same[word] > 1 else [])])
+        for stage_id, word in words.items()
+    }
+
+
+def require_access() -> None:
+    """Raise HubError unless the hub can be asked, and knows the token of this machine."""
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"HF_HUB_OFFLINE is set, so the Hugging Face hub is not asked; unset it, {INSTEAD}")
+    if get_token() is None:
+        raise HubError(f"there is no token for the Hugging Face hub; set HF_TOKEN, run `hf auth login`, {INSTEAD}")
+    api = HfApi()
+    with _asked(api, "say whose token this is"):
+        api.whoami()
+
+
+def empty_folder(path: str) -> Path:
+    """Return a folder of this machine with nothing in it. Raises ValueError where it is something else."""
+    files = Files(path)
+    if not files.local or not files.empty():
+        raise ValueError(f"dry_run is {path!r}; allowed: a new or empty folder of this machine")
+    return Path(files.root)
+
+
+@contextmanager
+def _asked(api: HfApi, what: str) -> Iterator[None]:
+    """Let errors of the hub leave the block as HubErrors of one sentence."""
+    try:
+        yield
+    except (OSError, HTTPError) as error:
+        raise HubError(f"the Hugging Face hub at {api.endpoint} did not {what} ({first_line(error)})") from error
+
+
+def _valid(name: str, field: str) -> str:
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"{field} is {name!r}; {first_line(error)}") from error
+    return name
+
+
+def _short(label: str) -> str:
+    """Return first and last part of a label, without anything that the name of a repository can't have."""
+    ends = f"{label.partition('/')[0]}-{label.rpartition('/')[2]}"
+    return re.sub(r"[^A-Za-z0-9._]+|\.{2,}", "-", ends).strip("-.")
