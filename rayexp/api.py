@@ -4,11 +4,11 @@ The command ``rayexp`` is these functions with a shell's words in front and exit
 would have, start Ray only to run something, and use one that is connected already.
 """
 
-import csv
 import dataclasses
 import io
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from rayexp.reports.page import Report
 
+NO_TRACKERS = trackers.Trackers()
 #: An experiment, or stages or conditions of one's own; they need a name.
 Asked = Experiment | Iterable[Wanted]
 
@@ -91,22 +92,26 @@ def run(
     ``rayexp run``. Raises as ``plan`` does, and StageError once all else is done if a stage failed.
     """
     news.require(notify)
+    trackers.require(loggers)
     first = prepare(wanted, run_config or RunConfig(), name, force)
     if repair:
         unpublish_damaged(first)
         first = prepare(wanted, first.run_config, name, force)
     job, failed = first, []
-    with news.announced(notify, news.Course(first.study, first.plan)) as course:
+    with (
+        news.announced(notify, news.Course(first.study, first.plan)) as course,
+        open_trackers(first, loggers) as tracked,
+    ):
         for job in rounds(first):
             print(job.said(), flush=True)
             job = begin(job)
             course.plan = job.plan
             if job.plan.trials:
                 connect(job)
-                failed = execute(ready(job), loggers, fail_fast)
+                failed = execute(ready(job), tracked, fail_fast)
             if failed:
                 break
-        course.verdicts = write_report(job).verdicts
+        course.verdicts = write_report(job, tracked).verdicts
         if failed:
             raise StageError("\n".join(failed))
     return results(job.study.name, job.store.url)
@@ -268,7 +273,18 @@ def ready(job: Job) -> Job:
     return dataclasses.replace(job, run_config=run_config)
 
 
-def execute(job: Job, loggers: Sequence[str] = (), fail_fast: bool = False) -> list[str]:
+def open_trackers(job: Job, loggers: Sequence[str]) -> AbstractContextManager[trackers.Trackers]:
+    """Open the trackers of a job, for what is run of it and for its report. Raises ValueError on one that can't be."""
+
+    def results_of(measurement: Stage) -> dict[str, float]:
+        from rayexp.reports import summary  # pandas, which a refusal does not need
+
+        return summary.results_of(job.store, measurement)
+
+    return trackers.opened(loggers, job.store, job.study.name, results_of)
+
+
+def execute(job: Job, tracked: trackers.Trackers = NO_TRACKERS, fail_fast: bool = False) -> list[str]:
     """Run all trials that are left of a job that is ready. Return a line for each that did not succeed."""
     from rayexp.sweep import display, prometheus, scheduler
     from rayexp.sweep.cost import CostModel
@@ -279,13 +295,10 @@ def execute(job: Job, loggers: Sequence[str] = (), fail_fast: bool = False) -> l
     estimates = CostModel.of(StoreIndex(job.store), job.run_config)
     at_once = preflight.concurrency(job.plan, job.run_config)
     progress = Progress(job.plan, lambda stage: estimates.cost(stage).seconds, at_once)
-    with (
-        trackers.opened(loggers, job.store, job.study.name) as opened,
-        display.open_display(display.console(), progress) as view,
-    ):
+    with display.open_display(display.console(), progress) as view:
         means = MeansSoFar(job.plan, job.store)
         views = [view, prometheus.PrometheusExporter(progress, means, job.study.name), JobProgress(progress)]
-        outcome = scheduler.run(job.plan, job.run_config, progress, views, opened, fail_fast)
+        outcome = scheduler.run(job.plan, job.run_config, progress, views, tracked, fail_fast)
     return _unsuccessful(outcome.failed, outcome.blocked, job)
 
 
@@ -306,31 +319,18 @@ class Written(NamedTuple):
     verdicts: list[str]
 
 
-def write_report(job: Job) -> Written:
+def write_report(job: Job, tracked: trackers.Trackers = NO_TRACKERS) -> Written:
     """Write results table and report of what is finished of a study, and of what else was ever asked for under its
-    name, into the store; print its verdicts."""
-    from rayexp.reports import page
+    name, into the store; print its verdicts, and tell the trackers."""
+    from rayexp.reports import page, summary
 
-    def make(whole: Plan, folder: Path) -> tuple["Report", list[str]]:
-        return page.write(whole, job.store, folder), _told(folder)
+    def make(whole: Plan, folder: Path) -> tuple["Report", list[summary.Verdict]]:
+        return page.write(whole, job.store, folder), list(summary.verdicts(folder))
 
-    report, told = job.study.write(job.plan, make)
+    report, verdicts = job.study.write(job.plan, make)
+    told = [" | ".join(each) for each in verdicts]
     print(*told, sep="\n")
+    tracked.write_study({each.about: f"{each.verdict}: {each.measured}" for each in verdicts})
     place = f"{job.store.url}/studies/{job.study.name}"
     print(f"results: {place}/results.parquet\nreport:  {place}/report/index.html")
     return Written(report.undrawn, told)
-
-
-def _told(folder: Path) -> list[str]:
-    """Return a line for each verdict of a report."""
-    about = {
-        "claims": "{claim} {title} | {setting} | {measured} | {verdict}",
-        "objections": "{condition} | {place} | {measured} | {verdict}",
-    }
-    return [line.format_map(row) for name, line in about.items() for row in _rows(folder / f"{name}.csv")]
-
-
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)

@@ -28,6 +28,7 @@ from rayexp.studies import SUMMARIES
 from rayexp.sweep import notify, preflight, trackers
 from rayexp.sweep.notify import Course
 from rayexp.sweep.preview import ClusterResources, render_plan
+from rayexp.sweep.trackers import Trackers
 
 
 class Options(RunConfig):
@@ -62,7 +63,7 @@ class Sweep:
     fail_fast: bool = False
     """After a failure, stop."""
     loggers: tuple[str, ...] = ()
-    """Tune's own loggers, beside the store: csv, json, tensorboard, wandb."""
+    """Trackers to write to beside the store: csv, json, mlflow, tensorboard, trackio, wandb."""
     serve: bool = False
     """Show the store in a browser by Ray Serve, at the address that is printed, for as long as the cluster lives. On
     unless told otherwise in a job that was submitted to a cluster which asks for a token."""
@@ -92,8 +93,11 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         if sweep.repair:
             api.unpublish_damaged(first)
             first = api.prepare(sweep.experiment, first.run_config, again=sweep.force)
-        with notify.announced(sweep.notify, Course(first.study, first.plan)) as course:
-            failed, undrawn = _run(first, sweep, course)
+        with (
+            notify.announced(sweep.notify, Course(first.study, first.plan)) as course,
+            api.open_trackers(first, sweep.loggers) as tracked,
+        ):
+            failed, undrawn = _run(first, sweep, course, tracked)
     except KeyboardInterrupt:
         begun = "; with --force it makes everything again that is named" if sweep.force else ""
         print(f"stopped; the same command goes on from here{begun}", file=sys.stderr)
@@ -102,7 +106,7 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
     return 1 if failed or undrawn else 0
 
 
-def _run(first: Job, sweep: Sweep, course: Course) -> tuple[list[str], list[str]]:
+def _run(first: Job, sweep: Sweep, course: Course, tracked: Trackers) -> tuple[list[str], list[str]]:
     """Run a job, and what its experiment wants then. Return a line for each failure, and for each missing figure."""
     job, failed, address = first, [], ""
     for job in api.rounds(first):
@@ -114,11 +118,11 @@ def _run(first: Job, sweep: Sweep, course: Course) -> tuple[list[str], list[str]
             with stopped_once():
                 api.connect(job)
             address = address or (_serve(job) if sweep.serve else "")
-            failed = _execute(job, sweep)
+            failed = _execute(job, sweep, tracked)
         if failed:
             break
     with working():
-        undrawn, course.verdicts = api.write_report(job)
+        undrawn, course.verdicts = api.write_report(job, tracked)
     print(f"in a browser: {address}\n" if address else "", end="", flush=True)
     course.failed = bool(failed or undrawn)
     return failed, undrawn
@@ -140,10 +144,10 @@ def _serve(job: Job) -> str:
     return address
 
 
-def _execute(job: Job, sweep: Sweep) -> list[str]:
+def _execute(job: Job, sweep: Sweep, tracked: Trackers) -> list[str]:
     job = api.ready(job)
     with working():
-        failed = api.execute(job, sweep.loggers, sweep.fail_fast)
+        failed = api.execute(job, tracked, sweep.fail_fast)
     print(*failed, sep="\n", end="\n" * bool(failed), file=sys.stderr)
     return failed
 

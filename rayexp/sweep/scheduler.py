@@ -1,7 +1,6 @@
 """The plan as one Ray Tune experiment: a searcher hands out a trial when the trials it builds on have finished."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from rayexp.sweep.failures import why_failed
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.sweep.progress import Progress
 from rayexp.sweep.trackers import Trackers
-from rayexp.sweep.trial import DOCUMENTS, run_stages, trial_config
+from rayexp.sweep.trial import run_stages, trial_config
 
 log = logging.getLogger(__name__)
 
@@ -267,19 +266,26 @@ class TuneEvents(tune.Callback):
     ) -> None:
         if "stage_id" in result:
             self._progress.report(trial.config["trial"], result)
+            if run := self._progress.running.get(trial.config["trial"]):
+                self._trackers.log(run.stage, self._progress.plan, run.step, run.numbers)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
         if "lease_lost" in result:
-            self._progress.end(trial.config["trial"], "waiting", result["lease_lost"])
+            self._end(trial.config["trial"], "waiting", result["lease_lost"])
         elif why := result.get("failed") or result.get("not_shared"):
-            self._progress.end(trial.config["trial"], "failed", why)
+            self._end(trial.config["trial"], "failed", why)
         else:
-            self._progress.end(trial.config["trial"], "done")
+            self._end(trial.config["trial"], "done")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Take in a failure, perhaps of a trial that never started because its process could not be made."""
-        self._progress.end(trial.config["trial"], "failed", why_failed(trial.pickled_error_file, trial.error_file))
+        self._end(trial.config["trial"], "failed", why_failed(trial.pickled_error_file, trial.error_file))
+
+    def _end(self, trial_id: str, state: str, why: str = "") -> None:
+        if run := self._progress.running.get(trial_id):
+            self._trackers.end_trial(run.trial, self._progress.plan)
+        self._progress.end(trial_id, state, why)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         for view in self._views:
@@ -305,25 +311,6 @@ class _StopWhen(tune.Stopper):
 
 
 def tracker_callbacks(trackers: Trackers) -> list[tune.Callback]:
-    """Return Tune's callback of each tracker."""
-    made = {
-        "csv": CSVLoggerCallback,
-        "json": JsonLoggerCallback,
-        "tensorboard": TBXLoggerCallback,
-        "wandb": lambda: _wandb_callback(trackers.study),
-    }
-    return [made[name]() for name in trackers.names]
-
-
-def _wandb_callback(study: str) -> tune.Callback:
-    from ray.air.integrations.wandb import WandbLoggerCallback  # imports wandb, which takes a second
-
-    class Started(WandbLoggerCallback):
-        def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-            """End the run of a trial, unless its process never started and it has none."""
-            if trial in self._trial_queues:
-                super().log_trial_end(trial, failed)
-
-    # Its runs live in actors, which may be started by a node that does not know this process's environment.
-    mode = os.environ.get("WANDB_MODE", "online")
-    return Started(project="rayexp", group=study, excludes=DOCUMENTS, mode=mode, settings={"silent": True})
+    """Return the callbacks of the trackers whose files Tune writes."""
+    made = {"csv": CSVLoggerCallback, "json": JsonLoggerCallback, "tensorboard": TBXLoggerCallback}
+    return [made[name]() for name in trackers.tunes]

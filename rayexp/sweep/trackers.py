@@ -1,79 +1,152 @@
-"""The trackers that a sweep can write to beside the store: files, TensorBoard, Weights & Biases.
+"""The trackers that a sweep can write to beside the store: MLflow, Trackio, Weights & Biases, TensorBoard, files.
 
-Off unless asked for: the store has everything already. What they write lies in a folder of Ray's while the sweep runs,
-and in the store, below the study, when it has ended in whatever way.
+Off unless asked for: the store has everything already. The first three get a run for each stage (``stage_runs``), the
+others are Tune's, with one for each trial. What they write to files lies in a folder of this machine while the sweep
+runs, and in the store, below the study, when it has ended in whatever way.
 """
 
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.error import HTTPError
 
-from rayexp.errors import not_among
-from rayexp.store.artifacts import Store
+from rayexp.errors import first_line, not_among
+from rayexp.stages import Stage
+from rayexp.store.artifacts import Store, StoreError
+from rayexp.sweep.plan import Plan, Trial
+from rayexp.sweep.stage_runs import BackgroundWriter, Results, StageRuns
+from rayexp.sweep.tracker_clients import CLIENTS
 
-NAMES = ("csv", "json", "tensorboard", "wandb")
+log = logging.getLogger(__name__)
 
-
-@dataclass
-class Trackers:
-    """The trackers of a sweep, and the folders that they have written to, one for each trial that was started.
-    ``afterwards``: where their files are when the sweep has ended."""
-
-    names: Sequence[str] = ()
-    study: str = ""
-    afterwards: str = ""
-    folders: dict[Path, None] = field(default_factory=dict)
-
-    def add_folder(self, folder: Path) -> None:
-        """Remember the folder of a trial; print, once, where they are."""
-        if self.names and not self.folders:
-            print(f"loggers: {folder.parent}, and after the sweep {self.afterwards}", flush=True)
-        self.folders[folder] = None
+#: Those whose files Tune writes.
+TUNES = ("csv", "json", "tensorboard")
+NAMES = tuple(sorted((*TUNES, *CLIENTS)))
+REACHED_WITHIN_S = 10.0
 
 
 def require(names: Sequence[str]) -> None:
-    """Raise ValueError, in one sentence, if one of the trackers does not exist, lacks its package or can't log in."""
+    """Raise ValueError, in one sentence, if one of the trackers does not exist, lacks its package, can't be reached or
+    can't log in."""
     for name in names:
         if name not in NAMES:
             raise ValueError(not_among("loggers", name, NAMES))
-    if "wandb" in names:
-        if find_spec("wandb") is None:
-            raise ValueError("loggers is 'wandb', which needs a package: pip install 'rayexp[wandb]'")
-        if not _can_log_in():
-            raise ValueError(
-                "loggers is 'wandb', which has no API key; allowed: WANDB_API_KEY set, `wandb login` done, or "
-                "WANDB_MODE=offline"
-            )
+        if name in CLIENTS and find_spec(name) is None:
+            raise ValueError(f"loggers is {name!r}, which needs a package: pip install 'rayexp[{name}]'")
+    if "mlflow" in names:
+        _require_reached(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if "wandb" in names and not _can_log_in():
+        raise ValueError(
+            "loggers is 'wandb', which has no API key; allowed: WANDB_API_KEY set, `wandb login` done, or "
+            "WANDB_MODE=offline"
+        )
+
+
+def _require_reached(url: str) -> None:
+    """Raise ValueError if nothing answers at the address of a server of MLflow; MLflow itself would try for minutes."""
+    if not url.startswith(("http://", "https://")):
+        return
+    try:
+        urllib.request.urlopen(url, timeout=REACHED_WITHIN_S).close()
+    except HTTPError:  # an answer
+        pass
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"MLFLOW_TRACKING_URI is {url!r}, where no server answers ({first_line(error)}); start one there, or unset "
+            "it to have MLflow write to a file"
+        ) from error
 
 
 def _can_log_in() -> bool:
-    """Return whether Ray's callback of Weights & Biases will find an API key, or needs none."""
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return True
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_SETUP_API_KEY_HOOK"):
+    """Return whether Weights & Biases will find an API key, or needs none."""
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled") or os.environ.get("WANDB_API_KEY"):
         return True
     import wandb  # takes a second
 
     return wandb.login(prompt=False, verify=False)
 
 
+class Trackers:
+    """The trackers of a study: those that Tune writes (``tunes``, in the ``folders`` of the trials that were started),
+    and those that get a run for each stage."""
+
+    def __init__(self, study: str = "", tunes: Sequence[str] = (), runs: Sequence[BackgroundWriter] = ()) -> None:
+        self.tunes = tunes
+        self.folders: dict[Path, None] = {}
+        self._study = study
+        self._runs = runs
+
+    def add_folder(self, folder: Path) -> None:
+        """Remember the folder of a trial; print, once, where they are."""
+        if self.tunes and not self.folders:
+            print(f"loggers: {', '.join(self.tunes)}: {folder.parent}", flush=True)
+        self.folders[folder] = None
+
+    def log(self, stage: Stage, plan: Plan, step: int, numbers: Mapping[str, float]) -> None:
+        """Add numbers to the curves of a stage."""
+        for each in self._runs:
+            each.call(lambda runs: runs.log(stage, plan.labels[stage.id], step, numbers))
+
+    def end_trial(self, trial: Trial, plan: Plan) -> None:
+        """End the runs of a trial that is done, has failed, or is given up."""
+        for each in self._runs:
+            each.call(lambda runs: runs.end_trial(trial, plan))
+
+    def write_study(self, verdicts: Mapping[str, str]) -> None:
+        """Write the verdicts of the study, by what each is about."""
+        for each in self._runs:
+            each.call(lambda runs: runs.write_study(self._study, verdicts))
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        for each in self._runs:
+            each.close()
+
+
 @contextmanager
-def opened(names: Sequence[str], store: Store, study: str) -> Iterator[Trackers]:
-    """Give the trackers for one sweep; put their files to ``studies/<study>/loggers/<now>`` when the block ends."""
-    folder = f"studies/{study}/loggers/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
-    trackers = Trackers(names, study, f"{store.url}/{folder}")
+def opened(names: Sequence[str], store: Store, study: str, results: Results) -> Iterator[Trackers]:
+    """Give the trackers of a study; put their files to ``studies/<study>/loggers/<now>`` when the block ends.
+
+    Raises ValueError, before it begins, on one that can't be opened.
+    """
+    afterwards = f"studies/{study}/loggers/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
+    with TemporaryDirectory(prefix="rayexp-loggers-") as name:
+        folder = Path(name)
+        runs = [_open(each, study, folder, store, results) for each in names if each in CLIENTS]
+        trackers = Trackers(study, [each for each in names if each in TUNES], runs)
+        try:
+            yield trackers
+        finally:
+            trackers.close()
+            _keep(trackers, folder, store, afterwards)
+
+
+def _open(name: str, study: str, folder: Path, store: Store, results: Results) -> BackgroundWriter:
     try:
-        yield trackers
-    finally:
-        if names:
-            with TemporaryDirectory() as name:
-                for source in trackers.folders:
-                    ignored = shutil.ignore_patterns("*.pkl", "latest-run")
-                    shutil.copytree(source, Path(name) / source.name, ignore=ignored)
-                store.put_folder(Path(name), folder)
+        client = CLIENTS[name](study, folder)
+    except Exception as error:
+        raise ValueError(
+            f"loggers is {name!r}, which can't be opened ({first_line(error)}); mend that, or leave it out"
+        ) from error
+    print(f"loggers: {name}: {client.place}", flush=True)
+    return BackgroundWriter(name, StageRuns(client, store, results))
+
+
+def _keep(trackers: Trackers, folder: Path, store: Store, path: str) -> None:
+    """Copy what the trackers left in ``folder``, and what Tune wrote, into the store; warn where that fails."""
+    try:
+        for source in trackers.folders if trackers.tunes else ():
+            shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("*.pkl"), dirs_exist_ok=True)
+        store.put_folder(folder, path)
+    except (OSError, StoreError) as error:
+        log.warning("loggers: their files could not be put into the store: %s", first_line(error))
+    else:
+        if any(folder.iterdir()):
+            print(f"loggers: {store.url}/{path}", flush=True)

@@ -22,8 +22,6 @@ from rayexp.sweep.plan import Trial
 Report = Callable[[dict[str, Any]], None]
 
 SECONDS_BETWEEN_REPORTS = 2.0
-#: Of a trial's settings, those that are whole documents; the store has them in its spec.json.
-DOCUMENTS = ["stages", "run_config"]
 
 
 def trial_config(trial: Trial, run_config: RunConfig) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-"""What can be seen of a running sweep from outside: metrics, the names of things, and the files of Tune's loggers."""
+"""What can be seen of a running sweep from outside: metrics, the names of things, and what trackers have of it."""
 
 import json
 import struct
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
 import ray
+from mlflow import MlflowClient
 from prometheus_client.parser import text_string_to_metric_families
 from ray._common.utils import get_ray_address_file
 from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
@@ -15,6 +17,7 @@ from ray.train.v2._internal.state.util import is_actor_alive
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 from rayexp.config import RunConfig
+from rayexp.reports.summary import results_of
 from rayexp.store.artifacts import Store
 from rayexp.sweep import prometheus, scheduler, trackers
 from rayexp.sweep.plan import Plan
@@ -79,16 +82,18 @@ class Witness:
 @pytest.mark.timeout(600)
 def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
     """Every metric that is defined is scraped; actors and placement groups have roles, and calls their stage; the
-    loggers that were asked for leave their files in the store."""
+    trackers that were asked for leave their files in the store."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    names = ["csv", "tensorboard", "wandb"]
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    names = ["csv", "mlflow", "tensorboard", "wandb"]
     trackers.require(names)
     store = Store(str(tmp_path))
     reinforced = grpo(sft(pretrain()), steps=60, sampler="torch")
     plan = Plan.of("test", [reinforced, evaluate(reinforced)], ())
     progress = Progress(plan, lambda stage: stage.flops)
     witness = Witness(progress, MeansSoFar(plan, store), cluster["dashboard"])
-    with trackers.opened(names, store, "seen") as opened:
+    with trackers.opened(names, store, "seen", partial(results_of, store)) as opened:
         outcome = scheduler.run(plan, RunConfig(store=store.url), progress, [witness], opened)
     assert not outcome.failed
     assert not outcome.blocked
@@ -110,7 +115,7 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
     assert f"{reinforced.label}: update" in witness.listed["tasks"]
 
     (folder,) = (tmp_path / "studies/seen/loggers").iterdir()
-    assert {path.name for path in folder.iterdir()} == {trial.name for trial in plan.trials}
+    assert {path.name for path in folder.iterdir()} == {*(trial.name for trial in plan.trials), "mlflow.db", "wandb"}
     (events,) = (folder / plan.trials[-1].name).glob("events.out.tfevents.*")
     logged = scalars(events.read_bytes())
     assert logged["ray/tune/rollout/reward"][-1][0] == reinforced.steps
@@ -118,9 +123,22 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
         f"ray/tune/{name}" for name in ONLY_WITH_A_SETTING if name.startswith(("rollout/", "grpo/"))
     }
     assert (folder / plan.trials[0].name / "progress.csv").read_text().count("\n") > 1
-    (offline,) = (folder / plan.trials[-1].name).glob("wandb/offline-run-*/run-*.wandb")
-    assert b"rollout/reward" in offline.read_bytes()
+    offline = [path.read_bytes() for path in folder.glob("wandb/offline-run-*/run-*.wandb")]
+    assert len(offline) == len(trained)
+    assert any(b"rollout/reward" in data for data in offline)
+    runs = runs_of_mlflow(folder / "mlflow.db")
+    assert {name: status for name, (status, _) in runs.items()} == {stage.label: "FINISHED" for stage in trained}
+    _, metrics = runs[reinforced.label]
+    assert metrics.items() >= results_of(store, evaluate(reinforced)).items()
+    assert {metric.name for metric in reinforced.metrics} - metrics.keys() <= ONLY_WITH_A_SETTING
     assert not list(folder.rglob("*.pkl")), "a pickle in a store could run code"
+
+
+def runs_of_mlflow(file: Path) -> dict[str, tuple[str, dict[str, float]]]:
+    """Status and last numbers of every run, by name."""
+    client = MlflowClient(f"sqlite:///{file}")
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    return {str(run.info.run_name): (run.info.status, run.data.metrics) for run in client.search_runs(ids)}
 
 
 def scalars(data: bytes) -> dict[str, list[tuple[int, float]]]:

@@ -56,7 +56,7 @@ def refusal(monkeypatch, capsys, tmp_path):
         (["--rollout-workers", "-2"], "rollout_workers", "-2", "1"),
         (["--learner-cpus", "0"], "learner_cpus", "0", "greater than 0"),
         (["--timeout-s", "0"], "timeout_s", "0", "greater than 0"),
-        (["--loggers", "csv", "visdom"], "loggers", "'visdom'", "csv, json, tensorboard, wandb"),
+        (["--loggers", "csv", "visdom"], "loggers", "'visdom'", "csv, json, mlflow, tensorboard, trackio, wandb"),
         (["--store", "/proc/no/such/place"], "store", "'/proc/no/such/place'", "cannot be written"),
         (["--store", "memory://x"], "store", "'memory://x'", "that every machine reaches"),
         (["--store", "dir::memory://x"], "store", "the memory of one process", "that every machine reaches"),
