@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from rayexp.cli.place import LookArgs
+from rayexp.service import facts
 from rayexp.stages import settings
 from rayexp.terminal import Column, table, terminal_width
 
@@ -25,9 +26,6 @@ TABLE = (
     Column("B - A [95 %]"),
 )
 DIFFERING = (Column("of"), Column("setting"), Column("A", cut=True), Column("B", cut=True), Column("in the pairing"))
-
-
-_PAIRED = {False: "agree in all settings along their lineage", True: "end their condition and agree in their root"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Compare(LookArgs):
         found = [compare(first, other) for other in others]
         if self.csv:
             _write_csv(self.csv, found)
-        self.print_facts({"by": first.by, "comparisons": list(map(_facts, found))}, _text)
+        self.print_facts(facts.comparisons(first.by, found), _text)
         return 0
 
     def _studies(self) -> "list[Study]":
@@ -70,40 +68,22 @@ class Compare(LookArgs):
 def _write_csv(path: Path, found: "Sequence[Comparison]") -> None:
     import pandas as pd
 
-    tables = [each.table.assign(**_values(each)) for each in found]
+    tables = [each.table.assign(**each.values) for each in found]
     try:
         pd.concat(tables).to_csv(path, index=False)
     except OSError as error:
         raise ValueError(f"csv is {str(path)!r}, which cannot be written ({error.strerror})") from error
 
 
-def _values(found: "Comparison") -> dict[str, Any]:
-    """Return the values of the setting that parts of one study are compared by."""
-    return {"value_a": found.a.value, "value_b": found.b.value} if found.a.by else {}
-
-
-def _facts(found: "Comparison") -> dict[str, Any]:
-    return {
-        "a": found.a.title,
-        "b": found.b.title,
-        **_values(found),
-        "of_conditions": found.a.by == "condition",
-        "differing": [each._asdict() for each in found.differing],
-        "table": found.table.to_dict("records"),
-        "unpaired": found.unpaired,
-        "notes": found.notes,
-    }
-
-
-def _text(facts: dict[str, Any]) -> str:
-    return "\n\n".join(map(_comparison_text, facts["comparisons"]))
+def _text(found: dict[str, Any]) -> str:
+    return "\n\n".join(map(_comparison_text, found["comparisons"]))
 
 
 def _comparison_text(found: dict[str, Any]) -> str:
     width = terminal_width()
     lines = [
         f"A  {found['a']}\nB  {found['b']}\n",
-        f"Stages are paired that {_PAIRED[found['of_conditions']]}, prompts by role, cell and prompt_index.",
+        f"Stages are paired that {facts.PAIRED[found['of_conditions']]}, prompts by role, cell and prompt_index.",
     ]
     if found["differing"]:
         rows = [
@@ -117,10 +97,8 @@ def _comparison_text(found: dict[str, Any]) -> str:
 
 
 def _row(row: Mapping[Hashable, Any]) -> list[str]:
-    from rayexp.evaluation.metrics import Interval
+    from rayexp.reports.compare import difference_text
 
     means = [f"{row[name]:.3g}" for name in ("mean_q_a", "mean_q_b")]
     counts = [str(row[name]) for name in ("seeds", "pairs")]
-    possible = (-row["mean_q_a"], 1 - row["mean_q_a"])
-    difference = Interval(row["difference"], row["low"], row["high"], row["seeds"], row["pairs"], possible)
-    return [row["stage"], row["ood_ratio"], row["role"], *means, *counts, f"{difference:+.3g}"]
+    return [row["stage"], row["ood_ratio"], row["role"], *means, *counts, difference_text(row)]

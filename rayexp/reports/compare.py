@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayexp.errors import did_you_mean, first_line, not_among
+from rayexp.evaluation.metrics import Interval
 from rayexp.evaluation.statistics import interval, possible_change
 from rayexp.formatting import number
 from rayexp.parts import unread_parts
@@ -55,7 +56,12 @@ class Study:
         Raises StoreError if there is no such study, or its results are none.
         """
         url, name = _located(reference, store_url)
-        index = StoreIndex(store := Store(url))
+        return cls.of(Store(url), name)
+
+    @classmethod
+    def of(cls, store: Store, name: str) -> "Study":
+        """Return the study of this name in a store. Raises as ``read`` does."""
+        index, url = StoreIndex(store), store.url
         index.require_there()
         path = f"studies/{name}/results.parquet"
         try:
@@ -157,6 +163,11 @@ class Comparison:
     unpaired: list[str]
     notes: list[str]
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """Return the values of the setting that parts of one study are compared by; none where two studies are."""
+        return {"value_a": self.a.value, "value_b": self.b.value} if self.a.by else {}
+
 
 def compare(a: Study, b: Study) -> Comparison:
     """Return mean Q in both and the paired difference B - A, with 95 % intervals over seeds, then prompts.
@@ -181,6 +192,13 @@ def compare(a: Study, b: Study) -> Comparison:
     columns = [*keys, "mean_q_a", "mean_q_b", "difference", "low", "high", "undecided", "seeds", "pairs"]
     table = pd.DataFrame(rows, columns=columns)
     return Comparison(a, b, _differing(a, b, bearing), table, _unpaired(a, b, pairs, joined), _notes(a, b, joined))
+
+
+def difference_text(row: Mapping[Any, Any]) -> str:
+    """Return the difference of a row of the table with its interval, for people."""
+    possible = (-row["mean_q_a"], 1 - row["mean_q_a"])
+    found = Interval(row["difference"], row["low"], row["high"], row["seeds"], row["pairs"], possible)
+    return f"{found:+.3g}"
 
 
 def _of_equals(a: Study, b: Study, bearing: Mapping[tuple[str, str], str]) -> dict[str, str]:

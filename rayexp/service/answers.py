@@ -1,4 +1,4 @@
-"""Answers to requests: a page, a download, a refusal."""
+"""Requests and their answers: a page, a download, a refusal."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich import filesize
 
-from rayexp.stages.settings import shown
+from rayexp.stages.settings import listed, shown
 from rayexp.terminal import duration
 
 PAGES = Path(str(files("rayexp.service"))) / "pages"
@@ -32,12 +32,24 @@ def _time(moment: str) -> str:
 _TEMPLATES = Environment(
     loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-_TEMPLATES.filters |= {"duration": duration, "bytes": filesize.decimal, "shown": shown, "part": _part, "time": _time}
+_TEMPLATES.filters |= {
+    "duration": duration,
+    "bytes": filesize.decimal,
+    "shown": shown,
+    "part": _part,
+    "time": _time,
+    "listed": listed,
+}
 
 
 def page(name: str, facts: Mapping[str, Any], status: int = 200) -> HTMLResponse:
     """Return a page of the folder ``pages`` with these facts."""
     return HTMLResponse(_TEMPLATES.get_template(name).render(facts), status)
+
+
+def columns_in(request: Request) -> dict[str, str]:
+    """Return the columns of a table that a query names, with the values they are to have; an empty one may be any."""
+    return {name: value for name, value in request.query_params.items() if value and name not in ("form", "page")}
 
 
 def download(name: str, content: bytes) -> Response:

@@ -1,11 +1,15 @@
 """The pages of a store, and the files that they lead to."""
 
-from fastapi import APIRouter
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from rayexp.service import chains
-from rayexp.service.answers import PAGES, download, page
+from rayexp.service.answers import PAGES, columns_in, download
+from rayexp.service.answers import page as answer
 from rayexp.service.curves import chart
+from rayexp.service.facts import PAIRED
 from rayexp.service.reader import MissingError, Name, ReaderOf
 
 #: A report has styles and a script of its own, which the policy in it names by a hash. In a sandbox it is a stranger.
@@ -22,13 +26,13 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 def studies(reader: ReaderOf) -> HTMLResponse:
-    return page("studies.html", reader.studies())
+    return answer("studies.html", reader.studies())
 
 
 @router.get("/studies/{name}")
 def study(name: Name, reader: ReaderOf) -> HTMLResponse:
     found = reader.study(name)
-    return page("study.html", {**found, "chains": chains.table(found["stages"])})
+    return answer("study.html", {**found, "chains": chains.table(found["stages"])})
 
 
 @router.get("/studies/{name}/report")
@@ -39,9 +43,15 @@ def report(name: Name, reader: ReaderOf) -> HTMLResponse:
     found = reader.study(name)
     if not found["states"].get("finished"):
         raise MissingError(f"no stage of the study {name} is finished yet: there is nothing to report")
-    waiting = page("waiting.html", found, 202)
+    waiting = answer("waiting.html", found, 202)
     waiting.headers["Refresh"] = str(LOOK_AGAIN_S)
     return waiting
+
+
+@router.get("/studies/{name}/results")
+def results(name: Name, reader: ReaderOf, request: Request, page: int = 1) -> HTMLResponse:
+    found = reader.rows(name, columns_in(request), page)
+    return answer("results.html", {**found, "query": urlencode(found["wanted"])})
 
 
 @router.get("/studies/{name}/files/{file}")
@@ -49,12 +59,22 @@ def file_of_study(name: Name, file: Name, reader: ReaderOf) -> Response:
     return download(file, reader.file(f"studies/{name}", file))
 
 
+@router.get("/compare")
+def compare(reader: ReaderOf, a: str = "", b: str = "", by: str = "") -> HTMLResponse:
+    from rayexp.reports.compare import difference_text  # scipy, which no other page needs
+
+    found = reader.comparisons(a, b, by)["comparisons"] if b or by else []
+    told = [{**each, "rows": [(row, difference_text(row)) for row in each["table"]]} for each in found]
+    asked = {"a": a, "b": b, "by": by, "studies": reader.comparable(), "paired": PAIRED}
+    return answer("compare.html", {**asked, "comparisons": told})
+
+
 @router.get("/stages/{stage}")
 def stage(stage: Name, reader: ReaderOf, other: str = "") -> HTMLResponse:
     found, drawn = reader.stage(stage), reader.curves(stage)["curves"]
     compared = reader.differences(stage, other) if other else None
     charts = [(curve, chart(curve["points"])) for curve in drawn if curve["points"]]
-    return page("stage.html", {**found, "charts": charts, "compared": compared, "alike": reader.alike(stage)})
+    return answer("stage.html", {**found, "charts": charts, "compared": compared, "alike": reader.alike(stage)})
 
 
 @router.get("/stages/{stage}/files/{file:path}")

@@ -26,6 +26,8 @@ from rayexp.store.provenance import code_here
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rayexp.reports.compare import Comparison
+
 METRICS = "metrics.parquet"
 #: Files of a study beside its report.
 FILES = (
@@ -41,6 +43,8 @@ VERDICTS = {
 RESULTS = ["role", "cell", "log_mass", "greedy_correct", "sampled", "prompt", "gold", "completion"]
 #: Percentiles of the mass, in a cell, at which examples are.
 PERCENTILES = (10, 50, 90)
+#: Which stages are paired, by whether conditions are compared.
+PAIRED = {False: "agree in all settings along their lineage", True: "end their condition and agree in their root"}
 #: Of a finished stage.
 FACTS = ("id", "kind", "label", "started", "duration_s", "bytes")
 ORDERS: dict[str, Callable[[Finished], object]] = {
@@ -350,3 +354,24 @@ def _verdicts(index: StoreIndex, name: str) -> list[dict[str, str]]:
         if path in there
         for row in csv.DictReader(io.StringIO(there[path].decode(errors="replace")))
     ]
+
+
+def comparisons(by: str | None, found: "Iterable[Comparison]") -> dict[str, Any]:
+    """Return comparisons of one study with others, or of its parts. by: the setting that parts have one value each
+    of."""
+    return {
+        "by": by,
+        "comparisons": [
+            {
+                "a": each.a.title,
+                "b": each.b.title,
+                **each.values,
+                "of_conditions": each.a.by == "condition",
+                "differing": [setting._asdict() for setting in each.differing],
+                "table": each.table.to_dict("records"),
+                "unpaired": each.unpaired,
+                "notes": each.notes,
+            }
+            for each in found
+        ],
+    }

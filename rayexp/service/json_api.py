@@ -1,15 +1,12 @@
 """The facts of a store as JSON, and tables as files, under /api."""
 
-import io
 from typing import Any
 
-import pandas as pd
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from rayexp.service.answers import download
-from rayexp.service.reader import MissingError, Name, ReaderOf
-from rayexp.stages.settings import shown
+from rayexp.service.answers import columns_in, download
+from rayexp.service.reader import Name, ReaderOf
 
 router = APIRouter(prefix="/api")
 
@@ -30,13 +27,19 @@ def study(name: Name, reader: ReaderOf) -> dict[str, Any]:
 def results(name: Name, reader: ReaderOf, request: Request, form: str = "csv") -> Response:
     """Return the results table of a study, one row a prompt, as csv or parquet: the rows whose columns have the values
     that the query names."""
-    content = reader.file(f"studies/{name}", "results.parquet")
-    wanted = {column: value for column, value in request.query_params.items() if column != "form"}
-    if form not in ("csv", "parquet"):
-        raise MissingError(f"form is {form!r}; allowed: csv, parquet")
-    if wanted or form == "csv":
-        content = _selected(content, wanted, form)
-    return download(f"{name}.{form}", content)
+    return download(f"{name}.{form}", reader.results(name, columns_in(request), form))
+
+
+@router.get("/studies/{name}/rows")
+def rows(name: Name, reader: ReaderOf, request: Request, page: int = 1) -> dict[str, Any]:
+    """Return 200 rows of the results table, of those that ``results`` would have, and by what they can be chosen."""
+    return reader.rows(name, columns_in(request), page)
+
+
+@router.get("/compare")
+def compare(a: str, reader: ReaderOf, b: str = "", by: str = "") -> dict[str, Any]:
+    """Return the comparison of two studies, or of those parts of one that have one value each of the setting by."""
+    return reader.comparisons(a, b, by)
 
 
 @router.get("/stages")
@@ -61,14 +64,3 @@ def curves(stage: Name, reader: ReaderOf) -> dict[str, Any]:
 def differences(stage: Name, other: str, reader: ReaderOf) -> dict[str, Any]:
     """Return the settings of a stage and of another one, along their lineages; those that differ first."""
     return reader.differences(stage, other)
-
-
-def _selected(content: bytes, wanted: dict[str, str], form: str) -> bytes:
-    """Return the rows of a table whose columns have these values, as text for people. Raises MissingError on a column
-    that it does not have."""
-    rows = pd.read_parquet(io.BytesIO(content))
-    for column, value in wanted.items():
-        if column not in rows.columns:
-            raise MissingError(f"there is no column {column!r}; allowed: {', '.join(rows.columns)}")
-        rows = rows[rows[column].map(shown) == value]
-    return rows.to_csv(index=False).encode() if form == "csv" else rows.to_parquet(index=False)

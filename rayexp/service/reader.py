@@ -1,6 +1,6 @@
 """One store for those who read it over HTTP: answers are kept for a few seconds, names that lead nowhere refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
@@ -8,8 +8,8 @@ from fastapi import Depends, Request
 from fastapi import Path as InPath
 from rich import filesize
 
-from rayexp.errors import RefusedError, did_you_mean
-from rayexp.service import facts
+from rayexp.errors import RefusedError, did_you_mean, not_among
+from rayexp.service import facts, rows
 from rayexp.service.cache import Cache
 from rayexp.service.curves import curves
 from rayexp.service.live import LiveReports
@@ -25,6 +25,9 @@ LARGEST = 256 * 2**20
 #: Seconds that a reader waits for the store.
 ANSWER_S = 30.0
 
+#: Seconds that a comparison is kept, which takes seconds to make, and changes only with the results.
+COMPARED_S = 3600.0
+
 
 class MissingError(RefusedError):
     """There is no such page."""
@@ -35,6 +38,7 @@ class Reader:
 
     def __init__(self, url: str) -> None:
         self._index, self._cache = StoreIndex(Store(url, timeout_s=ANSWER_S)), Cache()
+        self._comparisons = Cache(COMPARED_S)
         self._live = LiveReports(self._index.store.url)
 
     def close(self) -> None:
@@ -62,6 +66,47 @@ class Reader:
             if (content := self._live.file(name, file, since)) is not None:
                 return content
         return self.file(f"studies/{name}", file) if written else None
+
+    def rows(self, name: str, wanted: Mapping[str, str], page: int) -> dict[str, Any]:
+        """Return ``rows.look`` at the results of a study."""
+        return {"name": name, **self._of_results(name, rows.look, wanted, page)}
+
+    def results(self, name: str, wanted: Mapping[str, str], form: str) -> bytes:
+        """Return ``rows.file`` of the results of a study."""
+        return self._of_results(name, rows.file, wanted, form)
+
+    def comparable(self) -> list[str]:
+        """Return the names of the studies that have results."""
+        return self._cache("comparable", lambda: self._index.studies(having="results.parquet"))
+
+    def comparisons(self, a: str, b: str, by: str) -> dict[str, Any]:
+        """Return ``facts.comparisons`` of two studies, or of the parts of one by a setting."""
+        if bool(b) == bool(by):
+            raise MissingError(f"{'both are' if b else 'neither is'} given of b and by; allowed: one of them")
+        names, known = [a, b] if b else [a], self.comparable()
+        if unknown := [name for name in names if name not in known]:
+            raise MissingError(not_among("study", unknown[0], known))
+        written = tuple(self._index.store.files.modified(f"studies/{name}/results.parquet") for name in names)
+        return self._comparisons((a, b, by, written), lambda: self._compared(a, b, by))
+
+    def _compared(self, a: str, b: str, by: str) -> dict[str, Any]:
+        from rayexp.reports.compare import Study, compare  # scipy, which no other page needs
+
+        study = Study.of(self._index.store, a)
+        try:
+            first, *others = study.parts(by) if by else [study, Study.of(self._index.store, b)]
+        except ValueError as error:
+            raise MissingError(str(error)) from error
+        return facts.comparisons(first.by, [compare(first, other) for other in others])
+
+    def _of_results(self, name: str, find: Callable[..., T], *asked: Any) -> T:
+        content = self.newest(name, "results.parquet")
+        if content is None:
+            raise MissingError(f"the study {name} has no results yet")
+        try:
+            return find(content, *asked)
+        except ValueError as error:
+            raise MissingError(str(error)) from error
 
     def stages(self, study: str, kind: str) -> dict[str, Any]:
         """Return ``facts.stages``. study: all if it is empty."""

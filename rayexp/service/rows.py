@@ -1,0 +1,115 @@
+"""Rows of a study's results table whose columns have certain values: to look at, and as a file."""
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayexp.errors import first_line, not_among
+from rayexp.stages.settings import ABSENT, shown
+from rayexp.store.artifacts import StoreError
+
+#: Rows of one page; values that a column may have to be chosen by.
+PAGE, CHOICES = 200, 60
+#: Columns that rows are chosen by, where they have several values. Those with a dot are settings that vary.
+CHOSEN_BY = (
+    *("kind", "task", "source", "layers", "ood_ratio", "seed", "prompt_role", "kl_beta", "group_size", "condition"),
+    *("role", "cell", "template", "copied", "greedy_correct"),
+)
+#: Columns of a page; a file has all.
+SHOWN = (
+    *("stage_id", "label", "role", "cell", "prompt_index", "q", "init_q", "greedy_correct"),
+    *("prompt", "gold", "completion"),
+)
+FORMS = ("csv", "parquet")
+
+
+def look(content: bytes, wanted: Mapping[str, str], page: int) -> dict[str, Any]:
+    """Return one page of the rows of a table (Parquet) whose columns have the wanted values, as texts for people, and
+    by what else they could be chosen. Raises ValueError on a column or page that is not there, StoreError on what is
+    no table."""
+    names = _schema(content, wanted).names
+    if missing := [name for name in SHOWN if name not in names]:
+        raise StoreError(f"results.parquet has no column {missing[0]}")
+    choosable = [name for name in names if name in CHOSEN_BY or "." in name]
+    table = _read(content, list(dict.fromkeys([*choosable, *SHOWN, *wanted])))
+    values = {name: _values(table[name]) for name in choosable}
+    rows = _chosen(table, wanted)
+    pages = max(1, math.ceil(len(rows) / PAGE))
+    if not 1 <= page <= pages:
+        raise ValueError(f"page is {page}; allowed: 1 to {pages}")
+    part = rows.slice((page - 1) * PAGE, PAGE).select(SHOWN)
+    return {
+        "wanted": dict(wanted),
+        "choices": {name: each for name, each in values.items() if name in wanted or 1 < len(each) <= CHOICES},
+        "rows": part.to_pylist(),
+        "first": (page - 1) * PAGE + 1,
+        "chosen": len(rows),
+        "all": len(table),
+        "page": page,
+        "pages": pages,
+    }
+
+
+def file(content: bytes, wanted: Mapping[str, str], form: str) -> bytes:
+    """Return the rows of a table (Parquet) whose columns have the wanted values, with all columns. form: one of
+    ``FORMS``. Raises as ``look`` does."""
+    if form not in FORMS:
+        raise ValueError(not_among("form", form, FORMS))
+    if not wanted and form == "parquet":
+        return content
+    _schema(content, wanted)
+    rows, target = _chosen(_read(content), wanted), io.BytesIO()
+    if form == "csv":
+        rows.to_pandas().to_csv(target, index=False)
+    else:
+        pq.write_table(rows, target)
+    return target.getvalue()
+
+
+def _schema(content: bytes, wanted: Mapping[str, str]) -> pa.Schema:
+    """Return the columns of a table. Raises ValueError if one that is wanted is none of them that has single values."""
+    try:
+        schema = pq.read_schema(io.BytesIO(content))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise StoreError(f"results.parquet is no table ({first_line(error)})") from error
+    single = [each.name for each in schema if not pa.types.is_nested(each.type)]
+    if others := [name for name in wanted if name not in single]:
+        why = "the column {!r} has lists" if others[0] in schema.names else "there is no column {!r}"
+        raise ValueError(f"{why.format(others[0])}; allowed: {', '.join(single)}")
+    return schema
+
+
+def _read(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.ParquetFile(io.BytesIO(content)).read(columns)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise StoreError(f"results.parquet is no table ({first_line(error)})") from error
+
+
+def _chosen(table: pa.Table, wanted: Mapping[str, str]) -> pa.Table:
+    kept = np.ones(len(table), dtype=bool)
+    for name, value in wanted.items():
+        numbers, values = pd.factorize(table[name].to_pandas(), use_na_sentinel=False)
+        kept &= np.isin(numbers, [i for i, each in enumerate(values) if _text(each) == value])
+    return table.filter(pa.array(kept))
+
+
+def _values(column: pa.ChunkedArray) -> list[str]:
+    """Return the values of a column as texts, numbers by size."""
+
+    def place(value: Any) -> tuple[float, str]:
+        is_number = isinstance(value, int | float) and value == value
+        return (float(value) if is_number else math.inf), _text(value)
+
+    return list(dict.fromkeys(map(_text, sorted(column.unique().to_pylist(), key=place))))
+
+
+def _text(value: Any) -> str:
+    """Return the text of a value for people; of none, of an empty text and of NaN the same."""
+    return ABSENT if value is None or value == "" or value != value else shown(value)
