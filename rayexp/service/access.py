@@ -7,8 +7,10 @@ from urllib.parse import parse_qs
 
 from starlette._utils import get_route_path
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rayexp.service.answers import page, refusal
 
 COOKIE = "rayexp-token"
 #: Where Ray's dashboard keeps the token that it was given. A browser sends it to all ports of a host, so that whoever
@@ -29,8 +31,8 @@ class RequireToken:
     """Middleware that asks for a token: in the header ``Authorization: Bearer TOKEN``, or once in a form, whose cookie
     this site alone gets back."""
 
-    def __init__(self, app: ASGIApp, token: str, page: str) -> None:
-        self._app, self._token, self._page = app, token, page
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or (path := get_route_path(scope)) in OPEN or self._known(scope):
@@ -38,7 +40,7 @@ class RequireToken:
             return
         request = Request(scope, receive)
         response = await self._entered(request) if path == "/login" else None
-        await (response or self._asked(request))(scope, receive, send)
+        await (response or _asked(request))(scope, receive, send)
 
     def _known(self, scope: Scope) -> bool:
         request = Request(scope)
@@ -64,7 +66,8 @@ class RequireToken:
         response.set_cookie(COOKIE, self._token, path=root, httponly=True, samesite="strict", secure=secure)
         return response
 
-    def _asked(self, request: Request) -> Response:
-        if get_route_path(request.scope).startswith("/api/"):
-            return JSONResponse({"error": "a token is needed: send it as Authorization: Bearer TOKEN"}, 401)
-        return HTMLResponse(self._page, 401)
+
+def _asked(request: Request) -> Response:
+    if get_route_path(request.scope).startswith("/api/"):
+        return refusal(request, 401, "a token is needed: send it as Authorization: Bearer TOKEN")
+    return page(request, "login.html", {}, 401)

@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich import filesize
+from starlette._utils import get_route_path
 
 from rayexp.stages.settings import listed, shown
 from rayexp.terminal import duration
@@ -42,9 +43,10 @@ _TEMPLATES.filters |= {
 }
 
 
-def page(name: str, facts: Mapping[str, Any], status: int = 200) -> HTMLResponse:
-    """Return a page of the folder ``pages`` with these facts."""
-    return HTMLResponse(_TEMPLATES.get_template(name).render(facts), status)
+def page(request: Request, name: str, facts: Mapping[str, Any], status: int = 200) -> HTMLResponse:
+    """Return a page of the folder ``pages`` with these facts. Its links lead below the path that the service has."""
+    root = request.scope.get("root_path", "")
+    return HTMLResponse(_TEMPLATES.get_template(name).render(facts, root=root), status)
 
 
 def columns_in(request: Request) -> dict[str, str]:
@@ -60,6 +62,6 @@ def download(name: str, content: bytes) -> Response:
 
 def refusal(request: Request, status: int, sentence: str) -> Response:
     """Return a sentence in the form in which the answer would have been."""
-    if request.url.path.startswith("/api/"):
+    if get_route_path(request.scope).startswith("/api/"):
         return JSONResponse({"error": sentence}, status)
-    return page("refusal.html", {"sentence": sentence}, status)
+    return page(request, "refusal.html", {"sentence": sentence}, status)

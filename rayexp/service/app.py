@@ -17,7 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from rayexp.errors import first_line
 from rayexp.service import browser, json_api
 from rayexp.service.access import RequireToken
-from rayexp.service.answers import PAGES, refusal
+from rayexp.service.answers import refusal
 from rayexp.service.reader import MissingError, Reader
 from rayexp.store.artifacts import StoreError
 
@@ -47,7 +47,7 @@ def application(url: str, hosts: Sequence[str], token: str = "", root: str = "")
     _refuse(app)
     app.middleware("http")(_with_headers)
     if token:
-        app.add_middleware(RequireToken, token=token, page=(PAGES / "login.html").read_text(encoding="utf-8"))
+        app.add_middleware(RequireToken, token=token)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
 

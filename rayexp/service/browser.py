@@ -25,33 +25,33 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
-def studies(reader: ReaderOf) -> HTMLResponse:
-    return answer("studies.html", reader.studies())
+def studies(request: Request, reader: ReaderOf) -> HTMLResponse:
+    return answer(request, "studies.html", reader.studies())
 
 
 @router.get("/studies/{name}")
-def study(name: Name, reader: ReaderOf) -> HTMLResponse:
+def study(request: Request, name: Name, reader: ReaderOf) -> HTMLResponse:
     found = reader.study(name)
-    return answer("study.html", {**found, "chains": chains.table(found["stages"])})
+    return answer(request, "study.html", {**found, "chains": chains.table(found["stages"])})
 
 
 @router.get("/studies/{name}/report")
-def report(name: Name, reader: ReaderOf) -> HTMLResponse:
+def report(request: Request, name: Name, reader: ReaderOf) -> HTMLResponse:
     content = reader.newest(name, "report/index.html")
     if content is not None:
         return HTMLResponse(content.decode(errors="replace"), headers={"Content-Security-Policy": OF_REPORT})
     found = reader.study(name)
     if not found["states"].get("finished"):
         raise MissingError(f"no stage of the study {name} is finished yet: there is nothing to report")
-    waiting = answer("waiting.html", found, 202)
+    waiting = answer(request, "waiting.html", found, 202)
     waiting.headers["Refresh"] = str(LOOK_AGAIN_S)
     return waiting
 
 
 @router.get("/studies/{name}/results")
-def results(name: Name, reader: ReaderOf, request: Request, page: int = 1) -> HTMLResponse:
+def results(request: Request, name: Name, reader: ReaderOf, page: int = 1) -> HTMLResponse:
     found = reader.rows(name, columns_in(request), page)
-    return answer("results.html", {**found, "query": urlencode(found["wanted"])})
+    return answer(request, "results.html", {**found, "query": urlencode(found["wanted"])})
 
 
 @router.get("/studies/{name}/files/{file}")
@@ -60,21 +60,23 @@ def file_of_study(name: Name, file: Name, reader: ReaderOf) -> Response:
 
 
 @router.get("/compare")
-def compare(reader: ReaderOf, a: str = "", b: str = "", by: str = "") -> HTMLResponse:
+def compare(request: Request, reader: ReaderOf, a: str = "", b: str = "", by: str = "") -> HTMLResponse:
     from rayexp.reports.compare import difference_text  # scipy, which no other page needs
 
     found = reader.comparisons(a, b, by)["comparisons"] if b or by else []
     told = [{**each, "rows": [(row, difference_text(row)) for row in each["table"]]} for each in found]
     asked = {"a": a, "b": b, "by": by, "studies": reader.comparable(), "paired": PAIRED}
-    return answer("compare.html", {**asked, "comparisons": told})
+    return answer(request, "compare.html", {**asked, "comparisons": told})
 
 
 @router.get("/stages/{stage}")
-def stage(stage: Name, reader: ReaderOf, other: str = "") -> HTMLResponse:
+def stage(request: Request, stage: Name, reader: ReaderOf, other: str = "") -> HTMLResponse:
     found, drawn = reader.stage(stage), reader.curves(stage)["curves"]
     compared = reader.differences(stage, other) if other else None
     charts = [(curve, chart(curve["points"])) for curve in drawn if curve["points"]]
-    return answer("stage.html", {**found, "charts": charts, "compared": compared, "alike": reader.alike(stage)})
+    return answer(
+        request, "stage.html", {**found, "charts": charts, "compared": compared, "alike": reader.alike(stage)}
+    )
 
 
 @router.get("/stages/{stage}/files/{file:path}")
