@@ -5,6 +5,7 @@ would have, start Ray only to run something, and use one that is connected alrea
 """
 
 import dataclasses
+import html
 import io
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -128,28 +129,54 @@ def results(study: Experiment | str, store: str = "runs") -> "pd.DataFrame":
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
-    """A figure of a report, which a notebook shows. data: what it is drawn from."""
+class Chart:
+    """A chart that a notebook shows and a reader points at: a page of its own, in a frame that may run its script and
+    sees nothing of the notebook."""
 
+    page: str = dataclasses.field(repr=False)
+
+    def _repr_html_(self) -> str:
+        frame = 'sandbox="allow-scripts" style="border: 0; width: 100%; height: 460px"'
+        return f'<iframe {frame} srcdoc="{html.escape(self.page)}"></iframe>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure of a report, which a notebook shows. data: what it is drawn from. chart: the same to explore, in
+    Vega-Lite's JSON, as the report's page has it; empty if it has none."""
+
+    name: str
     png: bytes = dataclasses.field(repr=False)
     data: "pd.DataFrame" = dataclasses.field(repr=False)
+    chart: str = dataclasses.field(repr=False)
 
     def _repr_png_(self) -> bytes:
         return self.png
+
+    def explore(self) -> Chart:
+        """Return the figure as a chart to explore. Raises ValueError if the report's page has none of it."""
+        from rayexp.reports.explore import alone
+
+        if not self.chart:
+            raise ValueError(f"{self.name} has no chart to explore; the report's page says why")
+        return Chart(alone(self.chart, self.name))
 
 
 def figures(study: Experiment | str, store: str = "runs") -> list[Figure]:
     """Return the figures of a study's report, in its order. Raises StoreError if it has none."""
     import pandas as pd
 
-    _read(study, store, "report/index.html")
-    files = Store(store).files
-    folder = f"studies/{_folder(study)}/report"
-    names = sorted((name for name in files.names(folder) if name.endswith(".png")), key=lambda name: (len(name), name))
-    return [
-        Figure(files.read(f"{folder}/{name}"), pd.read_csv(io.BytesIO(files.read(f"{folder}/{Path(name).stem}.csv"))))
-        for name in names
-    ]
+    from rayexp.reports.explore import charts
+
+    found = charts(_read(study, store, "report/index.html").decode())
+    files, folder = Store(store).files, f"studies/{_folder(study)}/report"
+    drawn = [Path(name).stem for name in files.names(folder) if name.endswith(".png")]
+
+    def figure(name: str) -> Figure:
+        data = pd.read_csv(io.BytesIO(files.read(f"{folder}/{name}.csv")))
+        return Figure(name, files.read(f"{folder}/{name}.png"), data, found.get(name, ""))
+
+    return [figure(name) for name in sorted(drawn, key=lambda name: (len(name), name))]
 
 
 def _read(study: Experiment | str, store: str, name: str) -> bytes:

@@ -6,6 +6,7 @@ one is its own. The script that shows them is ``explore.js`` with the libraries 
 needs no network.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
@@ -59,6 +60,22 @@ X, Y, LOW, HIGH, COLOUR, THEORY, SHOW = "x", "y", "low", "high", "colour", "theo
 #: Ticks of an axis of logits, at the logits of 1e-12 to 0.9999, and their labels.
 LOGITS = alt.Axis(values=[-27.6, -18.4, -9.2, -4.6, 0, 4.6, 9.2], labelExpr="format(1/(1+exp(-datum.value)), '.2~g')")
 GREY = "#808080"
+
+#: A figure of a page, with its chart in JSON. In that no tag ends: the page has every < of it spelt.
+_FIGURE = re.compile(
+    r'<figure id="(figure-\d+)">(?:(?!</figure>).)*?<script type="application/json">(.*?)</script>', re.DOTALL
+)
+#: A page of one figure, with all that the script looks for.
+_ALONE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>body {{ font: 14px system-ui, sans-serif; margin: 8px; }}
+figure {{ margin: 0; }} .chart {{ width: 100%; }}</style>
+</head><body><figure id="figure-1"><button hidden></button>
+<div class="chart" hidden></div><p class="chart-help" hidden>{help}</p>
+<script type="application/json">{chart}</script></figure>
+<script>{script}</script></body></html>
+"""
+HELP = "Point at a mark for its values. Click a name in the legend to see it alone, with Shift pressed to see several."
 
 Layers = alt.LayerChart | alt.FacetChart
 
@@ -147,6 +164,16 @@ def specification(data: pd.DataFrame, explore: Explore) -> dict[str, Any]:
 def script() -> str:
     """Return the script of a page, with all that it needs."""
     return vl_convert.javascript_bundle((files("rayexp.reports") / "explore.js").read_text())
+
+
+def charts(page: str) -> dict[str, str]:
+    """Return the charts of a report's page in JSON, by the names of their figures, as ``figure-1``."""
+    return {found[1]: found[2] for found in _FIGURE.finditer(page)}
+
+
+def alone(chart: str, name: str) -> str:
+    """Return a page of one chart of ``charts``, which needs no network."""
+    return _ALONE.format(title=name, help=HELP, chart=chart, script=script())
 
 
 def title(column: str) -> str:

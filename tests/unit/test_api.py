@@ -1,6 +1,9 @@
 """The project as a library: names that cost nothing, and an experiment in ten lines."""
 
 import ast
+import html
+import json
+import re
 import subprocess
 import sys
 
@@ -66,6 +69,20 @@ def test_figures_are_pictures_with_their_data(store):
     for figure in figures:
         assert figure._repr_png_().startswith(b"\x89PNG")
         assert len(figure.data)
+
+
+def test_a_figure_can_be_explored_in_a_frame_that_needs_no_network(store):
+    figure, *others = rayexp.figures(EXPERIMENT, store[0])
+    shown = figure.explore()._repr_html_()
+    assert shown.startswith('<iframe sandbox="allow-scripts" ')
+    page = html.unescape(re.search(r' srcdoc="([^"]*)"></iframe>$', shown)[1])  # pyright: ignore[reportOptionalSubscript]
+    assert json.loads(figure.chart)["layer"]
+    assert f'<script type="application/json">{figure.chart}</script>' in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page.partition("<script>")[0])
+    assert {bool(other.chart) for other in others} == {True, False}
+    plain = next(other for other in others if not other.chart)
+    with pytest.raises(ValueError, match=f"{plain.name} has no chart to explore"):
+        plain.explore()
 
 
 def test_stages_of_ones_own_are_run_under_a_name(tmp_path):

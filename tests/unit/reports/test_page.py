@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from rayexp.api import Chart
+from rayexp.reports import explore
 from rayexp.reports import page as report
 from rayexp.sweep.plan import Plan
 from tests.fixtures import chromium
@@ -104,6 +106,20 @@ def test_a_point_tells_its_values_and_a_menu_picks_what_is_shown(browser: Browse
     chart.locator("select").first.select_option("gain: mean after - before")
     page.wait_for_timeout(300)
     assert [point.bounding_box() for point in points.all()] != places
+    page.close()
+
+
+def test_a_chart_of_a_page_can_stand_alone_in_a_frame(browser: Browser, written: Path) -> None:
+    chart = explore.charts(written.read_text())["figure-1"]
+    page = browser.new_page()
+    heard: list[str] = []
+    page.on("console", lambda message: heard.append(message.text))
+    page.on("request", lambda request: heard.append(request.url))
+    page.set_content(Chart(explore.alone(chart, "figure-1"))._repr_html_())
+    frame = page.frame_locator("iframe")
+    frame.locator("svg.marks").wait_for()
+    assert frame.locator("svg .mark-symbol path").count() > 3
+    assert [each for each in heard if not each.startswith(("about:", "data:"))] == []
     page.close()
 
 
