@@ -1,10 +1,10 @@
 """Reports of studies that are not finished yet, made again while somebody reads them.
 
-A child process at the lowest priority makes one report at a time into a temporary folder of the service; nothing is
+A child process at a low priority makes one report at a time into a temporary folder of the service; nothing is
 written to the store. It is made only if somebody asks for it and a stage has finished since the last one, at most every
 ``EVERY_S`` seconds, and not before the service has rested for ``REST`` times as long as the last one took.
 
-    python -m rayexp.service.live       reads {"url", "name", "folder"} as JSON from standard input, writes the report
+    python -m rayexp.service.live       reads {"url", "name", "folder", "nice"} as JSON from standard input, writes the report
 """
 
 import json
@@ -25,7 +25,8 @@ from typing import Any
 EVERY_S, REST = 30.0, 10.0
 #: Seconds after which a report is given up.
 LIMIT_S = 900.0
-LOWEST = 19
+#: Of the child, among the processes of this machine. At 19 it would get nothing while a sweep has all cores.
+NICE = 10
 COMMAND = (sys.executable, "-m", "rayexp.service.live")
 
 
@@ -95,7 +96,7 @@ class LiveReports:
     def _make(self, name: str, finished: frozenset[str]) -> None:
         began, start = datetime.now(UTC), time.monotonic()
         folder = Path(mkdtemp(dir=self._place.name))
-        problem = self._run({"url": self._url, "name": name, "folder": str(folder)})
+        problem = self._run({"url": self._url, "name": name, "folder": str(folder), "nice": NICE})
         end = time.monotonic()
         with self._lock:
             spare = folder if problem else before.folder if (before := self._made.get(name)) else None
@@ -107,7 +108,7 @@ class LiveReports:
             if spare:
                 shutil.rmtree(spare, ignore_errors=True)
 
-    def _run(self, asked: dict[str, str]) -> str:
+    def _run(self, asked: dict[str, Any]) -> str:
         """Run the child. Return the sentence by which it failed; nothing if it did not."""
         with subprocess.Popen(
             COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -143,8 +144,8 @@ def write(url: str, name: str, folder: Path) -> None:
 
 def main() -> None:
     """Write the report that standard input asks for; exit with a sentence if that fails."""
-    os.nice(LOWEST)
     asked = json.load(sys.stdin)
+    os.nice(asked["nice"])
     from rayexp.errors import PermanentError, RefusedError, sentence  # after nice: it imports what takes time
 
     try:
