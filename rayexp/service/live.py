@@ -4,7 +4,7 @@ A child process at a low priority makes one report at a time into a temporary fo
 written to the store. It is made only if somebody asks for it and a stage has finished since the last one, at most every
 ``EVERY_S`` seconds, and not before the service has rested for ``REST`` times as long as the last one took.
 
-    python -m rayexp.service.live       reads {"url", "name", "folder", "nice"} as JSON from standard input, writes the report
+    python -m rayexp.service.live       writes the report; reads {"url", "name", "folder", "nice"} from standard input
 """
 
 import json

@@ -17,12 +17,17 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from playwright.sync_api import Page, sync_playwright
+from ray._private.authentication.authentication_constants import AUTHENTICATION_TOKEN_COOKIE_NAME
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT, DEFAULT_DASHBOARD_PORT, DEFAULT_PORT
 
-from tests.fixtures import shell, strangers
+from rayexp.service.cache import FRESH_S
+from tests.fixtures import chromium, shell, strangers
 from tests.fixtures.checkout import ROOT, TOY_SWEEP, plain_shell
 
 BIN = Path(sys.executable).parent
+#: Classes of actors that are no job's work.
+STAYING = ("JobSupervisor", "ServeController", "ProxyActor", "ServeReplica")
 
 
 @contextmanager
@@ -118,12 +123,48 @@ def test_a_head_answers_no_stranger(head):
     strangers.require_refusal(head.address)
 
 
+def applications(head: Head) -> list[dict]:
+    """What the dashboard's page Serve lists."""
+    return list(head.get("/api/serve/applications/")["applications"].values())
+
+
+@contextmanager
+def browsing(head: Head, address: str) -> Iterator[Page]:
+    """A browser that the token was given to in the dashboard, and one that it was not, which sees nothing."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium.path(), args=["--no-sandbox"])
+        stranger = browser.new_page()
+        response = stranger.goto(f"{address}/studies/demo-toy")
+        assert response
+        assert response.status == 401
+        assert "demo-toy" not in stranger.inner_text("body")
+        token = (head.home / ".ray/auth_token").read_text().strip()
+        context = browser.new_context()
+        context.add_cookies([{"name": AUTHENTICATION_TOKEN_COOKIE_NAME, "value": token, "url": head.address}])
+        yield context.new_page()
+        browser.close()
+
+
+def require_numbers_of(store: Path, address: str, page: Page) -> None:
+    """From the address to a study, and to a stage of it: what is there is in the store."""
+    page.goto(f"{address}/")
+    page.click("text=demo-toy")
+    stages = len(list((store / "stages").iterdir()))
+    assert f"{stages} of {stages} stages are finished" in page.inner_text("main")
+    results = pd.read_parquet(store / "studies/demo-toy/results.parquet")
+    grpo = results[results.kind == "grpo"]
+    page.click(f"a[href*='{grpo.stage_id.iloc[0]}']")
+    shown = page.inner_text("main")
+    for (role, cell), rows in grpo[grpo.stage_id == grpo.stage_id.iloc[0]].groupby(["role", "cell"]):
+        assert re.search(rf"{role}\s+{cell}\s+{re.escape(f'{rows.q.mean():.3g}')} \[", shown), (role, cell, shown)
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_both_ways_to_submit(head, tmp_path):
     """With an uploaded working directory the whole study runs; in short form, on the head's own checkout, one more
-    beta runs on top of what is there, and then nothing is left to do."""
+    beta runs on top of what is there, while a person reads the results, and then nothing is left to do."""
     store = tmp_path / "store"
     metadata = json.dumps({"whose": "ours"})
     environment = json.dumps({"env_vars": {"TOKENIZERS_PARALLELISM": "false"}})  # which the driver sets as well
@@ -144,9 +185,26 @@ def test_both_ways_to_submit(head, tmp_path):
     results = pd.read_parquet(store / "studies/demo-toy/results.parquet")
     assert set(results.kind) == {"pretrain", "sft", "grpo"}
     before = {path.name for path in (store / "stages").iterdir()}
+    address = job["metadata"]["results"]
+    assert f"results in a browser: {address}\n" in log
+    assert f"report:  {report}\nin a browser: {address}\n" in done.stdout
+    assert re.fullmatch(r"(\d+) of \1 trials done", job["metadata"]["progress"])
+    assert [app["name"] for app in applications(head)] == [f"results at {address}"]
 
-    done = submit(head, "--", *TOY_SWEEP, "--kl-betas", "0.1", "0.5", "--store", str(store))
-    assert done.returncode == 0, done.stdout + done.stderr
+    started = submit(
+        head, "--no-wait", "--submission-id", "more", "--", *TOY_SWEEP, "--kl-betas", "0.1", "0.5", "--store", str(store)
+    )
+    assert started.returncode == 0, started.stdout + started.stderr
+    with browsing(head, address) as page:
+        states = set()
+        while (status := head.get("/api/jobs/more")["status"]) in ("PENDING", "RUNNING"):
+            page.goto(f"{address}/studies/demo-toy")
+            states |= {mark.get_attribute("title") for mark in page.locator("[role=img]").all()}
+            time.sleep(1)
+        assert status == "SUCCEEDED"
+        assert {"finished", "running"} <= states
+        time.sleep(FRESH_S)
+        require_numbers_of(store, address, page)
     new = {path.name.partition("-")[0] for path in (store / "stages").iterdir() if path.name not in before}
     assert new == {"grpo", "evaluate"}, "pretraining was not shared"
 
@@ -232,10 +290,10 @@ def state(head: Head, what: str) -> list[dict]:
 
 
 def at_work(head: Head) -> dict[str, list[str]]:
-    """Actors and placement groups that there are, the job's own supervisor left out."""
+    """Actors and placement groups that there are, without the job's own supervisor and what shows its results."""
     actors = [actor["class_name"] for actor in state(head, "actors") if actor["state"] != "DEAD"]
     groups = [group["placement_group_id"] for group in state(head, "placement_groups") if group["state"] != "REMOVED"]
-    return {"actors": [name for name in actors if name != "JobSupervisor"], "groups": groups}
+    return {"actors": [name for name in actors if name not in STAYING], "groups": groups}
 
 
 @pytest.mark.slow
