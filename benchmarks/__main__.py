@@ -41,13 +41,14 @@ OnThePage = Literal[
     "growth",
     "nodes",
     "sweep",
+    "service",
 ]
 BENCHMARKS: tuple[OnThePage, ...] = get_args(OnThePage)
 Name = OnThePage | Literal["regression"]
 #: Both sides get one thread, in whichever library they compute.
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 #: These are of a whole machine.
-WHOLE_MACHINE = ("memory", "nodes", "sweep")
+WHOLE_MACHINE = ("memory", "nodes", "sweep", "service")
 HEADER = ("benchmark", "case", "ours", "peer", "ratio", "target", "verdict")
 WIDTHS = (10, 30, 34, 24, 7, 14, 7)
 VERDICTS = {True: "met", False: "MISSED", None: ""}

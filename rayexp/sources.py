@@ -199,8 +199,11 @@ def _fetched(source: str, revision: str, patterns: tuple[str, ...]) -> Path:
 @contextmanager
 def _hub(source: str, revision: str) -> Iterator[Any]:
     """Let errors of the hub leave the block as ValueErrors that say what to set."""
-    import httpx
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of whichever client it is built on
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         yield
@@ -211,7 +214,7 @@ def _hub(source: str, revision: str) -> Iterator[Any]:
             f"source is {source!r}, which is no folder here, and which the hub does not have or does not show without "
             "HF_TOKEN"
         ) from error
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, HTTPError) as error:
         raise ValueError(
             f"source is {source!r}, and the hub can't be reached ({first_line(error)}); set HF_ENDPOINT or "
             "HTTPS_PROXY, fill the cache at HF_HOME elsewhere, or give a folder"

@@ -26,7 +26,7 @@ class Export(StoreArgs):
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGE ...")] = ()
     """Decoders that become models of the hub, ORG/NAME-... each: ids, beginnings of ids, or labels of finished stages.
     By default none, so that no study becomes hundreds of repositories."""
-    dry_run: str | None = None
+    dry_run: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """An empty or new folder: what would be uploaded to the hub is written there, and nothing is uploaded."""
 
     def run(self) -> int:

@@ -44,9 +44,13 @@ _TEMPLATES.filters |= {
 
 
 def page(request: Request, name: str, facts: Mapping[str, Any], status: int = 200) -> HTMLResponse:
-    """Return a page of the folder ``pages`` with these facts. Its links lead below the path that the service has."""
-    root = request.scope.get("root_path", "")
-    return HTMLResponse(_TEMPLATES.get_template(name).render(facts, root=root), status)
+    """Return a page of the folder ``pages`` with these facts."""
+    return HTMLResponse(html(request, name, facts), status)
+
+
+def html(request: Request, name: str, facts: Mapping[str, Any]) -> str:
+    """Return the text of a page. Its links lead below the path that the service has."""
+    return _TEMPLATES.get_template(name).render(facts, root=request.scope.get("root_path", ""))
 
 
 def columns_in(request: Request) -> dict[str, str]:

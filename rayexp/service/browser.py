@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from rayexp.service import chains
-from rayexp.service.answers import PAGES, columns_in, download
+from rayexp.service.answers import PAGES, columns_in, download, html
 from rayexp.service.answers import page as answer
 from rayexp.service.curves import chart
 from rayexp.service.facts import PAIRED
@@ -31,8 +31,11 @@ def studies(request: Request, reader: ReaderOf) -> HTMLResponse:
 
 @router.get("/studies/{name}")
 def study(request: Request, name: Name, reader: ReaderOf) -> HTMLResponse:
-    found = reader.study(name)
-    return answer(request, "study.html", {**found, "chains": chains.table(found["stages"])})
+    def drawn() -> str:
+        found = reader.study(name)
+        return html(request, "study.html", {**found, "chains": chains.table(found["stages"])})
+
+    return HTMLResponse(reader.kept(f"page of {name}", drawn))
 
 
 @router.get("/studies/{name}/report")

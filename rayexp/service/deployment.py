@@ -29,6 +29,8 @@ class ServeError(Exception):
 FIRST_PORT, PORTS = 8700, 100
 #: A place on the head for what needs no CPU: it is small, and it ends with the cluster alone.
 ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+#: The controller looks around once in a second, in place of ten times, because it has nothing to scale.
+CALM = {"runtime_env": {"env_vars": {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1"}}}
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -79,7 +81,7 @@ def _started() -> str:
     if not serve.status().proxies:
         port = ray.get(ray.remote(_free_port).options(**ON_HEAD).remote())
         http = {"host": "127.0.0.1", "port": port}
-        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+        serve.start("HeadOnly", http, logging_config=QUIET, controller_options=CALM)
     client = _get_global_client()
     assert client is not None, "Ray Serve runs"
     return client.root_url

@@ -45,6 +45,10 @@ class Reader:
         """End what is in work, and remove what was made."""
         self._live.close()
 
+    def kept(self, key: str, find: Callable[[], T]) -> T:
+        """Return what ``find`` returns, or did a few seconds ago."""
+        return self._cache(key, find)
+
     def studies(self) -> dict[str, Any]:
         """Return ``facts.studies``."""
         return self._cache("studies", lambda: facts.studies(self._index))

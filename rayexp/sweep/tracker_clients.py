@@ -40,6 +40,7 @@ class MLflow:
     """Runs of MLflow, with the study as the tag ``study``: on the server of MLFLOW_TRACKING_URI, else in a file."""
 
     def __init__(self, study: str, folder: Path) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient  # takes seconds
 
         self.place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"

@@ -192,7 +192,17 @@ def test_both_ways_to_submit(head, tmp_path):
     assert [app["name"] for app in applications(head)] == [f"results at {address}"]
 
     started = submit(
-        head, "--no-wait", "--submission-id", "more", "--", *TOY_SWEEP, "--kl-betas", "0.1", "0.5", "--store", str(store)
+        head,
+        "--no-wait",
+        "--submission-id",
+        "more",
+        "--",
+        *TOY_SWEEP,
+        "--kl-betas",
+        "0.1",
+        "0.5",
+        "--store",
+        str(store),
     )
     assert started.returncode == 0, started.stdout + started.stderr
     with browsing(head, address) as page:
