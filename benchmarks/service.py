@@ -1,5 +1,5 @@
-"""The results service under load: a study of 1,000 finished stages, whose page 50 clients ask for, each again as soon as
-it has been answered, while the service finds anew every five seconds what the store holds.
+"""The results service under load: a study of 1,000 finished stages, whose page 50 clients ask for, each again as soon
+as it has been answered, while the service finds anew every five seconds what the store holds.
 
 What bounds it: rendering, and reading a thousand manifests; both once in five seconds, however many ask.
 """
