@@ -16,6 +16,9 @@ POINTS = 200
 #: Size of a chart, and what is left free in it for what stands beside the curve; in units of its view box.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 72, 10, 10, 32
 
+#: What values differ by, relatively, is taken for rounding up to here.
+ROUNDING = 1e-6
+
 Point = tuple[int, float]
 
 
@@ -77,10 +80,13 @@ def chart(points: Sequence[Point]) -> Chart:
     """Return the chart of a curve that has a point. A curve without a slope goes through the middle."""
     steps, values = zip(*points, strict=True)
     first, last, low, high = min(steps), max(steps), min(values), max(values)
+    if math.isclose(low, high, rel_tol=ROUNDING):
+        values = [low] * len(values)
+        high = low
     line = " ".join(
         f"{LEFT + _share(step, first, last) * (WIDTH - LEFT - RIGHT):.1f},"
         f"{HEIGHT - BOTTOM - _share(value, low, high) * (HEIGHT - TOP - BOTTOM):.1f}"
-        for step, value in points
+        for step, value in zip(steps, values, strict=True)
     )
     return Chart(line, *_apart(low, high), first, last)
 

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from rayexp import cli
 from rayexp.service import chains, rows
 from rayexp.service.app import application
-from rayexp.service.curves import POINTS, chart, thinned
+from rayexp.service.curves import POINTS, ROUNDING, chart, thinned
 from rayexp.stages import Evaluate
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.studies.conditions import CONTROL, Condition
@@ -196,7 +196,13 @@ def test_a_thinned_curve_keeps_its_ends_and_extremes(values):
     drawn = chart(few)
     numbers = [float(number) for pair in drawn.line.split() for number in pair.split(",")]
     assert all(math.isfinite(number) and 0 <= number <= drawn.width for number in numbers)
-    assert (drawn.low == drawn.high) == (min(values) == max(values))
+    assert (drawn.low == drawn.high) == math.isclose(min(values), max(values), rel_tol=ROUNDING)
+
+
+def test_rounding_is_no_slope():
+    drawn = chart([(1, 1.0), (2, 1.0 + 1e-10), (3, 1.0 - 1e-10)])
+    assert drawn.low == drawn.high == "1"
+    assert len({point.split(",")[1] for point in drawn.line.split()}) == 1
 
 
 # Rows of results
