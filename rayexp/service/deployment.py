@@ -37,8 +37,8 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 def deploy(url: str) -> str:
     """Show a store on the loopback of the cluster's head; return the address. Takes seconds.
 
-    The service asks for the cluster's token. Raises RefusedError where there is none, because what runs an application
-    of Ray Serve listens on every interface and runs what it is sent; ServeError where Ray Serve fails.
+    The service asks for the cluster's token. Raises RefusedError where there is none, because every account of the head
+    would read the store, and run code by what Ray Serve listens with; ServeError where Ray Serve fails.
     """
     if not (is_token_auth_enabled() and access.ray_token()):
         raise RefusedError(
@@ -61,6 +61,7 @@ def _deployed(url: str) -> str:
         from rayexp.service.app import application
 
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it says how it found the application
+        _stay_on_loopback()
         return application(url, ("*",), access.ray_token(), prefix)
 
     deployment = serve.deployment(
@@ -74,6 +75,15 @@ def _deployed(url: str) -> str:
     if (status := serve.status().applications[name]).status != ApplicationStatus.RUNNING:
         raise ServeError(status.message)
     return address
+
+
+def _stay_on_loopback() -> None:
+    """Let the replica that this process is listen on loopback. Ray Serve would have it listen on every interface, for
+    calls between applications that it is asked to make by gRPC, of which there are none."""
+    from ray.serve._private import replica
+
+    listen = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, _: listen(server, "127.0.0.1:0")
 
 
 def _started() -> str:

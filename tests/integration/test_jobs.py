@@ -190,6 +190,8 @@ def test_both_ways_to_submit(head, tmp_path):
     assert f"report:  {report}\nin a browser: {address}\n" in done.stdout
     assert re.fullmatch(r"(\d+) of \1 trials done", job["metadata"]["progress"])
     assert [app["name"] for app in applications(head)] == [f"results at {address}"]
+    proxy = address.removeprefix("http://").partition("/")[0]
+    assert strangers.answers(head.process) == [f"{proxy} answers with 404"], "it has no /api/version"
 
     started = submit(
         head,
