@@ -82,8 +82,8 @@ def _stay_on_loopback() -> None:
     calls between applications that it is asked to make by gRPC, of which there are none."""
     from ray.serve._private import replica
 
-    listen = replica.add_port_to_grpc_server
-    replica.add_port_to_grpc_server = lambda server, _: listen(server, "127.0.0.1:0")
+    listen = replica.add_port_to_grpc_server  # pyright: ignore[reportPrivateImportUsage]
+    setattr(replica, "add_port_to_grpc_server", lambda server, _: listen(server, "127.0.0.1:0"))  # noqa: B010
 
 
 def _started() -> str:
