@@ -1,4 +1,4 @@
-"""What a store holds that no study needs any more, and its removal.
+"""Files of a store that no study needs any more, and their removal.
 
 A study needs the stages that its plan.json names, and those that they are built on. A store with a study whose plan
 can't be read is left alone: nobody knows what that one needs.
@@ -33,7 +33,7 @@ Kind = Literal["stage", "earlier", "checkpoints", "leftover", "replaced", "drive
 
 @dataclass(frozen=True)
 class StudyUse:
-    """What a study takes of its store. bytes: of its folder, and of all finished stages that it needs; own_bytes: of
+    """A study's share of its store. bytes: of its folder, and of all finished stages that it needs; own_bytes: of
     what no other study needs. earlier: finished stages of its plan that were made under an earlier version."""
 
     name: str

@@ -124,7 +124,7 @@ def test_a_head_answers_no_stranger(head):
 
 
 def applications(head: Head) -> list[dict]:
-    """What the dashboard's page Serve lists."""
+    """Return what the dashboard's page Serve lists."""
     return list(head.get("/api/serve/applications/")["applications"].values())
 
 

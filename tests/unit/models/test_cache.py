@@ -1,4 +1,4 @@
-"""How many rows of a cache are read."""
+"""Rows of a cache are padded, and by little."""
 
 from hypothesis import given
 from hypothesis import strategies as st

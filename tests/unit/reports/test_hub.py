@@ -51,7 +51,7 @@ def store(tmp_path_factory) -> Store:
 
 @pytest.fixture(scope="module")
 def written(store, tmp_path_factory) -> Path:
-    """What would be uploaded: the results, and one model."""
+    """The folder that would be uploaded: results, and one model."""
     folder = tmp_path_factory.mktemp("hub")
     assert export(store, "--to", "hf://org/demo", "--models", GRPO_STAGE.label, "--dry-run", folder) == 0
     return folder

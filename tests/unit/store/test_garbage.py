@@ -1,4 +1,4 @@
-"""What no study needs goes, and nothing else: not while a driver runs it, not where a plan can't be read."""
+"""Files that no study needs go, and nothing else: not while a driver runs it, not where a plan can't be read."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is exported of a running study's results is what its results table says of the measurements read so far."""
+"""Results exported of a running study are those that its results table has of the measurements read so far."""
 
 import logging
 
