@@ -130,7 +130,7 @@ def test_a_failure_is_one_warning_without_secrets_and_changes_nothing(
     with caplog.at_level(logging.WARNING), announced(to, course):
         pass
     assert time.monotonic() - begun < 5
-    (record,) = caplog.records
+    (record,) = (record for record in caplog.records if record.name == notify.log.name)  # Ray may warn as well
     assert re.fullmatch(f"notify: nobody was told that the sweep has finished: {why}", record.getMessage())
     said = capfd.readouterr()
     assert SECRET not in caplog.text + said.out + said.err
