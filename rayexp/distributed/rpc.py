@@ -4,6 +4,7 @@ import secrets
 from typing import Any
 
 import ray
+from ray._private.worker import WORKER_MODE, global_worker
 from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -34,7 +35,10 @@ def calling(actor: Any, method: str, stage: Stage, **options: Any) -> Any:
 
 
 def this_call() -> str:
-    """In an actor: the name of the call that it is answering."""
+    """Return the name of the call that this actor is answering; nothing in any other process, where to ask Ray for it
+    would start a cluster, or log a warning."""
+    if global_worker.mode != WORKER_MODE:
+        return ""
     return ray.get_runtime_context().get_task_name() or ""
 
 
