@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated
 
 import tyro
@@ -170,7 +171,7 @@ def parse_args(arguments: list[str] | None, study: str, description: str | None 
 def _config_in(words: list[str]) -> str | None:
     """Return the file that a command line names: it has to be read before the rest can be."""
     found = None
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in pairwise([*words, ""]):
         option, given, value = word.partition("=")
         if option == "--config":
             found = value if given else after

@@ -32,6 +32,16 @@ def asked(tmp_path):
     return parse
 
 
+def test_no_word_asks_for_the_study_as_it_is():
+    """As ``python jobs/sweep.py`` does."""
+    assert run.parse_args([], "demo") == run.Sweep(Experiment(study="demo"))
+
+
+def test_the_last_word_may_be_that_a_file_follows(asked):
+    with pytest.raises(ValueError, match="config"):
+        run.parse_args(["--config"], "demo", None)
+
+
 def test_a_file_says_what_options_say(asked):
     sweep = asked(FILE)
     overrides = ("grpo.group_size=4,8", "grpo.optimiser.learning_rate=1e-4", "grpo.advantage=mean_only")
