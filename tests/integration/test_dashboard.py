@@ -1,4 +1,4 @@
-"""What can be seen of a running sweep from outside: metrics, the names of things, and what trackers have of it."""
+"""A running sweep is seen from outside: metrics, the names of things, and what trackers have of it."""
 
 import json
 import struct
