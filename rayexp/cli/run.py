@@ -66,12 +66,19 @@ class Sweep:
     loggers: tuple[str, ...] = ()
     """Trackers to write to beside the store: csv, json, mlflow, tensorboard, trackio, wandb."""
     serve: bool = False
-    """Show the store in a browser by Ray Serve, at the address that is printed, for as long as the cluster lives. On
-    unless told otherwise in a job that was submitted to a cluster which asks for a token."""
+    """Show the store in a browser by Ray Serve, at the address that is printed, for as long as the cluster lives. A job
+    that was submitted to a cluster which asks for a token does so by itself."""
+    no_serve: bool = False
+    """Don't, in such a job either."""
     notify: str | None = None
     """Tell how the sweep ended, once: a URL of http or https gets a POST of JSON, anything else is a command of the
     shell with the same on its standard input."""
     options: Annotated[Options, tyro.conf.OmitArgPrefixes] = USUAL
+
+    def serves(self) -> bool:
+        """Return whether the store is shown in a browser."""
+        by_itself = SUBMITTED in os.environ and os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+        return self.serve or (by_itself and not self.no_serve)
 
     def run_config(self, argv: tuple[str, ...] = ()) -> RunConfig:
         """Return how the stages are to be run."""
@@ -118,27 +125,29 @@ def _run(first: Job, sweep: Sweep, course: Course, tracked: Trackers) -> tuple[l
         if job.plan.trials:
             with stopped_once():
                 api.connect(job)
-            address = address or (_serve(job) if sweep.serve else "")
+            address = address or (_serve(job) if sweep.serves() else "")
             failed = _execute(job, sweep, tracked)
         if failed:
             break
     with working():
         undrawn, course.verdicts = api.write_report(job, tracked)
-    print(f"in a browser: {address}\n" if address else "", end="", flush=True)
+    if address:
+        there = f"rayexp serve --store {job.store.url}" if _own_cluster() else address  # which has ended with the sweep
+        print(f"in a browser: {there}", flush=True)
     course.failed = bool(failed or undrawn)
     return failed, undrawn
 
 
 def _serve(job: Job) -> str:
-    """Show the store of a job by Ray Serve; return the address, or nothing if Serve fails, without which a sweep goes
-    on. Raises RefusedError if the cluster asks for no token."""
+    """Show the store of a job by Ray Serve; return the address, or nothing where that can't be, without which a sweep
+    goes on."""
     from rayexp.distributed import runtime
     from rayexp.service import deployment  # a web framework, and Ray Serve
 
     try:
         address = deployment.deploy(job.store.url)
     except deployment.ServeError as error:
-        print(f"results are not shown in a browser: {error}", flush=True)
+        print(f"results are not shown in a browser: {error}; `rayexp serve` shows them", flush=True)
         return ""
     runtime.describe_job({"results": address})
     print(f"results in a browser: {address}", flush=True)
@@ -156,13 +165,14 @@ def _execute(job: Job, sweep: Sweep, tracked: Trackers) -> list[str]:
 def parse_args(arguments: list[str] | None, study: str, description: str | None = __doc__) -> Sweep:
     """Return the command line as a Sweep. Raises ValueError or ValidationError."""
     words = sys.argv[1:] if arguments is None else arguments
-    serve = SUBMITTED in os.environ and os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-    default = Sweep(experiment=Experiment(study=study), serve=serve)
+    default = Sweep(experiment=Experiment(study=study))
     if file := _config_in(words):
         experiment, run_config = read_config(file, default.experiment)
-        default = Sweep(experiment=experiment, serve=serve, options=Options.model_validate(run_config.model_dump()))
+        default = Sweep(experiment=experiment, options=Options.model_validate(run_config.model_dump()))
     known = "\n".join(f"    {name:12} {about}" for name, about in SUMMARIES.items())
     sweep = terminal.parse_args(Sweep, words, default=default, description=f"{description}\nStudies:\n\n{known}")
+    if sweep.serve and sweep.no_serve:
+        raise ValueError("serve and no_serve are both given; allowed: one of them")
     if sweep.json and not sweep.plan:
         raise ValueError("json is true; allowed where only the plan is asked for, as in `rayexp plan`")
     return sweep
@@ -212,11 +222,16 @@ def _plan_json(sweep: Sweep, job: Job) -> str:
     return json.dumps(about | {"run_config": run_config, "stages": stages}, indent=2)
 
 
+def _own_cluster() -> bool:
+    """Return whether a sweep starts a cluster of its own, which ends when it does."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
 def machines() -> ClusterResources:
     """Return the machines of the cluster that RAY_ADDRESS names, else this machine, without a start of Ray."""
-    if (address := os.environ.get("RAY_ADDRESS", "")) in ("", "local"):
+    if _own_cluster():
         return ClusterResources.here()
     from rayexp.distributed import runtime
 
     runtime.connect()
-    return ClusterResources(preflight.capacity(), f"the Ray cluster at {address}")
+    return ClusterResources(preflight.capacity(), f"the Ray cluster at {os.environ['RAY_ADDRESS']}")

@@ -20,6 +20,10 @@ from rayexp.distributed import access, surroundings
 from rayexp.errors import RefusedError
 from rayexp.formatting import one_line
 
+log = logging.getLogger(__name__)
+
+#: Seconds in which Ray has to answer about a job.
+ANSWER_S = 10
 #: For the driver and every process it starts, unless they are set already.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # seconds a report may wait; Ray's default of 2 holds small stages up
@@ -100,8 +104,11 @@ def _submission() -> dict[str, Any]:
 def describe_job(metadata: Mapping[str, str]) -> None:
     """Add to the metadata of the job that this process is the driver of, in place of what was there under these names,
     and before all others, because the dashboard shows the beginning. Does nothing where the job was not submitted: Ray
-    takes the metadata of any other driver when it connects, and never again."""
-    _change_submission(lambda known: {**metadata, **known, **metadata})
+    takes the metadata of any other driver when it connects, and never again. Warns where Ray does not answer."""
+    try:
+        _change_submission(lambda known: {**metadata, **known, **metadata})
+    except (TimeoutError, RayError, OSError, RuntimeError) as error:
+        log.warning("the job's metadata could not be changed: %s", one_line(f"{type(error).__name__} {error}"))
 
 
 def submitted() -> bool:
@@ -117,9 +124,9 @@ def _change_submission(change: Callable[[dict[str, str]], dict[str, str]]) -> No
     jobs = JobInfoStorageClient(global_worker.gcs_client)  # pyright: ignore[reportAttributeAccessIssue]
 
     async def put() -> None:
-        if job := await jobs.get_info(name):
+        if job := await jobs.get_info(name, ANSWER_S):
             job.metadata = change(job.metadata or {})
-            await jobs.put_info(name, job)
+            await jobs.put_info(name, job, timeout=ANSWER_S)
 
     asyncio.run(put())
 

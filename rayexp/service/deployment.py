@@ -18,14 +18,12 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
-from rayexp.errors import RefusedError, first_line
+from rayexp.errors import first_line
 from rayexp.service import access
+from rayexp.timeouts import TimeoutError, run_with_timeout
 
-
-class ServeError(Exception):
-    """Ray Serve can't show a store. The message is a sentence."""
-
-
+#: Seconds in which Ray Serve has to be there; it takes 5 on an idle machine, 30 on one with too much to do.
+LIMIT_S = 120.0
 FIRST_PORT, PORTS = 8700, 100
 #: A place on the head for what needs no CPU: it is small, and it ends with the cluster alone.
 ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
@@ -34,21 +32,24 @@ CALM = {"runtime_env": {"env_vars": {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1"}}}
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
+class ServeError(Exception):
+    """Ray Serve can't show a store. The message is a sentence."""
+
+
 def deploy(url: str) -> str:
     """Show a store on the loopback of the cluster's head; return the address. Takes seconds.
 
-    The service asks for the cluster's token. Raises RefusedError where there is none, because every account of the head
-    would read the store, and run code by what Ray Serve listens with; ServeError where Ray Serve fails.
+    The service asks for the cluster's token. Raises ServeError where there is none, because every account of the head
+    would read the store, and run code by what Ray Serve listens with; and where Ray Serve fails, or takes too long.
     """
     if not (is_token_auth_enabled() and access.ray_token()):
-        raise RefusedError(
-            "serve is true, and the cluster asks for no token; set RAY_AUTH_MODE=token where it is started, or read "
-            "the store with `rayexp serve`"
-        )
+        raise ServeError("the cluster asks for no token; set RAY_AUTH_MODE=token where it is started")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        return _deployed(url)
-    except (RayServeException, RayError, RuntimeError, TimeoutError) as error:
+        return run_with_timeout(LIMIT_S, lambda: _deployed(url), "deploy the results")
+    except TimeoutError:
+        raise ServeError(f"Ray Serve did not start within {LIMIT_S:g} s") from None
+    except (RayServeException, RayError, RuntimeError) as error:
         raise ServeError(first_line(error)) from error
 
 
