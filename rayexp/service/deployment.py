@@ -29,7 +29,8 @@ FIRST_PORT, PORTS = 8700, 100
 ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 #: The controller looks around once in a second, in place of ten times, because it has nothing to scale.
 CALM = {"runtime_env": {"env_vars": {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1"}}}
-QUIET = {"log_level": "WARNING", "enable_access_log": False}
+#: Its warnings are of a busy machine, and would be in the log of the sweep.
+QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
 class ServeError(Exception):
