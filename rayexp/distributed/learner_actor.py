@@ -23,9 +23,9 @@ from rayexp.rl.rollouts import RolloutBatch
 from rayexp.sampling.torch_sampler import TorchSampler
 from rayexp.stages import RolloutStage, Stage, parse_stage
 from rayexp.store.artifacts import Store
+from rayexp.training import checkpoint
+from rayexp.training.checkpoint import TRAINER
 
-#: Name of the learner's own file in a checkpoint.
-STATE = "trainer.pt"
 #: The other files of a checkpoint or an artifact, by name.
 Files = Mapping[str, bytes]
 
@@ -57,8 +57,10 @@ class LearnerActor:
         files: dict[str, bytes] = {}
         with self._store.latest_checkpoint(stage.id) as folder:
             if folder is not None:
-                self._learner.restore(torch.load(folder / STATE, map_location=device, weights_only=True))
-                files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != STATE}
+                state = self._learner.state()
+                checkpoint.load(state, folder / TRAINER)
+                self._learner.restore(state)
+                files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
         return self._learner.completed, files
 
     def _loaded(self, stage: Stage, device: torch.device) -> PreTrainedModel:
@@ -96,7 +98,7 @@ class LearnerActor:
     def checkpoint(self, files: Files) -> None:
         """Save the state of the learner with the driver's files: all that a continued stage needs."""
         with TemporaryDirectory() as name:
-            torch.save(self._learner.state(), Path(name) / STATE)
+            checkpoint.save(self._learner.state(), Path(name) / TRAINER)
             _write(files, Path(name))
             self._store.save_checkpoint(self._stage.id, self._learner.completed, Path(name))
 

@@ -9,8 +9,9 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed
 from ray.train import FailureConfig, LoggingConfig, ScalingConfig
-from ray.train.collective import barrier, broadcast_from_rank_zero
+from ray.train.collective import barrier
 from ray.train.v2._internal.execution import context
 from ray.train.v2.api.exceptions import WorkerGroupError
 
@@ -24,7 +25,7 @@ class RayTrainContext:
 
     def __init__(self) -> None:
         about = ray.train.get_context()
-        self.rank, self.ranks = about.get_world_rank(), about.get_world_size()
+        self.rank, self.ranks, self.node = about.get_world_rank(), about.get_world_size(), about.get_node_rank()
 
     def device(self, usual: torch.device) -> torch.device:
         """See ``TrainContext.device``."""
@@ -36,7 +37,17 @@ class RayTrainContext:
 
     def broadcast(self, value: Any) -> Any:
         """See ``TrainContext.broadcast``."""
-        return broadcast_from_rank_zero(value)
+        given = [value]
+        if self.ranks > 1:
+            torch.distributed.broadcast_object_list(given)
+        return given[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """See ``TrainContext.gather``."""
+        found = [value] * self.ranks
+        if self.ranks > 1:
+            torch.distributed.all_gather_object(found, value)
+        return found
 
     def barrier(self) -> None:
         """See ``TrainContext.barrier``."""

@@ -6,15 +6,17 @@ a torn one is recognised and passed over, and where to go on does not depend on 
 non-atomically.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from rayexp import rng
 from rayexp.config import RunConfig
@@ -27,11 +29,14 @@ from rayexp.stages import Stage, parse_stage
 from rayexp.store.artifacts import Store
 from rayexp.tasks import TokenBatch
 from rayexp.telemetry.metric_log import MetricLog, PhaseTimer, progress_event
+from rayexp.training import checkpoint
 from rayexp.training.batch_loss import LossMeter, culprits, rank_loss
+from rayexp.training.checkpoint import TRAINER
 from rayexp.training.context import SingleProcess, TrainContext
 from rayexp.training.data import PrefetchingLoader
+from rayexp.training.parallel import even_pieces, is_spread, spread
 from rayexp.training.positions import with_random_positions
-from rayexp.training.trainer import Trainer, learning_rate
+from rayexp.training.trainer import WEIGHTS, Trainer, learning_rate
 
 #: Estimated FLOP of a stage above which a GPU gains more from compiled kernels than the minute that compiling takes, at
 #: some 150 TFLOP/s without and twice as many with them.
@@ -40,8 +45,7 @@ COMPILED_ON = "cuda"
 POINTS_PER_CURVE = 100
 #: A report to Ray waits until the one before has been fetched; the metric log does not.
 STEPS_BETWEEN_REPORTS = 25
-#: Names of the files of a checkpoint; the artifact of a stage that another one may continue has them, too.
-STATE, METRICS = "trainer.pt", "metrics.parquet"
+METRICS = "metrics.parquet"
 
 
 def run_in_process(stages: Sequence[Stage], run_config: RunConfig, progress: Callable[[dict[str, Any]], None]) -> None:
@@ -84,9 +88,7 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
     """Train one stage of the pool ``train`` from where it was left, and publish it."""
     rank, ranks, kind = context.rank, context.ranks, runner(stage)
     device = context.device(devices.resolve_device(run_config.device))
-    module = io.checkpointing(kind.initial(stage, store, device), run_config)
-    model: nn.Module = nn.parallel.DistributedDataParallel(module) if ranks > 1 else module
-    trainer = Trainer(model, stage.optimiser, stage.schedule_steps, module)
+    trainer = _trainer(stage, store, run_config, device, context)
     timed = PhaseTimer()
     metric_log = _restore(trainer, stage, store, context)
     if device.type == COMPILED_ON and stage.flops > COMPILED_FLOP:
@@ -103,8 +105,8 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
             batches = loader.take(step)
             counted = sum(batch.tokens - int(kind.loss_start(batch).sum()) for batch in batches)
             tokens += sum(batch.tokens for batch in batches)
-            own = [batch.shard(rank, ranks) for batch in batches]
-            shards = [piece for batch in own for piece in batch.pieces(run_config.micro_batch_tokens)]
+            pieces = partial(even_pieces, tokens=run_config.micro_batch_tokens, context=context)
+            shards = [piece for batch in batches for piece in pieces(batch)]
             losses = [
                 partial(rank_loss, trainer, meter, shard, kind.loss_start(shard), ranks / counted) for shard in shards
             ]
@@ -128,18 +130,28 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
                 if leaving and not warned:
                     saving.hasten()  # a node is about to be taken away
             # Here, where the loss meters of all ranks are empty, so that a continued run draws the same curve.
-            if rank == 0 and saving.due():
+            if context.broadcast(rank == 0 and saving.due()):
                 with timed("checkpoint"):
-                    _checkpoint(trainer, metric_log, stage, store)
+                    _checkpoint(trainer, metric_log, stage, store, context)
                 saving.done()
 
-    if rank == 0:
-        with error_context(lambda: f"{stage.label}, publishing"), TemporaryDirectory() as folder:
-            io.save(module, stage.root.task.vocabulary, Path(folder) / "model")
-            (Path(folder) / METRICS).write_bytes(metric_log.to_bytes())
-            if stage.keeps_state:
-                torch.save(trainer.state(), Path(folder) / STATE)
-            store.publish(stage, Path(folder), metric_log.provenance(run_config, timed.seconds))
+    with error_context(lambda: f"{stage.label}, publishing"):
+        if is_spread(trainer.module):
+            _checkpoint(trainer, metric_log, stage, store, context)  # no rank has the whole
+        if rank == 0:
+            _publish(trainer, metric_log, stage, store, metric_log.provenance(run_config, timed.seconds))
+
+
+def _trainer(stage: Any, store: Store, run_config: RunConfig, device: torch.device, context: TrainContext) -> Trainer:
+    """Return the trainer of a stage at its start, with this rank's part of the decoder where it is spread."""
+    kind = runner(stage)
+    if context.ranks > 1 and run_config.sharding == "full":
+        whole = kind.initial(stage, store, devices.CPU) if context.rank == 0 else None
+        module = io.checkpointing(spread(whole, device, stage.optimiser.precision, context), run_config)
+        return Trainer(module, stage.optimiser, stage.schedule_steps)
+    module = io.checkpointing(kind.initial(stage, store, device), run_config)
+    model: nn.Module = nn.parallel.DistributedDataParallel(module) if context.ranks > 1 else module
+    return Trainer(model, stage.optimiser, stage.schedule_steps, module)
 
 
 def _batches(stage: Stage, step: int) -> list[TokenBatch]:
@@ -151,27 +163,49 @@ def _batches(stage: Stage, step: int) -> list[TokenBatch]:
     return [with_random_positions(batch, stream, root.task.max_tokens) for batch in batches]
 
 
-def _checkpoint(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: Store) -> None:
+def _checkpoint(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: Store, context: TrainContext) -> None:
     with TemporaryDirectory() as folder:
-        torch.save(trainer.state(), Path(folder) / STATE)
-        (Path(folder) / METRICS).write_bytes(metric_log.to_bytes())
-        store.save_checkpoint(stage.id, trainer.completed_steps, Path(folder))
+        checkpoint.save(trainer.state(), Path(folder) / TRAINER)
+        if context.rank == 0:
+            (Path(folder) / METRICS).write_bytes(metric_log.to_bytes())
+        store.save_checkpoint(stage.id, trainer.completed_steps, Path(folder), context)
+
+
+def _publish(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: Store, provenance: dict[str, Any]) -> None:
+    """Publish the finished stage, on rank 0. A decoder that is spread comes from the last checkpoint, by way of this
+    machine's disk."""
+    with TemporaryDirectory() as name:
+        folder, module, vocabulary = Path(name), cast(PreTrainedModel, trainer.module), stage.root.task.vocabulary
+        if is_spread(module):
+            with store.latest_checkpoint(stage.id) as saved:
+                assert saved is not None, "all ranks have just saved it"
+                io.save_without_weights(module, vocabulary, folder / "model")
+                shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+                checkpoint.export(shapes, saved / TRAINER, WEIGHTS, folder / "model")
+                if stage.keeps_state:
+                    shutil.copytree(saved / TRAINER, folder / TRAINER)
+        else:
+            io.save(module, vocabulary, folder / "model")
+            if stage.keeps_state:
+                checkpoint.save(trainer.state(), folder / TRAINER)
+        (folder / METRICS).write_bytes(metric_log.to_bytes())
+        store.publish(stage, folder, provenance)
 
 
 def _restore(trainer: Trainer, stage: Stage, store: Store, context: TrainContext) -> MetricLog:
     """Continue from the newest good checkpoint, and return its metrics; where there is none, from where ``init`` ended,
-    if the stage continues that. Rank 0 reads and hands round, so that no two ranks can differ."""
-    state: dict[str, Any] | None = None
-    logged: bytes | None = None
-    if context.rank == 0:
-        with store.latest_checkpoint(stage.id) as folder:
-            if folder is not None:
-                state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-                logged = (folder / METRICS).read_bytes()
-        if state is None and stage.continues and stage.parent:
-            with store.fetched(f"stages/{stage.parent.id}", prefix=STATE) as folder:
-                state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    state = context.broadcast(state)
-    if state is not None:
-        trainer.restore(state)
-    return MetricLog(stage, logged)
+    if the stage continues that."""
+    with store.latest_checkpoint(stage.id, context) as folder:
+        if folder is not None:
+            _continue(trainer, folder)
+            return MetricLog(stage, (folder / METRICS).read_bytes())
+    if stage.continues and stage.parent:
+        with store.fetched(f"stages/{stage.parent.id}", f"{TRAINER}/", context) as folder:
+            _continue(trainer, folder)
+    return MetricLog(stage, None)
+
+
+def _continue(trainer: Trainer, folder: Path) -> None:
+    state = trainer.state()
+    checkpoint.load(state, folder / TRAINER)
+    trainer.restore(state)

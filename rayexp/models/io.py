@@ -1,5 +1,6 @@
 """Causal language models in folders, as stock tools save and load them."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -19,6 +20,15 @@ def save(model: PreTrainedModel, vocabulary: Vocabulary, folder: Path) -> None:
     """Write ``config.json``, ``model.safetensors`` and a tokenizer, which ``from_pretrained`` and vLLM load as they
     are."""
     model.save_pretrained(folder)
+    tokenizer.save(vocabulary, folder)
+
+
+def save_without_weights(model: PreTrainedModel, vocabulary: Vocabulary, folder: Path) -> None:
+    """Write all that ``save`` does but the weights, which another one writes."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # torch names a class that it spreads
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
     tokenizer.save(vocabulary, folder)
 
 

@@ -11,10 +11,9 @@ rate the policy earned as much or more at the end. In so few steps it is hardly 
 Shape suffixes: _N completions, _C completion tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,11 +69,11 @@ class Critic:
         error_NC = masked(self._values(targets.prefixes) - targets.returns_NC, targets.mask_NC)
         return error_NC.square().sum() / tokens
 
-    def state(self) -> dict[str, Any]:
-        """Return all that a continued critic needs: tensors and plain values only."""
+    def state(self) -> dict[str, Tensor]:
+        """Return all that a continued critic needs, by name; see ``Trainer.state``."""
         return self.trainer.state()
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state`` as if nothing had happened."""
         self.trainer.restore(state)
 

@@ -5,10 +5,9 @@ Shape suffixes: _N completions, _P prompts, _G members of a group, _C completion
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,9 @@ from rayexp.rl.scoring import UniquePrefixes
 from rayexp.rl.statistics import UpdateStatistics, step_statistics
 from rayexp.stages import GRPO, RolloutStage
 from rayexp.training.trainer import Trainer
+
+#: Names in a learner's state that are its critic's begin so.
+CRITIC = "critic."
 
 
 class MismatchError(PermanentError):
@@ -73,11 +75,11 @@ class Learner(ABC):
         """Return a copy of the policy's weights under transformers' names, in fp32, on the CPU."""
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.model.state_dict().items()}
 
-    def state(self) -> dict[str, Any]:
-        """Return all that a continued stage needs: tensors and plain values only."""
+    def state(self) -> dict[str, Tensor]:
+        """Return all that a continued stage needs, by name; see ``Trainer.state``."""
         return self.trainer.state()
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state`` as if nothing had happened."""
         self.trainer.restore(state)
 
@@ -109,15 +111,16 @@ class GRPOLearner(Learner):
         norm, earned = steps[0]
         return step_statistics(updates, norm) | self._critic_statistics(parts, earned)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Tensor]:
         """See ``Learner.state``."""
-        return super().state() | ({} if self.critic is None else {"critic": self.critic.state()})
+        of_critic = {} if self.critic is None else self.critic.state()
+        return super().state() | {f"{CRITIC}{name}": tensor for name, tensor in of_critic.items()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """See ``Learner.restore``."""
         super().restore(state)
         if self.critic is not None:
-            self.critic.restore(state["critic"])
+            self.critic.restore({n.removeprefix(CRITIC): t for n, t in state.items() if n.startswith(CRITIC)})
 
     def _part(self, batch: RolloutBatch[np.ndarray], whole: bool) -> _Part:
         prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, self.trainer.device)

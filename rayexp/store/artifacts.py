@@ -4,9 +4,10 @@ An artifact is a folder that says everything about itself, and it is finished wh
 is written last and lists every file with size and SHA-256. A folder without one is an interrupted attempt and is
 written over. Nothing read from a store can run code: JSON, Parquet, safetensors, and tensors loaded as tensors only.
 
-    stages/<id>/        spec.json provenance.json manifest.json, metrics.parquet or results.parquet, model/; trainer.pt
+    stages/<id>/        spec.json provenance.json manifest.json, metrics.parquet or results.parquet, model/; trainer/
                         of a pretraining that is to be continued
-    work/<id>/step-N/   checkpoints of a running stage, the last two; removed when the stage is finished
+    work/<id>/step-N/   checkpoints of a running stage, the last two; removed when the stage is finished. A folder
+                        trainer/ in each, with a file of each rank
     replaced/<id>/      artifacts that ``--force`` had made again, by when
     work/<id>/failure.json  why the last attempt failed
     leases/ drivers/    who computes what (rayexp.store.leases)
@@ -19,7 +20,7 @@ import logging
 import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +34,7 @@ from rayexp.errors import first_line
 from rayexp.stages import Stage
 from rayexp.store.filesystem import Files, StoreError, inside
 from rayexp.store.leases import Lease
+from rayexp.training.context import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
@@ -167,23 +169,26 @@ class Store:
 
     # Checkpoints
 
-    def save_checkpoint(self, stage_id: str, step: int, folder: Path) -> None:
-        """Publish ``folder`` as the stage's checkpoint at ``step`` and remove the ones that are no longer needed."""
-        self._put(folder, f"work/{stage_id}/step-{step:09d}", {"id": stage_id, "step": step})
-        for old in self._checkpoint_steps(stage_id)[:-CHECKPOINTS_KEPT]:
-            self.files.remove(f"work/{stage_id}/step-{old:09d}")
+    def save_checkpoint(self, stage_id: str, step: int, folder: Path, ranks: Ranks = ALONE) -> None:
+        """Publish ``folder`` as the stage's checkpoint at ``step`` and remove the ones that are no longer needed. With
+        several ranks it is the files of all of their folders."""
+        self._put(folder, f"work/{stage_id}/step-{step:09d}", {"id": stage_id, "step": step}, ranks)
+        if ranks.rank == 0:
+            for old in self._checkpoint_steps(stage_id)[:-CHECKPOINTS_KEPT]:
+                self.files.remove(f"work/{stage_id}/step-{old:09d}")
 
     @contextmanager
-    def latest_checkpoint(self, stage_id: str) -> Iterator[Path | None]:
-        """Give the newest good checkpoint as a local folder, or None; a torn or damaged one is passed over."""
-        for step in reversed(self._checkpoint_steps(stage_id)):
-            with TemporaryDirectory() as local:
+    def latest_checkpoint(self, stage_id: str, ranks: Ranks = ALONE) -> Iterator[Path | None]:
+        """Give the newest good checkpoint as a local folder, or None; a torn or damaged one is passed over. Several
+        ranks get the same one."""
+        for step in reversed(ranks.gather(self._checkpoint_steps(stage_id))[0]):
+            with ExitStack() as stack:
                 try:
-                    self._fetch(f"work/{stage_id}/step-{step:09d}", "", Path(local))
+                    folder = stack.enter_context(self.fetched(f"work/{stage_id}/step-{step:09d}", ranks=ranks))
                 except DamagedError as error:
                     log.warning("passing over a checkpoint: %s", error)
                     continue
-                yield Path(local)
+                yield folder
                 return
         yield None
 
@@ -214,11 +219,23 @@ class Store:
     # Folders
 
     @contextmanager
-    def fetched(self, path: str, prefix: str = "") -> Iterator[Path]:
-        """Give the files of a published folder whose names start with ``prefix``, local and verified."""
+    def fetched(self, path: str, prefix: str = "", ranks: Ranks = ALONE) -> Iterator[Path]:
+        """Give the files of a published folder whose names start with ``prefix``, local and verified. Of several ranks
+        the first on each machine fetches them for all on it."""
+        first = ranks.gather(ranks.node).index(ranks.node)
+        problem: DamagedError | None = None
         with TemporaryDirectory() as local:
-            self._fetch(path, prefix, Path(local))
-            yield Path(local)
+            if ranks.rank == first:
+                try:
+                    self._fetch(path, prefix, Path(local))
+                except DamagedError as error:
+                    problem = error
+            found = ranks.gather((local, problem))
+            for _, problem in found:
+                if problem is not None:
+                    raise problem
+            yield Path(found[first][0])
+            ranks.gather(None)  # nobody removes what another one still reads
 
     def put_folder(self, local: Path, path: str) -> None:
         """Copy every file of a local folder, writing over what is there."""
@@ -259,25 +276,25 @@ class Store:
         for file in files:
             self.files.upload(file, f"{path}/{file.name}")
 
-    def _put(self, folder: Path, path: str, about: dict[str, Any]) -> None:
-        """Publish a folder: its manifest appears last."""
-        listed = {
+    def _put(self, folder: Path, path: str, about: dict[str, Any], ranks: Ranks = ALONE) -> None:
+        """Publish a folder, or those of several ranks as one: its manifest appears last."""
+        own = {
             file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         }
-        manifest = canonical_json({**about, "files": listed}).encode()
         self._require_lease()
-        if self.files.local:  # whole and at once, so that even two writers can't mix their files
-            staged = f"work/{about['id']}/staged-{secrets.token_hex(4)}"
-            self.put_folder(folder, staged)
-            self.files.write(f"{staged}/{MANIFEST}", manifest)
+        # Where folders can be moved one appears whole and at once, so that even two writers can't mix their files.
+        staged = f"work/{about['id']}/staged-{ranks.gather(secrets.token_hex(4))[0]}" if self.files.local else path
+        self.put_folder(folder, staged)
+        listed = {name: file for part in ranks.gather(own) for name, file in part.items()}
+        if ranks.rank:
+            return
+        self._require_lease()
+        self.files.write(f"{staged}/{MANIFEST}", canonical_json({**about, "files": listed}).encode())
+        if self.files.local:
             self._require_lease()
             self.files.move_folder(staged, path)
-        else:
-            self.put_folder(folder, path)
-            self._require_lease()
-            self.files.write(f"{path}/{MANIFEST}", manifest)
 
     def _require_lease(self) -> None:
         if self._lease is not None:

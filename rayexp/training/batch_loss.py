@@ -47,8 +47,7 @@ def rank_loss(trainer: Trainer, meter: LossMeter, batch: TokenBatch, start_N: np
     ranks share it. A rank without rows adds a zero gradient.
     """
     if len(batch.tokens_NT) == 0:
-        nothing = torch.zeros((1, 1), dtype=torch.int64, device=trainer.device)
-        return trainer.model(input_ids=nothing, use_cache=False).logits.sum() * 0.0
+        return _nothing(trainer)
     nll_N = _nll(trainer, batch, start_N)
     counts_N, ood_N = (torch.from_numpy(of).to(trainer.device) for of in (batch.length_N - start_N, batch.ood_N))
     meter.add(nll_N.detach(), counts_N, ood_N)
@@ -57,12 +56,22 @@ def rank_loss(trainer: Trainer, meter: LossMeter, batch: TokenBatch, start_N: np
 
 @torch.no_grad()
 def culprits(trainer: Trainer, batches: Sequence[TokenBatch], loss_start: LossStart) -> str:
-    """Say which samples have a loss that is not finite."""
+    """Say which samples have a loss that is not finite. All ranks have to ask, each about its own."""
     indices: list[int] = []
     for batch in batches:
+        if len(batch.tokens_NT) == 0:
+            _nothing(trainer)
+            continue
         bad_N = ~torch.isfinite(_nll(trainer, batch, loss_start(batch)))
         indices += batch.index_N[bad_N.cpu().numpy()].tolist()
     return f"sample {', '.join(map(str, indices))}" if indices else "the loss of every single sample is finite"
+
+
+def _nothing(trainer: Trainer) -> Tensor:
+    """Return a loss of zero from a pass through the whole decoder, which other ranks may wait for."""
+    nothing_NT = torch.zeros((1, 1), dtype=torch.int64, device=trainer.device)
+    with trainer.precision():
+        return trainer.model(input_ids=nothing_NT, use_cache=False).logits.sum() * 0.0
 
 
 def _nll(trainer: Trainer, batch: TokenBatch, start_N: np.ndarray) -> Tensor:

@@ -1,21 +1,31 @@
 """The processes that train one model together, as one of them sees the others."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+if TYPE_CHECKING:  # the store knows ranks, and is read where nothing is trained
+    import torch
 
 #: Is told of a stage's progress: what ``telemetry.metric_log.progress_event`` returns.
 Progress = Callable[[dict[str, Any]], None]
 
 
-class TrainContext(Protocol):
-    """One rank among ``ranks``."""
+class Ranks(Protocol):
+    """One rank among ``ranks``, on machine number ``node``."""
 
     rank: int
     ranks: int
+    node: int
 
-    def device(self, usual: torch.device) -> torch.device:
+    def gather(self, value: Any) -> list[Any]:
+        """Return what each rank gives, in their order; all ranks have to."""
+        ...
+
+
+class TrainContext(Ranks, Protocol):
+    """One rank of those that train."""
+
+    def device(self, usual: "torch.device") -> "torch.device":
         """Return the device of this rank, where there may be several of the usual type."""
         ...
 
@@ -36,15 +46,26 @@ class TrainContext(Protocol):
         ...
 
 
-class SingleProcess:
-    """The only rank there is."""
+class Alone:
+    """The only rank there is, on the only machine."""
 
-    rank, ranks = 0, 1
+    rank, ranks, node = 0, 1, 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """See ``Ranks.gather``."""
+        return [value]
+
+
+ALONE = Alone()
+
+
+class SingleProcess(Alone):
+    """The only rank that trains."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def device(self, usual: torch.device) -> torch.device:
+    def device(self, usual: "torch.device") -> "torch.device":
         """See ``TrainContext.device``."""
         return usual
 

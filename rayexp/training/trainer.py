@@ -5,12 +5,14 @@ the losses it is handed, clips, steps, and follows the schedule. All that a cont
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from rayexp.errors import NotFiniteError
@@ -28,12 +30,15 @@ def learning_rate(optimiser: AdamW, step: int, steps: int) -> float:
     return optimiser.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
 
 
+#: Names in a trainer's state that are the decoder's own begin so.
+WEIGHTS = "weights."
 #: Compiled decoders read batches of a multiple of so many rows: there are few shapes to compile then.
 COMPILED_ROWS = 256
 
 
 class Trainer:
-    """A decoder and its optimiser. ``model`` may be wrapped for data parallelism; ``module`` is the bare decoder.
+    """A decoder and its optimiser. ``model`` may be wrapped for data parallelism; ``module`` is the bare decoder, which
+    may be spread over ranks.
 
     row_multiple: what the number of rows of a batch has to be a multiple of.
     """
@@ -55,6 +60,12 @@ class Trainer:
             eps=optimiser.epsilon,
             fused=True,
         )
+        for parameter in self.module.parameters():  # as AdamW would in its first step, so that ``state`` is whole
+            self._optimiser.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
     def compile(self) -> None:
         """Fuse the decoder's kernels, which takes about a minute for each shape of a batch. For GPUs: on CPUs it gains
@@ -90,7 +101,8 @@ class Trainer:
                 total += value.detach()
                 value.backward()
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        total_norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm
         overlap()
         try:
             self._require_finite(total, norm)
@@ -98,7 +110,7 @@ class Trainer:
         except BaseException:
             self._optimiser.zero_grad(set_to_none=True)
             raise
-        nn.utils.clip_grads_with_norm_(self.module.parameters(), self._settings.clip_norm, norm)
+        nn.utils.clip_grads_with_norm_(self.module.parameters(), self._settings.clip_norm, total_norm)
         rate = learning_rate(self._settings, self.completed_steps, self._steps)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
@@ -117,22 +129,34 @@ class Trainer:
         if not torch.isfinite(loss):
             raise NotFiniteError(f"the loss is {loss.item()}")
         for name, parameter in self.module.named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            if parameter.grad is not None and not _is_finite(parameter.grad):
                 raise NotFiniteError(f"the gradient of {name} is not finite")
         raise NotFiniteError(f"the gradient's norm is {norm.item()}, though each part of it is finite")
 
-    def state(self) -> dict[str, Any]:
-        """Weights, optimiser, step count and generator: tensors and plain values only."""
-        return {
-            "weights": self.module.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-            "completed_steps": self.completed_steps,
-            "generator": torch.get_rng_state(),
+    def state(self) -> dict[str, Tensor]:
+        """Return all that a continued run needs, by name. Weights and moments are the trainer's own, not copies."""
+        weights = {f"{WEIGHTS}{name}": tensor for name, tensor in self.module.state_dict().items()}
+        moments = {
+            f"{moment}.{name}": tensor
+            for name, parameter in self.module.named_parameters()
+            for moment, tensor in self._optimiser.state[parameter].items()
         }
+        steps = torch.tensor(self.completed_steps)
+        return {**weights, **moments, "completed_steps": steps, "generator": torch.get_rng_state()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state`` as if nothing had happened (bitwise on CPU in fp32)."""
-        self.module.load_state_dict(state["weights"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
         self.completed_steps = int(state["completed_steps"])
         torch.set_rng_state(state["generator"])
+
+
+def _is_finite(gradient: Tensor) -> bool:
+    """Return whether all of a gradient is finite, on whatever rank it lies: all ranks get the same answer."""
+    if not isinstance(gradient, DTensor):
+        return bool(torch.isfinite(gradient).all())
+    finite = torch.isfinite(gradient.to_local()).all().int()
+    torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+    return bool(finite)

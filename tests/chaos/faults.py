@@ -123,8 +123,9 @@ def _spoil_checkpoint(spoil: Callable[[FaultContext, str], None]) -> Callable[[F
 
 
 def _truncate(scene: FaultContext, path: str) -> None:
-    data = scene.store.files.read(f"{path}/trainer.pt")
-    scene.store.files.write(f"{path}/trainer.pt", data[: len(data) // 2])
+    (name,) = scene.store.files.names(f"{path}/trainer")
+    data = scene.store.files.read(f"{path}/trainer/{name}")
+    scene.store.files.write(f"{path}/trainer/{name}", data[: len(data) // 2])
 
 
 def _find_parent(scene: FaultContext) -> str | None:

@@ -87,7 +87,10 @@ def test_models_on_the_way_are_those_of_a_pretraining_that_stops_there_and_the_l
     assert [(row[0], row[1].partition("/")[2], row[2]) for part in PARTS for row in rows(two, part)] == curve
     straight = pretrain(**{**settings_of(WHOLE), "stop_after": 8})
     assert weights_digest(run(tmp_path / "three", [straight]), straight) == weights_digest(two, PARTS[1])
-    names = {stage.id: "trainer.pt" in manifest for stage, manifest in zip(PARTS, manifests(two, PARTS), strict=True)}
+    names = {
+        stage.id: "trainer/shard-00001-model-00001-of-00001.safetensors" in manifest
+        for stage, manifest in zip(PARTS, manifests(two, PARTS), strict=True)
+    }
     assert list(names.values()) == [True, True, False]
 
 

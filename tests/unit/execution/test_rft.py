@@ -41,8 +41,7 @@ def drawn(model):
 
 def moments(learner):
     """All tensors of the optimiser, as they are now."""
-    parameters = learner.state()["optimiser"]["state"]
-    return {(i, name): tensor.clone() for i, entry in parameters.items() for name, tensor in entry.items()}
+    return {n: tensor.clone() for n, tensor in learner.state().items() if n.startswith(("step.", "exp_avg"))}
 
 
 def mean_logprob(model, batches):
@@ -154,7 +153,7 @@ def test_the_learning_rate_of_a_round_depends_on_its_number_alone(model):
         learner, found = Learner(SPEC, fresh()), []
         for each in rounds:
             learner.update(each, math.inf)
-            found.append(learner.state()["optimiser"]["param_groups"][0]["lr"])
+            found.append(learner.trainer._optimiser.param_groups[0]["lr"])
         return found
 
     one, other = rates([batches] * 4), rates([batches, wrong, wrong, batches])

@@ -1,6 +1,5 @@
 """Training steps to the digit: golden losses, bitwise continuation, and what a bad gradient may not do."""
 
-import io
 import itertools
 import math
 import re
@@ -16,6 +15,7 @@ from rayexp.stages import AdamW
 from rayexp.studies.presets import DECODERS
 from rayexp.tasks.strings import StringTask
 from rayexp.tasks.strings.symbols import VOCABULARY
+from rayexp.training import checkpoint
 from rayexp.training.loss import next_token_loss
 from rayexp.training.trainer import Trainer, learning_rate
 from tests.fixtures.factories import MICRO, OPTIMISER
@@ -69,16 +69,16 @@ def test_golden_losses_of_the_tiny_decoder():
     assert train(trainer, STEPS) == pytest.approx(GOLDEN_LOSSES, abs=1e-5)
 
 
-def test_a_run_that_was_stopped_continues_bitwise():
-    """Through a file that holds tensors only, and into a trainer that started from other weights."""
+def test_a_run_that_was_stopped_continues_bitwise(tmp_path):
+    """Through files that hold tensors only, and into a trainer that started from other weights."""
     straight, stopped, continued = micro_trainer(), micro_trainer(), micro_trainer(seed=9)
     losses = train(straight, 8)
     first = train(stopped, 3)
-    file = io.BytesIO()
-    torch.save(stopped.state(), file)
-    file.seek(0)
+    checkpoint.save(stopped.state(), tmp_path)
     expected_draw = torch.rand(3)
-    continued.restore(torch.load(file, weights_only=True))
+    state = continued.state()
+    checkpoint.load(state, tmp_path)
+    continued.restore(state)
     assert torch.equal(torch.rand(3), expected_draw)
     assert continued.completed_steps == 3
     assert first + train(continued, 8) == losses

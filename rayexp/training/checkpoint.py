@@ -1,0 +1,65 @@
+"""Tensors by name in a folder, written and read by all ranks together, each its own part of those that are spread.
+
+Files are safetensors, so that nothing that is read can run code; torch's usual format keeps an index that can. Those
+who read may be more or fewer ranks than wrote. ``export`` makes of such a folder one that stock tools load.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+# Where there is one process, as is usual here, torch says so each time.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+
+#: Folder of a checkpoint, or of an artifact that another stage continues, with what a trainer needs.
+TRAINER = "trainer"
+#: Largest file of a model that is exported; the usual one.
+FILE_SIZE = "5GB"
+
+
+def save(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write this rank's part of the tensors to a folder of its own; all ranks have to. Names of files differ by rank,
+    so that they go together in one folder."""
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    save_distributed(dict(tensors), storage_writer=writer, no_dist=_alone())
+
+
+def load(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Fill the tensors, in place, from a folder with the files of all ranks that wrote it; all ranks have to."""
+    load_distributed(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=_alone())
+
+
+def export(
+    shapes: Mapping[str, torch.Size], source: Path, prefix: str, folder: Path, file_size: str = FILE_SIZE
+) -> None:
+    """Write tensors of ``source``, where their names begin with ``prefix``, in fp32, as stock tools load a model: files
+    of at most ``file_size``, and an index where they are several. Holds one file at a time. For one rank alone."""
+    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=file_size)
+    for file, names in split.filename_to_tensors.items():
+        tensors = {name: torch.empty(shapes[name]) for name in names}
+        named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+        load_distributed(named, storage_reader=HuggingFaceStorageReader(str(source)), no_dist=True)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        _write_index(folder, split.metadata, split.tensor_to_filename)
+
+
+def _write_index(folder: Path, metadata: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    index = {"metadata": metadata, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def _alone() -> bool:
+    return not torch.distributed.is_initialized()
