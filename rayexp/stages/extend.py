@@ -61,6 +61,11 @@ class Extend(ChildStage):
         return self.pretraining.schedule_steps
 
     @property
+    def batch_samples(self) -> int:
+        """Samples of a step."""
+        return self.pretraining.batch_samples
+
+    @property
     def continues(self) -> bool:
         return True
 
