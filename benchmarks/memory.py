@@ -1,4 +1,5 @@
-"""Memory and time of a learner's gradient with a large vocabulary: all distributions at once, and a few at a time.
+"""Memory: of a learner's gradient with a large vocabulary, all distributions at once and a few at a time; and of a
+training rank, beside what a plan says that it takes.
 
 64 groups of 8 completions of 128 tokens over 49,152 symbols, on a decoder that is small beside them. Held at once, they
 would be several arrays of 12.9 GB in fp32, which is not tried; that is said by arithmetic.
@@ -10,6 +11,7 @@ import sys
 import time
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from benchmarks.measure import Row, publish
@@ -17,11 +19,24 @@ from rayexp.models import factory
 from rayexp.models.config import Decoder
 from rayexp.rl.readout import Readout, token_scores
 from rayexp.rl.scoring import UniquePrefixes
-from rayexp.tasks import Vocabulary
+from rayexp.stages import AdamW
+from rayexp.stages.memory import Shape
+from rayexp.studies.presets import DECODERS
+from rayexp.tasks import TokenBatch, Vocabulary
+from rayexp.training.batch_loss import LossMeter, rank_loss
+from rayexp.training.trainer import Trainer
 
 SYMBOLS, TOKENS, PROMPT, GROUP = 49_152, 128, 16, 8
 GROUPS = (8, 64)
 DECODER = Decoder(layers=1, width=64, ff_width=128, heads=2, kv_heads=2, context_tokens=256)
+#: Decoder, symbols, rows and tokens of a batch that a gradient is taken of: arrays large enough that what is freed goes
+#: back to the system, without which the most that a process has had says little.
+TRAINED = (
+    (Decoder(layers=4, width=256, ff_width=704, heads=4, kv_heads=4, context_tokens=64), 100, 1500, 24),
+    (DECODERS["paper"], 100, 256, 40),
+    (Decoder(layers=6, width=512, ff_width=1408, heads=8, kv_heads=8, context_tokens=256), 20_000, 64, 129),
+)
+WITHIN = 0.2  # of what the arithmetic says
 GROWTH = 1.5  # of the memory, where there are eight times as many completions
 COST = 1.15
 
@@ -61,14 +76,49 @@ def run() -> list[Row]:
             target=f"<= {GROWTH} times",
             met=many.mib <= GROWTH * few.mib,
         ),
+        *(training_row(number) for number in range(len(TRAINED))),
     ]
+
+
+def training_row(number: int) -> Row:
+    """Measure two steps of a decoder in a process of its own, beside ``rayexp.stages.memory``."""
+    decoder, symbols, rows, tokens = TRAINED[number]
+    parameters = decoder.parameters(symbols)
+    planned = Shape(parameters, decoder.layers, decoder.width, symbols).training(rows * (tokens - 1), 1, False, False)
+    ours, peer = in_process("train", number).mib, (planned.total - planned.process) / 2**20
+    return Row(
+        case=f"training {parameters / 1e6:.0f}M in {decoder.layers} layers, {rows} x {tokens} tokens",
+        ours=f"{ours:,.0f} MiB",
+        peer=f"{peer:,.0f} MiB planned",
+        ratio=f"{ours / peer:.2f}",
+        target=f"within {WITHIN:.0%}",
+        met=abs(ours / peer - 1) <= WITHIN,
+    )
 
 
 def taken(groups: int, whole: bool) -> Taken:
     """Return what a gradient takes, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", str(groups), str(int(whole))]
+    return in_process("gradient", groups, int(whole))
+
+
+def in_process(what: str, *numbers: int) -> Taken:
+    """Return what this file measures when it is run with these words."""
+    command = [sys.executable, "-m", "benchmarks.memory", what, *map(str, numbers)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return Taken(*map(float, done.stdout.split()[-2:]))
+
+
+def train(number: int) -> Taken:
+    """Take two optimiser steps on random samples, and return what that took."""
+    decoder, symbols, rows, tokens = TRAINED[number]
+    samples = np.random.default_rng(0).integers(3, symbols, (rows, tokens - 1))
+    batch = TokenBatch.of([((1,), row.tolist()) for row in samples], np.arange(rows))
+    before, started = peak(), time.perf_counter()
+    trainer = Trainer(factory.build(decoder, Vocabulary(("",) * symbols), 0), AdamW(learning_rate=1e-4), 2)
+    meter = LossMeter(trainer.device)
+    for _ in range(2):
+        trainer.step([lambda: rank_loss(trainer, meter, batch, np.ones(rows, dtype=np.int64), 1.0)])
+    return Taken(peak() - before, time.perf_counter() - started)
 
 
 def gradient(groups: int, whole: bool) -> Taken:
@@ -95,7 +145,10 @@ def peak() -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(*gradient(int(sys.argv[1]), bool(int(sys.argv[2]))))
-    else:
-        publish(run())
+    match sys.argv[1:]:
+        case ["gradient", groups, whole]:
+            print(*gradient(int(groups), bool(int(whole))))
+        case ["train", number]:
+            print(*train(int(number)))
+        case _:
+            publish(run())

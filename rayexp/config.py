@@ -143,9 +143,9 @@ class RunConfig(Value):
     """auto: GPUs where the cluster has any."""
     train_workers: Count = 1
     """Data-parallel ranks of pretraining and SFT."""
-    sharding: Literal["none", "full"] = "none"
-    """full: each training rank holds its part of every weight, gradient and moment (FSDP2), for decoders that do not
-    fit on one device. none: it holds all of them."""
+    sharding: Literal["none", "full", "auto"] = "auto"
+    """full: each of several training ranks holds its part of every weight, gradient and moment (FSDP2), for decoders
+    that do not fit on one device. none: it holds all of them. auto: full where all of them would not fit."""
     rollout_workers: Count = 1
     """Sampling actors of a GRPO stage."""
     in_process_flop: float = Field(default=1e13, ge=0)

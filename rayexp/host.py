@@ -1,14 +1,18 @@
-"""Cores and GPUs that this process may use. A container, a batch system or the user may allow fewer than there are.
+"""Cores, memory and GPUs that this process may use. A container, a batch system or the user may allow less than there
+is.
 
 A plan without a cluster counts with them and a local cluster is started with them, so the two agree.
 """
 
 import ctypes
+import math
 import os
 import platform
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
+
+SHARE_FOR_WORK = 0.7
 
 
 def cores(root: Path = Path("/")) -> int:
@@ -18,6 +22,27 @@ def cores(root: Path = Path("/")) -> int:
         return there
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
     return max(1, int(min([allowed, *_quotas(root)])))
+
+
+def memory(root: Path = Path("/")) -> float:
+    """Return the bytes of memory, with what is in use; infinity where the system does not say. ``root`` is where /proc
+    and /sys are found."""
+    there = (int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("MemTotal:"))
+    limits = [_limit(folder) for folder in _groups(root, "memory")]
+    return min([next(there, math.inf), *limits])
+
+
+def for_work(root: Path = Path("/")) -> int | None:
+    """Return the bytes of memory that what a plan starts may take: Ray keeps objects in the rest; None if nobody
+    knows."""
+    there = memory(root)
+    return int(SHARE_FOR_WORK * there) if math.isfinite(there) else None
+
+
+def _limit(folder: Path) -> float:
+    """Return the limit of a control group in bytes; infinity where it has none."""
+    words = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
+    return float(words[0]) if words and words[0].isdigit() else math.inf
 
 
 def processor(root: Path = Path("/")) -> str:
@@ -56,21 +81,21 @@ def visible(count: int, devices: str | None) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """Yield the CPU quota of this process's control group and of each group around it, in cores."""
-    for folder in _groups(root):
+    for folder in _groups(root, "cpu"):
         version_1 = (folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
         words = _words(folder / "cpu.max") or [word for file in version_1 for word in _words(file)]
         if len(words) == 2 and all(map(str.isdigit, words)):  # no quota is "max", or -1
             yield int(words[0]) / int(words[1])
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    """Yield the folders of control groups that limit CPUs, where they can be seen from inside."""
+def _groups(root: Path, limited: str) -> Iterator[Path]:
+    """Yield the folders of control groups that limit CPUs or memory, where they can be seen from inside."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and limited not in controllers.split(","):
             continue
         own = Path(path.lstrip("/"))
-        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        mount = root / "sys/fs/cgroup" / (limited if controllers else "")
         yield from (mount / group for group in (own, *own.parents))
 
 

@@ -87,6 +87,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
             address="local",
             num_cpus=host.cores() if cpus is None else cpus,
             num_gpus=host.gpus(),  # None: Ray looks for other makes
+            _memory=host.for_work(),
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             runtime_env=runtime_env,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from rayexp.rl.readout import HELD
 from rayexp.rl.scoring import completion_logprobs
+from rayexp.stages.memory import HELD
 from rayexp.tasks import TokenBatch
 
 #: Completions that are scored at once, at most.

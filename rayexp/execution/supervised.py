@@ -26,6 +26,7 @@ from rayexp.errors import NotFiniteError, error_context
 from rayexp.execution import measurements, runner
 from rayexp.models import devices, io
 from rayexp.stages import Stage, parse_stage
+from rayexp.stages.memory import training_rank
 from rayexp.store.artifacts import Store
 from rayexp.tasks import TokenBatch
 from rayexp.telemetry.metric_log import MetricLog, PhaseTimer, progress_event
@@ -145,7 +146,7 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
 def _trainer(stage: Any, store: Store, run_config: RunConfig, device: torch.device, context: TrainContext) -> Trainer:
     """Return the trainer of a stage at its start, with this rank's part of the decoder where it is spread."""
     kind = runner(stage)
-    if context.ranks > 1 and run_config.sharding == "full":
+    if _is_to_spread(stage, run_config, device, context):
         whole = kind.initial(stage, store, devices.CPU) if context.rank == 0 else None
         module = io.checkpointing(spread(whole, device, stage.optimiser.precision, context), run_config)
         return Trainer(module, stage.optimiser, stage.schedule_steps)
@@ -161,6 +162,16 @@ def _batches(stage: Stage, step: int) -> list[TokenBatch]:
         return batches
     stream = rng.stream_key(stage.chain_seed, "positions", step)
     return [with_random_positions(batch, stream, root.task.max_tokens) for batch in batches]
+
+
+def _is_to_spread(stage: Any, run_config: RunConfig, device: torch.device, context: TrainContext) -> bool:
+    """Return whether each rank is to hold a part; all get the same answer."""
+    if context.ranks == 1 or run_config.sharding != "auto":
+        return context.ranks > 1 and run_config.sharding == "full"
+    on_this_machine = context.gather(context.node).count(context.node)
+    has = devices.memory(device) / (on_this_machine if device.type == "cpu" else 1)
+    needs = training_rank(stage, run_config, spread=False).total
+    return any(context.gather(needs > has))
 
 
 def _checkpoint(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: Store, context: TrainContext) -> None:

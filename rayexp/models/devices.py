@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from rayexp import host
+
 CPU = torch.device("cpu")
 
 
@@ -15,6 +17,11 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("device is 'cuda', but torch sees no GPU; use device='cpu'")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def memory(device: torch.device) -> float:
+    """Return the bytes that a device has, with what is in use."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else host.memory()
 
 
 def use_cores(cores: float) -> None:

@@ -18,10 +18,8 @@ from transformers import PreTrainedModel
 
 from rayexp.objectives.losses import Scores
 from rayexp.rl.scoring import UniquePrefixes, group_hidden, group_logits, score_tokens
+from rayexp.stages.memory import HELD
 
-#: Log-probabilities that are held at once: 128 MiB in fp32, of which a gradient has some seven at a time. Arrays below
-#: 32 MiB would be taken from a heap that grows with the number of parts: 20 GB in place of 1.4 for 512 completions.
-HELD = 2**25
 #: Settings by which some architectures change what comes from the output matrix.
 BEHIND_THE_MATRIX = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 

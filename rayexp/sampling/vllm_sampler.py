@@ -20,12 +20,11 @@ import numpy as np
 
 from rayexp.errors import RefusedError
 from rayexp.sampling.base import Completions, Weights, as_tensors
+from rayexp.stages.memory import LEAST_CACHE, VLLM_SEQUENCES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-#: Bytes of the key-value cache of the smallest decoder.
-LEAST_CACHE = 2**27
 #: Longest time that vLLM may take to list its architectures; 10 s on an idle core.
 LISTING_S = 300.0
 INSTALL = 'uv pip install --editable ".[{}]"'
@@ -73,7 +72,7 @@ class VLLMSampler:
         sequence_tokens: int,
         dtype: str = "float32",
         device: str = "cpu",
-        max_sequences: int = 256,
+        max_sequences: int = VLLM_SEQUENCES,
         kv_cache_gib: float | None = None,
     ) -> None:
         """config: of the model, whose ``eos_token_id`` ends a completion. sequence_tokens: of prompt and completion.

@@ -9,23 +9,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Bundle = Mapping[str, float]
+GB = 1e9
 
 
 @dataclass(frozen=True)
 class Node:
-    """CPUs that are left of a node, and of each of its GPUs the share, smallest first."""
+    """CPUs that are left of a node, of each of its GPUs the share, smallest first, and GB of memory; infinity where
+    nobody knows."""
 
     cpus: float
     gpus: tuple[float, ...] = ()
+    memory: float = math.inf
 
     @classmethod
     def of(cls, resources: Bundle) -> "Node":
         """Return a node with nothing placed on it."""
-        return cls(resources.get("CPU", 0.0), (1.0,) * int(resources.get("GPU", 0.0)))
+        memory = math.floor(resources["memory"] / GB) if resources.get("memory") else math.inf
+        return cls(resources.get("CPU", 0.0), (1.0,) * int(resources.get("GPU", 0.0)), memory)
 
     @property
     def has(self) -> dict[str, float]:
-        return {"CPU": self.cpus, "GPU": sum(self.gpus)}
+        return {"CPU": self.cpus, "GPU": sum(self.gpus), "memory": self.memory * GB}
 
     @property
     def size(self) -> tuple[float, float]:
@@ -35,7 +39,8 @@ class Node:
         """Return what is left when a part is placed here; None where it has no room."""
         cpus = round(self.cpus - part.get("CPU", 0.0), 4)  # as finely as Ray counts
         gpus = _taken(self.gpus, part.get("GPU", 0.0))
-        return None if cpus < 0 or gpus is None else Node(cpus, gpus)
+        memory = self.memory - part.get("memory", 0.0) / GB
+        return None if cpus < 0 or gpus is None or memory < 0 else Node(cpus, gpus, memory)
 
 
 Nodes = Counter[Node]
@@ -47,9 +52,9 @@ def nodes_of(resources: Iterable[Bundle]) -> Nodes:
 
 
 def total(nodes: Nodes) -> dict[str, float]:
-    """Return the CPUs and GPUs of all nodes together."""
-    cpus = math.fsum(node.cpus * count for node, count in nodes.items())
-    return {"CPU": cpus, "GPU": math.fsum(sum(node.gpus) * count for node, count in nodes.items())}
+    """Return the CPUs, GPUs and bytes of memory of all nodes together."""
+    each = [(node.has, count) for node, count in nodes.items()]
+    return {name: math.fsum(has[name] * count for has, count in each) for name in ("CPU", "GPU", "memory")}
 
 
 def fits(part: Bundle, nodes: Nodes) -> bool:

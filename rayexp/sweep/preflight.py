@@ -1,7 +1,10 @@
 """Refuse a plan that the cluster can never run, before anything starts."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+
+from rich import filesize
 
 from rayexp.config import RunConfig
 from rayexp.distributed import autoscaling
@@ -10,7 +13,7 @@ from rayexp.models.config import PretrainedDecoder
 from rayexp.parts import own_parts
 from rayexp.rewards.payment import RewardError, group_payments
 from rayexp.sampling.vllm_sampler import require_vllm, served
-from rayexp.stages import Evaluate, Pool, Pretrain, RolloutStage
+from rayexp.stages import Evaluate, Pool, Pretrain, RolloutStage, memory
 from rayexp.sweep import placement
 from rayexp.sweep.placement import Node, Nodes
 from rayexp.sweep.plan import Plan, Trial
@@ -34,6 +37,22 @@ def bundles(trial: Trial, run_config: RunConfig) -> list[Bundle]:
     if trial.pool == "train":
         return [_bundle(run_config.train_cpus, run_config.train_gpus)] * run_config.train_workers
     parts = rollout_bundles(run_config)
+    return [total(parts)] if on_one_node(run_config) else parts
+
+
+def with_memory(trial: Trial, run_config: RunConfig) -> list[Bundle]:
+    """Return ``bundles`` with the memory that each takes, in bytes of its node's."""
+    held: dict[str, float] = {}
+    for stage in trial.stages:
+        for name, process in memory.processes(stage, run_config).items():
+            held[name] = max(held.get(name, 0.0), process.on_host(run_config.device))
+    worker = held.pop("rollout worker", 0.0)
+    first = max(held.values())
+    if trial.pool == "train":
+        return [part | {"memory": first} for part in bundles(trial, run_config)]
+    first += memory.PROCESS  # what asks learner and workers
+    learner, *workers = [part | {"memory": worker} for part in rollout_bundles(run_config)]
+    parts = [learner | {"memory": first}, *workers]
     return [total(parts)] if on_one_node(run_config) else parts
 
 
@@ -146,8 +165,8 @@ def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = N
         if share > 1 and share != int(share):
             raise PreflightError(f"{field} is {share:g}; allowed: up to 1, or a whole number, as Ray deals GPUs")
     nodes = capacity() if nodes is None else nodes
-    trials = {trial.pool: trial for trial in plan.trials}.values()
-    crowded = [trial for trial in trials if not placement.fit_together(bundles(trial, run_config), nodes)]
+    trials = _largest(plan, run_config).values()
+    crowded = [trial for trial in trials if not placement.fit_together(with_memory(trial, run_config), nodes)]
     if not crowded:
         return
     parts = {name: part for trial in crowded for name, part in _parts(trial, run_config).items()}
@@ -156,21 +175,38 @@ def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = N
         f"no node has room for {' or '.join(alone)}" if alone else f"no room for a whole {TRIAL_NAMES[crowded[0].pool]}"
     )
     rows = [row for trial in trials for row in _needs(trial, run_config)] + _has(nodes)
-    columns = (Column(""), Column("CPU", right=True), Column("GPU", right=True))
-    cells = [(name, f"{part.get('CPU', 0.0):g}", f"{part.get('GPU', 0.0):g}") for name, part in rows]
+    columns = (Column(""), Column("CPU", right=True), Column("GPU", right=True), Column("memory", right=True))
+    cells = [
+        (name, f"{part.get('CPU', 0.0):g}", f"{part.get('GPU', 0.0):g}", _bytes(part["memory"])) for name, part in rows
+    ]
     raise PreflightError(f"the plan needs more than the cluster can ever have: {room}\n{table(columns, cells)}")
+
+
+def _bytes(count: float) -> str:
+    return filesize.decimal(int(count)) if math.isfinite(count) else "unknown"
+
+
+def _largest(plan: Plan, run_config: RunConfig) -> dict[Pool, Trial]:
+    """Return the trial of each kind that takes the most memory."""
+    found: dict[Pool, Trial] = {}
+    taken: dict[Pool, float] = {}
+    for trial in plan.trials:
+        most = sum(part["memory"] for part in with_memory(trial, run_config))
+        if most > taken.get(trial.pool, 0.0):
+            found[trial.pool], taken[trial.pool] = trial, most
+    return found
 
 
 def _parts(trial: Trial, run_config: RunConfig) -> dict[str, Bundle]:
     """Name what is placed as one; one of those that are alike."""
     alike = {"train": ("training rank",), "rollout": ("learner", "rollout worker")}[trial.pool]
     names = ("learner with its rollout workers",) if on_one_node(run_config) and trial.pool == "rollout" else alike
-    return dict(zip(names, bundles(trial, run_config), strict=False))
+    return dict(zip(names, with_memory(trial, run_config), strict=False))
 
 
 def _needs(trial: Trial, run_config: RunConfig) -> list[tuple[str, Bundle]]:
     parts = [(f"  a {name}", part) for name, part in _parts(trial, run_config).items()]
-    return [(f"{TRIAL_NAMES[trial.pool]} needs", total(bundles(trial, run_config))), *parts]
+    return [(f"{TRIAL_NAMES[trial.pool]} needs", total(with_memory(trial, run_config))), *parts]
 
 
 def _has(nodes: Nodes) -> list[tuple[str, Bundle]]:
@@ -186,7 +222,7 @@ def concurrency(plan: Plan, run_config: RunConfig, nodes: Nodes | None = None) -
     if run_config.max_concurrent:
         return run_config.max_concurrent
     nodes = capacity() if nodes is None else nodes
-    kinds = {trial.pool: bundles(trial, run_config) for trial in plan.trials}
+    kinds = {pool: with_memory(trial, run_config) for pool, trial in _largest(plan, run_config).items()}
     fits = [placement.how_many(parts, nodes, len(plan.trials)) for parts in kinds.values()]
     return max(1, min(fits, default=1))
 
@@ -198,5 +234,7 @@ def capacity() -> Nodes:
     there = placement.nodes_of(node["Resources"] for node in ray.nodes() if node["Alive"])
     may_be: Nodes = Counter()
     for resources, most in autoscaling.node_types(ray.get_runtime_context().gcs_address):
-        may_be[Node.of(resources)] += most
+        kind = Node.of(resources)
+        known = (node for node in there if math.isinf(kind.memory) and node.size == kind.size)
+        may_be[next(known, kind)] += most  # one that is there says how much memory its kind has
     return there | may_be

@@ -12,7 +12,7 @@ from rayexp.parts import own_modules
 from rayexp.stages import KINDS, Stage
 from rayexp.store.index import StoreIndex, UnfinishedStage
 from rayexp.store.provenance import code_here
-from rayexp.sweep import preflight
+from rayexp.sweep import memory_use, preflight
 from rayexp.sweep.cost import ASSUMED, CostModel, makespan
 from rayexp.sweep.placement import Nodes, nodes_of, total
 from rayexp.sweep.plan import Plan
@@ -45,7 +45,8 @@ class ClusterResources:
     @classmethod
     def here(cls) -> "ClusterResources":
         """Return what a local cluster would be started with."""
-        return cls(nodes_of([{"CPU": float(host.cores()), "GPU": float(host.gpus() or 0)}]), "this machine")
+        has = {"CPU": float(host.cores()), "GPU": float(host.gpus() or 0), "memory": float(host.for_work() or 0)}
+        return cls(nodes_of([has]), "this machine")
 
     @property
     def has(self) -> dict[str, float]:
@@ -95,6 +96,7 @@ def render_plan(
         table(COLUMNS, map(row, plan.stages), width),
         "\n".join([f"{len(plan.stages)} stages: " + ", ".join(f"{n} {word}" for word, n in counts.items()), *meanings]),
         "\n".join(_failed(failures)),
+        memory_use.render(plan, run_config, width),
         "\n".join([*_time(plan, estimates, run_config, machines), _storage(plan, estimates, run_config, machines)]),
         _saved(plan, estimates),
     ]

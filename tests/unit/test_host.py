@@ -1,5 +1,6 @@
 """Cores and GPUs are counted as far as this process may use them, and a local cluster is started with as many."""
 
+import math
 import os
 import platform
 import subprocess
@@ -95,7 +96,28 @@ def test_a_local_cluster_is_started_with_what_a_plan_counts_with(monkeypatch, gp
     fake = {"init": lambda **options: started.update(options) or EMPTY, "cluster_resources": dict}
     monkeypatch.setattr(runtime, "ray", SimpleNamespace(is_initialized=lambda: False, **fake))
     runtime.connect()
-    assert ClusterResources.here().has == {"CPU": started["num_cpus"], "GPU": started["num_gpus"] or 0.0}
+    memory = started["_memory"] // 10**9 * 1e9
+    assert ClusterResources.here().has == {
+        "CPU": started["num_cpus"],
+        "GPU": started["num_gpus"] or 0.0,
+        "memory": memory,
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, math.inf),
+        ({"proc/meminfo": "MemTotal: 1000 kB\nMemFree: 1 kB\n"}, 1_024_000),
+        ({"proc/meminfo": "MemTotal: 1000 kB\n", "sys/fs/cgroup/memory.max": "max\n"}, 1_024_000),
+        ({"proc/meminfo": "MemTotal: 1000 kB\n", "sys/fs/cgroup/memory.max": "500000\n"}, 500_000),
+    ],
+)
+def test_memory_is_what_the_machine_has_or_its_control_group_leaves(tmp_path, files, expected):
+    for name, text in {"proc/self/cgroup": "0::/\n", **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert host.memory(tmp_path) == expected
 
 
 EMPTY = SimpleNamespace(dashboard_url="")

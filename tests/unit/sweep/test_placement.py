@@ -1,6 +1,7 @@
 """A plan is refused unless every part of a trial fits a node, all of them together, GPUs by the share."""
 
 import itertools
+import math
 import random
 
 import pytest
@@ -27,15 +28,27 @@ def test_what_fits_the_sum_but_no_node_is_refused_with_needs_and_has():
     title, *rows = refusal([ONE_CPU, ONE_CPU], train_cpus=2).splitlines()
     assert title == "the plan needs more than the cluster can ever have: no node has room for a training rank"
     assert [row.split() for row in rows] == [
-        ["CPU", "GPU"],
-        ["training", "trial", "needs", "2", "0"],
-        ["a", "training", "rank", "2", "0"],
-        ["rollout", "trial", "needs", "1", "0"],
-        ["a", "learner", "0.5", "0"],
-        ["a", "rollout", "worker", "0.5", "0"],
-        ["cluster", "has", "2", "0"],
-        ["each", "of", "2", "nodes", "1", "0"],
+        ["CPU", "GPU", "memory"],
+        ["training", "trial", "needs", "2", "0", "652.3", "MB"],
+        ["a", "training", "rank", "2", "0", "652.3", "MB"],
+        ["rollout", "trial", "needs", "1", "0", "2.1", "GB"],
+        ["a", "learner", "0.5", "0", "1.3", "GB"],
+        ["a", "rollout", "worker", "0.5", "0", "784.3", "MB"],
+        ["cluster", "has", "2", "0", "unknown"],
+        ["each", "of", "2", "nodes", "1", "0", "unknown"],
     ]
+
+
+def test_what_no_node_has_the_memory_for_is_refused():
+    title, *rows = refusal([{"CPU": 4.0, "memory": 1.2e9}] * 2).splitlines()
+    assert title == "the plan needs more than the cluster can ever have: no node has room for a learner"
+    assert rows[-1].split() == ["each", "of", "2", "nodes", "4", "0", "1.0", "GB"]
+
+
+def test_no_more_trials_run_at_once_than_there_is_memory_for():
+    nodes = nodes_of([{"CPU": 64.0, "memory": 9e9}])
+    many = Plan.of("test", [s for i in range(9) for s in tiny_chain(StringTask(axis="composition"), seed=i)], ())
+    assert preflight.concurrency(many, RunConfig().resolve(0), nodes) == 4
 
 
 @pytest.mark.parametrize(
@@ -157,8 +170,8 @@ def test_nodes_that_may_be_started_count_beside_those_that_are_there(monkeypatch
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": one} for one in there] + [{"Alive": False}])
     monkeypatch.setattr("ray.get_runtime_context", lambda: type("Context", (), {"gcs_address": "here"}))
     monkeypatch.setattr(autoscaling, "_of_monitor", lambda address: CONFIG)
-    assert preflight.capacity() == {Node(0.0): 1, Node(64.0): 1, Node(4.0): 6, Node(8.0, (1.0,)): 2}
-    assert placement.total(preflight.capacity()) == {"CPU": 64 + 24 + 16, "GPU": 2}
+    assert preflight.capacity() == {Node(0.0): 1, Node(64.0): 1, Node(4.0, memory=1): 6, Node(8.0, (1.0,)): 2}
+    assert placement.total(preflight.capacity()) == {"CPU": 64 + 24 + 16, "GPU": 2, "memory": math.inf}
 
 
 def test_a_configuration_that_can_not_be_read_is_said_and_leaves_what_is_there(monkeypatch, caplog):

@@ -188,7 +188,7 @@ def test_every_stage_has_one_line_with_all_of_it(tmp_path):
     store = published(tmp_path, STAGES[:3], record(7.0))
     plan = Plan.of("demo", STAGES, store.finished_ids())
     text = render_plan(plan, StoreIndex(store), CPU, TWO_CORES)
-    table, counts, time, sharing = text.split("\n\n")
+    table, counts, memory, time, sharing = text.split("\n\n")
     lines = {line.split()[-1]: line for line in table.splitlines()[1:]}
     assert len(lines) == len(plan.stages)
     for stage in plan.stages:
@@ -197,6 +197,8 @@ def test_every_stage_has_one_line_with_all_of_it(tmp_path):
         assert (stage.parent is None) or stage.parent.id in line
         assert line.startswith("cached" if stage.id in plan.finished else "to run")
     assert counts == "16 stages: 3 cached, 13 to run"
+    processes = [line.rpartition(":")[0] for line in memory.splitlines()[1:]]
+    assert sorted(processes) == ["evaluate", "grpo", "grpo", "pretrain", "sft"], "the largest of each kind"
     assert "on a test (2 CPU cores), 2 trials at once" in time
     assert "pretrain: from what 1 finished stages like it" in time
     assert "grpo: assumed at 2.5e+10 FLOP/s a CPU core + 10 s to start" in time

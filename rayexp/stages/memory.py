@@ -1,0 +1,137 @@
+"""The memory that each process of a stage takes at most, by arithmetic, in bytes.
+
+Numbers that training keeps of a token were counted, and measured, of Llama decoders (`python -m benchmarks memory`): of
+each layer those that its gradient is made from, and once what one layer needs besides while it goes back.
+
+Symbols: L layers of width W with a feed-forward network of width F, V symbols, P parameters.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rayexp.config import RunConfig
+from rayexp.stages.base import RootStage, Stage
+from rayexp.stages.rollouts import RolloutStage
+
+#: Log-probabilities over the vocabulary that are held at once: 128 MiB in fp32, of which a gradient has some eight at a
+#: time. Arrays below 32 MiB would be taken from a heap that grows with the number of parts: 20 GB in place of 1.4 for
+#: 512 completions.
+HELD, ARRAYS = 2**25, 8
+#: A process with Python, torch and Ray in it, before it has a model; and one with vLLM besides.
+PROCESS, VLLM_PROCESS = 0.65e9, 0.9e9
+FP32, BF16 = 4, 2
+#: Sequences that vLLM has under way at once, and the least cache that it is given (sampling.vllm_sampler).
+VLLM_SEQUENCES, LEAST_CACHE = 256, 2**27
+#: Of a token that training keeps: widths and feed-forward widths a layer, widths besides, and logits.
+LAYER_WIDTHS, LAYER_FF_WIDTHS, WIDTHS, LOGITS = 10.4, 4.0, 7.0, 3.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one process holds, in bytes. activations: what gradients are made from, and distributions. cache: keys and
+    values of what a sampler has read. process: what it takes without a model."""
+
+    weights: float = 0.0
+    gradients: float = 0.0
+    optimiser: float = 0.0
+    activations: float = 0.0
+    cache: float = 0.0
+    process: float = PROCESS
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.gradients + self.optimiser + self.activations + self.cache + self.process
+
+    def on_host(self, device: str) -> float:
+        """Return the bytes of the machine's own memory, of which a GPU takes all but a copy of the weights."""
+        return self.total if device != "cuda" else self.process + self.weights
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a decoder, as far as memory goes."""
+
+    parameters: float
+    layers: int
+    width: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, root: RootStage) -> "Shape":
+        """Return that of the model which a lineage is about."""
+        return cls(root.parameters, root.decoder.layers, root.decoder.width, root.task.vocabulary.size)
+
+    @property
+    def block(self) -> float:
+        """Parameters of a layer."""
+        return (self.parameters - 2 * self.vocabulary * self.width - self.width) / self.layers
+
+    @property
+    def ff_width(self) -> float:
+        """F, if as many heads have keys as have queries; a little less than there is else."""
+        return max(0.0, self.block - 4 * self.width**2) / (3 * self.width)
+
+    def activations(self, tokens: float, logits: bool, checkpointing: bool) -> float:
+        """Return the bytes that a gradient keeps of so many tokens, in fp32."""
+        layer = LAYER_WIDTHS * self.width + LAYER_FF_WIDTHS * self.ff_width
+        layers = layer + self.layers * self.width if checkpointing else self.layers * layer
+        besides = WIDTHS * self.width + self.ff_width * (1 + checkpointing) + LOGITS * self.vocabulary * logits
+        return FP32 * tokens * (layers + besides)
+
+    def training(self, tokens: float, ranks: int, spread: bool, checkpointing: bool) -> Memory:
+        """Return what a training rank holds that takes the gradient of so many tokens at once."""
+        parts = ranks if spread else 1
+        weights = gradients = FP32 * self.parameters / parts
+        if spread:  # a whole block and the one that comes next, and what is no block
+            whole = 2 * self.block + 2 * self.vocabulary * self.width
+            weights, gradients = weights + FP32 * whole, gradients + FP32 * whole
+        elif ranks > 1:  # what is sent to the others
+            gradients *= 2
+        activations = self.activations(tokens, True, checkpointing)
+        return Memory(weights, gradients, 2 * FP32 * self.parameters / parts, activations)
+
+
+def processes(stage: Stage, run_config: RunConfig) -> dict[str, Memory]:
+    """Return the memory of each kind of process that runs a stage, by its name."""
+    if isinstance(stage, RolloutStage):
+        return {"learner": _learner(stage, run_config), "rollout worker": _sampler(stage, run_config)}
+    if stage.pool == "train" and stage.steps:
+        alone = training_rank(stage, run_config, spread=False)
+        spread = run_config.train_workers > 1 and run_config.sharding == "full"
+        return {"training rank": training_rank(stage, run_config, spread=True) if spread else alone}
+    return {"process": Memory(weights=FP32 * stage.root.parameters)}
+
+
+def training_rank(stage: Any, run_config: RunConfig, spread: bool) -> Memory:
+    """Return the memory of one rank of a supervised stage."""
+    ranks = run_config.train_workers
+    tokens = math.ceil(stage.batch_samples / ranks) * stage.root.task.max_tokens
+    tokens = min(tokens, run_config.micro_batch_tokens or tokens)
+    return Shape.of(stage.root).training(tokens, ranks, spread, run_config.gradient_checkpointing)
+
+
+def _learner(stage: RolloutStage, run_config: RunConfig) -> Memory:
+    shape, longest = Shape.of(stage.root), stage.root.task.max_tokens
+    completions = stage.prompts_per_step * stage.group_size
+    tokens = min(completions * longest, run_config.micro_batch_tokens or math.inf)
+    distributions = ARRAYS * FP32 * min(tokens * shape.vocabulary, HELD)
+    activations = shape.activations(tokens, False, run_config.gradient_checkpointing) + distributions
+    models = len({*map(id, stage.models)}) if len(stage.models) > 1 else 1 + (getattr(stage, "kl_beta", 0) > 0)
+    trained = stage.trained_parameters
+    weights = FP32 * (trained + (models - 1) * shape.parameters)
+    return Memory(weights, FP32 * trained, 2 * FP32 * trained, activations)
+
+
+def _sampler(stage: RolloutStage, run_config: RunConfig) -> Memory:
+    """Return the memory of a sampler: its weights and those that arrive, and a cache."""
+    decoder, shape = stage.root.decoder, Shape.of(stage.root)
+    size = BF16 if stage.optimiser.precision == "bf16" else FP32
+    of_token = 2 * shape.layers * shape.width * size * getattr(decoder, "kv_heads", 1) / getattr(decoder, "heads", 1)
+    sequences = VLLM_SEQUENCES if stage.sampler == "vllm" else stage.prompts_per_step * stage.group_size
+    cache = max(LEAST_CACHE, sequences * stage.root.sequence_tokens * of_token)
+    if stage.sampler == "vllm" and run_config.kv_cache_gib:
+        cache = run_config.kv_cache_gib * 2**30
+    process = VLLM_PROCESS if stage.sampler == "vllm" else PROCESS
+    return Memory(weights=(size + FP32) * shape.parameters, cache=cache, process=process)

@@ -1,0 +1,35 @@
+"""The memory of a plan as text: of each kind of process, in the stage that takes the most."""
+
+from rich import filesize
+
+from rayexp.config import RunConfig
+from rayexp.stages.memory import Memory, processes
+from rayexp.sweep.plan import Plan
+from rayexp.terminal import Column, table
+
+PARTS = ("weights", "gradients", "optimiser", "activations", "cache", "process")
+COLUMNS = (Column("memory of"), Column("in all", right=True), *(Column(part, right=True, spare=True) for part in PARTS))
+
+
+def largest(plan: Plan, run_config: RunConfig) -> dict[str, Memory]:
+    """Return what each kind of process takes in the stage that takes the most, by ``kind: process``."""
+    found: dict[str, Memory] = {}
+    for stage in plan.to_run:
+        for name, memory in processes(stage, run_config).items():
+            about = f"{stage.kind}: {name}"
+            if about not in found or memory.total > found[about].total:
+                found[about] = memory
+    return found
+
+
+def render(plan: Plan, run_config: RunConfig, width: int | None) -> str:
+    """Draw the table; nothing where nothing is left to run."""
+    rows = [
+        (about, _bytes(memory.total), *(_bytes(getattr(memory, part)) for part in PARTS))
+        for about, memory in largest(plan, run_config).items()
+    ]
+    return (rows and table(COLUMNS, rows, width)) or ""
+
+
+def _bytes(count: float) -> str:
+    return filesize.decimal(int(count)) if count else "-"

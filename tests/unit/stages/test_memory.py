@@ -1,0 +1,69 @@
+"""The arithmetic of memory: what grows with what. `python -m benchmarks memory` holds it to what is measured."""
+
+import pytest
+
+from rayexp.config import RunConfig
+from rayexp.models.config import Decoder
+from rayexp.stages.memory import PROCESS, VLLM_PROCESS, Shape, processes
+from rayexp.tasks.strings import StringTask
+from tests.fixtures.factories import tiny_chain
+
+SEVEN_B = Decoder(layers=32, width=4096, ff_width=11008, heads=32, kv_heads=32, context_tokens=4096)
+SHAPE = Shape(SEVEN_B.parameters(32_000), SEVEN_B.layers, SEVEN_B.width, 32_000)
+CHAIN = tiny_chain(StringTask(axis="composition"))
+
+
+def test_the_shape_of_a_decoder_follows_from_its_parameters():
+    """So that it is known of one that others have trained, too, whose feed-forward width no setting says."""
+    assert SHAPE.ff_width == pytest.approx(SEVEN_B.ff_width, rel=0.001)
+
+
+def test_training_holds_sixteen_bytes_a_parameter_that_ranks_divide_among_them():
+    alone, spread = (SHAPE.training(0, ranks, spread, False) for ranks, spread in ((1, False), (8, True)))
+    held = [memory.weights + memory.gradients + memory.optimiser for memory in (alone, spread)]
+    assert held[0] == 16 * SHAPE.parameters
+    whole = 2 * 4 * (2 * SHAPE.block + 2 * SHAPE.vocabulary * SHAPE.width)  # weights and gradients of what is at work
+    assert held[1] == pytest.approx(held[0] / 8 + whole)
+    assert SHAPE.training(0, 2, False, False).gradients == 2 * alone.gradients
+
+
+def test_activations_grow_with_tokens_and_checkpointing_keeps_one_layer():
+    once, twice = (SHAPE.activations(tokens, False, False) for tokens in (100, 200))
+    assert twice == 2 * once
+    kept = SHAPE.activations(100, False, True)
+    assert once / SHAPE.layers < kept < once / 8
+
+
+def test_a_micro_batch_bounds_what_a_gradient_keeps():
+    def activations(**settings):
+        return {
+            stage.kind: next(iter(processes(stage, RunConfig(**settings)).values())).activations for stage in CHAIN[:3]
+        }
+
+    whole, parts = activations(), activations(micro_batch_tokens=64)
+    assert all(parts[kind] < 0.5 * whole[kind] for kind in whole)
+
+
+def test_each_process_of_a_stage_is_named():
+    by_kind = {stage.kind: processes(stage, RunConfig()) for stage in CHAIN}
+    assert {kind: [*names] for kind, names in by_kind.items()} == {
+        "pretrain": ["training rank"],
+        "sft": ["training rank"],
+        "grpo": ["learner", "rollout worker"],
+        "evaluate": ["process"],
+    }
+    grpo, parameters = CHAIN.grpo, CHAIN.pretrain.parameters
+    assert by_kind["grpo"]["learner"].weights == 8 * parameters, "the policy and its reference"
+    free = processes(grpo.model_copy(update={"kl_beta": 0.0}), RunConfig())
+    assert free["learner"].weights == 4 * parameters
+    with_vllm = processes(grpo.model_copy(update={"sampler": "vllm"}), RunConfig(kv_cache_gib=2))["rollout worker"]
+    assert (with_vllm.cache, with_vllm.process) == (2 * 2**30, VLLM_PROCESS)
+    assert by_kind["evaluate"]["process"].total == PROCESS + 4 * parameters
+
+
+def test_ranks_are_spread_where_that_is_asked_for():
+    one, two = (
+        processes(CHAIN.pretrain, RunConfig(train_workers=2, sharding=sharding))["training rank"]
+        for sharding in ("none", "full")
+    )
+    assert two.optimiser == one.optimiser / 2
