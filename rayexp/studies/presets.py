@@ -17,6 +17,10 @@ DECODERS: dict[str, Decoder] = {
     "small": Decoder(layers=4, width=256, ff_width=704, heads=4, kv_heads=4),
     # 45M in 4 layers: the paper's decoder, as far as it is known.
     "paper": Decoder(layers=4, width=1024, ff_width=2816, heads=16, kv_heads=4),
+    # Of shapes that people use, without the vocabulary that theirs has; for studies of one's own. Never run here.
+    "1b": Decoder(layers=16, width=2048, ff_width=8192, heads=32, kv_heads=8, context_tokens=2048),
+    "3b": Decoder(layers=28, width=3072, ff_width=8192, heads=24, kv_heads=8, context_tokens=2048),
+    "7b": Decoder(layers=32, width=4096, ff_width=11_008, heads=32, kv_heads=32, context_tokens=2048),
 }
 
 

@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
+from rayexp.errors import PermanentError
+
 # Where there is one process, as is usual here, torch says so each time.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
@@ -36,7 +38,13 @@ def save(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def load(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Fill the tensors, in place, from a folder with the files of all ranks that wrote it; all ranks have to."""
+    """Fill the tensors, in place, from a folder with the files of all ranks that wrote it; all ranks have to. Raises
+    PermanentError where there is no such folder."""
+    if not folder.is_dir():
+        raise PermanentError(
+            f"what this goes on from has no folder {folder.name}/, because an earlier version of rayexp wrote it; "
+            "--force STAGE makes a stage again"
+        )
     load_distributed(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=_alone())
 
 

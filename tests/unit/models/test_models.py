@@ -72,3 +72,8 @@ def test_without_positions_nothing_rotates(name, tmp_path, monkeypatch):
 def test_randomised_positions_are_a_matter_of_training_alone():
     shape = MICRO.model_copy(update={"positions": "randomised"})
     assert factory.config(shape, VOCABULARY).to_dict() == factory.config(MICRO, VOCABULARY).to_dict()
+
+
+@pytest.mark.parametrize(("name", "billions"), [("1b", 1.0), ("3b", 2.8), ("7b", 6.5)])
+def test_large_presets_have_about_the_parameters_of_their_name(name, billions):
+    assert DECODERS[name].parameters(VOCABULARY.size) / 1e9 == pytest.approx(billions, rel=0.03)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayexp.errors import NotFiniteError
+from rayexp.errors import NotFiniteError, PermanentError
 from rayexp.models import factory
 from rayexp.stages import AdamW
 from rayexp.studies.presets import DECODERS
@@ -83,6 +83,11 @@ def test_a_run_that_was_stopped_continues_bitwise(tmp_path):
     assert continued.completed_steps == 3
     assert first + train(continued, 8) == losses
     assert same(weights(continued.module), weights(straight.module))
+
+
+def test_what_an_earlier_version_left_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(PermanentError, match="an earlier version of rayexp wrote it; --force STAGE makes"):
+        checkpoint.load(micro_trainer().state(), tmp_path / "trainer")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
