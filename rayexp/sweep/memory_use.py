@@ -28,7 +28,7 @@ def render(plan: Plan, run_config: RunConfig, width: int | None) -> str:
         (about, _bytes(memory.total), *(_bytes(getattr(memory, part)) for part in PARTS))
         for about, memory in largest(plan, run_config).items()
     ]
-    return (rows and table(COLUMNS, rows, width)) or ""
+    return table(COLUMNS, rows, width) if rows else ""
 
 
 def _bytes(count: float) -> str:
