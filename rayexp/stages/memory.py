@@ -94,13 +94,15 @@ class Shape:
 
 
 def processes(stage: Stage, run_config: RunConfig) -> dict[str, Memory]:
-    """Return the memory of each kind of process that runs a stage, by its name."""
+    """Return the memory of each kind of process that runs a stage, by its name; of a training rank that may hold a part
+    of the decoder, or all of it where that fits, what it takes at least."""
     if isinstance(stage, RolloutStage):
         return {"learner": _learner(stage, run_config), "rollout worker": _sampler(stage, run_config)}
     if stage.pool == "train" and stage.steps:
-        alone = training_rank(stage, run_config, spread=False)
-        spread = run_config.train_workers > 1 and run_config.sharding == "full"
-        return {"training rank": training_rank(stage, run_config, spread=True) if spread else alone}
+        possible = {"none": (False,), "full": (True,), "auto": (False, True)}[run_config.sharding]
+        spreads = possible if run_config.train_workers > 1 else (False,)
+        ranks = [training_rank(stage, run_config, spread) for spread in spreads]
+        return {"training rank": min(ranks, key=lambda rank: rank.total)}
     return {"process": Memory(weights=FP32 * stage.root.parameters)}
 
 
@@ -112,26 +114,31 @@ def training_rank(stage: Any, run_config: RunConfig, spread: bool) -> Memory:
     return Shape.of(stage.root).training(tokens, ranks, spread, run_config.gradient_checkpointing)
 
 
+def _tokens(stage: RolloutStage) -> int:
+    """Return the tokens that a learner reads in a step, of prompts once for each group."""
+    task, cells = stage.root.task, stage.cell_shares.cells
+    longest = max(task.prompt_tokens(cell) + stage.group_size * task.max_completion_tokens(cell) for cell in cells)
+    return stage.prompts_per_step * longest
+
+
 def _learner(stage: RolloutStage, run_config: RunConfig) -> Memory:
-    shape, longest = Shape.of(stage.root), stage.root.task.max_tokens
-    completions = stage.prompts_per_step * stage.group_size
-    tokens = min(completions * longest, run_config.micro_batch_tokens or math.inf)
+    shape, tokens = Shape.of(stage.root), min(_tokens(stage), run_config.micro_batch_tokens or math.inf)
     distributions = ARRAYS * FP32 * min(tokens * shape.vocabulary, HELD)
     activations = shape.activations(tokens, False, run_config.gradient_checkpointing) + distributions
-    models = len({*map(id, stage.models)}) if len(stage.models) > 1 else 1 + (getattr(stage, "kl_beta", 0) > 0)
-    trained = stage.trained_parameters
-    weights = FP32 * (trained + (models - 1) * shape.parameters)
-    return Memory(weights, FP32 * trained, 2 * FP32 * trained, activations)
+    trained, reference = stage.trained_parameters, shape.parameters * (getattr(stage, "kl_beta", 0) > 0)
+    return Memory(FP32 * (trained + reference), FP32 * trained, 2 * FP32 * trained, activations)
 
 
 def _sampler(stage: RolloutStage, run_config: RunConfig) -> Memory:
     """Return the memory of a sampler: its weights and those that arrive, and a cache."""
     decoder, shape = stage.root.decoder, Shape.of(stage.root)
     size = BF16 if stage.optimiser.precision == "bf16" else FP32
+    weights = (size + FP32) * shape.parameters
     of_token = 2 * shape.layers * shape.width * size * getattr(decoder, "kv_heads", 1) / getattr(decoder, "heads", 1)
-    sequences = VLLM_SEQUENCES if stage.sampler == "vllm" else stage.prompts_per_step * stage.group_size
-    cache = max(LEAST_CACHE, sequences * stage.root.sequence_tokens * of_token)
-    if stage.sampler == "vllm" and run_config.kv_cache_gib:
+    of_sequence = stage.root.sequence_tokens * of_token
+    if stage.sampler == "torch":
+        return Memory(weights, cache=stage.prompts_per_step * stage.group_size * of_sequence)
+    cache = max(LEAST_CACHE, VLLM_SEQUENCES * of_sequence)
+    if run_config.kv_cache_gib:
         cache = run_config.kv_cache_gib * 2**30
-    process = VLLM_PROCESS if stage.sampler == "vllm" else PROCESS
-    return Memory(weights=(size + FP32) * shape.parameters, cache=cache, process=process)
+    return Memory(weights, cache=cache, process=VLLM_PROCESS)

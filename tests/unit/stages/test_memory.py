@@ -5,6 +5,9 @@ import pytest
 from rayexp.config import RunConfig
 from rayexp.models.config import Decoder
 from rayexp.stages.memory import PROCESS, VLLM_PROCESS, Shape, processes
+from rayexp.sweep import preflight
+from rayexp.sweep.placement import nodes_of
+from rayexp.sweep.plan import Plan
 from rayexp.tasks.strings import StringTask
 from tests.fixtures.factories import tiny_chain
 
@@ -67,3 +70,16 @@ def test_ranks_are_spread_where_that_is_asked_for():
         for sharding in ("none", "full")
     )
     assert two.optimiser == one.optimiser / 2
+
+
+@pytest.mark.parametrize(("sharding", "fits"), [("none", False), ("auto", True), ("full", True)])
+def test_a_decoder_that_only_several_ranks_can_hold_is_refused_to_ranks_that_each_hold_it(sharding, fits):
+    root = CHAIN.pretrain.model_copy(update={"decoder": SEVEN_B, "batch_samples": 8})
+    run_config = RunConfig(train_workers=8, sharding=sharding).resolve(0)
+    nodes = nodes_of([{"CPU": 8.0, "memory": 64e9}] * 8)
+    plan = Plan.of("test", [root], ())
+    if fits:
+        preflight.require_resources(plan, run_config, nodes)
+        return
+    with pytest.raises(preflight.PreflightError, match="no node has room for a training rank"):
+        preflight.require_resources(plan, run_config, nodes)

@@ -31,9 +31,9 @@ def test_what_fits_the_sum_but_no_node_is_refused_with_needs_and_has():
         ["CPU", "GPU", "memory"],
         ["training", "trial", "needs", "2", "0", "652.3", "MB"],
         ["a", "training", "rank", "2", "0", "652.3", "MB"],
-        ["rollout", "trial", "needs", "1", "0", "2.1", "GB"],
+        ["rollout", "trial", "needs", "1", "0", "2.0", "GB"],
         ["a", "learner", "0.5", "0", "1.3", "GB"],
-        ["a", "rollout", "worker", "0.5", "0", "784.3", "MB"],
+        ["a", "rollout", "worker", "0.5", "0", "658.5", "MB"],
         ["cluster", "has", "2", "0", "unknown"],
         ["each", "of", "2", "nodes", "1", "0", "unknown"],
     ]
