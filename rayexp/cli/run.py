@@ -9,6 +9,7 @@ codes: 0 all done, 1 something failed, 2 refused before anything was started, 13
 """
 
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class Sweep:
     """Print every stage with its state, its cost and what it is built on, and stop."""
     json: bool = False
     """Print the plan as JSON: the experiment with all of its settings, how it is run, and every stage."""
+    price: Annotated[float | None, tyro.conf.arg(metavar="PRICE")] = None
+    """Price of an hour of the machines that the plan counts with, all together; the plan says what the rest costs."""
     repair: bool = False
     """Read every finished artifact of the plan first, and make those again that are damaged."""
     force: tuple[str, ...] = ()
@@ -96,7 +99,7 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         notify.require(sweep.notify)
         first = api.prepare(sweep.experiment, sweep.run_config(argv), again=sweep.force)
         if sweep.plan:
-            print(_plan_json(sweep, first) if sweep.json else _plan_text(first))
+            print(_plan_json(sweep, first) if sweep.json else _plan_text(first, sweep.price))
             return 0
         if sweep.repair:
             api.unpublish_damaged(first)
@@ -173,6 +176,8 @@ def parse_args(arguments: list[str] | None, study: str, description: str | None 
     sweep = terminal.parse_args(Sweep, words, default=default, description=f"{description}\nStudies:\n\n{known}")
     if sweep.serve and sweep.no_serve:
         raise ValueError("serve and no_serve are both given; allowed: one of them")
+    if sweep.price is not None and not (sweep.plan and not sweep.json and 0 <= sweep.price < math.inf):
+        raise ValueError(f"price is {sweep.price:g}; allowed: a number from 0 on, where a plan is printed as text")
     if sweep.json and not sweep.plan:
         raise ValueError("json is true; allowed where only the plan is asked for, as in `rayexp plan`")
     return sweep
@@ -188,9 +193,9 @@ def _config_in(words: list[str]) -> str | None:
     return found
 
 
-def _plan_text(job: Job) -> str:
+def _plan_text(job: Job, price: float | None) -> str:
     index = StoreIndex(job.store)
-    drawn = render_plan(job.plan, index, job.run_config, machines(), terminal.terminal_width())
+    drawn = render_plan(job.plan, index, job.run_config, machines(), terminal.terminal_width(), price)
     return "\n\n".join(filter(None, [job.said(), drawn, _power(job)]))
 
 

@@ -72,10 +72,16 @@ def states(plan: Plan, failed: set[str], running: set[str]) -> dict[str, str]:
 
 
 def render_plan(
-    plan: Plan, index: StoreIndex, run_config: RunConfig, machines: ClusterResources, width: int | None = None
+    plan: Plan,
+    index: StoreIndex,
+    run_config: RunConfig,
+    machines: ClusterResources,
+    width: int | None = None,
+    price: float | None = None,
 ) -> str:
-    """Draw the table of all stages, and below it failures, time, storage and what sharing saves. ``width``: of the
-    terminal, where ids are shortened; None elsewhere, where every line has everything."""
+    """Draw the table of all stages, and below it failures, memory, time, storage and what sharing saves. ``width``: of
+    the terminal, where ids are shortened; None elsewhere, where every line has everything. price: of an hour of all
+    machines."""
     run_config = run_config.resolve(num_gpus=machines.has["GPU"])
     estimates = CostModel.of(index, run_config)
     failures = index.failures(trial.id for trial in plan.trials)
@@ -97,7 +103,9 @@ def render_plan(
         "\n".join([f"{len(plan.stages)} stages: " + ", ".join(f"{n} {word}" for word, n in counts.items()), *meanings]),
         "\n".join(_failed(failures)),
         memory_use.render(plan, run_config, width),
-        "\n".join([*_time(plan, estimates, run_config, machines), _storage(plan, estimates, run_config, machines)]),
+        "\n".join(
+            [*_time(plan, estimates, run_config, machines, price), _storage(plan, estimates, run_config, machines)]
+        ),
         _saved(plan, estimates),
     ]
     return "\n\n".join(filter(None, parts))
@@ -123,8 +131,10 @@ def _failed(failures: dict[str, UnfinishedStage]) -> list[str]:
     return lines[:FAILURES_SHOWN] + more
 
 
-def _time(plan: Plan, estimates: CostModel, run_config: RunConfig, machines: ClusterResources) -> list[str]:
-    """Say how long the rest takes, and where each kind's time comes from."""
+def _time(
+    plan: Plan, estimates: CostModel, run_config: RunConfig, machines: ClusterResources, price: float | None
+) -> list[str]:
+    """Say how long the rest takes, where each kind's time comes from, and what it costs."""
     if not plan.to_run:
         return ["time: none, all is in the store"]
     at_once = min(preflight.concurrency(plan, run_config, machines.nodes), len(plan.trials))
@@ -152,6 +162,8 @@ def _time(plan: Plan, estimates: CostModel, run_config: RunConfig, machines: Clu
                 f"  {kind}: {number}assumed at {' + '.join([f'{speed.flop_per_s:.2g} FLOP/s a {unit}', *besides])}; "
                 "nothing like it in this store"
             )
+    if price is not None:
+        lines.append(f"cost: about {span / 3600 * price:.2f}, at {price:g} an hour")
     return lines
 
 

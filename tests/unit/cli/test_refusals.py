@@ -56,6 +56,8 @@ def refusal(monkeypatch, capsys, tmp_path):
         (["--rollout-workers", "-2"], "rollout_workers", "-2", "1"),
         (["--learner-cpus", "0"], "learner_cpus", "0", "greater than 0"),
         (["--timeout-s", "0"], "timeout_s", "0", "greater than 0"),
+        (["--price", "12.5"], "price", "12.5", "where a plan is printed as text"),
+        (["--plan", "--price=-1"], "price", "-1", "a number from 0 on"),
         (["--loggers", "csv", "visdom"], "loggers", "'visdom'", "csv, json, mlflow, tensorboard, trackio, wandb"),
         (["--store", "/proc/no/such/place"], "store", "'/proc/no/such/place'", "cannot be written"),
         (["--store", "memory://x"], "store", "'memory://x'", "that every machine reaches"),

@@ -184,6 +184,14 @@ def test_sharing_is_counted_by_chains():
     assert by_label == {"pretrain": 2, "sft": 2, "grpo-ood-b0.1": 2, "evaluate": 1, "grpo-id-b0": 1, "grpo-id-b1": 1}
 
 
+def test_a_price_of_an_hour_gives_the_cost_of_the_rest(tmp_path):
+    store = published(tmp_path, STAGES[:3], record(7.0))
+    plan, index = Plan.of("demo", STAGES, store.finished_ids()), StoreIndex(store)
+    span = makespan(plan, CostModel.of(index, CPU).seconds, 2)
+    assert f"cost: about {span / 3600 * 720:.2f}, at 720 an hour" in render_plan(plan, index, CPU, TWO_CORES, price=720)
+    assert "cost" not in render_plan(plan, index, CPU, TWO_CORES)
+
+
 def test_every_stage_has_one_line_with_all_of_it(tmp_path):
     store = published(tmp_path, STAGES[:3], record(7.0))
     plan = Plan.of("demo", STAGES, store.finished_ids())
