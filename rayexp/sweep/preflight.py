@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 
 from rich import filesize
 
@@ -22,6 +23,8 @@ from rayexp.tasks.contract import ContractError, require_contract
 from rayexp.terminal import Column, table
 
 NODES_SHOWN = 3
+#: Tokens of a gradient's pieces that are tried where memory is short.
+SMALLER_TOKENS = (65_536, 16_384, 4_096, 1_024)
 TRIAL_NAMES: dict[Pool, str] = {"train": "training trial", "rollout": "rollout trial"}
 
 
@@ -179,7 +182,24 @@ def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = N
     cells = [
         (name, f"{part.get('CPU', 0.0):g}", f"{part.get('GPU', 0.0):g}", _bytes(part["memory"])) for name, part in rows
     ]
-    raise PreflightError(f"the plan needs more than the cluster can ever have: {room}\n{table(columns, cells)}")
+    needs = f"the plan needs more than the cluster can ever have: {room}\n{table(columns, cells)}"
+    raise PreflightError("\n".join([needs, *_smaller(plan, run_config, nodes)]))
+
+
+def _smaller(plan: Plan, run_config: RunConfig, nodes: Nodes) -> list[str]:
+    """Name the least change of settings that needs less memory, with which every trial fits; nothing if none does."""
+    kept = (run_config.gradient_checkpointing, run_config.micro_batch_tokens)
+    for checkpointing, tokens in product((kept[0], True), (kept[1], *SMALLER_TOKENS)):
+        smaller = run_config.model_copy(
+            update={"gradient_checkpointing": checkpointing, "micro_batch_tokens": tokens, "sharding": "auto"}
+        )
+        trials = _largest(plan, smaller).values()
+        if all(placement.fit_together(with_memory(trial, smaller), nodes) for trial in trials):
+            options = ["--gradient-checkpointing"] * (checkpointing and not kept[0])
+            options += [f"--micro-batch-tokens {tokens}"] * (tokens != kept[1])
+            options += ["--sharding auto"] * (run_config.sharding == "none")
+            return [f"it fits with {' '.join(options)}"]
+    return []
 
 
 def _bytes(count: float) -> str:

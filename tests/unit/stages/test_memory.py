@@ -5,6 +5,7 @@ import pytest
 from rayexp.config import RunConfig
 from rayexp.models.config import Decoder
 from rayexp.stages.memory import PROCESS, VLLM_PROCESS, Shape, processes
+from rayexp.studies.presets import DECODERS
 from rayexp.sweep import preflight
 from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan
@@ -81,5 +82,19 @@ def test_a_decoder_that_only_several_ranks_can_hold_is_refused_to_ranks_that_eac
     if fits:
         preflight.require_resources(plan, run_config, nodes)
         return
-    with pytest.raises(preflight.PreflightError, match="no node has room for a training rank"):
+    with pytest.raises(preflight.PreflightError, match="no node has room for a training rank") as refused:
         preflight.require_resources(plan, run_config, nodes)
+    assert str(refused.value).endswith("\nit fits with --sharding auto")
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "advice"),
+    [(12, "--micro-batch-tokens 65536"), (5, "--micro-batch-tokens 16384"), (0.7, None)],
+)
+def test_a_refusal_says_the_least_change_that_fits(gigabytes, advice):
+    root = CHAIN.pretrain.model_copy(update={"decoder": DECODERS["small"], "batch_samples": 10_000})
+    with pytest.raises(preflight.PreflightError) as refused:
+        nodes = nodes_of([{"CPU": 8.0, "memory": gigabytes * 1e9}])
+        preflight.require_resources(Plan.of("test", [root], ()), RunConfig().resolve(0), nodes)
+    last = str(refused.value).splitlines()[-1]
+    assert (last == f"it fits with {advice}") if advice else "fits" not in last
