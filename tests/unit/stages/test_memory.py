@@ -93,8 +93,8 @@ def test_a_decoder_that_only_several_ranks_can_hold_is_refused_to_ranks_that_eac
 )
 def test_a_refusal_says_the_least_change_that_fits(gigabytes, advice):
     root = CHAIN.pretrain.model_copy(update={"decoder": DECODERS["small"], "batch_samples": 10_000})
+    plan, nodes = Plan.of("test", [root], ()), nodes_of([{"CPU": 8.0, "memory": gigabytes * 1e9}])
     with pytest.raises(preflight.PreflightError) as refused:
-        nodes = nodes_of([{"CPU": 8.0, "memory": gigabytes * 1e9}])
-        preflight.require_resources(Plan.of("test", [root], ()), RunConfig().resolve(0), nodes)
+        preflight.require_resources(plan, RunConfig().resolve(0), nodes)
     last = str(refused.value).splitlines()[-1]
     assert (last == f"it fits with {advice}") if advice else "fits" not in last
