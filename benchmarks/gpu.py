@@ -36,7 +36,7 @@ GEMM_SIZE = 8192
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure, and for how long."""
+    """The command line: what to measure, and for how long."""
 
     scale: str = "paper"
     """Decoder and budgets; see rayexp/studies/presets.py."""

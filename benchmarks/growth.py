@@ -1,4 +1,4 @@
-"""How cost grows: seconds and peak memory against each thing that a person may turn up.
+"""Growth of cost: seconds and peak memory against each thing that a person may turn up.
 
 The exponent is the slope on logarithmic axes from the smallest to the largest value: 1 is as fast as the work grows,
 less is better. Each point is measured in a process of its own, by that process's CPU seconds; what needs several
@@ -26,7 +26,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Growth:
-    """What is turned up, through which values, and what is measured: the name of a function of this module."""
+    """A thing that is turned up, its values, and what is measured: the name of a function of this module."""
 
     name: str
     values: tuple[int, ...]

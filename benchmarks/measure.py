@@ -36,7 +36,7 @@ class Samples:
         return (high - low) / self.median
 
     def faster_than(self, peer: "Samples") -> float:
-        """How many times as fast as ``peer``: the median of the ratios of each round, so that drift cancels."""
+        """Return the speed as a multiple of the peer's: the median of each round's ratio, so that drift cancels."""
         return statistics.median(theirs / ours for ours, theirs in zip(self.seconds, peer.seconds, strict=True))
 
     def rate(self, work: float, unit: str) -> str:

@@ -89,7 +89,7 @@ def run() -> list[Row]:
 
 
 def plan(trials: int) -> Plan:
-    """That many independent chains."""
+    """Return a plan of so many independent chains."""
     budget = SCALES["toy"]
     return Plan.of(
         "nodes",

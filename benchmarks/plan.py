@@ -1,4 +1,4 @@
-"""What the driver of a sweep costs: planning the paper's whole grid, and the memory of a process that does."""
+"""Cost of a sweep's driver: planning the paper's whole grid, and the memory of a process that does."""
 
 import json
 import subprocess
@@ -76,7 +76,7 @@ def plan_repeatedly() -> None:
 
 
 def seconds_of_a_suggestion(plan: "Plan") -> float:
-    """What the driver needs to hand out one trial of the plan and to hear of its end, without store and leases."""
+    """Return the driver's time to hand out one trial of the plan and to hear of its end, without store and leases."""
     from rayexp.config import RunConfig
     from rayexp.sweep.scheduler import PlanSearcher
 

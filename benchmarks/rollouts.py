@@ -85,7 +85,7 @@ def hf_generate(model: Any, prompts: list[list[int]], limit: int) -> Callable[[]
 
 
 def in_its_actor(name: str, rounds: int) -> Row:
-    """What a GRPO stage waits for, against the direct call, timed where it is made."""
+    """Time the wait of a GRPO stage against the direct call, timed where it is made."""
     budget, task = SCALES[name], StringTask(axis="composition")
     base = Pretrain(
         task=task,

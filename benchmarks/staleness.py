@@ -1,4 +1,4 @@
-"""What drawing the next rollouts while the learner works gains in time, and what it costs in the result.
+"""Gain and cost of drawing the next rollouts while the learner works: in time, and in the result.
 
 Both arms start from the same decoders and see the same prompts, with vLLM and a learner on a core of their own.
 """

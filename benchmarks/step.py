@@ -195,7 +195,7 @@ def reinforcement(case: Case, precision: str) -> GRPO:
 
 
 def supervised(case: Case) -> SFT:
-    """What comes before."""
+    """Return the stage that a step starts from."""
     budget = SCALES["tiny"]
     base = Pretrain(
         task=StringTask(axis="composition", completion_format="trace" if case.traces else "answer"),

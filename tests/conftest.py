@@ -1,4 +1,4 @@
-"""What all tests share: one core, no network, the same hypothesis examples every time, and tiny stages."""
+"""Surroundings of all tests: one core, no network, the same hypothesis examples every time, and tiny stages."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a report come from: what was planned, with which settings, and how the finished part was run."""
+"""The origin of a report's numbers: what was planned, with which settings, and how the finished part was run."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

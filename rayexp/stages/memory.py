@@ -29,8 +29,8 @@ LAYER_WIDTHS, LAYER_FF_WIDTHS, WIDTHS, LOGITS = 10.4, 4.0, 7.0, 3.0
 
 @dataclass(frozen=True)
 class Memory:
-    """What one process holds, in bytes. activations: what gradients are made from, and distributions. cache: keys and
-    values of what a sampler has read. process: what it takes without a model."""
+    """The memory of one process, in bytes. activations: what gradients are made from, and distributions. cache: keys
+    and values of what a sampler has read. process: what it takes without a model."""
 
     weights: float = 0.0
     gradients: float = 0.0

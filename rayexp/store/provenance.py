@@ -1,4 +1,4 @@
-"""Where, when, by whom and with which code a stage was run, and whether that is the code at hand.
+"""The record of a stage's run: where, when, by whom, with which code, and whether that is the code at hand.
 
 None of it may fail a stage: what a machine can't tell is None. Code is no part of an id, because every comment would
 change the ids. So the record has a fingerprint of the code, and whoever finds an artifact compares it.

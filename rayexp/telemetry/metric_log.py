@@ -81,7 +81,8 @@ class MetricLog:
         return file.getvalue()
 
     def provenance(self, run_config: RunConfig, seconds: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
-        """Where, when, by whom and with what this attempt was run. Durations in seconds; ``seconds`` by part of it."""
+        """Return the record of this attempt: where, when, by whom and with what it was run. Durations in seconds;
+        ``seconds`` by part of it."""
         return provenance.record(self._started, seconds, run_config, self._sources)
 
 

@@ -70,7 +70,7 @@ class Bench:
         self.add_node()
 
     def has(self, node) -> bool:
-        """Whether a worker node is part of the cluster."""
+        """Return whether a worker node is part of the cluster."""
         return node in self._cluster.worker_nodes
 
     def warn_node(self, node, seconds: float) -> None:

@@ -20,7 +20,7 @@ NOTICE_S = 8.0
 
 @dataclass
 class FaultContext:
-    """What a fault can see and touch."""
+    """The things that a fault can see and touch."""
 
     bench: Bench
     store: Store

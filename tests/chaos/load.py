@@ -76,7 +76,7 @@ def stages(chains: int, reinforced: int) -> list[Stage]:
 
 
 def held() -> dict[str, int]:
-    """What there is in the cluster, and open in this process."""
+    """Return the things in the cluster, and those open in this process."""
     gc.collect()
     address = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine
     used = ray.cluster_resources()["object_store_memory"] - ray.available_resources().get("object_store_memory", 0.0)
@@ -90,7 +90,7 @@ def held() -> dict[str, int]:
 
 
 def settled(before: dict[str, int], count: Callable[[], dict[str, int]] = held) -> dict[str, int]:
-    """What is there now and was not before, after waiting for it to go."""
+    """Wait for new things to go; return those that stay."""
     deadline = time.monotonic() + SETTLED_S
     while True:
         now = count()

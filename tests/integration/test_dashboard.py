@@ -156,7 +156,7 @@ def scalars(data: bytes) -> dict[str, list[tuple[int, float]]]:
 @ray.remote(num_cpus=0)
 class Asking:
     def alive(self) -> bool:
-        """Whether this actor lives, as Ray Train asks of its controller."""
+        """Answer that this actor lives, as Ray Train asks of its controller."""
         own_id = ray.get_runtime_context().get_actor_id()
         assert own_id
         return bool(is_actor_alive(own_id, timeout=20))

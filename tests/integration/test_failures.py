@@ -311,7 +311,7 @@ DOOMED = grpo(sft(BASE), seed=1, steps=3, sampler="torch")
 
 
 def spoilt_trial(config):
-    """What a trial's process does where the reward of DOOMED is NaN."""
+    """Run a trial in which the reward of DOOMED is NaN."""
     rewards, doomed = rollout_loop.group_rewards, any(parse_stage(text) == DOOMED for text in config["stages"])
 
     def spoilt(*given):
@@ -346,7 +346,7 @@ def test_a_failed_stage_blocks_its_descendants_and_the_rest_goes_on_unless_it_is
 def test_trials_whose_process_can_not_start_fail_in_one_sentence_each_and_end_nothing_else(
     cluster, run_config, monkeypatch, tmp_path
 ):
-    """What they are to run is in a module that no worker has."""
+    """They are to run something of a module that no worker has."""
     (tmp_path / "only_on_the_head.py").write_text("def run_trial(config): pass")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(scheduler, "run_trial", importlib.import_module("only_on_the_head").run_trial)

@@ -54,7 +54,7 @@ class Head:
         return plain_shell(**account(self.home), **settings, **extra)
 
     def get(self, path: str):
-        """What the dashboard answers to the account."""
+        """Return the dashboard's answer to the account."""
         token = (self.home / ".ray/auth_token").read_text()
         request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {token}"})
         return json.load(urllib.request.urlopen(request, timeout=30))
@@ -229,7 +229,7 @@ def test_both_ways_to_submit(head, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_study_a_task_and_a_reward_of_ones_own_go_with_the_working_directory(head, tmp_path):
-    """Those of docs/your-own.md, from a folder that only has them; the store tells them where they are missing."""
+    """The parts of docs/your-own.md, from a folder that only has them; the store tells them where they are missing."""
     store = tmp_path / "store"
     (tmp_path / "own").mkdir()
     for name, content in shell.files((ROOT / "docs/your-own.md").read_text()).items():
@@ -296,7 +296,7 @@ def test_a_sweep_that_is_stopped_twice_ends_once_and_leaves_no_process(tmp_path)
 
 
 def state(head: Head, what: str) -> list[dict]:
-    """What the State API lists."""
+    """Return the entries of the State API."""
     answer = head.get(f"/api/v0/{what}?limit=10000&detail=1")
     return answer["data"]["result"]["result"]
 

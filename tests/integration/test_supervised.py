@@ -27,7 +27,7 @@ def chain():
 
 
 def test_a_compiled_decoder_reads_padded_rows_and_learns_the_same(monkeypatch, tmp_path):
-    """What a GPU does with a long stage; captured, but not translated, so that the numbers are those of the others."""
+    """As a GPU does with a long stage: captured, but not translated, so that the numbers are those of the others."""
     shapes = set()
 
     def backend(graph, inputs):

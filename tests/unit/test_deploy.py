@@ -1,4 +1,4 @@
-"""What describes a cluster is what Ray accepts, and says what its comments promise. Nothing here talks to a cloud."""
+"""Descriptions of clusters: Ray accepts them, and they keep what their comments promise. No cloud is asked."""
 
 import copy
 import re
@@ -139,7 +139,7 @@ def test_a_trial_fits_a_pod(job: dict[str, Any]) -> None:
 
 
 def test_a_sweep_counts_the_pods_that_may_be_started(job: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
-    """Where KubeRay answers the head's pod with the cluster's resource; not where it is not to grow."""
+    """KubeRay answers the head's pod with the cluster's resource; not where it is not to grow."""
     cluster = {"metadata": {"name": "rayexp-x", "namespace": "jobs"}, "spec": job["spec"]["rayClusterSpec"]}
     asked: list[str] = []
     (tmp_path / "namespace").write_text("jobs\n")

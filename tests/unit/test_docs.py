@@ -194,7 +194,7 @@ H100_FLOPS = 1e14  # assumed: floating-point operations a second that training k
 
 
 def cost(study: str, scale: str) -> str:
-    """What a cell of the table says: stages, estimated FLOP, and the time that follows where there is a rate."""
+    """Return the content of a cell of the table: stages, estimated FLOP, and time where there is a rate."""
     flop = sum(stage.flops for stage in plan_of(study, scale).stages)
     time = {
         "tiny": f", {flop / TINY_FLOPS / 60:.0f} min",

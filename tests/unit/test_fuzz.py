@@ -70,7 +70,7 @@ def fuzz(check: Callable[[st.DataObject], list[str]], examples: int, kinds: Coll
 
 
 def is_a_sentence(text: str, longest: float = math.inf) -> bool:
-    """Whether it is one line that a terminal can show, with something to say."""
+    """Return whether it is one line that a terminal can show, with something to say."""
     return text.isprintable() and 10 < len(text) <= longest and text[0] not in " -;"
 
 
@@ -82,7 +82,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def mutant(draw: st.DrawFn, good: Any) -> tuple[str, bytes]:
-    """What was done to a JSON text, and the outcome; by chance it may still be as good as before."""
+    """Return the change that was made to a JSON text, and the outcome; by chance it may still be as good as before."""
     value = json.loads(text := json.dumps(good).encode())
     how, path = draw(st.sampled_from(sorted(MUTATIONS))), draw(st.sampled_from(list(paths(value))))
     inner, at = functools.reduce(lambda outer, name: outer[name], path[:-1], value), draw(st.integers(0, len(text) - 1))
@@ -273,7 +273,7 @@ def snapshot(*folders: Path) -> dict[Path, bytes]:
 
 
 def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
-    """What a read gives, or the StoreError it was refused with; another exception is a failure of the test."""
+    """Return the result of a read, or the StoreError that refused it; another exception is a failure of the test."""
     try:
         found = read(*arguments)
         if isinstance(found, contextlib.AbstractContextManager):
@@ -285,7 +285,7 @@ def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def read_only(plan: Plan, store: Store, folder: Path) -> page.Report:
-    """Of a report, what depends on the store; most of its time goes into figures and claims."""
+    """Read the part of a report that depends on the store; most of its time goes into figures and claims."""
     assert len(table.curves(plan, store)) + len(table.results(plan, store)) > 0
     page.provenance(plan, store)
     (folder / "claims.csv").write_text("")
@@ -375,7 +375,7 @@ TABLE_MUTATIONS = {
 
 
 def mutant_table(draw: st.DrawFn, good: pa.Table) -> tuple[str, bytes]:
-    """What was done to a table, and its Parquet file; by chance it may still be as good as before."""
+    """Return the change that was made to a table, and its Parquet file; by chance it may still be as good as before."""
     how = draw(st.sampled_from(sorted(TABLE_MUTATIONS)))
     name = draw(st.sampled_from([name for name in COLUMNS if name in good.column_names]))
     at, row = good.column_names.index(name), draw(st.integers(0, len(good) - 1))

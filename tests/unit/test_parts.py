@@ -127,7 +127,7 @@ def test_what_is_no_part_is_refused_in_one_sentence(changed, sentence):
 
 def test_a_class_that_no_other_process_can_import_is_refused():
     class Local(Short):
-        """Of a function."""
+        """A class inside a function."""
 
     with pytest.raises(ValidationError, match="which no other process can import; move the class into a module"):
         grpo(CHAIN.sft, rewards=(Local(),))

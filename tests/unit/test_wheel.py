@@ -40,7 +40,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(python: Path, folder: Path, *command: str) -> str:
-    """What a command prints, in a folder that has nothing of the checkout but ``jobs``."""
+    """Return the output of a command, in a folder that has nothing of the checkout but ``jobs``."""
     shutil.copytree(ROOT / "jobs", folder / "jobs", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     environment = {name: value for name, value in plain_shell().items() if name != "PYTHONPATH"}
     done = subprocess.run([python, *command], cwd=folder, env=environment, capture_output=True, text=True)

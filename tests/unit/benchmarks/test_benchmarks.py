@@ -1,4 +1,4 @@
-"""What the benchmarks write into their page."""
+"""The page that the benchmarks write into."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Where the token of a local cluster comes from, and who can read it; integration/test_access.py tries the clusters."""
+"""The token of a local cluster: its origin and its readers; integration/test_access.py tries the clusters."""
 
 import os
 import socket
@@ -36,7 +36,7 @@ def _forget():
 
 
 def modes(path) -> tuple[int, int]:
-    """What a file and its folder allow."""
+    """Return the permissions of a file and its folder."""
     return path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777
 
 

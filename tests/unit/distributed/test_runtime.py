@@ -11,7 +11,7 @@ from rayexp.distributed import runtime
 
 @pytest.fixture
 def connected(monkeypatch):
-    """What ``ray.init`` is called with, in place of it, to connect to somebody's cluster."""
+    """Return the arguments of ``ray.init``, which is not called, to connect to somebody's cluster."""
     given = {}
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)

@@ -93,7 +93,7 @@ def test_gradient_of_k1_in_the_reward(group_size):
 
 @pytest.mark.parametrize("group_size", [2, 3])
 def test_gradient_of_exact_in_the_reward(group_size):
-    """That of k1: the part that pushes visits goes through the baseline, and the part of the loss is scaled alike."""
+    """It is k1's: the part that pushes visits goes through the baseline, and the part of the loss is scaled alike."""
     found = expected_gradient(group_size=group_size, kl_in="reward", kl_estimator="exact")
     close(found, (1 - 1 / group_size) * BETA * gradient(sequence_kl))
 

@@ -47,7 +47,7 @@ def test_values_that_know_the_token_would_not():
 
 
 def test_exact_values_leave_less_noise_than_the_expected_reward():
-    """Which is what the mean of a large group comes to: the expected square of the advantages of all tokens."""
+    """The expected reward is what a large group's mean comes to: the expected square of all tokens' advantages."""
     mass, earnings = mass_of(random_logits(0)), Earnings(REWARDS[:, None], MASK)
 
     def noise(values_NC):

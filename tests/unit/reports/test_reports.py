@@ -220,7 +220,7 @@ def test_the_bound_is_not_measured_against_what_is_no_reference() -> None:
 
 
 def test_the_bound_is_judged_at_each_ratio_by_itself() -> None:
-    """What is above it at one ratio is not made up for by another at which nothing moved."""
+    """An excess at one ratio is not made up for by another at which nothing moved."""
 
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
         return np.full_like(q, 0.5) if stage.root.ood_ratio == 0.003 and role == "ood" else q
@@ -512,7 +512,7 @@ def test_no_two_betas_look_alike_and_none_like_before_grpo() -> None:
 
 
 def crowded(draw: Draw, table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """What is said of a figure that would show too much, and its data."""
+    """Return the note on a figure that would show too much, and its data."""
     with pytest.raises(CrowdedError) as caught:
         draw(table)
     return str(caught.value), caught.value.data

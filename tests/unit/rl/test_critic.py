@@ -117,7 +117,7 @@ def test_golden_updates_with_a_critic(model):
 
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
 def test_without_a_value_yet_the_advantage_is_the_reward(model, kl_in):
-    """Of the first update, whose KL is zero: the loss is minus the mean reward, because every ratio is 1."""
+    """In the first update, whose KL is zero, the loss is minus the mean reward, because every ratio is 1."""
     batches = rollout_batches(*rollouts(model))
     found = GRPOLearner(grpo_spec(advantage="critic", kl_in=kl_in), model).update(batches, math.inf)
     reward = np.concatenate([batch.rewards_PG for batch in batches]).mean()

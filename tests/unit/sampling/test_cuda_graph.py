@@ -50,7 +50,7 @@ class NothingFromTheHost(TorchDispatchMode):
 
 
 def test_a_step_neither_waits_for_a_value_nor_takes_one_from_the_host():
-    """What capturing it needs, on tensors without values: whoever asks for one is refused."""
+    """Capturing needs that; tested on tensors without values: whoever asks for one is refused."""
     with FakeTensorMode(), torch.no_grad():
         model = LlamaForCausalLM(factory.config(MICRO, VOCABULARY))
         cache, fixed, token_N = DynamicCache(), StaticStep(model, 8, 7, 4), torch.zeros(8, dtype=torch.int64)

@@ -104,7 +104,7 @@ def test_an_artifact_without_a_whole_manifest_is_not_finished(store, artifact, d
 
 @pytest.mark.parametrize("damage", [b"", b"{"])
 def test_all_ways_to_ask_agree_about_a_torn_manifest(store, artifact, damage):
-    """What a plan takes for finished has to be finished for the stages that read it."""
+    """A stage that a plan takes for finished has to be finished for those that read it."""
     store.publish(STAGE, artifact, {})
     overwrite(store, f"{PLACE}/manifest.json", damage)
     assert store.finished_ids() == {stage_id for stage_id in [STAGE.id] if store.finished(stage_id)}

@@ -1,4 +1,4 @@
-"""What is recorded of how a stage was run: true where the machine can tell, and never a reason to fail."""
+"""The record of a stage's run: true where the machine can tell, and never a reason to fail."""
 
 import getpass
 import json

@@ -165,7 +165,7 @@ def test_each_kind_of_node_may_be_started_up_to_its_limit_and_that_of_all():
 
 
 def test_nodes_that_may_be_started_count_beside_those_that_are_there(monkeypatch):
-    """Of those that are there some are of a kind that may be started, and are counted once."""
+    """Some that are there are of a kind that may be started, and are counted once."""
     there = [{"CPU": 0.0}, {"CPU": 4.0, "memory": 1e9}, {"CPU": 64.0}]
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": one} for one in there] + [{"Alive": False}])
     monkeypatch.setattr("ray.get_runtime_context", lambda: type("Context", (), {"gcs_address": "here"}))

@@ -1,4 +1,4 @@
-"""What ``--plan`` says: states, costs that are measured or assumed, time on the machines, what sharing saves."""
+"""The text of ``--plan``: states, costs that are measured or assumed, time on the machines, what sharing saves."""
 
 import json
 import os

@@ -237,7 +237,7 @@ def test_a_plan_says_what_the_study_has_already(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_report_is_of_all_that_was_asked_for_and_of_no_more(tmp_path, capsys):
-    """Of the scale's own grid, which these sweeps did not run, nothing is added."""
+    """Nothing of the scale's own grid, which these sweeps did not run, is added."""
     store = published(tmp_path, [*ZERO.stages, *ONE.stages], RECORD)
     study = Study(store, "demo-toy", "demo", "toy")
     study.add(ZERO)

@@ -36,7 +36,7 @@ GOLDEN_LOSSES = [
 
 
 def losses_of_step(trainer, step, record):
-    """What pretraining does in one step of 32 samples: the mean over tokens, one rectangle at a time."""
+    """Return the losses of one step of pretraining on 32 samples: the mean over tokens, one rectangle at a time."""
     token_batches = TASK.mixture("pretrain", 0, 0.1, step * 32, 32)
     counted = sum(r.tokens_NT[:, 1:].size for r in token_batches)
 
