@@ -14,9 +14,9 @@ def docstrings() -> Iterator[tuple[str, str]]:
     """Yield every docstring, and where it is."""
     for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                if text := ast.get_docstring(node):
-                    yield f"{path.relative_to(ROOT)}: {getattr(node, 'name', '')}", text
+            of_kind = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if of_kind and (text := ast.get_docstring(node)):
+                yield f"{path.relative_to(ROOT)}: {getattr(node, 'name', '')}", text
 
 
 def test_no_docstring_opens_with_a_clause():
