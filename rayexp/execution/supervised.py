@@ -176,7 +176,7 @@ def _is_to_spread(stage: Any, run_config: RunConfig, device: torch.device, conte
 
 def _checkpoint(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: Store, context: TrainContext) -> None:
     with TemporaryDirectory() as folder:
-        checkpoint.save(trainer.state(), Path(folder) / TRAINER)
+        checkpoint.save(trainer.state(), Path(folder) / TRAINER, context.ranks)
         if context.rank == 0:
             (Path(folder) / METRICS).write_bytes(metric_log.to_bytes())
         store.save_checkpoint(stage.id, trainer.completed_steps, Path(folder), context)
@@ -208,15 +208,15 @@ def _restore(trainer: Trainer, stage: Stage, store: Store, context: TrainContext
     if the stage continues that."""
     with store.latest_checkpoint(stage.id, context) as folder:
         if folder is not None:
-            _continue(trainer, folder)
+            _continue(trainer, folder, context.ranks)
             return MetricLog(stage, (folder / METRICS).read_bytes())
     if stage.continues and stage.parent:
         with store.fetched(f"stages/{stage.parent.id}", f"{TRAINER}/", context) as folder:
-            _continue(trainer, folder)
+            _continue(trainer, folder, context.ranks)
     return MetricLog(stage, None)
 
 
-def _continue(trainer: Trainer, folder: Path) -> None:
+def _continue(trainer: Trainer, folder: Path, ranks: int) -> None:
     state = trainer.state()
-    checkpoint.load(state, folder / TRAINER)
+    checkpoint.load(state, folder / TRAINER, ranks)
     trainer.restore(state)

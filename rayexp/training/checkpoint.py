@@ -1,7 +1,8 @@
 """Tensors by name in a folder, written and read by all ranks together, each its own part of those that are spread.
 
 Files are safetensors, so that nothing that is read can run code; torch's usual format keeps an index that can. Those
-who read may be more or fewer ranks than wrote. ``export`` makes of such a folder one that stock tools load.
+who read may be more or fewer ranks than wrote. How many there are is said, not found out: a learner may share a process
+group with its samplers, who know nothing of its checkpoints. ``export`` makes of a folder one that stock tools load.
 """
 
 import json
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,22 +30,22 @@ TRAINER = "trainer"
 FILE_SIZE = "5GB"
 
 
-def save(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write this rank's part of the tensors to a folder of its own; all ranks have to. Names of files differ by rank,
-    so that they go together in one folder."""
+def save(tensors: Mapping[str, Tensor], folder: Path, ranks: int = 1) -> None:
+    """Write this rank's part of the tensors to a folder of its own; all of several ranks have to. Names of files differ
+    by rank, so that they go together in one folder."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    save_distributed(dict(tensors), storage_writer=writer, no_dist=_alone())
+    save_distributed(dict(tensors), storage_writer=writer, no_dist=ranks == 1)
 
 
-def load(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Fill the tensors, in place, from a folder with the files of all ranks that wrote it; all ranks have to. Raises
-    PermanentError where there is no such folder."""
+def load(tensors: Mapping[str, Tensor], folder: Path, ranks: int = 1) -> None:
+    """Fill the tensors, in place, from a folder with the files of all ranks that wrote it; all of several ranks have
+    to. Raises PermanentError where there is no such folder."""
     if not folder.is_dir():
         raise PermanentError(
             f"what this goes on from has no folder {folder.name}/, because an earlier version of rayexp wrote it; "
             "--force STAGE makes a stage again"
         )
-    load_distributed(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=_alone())
+    load_distributed(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=ranks == 1)
 
 
 def export(
@@ -67,7 +67,3 @@ def export(
 def _write_index(folder: Path, metadata: Mapping[str, Any], files: Mapping[str, str]) -> None:
     index = {"metadata": metadata, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-
-
-def _alone() -> bool:
-    return not torch.distributed.is_initialized()

@@ -85,6 +85,16 @@ def test_a_run_that_was_stopped_continues_bitwise(tmp_path):
     assert same(weights(continued.module), weights(straight.module))
 
 
+def test_a_process_of_a_group_saves_what_is_its_own_without_the_others(tmp_path):
+    """As a learner does whose weights go to its samplers through a group: they would never answer."""
+    torch.distributed.init_process_group("fake", store=torch.distributed.HashStore(), rank=0, world_size=2)
+    try:
+        checkpoint.save(micro_trainer().state(), tmp_path)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_what_an_earlier_version_left_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(PermanentError, match="an earlier version of rayexp wrote it; --force STAGE makes"):
         checkpoint.load(micro_trainer().state(), tmp_path / "trainer")
