@@ -102,7 +102,10 @@ class Trainer:
                 value.backward()
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         total_norm = nn.utils.get_total_norm(gradients)
-        norm = total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm
+        norm = total_norm
+        if isinstance(total_norm, DTensor):  # all ranks have to see the same, or some would wait for others in vain
+            norm = total_norm.full_tensor()
+            torch.distributed.all_reduce(total)
         overlap()
         try:
             self._require_finite(total, norm)

@@ -1,5 +1,6 @@
 """A decoder spread over two ranks: the numbers of one, and the same files, killed and continued by two ranks or one."""
 
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rayexp.config import RunConfig
+from rayexp.errors import NotFiniteError
 from rayexp.execution import pretrain as pretrain_stage
 from rayexp.execution import supervised
 from rayexp.models import factory
@@ -17,7 +19,7 @@ from rayexp.store.artifacts import Store
 from rayexp.tasks.strings.symbols import VOCABULARY
 from rayexp.training import checkpoint
 from rayexp.training.context import Alone
-from rayexp.training.parallel import even_pieces
+from rayexp.training.parallel import even_pieces, spread
 from rayexp.training.trainer import WEIGHTS, Trainer
 from tests.fixtures.artifacts import files_of, losses, weights_digest
 from tests.fixtures.factories import MICRO, OPTIMISER, evaluate, pretrain, sft
@@ -67,8 +69,20 @@ def on_two_ranks(folder, context):
     context.barrier()
     supervised._run(chain()[:1], run_config(folder / "killed", **SPREAD), context)
     supervised._run([HALF], run_config(folder / "two", gradient_checkpointing=True, **SPREAD), context)
+    _learn_from_nothing(context)
     files = sum(len(list(path.glob("step-*/trainer/*"))) for path in (folder / "left" / "work").iterdir())
     assert files == 2 * 2, "two checkpoints, with a file of each rank"
+
+
+def _learn_from_nothing(context):
+    """A loss that is not finite on one rank alone ends the step on all, and leaves no rank waiting."""
+    model = factory.build(MICRO, VOCABULARY, 0) if context.rank == 0 else None
+    trainer = Trainer(spread(model, torch.device("cpu"), "fp32", context), OPTIMISER, 1)
+    factor = math.nan if context.rank == 1 else 1.0
+    ids = torch.ones((1, 4), dtype=torch.int64)
+    with pytest.raises(NotFiniteError, match="the loss is nan"):
+        trainer.step([lambda: trainer.model(input_ids=ids, use_cache=False).logits.sum() * factor])
+    assert trainer.completed_steps == 0
 
 
 @pytest.fixture(scope="module")
