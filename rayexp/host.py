@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
+#: Of the memory, what is left to the processes of a plan; as much as Ray leaves beside its object store.
 SHARE_FOR_WORK = 0.7
 
 
