@@ -197,7 +197,7 @@ def _smaller(plan: Plan, run_config: RunConfig, nodes: Nodes) -> list[str]:
         if all(placement.fit_together(with_memory(trial, smaller), nodes) for trial in trials):
             options = ["--gradient-checkpointing"] * (checkpointing and not kept[0])
             options += [f"--micro-batch-tokens {tokens}"] * (tokens != kept[1])
-            options += ["--sharding auto"] * (run_config.sharding == "none")
+            options += ["--sharding auto"] * (run_config.sharding != "auto")
             return [f"it fits with {' '.join(options)}"]
     return []
 
