@@ -87,12 +87,12 @@ def test_a_run_that_was_stopped_continues_bitwise(tmp_path):
 
 def test_a_process_of_a_group_saves_what_is_its_own_without_the_others(tmp_path):
     """As a learner does whose weights go to its samplers through a group: they would never answer."""
-    torch.distributed.init_process_group("fake", store=torch.distributed.HashStore(), rank=0, world_size=2)
+    torch.distributed.init_process_group("fake", init_method=f"file://{tmp_path}/group", rank=0, world_size=2)
     try:
-        checkpoint.save(micro_trainer().state(), tmp_path)
+        checkpoint.save(micro_trainer().state(), tmp_path / "trainer")
     finally:
         torch.distributed.destroy_process_group()
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list((tmp_path / "trainer").iterdir())) == 1
 
 
 def test_what_an_earlier_version_left_is_refused_with_what_to_do(tmp_path):
