@@ -16,22 +16,24 @@ from rayexp.objectives.reductions import masked
 from rayexp.rl.learner import Learner as BaseLearner
 from rayexp.rl.learner import require_finite, require_finite_rollouts, require_match
 from rayexp.rl.readout import Readout, fits, token_scores
-from rayexp.rl.rollouts import RolloutBatch, on_device
+from rayexp.rl.rollouts import RolloutBatch, on_device, own_share
 from rayexp.rl.scoring import UniquePrefixes
 from rayexp.stages import RFT
+from rayexp.training.context import ALONE, Ranks
+from rayexp.training.parallel import is_spread, total
 
 
 class Learner(BaseLearner):
     """The learner of RFT: next-token loss on the right completions of a round, from the weights of the round before."""
 
-    def __init__(self, stage: RFT, model: PreTrainedModel) -> None:
-        super().__init__(stage, model, stage.updates)
+    def __init__(self, stage: RFT, model: PreTrainedModel, *, ranks: Ranks = ALONE) -> None:
+        super().__init__(stage, model, stage.updates, ranks)
         self._stage = stage
 
     def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
         """Take ``updates`` optimiser steps on the completions of a round that are right; none if there are none."""
         require_finite_rollouts(batches)
-        mismatch = max(self._mismatch(batch) for batch in batches)
+        mismatch = max(self._mismatch(batch) for batch in own_share(batches, self.ranks))
         require_match(mismatch, max_logprob_mismatch)
         kept = [right_completions(batch) for batch in batches]
         solved = np.concatenate([(batch.rewards_PG > 0).any(axis=1) for batch in batches])
@@ -51,11 +53,13 @@ class Learner(BaseLearner):
 
     @torch.no_grad()
     def _mismatch(self, batch: RolloutBatch[np.ndarray]) -> float:
-        """Return the largest difference of sampler and learner in a token's log-probability, in nats."""
+        """Return the largest difference of sampler and learner in a token's log-probability, in nats, over the shares
+        of all ranks."""
         tensors = on_device(batch, self.trainer.device)
         logprobs_NC = masked(self._logprobs(tensors, batch, self._stage.temperature), tensors.mask_NC)
-        require_finite("the policy's log-probability", logprobs_NC.cpu().numpy(), batch.numbers_P)
-        return masked(logprobs_NC - tensors.sampler_logprobs_NC, tensors.mask_NC).abs().max().item()
+        require_finite("the policy's log-probability", logprobs_NC.cpu().numpy(), batch.numbers_P, self.ranks)
+        difference_NC = masked(logprobs_NC - tensors.sampler_logprobs_NC, tensors.mask_NC).abs()
+        return max(self.ranks.gather(difference_NC.max().item() if len(difference_NC) else 0.0))
 
     def _step(
         self, kept: Sequence[RolloutBatch[np.ndarray]], counts: Sequence[int], order: int, update: int
@@ -71,15 +75,17 @@ class Learner(BaseLearner):
         shares = [share for share in shares if len(share.tokens_NC)]
         tokens = sum(float(share.mask_NC.sum()) for share in shares)
         losses: list[Tensor] = []
-        norm = self.trainer.step([partial(self._loss, share, tokens, losses) for share in shares])
-        return {"loss": torch.stack(losses).sum().item(), "grad_norm": norm.item()}
+        own = own_share(shares, self.ranks)
+        norm = self.trainer.step([partial(self._loss, share, tokens, losses) for share in own])
+        return {"loss": total(torch.stack(losses).sum(), self.ranks).item(), "grad_norm": norm.item()}
 
     def _loss(self, batch: RolloutBatch[np.ndarray], tokens: float, losses: list[Tensor]) -> Tensor:
-        """Return this batch's part of the mean negative log-likelihood of ``tokens`` tokens."""
+        """Return this batch's part of the mean negative log-likelihood of ``tokens`` tokens, of which the ranks' mean
+        is taken."""
         tensors = on_device(batch, self.trainer.device)
         loss = -masked(self._logprobs(tensors, batch), tensors.mask_NC).sum() / tokens
         losses.append(loss.detach())
-        return loss
+        return loss * self.ranks.ranks
 
     def _logprobs(
         self, tensors: RolloutBatch[Tensor], batch: RolloutBatch[np.ndarray], temperature: float = 1.0
@@ -87,7 +93,8 @@ class Learner(BaseLearner):
         """Return the log-probability of every token under the policy: [N, C]."""
         prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, self.trainer.device)
         with self.trainer.precision():
-            policy = Readout.of(self.model, prefixes, fits(self.model, batch.tokens_NC.size), temperature)
+            whole = is_spread(self.model) or fits(self.model, batch.tokens_NC.size)
+            policy = Readout.of(self.model, prefixes, whole, temperature)
             return token_scores(policy, None, prefixes, tensors.tokens_NC, tensors.mask_NC, "exact").logprob_NC
 
 

@@ -47,8 +47,11 @@ def placed(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 
 def checkpointing(model: PreTrainedModel, run_config: RunConfig) -> PreTrainedModel:
-    """Return the model, with gradient checkpointing if that is how it is run. Raises ValueError from an architecture
-    that has none."""
-    if run_config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    """Return the model, with gradient checkpointing if that is how it is run; see ``enable_checkpointing``."""
+    return enable_checkpointing(model) if run_config.gradient_checkpointing else model
+
+
+def enable_checkpointing(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model, with gradient checkpointing. Raises ValueError from an architecture that has none."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -20,10 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayexp.errors import NotFiniteError
-from rayexp.models.values import value_model
+from rayexp.models.values import with_value_head
 from rayexp.objectives.reductions import masked
 from rayexp.rl.scoring import UniquePrefixes, group_logits
 from rayexp.stages import AdamW
+from rayexp.training.context import ALONE, Ranks
+from rayexp.training.parallel import duplicate, total
 from rayexp.training.trainer import Trainer
 
 
@@ -39,9 +41,10 @@ class ValueTargets:
 class Critic:
     """A value function and its optimiser."""
 
-    def __init__(self, policy: PreTrainedModel, optimiser: AdamW, steps: int) -> None:
-        self.model = value_model(policy)
+    def __init__(self, policy: PreTrainedModel, optimiser: AdamW, steps: int, ranks: Ranks = ALONE) -> None:
+        self.model = duplicate(policy, optimiser.precision, with_value_head)
         self.trainer = Trainer(self.model, optimiser, steps)
+        self._ranks = ranks
 
     @torch.no_grad()
     def values(self, prefixes: UniquePrefixes) -> Tensor:
@@ -58,16 +61,16 @@ class Critic:
 
         Raises NotFiniteError on an error or a gradient that is none; the weights are untouched then.
         """
-        tokens = torch.stack([target.mask_NC.sum() for target in targets]).sum()
+        tokens = total(torch.stack([target.mask_NC.sum() for target in targets]).sum(), self._ranks)
         try:
             self.trainer.step([partial(self._loss, target, tokens) for target in targets])
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}, in the critic") from error
 
     def _loss(self, targets: ValueTargets, tokens: Tensor) -> Tensor:
-        """Return the part of the mean over ``tokens`` that these targets have."""
+        """Return the part of the mean over ``tokens`` that these targets have, of which the ranks' mean is taken."""
         error_NC = masked(self._values(targets.prefixes) - targets.returns_NC, targets.mask_NC)
-        return error_NC.square().sum() / tokens
+        return error_NC.square().sum() / tokens * self._ranks.ranks
 
     def state(self) -> dict[str, Tensor]:
         """Return all that a continued critic needs, by name; see ``Trainer.state``."""
@@ -79,12 +82,12 @@ class Critic:
 
 
 @torch.no_grad()
-def critic_statistics(values: Sequence[Tensor], targets: Sequence[ValueTargets]) -> dict[str, float]:
-    """Return how well values_NC predict returns_NC, over all tokens: the mean squared error, and the share of the
-    returns' variance that they explain, 1 - Var(R - V) / Var(R), which does not exist where all returns are equal."""
-    mask = torch.cat([target.mask_NC.flatten() for target in targets])
-    returns = torch.cat([target.returns_NC.flatten() for target in targets])[mask > 0]
-    errors = returns - torch.cat([values_NC.flatten() for values_NC in values])[mask > 0]
+def critic_statistics(seen: Sequence[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+    """Return how well values_NC predict returns_NC, over all tokens of mask_NC, each of some completions: the mean
+    squared error, and the share of the returns' variance that they explain, 1 - Var(R - V) / Var(R), which does not
+    exist where all returns are equal."""
+    values, returns, mask = (torch.cat([array.flatten() for array in arrays]) for arrays in zip(*seen, strict=True))
+    returns, errors = returns[mask > 0], (returns - values)[mask > 0]
     fit = {"critic_loss": errors.square().mean().item()}
     if returns.max() > returns.min():
         fit["critic_explained"] = (1 - errors.var(correction=0) / returns.var(correction=0)).item()

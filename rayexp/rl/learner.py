@@ -1,17 +1,20 @@
 """Learners: a policy, and its update from one set of rollouts; GRPO's has a frozen reference besides.
 
+A policy may be spread over ranks. Each of them is given all rollouts of a step and learns from its share of them; all
+have to do the same in the same order, so that what ends a step ends it on all.
+
 Shape suffixes: _N completions, _P prompts, _G members of a group, _C completion tokens, _V vocabulary.
 """
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from rayexp.errors import NotFiniteError, PermanentError
@@ -22,10 +25,12 @@ from rayexp.objectives.losses import GRPOSettings, Scores, earnings_of, grpo_los
 from rayexp.objectives.reductions import masked
 from rayexp.rl.critic import Critic, ValueTargets, critic_statistics
 from rayexp.rl.readout import Readout, fits, token_scores
-from rayexp.rl.rollouts import RolloutBatch, on_device
+from rayexp.rl.rollouts import RolloutBatch, on_device, own_share
 from rayexp.rl.scoring import UniquePrefixes
 from rayexp.rl.statistics import UpdateStatistics, step_statistics
 from rayexp.stages import GRPO, RolloutStage
+from rayexp.training.context import ALONE, Ranks
+from rayexp.training.parallel import duplicate, is_spread
 from rayexp.training.trainer import Trainer
 
 #: Names in a learner's state that are its critic's begin so.
@@ -43,7 +48,7 @@ class _Part:
     batch: RolloutBatch[Tensor]
     prefixes: UniquePrefixes
     whole: bool  # whether all distributions of the step are held at once
-    reference: Readout | None  # None where kl_beta is 0
+    reference: Readout | None  # None where kl_beta is 0, or where it is read again each time
     old_logprob_NC: Tensor | None  # that the ratios refer to; None: those of the policy itself
     values_NC: Tensor | None  # what the critic expects before the first update; None without a critic
     old_kl_NC: Tensor | None = None  # that a KL in the reward is paid for; None: that of the policy itself
@@ -52,8 +57,11 @@ class _Part:
 class Learner(ABC):
     """The policy of a stage, and its optimiser. Trains ``model`` itself."""
 
-    def __init__(self, stage: RolloutStage, model: PreTrainedModel, updates_per_step: int) -> None:
+    def __init__(
+        self, stage: RolloutStage, model: PreTrainedModel, updates_per_step: int, ranks: Ranks = ALONE
+    ) -> None:
         self.model = model
+        self.ranks = ranks
         self.trainer = Trainer(model, stage.optimiser, stage.steps * updates_per_step)
         self._updates_per_step = updates_per_step
 
@@ -71,9 +79,17 @@ class Learner(ABC):
         untouched then.
         """
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Return a copy of the policy's weights under transformers' names, in fp32, on the CPU."""
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in self.model.state_dict().items()}
+    @torch.no_grad()
+    def weights(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """Return a copy of the policy's weights (all, or those of some names) under transformers' names, in fp32, on
+        the CPU. Of several ranks all have to ask, and rank 0 alone is given them."""
+        found = {}
+        for name, tensor in self.model.state_dict().items():
+            if names is None or name in names:
+                whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+                if self.ranks.rank == 0:
+                    found[name] = whole.cpu().numpy().copy()
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """Return all that a continued stage needs, by name; see ``Trainer.state``."""
@@ -87,13 +103,19 @@ class Learner(ABC):
 class GRPOLearner(Learner):
     """The learner of GRPO."""
 
-    def __init__(self, stage: GRPO, model: PreTrainedModel, reference: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self, stage: GRPO, model: PreTrainedModel, reference: PreTrainedModel | None = None, *, ranks: Ranks = ALONE
+    ) -> None:
         """reference: the model of ``stage.reference_stage``; None where that is what the policy is at the start."""
-        super().__init__(stage, model, stage.updates)
+        super().__init__(stage, model, stage.updates, ranks)
         # Only ever run without gradients. Its parameters would still have them: torch picks other kernels where they do
         # not, and a policy that equals its reference would seem to differ from it by rounding.
-        self.reference = None if stage.kl_beta == 0 else copy.deepcopy(model) if reference is None else reference
-        self.critic = Critic(model, stage.optimiser, stage.steps * stage.updates) if stage.has_critic else None
+        if stage.kl_beta == 0:
+            self.reference = None
+        else:
+            self.reference = duplicate(model, stage.optimiser.precision) if reference is None else reference
+        steps = stage.steps * stage.updates
+        self.critic = Critic(model, stage.optimiser, steps, ranks) if stage.has_critic else None
         self._stage = stage
         self._settings = GRPOSettings(**{field.name: getattr(stage, field.name) for field in fields(GRPOSettings)})
 
@@ -101,15 +123,17 @@ class GRPOLearner(Learner):
         """Take ``updates`` optimiser steps, and as many of the critic, if there is one, on what the advantages of each
         were made of. With staleness a mismatch is none: the completions are of other weights."""
         require_finite_rollouts(batches)
-        whole = fits(self.model, sum(batch.tokens_NC.size for batch in batches))
-        parts = [self._part(batch, whole) for batch in batches]
+        self._sequences = sum(len(batch.tokens_NC) for batch in batches)
+        held = fits(self.model, sum(batch.tokens_NC.size for batch in batches))
+        parts = [self._part(batch, held) for batch in own_share(batches, self.ranks)]
         if self._stage.updates > 1:
             parts = [self._with_old_policy(part) for part in parts]
         updates = [UpdateStatistics() for _ in range(self._stage.updates)]
         check = partial(self._require_match, updates[0], max_logprob_mismatch)
         steps = [self._step(parts, statistics, check) for statistics in updates]
         norm, earned = steps[0]
-        return step_statistics(updates, norm) | self._critic_statistics(parts, earned)
+        of_all = [each.of_all(self.ranks) for each in updates]
+        return step_statistics(of_all, norm) | self._critic_statistics(parts, earned)
 
     def state(self) -> dict[str, Tensor]:
         """See ``Learner.state``."""
@@ -122,17 +146,24 @@ class GRPOLearner(Learner):
         if self.critic is not None:
             self.critic.restore({n.removeprefix(CRITIC): t for n, t in state.items() if n.startswith(CRITIC)})
 
-    def _part(self, batch: RolloutBatch[np.ndarray], whole: bool) -> _Part:
+    def _part(self, batch: RolloutBatch[np.ndarray], held: bool) -> _Part:
+        """held: whether there is memory for the distributions of the whole step at once. Those of a spread decoder
+        can't be made in pieces, because only its own call collects its weights: they are held for a part at a time."""
         prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, self.trainer.device)
-        reference = None
-        if self.reference is not None:
-            with torch.no_grad(), devices.autocast(self.reference, self._stage.optimiser.precision):
-                reference = Readout.of(self.reference, prefixes, whole, self._stage.temperature)
+        whole = held or is_spread(self.model)
+        reference = self._read_reference(prefixes, whole) if held or not whole else None
         tensors = on_device(batch, self.trainer.device)
         old_logprob_NC = tensors.sampler_logprobs_NC if self._stage.staleness else None
         # Those of before all updates: once the critic has seen these completions, its values depend on them.
         values_NC = None if self.critic is None else self.critic.values(prefixes)
         return _Part(tensors, prefixes, whole, reference, old_logprob_NC, values_NC)
+
+    @torch.no_grad()
+    def _read_reference(self, prefixes: UniquePrefixes, whole: bool) -> Readout | None:
+        if self.reference is None:
+            return None
+        with devices.autocast(self.reference, self._stage.optimiser.precision):
+            return Readout.of(self.reference, prefixes, whole, self._stage.temperature)
 
     @torch.no_grad()
     def _with_old_policy(self, part: _Part) -> _Part:
@@ -144,16 +175,16 @@ class GRPOLearner(Learner):
 
     def _scores(self, part: _Part) -> Scores:
         batch, estimator = part.batch, self._settings.kl_estimator
+        reference = part.reference or self._read_reference(part.prefixes, part.whole)
         with self.trainer.precision():
             policy = Readout.of(self.model, part.prefixes, part.whole, self._stage.temperature)
-            return token_scores(policy, part.reference, part.prefixes, batch.tokens_NC, batch.mask_NC, estimator)
+            return token_scores(policy, reference, part.prefixes, batch.tokens_NC, batch.mask_NC, estimator)
 
     def _step(
         self, parts: list[_Part], statistics: UpdateStatistics, check: Callable[[], None]
     ) -> tuple[Tensor, list[Earnings]]:
         """Take one optimiser step. Return the gradient's norm before clipping, and what the completions of each part
         earned."""
-        sequences = sum(len(part.batch.tokens_NC) for part in parts)
         earned: list[Earnings] = []
 
         def before_the_policy_moves() -> None:
@@ -162,29 +193,38 @@ class GRPOLearner(Learner):
             if self.critic is not None:
                 self.critic.step(_value_targets(parts, earned))
 
-        losses = (partial(self._loss, part, sequences, statistics, earned) for part in parts)
+        losses = (partial(self._loss, part, statistics, earned) for part in parts)
         try:
             return self.trainer.step(losses, before_the_policy_moves), earned
         except NotFiniteError as error:
             self._name_culprits(parts)
-            prompts = ", ".join(str(number) for part in parts for number in part.batch.numbers_P.tolist())
+            own = [number for part in parts for number in part.batch.numbers_P.tolist()]
+            prompts = ", ".join(str(number) for numbers in self.ranks.gather(own) for number in numbers)
             raise NotFiniteError(f"{error} (no single prompt of {prompts} is at fault)") from error
 
-    def _loss(self, part: _Part, sequences: int, statistics: UpdateStatistics, earned: list[Earnings]) -> Tensor:
+    def _loss(self, part: _Part, statistics: UpdateStatistics, earned: list[Earnings]) -> Tensor:
+        """Return the part that these completions have in the mean over all of the step, of which the ranks' mean is
+        taken."""
         batch, scores, settings = part.batch, self._scores(part), self._settings
         earned.append(earnings_of(scores, batch.mask_NC, batch.rewards_PG, settings, part.old_kl_NC))
         advantages = advantages_of(settings.advantage, earned[-1], part.values_NC)
         loss = grpo_loss(scores, batch.mask_NC, advantages, settings, part.old_logprob_NC)
         statistics.add(batch, scores, loss)
-        return loss.mean(sequences)
+        return loss.mean(self._sequences) * self.ranks.ranks
 
     def _critic_statistics(self, parts: list[_Part], earned: list[Earnings]) -> dict[str, float]:
-        values = [part.values_NC for part in parts if part.values_NC is not None]
-        return critic_statistics(values, _value_targets(parts, earned)) if values else {}
+        if self.critic is None:
+            return {}
+        own = [
+            (part.values_NC.cpu(), each.returns_NC().cpu(), each.mask_NC.cpu())
+            for part, each in zip(parts, earned, strict=True)
+            if part.values_NC is not None
+        ]
+        return critic_statistics([seen for of_rank in self.ranks.gather(own) for seen in of_rank])
 
     def _require_match(self, first: UpdateStatistics, limit: float) -> None:
         if not self._stage.staleness:
-            require_match(first.max_mismatch.item(), limit)
+            require_match(max(self.ranks.gather(first.max_mismatch.item())), limit)
 
     @torch.no_grad()
     def _name_culprits(self, parts: list[_Part]) -> None:
@@ -194,7 +234,7 @@ class GRPOLearner(Learner):
             for what, values_NC in {"log-probability": scores.logprob_NC, "KL to the reference": scores.kl_NC}.items():
                 if values_NC is not None:
                     seen_NC = masked(values_NC, part.batch.mask_NC).cpu().numpy()
-                    require_finite(f"the policy's {what}", seen_NC, numbers_P)
+                    require_finite(f"the policy's {what}", seen_NC, numbers_P, self.ranks)
 
 
 def _value_targets(parts: Sequence[_Part], earned: Sequence[Earnings]) -> list[ValueTargets]:
@@ -221,9 +261,11 @@ def require_match(mismatch: float, limit: float) -> None:
         )
 
 
-def require_finite(what: str, values: np.ndarray, numbers_P: np.ndarray) -> None:
-    """Raise NotFiniteError for the prompts with a value that is not finite. The first axis of ``values`` is that of
-    prompts, or of their completions with a group's members side by side."""
-    bad_P = ~np.isfinite(values).reshape(len(numbers_P), -1).all(axis=1)
-    if bad_P.any():
-        raise NotFiniteError(f"{what} is not finite for prompt {', '.join(str(n) for n in numbers_P[bad_P])}")
+def require_finite(what: str, values: np.ndarray, numbers_P: np.ndarray, ranks: Ranks = ALONE) -> None:
+    """Raise NotFiniteError for the prompts with a value that is not finite, on any rank. The first axis of ``values``
+    is that of prompts, or of their completions with a group's members side by side."""
+    prompts = len(numbers_P)
+    bad_P = ~np.isfinite(values).reshape(prompts, values.size // max(1, prompts)).all(axis=1)
+    bad = [number for of_rank in ranks.gather(numbers_P[bad_P].tolist()) for number in of_rank]
+    if bad:
+        raise NotFiniteError(f"{what} is not finite for prompt {', '.join(map(str, bad))}")

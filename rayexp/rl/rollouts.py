@@ -4,6 +4,7 @@ Shape suffixes: _N completions (prompts times group, a group's members side by s
 _T tokens, _C completion tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from rayexp.rl.prompts import PromptBatch
 from rayexp.sampling.base import Completions
+from rayexp.training.context import Ranks
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -31,6 +33,26 @@ class RolloutBatch(Generic[Array]):
     mask_NC: Array  # float32, 1 on the completion, <eos> included
     sampler_logprobs_NC: Array  # float32
     rewards_PG: Array  # float32
+
+    def shard(self, rank: int, ranks: int) -> "RolloutBatch[Array]":
+        """Return the groups of one rank of several, side by side; none where there are fewer groups than ranks."""
+        prompts, group = self.rewards_PG.shape
+        first, last = prompts * rank // ranks, prompts * (rank + 1) // ranks
+        rows_N, rows_P = slice(first * group, last * group), slice(first, last)
+        return RolloutBatch(
+            self.numbers_P[rows_P],
+            self.prompts_PT[rows_P],
+            self.tokens_NC[rows_N],
+            self.mask_NC[rows_N],
+            self.sampler_logprobs_NC[rows_N],
+            self.rewards_PG[rows_P],
+        )
+
+
+def own_share(batches: Sequence[RolloutBatch[np.ndarray]], ranks: Ranks) -> list[RolloutBatch[np.ndarray]]:
+    """Return this rank's groups of each batch: all ranks compute as often, because a spread decoder is read by all of
+    them together. The rank that has a group more is another one in the next batch."""
+    return [batch.shard((ranks.rank + i) % ranks.ranks, ranks.ranks) for i, batch in enumerate(batches)]
 
 
 def rollout_batches(

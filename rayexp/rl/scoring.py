@@ -38,11 +38,17 @@ class UniquePrefixes:
     def of(cls, prompts_PT: np.ndarray, tokens_NC: np.ndarray, device: torch.device = devices.CPU) -> "UniquePrefixes":
         """Find the prefixes. In ``tokens_NC`` the members of each prompt's group are side by side.
 
-        They are compared on the host, because their number decides a shape, which would be waited for on a GPU.
+        They are compared on the host, because their number decides a shape, which would be waited for on a GPU. Where
+        there are no completions, one prefix is read for none, because decoders do not read nothing.
         """
-        prompt_N = np.repeat(np.arange(len(prompts_PT)), len(tokens_NC) // len(prompts_PT))
+        groups, (completions, width) = len(prompts_PT), tokens_NC.shape
+        if not groups:
+            prompts_PT = np.zeros((1, prompts_PT.shape[1]), np.int64)
+        prompt_N = np.repeat(np.arange(groups), completions // max(1, groups))
         keys_NK = np.concatenate([prompt_N[:, None], tokens_NC[:, :-1]], axis=1, dtype=np.int64)
         keys_UK, row_N = np.unique(keys_NK, axis=0, return_inverse=True)
+        if not groups:
+            keys_UK = np.zeros((1, width), np.int64)
         keys_UK = pad_rows(keys_UK)
         return cls(
             torch.tensor(prompts_PT, dtype=torch.int64, device=device),

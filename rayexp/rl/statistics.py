@@ -3,7 +3,7 @@
 Shape suffixes: _N completions, _C completion tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from rayexp.objectives.losses import Loss, Scores
 from rayexp.objectives.reductions import masked, sequence_mean
 from rayexp.rl.rollouts import RolloutBatch
+from rayexp.training.context import Ranks
 
 
 class UpdateStatistics:
@@ -40,8 +41,25 @@ class UpdateStatistics:
         if loss.penalty_N is not None:
             sums["kl_penalty"] = loss.penalty_N.sum()
         self.sums = {name: self.sums[name] + value if self.sums else value for name, value in sums.items()}
-        self.max_mismatch = torch.maximum(self.max_mismatch.to(mask_NC.device), difference_NC.abs().max())
+        if len(mask_NC):
+            self.max_mismatch = torch.maximum(self.max_mismatch.to(mask_NC.device), difference_NC.abs().max())
         self.completions += len(mask_NC)
+
+    def of_all(self, ranks: Ranks) -> "UpdateStatistics":
+        """Return those of the completions of all ranks, on the host."""
+        together = UpdateStatistics()
+        for completions, sums, mismatch in ranks.gather(
+            (self.completions, on_host(self.sums), self.max_mismatch.cpu())
+        ):
+            together.completions += completions
+            together.sums = {name: together.sums.get(name, 0.0) + value for name, value in sums.items()}
+            together.max_mismatch = torch.maximum(together.max_mismatch, mismatch)
+        return together
+
+
+def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as the host's, to be handed to other ranks."""
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def step_statistics(updates: Sequence[UpdateStatistics], grad_norm: Tensor) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import copy
 import math
 from unittest import mock
 
@@ -11,7 +12,7 @@ import torch
 
 from rayexp.errors import NotFiniteError
 from rayexp.models import factory
-from rayexp.models.values import value_model
+from rayexp.models.values import with_value_head
 from rayexp.rl.critic import Critic, ValueTargets, critic_statistics
 from rayexp.rl.learner import GRPOLearner, MismatchError
 from rayexp.rl.rollouts import rollout_batches
@@ -54,7 +55,7 @@ def targets_of(batches):
 
 def test_it_starts_from_the_policy_and_expects_nothing(model):
     before, state = weights(model), torch.get_rng_state()
-    found = value_model(model)
+    found = with_value_head(copy.deepcopy(model))
     assert torch.equal(torch.get_rng_state(), state)
     assert same(weights(model), before)
     trunk = {name: tensor for name, tensor in weights(found).items() if not name.startswith("lm_head")}
@@ -83,7 +84,7 @@ def test_it_learns_the_value_of_every_prefix_of_a_fixed_policy():
     exact = [groups.mean(axis=axes, keepdims=True) + 0 * groups for axes in ((1, 2, 3), (2, 3), (3,))]
     exact_NC = torch.tensor(np.stack([values.ravel() for values in exact], axis=1))
     torch.testing.assert_close(values_NC, exact_NC, rtol=0, atol=0.01)
-    explained = critic_statistics([values_NC], [targets])["critic_explained"]
+    explained = critic_statistics([(values_NC, targets.returns_NC, targets.mask_NC)])["critic_explained"]
     assert explained == pytest.approx((exact_NC.var() / targets.returns_NC.var()).item(), abs=0.01)
 
 
@@ -91,17 +92,14 @@ def test_what_is_explained_is_a_share_of_the_variance_over_tokens():
     mask_NC = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
     returns_NC = torch.tensor([[1.0, 1.0], [0.0, math.nan]])
     values_NC = torch.tensor([[0.5, 1.0], [0.5, math.nan]])
-    prefixes = UniquePrefixes.of(np.array([[1]]), np.array([[3, 2], [2, 0]]))
-    fit = critic_statistics([values_NC], [ValueTargets(prefixes, returns_NC, mask_NC)])
+    fit = critic_statistics([(values_NC, returns_NC, mask_NC)])
     errors, returns = np.array([0.5, 0.0, -0.5]), np.array([1.0, 1.0, 0.0])
     assert fit["critic_loss"] == pytest.approx(np.mean(errors**2))
     assert fit["critic_explained"] == pytest.approx(1 - errors.var() / returns.var())
 
 
 def test_nothing_is_explained_where_all_returns_are_equal():
-    mask_NC = torch.ones(2, 2)
-    prefixes = UniquePrefixes.of(np.array([[1]]), np.array([[3, 2], [2, 0]]))
-    fit = critic_statistics([torch.zeros(2, 2)], [ValueTargets(prefixes, torch.full((2, 2), 0.1), mask_NC)])
+    fit = critic_statistics([(torch.zeros(2, 2), torch.full((2, 2), 0.1), torch.ones(2, 2))])
     assert fit == {"critic_loss": pytest.approx(0.01)}
 
 
