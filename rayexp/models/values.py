@@ -1,7 +1,5 @@
 """Decoders that estimate a value."""
 
-import copy
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import copy
 import math
 from unittest import mock
 
