@@ -168,7 +168,7 @@ def rollouts(actors: int) -> float:
     spec = reinforcement(Case("tiny", ROUNDS), "fp32").model_copy(update={"prompts_per_step": 256})
     rollout_manager = RolloutManager(spec, RunConfig(rollout_workers=actors))
     model = factory.build(spec.root.decoder, VOCABULARY, 0)
-    rollout_manager.sync(ray.put({name: np.array(tensor) for name, tensor in model.state_dict().items()}), 0)
+    rollout_manager.sync([ray.put({name: np.array(tensor) for name, tensor in model.state_dict().items()})], 0)
     prompts, seconds = Prompts(spec), []
     for step in range(1 + ROUNDS):
         started = time.monotonic()

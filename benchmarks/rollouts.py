@@ -107,7 +107,7 @@ def in_its_actor(name: str, rounds: int) -> Row:
     runtime.connect(cpus=2)
     rollout_manager = RolloutManager(spec, RunConfig())
     weights = {key: tensor.numpy() for key, tensor in factory.build(DECODERS[name], VOCABULARY, 0).state_dict().items()}
-    rollout_manager.sync(ray.put(weights), 0)
+    rollout_manager.sync([ray.put(weights)], 0)
     (actor,) = rollout_manager.workers
     timed = alternate(
         {

@@ -146,6 +146,9 @@ class RunConfig(Value):
     sharding: Literal["none", "full", "auto"] = "auto"
     """full: each of several training ranks holds its part of every weight, gradient and moment (FSDP2), for decoders
     that do not fit on one device. none: it holds all of them. auto: full where all of them would not fit."""
+    learner_workers: Count = 1
+    """Ranks of a GRPO learner. Each of several holds its part of every weight, gradient and moment (FSDP2), and learns
+    from its share of a step's rollouts, for decoders that do not fit on one device."""
     rollout_workers: Count = 1
     """Sampling actors of a GRPO stage."""
     in_process_flop: float = Field(default=1e13, ge=0)
@@ -161,7 +164,7 @@ class RunConfig(Value):
     """Keep the activations of one layer at a time in training ranks and learners, and compute those of the others again
     when a gradient needs them: a third more work, for decoders that would not fit otherwise."""
     learner_cpus: float = Field(default=0.5, gt=0)
-    """Cores of a GRPO learner. Learner and sampler take turns, so the two together keep one core busy."""
+    """Cores of a rank of a GRPO learner. Learner and sampler take turns, so the two together keep one core busy."""
     rollout_cpus: float = Field(default=0.5, gt=0)
     """Cores of a sampling actor."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
@@ -170,7 +173,7 @@ class RunConfig(Value):
     train_gpus: float | None = Field(default=None, ge=0)
     """GPUs of a training rank; by default 1 where the cluster has any."""
     learner_gpus: float | None = Field(default=None, ge=0)
-    """GPUs of a GRPO learner; by default 0.5 where the cluster has any."""
+    """GPUs of a rank of a GRPO learner; by default 0.5 where the cluster has any."""
     rollout_gpus: float | None = Field(default=None, ge=0)
     """GPUs of a sampling actor; by default 0.5 where the cluster has any."""
     max_concurrent: int = Field(default=0, ge=0)

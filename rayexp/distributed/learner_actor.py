@@ -1,4 +1,5 @@
-"""The learner of a stage as a Ray actor: weights and optimiser, which it saves to and loads from the store.
+"""The learner of a stage as a Ray actor, or as several that are its ranks: weights and optimiser, which it saves to and
+loads from the store. All ranks are called alike; what rank 0 returns is the answer.
 
 What else belongs to a stage (metrics, rollouts, timing, the record of the run) is its driver's, which hands it over as
 files, to be saved together with the weights under one manifest.
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from rayexp import logs
 from rayexp.config import RunConfig
+from rayexp.distributed import learner_group, weight_sync
 from rayexp.distributed.rpc import this_call
 from rayexp.evaluation.mass import gold_masses
 from rayexp.models import devices, io
@@ -25,6 +27,8 @@ from rayexp.stages import RolloutStage, Stage, parse_stage
 from rayexp.store.artifacts import Store
 from rayexp.training import checkpoint
 from rayexp.training.checkpoint import TRAINER
+from rayexp.training.context import ALONE, Ranks
+from rayexp.training.parallel import is_spread, spread
 
 #: The other files of a checkpoint or an artifact, by name.
 Files = Mapping[str, bytes]
@@ -35,6 +39,15 @@ class LearnerActor:
 
     def __init__(self) -> None:
         logs.configure_worker_logging(this_call)
+        self._ranks: Ranks = ALONE
+
+    def open_meeting_place(self, timeout_s: float) -> tuple[str, int]:
+        """See ``learner_group``."""
+        return learner_group.open_meeting_place(timeout_s)
+
+    def meet(self, rank: int, ranks: int, place: tuple[str, int], timeout_s: float) -> None:
+        """Become one rank of several; see ``learner_group``."""
+        self._ranks = learner_group.meet(rank, ranks, place, timeout_s)
 
     def begin(
         self, stage_json: str, run_config_json: str, make: Callable[..., Learner]
@@ -53,26 +66,40 @@ class LearnerActor:
         self._store.require_shared()
         devices.use_cores(self._run_config.learner_cpus)
         device = devices.resolve_device(self._run_config.device)
-        self._learner = make(stage, *(self._loaded(each, device) for each in stage.models))
+        models = [self._loaded(each, device) for each in stage.models]
+        self._learner = make(stage, *models, ranks=self._ranks)
         files: dict[str, bytes] = {}
-        with self._store.latest_checkpoint(stage.id) as folder:
+        with self._store.latest_checkpoint(stage.id, self._ranks) as folder:
             if folder is not None:
                 state = self._learner.state()
-                checkpoint.load(state, folder / TRAINER)
+                checkpoint.load(state, folder / TRAINER, self._ranks.ranks)
                 self._learner.restore(state)
                 files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
         return self._learner.completed, files
 
     def _loaded(self, stage: Stage, device: torch.device) -> PreTrainedModel:
-        with self._store.model(stage.id) as folder:
-            return io.checkpointing(io.load(folder, device), self._run_config)
+        """Return a finished model, or this rank's part of it."""
+        if self._ranks.ranks == 1:
+            with self._store.model(stage.id) as folder:
+                return io.checkpointing(io.load(folder, device), self._run_config)
+        whole = None
+        if self._ranks.rank == 0:
+            with self._store.model(stage.id) as folder:
+                whole = io.load(folder)
+        part = spread(whole, device, self._stage.optimiser.precision, self._ranks)
+        return io.checkpointing(part, self._run_config)
 
     def ready(self) -> None:
         """Return once all calls before this one are answered."""
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Return the current weights, to be handed on by reference."""
-        return self._learner.weights()
+    def weight_chunks(self, limit: int) -> list[list[str]]:
+        """Return the names of the weights, in parts to be handed on one after the other; see ``weight_sync.chunks``."""
+        weights = self._learner.model.state_dict()
+        return weight_sync.chunks({name: tensor.nbytes for name, tensor in weights.items()}, limit)
+
+    def weights(self, names: list[str]) -> dict[str, np.ndarray]:
+        """Return these of the current weights, to be handed on by reference."""
+        return self._learner.weights(names)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the current weights where they are; a copy, because Ray hands them on while the learner goes on."""
@@ -92,20 +119,40 @@ class LearnerActor:
         return gold_masses(self._learner.model, prompts, gold, self._stage.temperature)
 
     def measure(self, evaluation_json: str, measure: Callable[[Any, Any], Any]) -> Any:
-        """Return what ``measure`` finds in the current weights."""
-        return measure(self._learner.model, parse_stage(evaluation_json))
+        """Return what ``measure`` finds in the weights of the published stage; those of several ranks are read by one,
+        as a whole, because they learn no more."""
+        model = self._learner.model
+        if is_spread(model):
+            del self._learner
+            model = None
+            if self._ranks.rank == 0:
+                with self._store.model(self._stage.id) as folder:
+                    model = io.load(folder, devices.resolve_device(self._run_config.device))
+        return None if model is None else measure(model, parse_stage(evaluation_json))
 
     def checkpoint(self, files: Files) -> None:
         """Save the state of the learner with the driver's files: all that a continued stage needs."""
         with TemporaryDirectory() as name:
-            checkpoint.save(self._learner.state(), Path(name) / TRAINER)
-            _write(files, Path(name))
-            self._store.save_checkpoint(self._stage.id, self._learner.completed, Path(name))
+            checkpoint.save(self._learner.state(), Path(name) / TRAINER, self._ranks.ranks)
+            if self._ranks.rank == 0:
+                _write(files, Path(name))
+            self._store.save_checkpoint(self._stage.id, self._learner.completed, Path(name), self._ranks)
 
     def publish(self, files: Files, provenance: dict[str, Any]) -> None:
-        """Make the artifact of the finished stage: its weights and the driver's files."""
+        """Make the artifact of the finished stage: its weights and the driver's files. Weights of which no rank has the
+        whole come from a checkpoint."""
+        model, vocabulary = self._learner.model, self._stage.root.task.vocabulary
+        if is_spread(model):
+            self.checkpoint(files)
+        if self._ranks.rank:
+            return
         with TemporaryDirectory() as name:
-            io.save(self._learner.model, self._stage.root.task.vocabulary, Path(name) / "model")
+            if is_spread(model):
+                with self._store.latest_checkpoint(self._stage.id) as saved:
+                    assert saved is not None, "all ranks have just saved it"
+                    checkpoint.export_model(model, vocabulary, saved / TRAINER, Path(name) / "model")
+            else:
+                io.save(model, vocabulary, Path(name) / "model")
             _write(files, Path(name))
             self._store.publish(self._stage, Path(name), provenance)
 

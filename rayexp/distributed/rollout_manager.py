@@ -1,7 +1,7 @@
 """Rollout workers, which are samplers as Ray actors, and their manager, which a stage talks to."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -125,10 +125,13 @@ class RolloutManager:
         self._run_config = run_config
         self._weights = None
 
-    def sync(self, weights: Any, version: int) -> None:
-        """Give all workers the weights behind an object reference."""
-        self._weights = None if weight_sync.direct(self._run_config) else (weights, version)
-        self._call_workers(lambda sync, _: sync.remote(weights, version), "sync")()
+    def sync(self, parts: Iterable[Any], version: int) -> None:
+        """Give all workers the weights behind object references, one part after the other. They are kept for a worker
+        that dies only where they are one part, because several would be a copy of all on the host."""
+        kept = not weight_sync.direct(self._run_config)
+        for i, weights in enumerate(parts):
+            self._weights = (weights, version) if kept and i == 0 else None
+            self._call_workers(lambda sync, _, weights=weights: sync.remote(weights, version), "sync")()
 
     def start(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], group_size: int, max_tokens: Sequence[int]
@@ -206,12 +209,12 @@ class RolloutManager:
             except RayActorError as error:
                 if attempt == ATTEMPTS - 1:
                     raise StageError(f"{who} died {ATTEMPTS} times: {first_line(error)}") from error
+                if self._weights is None:
+                    raise StageError(f"{who} died, and the weights that it had are not kept") from error
                 log.warning("%s died (%s); asking its successor", who, type(error).__name__)
-            if self._weights is not None:
-                # Unlike other calls this one waits for the actor to be back; weights come before anything else.
-                sync = calling(self.workers[i], "sync", self._stage, max_task_retries=-1)
-                revived = sync.remote(*self._weights)
-                answer(revived, f"{who}, being started again", self._run_config.timeout_s)
+            # Unlike other calls this one waits for the actor to be back; weights come before anything else.
+            sync = calling(self.workers[i], "sync", self._stage, max_task_retries=-1)
+            answer(sync.remote(*self._weights), f"{who}, being started again", self._run_config.timeout_s)
             reference = ask(calling(self.workers[i], method, self._stage), i)
         raise AssertionError("unreachable")
 

@@ -7,8 +7,10 @@ NCCL can't be joined again, so that with the others its death ends the attempt, 
 checkpoint with new actors.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Any
 
 import ray
@@ -22,8 +24,26 @@ from rayexp.timeouts import TimeoutError, run_with_timeout
 
 #: Backends of the transports that need a group of actors.
 _GROUPED = {"nccl": "nccl", "gloo": "torch_gloo"}
+#: The number of a block in the name of one of its weights, and what is before it.
+_BLOCK = re.compile(r"^(\D*\.\d+\.).*")
 #: Seconds to wait for actors that have ended to say so.
 FORGET_S = 10.0
+
+
+def chunks(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Divide weights, given their bytes by name, into parts of at most ``limit`` bytes. Those of one block stay
+    together, because a sampler may keep them as one tensor."""
+    found: list[list[str]] = []
+    room = 0
+    for _, names in groupby(sizes, key=lambda name: _BLOCK.sub(r"\1", name)):
+        block = list(names)
+        size = sum(sizes[name] for name in block)
+        if size > room:
+            found.append([])
+            room = limit
+        found[-1] += block
+        room -= size
+    return found
 
 
 def direct(run_config: RunConfig) -> bool:

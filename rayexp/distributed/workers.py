@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from rayexp.config import RunConfig
 from rayexp.distributed import weight_sync
@@ -19,9 +19,13 @@ from rayexp.distributed.rollout_manager import Engine, RolloutManager
 from rayexp.distributed.rpc import answer, calling, placed, unique
 from rayexp.errors import StageError, first_line
 from rayexp.rl.learner import Learner
-from rayexp.stages import RolloutStage
+from rayexp.stages import RolloutStage, memory
 
-LEARNER_BUNDLE = 0  # of a trial's placement group; rollout workers follow (the trial's own process holds none)
+#: The first of a learner's ranks in a trial's placement group; rollout workers follow (the trial's own process holds
+#: none).
+LEARNER_BUNDLE = 0
+#: Seconds in which Ray has said that an actor died, after another one found no answer from it.
+DEATH_IS_KNOWN_S = 10.0
 
 _idle_workers: "StageWorkers | None" = None
 
@@ -31,9 +35,10 @@ class StageWorkers:
 
     def __init__(self, stage: RolloutStage, run_config: RunConfig) -> None:
         self.shape = _shape(stage, run_config)
-        self.rollout_manager = RolloutManager(stage, run_config, first_bundle=LEARNER_BUNDLE + 1)
+        first = LEARNER_BUNDLE + run_config.learner_workers
+        self.rollout_manager = RolloutManager(stage, run_config, first_bundle=first)
         self.learner = LearnerHandle(run_config)
-        self.group = weight_sync.TransferGroup([self.learner.actor, *self.rollout_manager.workers], run_config)
+        self.group = weight_sync.TransferGroup([*self.learner.actors, *self.rollout_manager.workers], run_config)
 
     def stop(self) -> None:
         """End all of its processes."""
@@ -47,28 +52,43 @@ class LearnerDiedError(StageError):
 
 
 class LearnerHandle:
-    """The learner actor, called with a limit on how long an answer may take."""
+    """The actors of a learner, one for each rank, called together, with a limit on how long an answer may take.
+
+    They live and die as a whole: where one of several is gone, all are started again.
+    """
 
     def __init__(self, run_config: RunConfig) -> None:
         self._run_config = run_config
-        self.actor = (
-            weight_sync.actor(LearnerActor, run_config)
-            .options(
-                name=unique("learner"),
-                **placed(LEARNER_BUNDLE),
-                num_cpus=run_config.learner_cpus,
-                num_gpus=run_config.learner_gpus or 0,
-            )
-            .remote()
-        )
+        kind = weight_sync.actor(LearnerActor, run_config)
+        resources = {"num_cpus": run_config.learner_cpus, "num_gpus": run_config.learner_gpus or 0}
+        self.actors = [
+            kind.options(name=unique("learner"), **placed(LEARNER_BUNDLE + rank), **resources).remote()
+            for rank in range(run_config.learner_workers)
+        ]
 
     def begin(
         self, stage: RolloutStage, run_config: RunConfig, make: Callable[..., Learner]
     ) -> tuple[int, dict[str, bytes]]:
         """Turn to a stage; see ``LearnerActor.begin``. A learner that died is waited for."""
         self._stage, self._run_config = stage, run_config
-        method = calling(self.actor, "begin", stage, max_task_retries=-1)
-        return self._answer(method.remote(stage.model_dump_json(), run_config.model_dump_json(), make), "begin")
+        if len(self.actors) > 1:
+            self._meet()
+        settings = (stage.model_dump_json(), run_config.model_dump_json())
+        begun = self._start("begin", *settings, make, max_task_retries=-1)()
+        self._chunks = self.call("weight_chunks", memory.CHUNK)
+        return begun
+
+    def _meet(self) -> None:
+        """Let the ranks form a group."""
+        timeout_s = self._run_config.timeout_s
+        first = calling(self.actors[0], "open_meeting_place", self._stage, max_task_retries=-1).remote(timeout_s)
+        (place,) = self._answers([first], "open_meeting_place")
+        ranks = len(self.actors)
+        met = [
+            calling(actor, "meet", self._stage, max_task_retries=-1).remote(rank, ranks, place, timeout_s)
+            for rank, actor in enumerate(self.actors)
+        ]
+        self._answers(met, "meet")
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Return the answer of one of the learner's methods. Raises LearnerDiedError, or what ``answer`` raises."""
@@ -76,29 +96,60 @@ class LearnerHandle:
 
     def start(self, method: str, *arguments: Any) -> Callable[[], Any]:
         """Call without waiting. Return a function that waits for the answer."""
-        reference = calling(self.actor, method, self._stage).remote(*arguments)
-        return lambda: self._answer(reference, method)
+        return self._start(method, *arguments)
 
-    def weights(self) -> Any:
-        """Return a reference to the current weights, which are there when this returns."""
+    def weights(self) -> Iterator[Any]:
+        """Yield references to the current weights, in as many parts as ``weight_sync.chunks`` makes of them. A part is
+        there when its reference is yielded; the next is made when it is asked for."""
         if weight_sync.direct(self._run_config):
             transport = self._run_config.weight_transfer
-            reference = calling(self.actor, "tensors", self._stage, tensor_transport=transport).remote()
-        else:
-            reference = calling(self.actor, "weights", self._stage).remote()
-        self.call("ready")
-        return reference
+            part = calling(self.actors[0], "tensors", self._stage, tensor_transport=transport).remote()
+            self.call("ready")
+            yield part
+            return
+        for names in self._chunks:
+            part, *_ = [calling(actor, "weights", self._stage).remote(names) for actor in self.actors]
+            self.call("ready")
+            yield part
 
     def stop(self) -> None:
-        """End its process."""
-        ray.kill(self.actor)
+        """End its processes."""
+        for actor in self.actors:
+            ray.kill(actor)
 
-    def _answer(self, reference: Any, method: str) -> Any:
+    def _start(self, method: str, *arguments: Any, **options: Any) -> Callable[[], Any]:
+        if len(self.actors) > 1:
+            arguments = tuple(map(ray.put, arguments))  # once for all of them
+        references = [calling(actor, method, self._stage, **options).remote(*arguments) for actor in self.actors]
+        return lambda: self._answers(references, method)[0]
+
+    def _answers(self, references: list[Any], method: str) -> list[Any]:
+        """Return what each rank answers. Raises LearnerDiedError, or what ``answer`` raises of the first that fails."""
         who = f"the learner of {self._stage.label}"
         try:
-            return answer(reference, f"{who} ({method})", self._run_config.timeout_s)
-        except RayActorError as error:
-            raise LearnerDiedError(f"{who} died ({method}): {first_line(error)}") from error
+            return answer(references, f"{who} ({method})", self._run_config.timeout_s)
+        except (RayActorError, StageError) as error:
+            died = error if isinstance(error, RayActorError) else self._death(references)
+            if died is None:
+                raise
+            if len(self.actors) > 1:
+                for actor in self.actors:  # those that wait for it in vain, too
+                    ray.kill(actor, no_restart=False)
+            raise LearnerDiedError(f"{who} died ({method}): {first_line(died)}") from died
+
+    def _death(self, references: list[Any]) -> RayActorError | None:
+        """Return why one of several ranks died, where that is why another one failed."""
+        if len(references) < 2:
+            return None
+        ray.wait(references, num_returns=len(references), timeout=DEATH_IS_KNOWN_S)
+        for reference in references:
+            try:
+                ray.get(reference, timeout=0)
+            except RayActorError as error:
+                return error
+            except RayError:
+                continue
+        return None
 
 
 @contextmanager
@@ -121,5 +172,5 @@ def acquire_workers(stage: RolloutStage, run_config: RunConfig) -> Iterator[Stag
 
 
 def _shape(stage: RolloutStage, run_config: RunConfig) -> tuple[Any, ...]:
-    resources = (run_config.learner_cpus, run_config.learner_gpus, run_config.rollout_gpus)
+    resources = (run_config.learner_workers, run_config.learner_cpus, run_config.learner_gpus, run_config.rollout_gpus)
     return Engine.of(stage, run_config), run_config.weight_transfer, run_config.rollout_workers, resources

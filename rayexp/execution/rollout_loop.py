@@ -74,6 +74,7 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
     rollout_log = RolloutLog(store, stage, enabled=run_config.keep_rollouts, first_step=completed)
     throughput, hits = _Throughput(), Hits(metric_log.last())
     vocabulary = stage.root.task.vocabulary
+    tokens_at_once = run_config.micro_batch_tokens and run_config.micro_batch_tokens * run_config.learner_workers
 
     def start_drawing(batch: PromptBatch) -> Callable[[], Completions]:
         drawn = rollout_manager.start(*batch.request(stage.group_size))
@@ -123,7 +124,7 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
             )
             with timed("learn"):
                 learnt_N = None if stage.learns_from_truncated else ended_N
-                batches = rollout_batches(batch, completions, rewards_PG, run_config.micro_batch_tokens, learnt_N)
+                batches = rollout_batches(batch, completions, rewards_PG, tokens_at_once, learnt_N)
                 learning = learner.call("update", batches)
             with timed("rollout"):
                 drawn = next_drawn() if next_drawn else None

@@ -37,7 +37,7 @@ from rayexp.training.context import SingleProcess, TrainContext
 from rayexp.training.data import PrefetchingLoader
 from rayexp.training.parallel import even_pieces, is_spread, spread
 from rayexp.training.positions import with_random_positions
-from rayexp.training.trainer import WEIGHTS, Trainer, learning_rate
+from rayexp.training.trainer import Trainer, learning_rate
 
 #: Estimated FLOP of a stage above which a GPU gains more from compiled kernels than the minute that compiling takes, at
 #: some 150 TFLOP/s without and twice as many with them.
@@ -190,9 +190,7 @@ def _publish(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: Store
         if is_spread(module):
             with store.latest_checkpoint(stage.id) as saved:
                 assert saved is not None, "all ranks have just saved it"
-                io.save_without_weights(module, vocabulary, folder / "model")
-                shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
-                checkpoint.export(shapes, saved / TRAINER, WEIGHTS, folder / "model")
+                checkpoint.export_model(module, vocabulary, saved / TRAINER, folder / "model")
                 if stage.keeps_state:
                     shutil.copytree(saved / TRAINER, folder / TRAINER)
         else:

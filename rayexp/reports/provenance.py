@@ -49,10 +49,10 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
 def reserved(stage: Stage, run_config: RunConfig) -> tuple[float, float]:
     """Cores and GPUs that were kept for a stage while it ran. A measurement has those of the stage it follows."""
     if stage.subject.pool == "rollout":
-        workers = run_config.rollout_workers
+        learners, workers = run_config.learner_workers, run_config.rollout_workers
         return (
-            run_config.learner_cpus + workers * run_config.rollout_cpus,
-            (run_config.learner_gpus or 0.0) + workers * (run_config.rollout_gpus or 0.0),
+            learners * run_config.learner_cpus + workers * run_config.rollout_cpus,
+            learners * (run_config.learner_gpus or 0.0) + workers * (run_config.rollout_gpus or 0.0),
         )
     return run_config.train_workers * run_config.train_cpus, run_config.train_workers * (run_config.train_gpus or 0.0)
 

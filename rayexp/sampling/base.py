@@ -129,8 +129,8 @@ class Sampler(Protocol):
     """Draws completions from a decoder whose weights someone else trains."""
 
     def sync(self, weights: Weights, version: int) -> None:
-        """Take new weights (transformers' Llama names, fp32), arrays of the host or tensors of any device. Nothing else
-        may change what is sampled."""
+        """Take new weights (transformers' names, fp32), arrays of the host or tensors of any device: all, or those of
+        some blocks, if the others are taken before anything is sampled. Nothing else may change what is sampled."""
         ...
 
     def generate(

@@ -33,7 +33,9 @@ class TorchSampler:
 
     def sync(self, weights: Weights, version: int) -> None:
         """See ``Sampler.sync``."""
-        self._model.load_state_dict(as_tensors(weights))
+        others = self._model.load_state_dict(as_tensors(weights), strict=False).unexpected_keys
+        if others:
+            raise KeyError(f"the decoder has no weights {', '.join(others)}")
         self.weight_version = version
 
     def generate(

@@ -23,6 +23,8 @@ PROCESS, VLLM_PROCESS = 0.65e9, 0.9e9
 FP32, BF16 = 4, 2
 #: Sequences that vLLM has under way at once, and the least cache that it is given (sampling.vllm_sampler).
 VLLM_SEQUENCES, LEAST_CACHE = 256, 2**27
+#: Weights that are on their way from a learner to its samplers at a time.
+CHUNK = 2**30
 #: Of a token that training keeps: widths and feed-forward widths a layer, widths besides, and logits.
 LAYER_WIDTHS, LAYER_FF_WIDTHS, WIDTHS, LOGITS = 10.4, 4.0, 7.0, 3.0
 
@@ -73,6 +75,12 @@ class Shape:
         """F, if as many heads have keys as have queries; a little less than there is else."""
         return max(0.0, self.block - 4 * self.width**2) / (3 * self.width)
 
+    @property
+    def collected(self) -> float:
+        """Parameters that a rank of a spread decoder has whole at a time: a block and the one that comes next, and what
+        is no block."""
+        return 2 * self.block + 2 * self.vocabulary * self.width
+
     def activations(self, tokens: float, logits: bool, checkpointing: bool) -> float:
         """Return the bytes that a gradient keeps of so many tokens, in fp32."""
         layer = LAYER_WIDTHS * self.width + LAYER_FF_WIDTHS * self.ff_width
@@ -84,9 +92,8 @@ class Shape:
         """Return what a training rank holds that takes the gradient of so many tokens at once."""
         parts = ranks if spread else 1
         weights = gradients = FP32 * self.parameters / parts
-        if spread:  # a whole block and the one that comes next, and what is no block
-            whole = 2 * self.block + 2 * self.vocabulary * self.width
-            weights, gradients = weights + FP32 * whole, gradients + FP32 * whole
+        if spread:
+            weights, gradients = weights + FP32 * self.collected, gradients + FP32 * self.collected
         elif ranks > 1:  # what is sent to the others
             gradients *= 2
         activations = self.activations(tokens, True, checkpointing)
@@ -122,18 +129,22 @@ def _tokens(stage: RolloutStage) -> int:
 
 
 def _learner(stage: RolloutStage, run_config: RunConfig) -> Memory:
-    shape, tokens = Shape.of(stage.root), min(_tokens(stage), run_config.micro_batch_tokens or math.inf)
-    distributions = ARRAYS * FP32 * min(tokens * shape.vocabulary, HELD)
+    shape, ranks = Shape.of(stage.root), run_config.learner_workers
+    tokens = min(math.ceil(_tokens(stage) / ranks), run_config.micro_batch_tokens or math.inf)
+    numbers = tokens * shape.vocabulary  # of a spread decoder all at once (rl.learner)
+    distributions = ARRAYS * FP32 * (numbers if ranks > 1 else min(numbers, HELD))
     activations = shape.activations(tokens, False, run_config.gradient_checkpointing) + distributions
     trained, reference = stage.trained_parameters, shape.parameters * (getattr(stage, "kl_beta", 0) > 0)
-    return Memory(FP32 * (trained + reference), FP32 * trained, 2 * FP32 * trained, activations)
+    collected = shape.collected * (ranks > 1)
+    weights, gradients = (trained + reference) / ranks + collected, trained / ranks + collected
+    return Memory(FP32 * weights, FP32 * gradients, 2 * FP32 * trained / ranks, activations)
 
 
 def _sampler(stage: RolloutStage, run_config: RunConfig) -> Memory:
     """Return the memory of a sampler: its weights and those that arrive, and a cache."""
     decoder, shape = stage.root.decoder, Shape.of(stage.root)
     size = BF16 if stage.optimiser.precision == "bf16" else FP32
-    weights = (size + FP32) * shape.parameters
+    weights = size * shape.parameters + min(CHUNK, FP32 * shape.parameters)
     of_token = 2 * shape.layers * shape.width * size * getattr(decoder, "kv_heads", 1) / getattr(decoder, "heads", 1)
     of_sequence = stage.root.sequence_tokens * of_token
     if stage.sampler == "torch":

@@ -63,10 +63,13 @@ def fits(part: Bundle, nodes: Nodes) -> bool:
 
 
 def fit_together(parts: Sequence[Bundle], nodes: Nodes) -> bool:
-    """Return whether all parts have room at once. Exact where all but the first are alike, as a trial's parts are."""
+    """Return whether all parts have room at once. Those that are alike stand together, as a trial's do: each but the
+    last kind is tried on every kind of node."""
     first, others = parts[0], parts[1:]
+    if first == parts[-1]:
+        return _room(first, nodes, len(parts))
     lefts = ((node, left) for node in nodes if (left := node.without(first)))
-    return any(not others or _room(others[0], _moved(nodes, node, left), len(others)) for node, left in lefts)
+    return any(fit_together(others, _moved(nodes, node, left)) for node, left in lefts)
 
 
 def how_many(parts: Sequence[Bundle], nodes: Nodes, at_most: int) -> int:

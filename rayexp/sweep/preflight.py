@@ -54,8 +54,8 @@ def with_memory(trial: Trial, run_config: RunConfig) -> list[Bundle]:
     if trial.pool == "train":
         return [part | {"memory": first} for part in bundles(trial, run_config)]
     first += memory.PROCESS  # what asks learner and workers
-    learner, *workers = [part | {"memory": worker} for part in rollout_bundles(run_config)]
-    parts = [learner | {"memory": first}, *workers]
+    learners = run_config.learner_workers
+    parts = [part | {"memory": first if i < learners else worker} for i, part in enumerate(rollout_bundles(run_config))]
     return [total(parts)] if on_one_node(run_config) else parts
 
 
@@ -71,9 +71,11 @@ def in_process(trial: Trial, run_config: RunConfig) -> bool:
 
 
 def rollout_bundles(run_config: RunConfig) -> list[Bundle]:
-    """Return what the learner asks for, then what each rollout worker does."""
+    """Return what each rank of the learner asks for, then what each rollout worker does."""
     learner = _bundle(run_config.learner_cpus, run_config.learner_gpus)
-    return [learner] + [_bundle(run_config.rollout_cpus, run_config.rollout_gpus)] * run_config.rollout_workers
+    return [learner] * run_config.learner_workers + [
+        _bundle(run_config.rollout_cpus, run_config.rollout_gpus)
+    ] * run_config.rollout_workers
 
 
 def total(parts: Sequence[Bundle]) -> Bundle:
@@ -91,6 +93,11 @@ def require_software(plan: Plan, run_config: RunConfig) -> None:
     transfer = run_config.weight_transfer
     if transfer in ("nccl", "cuda_ipc") and run_config.device != "cuda":
         raise PreflightError(f"weight_transfer is {transfer!r}; allowed without GPUs: object_store, gloo")
+    if transfer != "object_store" and run_config.learner_workers > 1:
+        raise PreflightError(
+            f"learner_workers is {run_config.learner_workers} and weight_transfer {transfer!r}; allowed: object_store, "
+            "because no rank of several has whole weights to hand on"
+        )
     if transfer == "gloo" and run_config.device == "cuda":
         raise PreflightError("weight_transfer is 'gloo', which is for CPUs; allowed: object_store, nccl, cuda_ipc")
     together = (run_config.learner_gpus or 0.0) + run_config.rollout_workers * (run_config.rollout_gpus or 0.0)
@@ -219,9 +226,15 @@ def _largest(plan: Plan, run_config: RunConfig) -> dict[Pool, Trial]:
 
 def _parts(trial: Trial, run_config: RunConfig) -> dict[str, Bundle]:
     """Name what is placed as one; one of those that are alike."""
-    alike = {"train": ("training rank",), "rollout": ("learner", "rollout worker")}[trial.pool]
-    names = ("learner with its rollout workers",) if on_one_node(run_config) and trial.pool == "rollout" else alike
-    return dict(zip(names, with_memory(trial, run_config), strict=False))
+    parts = with_memory(trial, run_config)
+    if trial.pool == "train":
+        return {"training rank": parts[0]}
+    if on_one_node(run_config):
+        return {"learner with its rollout workers": parts[0]}
+    return {
+        "learner" if run_config.learner_workers == 1 else "rank of a learner": parts[0],
+        "rollout worker": parts[-1],
+    }
 
 
 def _needs(trial: Trial, run_config: RunConfig) -> list[tuple[str, Bundle]]:

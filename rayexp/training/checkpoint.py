@@ -18,8 +18,12 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+from transformers import PreTrainedModel
 
 from rayexp.errors import PermanentError
+from rayexp.models import io
+from rayexp.tasks import Vocabulary
+from rayexp.training.trainer import WEIGHTS
 
 # Where there is one process, as is usual here, torch says so each time.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
@@ -62,6 +66,13 @@ def export(
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if split.is_sharded:
         _write_index(folder, split.metadata, split.tensor_to_filename)
+
+
+def export_model(model: PreTrainedModel, vocabulary: Vocabulary, source: Path, folder: Path) -> None:
+    """Write a decoder of which no rank has the whole, as ``io.save`` does, from the files of a trainer's state."""
+    io.save_without_weights(model, vocabulary, folder)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    export(shapes, source, WEIGHTS, folder)
 
 
 def _write_index(folder: Path, metadata: Mapping[str, Any], files: Mapping[str, str]) -> None:

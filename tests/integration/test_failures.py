@@ -16,6 +16,7 @@ import pytest
 import ray
 import torch
 from ray.experimental import collective
+from transformers import AutoModelForCausalLM
 
 from rayexp.config import RunConfig
 from rayexp.distributed import weight_sync
@@ -26,7 +27,7 @@ from rayexp.errors import NotFiniteError, StageError
 from rayexp.execution import rollout_loop, supervised
 from rayexp.rl.prompts import Prompts
 from rayexp.sampling.torch_sampler import TorchSampler
-from rayexp.stages import parse_stage
+from rayexp.stages import memory, parse_stage
 from rayexp.store.artifacts import Store
 from rayexp.store.filesystem import Files, StoreError
 from rayexp.store.leases import Leases
@@ -69,7 +70,12 @@ def process_of(actor) -> psutil.Process:
 
 
 def members(workers) -> dict[str, psutil.Process]:
-    return {"learner": process_of(workers.learner.actor), "rollout": process_of(workers.rollout_manager.workers[0])}
+    learners, rollouts = workers.learner.actors, workers.rollout_manager.workers
+    return {
+        "learner": process_of(learners[0]),
+        "last rank": process_of(learners[-1]),
+        "rollout": process_of(rollouts[0]),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -167,13 +173,60 @@ def test_actors_that_do_not_join_are_named_and_a_group_that_is_gone_hides_no_fai
     group.forget()
 
 
+#: Where two ranks end a weight that one rank ends, at most: rounding, which Adam makes larger.
+ROUNDING = 1e-5
+
+
+@pytest.fixture
+def two_ranks(run_config, monkeypatch):
+    """A learner of two ranks, whose weights go to a sampler in several parts."""
+    monkeypatch.setattr(rollout_loop, "group_rewards", crash_harness.odd_rewards)
+    monkeypatch.setattr(memory, "CHUNK", 1)
+    return run_config.model_copy(update={"learner_workers": 2, "learner_cpus": 0.2, "rollout_cpus": 0.2})
+
+
+@pytest.mark.slow
+def test_two_ranks_of_a_learner_go_on_as_one_where_one_of_them_died_and_end_where_a_learner_of_one_ends(
+    cluster, two_ranks, at_step, undisturbed, tmp_path
+):
+    calm = two_ranks.model_copy(update={"store": str(tmp_path / "calm")})
+    shutil.copytree(two_ranks.store, calm.store)
+    progress, seen = at_step(3, "last rank", signal.SIGKILL)
+    rollout_loop.run(STAGE, [evaluate(STAGE)], calm, lambda report: None)
+    rollout_loop.run(STAGE, [evaluate(STAGE)], two_ranks, progress)
+    assert "struck" in seen
+    found, whole = Store(two_ranks.store), Store(calm.store)
+    assert weights_digest(found, STAGE) == weights_digest(whole, STAGE)
+    assert logged(found, STAGE) == logged(whole, STAGE)
+    with found.model(STAGE.id) as model, undisturbed.model(STAGE.id) as expected:
+        names = [sorted(file.name for file in folder.iterdir()) for folder in (model, expected)]
+        ours, theirs = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (model, expected))
+    assert names[0] == names[1]
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < ROUNDING
+    q, expected_q = (
+        store.table(evaluate(STAGE).id, "results.parquet").to_pandas()["q"] for store in (found, undisturbed)
+    )
+    np.testing.assert_allclose(q, expected_q, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_sampler_that_dies_with_weights_that_came_in_parts_ends_the_attempt(cluster, two_ranks, at_step):
+    progress, seen = at_step(2, "rollout", signal.SIGKILL)
+    with pytest.raises(
+        StageError, match=r"rollout worker 0 \(\w+\) of \S+ died, and the weights that it had are not kept"
+    ):
+        rollout_loop.run(STAGE, [], two_ranks, progress)
+    assert "struck" in seen
+    assert Store(two_ranks.store).finished_ids() == {stage.id for stage in STAGE.lineage[:-1]}
+
+
 @pytest.mark.slow
 def test_a_learner_that_keeps_dying_ends_the_stage(cluster, run_config, monkeypatch):
     begin = workers_module.LearnerHandle.begin
 
     def begin_and_die(self, *given):
         begun = begin(self, *given)
-        process_of(self.actor).kill()
+        process_of(self.actors[0]).kill()
         return begun
 
     monkeypatch.setattr(workers_module.LearnerHandle, "begin", begin_and_die)

@@ -78,9 +78,10 @@ def test_loss_falls_and_sft_trains_on_id_samples_only(one_rank):
 
 
 @pytest.mark.slow
-def test_two_ranks_take_the_steps_of_one(one_rank, cluster, tmp_path):
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_ranks_take_the_steps_of_one(one_rank, cluster, tmp_path, sharding):
     store, base, tuned, stages = one_rank
-    run_config = RunConfig(store=str(tmp_path), train_workers=2)
+    run_config = RunConfig(store=str(tmp_path), train_workers=2, sharding=sharding)
     supervised.run(stages, run_config)
     for stage in (base, tuned):
         expected, found = losses(store, stage), losses(Store(run_config.store), stage)

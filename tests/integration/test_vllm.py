@@ -39,7 +39,7 @@ def managers(cluster, case):
     spec, model, _ = case
     weights = ray.put({name: tensor.numpy() for name, tensor in model.state_dict().items()})
     two = RolloutManager(spec, RunConfig(store="unused", rollout_workers=2))
-    two.sync(weights, version=7)
+    two.sync([weights], version=7)
     one = copy.copy(two)
     one.workers = two.workers[:1]  # an engine takes seconds to start: the second manager has one of the first's two
     yield one, two
@@ -105,7 +105,7 @@ def test_bf16_passes_the_default_limit_on_mismatch_and_not_that_of_fp32(cluster)
     model, run_config = factory.build(base.decoder, VOCABULARY, seed=3), RunConfig(store="unused")
     rollout_manager, learner, stage_prompts = RolloutManager(spec, run_config), GRPOLearner(spec, model), Prompts(spec)
     try:
-        rollout_manager.sync(ray.put(learner.weights()), version=0)
+        rollout_manager.sync([ray.put(learner.weights())], version=0)
         batch = stage_prompts.at(0)
         completions = rollout_manager.generate(*batch.request(spec.group_size))
         expected = TorchSampler(model, precision="bf16").score(stage_prompts.probe)
@@ -129,7 +129,7 @@ def test_decoders_with_other_positions_are_served_as_they_are_scored(cluster, ca
     try:
         for version, seed in enumerate((5, 3)):
             weights = factory.build(base.decoder, VOCABULARY, seed).state_dict().items()
-            rollout_manager.sync(ray.put({name: tensor.numpy() for name, tensor in weights}), version=version)
+            rollout_manager.sync([ray.put({name: tensor.numpy() for name, tensor in weights})], version=version)
         assert rollout_manager.require_parity(prompts, TorchSampler(model).score(prompts)) < 1e-4
         found, expected = (
             sampler.greedy(prompts, [6] * len(prompts)) for sampler in (rollout_manager, TorchSampler(model))

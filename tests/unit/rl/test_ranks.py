@@ -1,6 +1,5 @@
-"""A learner of two ranks that each hold a part of every weight: the numbers of one rank, and the same errors on both."""
+"""A learner of two ranks that each hold a part of every weight: the numbers of one, and the same errors on both."""
 
-import copy
 import math
 from functools import partial
 
@@ -20,6 +19,7 @@ from rayexp.training.parallel import spread
 from tests.fixtures.factories import MICRO, rft, tiny_chain
 from tests.fixtures.ranks import run_ranks
 from tests.fixtures.rollouts import TASK, grpo_spec, rollouts
+from tests.fixtures.weights import same, weights
 
 STEPS = 3
 GRPO = {
@@ -131,12 +131,12 @@ def found(tmp_path_factory):
 
 
 def require_equal(found, expected):
-    (steps, weights), (expected_steps, expected_weights) = found, expected
+    (steps, ours), (expected_steps, theirs) = found, expected
     for step, other in zip(steps, expected_steps, strict=True):
         assert step == pytest.approx(other, abs=1e-4, rel=1e-4)
-    assert weights.keys() == expected_weights.keys()
-    for name in expected_weights:
-        np.testing.assert_allclose(weights[name], expected_weights[name], rtol=0, atol=ROUNDING)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", GRPO)
@@ -170,9 +170,10 @@ def test_every_group_is_of_one_rank_and_none_has_many_more():
             assert len(part.tokens_NC) == part.rewards_PG.size
 
 
-def test_a_copy_of_a_policy_is_its_own():
-    model = policy()
-    learner = GRPOLearner(grpo_spec(), model)
-    before = copy.deepcopy(learner.reference.state_dict())
+def test_the_reference_is_a_copy_that_does_not_learn():
+    learner = GRPOLearner(grpo_spec(), policy())
+    assert learner.reference is not None
+    before = weights(learner.reference)
     learner.update(batches_of(), math.inf)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.reference.state_dict().items())
+    assert same(weights(learner.reference), before)
+    assert not same(weights(learner.model), before)

@@ -73,6 +73,29 @@ def test_ranks_are_spread_where_that_is_asked_for():
     assert two.optimiser == one.optimiser / 2
 
 
+def test_ranks_of_a_learner_divide_what_it_holds_and_what_it_learns_from():
+    grpo = CHAIN.grpo.model_copy(update={"prompts_per_step": 64})
+    one, four = (processes(grpo, RunConfig(learner_workers=n))["learner"] for n in (1, 4))
+    assert four.optimiser == one.optimiser / 4
+    shape = Shape.of(CHAIN.pretrain)
+    assert four.weights == one.weights / 4 + 4 * shape.collected, "policy and reference, and what is whole for a moment"
+    assert four.activations < one.activations / 3
+
+
+def test_a_learner_that_fits_no_device_fits_several_ranks():
+    decoder = {"decoder": SEVEN_B, "batch_samples": 8}
+    sft = CHAIN.sft.model_copy(update={"init": CHAIN.pretrain.model_copy(update=decoder)})
+    grpo = CHAIN.grpo.model_copy(update={"init": sft})
+    nodes = nodes_of([{"CPU": 8.0, "memory": 64e9}] * 8)
+    plan = Plan.of("test", [*grpo.lineage], {stage.id for stage in grpo.lineage[:-1]})
+    with pytest.raises(preflight.PreflightError, match="no node has room for a learner"):
+        preflight.require_resources(plan, RunConfig().resolve(0), nodes)
+    large = RunConfig(learner_workers=2, learner_cpus=9, rollout_cpus=9).resolve(0)
+    with pytest.raises(preflight.PreflightError, match="no node has room for a rank of a learner or a rollout worker"):
+        preflight.require_resources(plan, large, nodes)
+    preflight.require_resources(plan, RunConfig(learner_workers=6).resolve(0), nodes)
+
+
 @pytest.mark.parametrize(("sharding", "fits"), [("none", False), ("auto", True), ("full", True)])
 def test_a_decoder_that_only_several_ranks_can_hold_is_refused_to_ranks_that_each_hold_it(sharding, fits):
     root = CHAIN.pretrain.model_copy(update={"decoder": SEVEN_B, "batch_samples": 8})

@@ -98,6 +98,12 @@ def test_actors_that_hand_over_memory_of_a_gpu_need_one_node():
         preflight.require_software(PLAN, settings)
 
 
+def test_several_ranks_of_a_learner_hand_weights_on_through_the_object_store():
+    settings = RunConfig(weight_transfer="gloo", learner_workers=2).resolve(0)
+    with pytest.raises(preflight.PreflightError, match="learner_workers is 2 and weight_transfer 'gloo'; allowed: obj"):
+        preflight.require_software(PLAN, settings)
+
+
 def test_more_than_a_gpu_is_asked_for_whole():
     assert refusal([{"CPU": 8.0, "GPU": 8.0}], gpus=8, learner_gpus=1.5).startswith("learner_gpus is 1.5; allowed: ")
 
@@ -142,7 +148,7 @@ def test_fitting_together_is_exact():
             {"CPU": chance.choice([1, 2, 3]), "GPU": chance.choice([0, 1, 2])} for _ in range(chance.choice([1, 2, 3]))
         ]
         first, other = ({"CPU": chance.choice([0.5, 1, 2]), "GPU": chance.choice([0, 0.3, 0.5, 1])} for _ in range(2))
-        parts = [first, *[other] * chance.choice([1, 2, 3])]
+        parts = [*[first] * chance.choice([1, 2]), *[other] * chance.choice([1, 2, 3])]
         assert fit_together(parts, nodes_of(nodes)) == by_trying_all(parts, nodes), (parts, nodes)
 
 
