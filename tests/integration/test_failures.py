@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from rayexp.config import RunConfig
 from rayexp.distributed import weight_sync
 from rayexp.distributed import workers as workers_module
+from rayexp.distributed.rollout_manager import RolloutManager
 from rayexp.distributed.rpc import RemoteTimeoutError
 from rayexp.distributed.saving import ask_to_save
 from rayexp.errors import NotFiniteError, StageError
@@ -203,21 +204,25 @@ def test_two_ranks_of_a_learner_go_on_as_one_where_one_of_them_died_and_end_wher
         ours, theirs = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (model, expected))
     assert names[0] == names[1]
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < ROUNDING
-    q, expected_q = (
-        store.table(evaluate(STAGE).id, "results.parquet").to_pandas()["q"] for store in (found, undisturbed)
-    )
-    np.testing.assert_allclose(q, expected_q, rtol=1e-3)
+    ours, theirs = (store.table(evaluate(STAGE).id, "results.parquet")["log_mass"] for store in (found, undisturbed))
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
 @pytest.mark.slow
-def test_a_sampler_that_dies_with_weights_that_came_in_parts_ends_the_attempt(cluster, two_ranks, at_step):
-    progress, seen = at_step(2, "rollout", signal.SIGKILL)
+def test_a_sampler_that_dies_with_weights_that_came_in_parts_ends_the_attempt(cluster, two_ranks, monkeypatch):
+    """One that dies before it is given them is started again, and given them all."""
+    start = RolloutManager.start
+
+    def dies(self, *request):
+        process_of(self.workers[0]).kill()
+        return start(self, *request)
+
+    monkeypatch.setattr(RolloutManager, "start", dies)
     with pytest.raises(
-        StageError, match=r"rollout worker 0 \(\w+\) of \S+ died, and the weights that it had are not kept"
+        StageError, match=r"rollout worker 0 \(generate\) of \S+ died, and the weights that it had are n"
     ):
-        rollout_loop.run(STAGE, [], two_ranks, progress)
-    assert "struck" in seen
-    assert Store(two_ranks.store).finished_ids() == {stage.id for stage in STAGE.lineage[:-1]}
+        rollout_loop.run(STAGE, [], two_ranks, lambda report: None)
+    assert not Store(two_ranks.store).finished(STAGE.id)
 
 
 @pytest.mark.slow
