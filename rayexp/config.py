@@ -151,6 +151,9 @@ class RunConfig(Value):
     from its share of a step's rollouts, for decoders that do not fit on one device."""
     rollout_workers: Count = 1
     """Sampling actors of a GRPO stage."""
+    tensor_parallel: Count = 1
+    """Ranks that a vLLM engine divides every weight among, for decoders that do not fit on one GPU. All are on the node
+    of the engine's actor, with a GPU each."""
     in_process_flop: float = Field(default=1e13, ge=0)
     """Estimated FLOP up to which a chain is pretrained and fine-tuned in its trial's own process, where one rank on a
     CPU does it: a worker group takes longer to start than it takes to train a small decoder. 0: never."""
@@ -175,7 +178,7 @@ class RunConfig(Value):
     learner_gpus: float | None = Field(default=None, ge=0)
     """GPUs of a rank of a GRPO learner; by default 0.5 where the cluster has any."""
     rollout_gpus: float | None = Field(default=None, ge=0)
-    """GPUs of a sampling actor; by default 0.5 where the cluster has any."""
+    """GPUs of a sampling actor; by default 0.5 where the cluster has any, or one for each rank of its engine."""
     max_concurrent: int = Field(default=0, ge=0)
     """Trials at once; 0: as many as the cluster holds."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
@@ -208,7 +211,8 @@ class RunConfig(Value):
     def resolve(self, num_gpus: float) -> "RunConfig":
         """Return it with all defaults filled in for a cluster that has (or may grow to) ``gpus`` GPUs."""
         use = self.device == "cuda" or (self.device == "auto" and num_gpus > 0)
-        shares = {"train_gpus": 1.0, "learner_gpus": 0.5, "rollout_gpus": 0.5}
+        of_engine = 0.5 if self.tensor_parallel == 1 else float(self.tensor_parallel)
+        shares = {"train_gpus": 1.0, "learner_gpus": 0.5, "rollout_gpus": of_engine}
         chosen = {name: share if use else 0.0 for name, share in shares.items() if getattr(self, name) is None}
         return self.model_copy(update={**chosen, "device": "cuda" if use else "cpu"})
 

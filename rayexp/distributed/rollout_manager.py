@@ -47,6 +47,7 @@ class Engine:
     device: str
     cpus: float
     kv_cache_gib: float | None
+    tensor_parallel: int = 1
 
     @classmethod
     def of(cls, stage: RolloutStage, run_config: RunConfig) -> "Engine":
@@ -60,6 +61,7 @@ class Engine:
             device=run_config.device,
             cpus=run_config.rollout_cpus,
             kv_cache_gib=run_config.kv_cache_gib,
+            tensor_parallel=run_config.tensor_parallel,
         )
 
 
@@ -77,6 +79,7 @@ class RolloutWorker:
                 device=where.type,
                 sequence_tokens=engine.sequence_tokens,
                 kv_cache_gib=engine.kv_cache_gib,
+                tensor_parallel=engine.tensor_parallel,
             )
         else:
             model = factory.build(engine.decoder, engine.vocabulary, seed=0, device=where)

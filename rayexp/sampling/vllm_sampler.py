@@ -74,9 +74,10 @@ class VLLMSampler:
         device: str = "cpu",
         max_sequences: int = VLLM_SEQUENCES,
         kv_cache_gib: float | None = None,
+        tensor_parallel: int = 1,
     ) -> None:
         """config: of the model, whose ``eos_token_id`` ends a completion. sequence_tokens: of prompt and completion.
-        kv_cache_gib: see ``RunConfig``."""
+        kv_cache_gib, tensor_parallel: see ``RunConfig``."""
         require_vllm(device)
         # vLLM reads these when it is imported. In-process, so that an engine's exception is this call's exception.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -102,7 +103,9 @@ class VLLMSampler:
                 dtype=dtype,  # pyright: ignore[reportArgumentType]
                 max_model_len=sequence_tokens,
                 max_num_seqs=max_sequences,
-                kv_cache_memory_bytes=int(2**30 * kv_cache_gib) if kv_cache_gib else needed,
+                kv_cache_memory_bytes=int(2**30 * kv_cache_gib if kv_cache_gib else needed) // tensor_parallel,
+                tensor_parallel_size=tensor_parallel,
+                distributed_executor_backend="mp" if tensor_parallel > 1 else None,  # Ray would place ranks anywhere
                 gpu_memory_utilization=0.05,
                 enable_prefix_caching=True,
                 enforce_eager=device == "cpu",
@@ -113,7 +116,7 @@ class VLLMSampler:
 
     def sync(self, weights: Weights, version: int) -> None:
         """See ``Sampler.sync``; also forgets cached prefixes, which were computed with the old weights."""
-        named = as_tensors(weights).items()
+        named = list(as_tensors(weights).items())
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
         if not self._llm.reset_prefix_cache():
             raise RuntimeError(f"vLLM did not reset its prefix cache at weight version {version}")

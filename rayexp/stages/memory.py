@@ -141,7 +141,8 @@ def _learner(stage: RolloutStage, run_config: RunConfig) -> Memory:
 
 
 def _sampler(stage: RolloutStage, run_config: RunConfig) -> Memory:
-    """Return the memory of a sampler: its weights and those that arrive, and a cache."""
+    """Return the memory of a sampler: its weights and those that arrive, and a cache. On a GPU its ranks divide weights
+    and cache; on a machine's memory they are together."""
     decoder, shape = stage.root.decoder, Shape.of(stage.root)
     size = BF16 if stage.optimiser.precision == "bf16" else FP32
     weights = size * shape.parameters + min(CHUNK, FP32 * shape.parameters)
@@ -152,4 +153,5 @@ def _sampler(stage: RolloutStage, run_config: RunConfig) -> Memory:
     cache = max(LEAST_CACHE, VLLM_SEQUENCES * of_sequence)
     if run_config.kv_cache_gib:
         cache = run_config.kv_cache_gib * 2**30
-    return Memory(weights, cache=cache, process=VLLM_PROCESS)
+    ranks = run_config.tensor_parallel
+    return Memory(weights, cache=cache, process=VLLM_PROCESS * (1 if ranks == 1 else 1 + ranks))

@@ -108,9 +108,31 @@ def require_software(plan: Plan, run_config: RunConfig) -> None:
     with_vllm = any(isinstance(stage, RolloutStage) and stage.sampler == "vllm" for stage in plan.to_run)
     if transfer == "gloo" and with_vllm:  # each wants to be the only one that sets up torch.distributed
         raise PreflightError("weight_transfer is 'gloo'; allowed where vLLM samples: object_store, nccl, cuda_ipc")
+    _require_tensor_parallel(plan, run_config)
     if with_vllm:
         require_vllm("cuda" if run_config.device == "cuda" else "cpu")
         _require_served(plan)
+
+
+def _require_tensor_parallel(plan: Plan, run_config: RunConfig) -> None:
+    """Raise PreflightError if an engine can't be divided among its ranks."""
+    ranks, gpus = run_config.tensor_parallel, run_config.rollout_gpus or 0.0
+    if ranks == 1:
+        return
+    if run_config.device == "cuda" and gpus < ranks:
+        raise PreflightError(f"tensor_parallel={ranks} and rollout_gpus={gpus:g}: each rank needs a GPU of its own")
+    for stage in plan.to_run:
+        if not isinstance(stage, RolloutStage):
+            continue
+        if stage.sampler != "vllm":
+            raise PreflightError(
+                f"tensor_parallel={ranks} is for the sampler vllm, and {stage.label} has {stage.sampler!r}"
+            )
+        heads = getattr(stage.root.decoder, "heads", ranks)
+        if heads % ranks:
+            raise PreflightError(
+                f"tensor_parallel={ranks} does not divide the {heads} heads of the decoder of {stage.label}"
+            )
 
 
 def _require_served(plan: Plan) -> None:

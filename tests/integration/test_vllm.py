@@ -8,7 +8,9 @@ import ray
 
 from rayexp.config import RunConfig
 from rayexp.distributed.rollout_manager import ParityError, RolloutManager
+from rayexp.distributed.weight_sync import chunks
 from rayexp.models import factory, io
+from rayexp.models.config import Decoder
 from rayexp.rl.learner import GRPOLearner, MismatchError
 from rayexp.rl.prompts import Prompts, group_rewards
 from rayexp.rl.rollouts import rollout_batches
@@ -184,3 +186,22 @@ def test_a_model_folder_loads_in_stock_vllm(cluster, case, tmp_path):
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     assert ray.get(stock.remote(), timeout=120) == expected
+
+
+def test_an_engine_of_two_ranks_scores_and_draws_as_the_decoder_itself_does(cluster, case):
+    """Each rank has half of every weight, and is given them in parts."""
+    spec, _, prompts = case
+    wide = Decoder(layers=2, width=64, ff_width=128, heads=2, kv_heads=2, context_tokens=256)
+    stage = spec.model_copy(update={"init": sft(pretrain(decoder=wide))})
+    model = factory.build(wide, VOCABULARY, seed=3)
+    manager = RolloutManager(stage, RunConfig(store="unused", tensor_parallel=2))
+    try:
+        arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+        parts = chunks({name: array.nbytes for name, array in arrays.items()}, limit=1)
+        manager.sync([ray.put({name: arrays[name] for name in names}) for names in parts], version=1)
+        reference = TorchSampler(model)
+        assert manager.require_parity(prompts, reference.score(prompts)) < 1e-4
+        ours, theirs = (sampler.greedy(prompts, [6] * len(prompts)) for sampler in (manager, reference))
+        assert ours.rows == theirs.rows
+    finally:
+        manager.stop()

@@ -104,6 +104,32 @@ def test_several_ranks_of_a_learner_hand_weights_on_through_the_object_store():
         preflight.require_software(PLAN, settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, "tensor_parallel=3 is for the sampler vllm, and .* has 'torch'"),
+        (
+            {"device": "cuda", "rollout_gpus": 1},
+            "tensor_parallel=3 and rollout_gpus=1: each rank needs a GPU of its own",
+        ),
+    ],
+)
+def test_an_engine_that_can_not_be_divided_is_refused(settings, reason):
+    with pytest.raises(preflight.PreflightError, match=reason):
+        preflight.require_software(PLAN, RunConfig(tensor_parallel=3, **settings).resolve(4))
+
+
+def test_ranks_of_an_engine_divide_its_heads_and_have_a_gpu_each():
+    grpo = tiny_chain(StringTask(axis="composition")).grpo.model_copy(update={"sampler": "vllm"})
+    plan = Plan.of("test", [*grpo.lineage], {stage.id for stage in grpo.lineage[:-1]})
+    settings = RunConfig(tensor_parallel=2, device="cuda").resolve(4)
+    assert settings.rollout_gpus == 2
+    with pytest.raises(
+        preflight.PreflightError, match="tensor_parallel=2 does not divide the 1 heads of the decoder of"
+    ):
+        preflight.require_software(plan, settings)
+
+
 def test_more_than_a_gpu_is_asked_for_whole():
     assert refusal([{"CPU": 8.0, "GPU": 8.0}], gpus=8, learner_gpus=1.5).startswith("learner_gpus is 1.5; allowed: ")
 
