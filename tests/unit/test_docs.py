@@ -129,14 +129,21 @@ def test_a_command_that_nobody_knows_is_an_error():
         shell.prove(["python", "jobs/sweep.py", "--study", "colours"])
 
 
-# README.md
+# The trees of README.md and docs/architecture.md
 
 
-def test_the_tree_is_that_of_the_checkout():
-    tree = shell.blocks((ROOT / "README.md").read_text().partition("## The code")[2], "")[0]
-    packages = re.findall(r"^  (\w+)/  +\S", tree, re.MULTILINE)
+def tree_of(page: str) -> tuple[list[str], list[str]]:
+    """Return the packages of rayexp that a page's tree describes, and the folders of the checkout."""
+    tree = next(block for block in shell.blocks((ROOT / page).read_text(), "") if block.startswith("rayexp/"))
+    return re.findall(r"^  (\w+)/  +\S", tree, re.MULTILINE), re.findall(r"^(\w+)/", tree, re.MULTILINE)
+
+
+def test_the_trees_are_those_of_the_checkout():
+    packages, _ = tree_of("docs/architecture.md")
     assert sorted(packages) == sorted(folder.parent.name for folder in (ROOT / "rayexp").glob("*/__init__.py"))
-    assert all((ROOT / name).is_dir() for name in re.findall(r"^(\w+)/", tree, re.MULTILINE))
+    shown, _ = tree_of("README.md")
+    assert set(shown) < set(packages)
+    assert all((ROOT / name).is_dir() for page in ("README.md", "docs/architecture.md") for name in tree_of(page)[1])
 
 
 # docs/results.md
