@@ -20,6 +20,8 @@ from rayexp.stages.rollouts import RolloutStage
 HELD, ARRAYS = 2**25, 8
 #: A process with Python, torch and Ray in it, before it has a model; and one with vLLM besides.
 PROCESS, VLLM_PROCESS = 0.65e9, 0.9e9
+#: What CUDA takes of a GPU for each process.
+CUDA_CONTEXT = 0.5e9
 FP32, BF16 = 4, 2
 #: Sequences that vLLM has under way at once, and the least cache that it is given (sampling.vllm_sampler).
 VLLM_SEQUENCES, LEAST_CACHE = 256, 2**27
@@ -49,6 +51,10 @@ class Memory:
     def on_host(self, device: str) -> float:
         """Return the bytes of the machine's own memory, of which a GPU takes all but a copy of the weights."""
         return self.total if device != "cuda" else self.process + self.weights
+
+    def on_gpu(self, device: str) -> float:
+        """Return the bytes of a GPU's memory."""
+        return self.total - self.process + CUDA_CONTEXT if device == "cuda" else 0.0
 
 
 @dataclass(frozen=True)
@@ -154,4 +160,6 @@ def _sampler(stage: RolloutStage, run_config: RunConfig) -> Memory:
     if run_config.kv_cache_gib:
         cache = run_config.kv_cache_gib * 2**30
     ranks = run_config.tensor_parallel
-    return Memory(weights, cache=cache, process=VLLM_PROCESS * (1 if ranks == 1 else 1 + ranks))
+    shared = ranks if run_config.device == "cuda" else 1
+    processes = 1 if ranks == 1 else 1 + ranks
+    return Memory(weights / shared, cache=cache / shared, process=VLLM_PROCESS * processes)

@@ -10,26 +10,51 @@ from dataclasses import dataclass
 
 Bundle = Mapping[str, float]
 GB = 1e9
+#: GB of a GPU by Ray's name of its kind; the largest where there are several of a name.
+GPU_MEMORY = {
+    "T4": 16,
+    "P4": 8,
+    "P100": 16,
+    "V100": 32,
+    "L4": 24,
+    "A10G": 24,
+    "L40S": 48,
+    "A100": 80,
+    "A100-40G": 40,
+    "A100-80G": 80,
+    "H20": 141,
+    "H100": 80,
+    "H200": 141,
+    "B200": 192,
+    "B300": 288,
+}
+_KIND = "accelerator_type:"
+#: The bytes of one GPU that a part asks for, as a part of a bundle that Ray is not told of.
+ON_GPU = "of a GPU"
 
 
 @dataclass(frozen=True)
 class Node:
-    """CPUs that are left of a node, of each of its GPUs the share, smallest first, and GB of memory; infinity where
-    nobody knows."""
+    """CPUs that are left of a node, of each of its GPUs the share, smallest first, GB of memory, and GB of a GPU's own;
+    infinity where nobody knows."""
 
     cpus: float
     gpus: tuple[float, ...] = ()
     memory: float = math.inf
+    gpu_memory: float = math.inf
 
     @classmethod
     def of(cls, resources: Bundle) -> "Node":
         """Return a node with nothing placed on it."""
         memory = math.floor(resources["memory"] / GB) if resources.get("memory") else math.inf
-        return cls(resources.get("CPU", 0.0), (1.0,) * int(resources.get("GPU", 0.0)), memory)
+        kinds = [name.removeprefix(_KIND) for name in resources if name.startswith(_KIND)]
+        gpu_memory = GPU_MEMORY.get(kinds[0], math.inf) if kinds else math.inf
+        return cls(resources.get("CPU", 0.0), (1.0,) * int(resources.get("GPU", 0.0)), memory, gpu_memory)
 
     @property
     def has(self) -> dict[str, float]:
-        return {"CPU": self.cpus, "GPU": sum(self.gpus), "memory": self.memory * GB}
+        gpu_memory = self.gpu_memory * GB if self.gpus else 0.0
+        return {"CPU": self.cpus, "GPU": sum(self.gpus), "memory": self.memory * GB, ON_GPU: gpu_memory}
 
     @property
     def size(self) -> tuple[float, float]:
@@ -40,7 +65,10 @@ class Node:
         cpus = round(self.cpus - part.get("CPU", 0.0), 4)  # as finely as Ray counts
         gpus = _taken(self.gpus, part.get("GPU", 0.0))
         memory = self.memory - part.get("memory", 0.0) / GB
-        return None if cpus < 0 or gpus is None or memory < 0 else Node(cpus, gpus, memory)
+        share = min(1.0, part.get("GPU", 0.0))
+        if cpus < 0 or gpus is None or memory < 0 or part.get(ON_GPU, 0.0) / GB > share * self.gpu_memory:
+            return None
+        return Node(cpus, gpus, memory, self.gpu_memory)
 
 
 Nodes = Counter[Node]
@@ -52,9 +80,12 @@ def nodes_of(resources: Iterable[Bundle]) -> Nodes:
 
 
 def total(nodes: Nodes) -> dict[str, float]:
-    """Return the CPUs, GPUs and bytes of memory of all nodes together."""
+    """Return the CPUs, GPUs and bytes of memory of all nodes together; of a GPU's memory the most that one has."""
     each = [(node.has, count) for node, count in nodes.items()]
-    return {name: math.fsum(has[name] * count for has, count in each) for name in ("CPU", "GPU", "memory")}
+    largest = max((has[ON_GPU] for has, _ in each), default=0.0)
+    return {name: math.fsum(has[name] * count for has, count in each) for name in ("CPU", "GPU", "memory")} | {
+        ON_GPU: largest
+    }
 
 
 def fits(part: Bundle, nodes: Nodes) -> bool:

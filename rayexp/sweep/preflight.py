@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 from rich import filesize
@@ -16,7 +16,7 @@ from rayexp.rewards.payment import RewardError, group_payments
 from rayexp.sampling.vllm_sampler import require_vllm, served
 from rayexp.stages import Evaluate, Pool, Pretrain, RolloutStage, memory
 from rayexp.sweep import placement
-from rayexp.sweep.placement import Node, Nodes
+from rayexp.sweep.placement import ON_GPU, Node, Nodes
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.tasks import ROLES, Task
 from rayexp.tasks.contract import ContractError, require_contract
@@ -44,19 +44,28 @@ def bundles(trial: Trial, run_config: RunConfig) -> list[Bundle]:
 
 
 def with_memory(trial: Trial, run_config: RunConfig) -> list[Bundle]:
-    """Return ``bundles`` with the memory that each takes, in bytes of its node's."""
-    held: dict[str, float] = {}
+    """Return ``bundles`` with the memory that each takes, in bytes of its node's and of a GPU's."""
+    held: dict[str, Bundle] = {}
     for stage in trial.stages:
         for name, process in memory.processes(stage, run_config).items():
-            held[name] = max(held.get(name, 0.0), process.on_host(run_config.device))
-    worker = held.pop("rollout worker", 0.0)
-    first = max(held.values())
+            takes = {"memory": process.on_host(run_config.device), ON_GPU: process.on_gpu(run_config.device)}
+            held[name] = _most([held.get(name, {}), takes])
+    worker = held.pop("rollout worker", {})
+    first = _most(held.values())
     if trial.pool == "train":
-        return [part | {"memory": first} for part in bundles(trial, run_config)]
-    first += memory.PROCESS  # what asks learner and workers
+        return [part | first for part in bundles(trial, run_config)]
+    first["memory"] += memory.PROCESS  # what asks learner and workers
     learners = run_config.learner_workers
-    parts = [part | {"memory": first if i < learners else worker} for i, part in enumerate(rollout_bundles(run_config))]
+    parts = [part | (first if i < learners else worker) for i, part in enumerate(rollout_bundles(run_config))]
     return [total(parts)] if on_one_node(run_config) else parts
+
+
+def _most(bundles: Iterable[Bundle]) -> Bundle:
+    """Return the most of everything that one of the bundles asks for."""
+    found: Bundle = {}
+    for bundle in bundles:
+        found |= {name: max(found.get(name, 0.0), amount) for name, amount in bundle.items()}
+    return found
 
 
 def on_one_node(run_config: RunConfig) -> bool:
@@ -207,10 +216,13 @@ def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = N
         f"no node has room for {' or '.join(alone)}" if alone else f"no room for a whole {TRIAL_NAMES[crowded[0].pool]}"
     )
     rows = [row for trial in trials for row in _needs(trial, run_config)] + _has(nodes)
-    columns = (Column(""), Column("CPU", right=True), Column("GPU", right=True), Column("memory", right=True))
+    columns = [Column(""), *(Column(name, right=True) for name in ("CPU", "GPU", "memory"))]
     cells = [
-        (name, f"{part.get('CPU', 0.0):g}", f"{part.get('GPU', 0.0):g}", _bytes(part["memory"])) for name, part in rows
+        [name, f"{part.get('CPU', 0.0):g}", f"{part.get('GPU', 0.0):g}", _bytes(part["memory"])] for name, part in rows
     ]
+    if run_config.device == "cuda":
+        columns.append(Column(ON_GPU, right=True))
+        cells = [[*cell, _bytes(part[ON_GPU])] for cell, (_, part) in zip(cells, rows, strict=True)]
     needs = f"the plan needs more than the cluster can ever have: {room}\n{table(columns, cells)}"
     raise PreflightError("\n".join([needs, *_smaller(plan, run_config, nodes)]))
 
@@ -261,7 +273,9 @@ def _parts(trial: Trial, run_config: RunConfig) -> dict[str, Bundle]:
 
 def _needs(trial: Trial, run_config: RunConfig) -> list[tuple[str, Bundle]]:
     parts = [(f"  a {name}", part) for name, part in _parts(trial, run_config).items()]
-    return [(f"{TRIAL_NAMES[trial.pool]} needs", total(with_memory(trial, run_config))), *parts]
+    bundles = with_memory(trial, run_config)
+    together = total(bundles) | {ON_GPU: _most(bundles)[ON_GPU]}
+    return [(f"{TRIAL_NAMES[trial.pool]} needs", together), *parts]
 
 
 def _has(nodes: Nodes) -> list[tuple[str, Bundle]]:

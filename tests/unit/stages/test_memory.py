@@ -6,7 +6,7 @@ from rayexp.config import RunConfig
 from rayexp.models.config import Decoder
 from rayexp.stages.memory import PROCESS, VLLM_PROCESS, Shape, processes
 from rayexp.studies.presets import DECODERS
-from rayexp.sweep import preflight
+from rayexp.sweep import placement, preflight
 from rayexp.sweep.placement import nodes_of
 from rayexp.sweep.plan import Plan
 from rayexp.tasks.strings import StringTask
@@ -80,6 +80,29 @@ def test_ranks_of_a_learner_divide_what_it_holds_and_what_it_learns_from():
     shape = Shape.of(CHAIN.pretrain)
     assert four.weights == one.weights / 4 + 4 * shape.collected, "policy and reference, and what is whole for a moment"
     assert four.activations < one.activations / 3
+
+
+@pytest.mark.parametrize(("kind", "ranks", "fits"), [("H100", 1, False), ("H100", 8, True), ("unknown", 1, True)])
+def test_a_decoder_that_outgrows_a_gpu_is_refused_with_the_memory_that_it_needs(kind, ranks, fits):
+    root = CHAIN.pretrain.model_copy(update={"decoder": SEVEN_B, "batch_samples": 8})
+    nodes = nodes_of([{"CPU": 8.0, "GPU": 8.0, f"accelerator_type:{kind}": 1.0, "memory": 1e12}])
+    run_config = RunConfig(train_workers=ranks).resolve(8)
+    plan = Plan.of("test", [root], ())
+    if fits:
+        preflight.require_resources(plan, run_config, nodes)
+        return
+    with pytest.raises(preflight.PreflightError, match="no node has room for a training rank") as refused:
+        preflight.require_resources(plan, run_config, nodes)
+    _, header, *_, node = str(refused.value).splitlines()
+    assert header.split() == ["CPU", "GPU", "memory", "of", "a", "GPU"]
+    assert node.split()[-2:] == ["80.0", "GB"]
+
+
+def test_processes_that_share_a_gpu_share_its_memory():
+    node = nodes_of([{"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}])
+    assert placement.fits({"CPU": 1.0, "GPU": 0.5, placement.ON_GPU: 12e9}, node)
+    assert not placement.fits({"CPU": 1.0, "GPU": 0.5, placement.ON_GPU: 13e9}, node)
+    assert placement.fits({"CPU": 1.0, "GPU": 1.0, placement.ON_GPU: 13e9}, node)
 
 
 def test_a_learner_that_fits_no_device_fits_several_ranks():
