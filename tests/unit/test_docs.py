@@ -30,7 +30,7 @@ RUNS_FOR_SECONDS = ("CONTRIBUTING.md", "reproducing.md")
 
 
 def named(page: Path) -> str:
-    return page.name
+    return str(page.relative_to(ROOT))
 
 
 def tracked() -> list[str]:
@@ -110,6 +110,27 @@ def test_a_worked_change_applies_and_does_what_the_page_says(page, tmp_path):
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_into_a_page_lead_to_a_heading(page):
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    assert [
+        (file, anchor) for file, anchor in links if anchor not in anchors(page.parent / file if file else page)
+    ] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_tests_that_a_promise_names_are_there():
+    promised = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (ROOT / "docs/reliability.md").read_text())
+    assert promised
+    assert [name for file, name in promised if f"def {name}(" not in (ROOT / "tests" / file).read_text()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
