@@ -81,7 +81,7 @@ def moved(model):
 
 
 def _refusals(parted, context):
-    """What one rank alone meets ends the step on both, with its prompt, and changes nothing."""
+    """Verify that what one rank alone meets ends the step on both, with its prompt, and changes nothing."""
     learner = GRPOLearner(grpo_spec(), parted(), ranks=context)
     before = learner.weights()
     for wrong, error, words in (
