@@ -186,7 +186,7 @@ def _read(study: Experiment | str, store: str, name: str) -> bytes:
         return index.store.files.read(f"studies/{_folder(study)}/{name}")
     except FileNotFoundError:
         index.about(_folder(study))  # raises where there is no such study
-        raise StoreError(f"study is {_folder(study)!r}, which has no {name} in the store {store} yet") from None
+        raise StoreError(f"study={_folder(study)!r} has no {name} in the store {store} yet") from None
 
 
 def _folder(study: Experiment | str) -> str:
@@ -203,7 +203,7 @@ def prepare(wanted: Asked, run_config: RunConfig, name: str | None = None, again
     """
     if os.path.expanduser("~") == "~":  # Ray, which notes it when it is imported, would fail then
         raise ValueError(
-            "HOME is not set, and this user has no entry in /etc/passwd; set HOME to a folder that can be written"
+            "HOME is not set, and this user has no entry in /etc/passwd; set HOME to a folder that you can write"
         )
     run_config = run_config.model_copy(update={"store": resolved(run_config.store)})
     store = Store.of(run_config)
@@ -214,7 +214,7 @@ def prepare(wanted: Asked, run_config: RunConfig, name: str | None = None, again
         found = wanted.wanted(partial(measured, store), partial(undecided, store))
         looks = len(wanted.looks)
     elif name is None:
-        raise ValueError("name is None; give a name where stages of your own are wanted")
+        raise ValueError("name is missing; stages of your own need one")
     else:
         wanted = list(wanted)
         study, found = Study(store, Experiment(name=name).folder, "own stages", "own"), Search(wanted, ())
@@ -281,8 +281,8 @@ def connect(job: Job) -> None:
     counts = {"stages": str(len(job.plan.stages)), "stages_to_run": str(len(job.plan.to_run))}
     about = {"study": job.study.name, "store": without_secrets([job.store.url])[0], **counts}
     cluster = runtime.connect(metadata=about)
-    asks = f", asks for the token in {cluster['token']}" if cluster["token"] else ""
-    print(f"Ray dashboard: http://{cluster['dashboard']}{asks}", flush=True)
+    entry = f" (enter the token in {cluster['token']})" if cluster["token"] else ""
+    print(f"Ray dashboard: http://{cluster['dashboard']}{entry}", flush=True)
 
 
 def ready(job: Job) -> Job:
@@ -356,7 +356,7 @@ def write_report(job: Job, tracked: trackers.Trackers = NO_TRACKERS) -> Written:
 
     report, verdicts = job.study.write(job.plan, make)
     told = [" | ".join(each) for each in verdicts]
-    print(*told, sep="\n")
+    print("verdicts: claim | where | measured, with 95 % interval | verdict", *told, sep="\n")
     tracked.write_study({each.about: f"{each.verdict}: {each.measured}" for each in verdicts})
     place = f"{job.store.url}/studies/{job.study.name}"
     print(f"results: {place}/results.parquet\nreport:  {place}/report/index.html")

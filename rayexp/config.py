@@ -212,14 +212,15 @@ class RunConfig(Value):
 
 #: How pydantic names a member of a union in the place of an error.
 _MEMBER = re.compile(r"int|float|str|bool|literal\[.*\]").fullmatch
+_QUOTED = re.compile(r"'([^']*)'")
 
 
 def explain(error: ValidationError) -> str:
-    """Return the first refusal of a ValidationError as one sentence: field, value, what is allowed."""
+    """Return the first refusal of a ValidationError as one sentence: field, value, and what it should be."""
     first, *others = error.errors(include_url=False)
     # Where a field may be of several types, each of them refused it.
-    of_field = [other for other in others if _field(other) == _field(first)]
-    return one_line(", or ".join([_explained(first), *map(_allowed, of_field)]))
+    of_field = [_predicate(other).lstrip(": ") for other in others if _field(other) == _field(first)]
+    return one_line(", or ".join([_explained(first), *of_field]))
 
 
 def _field(error: Any) -> str:
@@ -228,9 +229,10 @@ def _field(error: Any) -> str:
     return ".".join(part for part in parts if part not in Value.kinds and not _MEMBER(part)) or "setting"
 
 
-def _allowed(error: Any) -> str:
-    allowed = error["msg"].removeprefix("Input should be ")
-    return allowed[:1].lower() + allowed[1:]
+def _predicate(error: Any) -> str:
+    """Return what pydantic says of a value, as it goes on after the value."""
+    said = error["msg"]
+    return f" {said.removeprefix('Input ')}" if said.startswith("Input ") else f": {said[:1].lower()}{said[1:]}"
 
 
 def _explained(first: Any) -> str:
@@ -239,14 +241,13 @@ def _explained(first: Any) -> str:
         case "value_error":
             return str(first.get("ctx", {}).get("error", first["msg"]))
         case "extra_forbidden":
-            return f"{field} is not a setting; it is written by mistake or misspelt"
+            return f"{field} is not a setting; remove it, or correct its name"
         case "missing":
             return f"{field} is missing; it has no default"
         case "union_tag_invalid":
-            context = first.get("ctx", {})
-            return f"{field}.kind is {context.get('tag')!r}; allowed: {context.get('expected_tags')}"
+            return not_among(f"{field}.kind", first["ctx"]["tag"], _QUOTED.findall(first["ctx"]["expected_tags"]))
         case "union_tag_not_found":
             return f"{field}.kind is missing; it has no default"
         case "literal_error" if isinstance(first["input"], str):
-            return not_among(field, first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
-    return f"{field} is {shortened(first['input'])}; allowed: {_allowed(first)}"
+            return not_among(field, first["input"], _QUOTED.findall(first["ctx"]["expected"]))
+    return f"{field}={shortened(first['input'])}{_predicate(first)}"

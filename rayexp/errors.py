@@ -36,16 +36,21 @@ class StageError(RuntimeError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the question that goes into a refusal of ``name`` where a known name is like it; else nothing."""
+    """Return the question that ends a refusal of ``name`` where a known name is like it; else nothing."""
     names = {each.lower(): each for each in known}
     near = get_close_matches(name.lower(), names, n=1)
-    return f"did you mean {names[near[0]]!r}? " if near else ""
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
+
+
+def none_of(name: str, known: Iterable[str]) -> str:
+    """Return the predicate of a refusal of ``name``: the names that are known, and the one that it is like."""
+    names = list(known)
+    return f"is not one of {', '.join(names) or 'those there are (none)'}{did_you_mean(name, names)}"
 
 
 def not_among(field: str, name: str, known: Iterable[str]) -> str:
     """Return the refusal of a name that is none of those a field may have."""
-    names = list(known)
-    return f"{field} is {name!r}; {did_you_mean(name, names)}allowed: {', '.join(names)}"
+    return f"{field}={name!r} {none_of(name, known)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -52,7 +52,7 @@ def nothing(stage: Stage) -> None:
 
 def _fit_for_a_folder(name: str | None) -> str | None:
     if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
-        raise ValueError(f"name is {name!r}; allowed: up to 100 letters, digits, and _ . - after the first")
+        raise ValueError(f"name={name!r} should be 1 to 100 letters, digits or _ . - and not begin with . or -")
     return name
 
 
@@ -92,7 +92,7 @@ class Experiment(Value):
     @model_validator(mode="after")
     def _seeds(self) -> Self:
         if self.max_seeds and "auto" not in self.seeds:
-            raise ValueError(f"max_seeds is {self.max_seeds}; allowed with seeds auto only")
+            raise ValueError(f"max_seeds={self.max_seeds} needs seeds='auto'")
         return self
 
     @cached_property

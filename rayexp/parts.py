@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, PlainValidator, SerializeAsAny, ValidationInfo
 
 from rayexp.config import Value
-from rayexp.errors import located, not_among
+from rayexp.errors import located, none_of, not_among
 
 T = TypeVar("T", bound="Part")
 
 PACKAGE = __name__.partition(".")[0]
 STORED = {"stored": True}
+#: The kind of a user's class, in a list of the kinds there are.
+OWN_CLASS = "module:Class of your own"
 VERSION = "version: Literal[1] = 1"
 
 
@@ -69,14 +71,14 @@ def imported(path: str, field: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not error.name or not f"{module_name}.".startswith(f"{error.name}."):  # one that the module itself imports
-            raise ValueError(f"{field} is {path!r}, which cannot be imported: {located(error)}") from error
-        allowed = f"a module in {os.getcwd()} or in an installed package, and none has the name {error.name}"
-        raise ValueError(f"{field} is {path!r}; allowed: {allowed}") from error
+            raise ValueError(f"{field}={path!r} cannot be imported: {located(error)}") from error
+        places = f"in {os.getcwd()} or among the installed packages"
+        raise ValueError(f"{field}={path!r} cannot be imported: no module {error.name} is {places}") from error
     except Exception as error:
-        raise ValueError(f"{field} is {path!r}, which cannot be imported: {located(error)}") from error
+        raise ValueError(f"{field}={path!r} cannot be imported: {located(error)}") from error
     if not hasattr(module, name):
         here = [other for other, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
-        raise ValueError(not_among(f"the name in {field} {path!r}", name, here))
+        raise ValueError(f"{field}={path!r} cannot be imported: {name!r} {none_of(name, here)}")
     return getattr(module, name)
 
 
@@ -90,7 +92,7 @@ def part_of(base: type[T], kinds: Mapping[str, type[T]]) -> Any:
             return value
         kind = value.get("kind") if isinstance(value, Mapping) else None
         if not isinstance(kind, str):
-            raise ValueError(f"{field} has no kind; allowed: {', '.join(kinds)}, or module:Class for one of your own")
+            raise ValueError(f"{field} has no kind; give one of {', '.join(kinds)}, or {OWN_CLASS}")
         if info.context is STORED and is_own(kind) and not _at_hand(kind):
             return UnreadPart.model_validate(value)
         found = _named(kind, base, kinds, field)
@@ -141,10 +143,10 @@ def _named(kind: str, base: type[T], kinds: Mapping[str, type[T]], field: str) -
         found = imported(kind, field)
         if not (isinstance(found, type) and issubclass(found, base)):
             name = base.__name__
-            raise ValueError(f"{field} is {kind!r}, which is no {name}; allowed: a class derived from {PACKAGE}.{name}")
+            raise ValueError(f"{field}={kind!r} is not a {name}; derive the class from {PACKAGE}.{name}")
         return found
     if kind not in kinds:
-        raise ValueError(f"{not_among(f'{field}.kind', kind, kinds)}, or module:Class for one of your own")
+        raise ValueError(not_among(f"{field}.kind", kind, [*kinds, OWN_CLASS]))
     return kinds[kind]
 
 
@@ -154,14 +156,14 @@ def _require_class(found: type[Part], kinds: Mapping[str, type[Part]], field: st
         return
     path = import_path(found)
     if found.__module__ == "__main__" or "<locals>" in path:
-        raise ValueError(f"{field} is {path}, which no other process can import; move the class into a module")
+        raise ValueError(f"{field}={path} cannot be imported by other processes; move the class into a module")
     if found.model_fields["kind"].default != path:
-        raise ValueError(f"{field} is {path}, which has a kind of its own; leave it out, so that it is the import path")
+        raise ValueError(f"{field}={path} sets a kind; remove it, because the kind of your class is its import path")
     if abstract := inspect.isabstract(found) and sorted(found.__abstractmethods__):
-        raise ValueError(f"{field} is {path}, which does not define {', '.join(abstract)}")
+        raise ValueError(f"{field}={path} does not define {', '.join(abstract)}")
     stated = found.model_fields.get("version")
     if stated is None or type(stated.default) is not int:
         raise ValueError(
-            f"{field} is {path}, which states no version; add `{VERSION}`, and raise it when equal settings would give "
-            "other results"
+            f"{field}={path} states no version; add `{VERSION}`, and raise it when equal settings would give other "
+            "results"
         )

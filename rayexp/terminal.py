@@ -58,8 +58,8 @@ def _sentence(box: str) -> str:
         meant = did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2]))
     option = re.search(r"Perhaps you meant:\s+(--[\w-]+)", "\n".join(lines))
     if option and option[1] not in sentence.split():  # as it is where it stands before its command
-        meant = f"did you mean {option[1]}? "
-    return f"{sentence}; {meant}--help lists what is allowed"
+        meant = f"; did you mean {option[1]}?"
+    return f"{sentence}; --help lists what is allowed{meant}"
 
 
 def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
@@ -79,7 +79,7 @@ def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
         else:
             found += [word] if "=" in word else word.replace(",", " ").split()  # a value may have commas inside
     if empty := [name for name, parts in values.items() if not parts]:
-        raise ValueError(f"the option {empty[0]} has no value; allowed: one or more, separated by blanks or commas")
+        raise ValueError(f"{empty[0]} has no value; give one or more, separated by blanks or commas")
     return [*others, *itertools.chain.from_iterable([name, *parts] for name, parts in values.items())]
 
 

@@ -34,7 +34,7 @@ from rayexp.cli.gc import Gc
 from rayexp.cli.ls import Ls
 from rayexp.cli.serve import Serve
 from rayexp.cli.show import Show
-from rayexp.errors import not_among
+from rayexp.errors import none_of
 
 COMMANDS = {
     "ls": Ls,
@@ -67,5 +67,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _command(words: list[str]) -> Any:
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        raise ValueError(not_among("command", words[0], [*STUDY_COMMANDS, *COMMANDS]))
+        raise ValueError(f"the command {words[0]!r} {none_of(words[0], [*STUDY_COMMANDS, *COMMANDS])}")
     return terminal.parse_args(Command, words, prog="rayexp", description=__doc__)

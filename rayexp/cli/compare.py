@@ -59,8 +59,8 @@ class Compare(LookArgs):
         from rayexp.reports.compare import Study
 
         if bool(self.b) == bool(self.by):
-            given = "both are" if self.b else "neither is"
-            raise ValueError(f"{given} given of B and --by; allowed: A B, two studies, or A --by SETTING, one study")
+            given = "B and --by are both given" if self.b else "neither B nor --by is given"
+            raise ValueError(f"{given}; give A B for two studies, or A --by SETTING for one")
         study = Study.read(self.a, self.store)
         return study.parts(self.by) if self.by else [study, Study.read(self.b, self.store)]
 
@@ -72,7 +72,7 @@ def _write_csv(path: Path, found: "Sequence[Comparison]") -> None:
     try:
         pd.concat(tables).to_csv(path, index=False)
     except OSError as error:
-        raise ValueError(f"csv is {str(path)!r}, which cannot be written ({error.strerror})") from error
+        raise ValueError(f"csv={str(path)!r} cannot be written ({error.strerror})") from error
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ class Explain(LookArgs):
         stage_id = find(self.stage, index.labels())
         if stage := index.specs([stage_id]).get(stage_id):
             return stage_id, stage
-        raise ValueError(f"stage is {stage_id!r}, whose spec.json is not there or is none that this version can read")
+        raise ValueError(f"stage={stage_id!r} has no spec.json that this version can read")
 
     def _planned(self, index: StoreIndex) -> str:
         """Say what the stage may be, and where it is if it is in the store and not in the plan."""

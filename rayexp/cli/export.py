@@ -34,7 +34,7 @@ class Export(StoreArgs):
             return self._publish()
         if self.models or self.dry_run is not None:
             given = "models" if self.models else "dry_run"
-            raise ValueError(f"{given} is given, and to is {self.to!r}; allowed with it: hf://ORG/NAME")
+            raise ValueError(f"{given} needs to='hf://ORG/NAME', not {self.to!r}")
         return self._release()
 
     def _release(self) -> int:

@@ -30,7 +30,7 @@ def _report(sweep: Sweep) -> int:
         wanted = changed([*plan.conditions, *plan.stages], lambda found: [each for each in found if each.id in labels])
         plan = Plan.of(plan.study, wanted, plan.finished, looks=plan.looks)
     if not job.study.whole(plan, labels or plan.labels).finished:
-        raise StoreError(f"store is {job.store.url!r}, which has no finished stage of the study {plan.study}")
+        raise StoreError(f"store={job.store.url!r} has no finished stage of the study {plan.study}")
     with working():
         undrawn = api.write_report(dataclasses.replace(job, plan=plan)).undrawn
     print(*undrawn, sep="\n", end="\n" * bool(undrawn), file=sys.stderr)

@@ -110,7 +110,7 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         ):
             failed, undrawn = _run(first, sweep, course, tracked)
     except KeyboardInterrupt:
-        begun = "; with --force it makes everything again that is named" if sweep.force else ""
+        begun = " (with --force it makes the named stages again from their beginning)" if sweep.force else ""
         print(f"stopped; the same command goes on from here{begun}", file=sys.stderr)
         return 130
     print(*undrawn, sep="\n", end="\n" * bool(undrawn), file=sys.stderr)
@@ -175,11 +175,13 @@ def parse_args(arguments: list[str] | None, study: str, description: str | None 
     known = "\n".join(f"    {name:12} {about}" for name, about in SUMMARIES.items())
     sweep = terminal.parse_args(Sweep, words, default=default, description=f"{description}\nStudies:\n\n{known}")
     if sweep.serve and sweep.no_serve:
-        raise ValueError("serve and no_serve are both given; allowed: one of them")
-    if sweep.price is not None and not (sweep.plan and not sweep.json and 0 <= sweep.price < math.inf):
-        raise ValueError(f"price is {sweep.price:g}; allowed: a number from 0 on, where a plan is printed as text")
+        raise ValueError("serve and no_serve are both given; give one of them")
     if sweep.json and not sweep.plan:
-        raise ValueError("json is true; allowed where only the plan is asked for, as in `rayexp plan`")
+        raise ValueError("json is for a plan; add --plan, or use `rayexp plan`")
+    if sweep.price is not None and (sweep.json or not sweep.plan):
+        raise ValueError(f"price={sweep.price:g} is for a plan that is printed as text; add --plan without --json")
+    if sweep.price is not None and not 0 <= sweep.price < math.inf:
+        raise ValueError(f"price={sweep.price:g} should be a finite number from 0 on")
     return sweep
 
 

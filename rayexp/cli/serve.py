@@ -41,14 +41,14 @@ def _token(host: str) -> str:
     if token := ray_token():
         return token
     raise RefusedError(
-        f"host is {host!r}, where others reach it, and there is no token to ask for; run `ray get-auth-token "
+        f"host={host!r} can be reached by others, and there is no token to ask them for; run `ray get-auth-token "
         "--generate`, set RAY_AUTH_TOKEN, or listen on 127.0.0.1"
     )
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises RefusedError where that can't be."""
+    """Return a socket that listens. Raises RefusedError if it can't be opened."""
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        raise RefusedError(f"port {port} of {host} can't be listened on ({error}); name another by --port") from error
+        raise RefusedError(f"port {port} of {host} cannot be opened ({error}); choose another by --port") from error

@@ -159,7 +159,8 @@ def _at_saturation(role: str, rows: pd.DataFrame) -> Finding:
         # A ratio of means, linearised (delta method) so that it has an interval like any mean.
         share = rows["gain"].mean() / possible.mean()
         linear = rows.assign(share=share + (rows["gain"] - share * possible) / possible.mean())
-        measured += f": a share of {_share(conservative_interval(linear, 'share'))}"
+        found = _share(conservative_interval(linear, "share"))
+        measured += f"; the share of that is {found.uncertain}" if found.undecided else f": a share of {found}"
     note = ""
     if possible.mean() < SATURATED_GAIN:
         note = "So little was left that the limit can hardly be passed; the share says what GRPO made of it."
@@ -221,7 +222,7 @@ def as_run(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
 
 def _as_run(role: str, rows: pd.DataFrame) -> Finding:
     mean, ratio = float(rows["fixed_point"].mean()), float(rows["ood_ratio"].iloc[0])
-    distance = f"mean P less it {conservative_interval(rows, 'distance', (-mean, 1 - mean))} of {len(rows)}"
+    distance = f"mean P minus it {conservative_interval(rows, 'distance', (-mean, 1 - mean))} of {len(rows)}"
     binding = rows[rows["binds"]]
     if binding.empty:
         return replace(missing(f"the fixed point is 1 for all {len(rows)} prompts; {distance}", role), ood_ratio=ratio)

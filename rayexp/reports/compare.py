@@ -68,12 +68,14 @@ class Study:
             data = store.files.read(path)
         except FileNotFoundError:
             known = index.studies(having="results.parquet")
-            allowed = f"{did_you_mean(name, known)}allowed there: {', '.join(known) or 'there are none'}"
-            raise StoreError(f"study is {name!r}, without results in the store {url}; {allowed}") from None
+            others = f"those with results are {', '.join(known)}" if known else "no study has any"
+            raise StoreError(
+                f"study={name!r} has no results in the store {url}; {others}{did_you_mean(name, known)}"
+            ) from None
         try:
             rows = pq.read_table(io.BytesIO(data), columns=COLUMNS).to_pandas()
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise StoreError(f"{url}/{path} is no table of results ({first_line(error)})") from error
+            raise StoreError(f"{url}/{path} is not a table of results ({first_line(error)})") from error
         if missing := [column for column in COLUMNS if column not in rows]:
             raise StoreError(f"{url}/{path} has no column {missing[0]}")
         stages = index.specs(rows["stage_id"].unique().tolist())
@@ -111,7 +113,7 @@ class Study:
     ) -> settings.Setting:
         """Return the setting that varies and is called ``by``."""
         if not varying:
-            raise ValueError(f"by is {by!r}, and no setting varies in {self.title}")
+            raise ValueError(f"by={by!r} leaves nothing to compare: no setting varies in {self.title}")
         titles = settings.varying(self.stages.values())
         called = [
             setting
@@ -124,8 +126,8 @@ class Study:
         names = [settings.column(setting) for setting in allowed or varying]
         if not called:
             raise ValueError(not_among("by", by, names))
-        why = "several settings are called" if allowed else f"has one value in {self.title}"
-        raise ValueError(f"by is {by!r}, which {why}; allowed: {', '.join(names)}")
+        why = "is the end of several names" if allowed else f"has one value in {self.title}"
+        raise ValueError(f"by={by!r} {why}; choose from {', '.join(names)}")
 
     def _part(self, by: str, value: Any, ids: Collection[str]) -> "Study":
         """Return the study with these of its stages, and with rows whose stage is unknown, so that they are counted."""
@@ -222,7 +224,7 @@ def _located(reference: str, store_url: str) -> tuple[str, str]:
     if separator:
         return url, name
     if "/" in path:
-        raise ValueError(f"study is {reference!r}; allowed: NAME, STORE::NAME, or STORE/studies/NAME")
+        raise ValueError(f"study={reference!r} should be NAME, STORE::NAME, or STORE/studies/NAME")
     return store_url, path
 
 

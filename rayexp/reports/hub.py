@@ -8,6 +8,7 @@ written. So nothing is uploaded before all of it is known to be whole.
 """
 
 import re
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from rayexp.stages import Stage
 from rayexp.store.artifacts import StoreError
 from rayexp.store.filesystem import Files
 from rayexp.store.index import StoreIndex, find
+from rayexp.studies.presets import SCALES
 
 SCHEME = "hf://"
 RESULTS = "results.parquet"
@@ -59,7 +61,7 @@ class Publication:
         files = self.store.files
         self.tables = [name for name in TABLES if name in files.names(f"studies/{study}")]
         if RESULTS not in self.tables:
-            raise StoreError(f"study is {study!r}, which has no {RESULTS} in the store {self.store.url} yet")
+            raise StoreError(f"study={study!r} has no {RESULTS} in the store {self.store.url} yet")
         self.figures = [name for name in files.names(f"studies/{study}/report") if name.endswith(".png")]
         self.figures.sort(key=lambda name: (len(name), name))
         labels = {each.id: each.label for each in self.finished.values() if "model/config.json" in each.files}
@@ -68,7 +70,7 @@ class Publication:
         self.models = {stage_id: _valid(names[stage_id], f"the repository of {stage_id}") for stage_id in wanted}
         self.specs = index.specs(self.models)
         if unread := self.models.keys() - self.specs.keys():
-            raise StoreError(f"{self.store.url}/stages/{min(unread)}/spec.json is none that this version can read")
+            raise StoreError(f"this version cannot read {self.store.url}/stages/{min(unread)}/spec.json")
 
     @property
     def repositories(self) -> dict[str, str]:
@@ -103,6 +105,15 @@ class Publication:
                 )
         return urls
 
+    @property
+    def report_command(self) -> str:
+        """Return the command that writes tables and page of the study again, as far as its plan.json has it."""
+        about = StoreIndex(self.store).about(self.study)
+        if about.get("scale") not in SCALES:
+            return "`rayexp report` and the options that the study was run with"
+        asked = [str(about["study"]), "--scale", about["scale"], "--name", self.study, "--store", self.store.url]
+        return f"`rayexp report {shlex.join(asked)}` and the other options that the study was run with, if any"
+
     def _write_results(self, folder: Path, version: str) -> pd.DataFrame:
         """Write the data set. Return what its rows tell of decoders."""
         place, files = f"studies/{self.study}", self.store.files
@@ -119,8 +130,8 @@ class Publication:
             return pq.ParquetFile(folder / RESULTS).read(COLUMNS).to_pandas()[COLUMNS]
         except (OSError, KeyError, pa.ArrowException) as error:
             raise StoreError(
-                f"{self.store.url}/{place}/{RESULTS} is no table of results ({first_line(error)}); write it again with "
-                "`rayexp report`"
+                f"{self.store.url}/{place}/{RESULTS} is not a table of results of this version ({first_line(error)}); "
+                f"write it again with {self.report_command}"
             ) from error
 
     def _write_model(self, stage_id: str, folder: Path, rows: pd.DataFrame) -> None:
@@ -147,7 +158,7 @@ def repository_of(to: str) -> str:
     """Return the repository that ``hf://ORG/NAME`` names. Raises ValueError on anything else."""
     name = to.removeprefix(SCHEME)
     if not re.fullmatch(r"[^/]+/[^/]+", name):
-        raise ValueError(f"to is {to!r}; allowed, on the Hugging Face hub: {SCHEME}ORG/NAME")
+        raise ValueError(f"to={to!r} should be {SCHEME}ORG/NAME")
     return _valid(name, "to")
 
 
@@ -165,7 +176,7 @@ def model_repositories(dataset: str, labels: Mapping[str, str]) -> dict[str, str
 def require_access() -> None:
     """Raise HubError unless the hub can be asked, and knows the token of this machine."""
     if constants.HF_HUB_OFFLINE:
-        raise HubError(f"HF_HUB_OFFLINE is set, so the Hugging Face hub is not asked; unset it, {INSTEAD}")
+        raise HubError(f"HF_HUB_OFFLINE is set, so the Hugging Face hub cannot be reached; unset it, {INSTEAD}")
     if get_token() is None:
         raise HubError(f"there is no token for the Hugging Face hub; set HF_TOKEN, run `hf auth login`, {INSTEAD}")
     api = HfApi()
@@ -177,7 +188,7 @@ def empty_folder(path: str) -> Path:
     """Return a folder of this machine with nothing in it. Raises ValueError where it is something else."""
     files = Files(path)
     if not files.local or not files.empty():
-        raise ValueError(f"dry_run is {path!r}; allowed: a new or empty folder of this machine")
+        raise ValueError(f"dry_run={path!r} should be a new or empty folder of this machine")
     return Path(files.root)
 
 
@@ -194,7 +205,7 @@ def _valid(name: str, field: str) -> str:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ValueError(f"{field} is {name!r}; {first_line(error)}") from error
+        raise ValueError(f"{field}={name!r}: {first_line(error)}") from error
     return name
 
 

@@ -240,7 +240,7 @@ def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
         if at < 0:
             yield f"has not exactly one column {column.name}"
         if (kind := found.schema.field(at).type) != column.type:
-            yield f"has a column {column.name} of type {kind}; allowed: {column.type}"
+            yield f"has a column {column.name} of type {kind} instead of {column.type}"
         if found.column(at).null_count or (column.type == pa.float64() and not np.isfinite(found.column(at)).all()):
             yield f"has a row whose {column.name} is empty or not finite"
     if "log_mass" in schema.names:
@@ -251,7 +251,7 @@ def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
         if rows.duplicated(["cell", "prompt_index"]).any():
             yield "has several rows with the same cell and prompt_index"
         if rows["log_mass"].max() > ROUNDING:
-            yield f"has a log_mass of {rows['log_mass'].max():g}; allowed: at most 0"
+            yield f"has a log_mass of {rows['log_mass'].max():g}, which is above 0"
         if not np.allclose(_sums(found.column("token_log_mass")), rows["log_mass"], atol=ROUNDING):
             yield "has a row whose token_log_mass does not add up to its log_mass"
         if counts.lt(0).any(axis=None) or counts.gt(rows["sampled"], axis=0).any(axis=None):

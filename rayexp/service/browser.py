@@ -45,7 +45,7 @@ def report(request: Request, name: Name, reader: ReaderOf) -> HTMLResponse:
         return HTMLResponse(content.decode(errors="replace"), headers={"Content-Security-Policy": OF_REPORT})
     found = reader.study(name)
     if not found["states"].get("finished"):
-        raise MissingError(f"no stage of the study {name} is finished yet: there is nothing to report")
+        raise MissingError(f"no stage of the study {name} has finished yet, so there is nothing to report")
     waiting = answer(request, "waiting.html", found, 202)
     waiting.headers["Refresh"] = str(LOOK_AGAIN_S)
     return waiting

@@ -115,7 +115,7 @@ def differences(index: StoreIndex, name: str, other: str) -> dict[str, Any]:
     ids = [find(name, labels), find(other, labels)]
     specs = index.specs(ids)
     if unread := [stage_id for stage_id in ids if stage_id not in specs]:
-        raise ValueError(f"stage is {unread[0]!r}, whose spec.json is not there or is none that this version can read")
+        raise ValueError(f"stage={unread[0]!r} has no spec.json that this version can read")
     mine, theirs = (settings.placed(specs[stage_id]) for stage_id in ids)
     rows = [
         {"of": place, "setting": name, "here": mine.get(setting), "there": theirs.get(setting)}

@@ -138,7 +138,7 @@ def write(url: str, name: str, folder: Path) -> None:
     study = Study(store, name, about.get("study", name), about.get("scale", ""))
     whole = study.whole(Plan.of(study.study, (), ()), about["stages"])
     if not whole.finished:
-        raise StoreError(f"study is {name!r}, of which no finished stage can be read without the code of its parts")
+        raise StoreError(f"study={name!r} has no finished stage that can be read without the code of its parts")
     page.write(whole, store, folder)
 
 

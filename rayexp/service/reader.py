@@ -86,7 +86,7 @@ class Reader:
     def comparisons(self, a: str, b: str, by: str) -> dict[str, Any]:
         """Return ``facts.comparisons`` of two studies, or of the parts of one by a setting."""
         if bool(b) == bool(by):
-            raise MissingError(f"{'both are' if b else 'neither is'} given of b and by; allowed: one of them")
+            raise MissingError(f"{'b and by are both' if b else 'neither b nor by is'} given; give one of them")
         names, known = [a, b] if b else [a], self.comparable()
         if unknown := [name for name in names if name not in known]:
             raise MissingError(not_among("study", unknown[0], known))
@@ -142,7 +142,9 @@ class Reader:
         files = self._index.store.files
         try:
             if (size := files.size(f"{folder}/{name}")) > LARGEST:
-                raise MissingError(f"{name} has {filesize.decimal(size)}; take it from {files.url}/{folder}")
+                raise MissingError(
+                    f"{name} is too large to be sent ({filesize.decimal(size)}); copy it from {files.url}/{folder}"
+                )
             return files.read(f"{folder}/{name}")
         except (FileNotFoundError, IsADirectoryError) as error:
             raise MissingError(f"there is no {name} in {folder} yet") from error
@@ -157,7 +159,7 @@ class Reader:
     def _require_study(self, name: str) -> None:
         if name not in (known := self._index.studies()):
             others = ", ".join(known) or "none"
-            raise MissingError(f"there is no study {name!r}; {did_you_mean(name, known)}in this store: {others}")
+            raise MissingError(f"there is no study {name!r} among those here: {others}{did_you_mean(name, known)}")
 
 
 def _reader(request: Request) -> Reader:

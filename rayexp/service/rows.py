@@ -42,7 +42,7 @@ def look(content: bytes, wanted: Mapping[str, str], page: int) -> dict[str, Any]
     rows = _chosen(table, wanted)
     pages = max(1, math.ceil(len(rows) / PAGE))
     if not 1 <= page <= pages:
-        raise ValueError(f"page is {page}; allowed: 1 to {pages}")
+        raise ValueError(f"page={page} should be from 1 to {pages}")
     part = rows.slice((page - 1) * PAGE, PAGE).select(SHOWN)
     return {
         "wanted": dict(wanted),
@@ -77,11 +77,11 @@ def _schema(content: bytes, wanted: Mapping[str, str]) -> pa.Schema:
     try:
         schema = pq.read_schema(io.BytesIO(content))
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise StoreError(f"results.parquet is no table ({first_line(error)})") from error
+        raise StoreError(f"results.parquet is not a table ({first_line(error)})") from error
     single = [each.name for each in schema if not pa.types.is_nested(each.type)]
     if others := [name for name in wanted if name not in single]:
-        why = "the column {!r} has lists" if others[0] in schema.names else "there is no column {!r}"
-        raise ValueError(f"{why.format(others[0])}; allowed: {', '.join(single)}")
+        why = "the column {!r} holds lists" if others[0] in schema.names else "there is no column {!r}"
+        raise ValueError(f"{why.format(others[0])}; choose from {', '.join(single)}")
     return schema
 
 
@@ -89,7 +89,7 @@ def _read(content: bytes, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.ParquetFile(io.BytesIO(content)).read(columns)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise StoreError(f"results.parquet is no table ({first_line(error)})") from error
+        raise StoreError(f"results.parquet is not a table ({first_line(error)})") from error
 
 
 def _chosen(table: pa.Table, wanted: Mapping[str, str]) -> pa.Table:

@@ -84,13 +84,13 @@ class Release:
         self.store, self.name, self.planned = index.store, name, index.study(name)
         self.finished = index.finished(self.planned)
         if not self.finished:
-            raise StoreError(f"study is {name!r}, of which nothing is finished in the store {self.store.url}")
+            raise StoreError(f"study={name!r} has no finished stage in the store {self.store.url}")
         self.specs = index.specs(self.finished)
         if unread := self.finished.keys() - self.specs.keys():
-            raise StoreError(f"{self.store.url}/stages/{min(unread)}/spec.json is none that this version can read")
+            raise StoreError(f"this version cannot read {self.store.url}/stages/{min(unread)}/spec.json")
         self.files = Files(url)
         if not self.files.empty():
-            raise StoreError(f"to is {url!r}, which is not empty; allowed: a folder or URL with nothing in it")
+            raise StoreError(f"to={url!r} is not empty; give a folder or URL with nothing in it")
         require_writable(self.files)
         self.sums: dict[str, str] = {}
         self.bytes = 0

@@ -224,7 +224,7 @@ def _planned(index: StoreIndex, name: str, giving_up: str) -> set[str]:
         labels = {}
     if not labels and name != giving_up:
         raise RefusedError(
-            f"study is {name!r}, whose plan.json is missing or damaged, so that nobody knows what it needs; remove it "
-            f"and write it again by `rayexp report`, or give the study up by --study {name}"
+            f"study={name!r} has a missing or damaged plan.json, so what it needs is unknown; remove that file and "
+            f"write it again by `rayexp report`, or give the study up by --study {name}"
         )
     return set(labels)

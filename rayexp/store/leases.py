@@ -39,7 +39,7 @@ LONG_GONE_S = 600.0
 #: Between two looks at a lease that is waited for.
 SECONDS_BETWEEN_LOOKS = 0.2
 #: What a store has to be, for sentences about one that is not.
-SHARED = "allowed: a folder or a bucket that every machine reaches"
+SHARED = "use a folder or a bucket that every machine reaches"
 #: A driver's name. A lease with another content is one that is just being written.
 _DRIVER = re.compile(r".*-\d+-[0-9a-f]{8}", re.DOTALL)
 
@@ -91,8 +91,8 @@ class Lease:
         heart = f"drivers/{self.driver}"
         if holder is None and not files.read_existing([heart]):
             return NotSharedError(
-                f"store is {files.url!r}, which {platform.node()} does not share with the driver {self.driver}: no "
-                f"driver holds {self.work} there; {SHARED}"
+                f"store={files.url!r} on {platform.node()} is not that of the driver {self.driver}: no driver holds "
+                f"{self.work} there; {SHARED}"
             )
         why = f"the driver {holder.driver} has it" if holder else "it was given back"
         return LeaseLostError(f"{self.work} is no longer leased to the driver {self.driver}: {why}")

@@ -14,8 +14,8 @@ from rayexp.store.leases import SHARED
 
 #: File systems that can't be shared, wherever they are in a chain of URLs.
 UNSEEN: dict[type, str] = {
-    MemoryFileSystem: "which is the memory of one process",
-    CachingFileSystem: "which keeps copies of its own and does not show what others wrote since",
+    MemoryFileSystem: "is the memory of one process",
+    CachingFileSystem: "keeps copies of its own and does not show what others wrote since",
 }
 
 #: A trial of a store, on a folder of its own. It is true of a store that has what it tries.
@@ -38,7 +38,7 @@ def require_seen_by_others(files: Files) -> None:
     while layer is not None:
         for kind, why in UNSEEN.items():
             if isinstance(layer, kind):
-                raise StoreError(f"store is {files.url!r}, {why}; {SHARED}")
+                raise StoreError(f"store={files.url!r} {why}; {SHARED}")
         layer = getattr(layer, "fs", None)  # of a chain of URLs
 
 
@@ -51,7 +51,7 @@ def _require(files: Files, trials: Mapping[str, Trial]) -> None:
             except (StoreError, OSError) as error:
                 fine, why = False, f": {first_line(error)}"
             if not fine:
-                raise StoreError(f"store is {files.url!r}, which {failing}{why}")
+                raise StoreError(f"store={files.url!r} {failing}{why}")
     finally:
         with suppress(StoreError, OSError):
             files.remove(folder)

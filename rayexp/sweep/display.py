@@ -38,14 +38,18 @@ def open_display(console: Console, progress: Progress) -> Iterator[Callable[[], 
 
 
 class LogDisplay:
-    """Plain lines, for the log of a job: when a trial starts and ends; in between, now and then one of the stage that
-    was longest not spoken of. So a log grows with trials and with hours, not with trials times hours."""
+    """Plain lines, for the log of a job: how much there is to do, and when a trial starts and ends; in between, now and
+    then one about the stage that had none for longest. So a log grows with trials and with hours, not with trials times
+    hours."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._spoken: dict[str, tuple[float, float]] = {}  # by trial: since when it runs, when it was last spoken of
+        self._spoken: dict[str, tuple[float, float]] = {}  # by trial: since when it runs, when it last had a line
         self._last = time.monotonic()
         self._ended = 0
+        at_once = f"up to {progress.at_once} at once" if progress.at_once > 1 else "one after the other"
+        trials = f"{len(progress.plan.trials)} trials to run, {at_once}"
+        self._say(f"{trials}; about {left(progress.remaining_s)} (first estimate)")
 
     def __call__(self) -> None:
         now = time.monotonic()

@@ -28,7 +28,7 @@ from rayexp.timeouts import TimeoutError, run_with_timeout
 log = logging.getLogger(__name__)
 
 LIMIT_S = 10.0
-ALLOWED = "allowed: a URL of http or https, or a command of the shell"
+ALLOWED = "give an http or https URL, or a shell command"
 #: A word that is a URL, of whatever kind.
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://\S*", re.IGNORECASE)
 
@@ -54,27 +54,25 @@ def require(to: str | None) -> None:
     if to is None:
         return
     if not to.strip() or "\0" in to:
-        raise ValueError(f"notify is {to!r}, which names nothing; {ALLOWED}")
+        raise ValueError(f"notify={to!r} names nobody; {ALLOWED}")
     if url := _URL.fullmatch(to):
         _require_url(url[1].lower(), to)
     elif subprocess.run(["sh", "-n", "-c", to], capture_output=True).returncode:
-        raise ValueError(f"notify is a command that the shell can't read; {ALLOWED}")
+        raise ValueError(f"notify is a command that the shell cannot read; {ALLOWED}")
 
 
 def _require_url(scheme: str, to: str) -> None:
     if scheme not in ("http", "https"):
-        raise ValueError(f"notify is a URL of {scheme}; {ALLOWED}")
+        raise ValueError(f"notify is a URL of the scheme {scheme}; {ALLOWED}")
     try:
         parts = urlsplit(to)
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
     if not host or not to.isascii():
-        raise ValueError(f"notify is a URL without a host, or not one that can be read; {ALLOWED}")
+        raise ValueError(f"notify is a URL without a readable host; {ALLOWED}")
     if "@" in parts.netloc:
-        raise ValueError(
-            "notify is a URL with a user's name, which a POST does not send; allowed: a command, as of curl"
-        )
+        raise ValueError("notify is a URL with a user name, which a POST does not send; give a command, such as curl")
 
 
 @contextmanager
@@ -134,7 +132,7 @@ def _post(url: str, text: bytes) -> None:
         raise NotToldError(f"{host} did not answer within {LIMIT_S:g} s") from None
     except Exception as error:  # whose message may have the URL in it
         reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
-        raise NotToldError(f"{host} can't be reached ({type(reason).__name__})") from None
+        raise NotToldError(f"{host} cannot be reached ({type(reason).__name__})") from None
 
 
 def _run(command: str, text: bytes, variables: Mapping[str, str]) -> None:

@@ -90,17 +90,18 @@ def require_software(plan: Plan, run_config: RunConfig) -> None:
     weights are to go in a way that is not for the device."""
     transfer = run_config.weight_transfer
     if transfer in ("nccl", "cuda_ipc") and run_config.device != "cuda":
-        raise PreflightError(f"weight_transfer is {transfer!r}; allowed without GPUs: object_store, gloo")
+        raise PreflightError(f"weight_transfer={transfer!r} needs GPUs; use object_store or gloo")
     if transfer == "gloo" and run_config.device == "cuda":
-        raise PreflightError("weight_transfer is 'gloo', which is for CPUs; allowed: object_store, nccl, cuda_ipc")
+        raise PreflightError("weight_transfer='gloo' is for CPUs; use object_store, nccl or cuda_ipc")
     together = (run_config.learner_gpus or 0.0) + run_config.rollout_workers * (run_config.rollout_gpus or 0.0)
     if transfer == "cuda_ipc" and together > 1:
         raise PreflightError(
-            f"weight_transfer is 'cuda_ipc', whose learner and rollout workers share one GPU; they ask for {together:g}"
+            f"weight_transfer='cuda_ipc' puts learner and rollout workers on one GPU, and they ask for {together:g}; "
+            "lower learner_gpus or rollout_gpus"
         )
     with_vllm = any(isinstance(stage, RolloutStage) and stage.sampler == "vllm" for stage in plan.to_run)
     if transfer == "gloo" and with_vllm:  # each wants to be the only one that sets up torch.distributed
-        raise PreflightError("weight_transfer is 'gloo'; allowed where vLLM samples: object_store, nccl, cuda_ipc")
+        raise PreflightError("weight_transfer='gloo' does not work with vLLM; use object_store")
     if with_vllm:
         require_vllm("cuda" if run_config.device == "cuda" else "cpu")
         _require_served(plan)
@@ -114,8 +115,8 @@ def _require_served(plan: Plan) -> None:
             continue
         if stage.sampler == "vllm" and decoder.architecture not in served():
             raise PreflightError(
-                f"the model {decoder.source} is a {decoder.architecture}, which vLLM does not serve; allowed: "
-                "sampler = 'torch', or a model of another architecture"
+                f"the model {decoder.source} is a {decoder.architecture}, which vLLM does not serve; use "
+                "sampler='torch', or a model of another architecture"
             )
 
 
@@ -146,8 +147,8 @@ def _require_test_samples(task: Task, field: str, asked: int, roles: Sequence[st
     for cell in (cell for role in roles for cell in task.cells(role)):
         if (there := task.test_samples(cell, asked)) < asked:
             raise PreflightError(
-                f"{field} is {asked}; allowed: at most {there}, because the cell {cell} of {task.label} has no more "
-                "different questions that are held out for tests"
+                f"{field}={asked} should be at most {there}, because the cell {cell} of {task.label} holds no more "
+                "different questions out for tests"
             )
 
 
@@ -166,7 +167,7 @@ def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = N
     for field in ("train_gpus", "learner_gpus", "rollout_gpus"):
         share = getattr(run_config, field) or 0.0
         if share > 1 and share != int(share):
-            raise PreflightError(f"{field} is {share:g}; allowed: up to 1, or a whole number, as Ray deals GPUs")
+            raise PreflightError(f"{field}={share:g} should be at most 1 or a whole number, because Ray splits one GPU")
     nodes = capacity() if nodes is None else nodes
     trials = _largest(plan, run_config).values()
     crowded = [trial for trial in trials if not placement.fit_together(with_memory(trial, run_config), nodes)]

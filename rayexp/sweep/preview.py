@@ -119,9 +119,7 @@ def other_code(plan: Plan, index: StoreIndex) -> list[str]:
         for code, count in counts.most_common()
         if code
     ]
-    here = (
-        f"  here is {code_here(own_modules(plan.stages))}; --force STAGE makes a stage, and what is built on it, again"
-    )
+    here = f"  the code here is {code_here(own_modules(plan.stages))}; --force STAGE makes a stage again, and all on it"
     return lines and [*lines, here]
 
 

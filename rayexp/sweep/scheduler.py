@@ -224,9 +224,7 @@ class PlanSearcher(Searcher):
         elif result and "lease_lost" in result:
             log.warning("%s", result["lease_lost"])
             if holder == self._leases.driver:  # nobody took it: the trial looked into a store with leases of its own
-                self.unshared = (
-                    f"store is {self._store.url!r}, of which a trial has another one: {result['lease_lost']}"
-                )
+                self.unshared = f"store={self._store.url!r} is another folder for a trial: {result['lease_lost']}"
             self._ready[trial] = None
         elif error or (result and "failed" in result):
             self.failed.add(trial)

@@ -90,11 +90,11 @@ class BackgroundWriter:
         self._calls.put(None)
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
-            log.warning("loggers: %s has not taken everything within %g s; the store has it", self._name, CLOSE_S)
+            log.warning("loggers: %s did not take all records within %g s; the store has them", self._name, CLOSE_S)
 
     def _work(self) -> None:
         try:
             for call in iter(self._calls.get, None):
                 call(self._runs)
         except Exception as error:
-            log.warning("loggers: %s failed and gets no more, but the store has it: %s", self._name, first_line(error))
+            log.warning("loggers: %s failed and gets no more (%s); the store has it all", self._name, first_line(error))

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 #: What the stages of one study are meant to differ in.
 GRID = ("kind", "kl_beta", "ood_ratio", "seed")
-ANOTHER = "--name gives this one a name of its own"
+ANOTHER = "give this one another name by --name"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Study:
         about = StoreIndex(self.store).about(self.name)
         study, scale = about.get("study", self.study), about.get("scale", self.scale)
         if (study, scale) != (self.study, self.scale):
-            raise RefusedError(f"study name {self.name!r} is taken, by the study {study} at scale {scale}; {ANOTHER}")
+            raise RefusedError(f"study name {self.name!r} is taken by the study {study} at scale {scale}; {ANOTHER}")
         axes = self.axes.union(about.get("axes", ()))
         for setting, values in asked_for(plan).items():
             if setting.rpartition(": ")[2] in axes:
@@ -63,8 +63,8 @@ class Study:
             before = self._settings(about).get(setting, values)
             if before != values if "settings" in about else any(value not in values for value in before):
                 raise RefusedError(
-                    f"study name {self.name!r} is taken, by stages with {setting} {settings.listed(before)}, and this "
-                    f"asks for {settings.listed(values)}; {ANOTHER}"
+                    f"study name {self.name!r} is taken by stages with {setting}={settings.listed(before)}, and this "
+                    f"plan has {settings.listed(values)}; {ANOTHER}"
                 )
 
     def add(self, plan: Plan) -> None:

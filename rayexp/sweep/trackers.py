@@ -39,13 +39,12 @@ def require(names: Sequence[str]) -> None:
         if name not in NAMES:
             raise ValueError(not_among("loggers", name, NAMES))
         if name in CLIENTS and find_spec(name) is None:
-            raise ValueError(f"loggers is {name!r}, which needs a package: pip install 'rayexp[{name}]'")
+            raise ValueError(f"loggers={name!r} needs a package; run: pip install 'rayexp[{name}]'")
     if "mlflow" in names:
         _require_reached(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if "wandb" in names and not _can_log_in():
         raise ValueError(
-            "loggers is 'wandb', which has no API key; allowed: WANDB_API_KEY set, `wandb login` done, or "
-            "WANDB_MODE=offline"
+            "loggers='wandb' has no API key; set WANDB_API_KEY, run `wandb login`, or set WANDB_MODE=offline"
         )
 
 
@@ -59,8 +58,8 @@ def _require_reached(url: str) -> None:
         pass
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"MLFLOW_TRACKING_URI is {url!r}, where no server answers ({first_line(error)}); start one there, or unset "
-            "it to have MLflow write to a file"
+            f"no server answers at MLFLOW_TRACKING_URI={url!r} ({first_line(error)}); start one there, or unset it to "
+            "have MLflow write to a file"
         ) from error
 
 
@@ -133,7 +132,7 @@ def _open(name: str, study: str, folder: Path, store: Store, results: Results) -
         client = CLIENTS[name](study, folder)
     except Exception as error:
         raise ValueError(
-            f"loggers is {name!r}, which can't be opened ({first_line(error)}); mend that, or leave it out"
+            f"loggers={name!r} cannot be opened ({first_line(error)}); mend that, or leave it out"
         ) from error
     print(f"loggers: {name}: {client.place}", flush=True)
     return BackgroundWriter(name, StageRuns(client, store, results))
@@ -146,7 +145,7 @@ def _keep(trackers: Trackers, folder: Path, store: Store, path: str) -> None:
             shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("*.pkl"), dirs_exist_ok=True)
         store.put_folder(folder, path)
     except (OSError, StoreError) as error:
-        log.warning("loggers: their files could not be put into the store: %s", first_line(error))
+        log.warning("loggers: their files could not be copied into the store: %s", first_line(error))
     else:
         if any(folder.iterdir()):
             print(f"loggers: {store.url}/{path}", flush=True)

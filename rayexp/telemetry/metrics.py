@@ -30,7 +30,5 @@ def named(**groups: dict[str, float]) -> dict[str, float]:
     """``{group}/{name}`` for every name of every group. Raises UndefinedMetricError for an unknown one."""
     names = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
     if undefined := names.keys() - METRICS.keys():
-        raise UndefinedMetricError(
-            f"metric is {min(undefined)!r}; allowed: those that rayexp.telemetry.metrics defines"
-        )
+        raise UndefinedMetricError(f"metric={min(undefined)!r} is not defined; define it in rayexp.telemetry.metrics")
     return names

@@ -170,7 +170,7 @@ def test_the_process_has_a_low_priority_and_says_what_it_cannot_do(monkeypatch, 
     monkeypatch.undo()
     other = LiveReports(str(tmp_path))
     other.ask("none", {"a"})
-    assert "study is 'none'; allowed" in settle(other, "none")["problem"]
+    assert "study='none' is not in the store" in settle(other, "none")["problem"]
     for each in (reports, other):
         each.close()
 

@@ -158,7 +158,7 @@ def test_a_driver_that_writes_a_study_is_no_running_stage(study, store):
         (Experiment(study="demo", scale="tiny"), "by the study demo at scale toy"),
         (
             Experiment(study="demo", scale="toy", graph="printed"),
-            "pretrain.task.graph hidden, and this asks for printed",
+            "pretrain.task.graph=hidden, and this plan has printed",
         ),
     ],
 )
@@ -175,14 +175,14 @@ def test_other_settings_of_the_same_study_are_refused(study):
     """As a change of the budgets or of the study's own file makes them."""
     study.add(ZERO)
     other = [s.model_copy(update={"group_size": 16}) if s.id.startswith("grpo") else s for s in ONE.stages]
-    with pytest.raises(RefusedError, match=r"grpo\.group_size 4, and this asks for 16; --name gives"):
+    with pytest.raises(RefusedError, match=r"grpo\.group_size=4, and this plan has 16; give .* by --name"):
         study.require_one(Plan.of("demo", other[:5], ()))
 
 
 def test_a_study_of_an_earlier_version_grows_where_its_settings_are_the_same(study, store):
     labels = {stage.id: stage.label for stage in ZERO.stages}
     store.files.write("studies/demo-toy/plan.json", json.dumps(labels).encode())
-    with pytest.raises(RefusedError, match="graph hidden, and this asks for printed"):
+    with pytest.raises(RefusedError, match="graph=hidden, and this plan has printed"):
         study.require_one(Plan.of("demo", stages(graph="printed"), ()))
     assert study.write(ONE, ids_of) == list(BOTH)
 
