@@ -1,4 +1,4 @@
-"""``rayexp compare``: two studies, or two values of a setting within one, with paired differences."""
+"""``rayexp compare``: paired differences between two studies, or between the values of a setting within one."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,19 +30,18 @@ DIFFERING = (Column("of"), Column("setting"), Column("A", cut=True), Column("B",
 
 @dataclass(frozen=True)
 class Compare(LookArgs):
-    """Compare the measurements of two studies, or those of one study with each value of a setting: mean Q after each
-    stage, and the paired difference B - A with a 95 % interval over seeds, then prompts."""
+    """Compare two studies, or the values of one setting within a study: mean Q after each stage, and the paired
+    difference B - A with a 95 % interval over seeds and prompts."""
 
     a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
     """A study: NAME, STORE::NAME, or the folder STORE/studies/NAME."""
     b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[B]")] = ""
     """The other study."""
     by: str = ""
-    """In place of B, a setting that varies in A, such as grpo.kl_beta: stages with its first value are compared with
-    those that have another one, a table for each. The word condition stands for the conditions of a study, each of
-    which is compared with the control."""
+    """Instead of B, a setting that varies in A, such as grpo.kl_beta: one table for each of its other values beside the
+    first. By condition, each condition of the study is compared with the control."""
     csv: Path | None = None
-    """Write the table to this file as well, unrounded."""
+    """Also write the table, unrounded, to this file."""
 
     def run(self) -> int:
         from rayexp.reports.compare import compare  # pandas and scipy, which only this command needs
@@ -55,7 +54,7 @@ class Compare(LookArgs):
         return 0
 
     def _studies(self) -> "list[Study]":
-        """Return what is compared: the first with each of the others."""
+        """Return the studies, or parts of one, to compare: the first with each of the others."""
         from rayexp.reports.compare import Study
 
         if bool(self.b) == bool(self.by):
@@ -90,7 +89,7 @@ def _comparison_text(found: dict[str, Any]) -> str:
             (each["of"], each["setting"], settings.listed(each["a"]), settings.listed(each["b"]), each["in_pairing"])
             for each in found["differing"]
         ]
-        lines.append(f"Settings that are not the same in A and B:\n\n{table(DIFFERING, rows, width)}")
+        lines.append(f"Settings that differ between A and B:\n\n{table(DIFFERING, rows, width)}")
     if found["table"]:
         lines.append(f"\n{table(TABLE, map(_row, found['table']), width)}")
     return "\n".join([*lines, f"\nnot paired: {'; '.join(found['unpaired']) or 'nothing'}", *found["notes"]])

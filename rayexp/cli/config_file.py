@@ -14,7 +14,7 @@ from rayexp.formatting import shortened
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which ``1e-4`` is a number, as it is in YAML 1.2 and to everybody else."""
+    """YAML in which ``1e-4`` is a number, as in YAML 1.2."""
 
 
 _Loader.add_implicit_resolver(
@@ -23,13 +23,13 @@ _Loader.add_implicit_resolver(
 
 
 def read_config(path: str, usual: Experiment) -> tuple[Experiment, RunConfig]:
-    """Return what a file asks for, and how it is to be run; ``usual`` where it says nothing.
+    """Return the experiment of a file, and how to run it. Settings that the file leaves out are those of ``usual``.
 
-    Raises ValueError or ValidationError on a file that can't be read or that says something else.
+    Raises ValueError or ValidationError on a file that can't be read, or that has other settings.
     """
     try:
-        said = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-        text: Any = json.loads(json.dumps(said))
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        text: Any = json.loads(json.dumps(loaded))
     except OSError as error:
         raise ValueError(f"config={path!r} cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:

@@ -180,7 +180,7 @@ def test_a_stage_whose_spec_is_gone_is_shown_all_the_same(tmp_path, said, damage
     store.files.remove_file(path) if damage is None else store.files.write(path, damage)
     code, text = said("show", STAGES[0].id, "--store", store.url)
     assert code == 0
-    assert "its spec.json is not there, or is none that this version can read" in text
+    assert "its spec.json is missing, or cannot be read by this version" in text
     code, text = said("explain", STAGES[0].id, "--store", store.url)
     assert (code, text.count("\n")) == (2, 1)
 
@@ -189,7 +189,7 @@ def test_show_says_by_which_code_a_stage_was_made(whole, tmp_path, said):
     assert re.search(r"^  code +the code here$", said("show", STAGES[0].id, "--store", whole.url)[1], re.MULTILINE)
     store = published(tmp_path, STAGES[:1], {**RECORD, "source": "0f0f"})
     text = said("show", STAGES[0].id, "--store", store.url)[1]
-    assert f"other code (source 0f0f, commit abc); here is source {source()}" in text
+    assert f"other code (source 0f0f, commit abc); the code here is source {source()}" in text
 
 
 def test_measurements_from_before_gold_tokens_were_kept_are_listed_shown_and_compared(tmp_path, said, monkeypatch):
@@ -221,7 +221,7 @@ def test_measurements_from_before_gold_tokens_were_kept_are_listed_shown_and_com
 def test_a_finished_stage_would_not_run(whole, said):
     code, text = said("explain", STAGES[0].label, "--store", whole.url)
     assert code == 0
-    assert "It is finished, 2026-01-02T03:04:05+00:00, in 1.5 min, and would not run." in text
+    assert "It would not run: it is finished, 2026-01-02T03:04:05+00:00, in 1.5 min." in text
 
 
 @pytest.mark.parametrize(("made_by", "said_of_it"), [("0f0f", "other code (source 0f0f"), (None, "unknown code")])
@@ -252,7 +252,7 @@ def test_a_stage_of_a_plan_is_compared_with_the_nearest_finished_one(tmp_path, s
     (line,) = [line for line in text.splitlines() if line.startswith("samples")]
     assert line.split() == ["samples", "sft", "2000", "77"]
     assert "seed" not in text
-    assert "No grpo stage is finished there" in said("explain", wanted[4].label, *grid)[1]
+    assert "The store has no finished grpo stage" in said("explain", wanted[4].label, *grid)[1]
 
 
 def test_a_stage_outside_of_the_plan_is_said_to_be_outside(whole, said):
@@ -276,7 +276,7 @@ def test_a_raised_version_is_what_differs_where_no_setting_does(tmp_path, said, 
     assert f"has no finished stage {parse_stage(stages[2].model_dump_json()).id}" in text
     (line,) = [line for line in text.splitlines() if line.startswith("init.version")]
     assert line.split() == ["init.version", "pretrain", "3", "2"]
-    assert "No setting differs, and the id does" in text
+    assert "No setting differs, but the ids do" in text
     assert f"the same settings have the id {stages[2].id} today" in said("show", STAGES[2].id, "--store", store.url)[1]
 
 
