@@ -1,11 +1,11 @@
 """Parts of a stage, such as tasks and rewards, that may be a user's own classes.
 
-A part of this project has a word for its ``kind`` and is found by being in its package. Anybody else's has for its kind
-the path that it is imported by, ``module:Class``, and states a ``version``. Both are values with settings, and enter
-the ids of stages in the same way.
+The ``kind`` of a part of this project is a word, and the part is found in its package. The kind of a user's part is its
+import path, ``module:Class``, and the part states a ``version``. Both are values with settings, and enter the ids of
+stages in the same way.
 
-What a store holds is a stranger's text. Read with ``STORED`` as pydantic's context, it never imports a module: a part
-of a class that is not at hand becomes an ``UnreadPart``, which has its settings and can do nothing.
+The text in a store is not trusted. With ``STORED`` as pydantic's context, reading it never imports a module: a part
+whose class is not imported becomes an ``UnreadPart``, which only holds its settings.
 """
 
 import importlib
@@ -32,9 +32,9 @@ VERSION = "version: Literal[1] = 1"
 
 
 class Part(Value):
-    """A part of a stage that has settings and a ``kind``, which says of which class it is.
+    """A part of a stage: settings, and a ``kind`` that names its class.
 
-    A class of this project states its kind; that of any other is filled in.
+    A class of this project states its kind; any other gets its import path.
     """
 
     if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Part(Value):
 
 
 class UnreadPart(Value):
-    """A part of a stored stage whose class is not at hand: its settings, as they are stored."""
+    """The settings of a part of a stored stage whose class is not imported."""
 
     model_config = ConfigDict(extra="allow")
     kind: str
@@ -60,12 +60,12 @@ class UnreadPart(Value):
 
 
 def import_path(value: Any) -> str:
-    """Return the path that a class or function is imported by: ``module:name``."""
+    """Return the import path of a class or function: ``module:name``."""
     return f"{value.__module__}:{value.__qualname__}"
 
 
 def imported(path: str, field: str) -> Any:
-    """Return what an import path leads to. Raises ValueError, naming ``field``, if it leads nowhere."""
+    """Return the object at an import path. Raises ValueError, which names ``field``, if there is none."""
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -103,8 +103,8 @@ def part_of(base: type[T], kinds: Mapping[str, type[T]]) -> Any:
 
 
 def own_parts(values: Iterable[BaseModel]) -> Iterator[Any]:
-    """Yield the parts in some values, and in all values in them, that are of a user's class, whether at hand or not.
-    What several of the values hold, such as a stage that others start from, is looked into once."""
+    """Yield the parts of users' classes, imported or not, in some values and in all values inside them. A value that
+    several hold, such as a stage that others start from, is visited once."""
     left, seen = list(values), set[int]()
     while left:
         value = left.pop()
@@ -119,17 +119,17 @@ def own_parts(values: Iterable[BaseModel]) -> Iterator[Any]:
 
 
 def unread_parts(value: BaseModel) -> list[UnreadPart]:
-    """Return the parts in a value whose classes are not at hand."""
+    """Return the parts in a value whose classes are not imported."""
     return [part for part in own_parts([value]) if isinstance(part, UnreadPart)]
 
 
 def own_modules(values: Iterable[BaseModel]) -> tuple[str, ...]:
-    """Return the names of the top-level modules that have the user's classes in some values."""
+    """Return the names of the top-level modules of the users' classes in some values."""
     return tuple(sorted({re.split("[.:]", part.kind)[0] for part in own_parts(values)}))
 
 
 def is_own(kind: str) -> bool:
-    """Return whether a name is that of a user's class or function: an import path."""
+    """Return whether a name is an import path, and so that of a user's class or function."""
     return bool(re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", kind))
 
 

@@ -1,8 +1,7 @@
 """Sources of pretrained models: a folder, a repository of the Hugging Face hub, or a GGUF file of a package.
 
-Each becomes a folder with ``config.json``, weights as safetensors, and a tokenizer. It is pinned by a revision: the
-commit of a repository; of files on this machine the SHA-256 of what they hold. Code that comes with a model is never
-fetched.
+Each becomes a folder with ``config.json``, weights as safetensors, and a tokenizer. A revision pins it: the commit of a
+repository, or the SHA-256 of the content of files on this machine. Code that comes with a model is never fetched.
 """
 
 import hashlib
@@ -50,8 +49,8 @@ def here(path: str) -> str:
 
 
 def pinned(source: str, revision: str = "") -> str:
-    """Return the revision of a source. Raises ValueError on a branch, with the commit that it is at, and on a source
-    that can't be reached."""
+    """Return the revision of a source. Raises ValueError on a branch, with its newest commit, and on a source that
+    can't be reached."""
     if place := _local(source):
         found = _content(str(place))
         if revision not in ("", found):
@@ -71,13 +70,14 @@ def pinned(source: str, revision: str = "") -> str:
 
 
 def described(source: str, revision: str) -> Path:
-    """Return a folder with at least the ``DESCRIPTIONS`` of a source. Raises ValueError if it can't be had."""
+    """Return a folder with at least the ``DESCRIPTIONS`` of a source. Raises ValueError if they can't be fetched."""
     place = _local(source)
     return _folder(place, pinned(source, revision)) if place else _fetched(source, revision, DESCRIPTIONS)
 
 
 def whole(source: str, revision: str) -> Path:
-    """Return a folder with the weights of a source, too. Raises ValueError if it can't be had."""
+    """Return a folder with the ``DESCRIPTIONS`` and the weights of a source. Raises ValueError if they can't be
+    fetched."""
     place = _local(source)
     return _folder(place, pinned(source, revision)) if place else _fetched(source, revision, (*DESCRIPTIONS, *WEIGHTS))
 
@@ -100,7 +100,7 @@ def parameters(source: str, revision: str) -> dict[str, tuple[int, ...]]:
 
 
 def licences(source: str, revision: str) -> list[Path]:
-    """Return the files that say under which licence a source comes, as far as it has any."""
+    """Return the licence files of a source."""
     if not source.startswith("package:"):
         return sorted(described(source, revision).glob("LICENSE*"))
     found = [
@@ -141,7 +141,7 @@ def _in_package(name: str) -> Path:
 
 @lru_cache
 def _content(place: str) -> str:
-    """Return the SHA-256 of a file, or of what a folder holds of a model."""
+    """Return the SHA-256 of a file, or of the files of a model in a folder."""
     path, digest = Path(place), hashlib.sha256()
     files = [path] if path.is_file() else _files(path)
     if not files or (path.is_dir() and not (path / "config.json").exists()):
@@ -159,7 +159,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _folder(place: Path, revision: str) -> Path:
-    """Return a folder of safetensors for a folder of such, or for a GGUF file, which is converted once."""
+    """Return the folder of safetensors of a local source. A GGUF file is converted once."""
     if place.is_dir():
         return place
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rayexp" / "gguf"
@@ -196,7 +196,7 @@ def _fetched(source: str, revision: str, patterns: tuple[str, ...]) -> Path:
 
 @contextmanager
 def _hub(source: str, revision: str) -> Iterator[Any]:
-    """Let errors of the hub leave the block as ValueErrors that say what to set."""
+    """Turn errors of the hub into ValueErrors that say what to set."""
     from huggingface_hub.errors import (
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of whichever client it is built on
         RepositoryNotFoundError,

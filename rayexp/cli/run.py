@@ -77,7 +77,7 @@ class Sweep:
     notify: str | None = None
     """Report once how the sweep ended: an http or https URL gets a POST of JSON, a shell command gets the JSON on its
     standard input."""
-    options: Annotated[Options, tyro.conf.OmitArgPrefixes] = USUAL
+    resources: Annotated[Options, tyro.conf.OmitArgPrefixes] = USUAL
 
     def serves(self) -> bool:
         """Return whether to show the store in a browser."""
@@ -86,7 +86,7 @@ class Sweep:
 
     def run_config(self, argv: tuple[str, ...] = ()) -> RunConfig:
         """Return how to run the stages."""
-        return RunConfig.model_validate(self.options.model_dump() | {"argv": argv})
+        return RunConfig.model_validate(self.resources.model_dump() | {"argv": argv})
 
 
 def main(arguments: list[str] | None = None, study: str = DEMO.study) -> int:
@@ -173,7 +173,7 @@ def parse_args(arguments: list[str] | None, study: str, description: str | None 
     default = Sweep(experiment=Experiment(study=study))
     if file := _config_in(words):
         experiment, run_config = read_config(file, default.experiment)
-        default = Sweep(experiment=experiment, options=Options.model_validate(run_config.model_dump()))
+        default = Sweep(experiment=experiment, resources=Options.model_validate(run_config.model_dump()))
     known = "\n".join(f"    {name:13} {about}" for name, about in SUMMARIES.items())
     sweep = terminal.parse_args(Sweep, words, default=default, description=f"{description}\nStudies:\n\n{known}")
     if sweep.serve and sweep.no_serve:
