@@ -39,7 +39,7 @@ class Compare(LookArgs):
     """The other study."""
     by: str = ""
     """Instead of B, a setting that varies in A, such as grpo.kl_beta: one table for each of its other values beside the
-    first. By condition, each condition of the study is compared with the control."""
+    first. The word condition compares each condition of the study with its control."""
     csv: Path | None = None
     """Also write the table, unrounded, to this file."""
 

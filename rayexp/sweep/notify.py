@@ -1,7 +1,7 @@
-"""Tell somebody, once, how a sweep ended: by a POST to a URL, or by a command that is run through the shell.
+"""Report once how a sweep ended: by a POST to a URL, or to a shell command.
 
-What is told is one JSON object. It never holds the sweep up for long, and never changes what became of it. A URL and a
-command may hold secrets, so of neither anything but a host is ever printed.
+The report is one JSON object. Sending it never takes long, and never changes the outcome of the sweep. A URL or a
+command may hold secrets, so at most its host is ever printed.
 """
 
 import json
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 LIMIT_S = 10.0
 ALLOWED = "give an http or https URL, or a shell command"
-#: A word that is a URL, of whatever kind.
+#: A URL of any scheme.
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://\S*", re.IGNORECASE)
 
 Outcome = Literal["finished", "failed", "stopped"]
@@ -46,11 +46,11 @@ class Course:
 
 
 class NotToldError(Exception):
-    """Nobody was told. The message is a part of a sentence."""
+    """A report that could not be sent. The message is the end of a sentence."""
 
 
 def require(to: str | None) -> None:
-    """Raise ValueError, in one sentence, if nobody can be told in this way. It does not show what was given."""
+    """Raise ValueError, with one sentence, if no report can be sent to ``to``. The sentence does not show it."""
     if to is None:
         return
     if not to.strip() or "\0" in to:
@@ -77,7 +77,7 @@ def _require_url(scheme: str, to: str) -> None:
 
 @contextmanager
 def announced(to: str | None, course: Course) -> Iterator[Course]:
-    """Tell how the block ended, if there is anybody to tell: finished, failed, or stopped by KeyboardInterrupt."""
+    """Report to ``to``, if it is given, how the block ended: finished, failed, or stopped by KeyboardInterrupt."""
     begun, outcome = time.monotonic(), "failed"
     try:
         yield course
@@ -91,7 +91,7 @@ def announced(to: str | None, course: Course) -> Iterator[Course]:
 
 
 def facts(course: Course, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """Return what is told. stages_finished: None where the store does not say in time."""
+    """Return the report. stages_finished: None if the store does not answer in time."""
     store, ids = course.study.store, course.plan.labels
     try:
         finished = run_with_timeout(LIMIT_S, lambda: len(store.finished_ids(ids)), "notify: stages")
@@ -109,7 +109,7 @@ def facts(course: Course, outcome: Outcome, seconds: float) -> dict[str, Any]:
 
 
 def tell(to: str, found: Mapping[str, Any]) -> None:
-    """Send facts to a URL or a command. Log one warning if that fails, or takes longer than LIMIT_S."""
+    """Send a report to a URL or a command. Log one warning if that fails or takes longer than LIMIT_S."""
     text = json.dumps(found).encode()
     try:
         if _URL.fullmatch(to):
@@ -117,7 +117,7 @@ def tell(to: str, found: Mapping[str, Any]) -> None:
         else:
             _run(to, text, {"RAYEXP_OUTCOME": found["outcome"], "RAYEXP_STUDY": found["study"]})
     except NotToldError as error:
-        log.warning("notify: nobody was told that the sweep has %s: %s", found["outcome"], error)
+        log.warning("notify: the report that the sweep has %s was not delivered: %s", found["outcome"], error)
 
 
 def _post(url: str, text: bytes) -> None:

@@ -1,8 +1,8 @@
 """The trackers that a sweep can write to beside the store: MLflow, Trackio, Weights & Biases, TensorBoard, files.
 
-Off unless asked for: the store has everything already. The first three get a run for each stage (``stage_runs``), the
-others are Tune's, with one for each trial. What they write to files lies in a folder of this machine while the sweep
-runs, and in the store, below the study, when it has ended in whatever way.
+They are off by default, because the store has everything already. The first three get a run for each stage
+(``stage_runs``); the others are Tune's, with a run for each trial. Their files are in a folder of this machine while
+the sweep runs, and are copied into the store, below the study, when it ends in whatever way.
 """
 
 import logging
@@ -26,7 +26,7 @@ from rayexp.sweep.tracker_clients import CLIENTS
 
 log = logging.getLogger(__name__)
 
-#: Those whose files Tune writes.
+#: Trackers whose files Tune writes.
 TUNES = ("csv", "json", "tensorboard")
 NAMES = tuple(sorted((*TUNES, *CLIENTS)))
 REACHED_WITHIN_S = 10.0
@@ -49,7 +49,7 @@ def require(names: Sequence[str]) -> None:
 
 
 def _require_reached(url: str) -> None:
-    """Raise ValueError if nothing answers at the address of a server of MLflow; MLflow itself would try for minutes."""
+    """Raise ValueError if nothing answers at the address of an MLflow server; MLflow itself would retry for minutes."""
     if not url.startswith(("http://", "https://")):
         return
     try:
@@ -83,7 +83,7 @@ class Trackers:
         self._runs = runs
 
     def add_folder(self, folder: Path) -> None:
-        """Remember the folder of a trial; print, once, where they are."""
+        """Remember the folder of a trial, and print once where these folders are."""
         if self.tunes and not self.folders:
             print(f"loggers: {', '.join(self.tunes)}: {folder.parent}", flush=True)
         self.folders[folder] = None
@@ -94,12 +94,12 @@ class Trackers:
             each.call(lambda runs: runs.log(stage, plan.labels[stage.id], step, numbers))
 
     def end_trial(self, trial: Trial, plan: Plan) -> None:
-        """End the runs of a trial that is done, has failed, or is given up."""
+        """End the runs of a trial that is done, has failed, or was given up."""
         for each in self._runs:
             each.call(lambda runs: runs.end_trial(trial, plan))
 
     def write_study(self, verdicts: Mapping[str, str]) -> None:
-        """Write the verdicts of the study, by what each is about."""
+        """Write the verdicts of the study, each under the claim and setting that it is about."""
         for each in self._runs:
             each.call(lambda runs: runs.write_study(self._study, verdicts))
 
@@ -111,9 +111,9 @@ class Trackers:
 
 @contextmanager
 def opened(names: Sequence[str], store: Store, study: str, results: Results) -> Iterator[Trackers]:
-    """Give the trackers of a study; put their files to ``studies/<study>/loggers/<now>`` when the block ends.
+    """Give the trackers of a study; copy their files to ``studies/<study>/loggers/<now>`` when the block ends.
 
-    Raises ValueError, before it begins, on one that can't be opened.
+    Raises ValueError, before the block begins, if a tracker can't be opened.
     """
     afterwards = f"studies/{study}/loggers/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
     with TemporaryDirectory(prefix="rayexp-loggers-") as name:
@@ -139,7 +139,7 @@ def _open(name: str, study: str, folder: Path, store: Store, results: Results) -
 
 
 def _keep(trackers: Trackers, folder: Path, store: Store, path: str) -> None:
-    """Copy what the trackers left in ``folder``, and what Tune wrote, into the store; warn where that fails."""
+    """Copy the files of the trackers in ``folder``, and those of Tune, into the store; log a warning if that fails."""
     try:
         for source in trackers.folders if trackers.tunes else ():
             shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("*.pkl"), dirs_exist_ok=True)

@@ -131,7 +131,7 @@ def test_a_failure_is_one_warning_without_secrets_and_changes_nothing(
         pass
     assert time.monotonic() - begun < 5
     (record,) = (record for record in caplog.records if record.name == notify.log.name)  # Ray may warn as well
-    assert re.fullmatch(f"notify: nobody was told that the sweep has finished: {why}", record.getMessage())
+    assert re.fullmatch(f"notify: the report that the sweep has finished was not delivered: {why}", record.getMessage())
     said = capfd.readouterr()
     assert SECRET not in caplog.text + said.out + said.err
 
