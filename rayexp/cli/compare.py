@@ -82,7 +82,8 @@ def _comparison_text(found: dict[str, Any]) -> str:
     width = terminal_width()
     lines = [
         f"A  {found['a']}\nB  {found['b']}\n",
-        f"Stages are paired that {facts.PAIRED[found['of_conditions']]}, prompts by role, cell and prompt_index.",
+        f"Stages are paired if they {facts.PAIRED[found['of_conditions']]}; prompts are paired by role, cell and "
+        "prompt_index.",
     ]
     if found["differing"]:
         rows = [

@@ -1,10 +1,10 @@
-"""A study on the Hugging Face hub: its results as a data set, and those of its decoders that are asked for as models.
+"""A study on the Hugging Face hub: its results as a data set, and chosen decoders as models.
 
     ORG/NAME                data set: results.parquet, the other tables as CSV and Parquet, figures/, README.md
     ORG/NAME-<short name>   model: what the artifact of a finished stage has in model/, LICENSE, README.md
 
-``write`` makes a folder for each, from artifacts that are verified while they are copied; ``upload`` sends what was
-written. So nothing is uploaded before all of it is known to be whole.
+``write`` makes a folder for each, from artifacts that are verified while they are copied; ``upload`` sends these
+folders. So nothing is uploaded before everything is verified.
 """
 
 import re
@@ -38,23 +38,23 @@ SCHEME = "hf://"
 RESULTS = "results.parquet"
 FIGURES = "figures"
 LICENCE = "model/LICENSE"
-#: What a person can do who is refused.
+#: The end of a refusal: what to do instead.
 INSTEAD = "or give --dry-run FOLDER"
 
 
 class HubError(PermanentError):
-    """The Hugging Face hub can't be asked, or refused."""
+    """A failure to reach the Hugging Face hub, or its refusal."""
 
 
 class Publication:
-    """A study that is to be published. All that can be is looked at before anything is written.
+    """A study to publish. All that can be checked is checked before anything is written.
 
     models: repositories of decoders, by id of their stage.
     """
 
     def __init__(self, index: StoreIndex, study: str, to: str, models: Sequence[str] = ()) -> None:
-        """Raise ValueError or StoreError, with one sentence, if ``to`` is no ``hf://ORG/NAME``, if the store has no
-        such study or no results of it, or if one of ``models`` is no decoder of it that can be read."""
+        """Raise ValueError or StoreError, with one sentence, if ``to`` is not ``hf://ORG/NAME``, if the store has no
+        such study or no results of it, or if one of ``models`` is not a readable decoder of it."""
         self.dataset = repository_of(to)
         self.store, self.study, self.planned = index.store, study, index.study(study)
         self.finished = index.finished(self.planned)
@@ -78,8 +78,8 @@ class Publication:
         return {self.dataset: "dataset", **dict.fromkeys(self.models.values(), "model")}
 
     def write(self, folder: Path, version: str, say: Callable[[str], None]) -> None:
-        """Write the content of each repository into the folder of its id. ``say`` hears of each. Raises StoreError if
-        an artifact is damaged."""
+        """Write the content of each repository into the folder of its id. ``say`` is called with a line about each.
+        Raises StoreError if an artifact is damaged."""
         say(f"{self.dataset}  results of {self.study}")
         rows = self._write_results(folder / self.dataset, version)
         for stage_id, repository in self.models.items():
@@ -87,8 +87,8 @@ class Publication:
             self._write_model(stage_id, folder / repository, rows[rows["stage_id"] == stage_id])
 
     def upload(self, folder: Path, say: Callable[[str], None]) -> list[str]:
-        """Upload what ``write`` wrote, and return where it is. Repositories are made where there are none; all of them
-        before the first file is sent. Raises HubError."""
+        """Upload the folders of ``write``, and return the addresses. All missing repositories are made before the first
+        file is sent. Raises HubError."""
         api, urls = HfApi(), []
         for repository, kind in self.repositories.items():
             with _asked(api, f"make the repository {repository}"):
@@ -115,7 +115,7 @@ class Publication:
         return f"`rayexp report {shlex.join(asked)}` and the other options that the study was run with, if any"
 
     def _write_results(self, folder: Path, version: str) -> pd.DataFrame:
-        """Write the data set. Return what its rows tell of decoders."""
+        """Write the data set. Return the columns of its rows that model cards use."""
         place, files = f"studies/{self.study}", self.store.files
         for name in self.tables:
             files.download(f"{place}/{name}", folder / name)
@@ -145,8 +145,8 @@ class Publication:
         model_card(about).save(folder / "README.md")
 
     def _write_licences(self, stage: Stage, folder: Path) -> list[Path]:
-        """Write the licence of the model that a lineage starts from, which came into the store with that model alone
-        and holds for what is made of it. Return the files."""
+        """Write the licence of the model that a lineage starts from. The store has it only beside that model, but it
+        covers everything that is trained from it. Return the files."""
         root = self.finished.get(stage.root.id)
         if root and any(name.startswith(LICENCE) for name in root.files):
             with self.store.fetched(f"stages/{root.id}", prefix=LICENCE) as found:
@@ -155,7 +155,7 @@ class Publication:
 
 
 def repository_of(to: str) -> str:
-    """Return the repository that ``hf://ORG/NAME`` names. Raises ValueError on anything else."""
+    """Return the repository of ``hf://ORG/NAME``. Raises ValueError on anything else."""
     name = to.removeprefix(SCHEME)
     if not re.fullmatch(r"[^/]+/[^/]+", name):
         raise ValueError(f"to={to!r} should be {SCHEME}ORG/NAME")
@@ -163,8 +163,8 @@ def repository_of(to: str) -> str:
 
 
 def model_repositories(dataset: str, labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the repository of each decoder of a study, by id of its stage: the name of the study's, then first and
-    last part of the label, and of the id where labels of several are alike in these."""
+    """Return the repository of each decoder of a study by the id of its stage: the name of the data set, then the first
+    and last part of the label, then the beginning of the id if several decoders have the same parts."""
     words = {stage_id: _short(label) for stage_id, label in labels.items()}
     same = Counter(words.values())
     return {
@@ -174,7 +174,7 @@ def model_repositories(dataset: str, labels: Mapping[str, str]) -> dict[str, str
 
 
 def require_access() -> None:
-    """Raise HubError unless the hub can be asked, and knows the token of this machine."""
+    """Raise HubError unless the hub answers and accepts the token of this machine."""
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"HF_HUB_OFFLINE is set, so the Hugging Face hub cannot be reached; unset it, {INSTEAD}")
     if get_token() is None:
@@ -185,7 +185,7 @@ def require_access() -> None:
 
 
 def empty_folder(path: str) -> Path:
-    """Return a folder of this machine with nothing in it. Raises ValueError where it is something else."""
+    """Return a new or empty folder of this machine. Raises ValueError if it is anything else."""
     files = Files(path)
     if not files.local or not files.empty():
         raise ValueError(f"dry_run={path!r} should be a new or empty folder of this machine")
@@ -194,7 +194,7 @@ def empty_folder(path: str) -> Path:
 
 @contextmanager
 def _asked(api: HfApi, what: str) -> Iterator[None]:
-    """Let errors of the hub leave the block as HubErrors of one sentence."""
+    """Turn errors of the hub into HubErrors of one sentence."""
     try:
         yield
     except (OSError, HTTPError) as error:
@@ -210,6 +210,6 @@ def _valid(name: str, field: str) -> str:
 
 
 def _short(label: str) -> str:
-    """Return first and last part of a label, without anything that the name of a repository can't have."""
+    """Return the first and last part of a label, without characters that repository names can't have."""
     ends = f"{label.partition('/')[0]}-{label.rpartition('/')[2]}"
     return re.sub(r"[^A-Za-z0-9._]+|\.{2,}", "-", ends).strip("-.")

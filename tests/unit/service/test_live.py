@@ -114,7 +114,7 @@ def test_one_that_takes_too_long_is_given_up(reports, monkeypatch):
     program(monkeypatch, WAITS)
     monkeypatch.setattr(live, "LIMIT_S", 0.2)
     reports.ask("one", {"a"})
-    assert settle(reports, "one")["problem"] == "it was not made within 0.2 s"
+    assert settle(reports, "one")["problem"] == "it was not finished within 0.2 s"
 
 
 def test_what_is_in_work_ends_with_the_service(reports, monkeypatch):

@@ -228,11 +228,11 @@ def test_a_plan_says_what_the_study_has_already(tmp_path, capsys):
     arguments = ["--scale", "toy", "--ood-ratios", "0.05", "--store", store.url, "--plan", "--seeds"]
     assert sweep.main([*arguments, "1"]) == 0
     assert (
-        "study demo-toy has 6 stages already, 2 of them finished; this plan adds 6, and lacks 6 that its page shows as "
-        "well"
+        "study demo-toy already has 6 stages, 2 of them finished; this plan adds 6, and its page also shows the 6 "
+        "others"
     ) in capsys.readouterr().out
     assert sweep.main([*arguments, "0"]) == 0
-    assert "study demo-toy has" not in capsys.readouterr().out
+    assert "study demo-toy already has" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
