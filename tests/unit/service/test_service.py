@@ -243,7 +243,9 @@ def guarded(store):
 
 def test_elsewhere_a_token_is_asked_for(guarded):
     assert guarded.get("/").status_code == 401
-    assert guarded.get("/api/studies").json() == {"error": "a token is required; send it as Authorization: Bearer TOKEN"}
+    assert guarded.get("/api/studies").json() == {
+        "error": "a token is required; send it as Authorization: Bearer TOKEN"
+    }
     for header in ("Bearer wrong", "Bearer ", "let me", ""):
         assert guarded.get("/api/studies", headers={"Authorization": header}).status_code == 401
     assert guarded.get("/api/studies", headers={"Authorization": "Bearer let me in"}).status_code == 200

@@ -371,4 +371,4 @@ def test_a_kind_may_narrow_what_it_starts_from():
     assert FromScratch.model_validate({"init": PRETRAIN, **values}).parent == PRETRAIN
     with pytest.raises(ValidationError) as caught:
         FromScratch.model_validate({"init": TUNED, **values})
-    assert explain(caught.value).startswith("init is SFT(")
+    assert explain(caught.value).startswith("init=SFT(")
