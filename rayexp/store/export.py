@@ -96,7 +96,7 @@ class Release:
         self.bytes = 0
 
     def write(self, version: str, say: Callable[[str], None]) -> None:
-        """Fill the kit. ``say`` is called with a line about every stage. Raises StoreError if an artifact is damaged."""
+        """Fill the kit. ``say`` is called with a line about each stage. Raises StoreError if an artifact is damaged."""
         ids = [stage_id for stage_id in self.planned if stage_id in self.finished]
         for number, stage_id in enumerate(ids, start=1):
             say(one_line(f"{number}/{len(ids)}  {stage_id}  {self.finished[stage_id].label}"))

@@ -26,8 +26,8 @@ from rayexp.store.leases import Lease, abandoned, held, on_record
 REMOVAL_LEASE = "store.removal"
 
 #: stage: a finished stage of no study. earlier: one that an earlier version made, under another id than today's.
-#: checkpoints: those of a finished stage, or of no study. leftover: of an interrupted write. replaced: moved by --force,
-#: and made again since. driver: a lease or heartbeat of a dead driver. study: the folder of a study.
+#: checkpoints: those of a finished stage, or of no study. leftover: of an interrupted write. replaced: moved aside by
+#: --force, and made again since. driver: a lease or heartbeat of a dead driver. study: the folder of a study.
 Kind = Literal["stage", "earlier", "checkpoints", "leftover", "replaced", "driver", "study"]
 
 

@@ -228,7 +228,7 @@ PAGE = "studies/demo-toy/report/index.html"
 @pytest.fixture
 def reported(tmp_path, monkeypatch, capsys):
     """Write the report of CHAIN from the store in tmp_path; the code, and the sentence where there is no report."""
-    asked = sweep.Sweep(experiment=CHAIN, options=sweep.Options(store=str(tmp_path / "store")))
+    asked = sweep.Sweep(experiment=CHAIN, resources=sweep.Options(store=str(tmp_path / "store")))
     monkeypatch.setattr(report, "parse_args", lambda *_: asked)
     monkeypatch.setattr(page, "_template", functools.cache(page._template))
     monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))

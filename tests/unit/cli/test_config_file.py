@@ -47,7 +47,7 @@ def test_a_file_says_what_options_say(asked):
     overrides = ("grpo.group_size=4,8", "grpo.optimiser.learning_rate=1e-4", "grpo.advantage=mean_only")
     options = ["--study=depth", "--scale=toy", "--ood-ratios=0,0.01", "--train-workers=2", "--set", *overrides]
     same = run.parse_args(options, "demo", None)
-    assert (sweep.experiment.folder, sweep.options) == (same.experiment.folder, same.options)
+    assert (sweep.experiment.folder, sweep.resources) == (same.experiment.folder, same.resources)
     assert [stage.id for stage in sweep.experiment.stages()] == [stage.id for stage in same.experiment.stages()]
     assert sweep.experiment.axes == {"grpo.group_size"}
 
