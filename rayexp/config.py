@@ -133,7 +133,7 @@ MISMATCH_LIMITS = {"fp32": 0.02, "bf16": 1.0}
 
 
 class RunConfig(Value):
-    """How to run stages. Nothing here changes a result by more than rounding, and nothing is part of an id."""
+    """Settings of a run. None changes a result by more than rounding, and none is part of an id."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
