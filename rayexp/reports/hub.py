@@ -130,8 +130,8 @@ class Publication:
             return pq.ParquetFile(folder / RESULTS).read(COLUMNS).to_pandas()[COLUMNS]
         except (OSError, KeyError, pa.ArrowException) as error:
             raise StoreError(
-                f"{self.store.url}/{place}/{RESULTS} is not a table of results of this version ({first_line(error)}); "
-                f"write it again with {self.report_command}"
+                f"{RESULTS} of the study {self.study} is not a table of this version; write it again with "
+                f"{self.report_command}"
             ) from error
 
     def _write_model(self, stage_id: str, folder: Path, rows: pd.DataFrame) -> None:

@@ -97,4 +97,6 @@ class BackgroundWriter:
             for call in iter(self._calls.get, None):
                 call(self._runs)
         except Exception as error:
-            log.warning("loggers: %s failed and gets no more (%s); the store has it all", self._name, first_line(error))
+            log.warning(
+                "loggers: %s failed and gets no more (the store has everything): %s", self._name, first_line(error)
+            )

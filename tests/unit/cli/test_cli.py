@@ -277,7 +277,7 @@ def test_a_raised_version_is_what_differs_where_no_setting_does(tmp_path, said, 
     (line,) = [line for line in text.splitlines() if line.startswith("init.version")]
     assert line.split() == ["init.version", "pretrain", "3", "2"]
     assert "No setting differs, but the ids do" in text
-    assert f"the same settings have the id {stages[2].id} today" in said("show", STAGES[2].id, "--store", store.url)[1]
+    assert f"today the same settings have the id {stages[2].id}" in said("show", STAGES[2].id, "--store", store.url)[1]
 
 
 def test_the_last_failure_is_part_of_the_explanation(tmp_path, said):

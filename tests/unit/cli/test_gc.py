@@ -100,7 +100,7 @@ def test_a_study_is_given_up_by_its_name(store, capsys):
     assert f"only the study demo-tiny needs {len(STAGES)} stages, 1 study, " in capsys.readouterr().out
     assert store.finished_ids() == UNNEEDED
     assert cli.main(["gc", "--store", store.url, "--study", "demo-tiny"]) == 2
-    assert "refused: study is 'demo-tiny'" in capsys.readouterr().err
+    assert "refused: study='demo-tiny' is not in the store" in capsys.readouterr().err
 
 
 def test_a_driver_that_runs_it_is_named(store, capsys):

@@ -62,7 +62,7 @@ def test_a_failure_is_told_with_its_reason(tmp_path):
     fail(store, plan.trials[0].id, plan.trials[0].label)
     text = render_plan(plan, StoreIndex(store), CPU, TWO_CORES)
     assert f"failed: {plan.trials[0].id}: {plan.trials[0].label}: out of luck" in text
-    assert "blocked: built on a failed one" in text
+    assert "blocked: built on a failed stage" in text
     assert "16 stages: 4 failed, 4 blocked, 8 to run" in text
 
 

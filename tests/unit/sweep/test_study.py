@@ -75,7 +75,7 @@ def test_what_of_the_task_is_not_usual_is_part_of_the_name(variant, name):
 @pytest.mark.parametrize("name", ["a/b", "../x", "", ".", "a b", "x" * 101, "é"])
 def test_a_name_that_is_no_name_of_a_folder_is_refused(name, tmp_path, capsys):
     assert sweep.main(["--scale", "toy", "--name", name, "--store", str(tmp_path / "store")]) == 2
-    assert "refused: name is " in capsys.readouterr().err
+    assert f"refused: name={name!r} should be 1 to 100 letters" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
 
 
