@@ -19,7 +19,11 @@ from rayexp import logs
 _LIBRARIES = (os.path.dirname(__file__), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 
 
-class PermanentError(RuntimeError):
+class RayexpError(RuntimeError):
+    """An error with a message for the user: one sentence, unless a subclass says otherwise."""
+
+
+class PermanentError(RayexpError):
     """A failure that every further attempt would repeat. The message is one sentence for the user."""
 
 
@@ -27,11 +31,11 @@ class NotFiniteError(PermanentError):
     """A loss, gradient, reward or log-probability that is NaN or infinite. Raised before the weights are changed."""
 
 
-class RefusedError(RuntimeError):
+class RefusedError(RayexpError):
     """A request that cannot begin. The message is for the user, and may have several lines."""
 
 
-class StageError(RuntimeError):
+class StageError(RayexpError):
     """The failure of a stage. The message is one sentence: which stage, where in it, and why."""
 
 
@@ -73,7 +77,7 @@ def error_context(where: Callable[[], str]) -> Iterator[None]:
 
 def sentence(error: BaseException) -> str:
     """Return the sentence that the user is shown for an exception."""
-    if isinstance(error, PermanentError | StageError):
+    if isinstance(error, RayexpError):
         return first_line(error)
     return f"{type(error).__name__}: {first_line(error)}"
 

@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from rayexp.config import explain
-from rayexp.errors import PermanentError, RefusedError, StageError, first_line, sentence
+from rayexp.errors import RayexpError, RefusedError, first_line, sentence
 from rayexp.terminal import exit_with_error, tell
 
-#: OSError includes ConnectionError; StoreError is a PermanentError.
-MENDABLE = (RefusedError, PermanentError, StageError, ValueError, OSError)
+#: Errors that the user can mend. OSError includes ConnectionError.
+MENDABLE = (RayexpError, ValueError, OSError)
 
 
 class FailedError(Exception):

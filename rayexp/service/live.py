@@ -146,11 +146,11 @@ def main() -> None:
     """Write the report that is requested on standard input; exit with a sentence if that fails."""
     asked = json.load(sys.stdin)
     os.nice(asked["nice"])
-    from rayexp.errors import PermanentError, RefusedError, sentence  # after nice: it imports what takes time
+    from rayexp.errors import RayexpError, sentence  # after nice: it imports what takes time
 
     try:
         write(asked["url"], asked["name"], Path(asked["folder"]))
-    except (PermanentError, RefusedError, ValueError, OSError) as error:
+    except (RayexpError, ValueError, OSError) as error:
         sys.exit(sentence(error))
 
 
