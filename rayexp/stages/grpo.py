@@ -78,8 +78,8 @@ class GRPO(RolloutStage):
     def _filter(self) -> Self:
         if self.staleness and self.filter != "none":
             raise ValueError(
-                f"filter={self.filter!r} needs staleness=0, not {self.staleness}, because what this step's completions "
-                "earn decides what is drawn next"
+                f"filter={self.filter!r} needs staleness=0, not {self.staleness}, because the rewards of a step decide "
+                "what is drawn next"
             )
         if self.filter == "unsolved" and self.curriculum:
             raise ValueError(
