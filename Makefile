@@ -23,6 +23,7 @@ endif
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
+	@echo "The demo takes about 9 minutes on 2 CPU cores. Ctrl-C stops it; make demo goes on from there."
 	$(PYTHON_IN_VENV) jobs/sweep.py --study demo --store runs --serve
 
 findings: $(INSTALLED)
@@ -72,6 +73,7 @@ dashboards:
 
 # Bytecode is compiled once here; without it every Ray worker compiles torch, Ray and vLLM again when it starts.
 $(INSTALLED): pyproject.toml
+	@echo "Setting up .venv with torch, Ray and vLLM ($(EXTRA)): 1 to 3 minutes, 5 GB on disk."
 	$(PYTHON) -m venv .venv
 	$(MODULE) pip install --quiet uv
 	$(MODULE) uv pip install --quiet --compile-bytecode $(TORCH) --editable ".[$(EXTRA),dev]"

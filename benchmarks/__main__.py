@@ -107,7 +107,7 @@ def with_table(page: str, name: str, found: list[Row]) -> str:
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if begin not in page or end not in page:
-        raise ValueError(f"{PAGE} has no place for the benchmark {name}; allowed: a line {begin} and a line {end}")
+        raise ValueError(f"{PAGE} has no place for the benchmark {name}; add a line {begin} and a line {end}")
     head, _, rest = page.partition(begin)
     between, _, tail = rest.partition(end)
     others = [text.strip() for text in re.split(r"(?=^Run on )", between, flags=re.MULTILINE) if text.strip()]

@@ -30,7 +30,7 @@ def run(names: tyro.conf.Positional[tuple[str, ...]] = (), store: str = "runs") 
         store: folder or URL.
     """
     if unknown := sorted(set(names) - set(BY_NAME)):
-        sys.exit(f"names has {', '.join(unknown)}; allowed: {', '.join(BY_NAME)}")
+        sys.exit(f"there is no finding named {', '.join(unknown)}; choose from {', '.join(BY_NAME)}")
     for one in [BY_NAME[name] for name in names] or RUNS:
         study, *options = one.arguments
         sweep = subprocess.run([sys.executable, SWEEP, "--study", study, *options, "--store", store], check=False)

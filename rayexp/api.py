@@ -1,7 +1,7 @@
-"""The project as a library: plan an experiment, run what is missing of it, read what it found.
+"""The project as a library: plan an experiment, run its missing stages, read its results.
 
-The command ``rayexp`` is these functions with a shell's words in front and exit codes behind. They print what a log
-would have, start Ray only to run something, and use one that is connected already.
+The command ``rayexp`` calls these functions and turns their outcome into exit codes. They print their progress, start
+Ray only to run something, and use a connection to Ray that is there already.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ Asked = Experiment | Iterable[Wanted]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A plan that is asked for, in a study of a store. again: stages that are made again though they are finished.
-    told: what an experiment that looks at its own results has to say of them."""
+    """A plan in a study of a store. again: stages that are made again though they are finished. told: lines about the
+    results that the experiment has looked at."""
 
     wanted: Asked
     study: Study
@@ -60,7 +60,7 @@ class Job:
         return self.study.store
 
     def said(self) -> str:
-        """Say what is about to happen, and what is to be known of what has happened."""
+        """Say what will be run, and what is noteworthy about the stages that are finished."""
         index = StoreIndex(self.store)
         left = force.beyond(self.again, self.plan, index)
         said = [self.plan.summary(), self.study.said(self.plan), *self.told, *other_code(self.plan, index), *left]
@@ -68,10 +68,10 @@ class Job:
 
 
 def plan(wanted: Asked, store: str = "runs", name: str | None = None) -> Plan:
-    """Return the stages that an experiment consists of, and which of them a store has. Starts and changes nothing.
+    """Return the stages of an experiment, and which of them a store has. Starts and changes nothing.
 
     wanted: an Experiment, or stages or conditions of your own with a ``name``. store: a folder or fsspec URL. Raises
-    ValueError, ValidationError or RefusedError, with one sentence, on what it can't be.
+    ValueError, ValidationError or RefusedError, with one sentence, if the plan is not possible.
     """
     return prepare(wanted, RunConfig(store=store), name).plan
 
@@ -87,10 +87,10 @@ def run(
     loggers: Sequence[str] = (),
     notify: str | None = None,
 ) -> "pd.DataFrame":
-    """Run what is missing of an experiment on Ray, write its report, and return its results, one row a prompt.
+    """Run the missing stages of an experiment on Ray, write its report, and return its results, one row a prompt.
 
     wanted: an Experiment, or stages or conditions of your own with a ``name``. The other arguments are the options of
-    ``rayexp run``. Raises as ``plan`` does, and StageError once all else is done if a stage failed.
+    ``rayexp run``. Raises as ``plan`` does; if a stage failed, raises StageError after all others are done.
     """
     news.require(notify)
     trackers.require(loggers)
@@ -119,7 +119,7 @@ def run(
 
 
 def results(study: Experiment | str, store: str = "runs") -> "pd.DataFrame":
-    """Return the results of a study that a store has, one row a prompt; docs/results.md has the columns.
+    """Return the results of a study in a store, one row a prompt; docs/results.md has the columns.
 
     Raises StoreError if there are none.
     """
@@ -130,8 +130,7 @@ def results(study: Experiment | str, store: str = "runs") -> "pd.DataFrame":
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A chart that a notebook shows and a reader points at: a page of its own, in a frame that may run its script and
-    sees nothing of the notebook."""
+    """An interactive chart for a notebook: a page of its own, in a frame whose script has no access to the notebook."""
 
     page: str = dataclasses.field(repr=False)
 
@@ -142,8 +141,8 @@ class Chart:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A figure of a report, which a notebook shows. data: what it is drawn from. chart: the same to explore, in
-    Vega-Lite's JSON, as the report's page has it; empty if it has none."""
+    """A figure of a report, which a notebook shows. data: the numbers in it. chart: the interactive chart of the
+    report's page in Vega-Lite's JSON; empty if there is none."""
 
     name: str
     png: bytes = dataclasses.field(repr=False)
@@ -154,7 +153,7 @@ class Figure:
         return self.png
 
     def explore(self) -> Chart:
-        """Return the figure as a chart to explore. Raises ValueError if the report's page has none of it."""
+        """Return the figure as an interactive chart. Raises ValueError if the report's page has none."""
         from rayexp.reports.explore import alone
 
         if not self.chart:
@@ -186,7 +185,7 @@ def _read(study: Experiment | str, store: str, name: str) -> bytes:
         return index.store.files.read(f"studies/{_folder(study)}/{name}")
     except FileNotFoundError:
         index.about(_folder(study))  # raises where there is no such study
-        raise StoreError(f"study is {_folder(study)!r}, which has no {name} in the store {store} yet") from None
+        raise StoreError(f"study={_folder(study)!r} has no {name} in the store {store} yet") from None
 
 
 def _folder(study: Experiment | str) -> str:
@@ -197,13 +196,13 @@ def _folder(study: Experiment | str) -> str:
 
 
 def prepare(wanted: Asked, run_config: RunConfig, name: str | None = None, again: Sequence[str] = ()) -> Job:
-    """Plan what is wanted against what its store has finished. again: names of stages to be made again.
+    """Plan an experiment against the finished stages of its store. again: names of stages to make again.
 
-    Raises ValueError, ValidationError or RefusedError on anything that can't begin.
+    Raises ValueError, ValidationError or RefusedError if it cannot begin.
     """
     if os.path.expanduser("~") == "~":  # Ray, which notes it when it is imported, would fail then
         raise ValueError(
-            "HOME is not set, and this user has no entry in /etc/passwd; set HOME to a folder that can be written"
+            "HOME is not set, and this user has no entry in /etc/passwd; set HOME to a folder that you can write"
         )
     run_config = run_config.model_copy(update={"store": resolved(run_config.store)})
     store = Store.of(run_config)
@@ -214,7 +213,7 @@ def prepare(wanted: Asked, run_config: RunConfig, name: str | None = None, again
         found = wanted.wanted(partial(measured, store), partial(undecided, store))
         looks = len(wanted.looks)
     elif name is None:
-        raise ValueError("name is None; give a name where stages of your own are wanted")
+        raise ValueError("name is missing; stages of your own need one")
     else:
         wanted = list(wanted)
         study, found = Study(store, Experiment(name=name).folder, "own stages", "own"), Search(wanted, ())
@@ -228,7 +227,8 @@ def prepare(wanted: Asked, run_config: RunConfig, name: str | None = None, again
 
 
 def rounds(job: Job) -> Iterator[Job]:
-    """Yield a job, and once that has been run the job of what its experiment wants then, until it wants no more."""
+    """Yield a job; after it has run, yield the job of the stages that its experiment wants then, until there are no
+    new ones."""
     yield job
     while isinstance(job.wanted, Experiment) and job.wanted.adaptive:
         before, job = job, prepare(job.wanted, job.run_config, job.study.name)
@@ -245,7 +245,7 @@ def measured(store: Store, stage: Stage) -> "pd.DataFrame | None":
 
 
 def undecided(store: Store, wanted: Sequence[Wanted], looks: int) -> "Collection[Place] | None":
-    """Return where a verdict is undecided of what is wanted; None if not all of it is finished."""
+    """Return the places at which a verdict is undecided; None while not all stages are finished."""
     plan = Plan.of("", wanted, store.finished_ids(), looks=looks)
     if plan.to_run:
         return None
@@ -255,15 +255,15 @@ def undecided(store: Store, wanted: Sequence[Wanted], looks: int) -> "Collection
 
 
 def unpublish_damaged(job: Job) -> None:
-    """Take back finished stages of the plan that are not what their manifests say, so that they are run again."""
+    """Remove finished stages of the plan that differ from their manifests, so that they are run again."""
     for stage_id, problems in job.store.damaged(job.plan.finished).items():
         print(f"damaged: {job.plan.labels[stage_id]}: {'; '.join(problems)}", flush=True)
         job.store.unpublish(stage_id)
 
 
 def begin(job: Job) -> Job:
-    """Note in the store what is asked for. Return the job, with what was removed since it was planned to be run again.
-    Raises RefusedError if others can't write there."""
+    """Record the plan in the store. Return the job; stages that were removed since it was planned are run again. Raises
+    RefusedError if others can't write there."""
     require_shareable(job.store.files)
     with alone(job.store.files):
         job.study.add(job.plan)
@@ -274,20 +274,20 @@ def begin(job: Job) -> Job:
 
 
 def connect(job: Job) -> None:
-    """Connect to the cluster of the job, of RAY_ADDRESS, or of this process, or start one; print where its dashboard
-    is."""
+    """Connect to the cluster of the job, of RAY_ADDRESS or of this process, or start one; print the address of its
+    dashboard."""
     from rayexp.distributed import runtime  # Ray takes seconds to import; a plan or a refusal needs none
 
     counts = {"stages": str(len(job.plan.stages)), "stages_to_run": str(len(job.plan.to_run))}
     about = {"study": job.study.name, "store": without_secrets([job.store.url])[0], **counts}
     cluster = runtime.connect(metadata=about)
-    asks = f", asks for the token in {cluster['token']}" if cluster["token"] else ""
-    print(f"Ray dashboard: http://{cluster['dashboard']}{asks}", flush=True)
+    entry = f" (enter the token in {cluster['token']})" if cluster["token"] else ""
+    print(f"Ray dashboard: http://{cluster['dashboard']}{entry}", flush=True)
 
 
 def ready(job: Job) -> Job:
-    """Return the job for the cluster that there is, and move aside what is made again. Raises RefusedError if the
-    cluster can't run it, before anything is moved."""
+    """Return the job with its settings filled in for the cluster, and move aside the stages to make again. Raises
+    RefusedError, before anything is moved, if the cluster can't run it."""
     from rayexp.distributed import sharing
 
     nodes = preflight.capacity()
@@ -301,7 +301,7 @@ def ready(job: Job) -> Job:
 
 
 def open_trackers(job: Job, loggers: Sequence[str]) -> AbstractContextManager[trackers.Trackers]:
-    """Open the trackers of a job, for what is run of it and for its report. Raises ValueError on one that can't be."""
+    """Open the trackers of a job, for its stages and its report. Raises ValueError if one can't be opened."""
 
     def results_of(measurement: Stage) -> dict[str, float]:
         from rayexp.reports import summary  # pandas, which a refusal does not need
@@ -312,7 +312,7 @@ def open_trackers(job: Job, loggers: Sequence[str]) -> AbstractContextManager[tr
 
 
 def execute(job: Job, tracked: trackers.Trackers = NO_TRACKERS, fail_fast: bool = False) -> list[str]:
-    """Run all trials that are left of a job that is ready. Return a line for each that did not succeed."""
+    """Run all remaining trials of a job that is ready. Return a line for each that did not succeed."""
     from rayexp.sweep import display, prometheus, scheduler
     from rayexp.sweep.cost import CostModel
     from rayexp.sweep.job_progress import JobProgress
@@ -339,16 +339,16 @@ def _unsuccessful(failures: dict[str, str], blocked: Iterable[str], job: Job) ->
 
 
 class Written(NamedTuple):
-    """A report that was written. undrawn: a sentence for each figure that could not be drawn; verdicts: a line for each
-    claim, and for who was right."""
+    """The outcome of writing a report. undrawn: a sentence for each figure that could not be drawn; verdicts: a line
+    for each claim and each objection."""
 
     undrawn: list[str]
     verdicts: list[str]
 
 
 def write_report(job: Job, tracked: trackers.Trackers = NO_TRACKERS) -> Written:
-    """Write results table and report of what is finished of a study, and of what else was ever asked for under its
-    name, into the store; print its verdicts, and tell the trackers."""
+    """Write the results table and the report of a study into the store, with all finished stages that were ever asked
+    for under its name; print the verdicts, and send them to the trackers."""
     from rayexp.reports import page, summary
 
     def make(whole: Plan, folder: Path) -> tuple["Report", list[summary.Verdict]]:
@@ -356,7 +356,7 @@ def write_report(job: Job, tracked: trackers.Trackers = NO_TRACKERS) -> Written:
 
     report, verdicts = job.study.write(job.plan, make)
     told = [" | ".join(each) for each in verdicts]
-    print(*told, sep="\n")
+    print("verdicts: claim | where | measured, with 95 % interval | verdict", *told, sep="\n")
     tracked.write_study({each.about: f"{each.verdict}: {each.measured}" for each in verdicts})
     place = f"{job.store.url}/studies/{job.study.name}"
     print(f"results: {place}/results.parquet\nreport:  {place}/report/index.html")

@@ -1,4 +1,4 @@
-"""Settings as frozen values: the base of every one of them, how they are run, and how a refusal is worded."""
+"""Settings as frozen values: their base class, the settings of a run, and the wording of a refusal."""
 
 import importlib
 import json
@@ -21,9 +21,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 class Value(BaseModel):
     """A frozen setting: no unknown fields, no coercion (a number in quotes is refused), no NaN.
 
-    kinds: what every subclass with a ``kind`` calls itself. pydantic names the member of a union that it looked into by
-    its kind, which is no part of the name of a field. fields_added_later: settings that came after stages had been
-    stored. At its default such a setting is no part of an id, so that what was made without it is found again; the
+    kinds: the ``kind`` of every subclass that has one. pydantic puts the kind of a union's member into the location of
+    an error, where it is not part of the field's name. fields_added_later: settings that were added after stages had
+    been stored. At its default such a setting is not part of an id, so that older artifacts are found again; the
     default has to mean what was done before, and can never change.
     """
 
@@ -67,8 +67,8 @@ def kind_of(value: type[Value]) -> str:
 
 
 def kinds_in(package: Iterable[str], name: str, base: type[T]) -> dict[str, type[T]]:
-    """Return the subclasses of ``base`` that have a ``kind``, by kind, from all modules of a package: a module that is
-    put there is found, and nothing lists it. ``package`` and ``name`` are its ``__path__`` and ``__name__``."""
+    """Return the subclasses of ``base`` that have a ``kind``, by kind, from all modules of a package, so that no list
+    has to name them. ``package`` and ``name`` are its ``__path__`` and ``__name__``."""
     found: dict[str, type[T]] = {}
     for module in sorted(each.name for each in pkgutil.iter_modules(package)):
         for value in vars(importlib.import_module(f"{name}.{module}")).values():
@@ -86,7 +86,7 @@ def one_of(kinds: Collection[type[Value]]) -> Any:
 
 
 def name_in(registry: Iterable[str]) -> AfterValidator:
-    """Return the check that a text names an entry of ``registry``."""
+    """Return a validator that accepts only the names in ``registry``."""
 
     def check(value: str, info: ValidationInfo) -> str:
         if value not in registry:
@@ -102,8 +102,8 @@ def canonical_json(value: Any) -> str:
 
 
 def parse_record(text: str | bytes) -> dict[str, Any] | None:
-    """Return the object of a JSON text, which may be a stranger's; None if it is torn, is none, or is nested too deeply
-    to be read."""
+    """Return the object in an untrusted JSON text; None if the text is torn, is not an object, or is nested too
+    deeply."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
@@ -133,57 +133,56 @@ MISMATCH_LIMITS = {"fp32": 0.02, "bf16": 1.0}
 
 
 class RunConfig(Value):
-    """The way stages are run. Nothing here may change a result by more than rounding, and nothing is part of an id."""
+    """Settings of a run. None changes a result by more than rounding, and none is part of an id."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     store: str = "runs"
-    """Folder or fsspec URL for artifacts and results, which every machine reaches."""
+    """Folder or fsspec URL for artifacts and results; every machine has to reach it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs where the cluster has any."""
+    """Device of training and sampling; auto takes GPUs if the cluster has any."""
     train_workers: Count = 1
     """Data-parallel ranks of pretraining and SFT."""
     sharding: Literal["none", "full", "auto"] = "auto"
-    """full: each of several training ranks holds its part of every weight, gradient and moment (FSDP2), for decoders
-    that do not fit on one device. none: it holds all of them. auto: full where all of them would not fit."""
+    """full: split weights, gradients and moments among the training ranks (FSDP2), for decoders that do not fit on one
+    device. none: every rank holds all of them. auto: full only where none would not fit."""
     learner_workers: Count = 1
-    """Ranks of a GRPO learner. Each of several holds its part of every weight, gradient and moment (FSDP2), and learns
-    from its share of a step's rollouts, for decoders that do not fit on one device."""
+    """Ranks of a GRPO learner. Several divide weights, gradients and moments among them (FSDP2), and the groups of a
+    step, for decoders that do not fit on one device."""
     rollout_workers: Count = 1
     """Sampling actors of a GRPO stage."""
     tensor_parallel: Count = 1
     """Ranks that a vLLM engine divides every weight among, for decoders that do not fit on one GPU. All are on the node
     of the engine's actor, with a GPU each."""
     in_process_flop: float = Field(default=1e13, ge=0)
-    """Estimated FLOP up to which a chain is pretrained and fine-tuned in its trial's own process, where one rank on a
-    CPU does it: a worker group takes longer to start than it takes to train a small decoder. 0: never."""
+    """Estimated FLOP up to which a single rank on a CPU pretrains and fine-tunes a chain in the trial's own process,
+    because a worker group takes longer to start than a small decoder takes to train. 0: never."""
     train_cpus: float = Field(default=1.0, gt=0)
-    """Cores, and threads, of a training rank. Another number of threads or of ranks rounds differently."""
+    """Cores and threads of a training rank. Another number of threads or ranks rounds differently."""
     micro_batch_tokens: Count | None = None
-    """Tokens, padding and prompts included, that a training rank or a learner computes the gradient of at once, for
-    decoders whose activations of a whole step would not fit; by default all. Parts of a step add up to it, up to
-    rounding."""
+    """Tokens, with padding and prompts, whose gradient a training rank or a learner computes at once; by default those
+    of the whole step. Lower it if the activations of a step do not fit; the sum is the same up to rounding."""
     gradient_checkpointing: bool = False
-    """Keep the activations of one layer at a time in training ranks and learners, and compute those of the others again
-    when a gradient needs them: a third more work, for decoders that would not fit otherwise."""
+    """Keep the activations of one layer at a time and compute the others again for the gradient: a third more work, for
+    decoders that would not fit otherwise."""
     learner_cpus: float = Field(default=0.5, gt=0)
     """Cores of a rank of a GRPO learner. Learner and sampler take turns, so the two together keep one core busy."""
     rollout_cpus: float = Field(default=0.5, gt=0)
     """Cores of a sampling actor."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
-    """Memory that a vLLM engine keeps for what it has read, in GiB; by default what 256 completions of the longest
-    prompts take at once, and at least an eighth."""
+    """Size of a vLLM engine's KV cache in GiB; by default room for 256 completions of the longest prompts, and at least
+    an eighth."""
     train_gpus: float | None = Field(default=None, ge=0)
-    """GPUs of a training rank; by default 1 where the cluster has any."""
+    """GPUs of a training rank; by default 1 if the cluster has any."""
     learner_gpus: float | None = Field(default=None, ge=0)
-    """GPUs of a rank of a GRPO learner; by default 0.5 where the cluster has any."""
+    """GPUs of a rank of a GRPO learner; by default 0.5 if the cluster has any."""
     rollout_gpus: float | None = Field(default=None, ge=0)
-    """GPUs of a sampling actor; by default 0.5 where the cluster has any, or one for each rank of its engine."""
+    """GPUs of a sampling actor; by default 0.5 if the cluster has any, or one for each rank of its engine."""
     max_concurrent: int = Field(default=0, ge=0)
-    """Trials at once; 0: as many as the cluster holds."""
+    """Trials at once; 0: as many as fit on the cluster."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
-    """Longest time between two checkpoints of a stage in seconds, rounded up to the next point of its curves; the first
-    comes after 5 seconds, each further one after twice as long or twenty times what writing took."""
+    """Longest time between two checkpoints of a stage in seconds, rounded up to the next logged step. The first comes
+    after 5 seconds; the time doubles from one to the next, and is at least twenty times what writing one took."""
     weight_transfer: Literal["object_store", "nccl", "cuda_ipc", "gloo"] = "object_store"
     """Route of weights to sampling actors. For decoders above a gigabyte: cuda_ipc where they share the learner's GPU,
     nccl where they have others (both untried: no GPU was at hand). gloo is for CPUs and the sampler torch."""
@@ -192,24 +191,24 @@ class RunConfig(Value):
     parity_every_syncs: Count = 20
     """Weight syncs between two checks that sampler and learner agree on fixed tokens."""
     max_logprob_mismatch: float | None = Field(default=None, gt=0)
-    """Largest allowed difference between the two in a token's log-probability, in nats; by default 0.02 in fp32 and 1
-    in bf16."""
+    """Largest difference between sampler and learner in a token's log-probability, in nats; a larger one stops the
+    stage. By default 0.02 in fp32 and 1 in bf16."""
     timeout_s: float = Field(default=600.0, gt=0, le=1e9)
-    """Longest wait for any one answer of an actor, in seconds."""
+    """Longest wait for one answer of an actor, in seconds."""
     worker_failures: int = Field(default=2, ge=0)
-    """Restarts of a trial, or of the learner within one, after failures that may pass."""
+    """Restarts of a trial, or of its learner, after failures that may be transient."""
 
     lease: str = ""
-    """Right of a trial to write its stages; filled in by the sweep that starts it (rayexp.store.leases)."""
+    """Lease under which a trial writes its stages; set by the sweep that starts it (rayexp.store.leases)."""
     argv: tuple[str, ...] = ()
-    """The command line of the sweep that starts it, without secrets; for the record (rayexp.store.provenance)."""
+    """Command line of that sweep without secrets, for the record (rayexp.store.provenance)."""
 
     def mismatch_limit(self, precision: str) -> float:
-        """Return ``max_logprob_mismatch``, by default that of a precision."""
+        """Return ``max_logprob_mismatch``, or the default for a precision."""
         return self.max_logprob_mismatch or MISMATCH_LIMITS[precision]
 
     def resolve(self, num_gpus: float) -> "RunConfig":
-        """Return it with all defaults filled in for a cluster that has (or may grow to) ``gpus`` GPUs."""
+        """Return these settings with all defaults filled in for a cluster that has, or may grow to, that many GPUs."""
         use = self.device == "cuda" or (self.device == "auto" and num_gpus > 0)
         of_engine = 0.5 if self.tensor_parallel == 1 else float(self.tensor_parallel)
         shares = {"train_gpus": 1.0, "learner_gpus": 0.5, "rollout_gpus": of_engine}
@@ -217,16 +216,17 @@ class RunConfig(Value):
         return self.model_copy(update={**chosen, "device": "cuda" if use else "cpu"})
 
 
-#: How pydantic names a member of a union in the place of an error.
+#: Names that pydantic gives to members of a union in the location of an error.
 _MEMBER = re.compile(r"int|float|str|bool|literal\[.*\]").fullmatch
+_QUOTED = re.compile(r"'([^']*)'")
 
 
 def explain(error: ValidationError) -> str:
-    """Return the first refusal of a ValidationError as one sentence: field, value, what is allowed."""
+    """Return the first refusal of a ValidationError as one sentence: field, value, and what it should be."""
     first, *others = error.errors(include_url=False)
     # Where a field may be of several types, each of them refused it.
-    of_field = [other for other in others if _field(other) == _field(first)]
-    return one_line(", or ".join([_explained(first), *map(_allowed, of_field)]))
+    of_field = [_predicate(other).lstrip(": ") for other in others if _field(other) == _field(first)]
+    return one_line(", or ".join([_explained(first), *of_field]))
 
 
 def _field(error: Any) -> str:
@@ -235,9 +235,10 @@ def _field(error: Any) -> str:
     return ".".join(part for part in parts if part not in Value.kinds and not _MEMBER(part)) or "setting"
 
 
-def _allowed(error: Any) -> str:
-    allowed = error["msg"].removeprefix("Input should be ")
-    return allowed[:1].lower() + allowed[1:]
+def _predicate(error: Any) -> str:
+    """Return what pydantic says of a value, as it goes on after the value."""
+    said = error["msg"]
+    return f" {said.removeprefix('Input ')}" if said.startswith("Input ") else f": {said[:1].lower()}{said[1:]}"
 
 
 def _explained(first: Any) -> str:
@@ -246,14 +247,13 @@ def _explained(first: Any) -> str:
         case "value_error":
             return str(first.get("ctx", {}).get("error", first["msg"]))
         case "extra_forbidden":
-            return f"{field} is not a setting; it is written by mistake or misspelt"
+            return f"{field} is not a setting; remove it, or correct its name"
         case "missing":
             return f"{field} is missing; it has no default"
         case "union_tag_invalid":
-            context = first.get("ctx", {})
-            return f"{field}.kind is {context.get('tag')!r}; allowed: {context.get('expected_tags')}"
+            return not_among(f"{field}.kind", first["ctx"]["tag"], _QUOTED.findall(first["ctx"]["expected_tags"]))
         case "union_tag_not_found":
             return f"{field}.kind is missing; it has no default"
         case "literal_error" if isinstance(first["input"], str):
-            return not_among(field, first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
-    return f"{field} is {shortened(first['input'])}; allowed: {_allowed(first)}"
+            return not_among(field, first["input"], _QUOTED.findall(first["ctx"]["expected"]))
+    return f"{field}={shortened(first['input'])}{_predicate(first)}"

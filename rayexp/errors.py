@@ -1,7 +1,7 @@
 """Kinds of failure.
 
-A failure is tried again, within limits, because machines die and networks drop. A ``PermanentError`` would come again
-however often it is tried: it ends its stage at once.
+A stage that fails is tried again, within limits, because machines die and networks drop. A ``PermanentError`` ends its
+stage at once, because every further attempt would fail in the same way.
 """
 
 import inspect
@@ -15,37 +15,46 @@ from typing import Any
 
 from rayexp import logs
 
-#: Folders of code that is no user's.
+#: Folders of code that users did not write.
 _LIBRARIES = (os.path.dirname(__file__), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 
 
-class PermanentError(RuntimeError):
-    """A second attempt would fail in the same way. The message is one sentence for a person."""
+class RayexpError(RuntimeError):
+    """An error with a message for the user: one sentence, unless a subclass says otherwise."""
+
+
+class PermanentError(RayexpError):
+    """A failure that every further attempt would repeat. The message is one sentence for the user."""
 
 
 class NotFiniteError(PermanentError):
-    """A loss, gradient, reward or log-probability is NaN or infinite. Raised before the weights are touched."""
+    """A loss, gradient, reward or log-probability that is NaN or infinite. Raised before the weights are changed."""
 
 
-class RefusedError(RuntimeError):
-    """Something that is asked for cannot begin. The message is for a person, and may have several lines."""
+class RefusedError(RayexpError):
+    """A request that cannot begin. The message is for the user, and may have several lines."""
 
 
-class StageError(RuntimeError):
-    """A stage failed. The message is one sentence: which stage, where in it, and why."""
+class StageError(RayexpError):
+    """The failure of a stage. The message is one sentence: which stage, where in it, and why."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the question that goes into a refusal of ``name`` where a known name is like it; else nothing."""
+    """Return the question that ends a refusal of ``name`` where a known name is like it; else nothing."""
     names = {each.lower(): each for each in known}
     near = get_close_matches(name.lower(), names, n=1)
-    return f"did you mean {names[near[0]]!r}? " if near else ""
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
+
+
+def none_of(name: str, known: Iterable[str]) -> str:
+    """Return the predicate of a refusal of ``name``: the names that are known, and the one that it is like."""
+    names = list(known)
+    return f"is not one of {', '.join(names) or 'those there are (none)'}{did_you_mean(name, names)}"
 
 
 def not_among(field: str, name: str, known: Iterable[str]) -> str:
     """Return the refusal of a name that is none of those a field may have."""
-    names = list(known)
-    return f"{field} is {name!r}; {did_you_mean(name, names)}allowed: {', '.join(names)}"
+    return f"{field}={name!r} {none_of(name, known)}"
 
 
 def first_line(error: BaseException) -> str:
@@ -56,8 +65,8 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def error_context(where: Callable[[], str]) -> Iterator[None]:
-    """Let exceptions leave the block as one sentence that says where it happened, as permanent as they were; its log
-    lines say so too."""
+    """Turn exceptions of the block into one sentence that begins with ``where()``; permanent errors stay permanent. Log
+    lines of the block begin with it, too."""
     try:
         with logs.log_context(where):
             yield
@@ -67,14 +76,14 @@ def error_context(where: Callable[[], str]) -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str:
-    """Return what a person is told of an exception."""
-    if isinstance(error, PermanentError | StageError):
+    """Return the sentence that the user is shown for an exception."""
+    if isinstance(error, RayexpError):
         return first_line(error)
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def defined_at(value: Any) -> str:
-    """Return file and line of a function or a class, as far as it has any."""
+    """Return file and line of a function or class, or its repr if it has none."""
     try:
         return f"{inspect.getsourcefile(value)}, line {inspect.getsourcelines(value)[1]}"
     except (OSError, TypeError):
@@ -82,7 +91,7 @@ def defined_at(value: Any) -> str:
 
 
 def located(error: BaseException) -> str:
-    """Return the sentence of an exception with the last line of a user's own code that it came through."""
+    """Return the sentence of an exception, with the last line of the user's own code in its traceback."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]

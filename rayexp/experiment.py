@@ -1,4 +1,4 @@
-"""An experiment as it is asked for: a study, its scale, and what differs from what is usual there."""
+"""An experiment: a study, its scale, and the settings that differ from the usual ones."""
 
 import hashlib
 import json
@@ -52,47 +52,47 @@ def nothing(stage: Stage) -> None:
 
 def _fit_for_a_folder(name: str | None) -> str | None:
     if name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
-        raise ValueError(f"name is {name!r}; allowed: up to 100 letters, digits, and _ . - after the first")
+        raise ValueError(f"name={name!r} should be 1 to 100 letters, digits or _ . - and not begin with . or -")
     return name
 
 
 class Experiment(Value):
-    """A study, and the values that it varies."""
+    """A study, and the values to run it with."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     study: str = "demo"
-    """Name of a study, or module:function for one of your own."""
+    """Name of a study, or module:function of your own."""
     scale: str = "tiny"
-    """Decoder and budgets: toy, tiny, small, paper."""
+    """Size of the decoder and of the budgets: toy, tiny, small, paper."""
     ood_ratios: Annotated[tuple[Ratio, ...], Field(strict=False), BeforeValidator(_several)] = ()
-    """Shares of OOD samples in pretraining, separated by blanks or commas; those of the study, or else of the scale, if
-    not given. The word auto stands for 0, 0.5 and those at which the mean Q of the OOD cells is about 0.001, 0.03, 0.3
-    and 0.9, which a few pilots find; the word low for 0 and the first two of these."""
+    """Shares of OOD samples in pretraining, 0 to 0.5; by default those of the study or of the scale. auto: a few pilot
+    runs find the ratios with a mean Q of the OOD cells near 0.001, 0.03, 0.3 and 0.9, and 0 and 0.5 are added. low: 0
+    and the first two of these."""
     kl_betas: Annotated[tuple[float, ...], Field(strict=False)] = ()
-    """Weights of the KL to the reference; those of the study, or else of the scale, if not given."""
+    """Weights of the KL to the reference policy; by default those of the study or of the scale."""
     seeds: Annotated[tuple[int | Literal["auto"], ...], Field(strict=False), BeforeValidator(_several)] = ()
-    """One chain of stages for each; those of the study, or else of the scale, if not given. With the word auto there
-    are twice as many where a verdict is undecided, and twice as many again, up to max_seeds."""
+    """Seeds, one chain of stages for each; by default those of the study or of the scale. auto: begin with these, and
+    double their number where a verdict is undecided, up to max_seeds."""
     max_seeds: Count | None = None
-    """With seeds auto, the most seeds that there may be; 12 if not given."""
+    """Largest number of seeds with seeds auto; by default 12."""
     graph: str = "hidden"
-    """hidden: one cycle, to be learnt. printed: a fresh map in every prompt."""
+    """hidden: one cycle, which the decoder has to learn. printed: a fresh map in every prompt."""
     traversal: str = "uniform"
-    """uniform, or positional: traversal and shift do not commute."""
+    """uniform: traversal and shift commute. positional: they do not."""
     completion_format: str = "answer"
     """answer: only the final string. trace: the string after every operation."""
     set: Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(_texts)] = ()
     """Any settings of the stages, as STAGE.SETTING=VALUE, such as grpo.group_size=16. Several values, separated by
-    commas, are an axis of the grid: each is run with each of the others."""
+    commas, become an axis of the grid, which is crossed with all others."""
     name: Annotated[str | None, AfterValidator(_fit_for_a_folder)] = None
-    """Folder of its results in the store, below studies; by default study, scale, and what is not usual. Asked for
-    again under the same name with other seeds, ratios or betas, a study grows."""
+    """Name of the folder below studies/ in the store; by default study, scale and all that is not usual. A study grows
+    when other seeds, ratios or betas are run under the same name."""
 
     @model_validator(mode="after")
     def _seeds(self) -> Self:
         if self.max_seeds and "auto" not in self.seeds:
-            raise ValueError(f"max_seeds is {self.max_seeds}; allowed with seeds auto only")
+            raise ValueError(f"max_seeds={self.max_seeds} needs seeds='auto'")
         return self
 
     @cached_property

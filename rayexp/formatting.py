@@ -2,12 +2,12 @@
 
 
 def number(value: float) -> str:
-    """Return the shortest text that no other number has, so that two settings never look like one."""
+    """Return the shortest text that is unique to a number, so that two settings never look alike."""
     return str(value) if isinstance(value, int) else repr(float(value) + 0.0).removesuffix(".0")
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Return text, some of it perhaps from a stranger, as one printable line; of a long one the middle is left out."""
+    """Return text, which may be untrusted, as one printable line; a long one loses its middle."""
     line = text
     if not text.isprintable():
         line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

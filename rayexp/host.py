@@ -1,7 +1,7 @@
-"""Cores, memory and GPUs that this process may use. A container, a batch system or the user may allow less than there
-is.
+"""Cores, memory and GPUs that this process may use, which may be less than the machine has: a container, a batch system
+or the user may set limits.
 
-A plan without a cluster counts with them and a local cluster is started with them, so the two agree.
+A plan without a cluster counts with these numbers and a local cluster is started with them, so the two agree.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
-#: Of the memory, what is left to the processes of a plan; as much as Ray leaves beside its object store.
+#: Share of the memory for the processes of a plan: what Ray leaves beside its object store.
 SHARE_FOR_WORK = 0.7
 
 
@@ -26,16 +26,15 @@ def cores(root: Path = Path("/")) -> int:
 
 
 def memory(root: Path = Path("/")) -> float:
-    """Return the bytes of memory, with what is in use; infinity where the system does not say. ``root`` is where /proc
-    and /sys are found."""
+    """Return the bytes of memory, free or in use; infinity where the system does not say. ``root`` is where /proc and
+    /sys are found."""
     there = (int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("MemTotal:"))
     limits = [_limit(folder) for folder in _groups(root, "memory")]
     return min([next(there, math.inf), *limits])
 
 
 def for_work(root: Path = Path("/")) -> int | None:
-    """Return the bytes of memory that what a plan starts may take: Ray keeps objects in the rest; None if nobody
-    knows."""
+    """Return the bytes of memory for the processes of a plan; Ray keeps objects in the rest. None if unknown."""
     there = memory(root)
     return int(SHARE_FOR_WORK * there) if math.isfinite(there) else None
 
@@ -47,8 +46,8 @@ def _limit(folder: Path) -> float:
 
 
 def processor(root: Path = Path("/")) -> str:
-    """Return what the processor calls itself, because another kind rounds differently; its architecture where it does
-    not say. ``root`` is where /proc is found."""
+    """Return the model of the processor, because another one rounds differently, or its architecture if the model is
+    unknown. ``root`` is where /proc is found."""
     try:
         lines = (root / "proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -10,7 +10,7 @@ _location: ContextVar[Callable[[], str] | None] = ContextVar("location", default
 
 @contextmanager
 def log_context(location: Callable[[], str]) -> Iterator[None]:
-    """Name what the block works on, e.g. ``composition-r0.01-s0/pretrain, step 12``, in its log lines."""
+    """Begin the log lines of the block with a location, e.g. ``composition-r0.01-s0/pretrain, step 12``."""
     token = _location.set(location)
     try:
         yield
@@ -19,7 +19,7 @@ def log_context(location: Callable[[], str]) -> Iterator[None]:
 
 
 def current_location() -> str:
-    """Return what the innermost ``log_context`` names; empty outside of any."""
+    """Return the location of the innermost ``log_context``; empty outside of any."""
     location = _location.get()
     return location() if location else ""
 
@@ -27,12 +27,12 @@ def current_location() -> str:
 def configure_worker_logging(otherwise: Callable[[], str] = lambda: "") -> None:
     """Write this process's warnings to standard error, each after its location, or ``otherwise`` where it has none.
 
-    Ray keeps what a process writes there in a file of its own, which the dashboard shows, and hands it to the driver.
+    Ray keeps the standard error of a process in a file, which the dashboard shows, and forwards it to the driver.
     """
     logger = logging.getLogger("rayexp")
     handler = logging.StreamHandler()
     handler.setFormatter(_LocatedFormatter(otherwise))
-    logger.handlers = [handler]  # a process that serves several trials is told so several times
+    logger.handlers = [handler]  # a process that serves several trials calls this several times
     logger.propagate = False
 
 

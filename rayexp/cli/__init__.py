@@ -1,21 +1,21 @@
 """Run a study, and look into a store: what is finished, why a stage would run, how two studies differ.
 
     rayexp run demo --scale toy                     plan a study, run what is missing, write its report
-    rayexp plan depth --scale paper                 what a study would do
-    rayexp report demo --scale toy                  its table and page again, from what is there
-    rayexp ls                                       what is in the store
-    rayexp show STAGE                               one stage in full
-    rayexp explain STAGE --study depth              why it would run, or would not
-    rayexp compare depth-tiny other::depth-tiny     two studies, prompt by prompt
-    rayexp compare depth-tiny --by kl_beta          two values of a setting within one study
-    rayexp export depth-tiny --to kit               checkpoints, records, checksums
-    rayexp export depth-tiny --to hf://ORG/NAME     results, and decoders, to the Hugging Face hub
-    rayexp serve --store runs                       all of a store, in a browser
-    rayexp gc                                       what no study needs any more; asks, and removes it
+    rayexp plan depth --scale paper                 print what a study would run, and what it would cost
+    rayexp report demo --scale toy                  write the report again from the finished stages
+    rayexp ls                                       list the stages of a store
+    rayexp show STAGE                               show one stage in full
+    rayexp explain STAGE --study depth              say why a stage would run, or would not
+    rayexp compare depth-tiny other::depth-tiny     compare two studies, prompt by prompt
+    rayexp compare depth-tiny --by kl_beta          compare the values of one setting within a study
+    rayexp export depth-tiny --to kit               copy checkpoints, results and checksums into a folder to publish
+    rayexp export depth-tiny --to hf://ORG/NAME     publish results and decoders on the Hugging Face hub
+    rayexp serve --store runs                       show a store in a browser
+    rayexp gc                                       list what no study needs any more, and ask whether to remove it
 
-STAGE is an id, the beginning of one, or a label. `rayexp run --help` lists what a study can be asked for; `python
-jobs/sweep.py` is the same for `ray job submit`. Only run starts Ray; run, report and gc change a store. Exit codes: 0
-done, 1 something failed or is damaged, 2 refused, 130 stopped.
+STAGE is an id, the beginning of an id, or a label. `rayexp run --help` lists the options of a study; `python
+jobs/sweep.py` takes the same options, for `ray job submit`. Only run starts Ray; only run, report and gc change a
+store. Exit codes: 0 done, 1 something failed or is damaged, 2 refused, 130 stopped.
 """
 
 import sys
@@ -34,7 +34,7 @@ from rayexp.cli.gc import Gc
 from rayexp.cli.ls import Ls
 from rayexp.cli.serve import Serve
 from rayexp.cli.show import Show
-from rayexp.errors import not_among
+from rayexp.errors import none_of
 
 COMMANDS = {
     "ls": Ls,
@@ -45,7 +45,7 @@ COMMANDS = {
     "serve": Serve,
     "gc": Gc,
 }
-#: Commands that are about a study, and take it as their first word or as --study.
+#: Commands about a study, which may be their first word instead of --study.
 STUDY_COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": lambda words: run.main(words),
     "plan": lambda words: run.main([*words, "--plan"]),
@@ -67,5 +67,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _command(words: list[str]) -> Any:
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        raise ValueError(not_among("command", words[0], [*STUDY_COMMANDS, *COMMANDS]))
+        raise ValueError(f"the command {words[0]!r} {none_of(words[0], [*STUDY_COMMANDS, *COMMANDS])}")
     return terminal.parse_args(Command, words, prog="rayexp", description=__doc__)

@@ -1,7 +1,7 @@
-"""Run a command: its errors become exit codes, and what becomes of its output never stops its work.
+"""Run a command: turn its errors into exit codes, and keep it running when its output can't be written.
 
-0 done, 1 failed after work had begun, 2 refused before, 130 stopped. What a person can mend is said in one sentence;
-any other exception is a fault of this project and keeps its traceback.
+0 done, 1 failed after work had begun, 2 refused before, 130 stopped. An error that the user can mend is printed as one
+sentence; any other exception is a bug of this project and keeps its traceback.
 """
 
 import atexit
@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from rayexp.config import explain
-from rayexp.errors import PermanentError, RefusedError, StageError, first_line, sentence
+from rayexp.errors import RayexpError, RefusedError, first_line, sentence
 from rayexp.terminal import exit_with_error, tell
 
-#: OSError includes ConnectionError; StoreError is a PermanentError.
-MENDABLE = (RefusedError, PermanentError, StageError, ValueError, OSError)
+#: Errors that the user can mend. OSError includes ConnectionError.
+MENDABLE = (RayexpError, ValueError, OSError)
 
 
 class FailedError(Exception):
@@ -39,10 +39,10 @@ def working() -> Iterator[None]:
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command and return its exit code. Output that its reader did not want is lost in silence, as behind
-    ``| head``; output that could not be written for another reason makes a 1 of a 0."""
+    """Run a command and return its exit code. A reader that stops reading, such as ``| head``, is no error; output that
+    cannot be written for another reason turns exit code 0 into 1."""
     if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # a user's own modules are there; last, so that they take the place of no other
+        sys.path.append(here)  # for the user's own modules; last, so that they shadow no other
     with _standard_streams() as output:
         code = _exit_code(command)
         output.flush()
@@ -72,9 +72,9 @@ def _exit_code(command: Callable[[], int]) -> int:
 
 @contextmanager
 def stopped_once() -> Iterator[None]:
-    """Let the first SIGTERM (`ray job stop`) or Ctrl-C raise KeyboardInterrupt, from the end of the block on; in the
-    block Ray starts, which has a SystemExit for SIGTERM. Further signals are answered and change nothing, because what
-    they would interrupt is how Ray's processes are ended."""
+    """Let the first SIGTERM (`ray job stop`) or Ctrl-C raise KeyboardInterrupt, from the end of the block on. Ray
+    starts in the block, and raises SystemExit on SIGTERM there. Further signals only print a line, because they would
+    interrupt the end of Ray's processes."""
     try:
         yield
     except (SystemExit, KeyboardInterrupt):
@@ -96,16 +96,16 @@ def _answer(*_: object) -> None:
     os.write(2, b"already stopping, which takes a few seconds\n")
 
 
-@atexit.register  # before Ray is imported, and so called after Ray has ended its processes
+@atexit.register  # registered before Ray is imported, so it is called after Ray has ended its processes
 def _ignore_signals_at_the_end() -> None:
-    """Keep the exit code: Python gives signals their deadly meaning back before it is gone."""
+    """Keep the exit code: on its way out Python makes signals deadly again."""
     for number in _STOP:
         if signal.getsignal(number) is _answer:
             signal.signal(number, signal.SIG_IGN)
 
 
 class _Output:
-    """A text stream that, once it can't be written, drops what it is given and remembers why."""
+    """A text stream that drops all output after the first error, and remembers that error."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -119,7 +119,7 @@ class _Output:
         self._attempt(self._stream.flush)
 
     def close(self) -> None:
-        """Flush; where that failed, leave nothing for Python's own flush at its end to complain about."""
+        """Flush. After an error, redirect the stream to the null device, so that Python's final flush succeeds."""
         self.flush()
         if self.error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
@@ -138,11 +138,11 @@ class _Output:
 
 @contextmanager
 def _standard_streams() -> Iterator[_Output]:
-    """Let standard output and error never raise, whatever they lead to; give the first."""
+    """Replace standard output and error by streams that never raise; give the first."""
     _open_closed_streams()
     before = sys.stdout, sys.stderr
     for stream in before:
-        if hasattr(stream, "reconfigure"):  # what an encoding lacks is spelt: \u03b2
+        if hasattr(stream, "reconfigure"):  # write characters that the encoding lacks as \u03b2
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     output, errors = _Output(sys.stdout), _Output(sys.stderr)
     sys.stdout, sys.stderr = output, errors  # pyright: ignore[reportAttributeAccessIssue]
@@ -155,8 +155,8 @@ def _standard_streams() -> Iterator[_Output]:
 
 
 def _open_closed_streams() -> None:
-    """Put the null device where the shell closed a standard stream (``>&-``): else the next file that is opened gets
-    its number, and what Python's own print or a library writes there."""
+    """Open the null device for each standard stream that the shell closed (``>&-``). Otherwise the next file that is
+    opened gets its number, and receives what print or a library writes."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  as long as the process lives

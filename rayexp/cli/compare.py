@@ -1,4 +1,4 @@
-"""``rayexp compare``: two studies, or two values of a setting within one, with paired differences."""
+"""``rayexp compare``: paired differences between two studies, or between the values of a setting within one."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,19 +30,18 @@ DIFFERING = (Column("of"), Column("setting"), Column("A", cut=True), Column("B",
 
 @dataclass(frozen=True)
 class Compare(LookArgs):
-    """Compare the measurements of two studies, or those of one study with each value of a setting: mean Q after each
-    stage, and the paired difference B - A with a 95 % interval over seeds, then prompts."""
+    """Compare two studies, or the values of one setting within a study: mean Q after each stage, and the paired
+    difference B - A with a 95 % interval over seeds and prompts."""
 
     a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
     """A study: NAME, STORE::NAME, or the folder STORE/studies/NAME."""
     b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[B]")] = ""
     """The other study."""
     by: str = ""
-    """In place of B, a setting that varies in A, such as grpo.kl_beta: stages with its first value are compared with
-    those that have another one, a table for each. The word condition stands for the conditions of a study, each of
-    which is compared with the control."""
+    """Instead of B, a setting that varies in A, such as grpo.kl_beta: one table for each of its other values beside the
+    first. The word condition compares each condition of the study with its control."""
     csv: Path | None = None
-    """Write the table to this file as well, unrounded."""
+    """Also write the table, unrounded, to this file."""
 
     def run(self) -> int:
         from rayexp.reports.compare import compare  # pandas and scipy, which only this command needs
@@ -55,12 +54,12 @@ class Compare(LookArgs):
         return 0
 
     def _studies(self) -> "list[Study]":
-        """Return what is compared: the first with each of the others."""
+        """Return the studies, or parts of one, to compare: the first with each of the others."""
         from rayexp.reports.compare import Study
 
         if bool(self.b) == bool(self.by):
-            given = "both are" if self.b else "neither is"
-            raise ValueError(f"{given} given of B and --by; allowed: A B, two studies, or A --by SETTING, one study")
+            given = "B and --by are both given" if self.b else "neither B nor --by is given"
+            raise ValueError(f"{given}; give A B for two studies, or A --by SETTING for one")
         study = Study.read(self.a, self.store)
         return study.parts(self.by) if self.by else [study, Study.read(self.b, self.store)]
 
@@ -72,7 +71,7 @@ def _write_csv(path: Path, found: "Sequence[Comparison]") -> None:
     try:
         pd.concat(tables).to_csv(path, index=False)
     except OSError as error:
-        raise ValueError(f"csv is {str(path)!r}, which cannot be written ({error.strerror})") from error
+        raise ValueError(f"csv={str(path)!r} cannot be written ({error.strerror})") from error
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -83,14 +82,15 @@ def _comparison_text(found: dict[str, Any]) -> str:
     width = terminal_width()
     lines = [
         f"A  {found['a']}\nB  {found['b']}\n",
-        f"Stages are paired that {facts.PAIRED[found['of_conditions']]}, prompts by role, cell and prompt_index.",
+        f"Stages are paired if they {facts.PAIRED[found['of_conditions']]}; prompts are paired by role, cell and "
+        "prompt_index.",
     ]
     if found["differing"]:
         rows = [
             (each["of"], each["setting"], settings.listed(each["a"]), settings.listed(each["b"]), each["in_pairing"])
             for each in found["differing"]
         ]
-        lines.append(f"Settings that are not the same in A and B:\n\n{table(DIFFERING, rows, width)}")
+        lines.append(f"Settings that differ between A and B:\n\n{table(DIFFERING, rows, width)}")
     if found["table"]:
         lines.append(f"\n{table(TABLE, map(_row, found['table']), width)}")
     return "\n".join([*lines, f"\nnot paired: {'; '.join(found['unpaired']) or 'nothing'}", *found["notes"]])

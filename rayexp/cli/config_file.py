@@ -10,10 +10,11 @@ import yaml
 from rayexp.config import RunConfig
 from rayexp.errors import first_line
 from rayexp.experiment import Experiment
+from rayexp.formatting import shortened
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which ``1e-4`` is a number, as it is in YAML 1.2 and to everybody else."""
+    """YAML in which ``1e-4`` is a number, as in YAML 1.2."""
 
 
 _Loader.add_implicit_resolver(
@@ -22,18 +23,20 @@ _Loader.add_implicit_resolver(
 
 
 def read_config(path: str, usual: Experiment) -> tuple[Experiment, RunConfig]:
-    """Return what a file asks for, and how it is to be run; ``usual`` where it says nothing.
+    """Return the experiment of a file, and how to run it. Settings that the file leaves out are those of ``usual``.
 
-    Raises ValueError or ValidationError on a file that can't be read or that says something else.
+    Raises ValueError or ValidationError on a file that can't be read, or that has other settings.
     """
     try:
-        said = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-        text: Any = json.loads(json.dumps(said))
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        text: Any = json.loads(json.dumps(loaded))
     except OSError as error:
-        raise ValueError(f"config is {path!r}, which cannot be read ({error.strerror})") from error
+        raise ValueError(f"config={path!r} cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"config is {path!r}, which is neither YAML nor JSON ({first_line(error)})") from error
+        raise ValueError(f"config={path!r} is neither YAML nor JSON ({first_line(error)})") from error
     if not isinstance(text, dict):
-        raise ValueError(f"config is {path!r}, which has no names with values; allowed: lines such as `study: depth`")
-    run_config = RunConfig.model_validate_json(json.dumps(text.pop("run_config", {})))
+        raise ValueError(f"config={path!r} has no names with values; write lines such as `study: depth`")
+    if not isinstance(how := text.pop("run_config", {}), dict):
+        raise ValueError(f"run_config={shortened(how)} should be names with values, such as `device: cpu` below it")
+    run_config = RunConfig.model_validate_json(json.dumps(how))
     return Experiment.model_validate_json(json.dumps(usual.model_dump(mode="json") | text)), run_config

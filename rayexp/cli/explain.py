@@ -1,4 +1,4 @@
-"""``rayexp explain``: why a stage would run, or would not: how it differs from the nearest finished ones."""
+"""``rayexp explain``: why a stage would run or would not, and how it differs from the nearest finished one."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,8 +23,8 @@ NO_STUDY = Experiment(study="")
 
 @dataclass(frozen=True)
 class Explain(LookArgs):
-    """Say why a stage would run, or would not. With --study, and the options of an experiment, it is looked for in the
-    plan of that study; without, in the store."""
+    """Say why a stage would run, or would not. The stage is looked up in the plan of --study and the options of an
+    experiment; without --study, in the store."""
 
     stage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STAGE")]
     """An id, the beginning of one, or a label."""
@@ -36,7 +36,7 @@ class Explain(LookArgs):
         return 0
 
     def _wanted(self, index: StoreIndex) -> tuple[str, Stage]:
-        """Return the stage that is asked for, and the id that names it, which may be of an earlier version."""
+        """Return the stage that was asked for, and the id that was found, which may be of an earlier version."""
         if self.experiment.study:
             plan = Plan.of(self.experiment.study, self.experiment.stages(), ())
             stage_id = find(self.stage, plan.labels, self._planned(index))
@@ -44,10 +44,10 @@ class Explain(LookArgs):
         stage_id = find(self.stage, index.labels())
         if stage := index.specs([stage_id]).get(stage_id):
             return stage_id, stage
-        raise ValueError(f"stage is {stage_id!r}, whose spec.json is not there or is none that this version can read")
+        raise ValueError(f"stage={stage_id!r} has no spec.json that this version can read")
 
     def _planned(self, index: StoreIndex) -> str:
-        """Say what the stage may be, and where it is if it is in the store and not in the plan."""
+        """Say what a stage may be called, and that it is in the store if it is there and not in the plan."""
         of = f"a stage that the study {self.experiment.study} plans with these options"
         with suppress(ValueError, AmbiguousError):
             of += f"; without --study, {find(self.stage, index.labels())} is found in the store"
@@ -55,7 +55,7 @@ class Explain(LookArgs):
 
 
 def _facts(index: StoreIndex, stage_id: str, stage: Stage) -> dict[str, Any]:
-    """Gather what is known of a stage: whether it is there, what came of attempts, and what it would be made from."""
+    """Return what is known about a stage: whether it is finished, its failed attempts, and its parent."""
     lineage = {each.id: each.label for each in stage.lineage}
     made = index.finished(lineage)
     finished = made.get(stage_id)
@@ -82,7 +82,7 @@ def _facts(index: StoreIndex, stage_id: str, stage: Stage) -> dict[str, Any]:
 
 
 def _nearest(index: StoreIndex, stage: Stage) -> dict[str, Any] | None:
-    """Find the finished stages of its kind that differ from it in the fewest settings, and in which."""
+    """Return the finished stage of the same kind that differs in the fewest settings, and those settings."""
     specs = index.specs([stage_id for stage_id in index.labels() if kind_in(stage_id) == stage.kind])
     if not specs:
         return None
@@ -108,7 +108,7 @@ def _nearest(index: StoreIndex, stage: Stage) -> dict[str, Any] | None:
 
 
 def _named(versions: Sequence[int]) -> dict[str, int]:
-    """Return the versions that the stages of a lineage were made under, by dotted names."""
+    """Return the versions of the stages of a lineage by dotted name, as ``init.version``."""
     return {f"{'init.' * depth}version": version for depth, version in enumerate(reversed(versions))}
 
 
@@ -121,25 +121,25 @@ def _finished_text(facts: dict[str, Any]) -> str:
     when = f", {facts['started']}" if facts["started"] else ""
     took = "" if facts["duration_s"] is None else f", in {duration(facts['duration_s'])}"
     lines = [
-        f"It is finished{when}{took}, and would not run.",
-        f"The store {facts['store']} has its artifact, with a manifest, under exactly this id, which is a hash of",
-        "every setting of the stage and of what it is built on.",
+        f"It would not run: it is finished{when}{took}.",
+        f"The store {facts['store']} has its artifact under exactly this id, which is a hash of every setting of the",
+        "stage and of what it is built on.",
     ]
     for stage_id, code in facts["other_code"].items():
         which = "It" if stage_id == facts["id"] else f"{stage_id}, which it is built on,"
-        lines.append(f"{which} was made by {one_line(code)}; here is {facts['code_here']}.")
-        lines.append(f"Code is no part of an id; `--force {stage_id}` makes it again, and all that is built on it.")
+        lines.append(f"{which} was made by {one_line(code)}; the code here is {facts['code_here']}.")
+        lines.append(f"Code is not part of an id; `--force {stage_id}` makes it, and all that is built on it, again.")
     absent = facts["not_in_store"].items()
     lines += [f"What it is built on is not all there: {stage_id} ({label}) would run." for stage_id, label in absent]
     return "\n".join(lines)
 
 
 def _missing_text(facts: dict[str, Any]) -> str:
-    """Say that the stage is not in the store, and what is known of attempts at it and of its parents."""
+    """Say that the stage is not in the store, and what is known about failed attempts and its parent."""
     lines = [f"It would run: the store {facts['store']} has no finished stage {facts['id_today']}."]
     for attempt in facts["failures"]:
         why = one_line(attempt["why"])
-        lines.append(f"The last attempt at {attempt['id']}, which it is run with or built on, failed: {why}")
+        lines.append(f"The last attempt at {attempt['id']}, which is run before it or with it, failed: {why}")
     if parent := facts["parent"]:
         state = "finished" if parent["finished"] else "not finished either, and would run first"
         lines.append(f"Its parent {parent['id']} is {state}.")
@@ -149,7 +149,7 @@ def _missing_text(facts: dict[str, Any]) -> str:
 def _nearest_text(facts: dict[str, Any]) -> str:
     kind, nearest = facts["kind"], facts["nearest"]
     if not nearest:
-        return f"\nNo {kind} stage is finished there that it could be compared with."
+        return f"\nThe store has no finished {kind} stage to compare it with."
     lines = ["", f"The nearest finished {kind} stage is {nearest['id']} ({one_line(nearest['label'])})."]
     if nearest["differing"]:
         columns = (Column("setting"), Column("of"), Column("this stage", cut=True), Column("that one", cut=True))
@@ -170,7 +170,7 @@ def _same_settings_text(facts: dict[str, Any]) -> str:
     """Say why two ids differ though no setting does."""
     known = "is above" if facts["nearest"]["versions"] else "is not recorded"
     return (
-        f"No setting differs, and the id does: the version of {facts['kind']} stages is part of it.\n"
-        f"It is {facts['version']} here; that of the other one {known}. It is raised when the same settings would give "
-        "another result."
+        f"No setting differs, but the ids do, because the version of {facts['kind']} stages is part of an id.\n"
+        f"It is {facts['version']} here; that of the other stage {known}. A version is raised when the same settings "
+        "give other results."
     )

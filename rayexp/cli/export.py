@@ -1,4 +1,4 @@
-"""``rayexp export``: a study to publish, as a release kit or on the Hugging Face hub."""
+"""``rayexp export``: publish a study as a release kit or on the Hugging Face hub."""
 
 import sys
 from dataclasses import dataclass
@@ -16,25 +16,26 @@ from rayexp.cli.place import StoreArgs
 
 @dataclass(frozen=True, kw_only=True)
 class Export(StoreArgs):
-    """Write the release kit of a study: its finished stages, results and report, a table of records, checksums. To
-    hf://ORG/NAME publish it on the Hugging Face hub: its results as a data set, the decoders of --models as models."""
+    """Write a study into a folder to publish (a release kit): finished stages, results, report, records, checksums.
+    With --to hf://ORG/NAME, publish on the Hugging Face hub: results as a data set, the decoders of --models as
+    models."""
 
     study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
-    """As it is called below studies/ in the store."""
+    """Name of the study, which is its folder below studies/ in the store."""
     to: str
-    """An empty or new folder, an fsspec URL, or hf://ORG/NAME."""
+    """A new or empty folder, an fsspec URL, or hf://ORG/NAME."""
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGE ...")] = ()
-    """Decoders that become models of the hub, ORG/NAME-... each: ids, beginnings of ids, or labels of finished stages.
-    By default none, so that no study becomes hundreds of repositories."""
+    """Decoders to publish on the hub, each as a model ORG/NAME-...: ids, beginnings of ids, or labels of finished
+    stages. By default none, because a study may have hundreds."""
     dry_run: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """An empty or new folder: what would be uploaded to the hub is written there, and nothing is uploaded."""
+    """A new or empty folder: write there what would be uploaded to the hub, and upload nothing."""
 
     def run(self) -> int:
         if self.to.startswith("hf://"):
             return self._publish()
         if self.models or self.dry_run is not None:
             given = "models" if self.models else "dry_run"
-            raise ValueError(f"{given} is given, and to is {self.to!r}; allowed with it: hf://ORG/NAME")
+            raise ValueError(f"{given} needs to='hf://ORG/NAME', not {self.to!r}")
         return self._release()
 
     def _release(self) -> int:

@@ -1,4 +1,4 @@
-"""``rayexp gc``: what a store holds by study, what no study needs any more, and the removal of that."""
+"""``rayexp gc``: list what each study takes of a store and what no study needs any more, and remove the latter."""
 
 import sys
 from collections import Counter
@@ -24,7 +24,7 @@ STUDIES = (
     Column("report"),
 )
 GARBAGE = (Column("not needed"), Column("size", right=True), Column("path", cut=True), Column("label", spare=True))
-#: Kinds of garbage as a person reads them: one, and several.
+#: Names of the kinds of garbage: of one, and of several.
 NAMES: dict[garbage.Kind, tuple[str, str]] = {
     "stage": ("stage", "stages"),
     "earlier": ("stage of an earlier version", "stages of an earlier version"),
@@ -38,13 +38,13 @@ NAMES: dict[garbage.Kind, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Gc(LookArgs):
-    """Show what a store holds by study, and what no study needs any more; remove that if you say so.
+    """List what each study takes of a store and what no study needs any more; remove the latter if you agree.
 
-    A terminal asks. Elsewhere, and with --json, nothing is removed without --yes.
+    On a terminal it asks. Elsewhere, and with --json, it removes nothing without --yes.
     """
 
     study: str = ""
-    """Give this study up: show, and remove, its folder and what only it needs."""
+    """Give up this study: list and remove its folder and the stages that only it needs."""
     yes: bool = False
     """Remove without asking."""
 
@@ -67,7 +67,7 @@ class Gc(LookArgs):
 def _agreed(found: Sequence[dict[str, Any]]) -> bool:
     """Return whether the person at the terminal wants this removed; False where there is no terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        print("nothing is removed without --yes, or a terminal to ask at")
+        print("nothing was removed; give --yes, or run this on a terminal")
         return False
     try:
         answer = input(f"Remove {_counted(found)}? [y/N] ")
@@ -85,7 +85,7 @@ def _text(found: dict[str, Any]) -> str:
     if unneeded:
         tables.append(table(GARBAGE, [_row(each) for each in unneeded], width))
     what = f"only the study {found['giving_up']} needs" if found["giving_up"] else "no study needs"
-    said = f"{what} {_counted(unneeded)}" if unneeded else "every study needs what is there"
+    said = f"{what} {_counted(unneeded)}" if unneeded else "everything here is needed by some study"
     return "\n\n".join([*tables, f"{said}; store {found['store']}"])
 
 

@@ -1,4 +1,4 @@
-"""``rayexp ls``: every finished stage of a store, and every one that has not finished."""
+"""``rayexp ls``: list the stages of a store, finished and unfinished."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,14 +30,14 @@ UNFINISHED = (
 
 @dataclass(frozen=True)
 class Ls(LookArgs):
-    """List finished stages, and those that have not finished: running, failed, or incomplete."""
+    """List the finished stages of a store, and those that are running, failed or incomplete."""
 
     kind: Literal["any", *KINDS] = "any"  # pyright: ignore[reportInvalidTypeForm]
     """Only stages of this kind."""
     study: str = ""
-    """Only stages of this study, as it is called below studies/ in the store."""
+    """Only stages of this study, named by its folder below studies/ in the store."""
     sort: Literal["label", "started", "took", "size"] = "label"
-    """took and size: the largest first."""
+    """Order of the finished stages; by took or size, the largest first."""
 
     def run(self) -> int:
         self.print_facts(facts.stages(self.index(), self.study, self.kind, self.sort), _text)

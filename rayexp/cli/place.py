@@ -1,5 +1,4 @@
-"""Arguments that every command has: which store, and for those that look into it, in which form they say what they
-found."""
+"""Arguments that all commands share: the store, and the form in which a command prints what it found."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +17,7 @@ class StoreArgs:
     """Folder or fsspec URL of the store."""
 
     def index(self) -> StoreIndex:
-        """Return what is in it. Raises StoreError if there is no store."""
+        """Return the index of the store. Raises StoreError if there is no store."""
         index = StoreIndex(Store(self.store))
         index.require_there()
         return index
@@ -26,13 +25,13 @@ class StoreArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class LookArgs(StoreArgs):
-    """A store to look into, and the form of what is found."""
+    """A store to look into, and the form of the answer."""
 
     json: bool = False
-    """Print one JSON document in place of tables: ids whole, numbers unrounded, in bytes and seconds."""
+    """Print one JSON document instead of tables: whole ids, unrounded numbers, in bytes and seconds."""
 
     def print_facts(self, facts: dict[str, Any], text: Callable[[dict[str, Any]], str]) -> None:
-        """Print facts as JSON or as ``text`` writes them. JSON has no NaN and no infinity: they are null."""
+        """Print facts as JSON, with null for NaN and infinity, or as ``text`` writes them."""
         if self.json:
             facts = json.loads(json.dumps(facts), parse_constant=lambda _: None)
             print(json.dumps(facts, indent=2))

@@ -1,9 +1,9 @@
-"""Write the results table and the report of a study again, from what its store has; trains nothing, starts no Ray.
+"""Write the results table and the report of a study again from its finished stages. Trains nothing, starts no Ray.
 
     rayexp report demo --store runs
 
-Takes the options of ``rayexp run``: they name the study. It has all stages that sweeps asked for under that name,
-and those of a grid that is given here.
+Takes the options of ``rayexp run``, which name the study. The report has all stages that sweeps asked for under that
+name, and those of the ratios, betas and seeds given here.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from rayexp.sweep.plan import Plan
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the whole job; return the exit code."""
+    """Run the command; return the exit code."""
     return run_command(lambda: _report(parse_args(arguments, DEMO.study, __doc__)))
 
 
@@ -30,7 +30,7 @@ def _report(sweep: Sweep) -> int:
         wanted = changed([*plan.conditions, *plan.stages], lambda found: [each for each in found if each.id in labels])
         plan = Plan.of(plan.study, wanted, plan.finished, looks=plan.looks)
     if not job.study.whole(plan, labels or plan.labels).finished:
-        raise StoreError(f"store is {job.store.url!r}, which has no finished stage of the study {plan.study}")
+        raise StoreError(f"store={job.store.url!r} has no finished stage of the study {plan.study}")
     with working():
         undrawn = api.write_report(dataclasses.replace(job, plan=plan)).undrawn
     print(*undrawn, sep="\n", end="\n" * bool(undrawn), file=sys.stderr)

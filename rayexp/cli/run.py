@@ -1,11 +1,12 @@
-"""Plan a study, run what is missing of it on Ray, write its results and its report.
+"""Plan a study, run its missing stages on Ray, and write its results and its report.
 
     rayexp run demo                                         the demo, on this machine
-    rayexp plan depth --scale paper                         what a study would do
+    rayexp plan depth --scale paper                         print what a study would run, and what it would cost
     ray job submit --working-dir . -- python jobs/sweep.py --study composition --store s3://bucket/study
 
-Run again, it does what is left; when nothing is, it ends in seconds. Several may share a store at the same time. Exit
-codes: 0 all done, 1 something failed, 2 refused before anything was started, 130 stopped (Ctrl-C, SIGTERM).
+The same command continues an interrupted run; where all is finished, it ends in seconds. Several runs may share a store
+at the same time. Exit codes: 0 all done, 1 something failed, 2 refused before anything was started, 130 stopped
+(Ctrl-C, SIGTERM).
 """
 
 import json
@@ -34,62 +35,62 @@ from rayexp.sweep.trackers import Trackers
 
 
 class Options(RunConfig):
-    """Machines, workers and limits; nothing of this can change a result."""
+    """Machines, workers and limits. None of these changes a result by more than rounding."""
 
     lease: Annotated[str, tyro.conf.Suppress] = ""
     argv: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
 
 
-#: What Ray sets for the driver of a job that was submitted.
+#: Variable that Ray sets for the driver of a submitted job.
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 DEMO, USUAL = Experiment(), Options()
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Plan a study, run what is missing of it on Ray, write its results and its report."""
+    """Plan a study, run its missing stages on Ray, and write its results and its report."""
 
     experiment: Annotated[Experiment, tyro.conf.OmitArgPrefixes] = DEMO
     config: str | None = None
-    """YAML or JSON file with the options of an experiment by name, and those of how it is run as `run_config`. What
-    the command line says as well takes the place of what the file says."""
+    """YAML or JSON file with the options of an experiment by name, and machines, workers and limits under `run_config`.
+    Options on the command line override those in the file."""
     plan: bool = False
-    """Print every stage with its state, its cost and what it is built on, and stop."""
+    """Print every stage with its state, cost and parent, and stop."""
     json: bool = False
-    """Print the plan as JSON: the experiment with all of its settings, how it is run, and every stage."""
+    """Print the plan as JSON: the experiment with all its settings, how it is run, and every stage."""
     price: Annotated[float | None, tyro.conf.arg(metavar="PRICE")] = None
-    """Price of an hour of the machines that the plan counts with, all together; the plan says what the rest costs."""
+    """Price of all machines of the plan together for an hour; the plan then says what the unfinished stages cost."""
     repair: bool = False
-    """Read every finished artifact of the plan first, and make those again that are damaged."""
+    """First read every finished artifact of the plan, and make the damaged ones again."""
     force: tuple[str, ...] = ()
-    """Make these stages again (id, beginning of one, or label), and all of the plan that is built on them. What the
-    store has of them is moved to its folder replaced/."""
+    """Stages to make again (id, beginning of an id, or label), with all stages of the plan that are built on them. The
+    old artifacts are moved to replaced/ in the store."""
     fail_fast: bool = False
-    """After a failure, stop."""
+    """Stop after the first failure."""
     loggers: tuple[str, ...] = ()
     """Trackers to write to beside the store: csv, json, mlflow, tensorboard, trackio, wandb."""
     serve: bool = False
-    """Show the store in a browser by Ray Serve, at the address that is printed, for as long as the cluster lives. A job
-    that was submitted to a cluster which asks for a token does so by itself."""
+    """Show the store in a browser with Ray Serve for as long as the cluster lives; the address is printed. A job that
+    was submitted to a cluster with a token does this by default."""
     no_serve: bool = False
-    """Don't, in such a job either."""
+    """Do not show the store in a browser, not even in such a job."""
     notify: str | None = None
-    """Tell how the sweep ended, once: a URL of http or https gets a POST of JSON, anything else is a command of the
-    shell with the same on its standard input."""
-    options: Annotated[Options, tyro.conf.OmitArgPrefixes] = USUAL
+    """Report once how the sweep ended: an http or https URL gets a POST of JSON, a shell command gets the JSON on its
+    standard input."""
+    resources: Annotated[Options, tyro.conf.OmitArgPrefixes] = USUAL
 
     def serves(self) -> bool:
-        """Return whether the store is shown in a browser."""
+        """Return whether to show the store in a browser."""
         by_itself = SUBMITTED in os.environ and os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
         return self.serve or (by_itself and not self.no_serve)
 
     def run_config(self, argv: tuple[str, ...] = ()) -> RunConfig:
-        """Return how the stages are to be run."""
-        return RunConfig.model_validate(self.options.model_dump() | {"argv": argv})
+        """Return how to run the stages."""
+        return RunConfig.model_validate(self.resources.model_dump() | {"argv": argv})
 
 
 def main(arguments: list[str] | None = None, study: str = DEMO.study) -> int:
-    """Run the whole job, by default of this study; return the exit code."""
+    """Run the command, by default for this study; return the exit code."""
     return run_command(lambda: _sweep(parse_args(arguments, study), command_line(arguments)))
 
 
@@ -110,7 +111,7 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         ):
             failed, undrawn = _run(first, sweep, course, tracked)
     except KeyboardInterrupt:
-        begun = "; with --force it makes everything again that is named" if sweep.force else ""
+        begun = " (with --force it makes the named stages again from their beginning)" if sweep.force else ""
         print(f"stopped; the same command goes on from here{begun}", file=sys.stderr)
         return 130
     print(*undrawn, sep="\n", end="\n" * bool(undrawn), file=sys.stderr)
@@ -118,7 +119,8 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
 
 
 def _run(first: Job, sweep: Sweep, course: Course, tracked: Trackers) -> tuple[list[str], list[str]]:
-    """Run a job, and what its experiment wants then. Return a line for each failure, and for each missing figure."""
+    """Run a job, then those that its experiment wants after it. Return a line for each failure and each figure that
+    could not be drawn."""
     job, failed, address = first, [], ""
     for job in api.rounds(first):
         print(job.said(), flush=True)
@@ -142,8 +144,8 @@ def _run(first: Job, sweep: Sweep, course: Course, tracked: Trackers) -> tuple[l
 
 
 def _serve(job: Job) -> str:
-    """Show the store of a job by Ray Serve; return the address, or nothing where that can't be, without which a sweep
-    goes on."""
+    """Show the store of a job with Ray Serve; return the address. If that fails, say so and return nothing: a sweep
+    does not need it."""
     from rayexp.distributed import runtime
     from rayexp.service import deployment  # a web framework, and Ray Serve
 
@@ -171,20 +173,22 @@ def parse_args(arguments: list[str] | None, study: str, description: str | None 
     default = Sweep(experiment=Experiment(study=study))
     if file := _config_in(words):
         experiment, run_config = read_config(file, default.experiment)
-        default = Sweep(experiment=experiment, options=Options.model_validate(run_config.model_dump()))
-    known = "\n".join(f"    {name:12} {about}" for name, about in SUMMARIES.items())
+        default = Sweep(experiment=experiment, resources=Options.model_validate(run_config.model_dump()))
+    known = "\n".join(f"    {name:13} {about}" for name, about in SUMMARIES.items())
     sweep = terminal.parse_args(Sweep, words, default=default, description=f"{description}\nStudies:\n\n{known}")
     if sweep.serve and sweep.no_serve:
-        raise ValueError("serve and no_serve are both given; allowed: one of them")
-    if sweep.price is not None and not (sweep.plan and not sweep.json and 0 <= sweep.price < math.inf):
-        raise ValueError(f"price is {sweep.price:g}; allowed: a number from 0 on, where a plan is printed as text")
+        raise ValueError("serve and no_serve are both given; give one of them")
     if sweep.json and not sweep.plan:
-        raise ValueError("json is true; allowed where only the plan is asked for, as in `rayexp plan`")
+        raise ValueError("json is for a plan; add --plan, or use `rayexp plan`")
+    if sweep.price is not None and (sweep.json or not sweep.plan):
+        raise ValueError(f"price={sweep.price:g} is for a plan that is printed as text; add --plan without --json")
+    if sweep.price is not None and not 0 <= sweep.price < math.inf:
+        raise ValueError(f"price={sweep.price:g} should be a finite number from 0 on")
     return sweep
 
 
 def _config_in(words: list[str]) -> str | None:
-    """Return the file that a command line names: it has to be read before the rest can be."""
+    """Return the configuration file of a command line. It is read before the other options, which override it."""
     found = None
     for word, after in pairwise([*words, ""]):
         option, given, value = word.partition("=")
@@ -200,7 +204,7 @@ def _plan_text(job: Job, price: float | None) -> str:
 
 
 def _power(job: Job) -> str:
-    """Say which gain so many seeds can detect, once there are results."""
+    """Say which gain the number of seeds can detect; nothing while there are no results."""
     if not any(stage.pool == "measure" and stage.id in job.plan.finished for stage in job.plan.stages):
         return ""
     from rayexp.reports import copies, power, table  # pandas, which only a store with results needs
@@ -228,12 +232,12 @@ def _plan_json(sweep: Sweep, job: Job) -> str:
 
 
 def _own_cluster() -> bool:
-    """Return whether a sweep starts a cluster of its own, which ends when it does."""
+    """Return whether a sweep starts a cluster of its own, which ends with it."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def machines() -> ClusterResources:
-    """Return the machines of the cluster that RAY_ADDRESS names, else this machine, without a start of Ray."""
+    """Return the machines of the cluster at RAY_ADDRESS; without one this machine, and Ray is not started."""
     if _own_cluster():
         return ClusterResources.here()
     from rayexp.distributed import runtime

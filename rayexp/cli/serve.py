@@ -1,4 +1,4 @@
-"""``rayexp serve``: a store as pages for a browser, and as JSON for programs."""
+"""``rayexp serve``: show a store as pages in a browser, and as JSON for programs."""
 
 import socket
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from rayexp.cli.place import StoreArgs
 from rayexp.errors import RefusedError
 
-#: Names by which a browser on this machine calls it.
+#: Names of this machine that only its own browsers can use.
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @dataclass(frozen=True)
 class Serve(StoreArgs):
-    """Show a store in a browser: its studies, reports, stages and files. Changes nothing; Ctrl-C ends it."""
+    """Show a store in a browser: studies, reports, stages and files. Changes nothing; Ctrl-C ends it."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Any but that of this machine alone asks for Ray's token."""
+    """Address to listen on. At any other than 127.0.0.1 and localhost, readers have to enter Ray's token."""
     port: int = 8700
-    """0: any that is free."""
+    """Port to listen on; 0 takes any free one."""
 
     def run(self) -> int:
         url = self.index().store.url
@@ -41,14 +41,14 @@ def _token(host: str) -> str:
     if token := ray_token():
         return token
     raise RefusedError(
-        f"host is {host!r}, where others reach it, and there is no token to ask for; run `ray get-auth-token "
+        f"host={host!r} can be reached by others, and there is no token to ask them for; run `ray get-auth-token "
         "--generate`, set RAY_AUTH_TOKEN, or listen on 127.0.0.1"
     )
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises RefusedError where that can't be."""
+    """Return a socket that listens. Raises RefusedError if it can't be opened."""
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        raise RefusedError(f"port {port} of {host} can't be listened on ({error}); name another by --port") from error
+        raise RefusedError(f"port {port} of {host} cannot be opened ({error}); choose another by --port") from error

@@ -1,4 +1,4 @@
-"""``rayexp show``: all that a store knows of one stage."""
+"""``rayexp show``: print all that a store has about one stage."""
 
 import json
 import shlex
@@ -15,7 +15,7 @@ from rayexp.service.facts import stage as facts_of
 from rayexp.stages import settings
 from rayexp.terminal import Column, duration, table, terminal_width
 
-#: Of provenance, in this order; the rest is in provenance.json.
+#: Entries of provenance to print, in this order; the rest is in provenance.json.
 FACTS = ("started", "duration_s", "seconds", "host", "machine", "user", "python", "argv", "source", "git", "packages")
 
 
@@ -42,7 +42,7 @@ def _text(facts: dict[str, Any]) -> str:
     if facts["lineage"]:
         sections += _lineage_sections(facts)
     else:
-        sections.append("its spec.json is not there, or is none that this version can read")
+        sections.append("its spec.json is missing, or cannot be read by this version")
     sections.append(_titled("provenance", _provenance_text(facts)))
     sections.append(_titled("files", _files_text(facts)))
     if facts["metrics"]:
@@ -60,11 +60,11 @@ def _titled(title: str, body: str) -> str:
 
 
 def _lineage_sections(facts: dict[str, Any]) -> list[str]:
-    """Show settings of the whole lineage, and what in the store stands above and below."""
+    """Return the settings of the whole lineage, and the stages of the store that are built on it."""
     sections = []
     if (today := facts["id_today"]) != facts["id"]:
         sections.append(
-            f"not what this version makes: the same settings have the id {today} today (`rayexp explain` says more)"
+            f"made by an earlier version: today the same settings have the id {today} (`rayexp explain` says more)"
         )
     for each in facts["lineage"]:
         where = each["id"] + ("" if each["in_store"] else ", not in this store")
@@ -81,7 +81,7 @@ def _lineage_sections(facts: dict[str, Any]) -> list[str]:
 def _provenance_text(facts: dict[str, Any]) -> str:
     record = facts["provenance"]
     if not record:
-        return "none that can be read"
+        return "cannot be read"
     rows = []
     for name in FACTS:
         value = record.get(name)
@@ -93,7 +93,7 @@ def _provenance_text(facts: dict[str, Any]) -> str:
             name, value = "took", None if facts["duration_s"] is None else duration(facts["duration_s"])
         rows.append((name, "-" if value is None else str(value)))
     other = facts["other_code"]
-    rows.append(("code", f"{other}; here is {facts['code_here']}" if other else "the code here"))
+    rows.append(("code", f"{other}; the code here is {facts['code_here']}" if other else "the code here"))
     run_config = record.get("run_config")
     if isinstance(run_config, Mapping):
         shown = ("device", "train_workers", "rollout_workers", "store")
@@ -158,6 +158,6 @@ def _loading(stage_id: str, model: dict[str, Any]) -> str:
 
 
 def _width() -> int | None:
-    """Return the room for a table that is indented."""
+    """Return the width of the terminal less the indent of a table."""
     width = terminal_width()
     return width - 2 if width else None

@@ -78,7 +78,7 @@ def _free_port(first: int) -> int:
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise RefusedError(
-        f"no port from {first} on is free for the dashboard; name one by HEAD_ARGS=--dashboard-port=PORT"
+        f"no port from {first} on is free for the dashboard; choose one by HEAD_ARGS=--dashboard-port=PORT"
     )
 
 
@@ -103,7 +103,7 @@ def _closed_folder() -> Path:
     made.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = made.lstat()
     if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
-        raise RefusedError(f"{made}, for Ray's files, is somebody else's; name a folder of yours by RAY_TMPDIR")
+        raise RefusedError(f"Ray's folder {made} belongs to somebody else; set RAY_TMPDIR to a folder of yours")
     made.chmod(0o700)
     return made
 

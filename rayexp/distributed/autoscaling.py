@@ -25,7 +25,7 @@ def node_types(gcs_address: str) -> NodeTypes:
         config = _of_kuberay() if "RAY_CLUSTER_NAME" in os.environ and NAMESPACE.exists() else _of_monitor(gcs_address)
         return types_in(config or {})
     except Exception as error:  # of a file, of YAML, or of the network
-        log.warning("how far the cluster may grow can't be read (%s); counting the nodes there are", sentence(error))
+        log.warning("cannot read how far the cluster may grow (%s); counting the present nodes", sentence(error))
         return []
 
 

@@ -174,7 +174,7 @@ class RolloutManager:
         if not worst <= limit:
             raise ParityError(
                 f"sampler and learner differ by {worst:.3g} nats on fixed tokens after a weight sync of "
-                f"{self._stage.label}; allowed: max_logprob_mismatch = {number(limit)}"
+                f"{self._stage.label}, which is more than max_logprob_mismatch = {number(limit)}"
             )
         return worst
 

@@ -75,7 +75,9 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
             )
         except (RuntimeError, OSError, RayError) as error:  # it has other versions, or wants another token
             why = one_line(" ".join(str(error).split()), 400)
-            raise RefusedError(f"RAY_ADDRESS is {address!r}, a cluster that can't be used from here: {why}") from error
+            raise RefusedError(
+                f"RAY_ADDRESS={address!r} names a cluster that cannot be used from here: {why}"
+            ) from error
         _change_submission(lambda known: {**about, **known})  # what was said there stands
         token = ""
     else:

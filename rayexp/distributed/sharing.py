@@ -33,8 +33,8 @@ def require_shared(files: Files) -> None:
     if problems:
         node, why = problems[0]
         raise StoreError(
-            f"store is {files.url!r}, which {len(problems)} of {len(nodes)} nodes do not share with this one, as the "
-            f"node {node}: {why}; {SHARED}"
+            f"store={files.url!r} is not shared by {len(problems)} of {len(nodes)} nodes, such as {node}: {why}; "
+            f"{SHARED}"
         )
 
 
@@ -69,5 +69,5 @@ def _problems(nodes: dict[str, str], url: str, probe: str) -> list[tuple[str, st
             if why := ray.get(answer):
                 problems.append((address, why))
         except (RayError, TimeoutError) as error:
-            log.warning("whether the node %s shares the store is not known: %s", address, sentence(error))
+            log.warning("cannot tell whether the node %s shares the store: %s", address, sentence(error))
     return problems

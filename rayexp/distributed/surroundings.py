@@ -32,7 +32,7 @@ def require_train() -> None:
     """Raise RefusedError where Ray Train is told to be an earlier version of itself."""
     if not is_v2_enabled():
         value = os.environ[V2_ENABLED_ENV_VAR]
-        raise RefusedError(f"{V2_ENABLED_ENV_VAR} is {value!r}, which switches off the Ray Train in use; allowed: 1")
+        raise RefusedError(f"{V2_ENABLED_ENV_VAR}={value!r} switches off Ray Train V2, which is used here; set it to 1")
 
 
 def require_cluster(address: str) -> None:
@@ -40,25 +40,25 @@ def require_cluster(address: str) -> None:
 
     def refusal(why: str) -> RefusedError:
         return RefusedError(
-            f"RAY_ADDRESS is {address!r}, {why}; allowed: HOST:PORT of a cluster's head, auto for the one on this "
-            "machine, or nothing for a new one"
+            f"RAY_ADDRESS={address!r} {why}; set it to HOST:PORT of a cluster's head, to auto for the one on this "
+            "machine, or to nothing for a new one"
         )
 
     if "://" in address:
-        raise refusal("a URL")
+        raise refusal("is a URL")
     try:
         found = canonicalize_bootstrap_address(address)
     except ValueError:
-        raise refusal("which is no address") from None
+        raise refusal("is not an address") from None
     except OSError:
-        raise refusal("and there is no Ray cluster on this machine") from None
+        raise refusal("finds no Ray cluster on this machine") from None
     if os.environ.get("RAY_USE_TLS", "0") in ("1", "true"):  # only Ray has the certificates
         return
     with grpc.insecure_channel(str(found), options=(("grpc.enable_http_proxy", 0),)) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
         except grpc.FutureTimeoutError:
-            raise refusal(f"and no Ray cluster answers at {found}") from None
+            raise refusal(f"leads to {found}, where no Ray cluster answers") from None
 
 
 def use_plain_path() -> None:
@@ -68,7 +68,7 @@ def use_plain_path() -> None:
     """
     place = str(Path(ray.__file__).parent)
     if set(LOST) & set(place):
-        raise RefusedError(f"Ray is installed in {place}; allowed: a path without any of {' '.join(LOST)}")
+        raise RefusedError(f"Ray is installed in {place}; install it in a path without any of {' '.join(LOST)}")
     if shlex.quote(sys.executable) == sys.executable:
         return
     link = Path(mkdtemp(prefix="rayexp-python-", dir="/tmp"), "python")  # TMPDIR may have a blank itself
@@ -95,11 +95,13 @@ def require_folder() -> None:
     place = str(folder() / "ray")
 
     def refusal(why: str) -> RefusedError:
-        where = f"{name} is {os.environ[name]!r}, where Ray's folder {place!r}" if name else f"Ray's folder {place!r}"
-        return RefusedError(f"{where} {why}; allowed: a RAY_TMPDIR with a short absolute path, room, and this owner")
+        where = (
+            f"{name}={os.environ[name]!r} puts Ray's folder at {place!r}, which" if name else f"Ray's folder {place!r}"
+        )
+        return RefusedError(f"{where} {why}; set RAY_TMPDIR to a folder of yours with a short absolute path and room")
 
     if not os.path.isabs(place):
-        raise refusal("is relative, so every process would have another")
+        raise refusal("is relative, so that each process would have another")
     if (excess := len(os.fsencode(_socket(place))) - SOCKET_PATH_BYTES) > 0:
         raise refusal(f"is {excess} bytes too long for the sockets in it")
     try:

@@ -29,7 +29,7 @@ def pass_at_k_sampled(sampled: int, correct: np.ndarray, k: int) -> np.ndarray:
     Raises ValueError where k is larger than ``sampled``, for there is no unbiased estimate.
     """
     if not 1 <= k <= sampled:
-        raise ValueError(f"k is {k}; allowed: 1 to the number of sampled completions, {sampled}")
+        raise ValueError(f"k={k} should be from 1 to {sampled}, the number of sampled completions")
     wrong = sampled - np.asarray(correct, dtype=float)
     enough = wrong >= k
     safe = np.where(enough, wrong, k)
@@ -59,11 +59,17 @@ class Interval:
         return self.high - self.low > TELLS_LITTLE * (self.possible[1] - self.possible[0])
 
     def __format__(self, spec: str) -> str:
-        """Text for people; spec: of each number. An interval that covers nearly all that is possible is none."""
+        """Return text for people. An interval that covers nearly all that is possible is not shown. spec: of each
+        number."""
         spec = spec or ".3g"
         if self.undecided:
-            return f"{self.mean:{spec}} (undecided with {self.seeds} seed{'' if self.seeds == 1 else 's'})"
+            return f"{self.mean:{spec}} ({self.uncertain})"
         return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+    @property
+    def uncertain(self) -> str:
+        """Return what stands in the place of an interval that says nothing."""
+        return f"uncertain with {self.seeds} seed{'' if self.seeds == 1 else 's'}"
 
     def __str__(self) -> str:
         return format(self)

@@ -40,11 +40,11 @@ class Decoder(Value):
     def _shape(self) -> Self:
         if self.width % self.heads or self.head_size not in HEAD_SIZES:
             raise ValueError(
-                f"decoder.width / decoder.heads is {self.width} / {self.heads} = {self.width / self.heads:g}; "
-                f"allowed: head sizes that vLLM can serve, {', '.join(map(str, HEAD_SIZES))}"
+                f"decoder.width / decoder.heads = {self.width} / {self.heads} = {self.width / self.heads:g} should be "
+                f"a head size that vLLM serves: {', '.join(map(str, HEAD_SIZES))}"
             )
         if self.heads % self.kv_heads:
-            raise ValueError(f"decoder.kv_heads is {self.kv_heads}; allowed: divisors of heads = {self.heads}")
+            raise ValueError(f"decoder.kv_heads={self.kv_heads} should be a divisor of heads={self.heads}")
         return self
 
     def parameters(self, vocabulary_size: int) -> int:
@@ -109,11 +109,11 @@ def _shape_of(source: str, revision: str) -> dict[str, Any]:
         "context_tokens": "max_position_embeddings",
     }
     if missing := [name for name in names.values() if not isinstance(settings.get(name), int)]:
-        raise ValueError(f"source is {source!r}, whose config.json has no {missing[0]}; allowed: a decoder of text")
+        raise ValueError(f"source={source!r} has no {missing[0]} in its config.json; give a decoder of text")
     shape = {field: settings[name] for field, name in names.items()}
     shapes = sources.parameters(source, revision)
     if not shapes:
-        raise ValueError(f"source is {source!r}, which has no weights as safetensors; allowed: a model that has them")
+        raise ValueError(f"source={source!r} has no weights as safetensors; give a model that has them")
     untied = 0 if any(name.startswith("lm_head.") for name in shapes) else shape["vocabulary_size"] * shape["width"]
     architecture, *_ = settings.get("architectures") or [settings.get("model_type", "unknown")]
     counted = sum(map(math.prod, shapes.values())) + untied

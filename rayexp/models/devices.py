@@ -15,7 +15,7 @@ def resolve_device(name: str) -> torch.device:
     """Return the device of a name; ``auto`` is the GPU where there is one. Raises RuntimeError if ``cuda`` is asked for
     and torch sees none."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device is 'cuda', but torch sees no GPU; use device='cpu'")
+        raise RuntimeError("device='cuda' was requested, but torch sees no GPU; use device='cpu'")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 

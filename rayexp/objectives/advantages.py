@@ -99,7 +99,7 @@ def advantages_of(kind: str, earnings: Earnings, values_NC: "Tensor | None" = No
     if kind in OF_GROUP:
         return _against_group(kind, earnings)
     if values_NC is None:
-        raise ValueError(f"advantage is {kind!r} and values_NC None; allowed: the values of a critic")
+        raise ValueError(f"advantage={kind!r} needs values_NC, the values of a critic")
     advantage_NC = masked(OF_VALUES[kind](earnings.returns_NC(), values_NC), earnings.mask_NC)
     # A baseline that doesn't depend on the token leaves the whole gradient.
     return Advantages(advantage_NC, 1.0, advantage_NC.new_ones(len(advantage_NC)))

@@ -33,11 +33,11 @@ class Arm:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Columns that tell its rows from those of other arms."""
+        """Return the columns that identify the rows of this arm."""
         return {"condition": self.condition, "layers": self.layers, "prompt_role": self.prompt_role}
 
     def of(self, data: pd.DataFrame) -> pd.DataFrame:
-        """The rows of a table that are about this arm."""
+        """Return the rows of a table that are about this arm."""
         return data[(data["condition"] == self.condition) & (data["prompt_role"] == self.prompt_role)]
 
     @property
@@ -46,12 +46,12 @@ class Arm:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Roles of the cells to show: the one in question, and the one that GRPO trained on."""
+        """Return the roles of the cells to show: the target role, and the role that GRPO trained on."""
         return tuple(dict.fromkeys((self.target, self.prompt_role)))
 
     @property
     def short_name(self) -> str:
-        """For people, e.g. ``OOD prompts``; with the condition where a study has several."""
+        """Return a title, e.g. ``OOD prompts``, with the condition if a study has several."""
         return f"{ROLE_NAMES[self.prompt_role]} prompts{told(self.condition)}"
 
     @property
@@ -63,7 +63,7 @@ class Arm:
 
 
 def arms(results: pd.DataFrame) -> list[Arm]:
-    """The arms with at least one measured pair, by condition and then by role."""
+    """Return the arms with at least one measured pair, by condition and then by role."""
     pairs = results[results["kl_beta"].notna() & results["init_q"].notna()]
     pairs = pairs.assign(gain=pairs["q"] - pairs["init_q"], kl_beta=pairs["kl_beta"].astype(float))
     return [
@@ -75,26 +75,26 @@ def arms(results: pd.DataFrame) -> list[Arm]:
 
 
 def before(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a prompt of each init: the GRPO stages that share an init share its measurements."""
+    """Return one row a prompt of each init, because GRPO stages with the same init share its measurements."""
     return rows.drop_duplicates(["init_id", "cell", "prompt_index"])
 
 
 def percent(ratio: float) -> str:
-    """An OOD ratio for people, without its unit and without loss: 0.003 is ``0.3``."""
+    """Return an OOD ratio in percent, exact and without the sign: ``0.3`` for 0.003."""
     return f"{Decimal(repr(float(ratio))).scaleb(2).normalize() + 0:f}"
 
 
 def mass_name(results: pd.DataFrame) -> str:
-    """Return the name of q in this study: where several completions are right, it is the mass of one of them."""
+    """Return the name of q in this study. If several completions are right, q is the mass of only one of them."""
     return "correct mass Q" if results["exact"].all() else "gold mass (≤ Q)"
 
 
 def counted(counts: pd.Series, noun: str) -> str:
-    """A number of things that may differ among the points of a figure: ``3 seeds``, ``1 seed``, ``1 to 3 seeds``."""
+    """Return a number, or its range over the points of a figure: ``3 seeds``, ``1 seed``, ``1 to 3 seeds``."""
     low, high = int(counts.min()), int(counts.max())
     return f"{low if low == high else f'{low} to {high}'} {noun}{'' if high == 1 else 's'}"
 
 
 def told(condition: str) -> str:
-    """A condition as the end of a title."""
+    """Return a condition as the end of a title."""
     return f", {condition}" if condition else ""

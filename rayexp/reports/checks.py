@@ -1,7 +1,7 @@
-"""The checks of the claims: what each predicts, and what was measured. C1 to C4 are the paper's; C5 is C4 for GRPO as
-it is run (``evaluation.fixed_point``).
+"""The checks of the claims: prediction and measurement. C1 to C4 are the paper's claims; C5 is C4 for GRPO as it is run
+(``evaluation.fixed_point``).
 
-A verdict compares a 95 % interval with a threshold that was fixed beforehand: ``holds`` or ``does not hold`` where the
+A verdict compares a 95 % interval with a threshold that was fixed beforehand: ``holds`` or ``does not hold`` if the
 whole interval lies on one side of it, else ``undecided``.
 """
 
@@ -23,9 +23,9 @@ from rayexp.evaluation.theory import paper_bound, tilted
 from rayexp.reports.arms import Arm, before, percent
 
 HOLDS, FAILS, UNDECIDED, NOT_MEASURED = "holds", "does not hold", "undecided", "not measured"
-#: Of a claim about a range that none of the study's OOD ratios lies in.
+#: Verdict on a claim about a range of masses that no OOD ratio of the study reaches.
 NOT_COVERED = "not covered by the grid"
-#: Of an objection (``reports.objections``).
+#: Verdicts on objections (``reports.objections``).
 SUPPORTED, REFUTED = "supported", "refuted"
 
 #: A gain of less correct mass than this is no gain.
@@ -44,8 +44,8 @@ ROUNDING = 1e-5
 class Finding:
     """One claim measured in one setting.
 
-    value: what the verdict compares, None where it was not measured. p: two-sided p-value of its threshold, None also
-    with one seed. ood_ratio: None where the claim compares several.
+    value: the interval that the verdict compares, None if it was not measured. p: two-sided p-value of the threshold,
+    None also with one seed. ood_ratio: None if the claim compares several.
     """
 
     verdict: str
@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """id, title and prediction are for people; check measures it on the rows of one arm and one beta."""
+    """A claim. id, title and prediction are texts; check measures it on the rows of one arm and one beta."""
 
     id: str
     title: str
@@ -68,7 +68,7 @@ class Claim:
 
 
 def no_mass_no_gain(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C1. Gain on the target cells of decoders that were pretrained without any OOD sample."""
+    """Check C1: the gain on the target cells of decoders that were pretrained without any OOD sample."""
     target = rows[rows["role"] == arm.target]
     without = target[(target["ood_ratio"] == 0) & target["source"].isna()]
     if without.empty:
@@ -80,10 +80,11 @@ def no_mass_no_gain(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
 
 
 def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C2. Gain at the best unsaturated ratio in between less the gain at the lowest and the highest ratio, paired.
+    """Check C2: the paired differences between the gain at the best unsaturated ratio in between and the gains at the
+    lowest and the highest ratio.
 
-    The best ratio is chosen by its gain, which flatters it; that it must beat both ends at once makes up for that.
-    Where no ratio has a mean Q of ``LEARNABLE_Q`` to ``SATURATED_Q``, that no gain was found there says nothing.
+    The best ratio is chosen by its gain, which favours it; having to beat both ends makes up for that. If no ratio has
+    a mean Q between ``LEARNABLE_Q`` and ``SATURATED_Q``, a missing gain decides nothing.
     """
     target = rows[rows["role"] == arm.target]
     each = ["seed", "cell", "prompt_index"]
@@ -99,7 +100,7 @@ def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
         return [missing("no seed is finished at all three of the ratios to compare", arm.target)]
     before_best, *before_ends = (masses.loc[pairs.index, ratio].mean() for ratio in (best, low_end, high_end))
     compared = [pairs.assign(margin=pairs[best] - pairs[end]).reset_index() for end in (low_end, high_end)]
-    # What is there at one ratio may be lost, what is missing at the other gained, and the other way round.
+    # At the extremes, one ratio loses all of its mass while the other gains all that it lacks.
     limits = [(end - before_best - 1, end - before_best + 1) for end in before_ends]
     margins = [conservative_interval(rows, "margin", possible) for rows, possible in zip(compared, limits, strict=True)]
     verdict, note = _in_between(margins, means, q[high_end])
@@ -119,8 +120,8 @@ def gain_in_between(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
 
 
 def _p_of_both(compared: list[pd.DataFrame], verdict: str) -> float | None:
-    """Both margins have to be there for the claim to hold, so the larger p-value counts. One that is not there refutes
-    it: then the smaller one does, doubled, for there were two."""
+    """Return the p-value of a claim that needs both margins: the larger of the two (intersection-union test). One
+    missing margin refutes the claim; then it is the smaller one, doubled because two were tested."""
     found = [p for rows in compared if (p := p_of_mean(rows, "margin", SMALL_GAIN)) is not None]
     if not found:
         return None
@@ -128,8 +129,8 @@ def _p_of_both(compared: list[pd.DataFrame], verdict: str) -> float | None:
 
 
 def _in_between(margins: list[Interval], means: pd.Series, highest_q: float) -> tuple[str, str]:
-    """Verdict and note from the margins over the lowest and the highest ratio, the mean gain at each ratio in ascending
-    order, and mean Q before GRPO at the highest."""
+    """Return verdict and note. margins: over the lowest and the highest ratio; means: the mean gain at each ratio, in
+    ascending order; highest_q: mean Q before GRPO at the highest ratio."""
     if means.max() < SMALL_GAIN:
         return UNDECIDED, f"No OOD ratio gained {SMALL_GAIN:g}: there is no gain that could be largest anywhere."
     if means.argmax() == len(means) - 1 and highest_q <= SATURATED_Q:
@@ -141,7 +142,7 @@ def _in_between(margins: list[Interval], means: pd.Series, highest_q: float) -> 
 
 
 def saturation(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C3. Gain at each OOD ratio whose mean Q before GRPO is above ``SATURATED_Q``, for ID and for target cells."""
+    """Check C3: the gain at each OOD ratio with a mean Q before GRPO above ``SATURATED_Q``, on ID and target cells."""
     return [found for role in dict.fromkeys(("id", arm.target)) for found in _saturation(role, rows)]
 
 
@@ -159,18 +160,21 @@ def _at_saturation(role: str, rows: pd.DataFrame) -> Finding:
         # A ratio of means, linearised (delta method) so that it has an interval like any mean.
         share = rows["gain"].mean() / possible.mean()
         linear = rows.assign(share=share + (rows["gain"] - share * possible) / possible.mean())
-        measured += f": a share of {_share(conservative_interval(linear, 'share'))}"
+        found = _share(conservative_interval(linear, "share"))
+        measured += f"; the share of that is {found.uncertain}" if found.undecided else f": a share of {found}"
     note = ""
     if possible.mean() < SATURATED_GAIN:
-        note = "So little was left that the limit can hardly be passed; the share says what GRPO made of it."
+        note = (
+            "So little was left to gain that the limit can hardly be passed; the share says how much GRPO gained of it."
+        )
     p = p_of_mean(rows, "gain", SATURATED_GAIN)
     return Finding(_below(gain, SATURATED_GAIN), measured, gain, p, role, note, rows["ood_ratio"].iloc[0])
 
 
 def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C4. Share of the prompts, of the role GRPO trained on, whose P lies above exp(1/beta) Q, at each OOD ratio.
+    """Check C4: the share of prompts, of the role GRPO trained on, whose P lies above exp(1/beta) Q, at each OOD ratio.
 
-    Only prompts for which that is below 1: no other could exceed it.
+    Only prompts with a bound below 1 count, because no other P could exceed it.
     """
     trained = rows[rows["role"] == arm.prompt_role]
     beta = float(rows["kl_beta"].iloc[0])
@@ -191,8 +195,8 @@ def bounded(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
 
 
 def _bounded(role: str, rows: pd.DataFrame) -> Finding:
-    """Wilson's interval takes prompts as independent, which those of one run are not: it is widened to that over
-    seeds."""
+    """Check C4 at one ratio. Wilson's interval takes prompts as independent, which prompts of one run are not, so it is
+    widened to the interval over seeds."""
     binding = rows[rows["binds"]]
     share = proportion(binding, "over")
     measured = f"share above the bound {share} of {len(binding)}; {_above_optimum(rows)}"
@@ -202,10 +206,10 @@ def _bounded(role: str, rows: pd.DataFrame) -> Finding:
 
 
 def as_run(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
-    """C5. Share of the prompts, of the role GRPO trained on, whose P lies above the fixed point of GRPO as it is run,
-    at each OOD ratio; and how far P lies from it.
+    """Check C5: the share of prompts, of the role GRPO trained on, whose P lies above the fixed point of GRPO as it is
+    run, at each OOD ratio, and the distance of P from it.
 
-    Only prompts whose fixed point is below 1: no other could exceed it.
+    Only prompts with a fixed point below 1 count, because no other P could exceed it.
     """
     trained = rows[rows["role"] == arm.prompt_role]
     if trained.empty:
@@ -221,7 +225,7 @@ def as_run(arm: Arm, rows: pd.DataFrame) -> list[Finding]:
 
 def _as_run(role: str, rows: pd.DataFrame) -> Finding:
     mean, ratio = float(rows["fixed_point"].mean()), float(rows["ood_ratio"].iloc[0])
-    distance = f"mean P less it {conservative_interval(rows, 'distance', (-mean, 1 - mean))} of {len(rows)}"
+    distance = f"mean P minus it {conservative_interval(rows, 'distance', (-mean, 1 - mean))} of {len(rows)}"
     binding = rows[rows["binds"]]
     if binding.empty:
         return replace(missing(f"the fixed point is 1 for all {len(rows)} prompts; {distance}", role), ood_ratio=ratio)
@@ -286,16 +290,16 @@ CLAIMS = (
 
 
 def _idle(rows: pd.DataFrame) -> str:
-    """A warning where GRPO changed nothing: then a claim about its limits holds, but is not put to the test."""
+    """Return a warning if GRPO gained nothing: then a claim about its limits holds without having been tested."""
     gains = rows.groupby("ood_ratio")["gain"].mean()
     if gains.max() >= SMALL_GAIN:
         return ""
     nothing = f"No OOD ratio gained {SMALL_GAIN:g}" if len(gains) > 1 else f"The gain is below {SMALL_GAIN:g}"
-    return f"{nothing} here, so this says little: GRPO may have been too short."
+    return f"{nothing} here, so this is weak evidence: GRPO may have been too short."
 
 
 def _share(found: Interval) -> Interval:
-    """The share of what could be added: what was lost is a share of nothing."""
+    """Return the share of the possible gain, cut to 0 to 1: a loss counts as 0."""
     return replace(found, mean=min(max(found.mean, 0.0), 1.0)).within((0.0, 1.0))
 
 
@@ -312,5 +316,5 @@ def _above(value: Interval, limit: float) -> str:
 
 
 def missing(reason: str, role: str | None = None) -> Finding:
-    """Return the finding of what was not measured."""
+    """Return a finding without a measurement."""
     return Finding(NOT_MEASURED, reason, role=role)

@@ -1,7 +1,7 @@
 """Claims as a table: every check (``checks``) of every arm and beta, with its verdict.
 
-A verdict stands by itself; beside it stands what is left of it when all tests of the report are one family and Holm's
-procedure bounds the chance of a single wrong verdict among them.
+Each verdict is first reached by itself. Beside it is the verdict after Holm's procedure, which takes all tests of the
+report as one family and bounds the chance of a single wrong verdict among them.
 """
 
 from dataclasses import replace
@@ -14,15 +14,15 @@ from rayexp.formatting import number
 from rayexp.reports.arms import ROLE_NAMES, Arm, arms, percent
 from rayexp.reports.checks import CLAIMS, FAILS, HOLDS, REFUTED, SUPPORTED, UNDECIDED, Claim, Finding, missing
 
-#: Where GRPO did nothing, whatever is said of its limits is true and worth nothing.
+#: Verdict on a claim about the limits of GRPO where GRPO did nothing: it holds trivially.
 NOT_TESTED = "not tested: GRPO changed nothing"
-#: GRPO that moves less than this share of what could be added has changed nothing.
+#: GRPO that moves the mass by less than this share of the possible gain has changed nothing.
 SMALL_CHANGE = 0.01
 
 
 def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None, looks: int = 1) -> pd.DataFrame:
-    """One row for each claim, arm and beta, and for each OOD ratio where the claim is about one. curves: where they are
-    given, it is said where GRPO earned no reward. looks: that the study is planned with (``studies.looks``).
+    """Return one row for each claim, arm and beta, and for each OOD ratio if the claim is about one. curves: if given,
+    the rows say where GRPO earned no reward. looks: number of looks in the plan of the study (``studies.looks``).
 
     Columns: claim, title, prediction, setting, layers, condition, prompt_role (of GRPO), kl_beta, role (of the cells),
     ood_ratio;
@@ -38,7 +38,7 @@ def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None, looks: int
 
 
 def over_looks(found: pd.DataFrame, looks: int) -> pd.DataFrame:
-    """Return findings whose p-values count as many times as there are looks; what has none below 5 % then is
+    """Return findings with p-values multiplied by the number of looks; those that are then not below 5 % are
     undecided."""
     if looks == 1:
         return found
@@ -95,17 +95,17 @@ def _changed(rows: pd.DataFrame) -> bool:
 
 
 def _untested(finding: Finding, rows: pd.DataFrame, curves: pd.DataFrame | None) -> Finding:
-    """A finding about GRPO that changed nothing. It may refute a claim all the same, and can't support one."""
+    """Return a finding about GRPO that changed nothing. It may refute a claim, but cannot support one."""
     measured = "; ".join(filter(None, [finding.measured, _reward(rows, curves)]))
     if finding.verdict not in (HOLDS, UNDECIDED):
         return replace(finding, measured=measured)
-    moved = f"In the mean over prompts, GRPO moved no mass by {100 * SMALL_CHANGE:g} % of what could be added"
+    moved = f"In the mean over prompts, GRPO moved no mass by {100 * SMALL_CHANGE:g} % of the possible gain"
     why = f"{moved}: it may have been too short."
     return replace(finding, verdict=NOT_TESTED, measured=measured, p=None, note=why)
 
 
 def _reward(rows: pd.DataFrame, curves: pd.DataFrame | None) -> str:
-    """Describe what GRPO earned, as far as it was logged."""
+    """Describe the reward that GRPO earned, if it was logged."""
     if curves is None:
         return ""
     logged = curves[(curves["metric"] == "rollout/reward") & curves["stage_id"].isin(rows["stage_id"])]["value"]

@@ -1,9 +1,9 @@
 """Two studies, or two parts of one, side by side, prompt by prompt.
 
-Stages are paired that agree in every setting of their whole lineage but those in which the studies differ: settings
-that have one value in one study and another one in the other. Of two paired stages, rows are paired that have the same
-role, cell and prompt_index. So a study with another objective is compared seed by seed, ratio by ratio, beta by beta;
-what has no partner is counted and left out.
+Two stages are paired if they agree in all settings of their lineage, except those in which the studies differ: settings
+with one value in one study and another value in the other. Rows of paired stages are paired by role, cell and
+prompt_index. So a study with another objective is compared seed by seed, ratio by ratio, beta by beta. Stages and rows
+without a partner are counted and left out.
 """
 
 import io
@@ -37,9 +37,9 @@ DROPPED, SHARED, APART = "left out of it", "paired where equal", "no value in co
 
 @dataclass(frozen=True)
 class Study:
-    """A study that has results, or a part of one. rows: its results table; stages: the measured ones by id, settings
-    along each; ends: ids of those that conditions end in, by name. by, value: the setting that a part of a study has
-    one value of, and which."""
+    """A study with results, or a part of one. rows: its results table; stages: the measured ones by id, with the
+    settings along each; ends: ids of the last stages of conditions, by name. by, value: the setting that a part of a
+    study has only one value of, and that value."""
 
     title: str
     rows: pd.DataFrame
@@ -51,9 +51,9 @@ class Study:
 
     @classmethod
     def read(cls, reference: str, store_url: str) -> "Study":
-        """``NAME`` in the store at ``store_url``, ``STORE::NAME``, or the path of its folder ``STORE/studies/NAME``.
+        """Read ``NAME`` in the store at ``store_url``, ``STORE::NAME``, or the folder ``STORE/studies/NAME``.
 
-        Raises StoreError if there is no such study, or its results are none.
+        Raises StoreError if there is no such study, or if its results can't be read.
         """
         url, name = _located(reference, store_url)
         return cls.of(Store(url), name)
@@ -68,12 +68,14 @@ class Study:
             data = store.files.read(path)
         except FileNotFoundError:
             known = index.studies(having="results.parquet")
-            allowed = f"{did_you_mean(name, known)}allowed there: {', '.join(known) or 'there are none'}"
-            raise StoreError(f"study is {name!r}, without results in the store {url}; {allowed}") from None
+            others = f"those with results are {', '.join(known)}" if known else "no study has any"
+            raise StoreError(
+                f"study={name!r} has no results in the store {url}; {others}{did_you_mean(name, known)}"
+            ) from None
         try:
             rows = pq.read_table(io.BytesIO(data), columns=COLUMNS).to_pandas()
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise StoreError(f"{url}/{path} is no table of results ({first_line(error)})") from error
+            raise StoreError(f"{url}/{path} is not a table of results ({first_line(error)})") from error
         if missing := [column for column in COLUMNS if column not in rows]:
             raise StoreError(f"{url}/{path} has no column {missing[0]}")
         stages = index.specs(rows["stage_id"].unique().tolist())
@@ -82,11 +84,11 @@ class Study:
         return cls(f"{name} in {url}", rows, stages, {i: settings.along(stage) for i, stage in stages.items()}, ends)
 
     def parts(self, by: str) -> list["Study"]:
-        """Split the study into parts that have one value each of a setting, numbers by size. Stages without that
-        setting in their lineage are in none.
+        """Return a part of the study for each value of a setting, numbers by size. Stages without the setting in their
+        lineage are in no part.
 
-        by: ``grpo.kl_beta``, the end of such a name, or the name of a condition, if only one setting that varies has
-        it; ``condition``, for the conditions of a study by name, the control first. Raises ValueError for any other.
+        by: a name such as ``grpo.kl_beta``, its title, or its end if that belongs to only one setting that varies;
+        ``condition`` for the conditions of a study by name, the control first. Raises ValueError for any other.
         """
         if by == "condition" and self.ends:
             return [
@@ -111,7 +113,7 @@ class Study:
     ) -> settings.Setting:
         """Return the setting that varies and is called ``by``."""
         if not varying:
-            raise ValueError(f"by is {by!r}, and no setting varies in {self.title}")
+            raise ValueError(f"by={by!r} leaves nothing to compare: no setting varies in {self.title}")
         titles = settings.varying(self.stages.values())
         called = [
             setting
@@ -124,11 +126,12 @@ class Study:
         names = [settings.column(setting) for setting in allowed or varying]
         if not called:
             raise ValueError(not_among("by", by, names))
-        why = "several settings are called" if allowed else f"has one value in {self.title}"
-        raise ValueError(f"by is {by!r}, which {why}; allowed: {', '.join(names)}")
+        why = "is the end of several names" if allowed else f"has one value in {self.title}"
+        raise ValueError(f"by={by!r} {why}; choose from {', '.join(names)}")
 
     def _part(self, by: str, value: Any, ids: Collection[str]) -> "Study":
-        """Return the study with these of its stages, and with rows whose stage is unknown, so that they are counted."""
+        """Return the part of the study with these stages. Rows of unknown stages stay in it, so that they are
+        counted."""
         others = self.stages.keys() - set(ids)
         return Study(
             f"{self.title}, {by} = {settings.shown(value)}",
@@ -141,8 +144,8 @@ class Study:
 
 
 class Differing(NamedTuple):
-    """A setting of a kind of stage that is not the same in A and B, its values in both, and how it bears on the
-    pairing. A value is None where a stage has no such setting."""
+    """A setting of a kind of stage that differs between A and B, its values in both, and its role in the pairing. A
+    value is None where a stage has no such setting."""
 
     of: str
     setting: str
@@ -153,8 +156,8 @@ class Differing(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two studies compared. table: one row for each stage of the chain, OOD ratio and role. unpaired: sentences about
-    what was left out. notes: about what was not."""
+    """The comparison of two studies. table: one row for each stage of the chain, OOD ratio and role. unpaired:
+    sentences about stages and prompts that were left out. notes: sentences about the others."""
 
     a: Study
     b: Study
@@ -165,7 +168,7 @@ class Comparison:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Return the values of the setting that parts of one study are compared by; none where two studies are."""
+        """Return the values of the setting by which parts of one study are compared; empty for two studies."""
         return {"value_a": self.a.value, "value_b": self.b.value} if self.a.by else {}
 
 
@@ -195,7 +198,7 @@ def compare(a: Study, b: Study) -> Comparison:
 
 
 def difference_text(row: Mapping[Any, Any]) -> str:
-    """Return the difference of a row of the table with its interval, for people."""
+    """Return the difference of a row of the table with its interval, as text."""
     possible = (-row["mean_q_a"], 1 - row["mean_q_a"])
     found = Interval(row["difference"], row["low"], row["high"], row["seeds"], row["pairs"], possible)
     return f"{found:+.3g}"
@@ -208,12 +211,12 @@ def _of_equals(a: Study, b: Study, bearing: Mapping[tuple[str, str], str]) -> di
 
 
 def _of_conditions(a: Study, b: Study) -> dict[str, str]:
-    """Return the ends of one condition by those of the other that begin alike: what is between is what they compare."""
+    """Return the ends of one condition, each with the end of the other that starts from an equal root."""
     return {one.id: two.id for one, two in paired([*a.stages.values()], [*b.stages.values()])}
 
 
 def _located(reference: str, store_url: str) -> tuple[str, str]:
-    """Store and name of a study."""
+    """Return store and name of a study."""
     url, separator, name = reference.rpartition("::")
     if separator and "/" not in name:  # else it is part of a folder's name
         return url, name
@@ -222,13 +225,13 @@ def _located(reference: str, store_url: str) -> tuple[str, str]:
     if separator:
         return url, name
     if "/" in path:
-        raise ValueError(f"study is {reference!r}; allowed: NAME, STORE::NAME, or STORE/studies/NAME")
+        raise ValueError(f"study={reference!r} should be NAME, STORE::NAME, or STORE/studies/NAME")
     return store_url, path
 
 
 def _bearing(a: Study, b: Study) -> dict[tuple[str, str], str]:
-    """Return how each setting that differs between the studies bears on the pairing, by kinds of a chain and dotted
-    name."""
+    """Return the role in the pairing of each setting that differs between the studies, by the kinds of its chain and
+    its dotted name."""
     found: dict[tuple[str, str], str] = {}
     values = {study.title: _values(study) for study in (a, b)}
     for place in dict.fromkeys([*values[a.title], *values[b.title]]):
@@ -240,7 +243,7 @@ def _bearing(a: Study, b: Study) -> dict[tuple[str, str], str]:
 
 
 def _values(study: Study) -> dict[tuple[str, str], list[str]]:
-    """The values of every setting, as text, by kinds of a chain and dotted name."""
+    """Return the values of every setting, as text, by the kinds of its chain and its dotted name."""
     chains: dict[str, list[dict[str, Any]]] = {}
     for stage_id, flat in study.flat.items():
         chains.setdefault(_kinds(study.stages[stage_id]), []).append(flat)
@@ -257,7 +260,7 @@ def _key(study: Study, stage_id: str, bearing: Mapping[tuple[str, str], str]) ->
 
 
 def _concat(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
-    """One row a pair of prompts: JOINED, KEY, q and prompt of both, difference."""
+    """Return one row a pair of prompts: JOINED, KEY, q and prompt of both, difference."""
     frames = []
     rows = {study.title: dict(list(study.rows.groupby("stage_id", sort=False))) for study in (a, b)}
     varies = settings.varying(a.stages.values()) | settings.varying(b.stages.values())
@@ -285,7 +288,7 @@ def _concat(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _differing(a: Study, b: Study, bearing: Mapping[tuple[str, str], str]) -> list[Differing]:
-    """Each setting that is not the same in both, once, though every stage below has it in its lineage too."""
+    """Return each setting that differs, once, although it is in the lineage of every stage below, too."""
     found: dict[tuple[str, str], Differing] = {}
     for (kinds, name), how in bearing.items():
         stage = next(stage for stage in a.stages.values() if _kinds(stage) == kinds)
@@ -339,7 +342,7 @@ def _chain(stage: Stage) -> str:
 
 
 def _chains(mine: Stage, theirs: Stage) -> str:
-    """The chain of two paired stages, which may differ in a part: ``pretrain/sft/grpo-ood-b0.1|grpo-ood-b1``."""
+    """Return the chain of two paired stages, whose labels may differ: ``pretrain/sft/grpo-ood-b0.1|grpo-ood-b1``."""
     chains = [_chain(stage).split("/") for stage in (mine, theirs)]
     if len({len(chain) for chain in chains}) > 1:
         return _both(*map("/".join, chains))

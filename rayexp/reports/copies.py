@@ -1,4 +1,4 @@
-"""Test items of which pretraining has copies of a half (``tasks.copies``): the pairs, and what is left without them."""
+"""Test items of which pretraining had a half (``tasks.copies``): their pairs, and results without the copied ones."""
 
 import pandas as pd
 
@@ -10,8 +10,7 @@ PAIR = ["stage_id", "cell", "pair"]
 
 
 def with_copied(frame: pd.DataFrame, stage: Stage) -> pd.DataFrame:
-    """Return the rows of one stage with ``copied``: whether the item is of the copied half; null where it is of neither
-    half."""
+    """Return the rows of one stage with ``copied``: true in the copied half, false in the control half, else null."""
     root, copied = stage.root, pd.Series(pd.NA, frame.index, dtype="boolean")
     if isinstance(root, Pretrain) and root.copied_items:
         known = frame[(frame["role"] == "ood") & (frame["prompt_index"] < root.copied_items)]
@@ -21,7 +20,7 @@ def with_copied(frame: pd.DataFrame, stage: Stage) -> pd.DataFrame:
 
 
 def held_out(results: pd.DataFrame) -> pd.DataFrame:
-    """Return results without the items that were copied: what claims, objections and figures are about."""
+    """Return results without the copied items. Claims, objections and figures use only these."""
     return results[~results["copied"].fillna(False).astype(bool)]
 
 

@@ -53,7 +53,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 class LineStyle(NamedTuple):
-    """Look of a series; only what is before GRPO is black, and no two share both colour and line."""
+    """The look of a series. Only series before GRPO are black, and no two series share both colour and line."""
 
     colour: Any
     marker: str
@@ -86,7 +86,7 @@ def plain() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure, its words, and the data it shows: one row for each point."""
+    """A figure, its caption and alternative text, and its data: one row for each point."""
 
     caption: str
     alt: str
@@ -95,7 +95,7 @@ class ReportFigure:
 
 
 class CrowdedError(Exception):
-    """More than a figure can show. data: what it would have shown."""
+    """Data that are too many for a figure. data: those that it would have shown."""
 
     def __init__(self, sentence: str, data: pd.DataFrame) -> None:
         super().__init__(sentence)
@@ -118,10 +118,10 @@ COUNTED = {
 def require_room(
     data: pd.DataFrame, panels: Sequence[str], lines: str, sides: int = 1, along: Sequence[str] = ()
 ) -> None:
-    """Raise CrowdedError where a figure of these data would have more panels, lines or places than one can show.
+    """Raise CrowdedError if a figure of these data would have too many panels, lines or places.
 
-    panels: columns of which each combination has a panel, or ``sides`` of them. lines, along: columns whose values are
-    the lines of a panel, and the places of its axis.
+    panels: columns; each combination of their values has a panel, or ``sides`` of them. lines, along: columns whose
+    values are the lines of a panel, and the places of its axis.
     """
     for columns, limit in ((panels, PANELS // sides), ([lines], LINES), (along, PLACES)):
         needed = len(data[[*columns]].dropna().drop_duplicates()) if all(columns) and columns else 0
@@ -129,7 +129,7 @@ def require_room(
             counts = {COUNTED[column]: data[column].nunique() for column in columns}
             several = [f"{count} {name}" for name, count in counts.items() if count > 1]
             what = several[0] if len(several) == 1 else f"{needed} combinations of {' and '.join(several)}"
-            raise CrowdedError(f"{what}, of which a figure can show {limit}", data)
+            raise CrowdedError(f"a figure has room for {limit} of the {what}", data)
 
 
 #: A figure of a table; None where the table has no data for it.
@@ -139,7 +139,7 @@ Explore = Callable[[pd.DataFrame], Any]
 
 
 class OnPage(NamedTuple):
-    """A figure of the page. explore: from its data to a chart (``reports.explore``), if it has one."""
+    """A figure of the page. explore: returns an interactive chart of its data (``reports.explore``), if it has one."""
 
     draw: Draw
     explore: Explore | None = None
@@ -157,8 +157,8 @@ def on_page(
 ) -> Callable[[Draw], Draw]:
     """Return a decorator that puts a figure on the page of a report, under a title.
 
-    place: among the figures of the same table. of: the table that the figure is drawn from, which is called as the
-    function that returns it. explore: what makes a chart to explore of the figure's data.
+    place: among the figures of the same table. of: the name of the table that the figure is drawn from. explore:
+    returns an interactive chart of the figure's data.
     """
 
     def register(draw: Draw) -> Draw:
@@ -178,7 +178,7 @@ class Series:
 
     @property
     def line(self) -> Any:
-        """Line style where there are no markers: what is before GRPO is dashed."""
+        """Return the line style of a figure without markers: dashed before GRPO."""
         return "--" if self.key is None else self.style.line
 
 
@@ -187,13 +187,13 @@ PRETRAINED = Series("pretrain", "after pretraining", LineStyle("#777777", "", ":
 
 
 def panels(rows: int, height: float, around: float = 0.8, columns: int = 2) -> tuple[Figure, np.ndarray]:
-    """Figure and axes [rows, columns]; height of a row, and around them for legends, in inches."""
+    """Return a figure and its axes [rows, columns]. height: of a row; around: room for legends; both in inches."""
     figure = Figure(figsize=(WIDTH_INCHES, rows * height + around), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def grid(count: int, height: float, around: float = 0.8) -> tuple[Figure, np.ndarray]:
-    """``panels`` for ``count`` like things, two in a row; a place that is left over is empty."""
+    """Return ``panels`` for ``count`` similar plots, two in a row; the last place may stay empty."""
     columns = min(2, count)
     figure, axes = panels(-(-count // columns), height, around, columns)
     for axis in axes.flat[count:]:
@@ -202,27 +202,27 @@ def grid(count: int, height: float, around: float = 0.8) -> tuple[Figure, np.nda
 
 
 def lines(title: str, width: int = NARROW) -> str:
-    """A title in as many lines as it needs."""
+    """Return a title, broken into lines."""
     return fill(title.replace(" = ", "\u00a0=\u00a0"), width, break_long_words=False)
 
 
 def taller(conditions: pd.Series, width: int = NARROW) -> float:
-    """Height that ``lines`` of conditions add to a row of panels, in inches."""
+    """Return the height that ``lines`` of conditions add to a row of panels, in inches."""
     return 0.15 * max(lines(told(condition), width).count("\n") + bool(condition) for condition in conditions)
 
 
 def ratio_places(data: pd.DataFrame) -> dict[Any, int]:
-    """Place of each OOD ratio on an axis where all are evenly spaced, 0 among them."""
+    """Return the place of each OOD ratio on an axis where all, 0 included, are evenly spaced."""
     return {ratio: place for place, ratio in enumerate(sorted(data["ood_ratio"].unique()))}
 
 
 def ratio_colours(count: int) -> list[Any]:
-    """From dark to light with the ratio; the palest quarter is left out, for it fades on white."""
+    """Return colours from dark to light with the ratio, without the palest quarter, which fades on white."""
     return [colormaps["viridis"](x) for x in np.linspace(0, 0.75, count)]
 
 
 def ratio_axes(figure: Figure, axes: np.ndarray, ratios: dict[Any, int]) -> None:
-    """OOD ratios along x, in percent."""
+    """Label the x axes with OOD ratios in percent."""
     labels = [percent(ratio) for ratio in ratios]
     size = FONT_SIZE if len(ratios) <= 6 else 7 if len(ratios) <= 16 else 6
     turned = 90 if len(labels) * max(map(len, labels)) > 30 else 0
@@ -233,18 +233,18 @@ def ratio_axes(figure: Figure, axes: np.ndarray, ratios: dict[Any, int]) -> None
 
 
 def before_and_betas(betas: pd.Series) -> list[Series]:
-    """Series for before GRPO and after it with each of up to ``LINES`` betas."""
+    """Return the series before GRPO, and after it with each of up to ``LINES`` betas."""
     names = {None: "before GRPO"} | {beta: f"after, β = {number(beta)}" for beta in sorted(betas.dropna().unique())}
     return [Series(key, name, style) for (key, name), style in zip(names.items(), LINE_STYLES, strict=False)]
 
 
 def legend_rows(series: list[Series]) -> float:
-    """Height of the rows of ``series_legend`` beyond two, in inches."""
+    """Return the height of the rows of ``series_legend`` beyond two, in inches."""
     return 0.18 * max(0, -(-len(series) // 3) - 2)
 
 
 def bars(axis: Axes, x: Any, points: pd.DataFrame, column: str, style: tuple[Any, str, str]) -> None:
-    """Points at ``x`` with vertical intervals, from the columns ``column``, ``column_low`` and ``column_high``."""
+    """Draw points at ``x`` with vertical intervals from the columns ``column``, ``column_low`` and ``column_high``."""
     mean, low, high = (points[name].to_numpy(dtype=float) for name in (column, f"{column}_low", f"{column}_high"))
     # Rounding may leave an end on the wrong side of its mean by 1e-17, which errorbar refuses.
     ends = np.maximum(0, [mean - low, high - mean])
@@ -261,7 +261,7 @@ def intervals(
     all_series: list[Series],
     open_markers: pd.Series | None = None,
 ) -> None:
-    """A line over OOD ratios with vertical intervals, moved sideways a little so that those of one ratio keep apart.
+    """Draw a line over OOD ratios with vertical intervals, moved sideways a little so that they do not overlap.
 
     hollow: which of the points have a hollow marker.
     """
@@ -281,9 +281,9 @@ def series_legend(
     spread: str = "bars: 95 % interval",
     lines_only: bool = False,
 ) -> None:
-    """Series above the panels, and what their points and intervals rest on.
+    """Draw the legend of the series above the panels, with the numbers of seeds and prompts.
 
-    lines_only: there are no markers, and what is before GRPO is dashed.
+    lines_only: without markers, with dashes before GRPO.
     """
     counts = f"{counted(data['n_seeds'], 'seed')}, {counted(data['n'] // data['n_seeds'], 'prompt')} a seed"
     handles = []
@@ -295,7 +295,7 @@ def series_legend(
 
 
 def ratio_rows(ratios: dict[Any, int]) -> float:
-    """Height of the rows of ``ratio_legend`` beyond one, in inches."""
+    """Return the height of the rows of ``ratio_legend`` beyond one, in inches."""
     return 0.18 * ((len(ratios) - 1) // 4)
 
 
@@ -306,7 +306,7 @@ def ratio_legend(
     where: Literal["outside upper center", "outside lower center"] = "outside upper center",
     **style: Any,
 ) -> None:
-    """The colours of OOD ratios."""
+    """Draw the legend of the colours of OOD ratios."""
     colours = ratio_colours(len(ratios))
     handles = [Line2D([], [], color=colours[i], label=f"{percent(ratio)} %", **style) for ratio, i in ratios.items()]
     figure.legend(handles=handles, loc=where, ncols=min(4, len(handles)), title=title)

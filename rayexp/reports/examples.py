@@ -1,4 +1,4 @@
-"""Worked examples: a few prompts with what was written for them after every stage, chosen by a rule.
+"""Worked examples: a few prompts, chosen by a rule, with the completions after every stage.
 
 For each arm and OOD ratio, of all pairs of a test prompt and a seed in the target cells, at the smallest beta of the
 arm (where GRPO was held back least): those at the 10th, 50th and 90th percentile of the gain. Where several have that
@@ -25,7 +25,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Answer:
-    """The greedy completion after one stage. tokens: each with whether the gold completion has it there."""
+    """The greedy completion after one stage. tokens: each with whether the gold completion has it in that place."""
 
     stage: str
     tokens: list[tuple[str, bool]]
@@ -47,7 +47,7 @@ class Example:
 
     @property
     def outcome(self) -> str:
-        """Say what GRPO made of the greedy completion."""
+        """Say whether the greedy completion was right before and after GRPO."""
         init, after = (answer.correct for answer in self.answers[-2:])
         return {(False, True): "became right", (True, False): "became wrong", (True, True): "stayed right"}.get(
             (init, after), "stayed wrong"
@@ -65,7 +65,7 @@ class Group:
 
 
 def examples(results: pd.DataFrame) -> list[Group]:
-    """Groups of examples, by arm and then by OOD ratio, from ``table.results``."""
+    """Return groups of examples from ``table.results``, by arm and then by OOD ratio."""
     groups = []
     for arm in arms(results):
         target = arm.cells(arm.target)
@@ -81,7 +81,7 @@ def examples(results: pd.DataFrame) -> list[Group]:
 
 
 def choices(groups: list[Group]) -> dict[str, list[str]]:
-    """Return what examples can be asked for by, with the values of each."""
+    """Return the fields that examples can be chosen by, with their values."""
     shown = [example for group in groups for example in group.examples]
     values = {
         "arm": [group.arm for group in groups],

@@ -1,9 +1,8 @@
-"""Figures to explore: the data of a figure as a chart of Vega-Lite, in which a reader of the page points and picks.
+"""Interactive charts: the data of a figure as a chart of Vega-Lite.
 
-What a drawn figure has side by side is picked from menus, one at a time; what has a colour is switched off and on in
-the legend; a point tells its values. There are four kinds of charts, and each figure says by ``drawing.on_page`` which
-one is its own. The script that shows them is ``explore.js`` with the libraries that vl-convert brings along, so a page
-needs no network.
+The panels of the drawn figure are chosen from menus, one at a time; colours are switched on and off in the legend;
+pointing at a mark shows its values. There are four kinds of charts, and each figure names its kind in
+``drawing.on_page``. The script is ``explore.js`` with the libraries in vl-convert, so a page needs no network.
 """
 
 import re
@@ -22,13 +21,13 @@ from rayexp.reports.arms import ROLE_NAMES, percent
 from rayexp.reports.checks import REFUTED, SUPPORTED
 from rayexp.reports.drawing import COLOURS, Explore, ratio_colours
 
-#: Points of a scatter plot, at most; of more, each menu and colour keeps an equal share.
+#: Largest number of points in a scatter plot; of more, each menu and colour keeps an equal share.
 POINTS = 3000
 #: Significant digits of a number in a chart: nobody sees more, and a page is sent by mail.
 DIGITS = 4
 #: Pixels.
 HEIGHT, TEXT = 320, 12
-#: Columns of figures, for people; others are called as they are.
+#: Titles of columns; the others are shown under their own names.
 TITLES = {
     "prompt_role": "GRPO's prompts",
     "arm": "GRPO on",
@@ -61,11 +60,11 @@ X, Y, LOW, HIGH, COLOUR, THEORY, SHOW = "x", "y", "low", "high", "colour", "theo
 LOGITS = alt.Axis(values=[-27.6, -18.4, -9.2, -4.6, 0, 4.6, 9.2], labelExpr="format(1/(1+exp(-datum.value)), '.2~g')")
 GREY = "#808080"
 
-#: A figure of a page, with its chart in JSON. In that no tag ends: the page has every < of it spelt.
+#: A figure of a page, with its chart in JSON. The JSON has no tags, because the page escapes every <.
 _FIGURE = re.compile(
     r'<figure id="(figure-\d+)">(?:(?!</figure>).)*?<script type="application/json">(.*?)</script>', re.DOTALL
 )
-#: A page of one figure, with all that the script looks for.
+#: A page of one figure, with all elements that the script needs.
 _ALONE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>body {{ font: 14px system-ui, sans-serif; margin: 8px; }}
@@ -81,7 +80,7 @@ Layers = alt.LayerChart | alt.FacetChart
 
 
 def over_ratios(*ys: str, colour: str = "kl_beta") -> Explore:
-    """Return the maker of a chart of means with intervals against the OOD ratio. ys: one is shown at a time."""
+    """Return a function that draws means with intervals against the OOD ratio. ys: one of them is shown at a time."""
 
     def chart(data: pd.DataFrame) -> Layers:
         rows = pd.concat([_rows(data, "ood_ratio", y, colour, (f"{y}_low", f"{y}_high")) for y in ys])
@@ -98,7 +97,7 @@ def over_ratios(*ys: str, colour: str = "kl_beta") -> Explore:
 def over_numbers(
     x: str, y: str, colour: str, picks: Sequence[str], scale: Literal["linear", "log"] = "linear"
 ) -> Explore:
-    """Return the maker of a chart of lines against a number, in bands from the lowest to the highest seed."""
+    """Return a function that draws lines against a number, in bands from the lowest to the highest seed."""
 
     def chart(data: pd.DataFrame) -> Layers:
         rows = _rows(data, x, y, colour, ("lowest", "highest"))
@@ -111,9 +110,9 @@ def over_numbers(
 
 
 def over_mass(y: str, y_title: str, theory: str, picks: Sequence[str], logits: bool) -> Explore:
-    """Return the maker of a scatter plot against the mass before GRPO, on logits, coloured by the OOD ratio.
+    """Return a function that draws a scatter plot against the mass before GRPO, on logits, coloured by the OOD ratio.
 
-    theory: what a grey dot stands for. logits: y and theory are probabilities, and on logits as well.
+    theory: the column of the grey dots. logits: y and theory are probabilities, and drawn on logits as well.
     """
 
     def chart(data: pd.DataFrame) -> Layers:
@@ -139,7 +138,7 @@ def over_mass(y: str, y_title: str, theory: str, picks: Sequence[str], logits: b
 
 
 def forest(x: str, y: str, colour: str, picks: Sequence[str]) -> Explore:
-    """Return the maker of a chart with a row for each name in y: x, and the interval from ``low`` to ``high``."""
+    """Return a function that draws a row for each name in y: x, and the interval from ``low`` to ``high``."""
 
     def chart(data: pd.DataFrame) -> Layers:
         rows = _rows(data, x, y, colour, (LOW, HIGH))
@@ -153,7 +152,7 @@ def forest(x: str, y: str, colour: str, picks: Sequence[str]) -> Explore:
 
 
 def specification(data: pd.DataFrame, explore: Explore) -> dict[str, Any]:
-    """Return a figure's chart in Vega-Lite, its data in it."""
+    """Return the chart of a figure in Vega-Lite, with its data."""
     chart = explore(data).properties(width="container")
     chart = chart.configure(font="system-ui, sans-serif", background="transparent")
     chart = chart.configure_axis(labelFontSize=TEXT, titleFontSize=TEXT)
@@ -162,7 +161,7 @@ def specification(data: pd.DataFrame, explore: Explore) -> dict[str, Any]:
 
 @cache
 def script() -> str:
-    """Return the script of a page, with all that it needs."""
+    """Return the script of a page, with its libraries."""
     return vl_convert.javascript_bundle((files("rayexp.reports") / "explore.js").read_text())
 
 
@@ -177,12 +176,12 @@ def alone(chart: str, name: str) -> str:
 
 
 def title(column: str) -> str:
-    """Return the name of a column for people."""
+    """Return the title of a column."""
     return TITLES.get(column, column.replace("_", " "))
 
 
 def _rows(data: pd.DataFrame, x: str, y: str, colour: str, ends: tuple[str, str] | None) -> pd.DataFrame:
-    """Return data with the fields of a chart, and with settings as people read them."""
+    """Return data with the fields of a chart, and with readable settings."""
     named = data.assign(**{column: _names(data[column]) for column in SETTINGS if column in data})
     for arm, cells, noun in ((ARM, "role", " cells"), (ARM_CELL, "cell", "")):
         if "prompt_role" in data and cells in data:
@@ -195,7 +194,7 @@ def _rows(data: pd.DataFrame, x: str, y: str, colour: str, ends: tuple[str, str]
 
 
 def _names(values: pd.Series) -> pd.Series:
-    """Return the values of a setting as people read them: categories, in the order of menus and legends."""
+    """Return the values of a setting as readable categories, in the order of menus and legends."""
     found = values.drop_duplicates().tolist()
     if values.name == "ood_ratio":
         names = {ratio: percent(ratio) for ratio in sorted(found)}
@@ -240,7 +239,7 @@ def _number(field: str, name: str | None = None) -> Any:
 
 
 def _tips(rows: pd.DataFrame, x: str, y: str, colour: str) -> list[alt.Tooltip]:
-    """Return what a point tells. x, y, colour: the names of these for people, or their columns."""
+    """Return the tooltips of a point. x, y, colour: their titles or columns."""
     names = {COLOUR: colour, X: x, Y: y, LOW: "from", HIGH: "to", **{column: column for column in TOLD}}
     return [
         alt.Tooltip(field, title=title(name), type="quantitative", format=".4~g")
@@ -252,14 +251,14 @@ def _tips(rows: pd.DataFrame, x: str, y: str, colour: str) -> list[alt.Tooltip]:
 
 
 def _layered(*marks: alt.Chart, height: Any = HEIGHT) -> Layers:
-    """Return marks on one another."""
+    """Return marks as layers of one chart."""
     chart = alt.layer(*marks)
     chart.height = height
     return chart
 
 
 def _switched(rows: pd.DataFrame, colour: str, *marks: alt.Chart) -> list[alt.Chart]:
-    """Return marks, the last of them points, whose colours are switched in the legend."""
+    """Return marks, the last of them points, with colours that the legend switches on and off."""
     colours = _colours(rows[COLOUR], colour)
     legend = alt.Legend(orient="top", columns=4, labelLimit=200, titleLimit=300, symbolType="circle")
     coloured = alt.Color(COLOUR, type="nominal", title=None if colour == "kl_beta" else title(colour), legend=legend)

@@ -1,8 +1,8 @@
-"""matplotlib without a screen, whatever the environment says of one; whatever draws imports this first.
+"""matplotlib without a screen; every module that draws imports this first.
 
-Figures are saved and never shown, so no backend is needed, and matplotlib can't be imported where ``MPLBACKEND`` names
-one that it doesn't know. Nor is a reader told of folders that may not be written to, or of lines of a matplotlibrc:
-figures are drawn with matplotlib's own defaults (``drawing.plain``).
+Figures are saved and never shown, so no backend is needed; yet matplotlib can't be imported if ``MPLBACKEND`` names an
+unknown one. Its warnings about folders and lines of a matplotlibrc are silenced, because figures are drawn with its own
+defaults (``drawing.plain``).
 """
 
 import contextlib

@@ -1,13 +1,14 @@
-"""A study on the Hugging Face hub: its results as a data set, and those of its decoders that are asked for as models.
+"""A study on the Hugging Face hub: its results as a data set, and chosen decoders as models.
 
     ORG/NAME                data set: results.parquet, the other tables as CSV and Parquet, figures/, README.md
     ORG/NAME-<short name>   model: what the artifact of a finished stage has in model/, LICENSE, README.md
 
-``write`` makes a folder for each, from artifacts that are verified while they are copied; ``upload`` sends what was
-written. So nothing is uploaded before all of it is known to be whole.
+``write`` makes a folder for each, from artifacts that are verified while they are copied; ``upload`` sends these
+folders. So nothing is uploaded before everything is verified.
 """
 
 import re
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,35 +32,36 @@ from rayexp.stages import Stage
 from rayexp.store.artifacts import StoreError
 from rayexp.store.filesystem import Files
 from rayexp.store.index import StoreIndex, find
+from rayexp.studies.presets import SCALES
 
 SCHEME = "hf://"
 RESULTS = "results.parquet"
 FIGURES = "figures"
 LICENCE = "model/LICENSE"
-#: What a person can do who is refused.
+#: The end of a refusal: what to do instead.
 INSTEAD = "or give --dry-run FOLDER"
 
 
 class HubError(PermanentError):
-    """The Hugging Face hub can't be asked, or refused."""
+    """A failure to reach the Hugging Face hub, or its refusal."""
 
 
 class Publication:
-    """A study that is to be published. All that can be is looked at before anything is written.
+    """A study to publish. All that can be checked is checked before anything is written.
 
     models: repositories of decoders, by id of their stage.
     """
 
     def __init__(self, index: StoreIndex, study: str, to: str, models: Sequence[str] = ()) -> None:
-        """Raise ValueError or StoreError, with one sentence, if ``to`` is no ``hf://ORG/NAME``, if the store has no
-        such study or no results of it, or if one of ``models`` is no decoder of it that can be read."""
+        """Raise ValueError or StoreError, with one sentence, if ``to`` is not ``hf://ORG/NAME``, if the store has no
+        such study or no results of it, or if one of ``models`` is not a readable decoder of it."""
         self.dataset = repository_of(to)
         self.store, self.study, self.planned = index.store, study, index.study(study)
         self.finished = index.finished(self.planned)
         files = self.store.files
         self.tables = [name for name in TABLES if name in files.names(f"studies/{study}")]
         if RESULTS not in self.tables:
-            raise StoreError(f"study is {study!r}, which has no {RESULTS} in the store {self.store.url} yet")
+            raise StoreError(f"study={study!r} has no {RESULTS} in the store {self.store.url} yet")
         self.figures = [name for name in files.names(f"studies/{study}/report") if name.endswith(".png")]
         self.figures.sort(key=lambda name: (len(name), name))
         labels = {each.id: each.label for each in self.finished.values() if "model/config.json" in each.files}
@@ -68,7 +70,7 @@ class Publication:
         self.models = {stage_id: _valid(names[stage_id], f"the repository of {stage_id}") for stage_id in wanted}
         self.specs = index.specs(self.models)
         if unread := self.models.keys() - self.specs.keys():
-            raise StoreError(f"{self.store.url}/stages/{min(unread)}/spec.json is none that this version can read")
+            raise StoreError(f"this version cannot read {self.store.url}/stages/{min(unread)}/spec.json")
 
     @property
     def repositories(self) -> dict[str, str]:
@@ -76,8 +78,8 @@ class Publication:
         return {self.dataset: "dataset", **dict.fromkeys(self.models.values(), "model")}
 
     def write(self, folder: Path, version: str, say: Callable[[str], None]) -> None:
-        """Write the content of each repository into the folder of its id. ``say`` hears of each. Raises StoreError if
-        an artifact is damaged."""
+        """Write the content of each repository into the folder of its id. ``say`` is called with a line about each.
+        Raises StoreError if an artifact is damaged."""
         say(f"{self.dataset}  results of {self.study}")
         rows = self._write_results(folder / self.dataset, version)
         for stage_id, repository in self.models.items():
@@ -85,8 +87,8 @@ class Publication:
             self._write_model(stage_id, folder / repository, rows[rows["stage_id"] == stage_id])
 
     def upload(self, folder: Path, say: Callable[[str], None]) -> list[str]:
-        """Upload what ``write`` wrote, and return where it is. Repositories are made where there are none; all of them
-        before the first file is sent. Raises HubError."""
+        """Upload the folders of ``write``, and return the addresses. All missing repositories are made before the first
+        file is sent. Raises HubError."""
         api, urls = HfApi(), []
         for repository, kind in self.repositories.items():
             with _asked(api, f"make the repository {repository}"):
@@ -103,8 +105,17 @@ class Publication:
                 )
         return urls
 
+    @property
+    def report_command(self) -> str:
+        """Return the command that writes tables and page of the study again, as far as its plan.json has it."""
+        about = StoreIndex(self.store).about(self.study)
+        if about.get("scale") not in SCALES:
+            return "`rayexp report` and the options that the study was run with"
+        asked = [str(about["study"]), "--scale", about["scale"], "--name", self.study, "--store", self.store.url]
+        return f"`rayexp report {shlex.join(asked)}` and the other options that the study was run with, if any"
+
     def _write_results(self, folder: Path, version: str) -> pd.DataFrame:
-        """Write the data set. Return what its rows tell of decoders."""
+        """Write the data set. Return the columns of its rows that model cards use."""
         place, files = f"studies/{self.study}", self.store.files
         for name in self.tables:
             files.download(f"{place}/{name}", folder / name)
@@ -119,8 +130,8 @@ class Publication:
             return pq.ParquetFile(folder / RESULTS).read(COLUMNS).to_pandas()[COLUMNS]
         except (OSError, KeyError, pa.ArrowException) as error:
             raise StoreError(
-                f"{self.store.url}/{place}/{RESULTS} is no table of results ({first_line(error)}); write it again with "
-                "`rayexp report`"
+                f"{RESULTS} of the study {self.study} is not a table of this version; write it again with "
+                f"{self.report_command}"
             ) from error
 
     def _write_model(self, stage_id: str, folder: Path, rows: pd.DataFrame) -> None:
@@ -134,8 +145,8 @@ class Publication:
         model_card(about).save(folder / "README.md")
 
     def _write_licences(self, stage: Stage, folder: Path) -> list[Path]:
-        """Write the licence of the model that a lineage starts from, which came into the store with that model alone
-        and holds for what is made of it. Return the files."""
+        """Write the licence of the model that a lineage starts from. The store has it only beside that model, but it
+        covers everything that is trained from it. Return the files."""
         root = self.finished.get(stage.root.id)
         if root and any(name.startswith(LICENCE) for name in root.files):
             with self.store.fetched(f"stages/{root.id}", prefix=LICENCE) as found:
@@ -144,16 +155,16 @@ class Publication:
 
 
 def repository_of(to: str) -> str:
-    """Return the repository that ``hf://ORG/NAME`` names. Raises ValueError on anything else."""
+    """Return the repository of ``hf://ORG/NAME``. Raises ValueError on anything else."""
     name = to.removeprefix(SCHEME)
     if not re.fullmatch(r"[^/]+/[^/]+", name):
-        raise ValueError(f"to is {to!r}; allowed, on the Hugging Face hub: {SCHEME}ORG/NAME")
+        raise ValueError(f"to={to!r} should be {SCHEME}ORG/NAME")
     return _valid(name, "to")
 
 
 def model_repositories(dataset: str, labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the repository of each decoder of a study, by id of its stage: the name of the study's, then first and
-    last part of the label, and of the id where labels of several are alike in these."""
+    """Return the repository of each decoder of a study by the id of its stage: the name of the data set, then the first
+    and last part of the label, then the beginning of the id if several decoders have the same parts."""
     words = {stage_id: _short(label) for stage_id, label in labels.items()}
     same = Counter(words.values())
     return {
@@ -163,9 +174,9 @@ def model_repositories(dataset: str, labels: Mapping[str, str]) -> dict[str, str
 
 
 def require_access() -> None:
-    """Raise HubError unless the hub can be asked, and knows the token of this machine."""
+    """Raise HubError unless the hub answers and accepts the token of this machine."""
     if constants.HF_HUB_OFFLINE:
-        raise HubError(f"HF_HUB_OFFLINE is set, so the Hugging Face hub is not asked; unset it, {INSTEAD}")
+        raise HubError(f"HF_HUB_OFFLINE is set, so the Hugging Face hub cannot be reached; unset it, {INSTEAD}")
     if get_token() is None:
         raise HubError(f"there is no token for the Hugging Face hub; set HF_TOKEN, run `hf auth login`, {INSTEAD}")
     api = HfApi()
@@ -174,16 +185,16 @@ def require_access() -> None:
 
 
 def empty_folder(path: str) -> Path:
-    """Return a folder of this machine with nothing in it. Raises ValueError where it is something else."""
+    """Return a new or empty folder of this machine. Raises ValueError if it is anything else."""
     files = Files(path)
     if not files.local or not files.empty():
-        raise ValueError(f"dry_run is {path!r}; allowed: a new or empty folder of this machine")
+        raise ValueError(f"dry_run={path!r} should be a new or empty folder of this machine")
     return Path(files.root)
 
 
 @contextmanager
 def _asked(api: HfApi, what: str) -> Iterator[None]:
-    """Let errors of the hub leave the block as HubErrors of one sentence."""
+    """Turn errors of the hub into HubErrors of one sentence."""
     try:
         yield
     except (OSError, HTTPError) as error:
@@ -194,11 +205,11 @@ def _valid(name: str, field: str) -> str:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ValueError(f"{field} is {name!r}; {first_line(error)}") from error
+        raise ValueError(f"{field}={name!r}: {first_line(error)}") from error
     return name
 
 
 def _short(label: str) -> str:
-    """Return first and last part of a label, without anything that the name of a repository can't have."""
+    """Return the first and last part of a label, without characters that repository names can't have."""
     ends = f"{label.partition('/')[0]}-{label.rpartition('/')[2]}"
     return re.sub(r"[^A-Za-z0-9._]+|\.{2,}", "-", ends).strip("-.")

@@ -1,7 +1,7 @@
 """The objections table: every condition of a study beside the control, and whether the objection was right.
 
-Chains are paired (``pairing``), and their prompts. The gain of a chain is what its policy added to pass@k of the target
-cells since it began to draw completions. Chains that draw none are held against the control's beginning.
+Chains (``pairing``) and their prompts are paired. The gain of a chain is what its policy added to pass@k of the target
+cells since it began to draw completions. The gain of a chain that draws none is counted from the control's beginning.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,8 +58,8 @@ def objections(plan: Plan, results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tested(found: pd.DataFrame) -> pd.DataFrame:
-    """Return the findings without verdicts on what was not put to the test: conditions that gained nothing on a task,
-    at no OOD ratio, where the control gained nothing either. Both may have been too short."""
+    """Return the findings with the verdict "not tested" for conditions that gained nothing on a task, at no OOD ratio,
+    where the control gained nothing either. Both may have been too short."""
     gains = found.assign(most=found[["gain", "control_gain"]].astype(float).abs().max(axis=1))
     most = gains.groupby(["condition", "task"])["most"].transform("max")
     idle = (most < SMALL_GAIN) & found["verdict"].isin([SUPPORTED, REFUTED])
@@ -87,8 +87,8 @@ def _rows(control: Condition, other: Condition, results: pd.DataFrame) -> Iterat
 
 
 def _apart(ends: Sequence[Stage]) -> dict[Setting, str]:
-    """Return what ends of one condition differ in, besides the task, with names for people. Settings that ``varying``
-    tells wherever they are, such as a mixture, are what the condition itself is about."""
+    """Return the settings, besides the task, in which the ends of one condition differ, with their titles. Settings
+    that ``varying`` always names, such as a mixture, are the subject of the condition and left out."""
     values = [placed(end) for end in ends]
     differ = {setting for each in values for setting in each if any(each[setting] != of.get(setting) for of in values)}
     return {
@@ -131,7 +131,7 @@ def _mass(rows: pd.DataFrame, k: int) -> pd.Series:
 
 
 def _judged(other: Condition, pairs: pd.DataFrame) -> dict[str, Any]:
-    """Return what was measured in pairs, and what it says about the prediction."""
+    """Return the measured effect of pairs, and the verdict on the prediction."""
     if pairs.empty:
         return {"verdict": UNDECIDED, "measured": f"pass@{other.k} is not known", "seeds": 0, "n": 0}
     pairs = pairs.assign(

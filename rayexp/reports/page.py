@@ -65,7 +65,7 @@ SUMMARY_VALUES = [
 
 @dataclass(frozen=True)
 class Report:
-    """The page, and a sentence about each figure that could not be drawn."""
+    """The page of a report, and a sentence about each figure that could not be drawn."""
 
     page: Path
     undrawn: list[str]
@@ -76,7 +76,7 @@ def write(plan: Plan, store: Store, folder: Path) -> Report:
     measured, curves = table.results(plan, store), table.curves(plan, store)
     results, pairs = held_out(measured), copies.pairs(measured)
     decided = objections(plan, results)
-    # What the paper claims is about GRPO as the paper has it; what else may be, the objections say.
+    # The paper's claims are about GRPO as in the paper; other conditions are judged under objections.
     shown, curves = _of_control(plan, results), _of_control(plan, curves)
     numbers = table.without_texts(shown)
     findings = claims.claims(numbers, curves, plan.looks)
@@ -131,7 +131,7 @@ def _undrawn(number: int, picture: Picture) -> str:
 
 
 def how_trained(stages: Sequence[Stage]) -> str:
-    """Return what the decoders of a study went through, as the begin of a sentence."""
+    """Return how the decoders of a study were trained, as the beginning of a sentence."""
     task = "” and “".join(dict.fromkeys(stage.root.task.label for stage in stages))
     roots = {stage.root.id: stage.root for stage in stages}.values()
     others = dict.fromkeys(each.decoder.source for each in roots if isinstance(each.decoder, PretrainedDecoder))
@@ -143,8 +143,8 @@ def how_trained(stages: Sequence[Stage]) -> str:
 
 
 def summary(results: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """One row for each stage, role and cell: settings, mean q with its interval over prompts, greedy accuracy, n. by:
-    further columns of which each value has a row.
+    """Return one row for each stage, role and cell: settings, mean q with its interval over prompts, greedy accuracy,
+    n. by: further columns to group by.
 
     sampled_accuracy: share of sampled completions with the right answer, with its Wilson interval, NaN where none were
     drawn.
@@ -168,7 +168,7 @@ def _of_control(plan: Plan, results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_condition(decided: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each condition with a finding for every task and ratio."""
+    """Return each condition with a finding for every task and ratio."""
     notes = decided["detectable"].map(lambda least: "" if pd.isna(least) else f"Detectable: {least:.2g}.")
     told = decided.assign(setting=decided["place"], note=notes)
     return [
@@ -182,7 +182,7 @@ def _by_condition(decided: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _by_claim(findings: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each claim with its findings and how often each verdict was reached."""
+    """Return each claim with its findings and the count of each verdict."""
     return [
         {
             "id": rows["claim"].iloc[0],
@@ -196,7 +196,7 @@ def _by_claim(findings: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _template():
-    """The page. Everything from the store is text to it: autoescape is on, and only the script is marked as safe."""
+    """Return the template of the page. Everything from the store is escaped; only the script is marked as safe."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

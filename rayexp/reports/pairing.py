@@ -1,4 +1,4 @@
-"""Ends of conditions in pairs: a chain beside the one that it is compared with."""
+"""Pairs of ends of conditions: a chain beside the chain that it is compared with."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -9,10 +9,10 @@ from rayexp.stages.settings import Setting, placed
 
 
 def paired(controls: Sequence[Stage], others: Sequence[Stage]) -> list[tuple[Stage, Stage]]:
-    """Return the pairs of ends of two conditions that begin alike, with equal seeds and OOD ratios among the rest.
+    """Return the pairs of ends of two conditions whose roots agree, among others in seed and OOD ratio.
 
-    A setting of the root that has one value in each of the conditions, and not the same one, is what tells them apart,
-    and no matter. A setting that varies within both has to have one value in both of a pair.
+    A setting of the root with one value in each condition, but different ones, is the difference between the conditions
+    and is ignored. A setting that varies within both has to have the same value in both ends of a pair.
     """
     mine, theirs = ([placed(stage) for stage in stages] for stages in (controls, others))
     values = _values(mine), _values(theirs)

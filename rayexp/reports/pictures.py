@@ -1,7 +1,6 @@
-"""Figures as the page holds them, and their files beside it. One that can't be drawn leaves the reason in its place.
+"""Figures of the page, and their files beside it. In the place of a figure that can't be drawn stands the reason.
 
-A figure is the last thing that a result may depend on: whatever goes wrong here, tables and the rest of the page are
-written all the same.
+No result depends on a figure: whatever goes wrong here, tables and the rest of the page are written.
 """
 
 import base64
@@ -20,20 +19,20 @@ from rayexp.formatting import number
 if TYPE_CHECKING:
     from rayexp.reports.drawing import OnPage, ReportFigure
 
-#: Of the table that stands on the page in a figure's place; one with more is only beside it.
+#: Rows of a table that replaces a figure on the page; a longer table is only written to a file.
 TABLE_ROWS = 1000
-#: Of a page, which is sent by mail, and of that what is no figure: its script and its text.
+#: Bytes of a page, which is sent by mail, and of its script and text.
 PAGE_BYTES, REST_BYTES = 6_000_000, 1_300_000
-#: Columns that hold numbers somebody set: two of them must never look like one.
+#: Columns with settings, which are shown with all digits, so that two of them never look alike.
 SETTINGS = ("kl_beta", "ood_ratio")
 
 
 @dataclass(frozen=True)
 class Picture:
     """A figure on the page. svg: in base64. size: in CSS pixels, so that the page does not jump while it loads. data:
-    there is a table of what it shows. why: it could not be drawn; empty if it was. crowded: it was not, because it
-    would have shown more than a figure can; then ``rows`` under ``columns`` are its data, unless they are too many too.
-    chart: what it shows, to explore (``reports.explore``), if it has one. unexplored: why not, if it should have one.
+    whether its data were written. why: the reason if it could not be drawn. crowded: the reason if it was not drawn
+    because its data are too many; then ``rows`` under ``columns`` are the data, unless they are too many as well.
+    chart: its interactive chart (``reports.explore``), if it has one. unexplored: why it has none, if it should.
     """
 
     title: str
@@ -51,8 +50,8 @@ class Picture:
 
 
 def pictures(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Picture]:
-    """Draw every figure that there is data for into ``folder``: figure-N.png and figure-N.csv. tables: by name, as
-    figures ask for them (``drawing.on_page``)."""
+    """Draw every figure that has data into ``folder``: figure-N.png and figure-N.csv. tables: by the names that figures
+    give in ``drawing.on_page``."""
     try:
         from rayexp.reports.figures import FIGURES  # imports matplotlib, which reads the user's files
     except Exception as error:
@@ -66,7 +65,7 @@ def pictures(tables: Mapping[str, pd.DataFrame], folder: Path) -> list[Picture]:
 
 
 def scripted(pictures: Sequence[Picture]) -> tuple[list[Picture], str]:
-    """Return pictures and the script that shows their charts. Where it can't be made there are no charts, and why."""
+    """Return pictures and the script of their charts. If that can't be made, the pictures say so instead of a chart."""
     if not any(picture.chart for picture in pictures):
         return list(pictures), ""
     try:
@@ -79,7 +78,7 @@ def scripted(pictures: Sequence[Picture]) -> tuple[list[Picture], str]:
 
 
 def within(pictures: Sequence[Picture], limit: int) -> list[Picture]:
-    """Return pictures with as many of their charts, from the first, as leave all of them no larger than a limit."""
+    """Return pictures with as many of their charts, from the first on, as fit into a limit."""
     limit -= sum(len(picture.svg) for picture in pictures)
     kept: list[Picture] = []
     for picture in pictures:
@@ -125,7 +124,7 @@ def _explored(figure: "OnPage", data: pd.DataFrame) -> dict[str, Any]:
 
 
 def _tabulated(title: str, crowded: str, data: pd.DataFrame) -> Picture:
-    """Return what stands in the place of a figure: its data, without the columns in which all rows are the same."""
+    """Return the table that replaces a figure: its data, without the columns in which all rows are the same."""
     shown = data.loc[:, data.nunique(dropna=False) > 1] if len(data) <= TABLE_ROWS else data.iloc[:0, :0]
     columns = [[_cell(value, name in SETTINGS) for value in shown[name]] for name in shown]
     return Picture(
@@ -134,8 +133,7 @@ def _tabulated(title: str, crowded: str, data: pd.DataFrame) -> Picture:
 
 
 def _cell(value: Any, setting: bool) -> str:
-    """Return a value of a table for people: empty where there is none, all digits of a setting, and four of what was
-    measured."""
+    """Return a value of a table as text: empty if missing, all digits of a setting, four digits of a measurement."""
     if pd.isna(value):
         return ""
     if isinstance(value, float):
@@ -144,8 +142,8 @@ def _cell(value: Any, setting: bool) -> str:
 
 
 def _saved(drawing: "ReportFigure", image: Path) -> tuple[str, tuple[int, int]]:
-    """Save a drawing as an image, and return it with its size: as vectors on a transparent ground, which dark mode can
-    invert."""
+    """Save a drawing as an image. Return it as vectors on a transparent ground, which dark mode can invert, and its
+    size."""
     from rayexp.reports.drawing import DPI
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Power: the gain that so many seeds can detect, at the spread of the seeds so far."""
+"""Power: the smallest gain that a number of seeds can detect, at the spread of the seeds so far."""
 
 import pandas as pd
 
@@ -10,8 +10,8 @@ MORE = 12
 
 
 def detectable_gains(results: pd.DataFrame) -> str:
-    """Say which gains of the target cells seeds can detect, over the arms, betas and OOD ratios of ``table.results``;
-    nothing where no two seeds are."""
+    """Say which gains of the target cells the seeds can detect, over the arms, betas and OOD ratios of
+    ``table.results``; nothing if there are no two seeds."""
     spread: dict[int, list[float]] = {}
     for arm in arms(results):
         for _, rows in arm.cells(arm.target).groupby(["kl_beta", "ood_ratio"]):

@@ -1,4 +1,4 @@
-"""The origin of a report's numbers: what was planned, with which settings, and how the finished part was run."""
+"""The origin of a report's numbers: the plan, its settings, and how its finished stages were run."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from rayexp.sweep.plan import Plan
 
 
 def provenance(plan: Plan, store: Store) -> dict[str, Any]:
-    """Return where, when and with what the finished stages were run, as they wrote it.
+    """Return where, when and with which packages the finished stages were run, from their records.
 
     facts: the distinct values of each name. spent: by kind of stage and in all, see ``_spent``. runs: one a stage.
     unread: number of stages whose record is missing or is not one. other_code: number of stages by code that is not the
@@ -47,7 +47,7 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
 
 
 def reserved(stage: Stage, run_config: RunConfig) -> tuple[float, float]:
-    """Cores and GPUs that were kept for a stage while it ran. A measurement has those of the stage it follows."""
+    """Return the cores and GPUs reserved for a stage. A measurement has those of the stage that it measures."""
     if stage.subject.pool == "rollout":
         learners, workers = run_config.learner_workers, run_config.rollout_workers
         return (
@@ -58,15 +58,15 @@ def reserved(stage: Stage, run_config: RunConfig) -> tuple[float, float]:
 
 
 def _facts(record: dict[str, Any]) -> dict[str, str]:
-    """Return what a stage was run with, as far as known. Raises KeyError, TypeError or ValueError on what is
-    not a record."""
+    """Return the known facts about the run of a stage. Raises KeyError, TypeError or ValueError if its record is
+    none."""
     about = {name: record[name] for name in ("host", "machine", "python")} | {"commit": commit(record["git"])}
     found = {**about, "source": record.get("source"), **record["packages"]}
     return {one_line(str(name)): one_line(str(value)) for name, value in found.items() if value is not None}
 
 
 def _spent(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By kind of stage and in all: number, median seconds, hours, core-hours, GPU-hours; of each last attempt."""
+    """Return number, median seconds, hours, core-hours and GPU-hours of the last attempts, by kind and in all."""
     of_kind = {kind: [run for run in runs if kind_in(run["id"]) == kind] for kind in KINDS}
     return [
         {
@@ -94,7 +94,7 @@ def settings(stages: Iterable[Stage]) -> list[tuple[str, str, str]]:
 
 
 def design(stages: Sequence[Stage]) -> dict[str, list[str]]:
-    """The distinct values of what varies in a plan, and its decoders, for people."""
+    """Return, as text, the distinct values of what varies in a plan, and its decoders."""
     trained = [stage for stage in stages if stage.pool != "measure"]
     roots = [stage.root for stage in trained]
     decoders = [
@@ -121,7 +121,7 @@ def _values(stages: Iterable[Stage], field: str) -> list[str]:
 
 
 def stage_counts(plan: Plan) -> list[dict[str, Any]]:
-    """Planned and finished stages by kind."""
+    """Return the numbers of planned and finished stages by kind."""
     counts = []
     for kind in KINDS:
         ids = {i for i in [*(stage.id for stage in plan.stages), *plan.unread] if kind_in(i) == kind}

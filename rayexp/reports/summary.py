@@ -1,4 +1,4 @@
-"""Results of one measurement, and verdicts of one study, as the few named values that a tracker shows of them."""
+"""Results of a measurement and verdicts of a study, as a few named values for a tracker."""
 
 import csv
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from rayexp.reports.table import PASS_AT, measured, with_pass_at_k
 from rayexp.stages import Stage
 from rayexp.store.artifacts import Store
 
-#: Columns of results whose means are told.
+#: Columns of results whose means a tracker gets.
 TOLD = ("q", "greedy_correct", *(f"pass_at_{k}" for k in PASS_AT))
 #: What the verdicts of each file of a report are about.
 ABOUT = {"claims.csv": "{claim} {title} | {setting}", "objections.csv": "{condition} | {place}"}
 
 
 class Verdict(NamedTuple):
-    """A verdict of a study, with what it is about and what it is drawn from."""
+    """A verdict of a study, with its claim and setting, and the measurement behind it."""
 
     about: str
     measured: str

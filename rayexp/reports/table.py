@@ -90,7 +90,7 @@ ROUNDING = 1e-3
 
 
 def settings(stage: Stage, plan: Plan) -> dict[str, Any]:
-    """The values of ``STAGE_COLUMNS`` of a training stage of a plan."""
+    """Return the values of ``STAGE_COLUMNS`` for a training stage of a plan."""
     root = stage.root
     return {
         "stage_id": stage.id,
@@ -110,8 +110,8 @@ def settings(stage: Stage, plan: Plan) -> dict[str, Any]:
 
 
 def results(plan: Plan, store: Store) -> pd.DataFrame:
-    """Rows of ``RESULTS`` for every finished measurement of the plan, in the plan's order; after its columns one for
-    each further setting by which stages of the plan differ, such as ``grpo.group_size``."""
+    """Return the rows of ``RESULTS`` for every finished measurement of the plan, in the plan's order, with a further
+    column for each other setting in which stages of the plan differ, such as ``grpo.group_size``."""
     frames: dict[str, pd.DataFrame] = {}
     subjects: dict[str, Stage] = {}
     varies = varying(plan.trained)
@@ -136,19 +136,19 @@ def without_texts(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def measured(store: Store, stage_id: str) -> pd.DataFrame:
-    """Return the rows of one finished measurement, with ``q``. Raises StoreError on a table that none would write."""
+    """Return the rows of one finished measurement, with ``q``. Raises StoreError on a table that is not valid."""
     frame = _read(store, stage_id, "results.parquet", MEASURED, may_have=[RESULTS.field(TEMPLATE)])
     return frame.assign(q=np.exp(frame["log_mass"].clip(upper=0)))
 
 
 def to_arrow(results: pd.DataFrame) -> pa.Table:
-    """Return ``results`` as it is stored: ``RESULTS`` with the columns of what varies behind."""
+    """Return ``results`` as a table to store: the columns of ``RESULTS``, then those of settings that vary."""
     lists = [column.name for column in RESULTS if column.type == TOKENS]
     varied_columns = pa.Schema.from_pandas(results.drop(columns=RESULTS.names), preserve_index=False)
     schema = pa.schema([*RESULTS, *varied_columns])
     plain = pa.schema([column for column in schema if column.name not in lists])
     stored = pa.Table.from_pandas(results.drop(columns=lists), plain, preserve_index=False)
-    # One by one, because the notes that ``from_pandas`` makes of such columns are none that pandas can read.
+    # One by one, because pandas cannot read the metadata that ``from_pandas`` writes about such columns.
     for name in lists:
         stored = stored.add_column(
             schema.get_field_index(name), name, pa.chunked_array(pa.array(results[name]), TOKENS)
@@ -157,7 +157,7 @@ def to_arrow(results: pd.DataFrame) -> pa.Table:
 
 
 def _with_varied(schema: pa.Schema, frames: Iterable[pd.DataFrame]) -> pa.Schema:
-    """Return the schema with the columns that frames have besides it, each of the type of its values."""
+    """Return the schema with the further columns of some frames, each of the type of its values."""
     values: dict[str, list[Any]] = {}
     for frame in frames:
         for name in frame.columns.difference(schema.names, sort=False):
@@ -168,14 +168,14 @@ def _with_varied(schema: pa.Schema, frames: Iterable[pd.DataFrame]) -> pa.Schema
 
 
 def _whole(values: pd.Series) -> bool:
-    """Return whether a column holds whole numbers, which pandas makes floats of where some rows have none."""
+    """Return whether a column holds whole numbers, which pandas turns into floats if some rows have none."""
     known = values.dropna()
     numbers = pd.api.types.is_numeric_dtype(known) and not pd.api.types.is_bool_dtype(known)
     return numbers and bool((known % 1 == 0).all())
 
 
 def with_init(frame: pd.DataFrame, init: pd.DataFrame | None) -> pd.DataFrame:
-    """The rows of one stage with what its init, if that was measured, gave to the same prompts."""
+    """Return the rows of one stage with the masses that its init, if measured, gave to the same prompts."""
     if init is None:
         nothing = pd.Series(pd.NA, frame.index, dtype=pd.ArrowDtype(TOKENS))
         return frame.assign(init_q=float("nan"), init_token_log_mass=nothing)
@@ -186,7 +186,7 @@ def with_init(frame: pd.DataFrame, init: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def with_fixed_points(frame: pd.DataFrame, stage: Stage) -> pd.DataFrame:
-    """The rows of one stage, which know their init's, with the columns of the theory of GRPO as it is run."""
+    """Return the rows of one stage, after ``with_init``, with the columns of the theory of GRPO as it is run."""
     frame = frame.assign(fixed_point=np.nan, highest_fixed_point=np.nan, beyond_theory=beyond_theory(stage))
     known = frame["init_token_log_mass"].notna()
     if isinstance(stage, GRPO) and not beyond_theory(stage) and known.any():
@@ -197,7 +197,7 @@ def with_fixed_points(frame: pd.DataFrame, stage: Stage) -> pd.DataFrame:
 
 
 def with_pass_at_k(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one stage with their ``pass_at_k`` columns."""
+    """Return the rows of one stage with their ``pass_at_k`` columns."""
     sampled = int(frame["sampled"].max())
     for k in PASS_AT:
         if not sampled:
@@ -210,7 +210,7 @@ def with_pass_at_k(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(plan: Plan, store: Store) -> pd.DataFrame:
-    """Rows of ``CURVES`` for every finished training stage of the plan."""
+    """Return the rows of ``CURVES`` for every finished training stage of the plan."""
     frames = []
     for stage in plan.trained:
         if stage.id in plan.finished:
@@ -220,8 +220,8 @@ def curves(plan: Plan, store: Store) -> pd.DataFrame:
 
 
 def _read(store: Store, stage_id: str, name: str, schema: pa.Schema, may_have: Iterable[pa.Field] = ()) -> pd.DataFrame:
-    """A table that a stage wrote, with those of ``may_have`` that it has. Raises StoreError with the first thing about
-    it that no stage would write."""
+    """Read a table of a stage, with those of ``may_have`` that it has. Raises StoreError with the first problem in
+    it."""
     found = store.table(stage_id, name)
     schema = pa.schema([*schema, *(column for column in may_have if column.name in found.schema.names)])
     if problem := next(_problems(found, schema), None):
@@ -234,13 +234,13 @@ def _in_pandas(table: pa.Table) -> pd.DataFrame:
 
 
 def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
-    """Find what is wrong with a table; each problem is looked for in one that has none of those before."""
+    """Yield the problems of a table. Each check relies on those before it."""
     for column in schema:
         at = found.schema.get_field_index(column.name)  # -1 also where there are two of them
         if at < 0:
             yield f"has not exactly one column {column.name}"
         if (kind := found.schema.field(at).type) != column.type:
-            yield f"has a column {column.name} of type {kind}; allowed: {column.type}"
+            yield f"has a column {column.name} of type {kind} instead of {column.type}"
         if found.column(at).null_count or (column.type == pa.float64() and not np.isfinite(found.column(at)).all()):
             yield f"has a row whose {column.name} is empty or not finite"
     if "log_mass" in schema.names:
@@ -251,7 +251,7 @@ def _problems(found: pa.Table, schema: pa.Schema) -> Iterator[str]:
         if rows.duplicated(["cell", "prompt_index"]).any():
             yield "has several rows with the same cell and prompt_index"
         if rows["log_mass"].max() > ROUNDING:
-            yield f"has a log_mass of {rows['log_mass'].max():g}; allowed: at most 0"
+            yield f"has a log_mass of {rows['log_mass'].max():g}, which is above 0"
         if not np.allclose(_sums(found.column("token_log_mass")), rows["log_mass"], atol=ROUNDING):
             yield "has a row whose token_log_mass does not add up to its log_mass"
         if counts.lt(0).any(axis=None) or counts.gt(rows["sampled"], axis=0).any(axis=None):

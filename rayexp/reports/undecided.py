@@ -1,4 +1,4 @@
-"""The places at which a study has not decided yet, so that more seeds are worth their cost."""
+"""The places at which a study is undecided, where more seeds are worth their cost."""
 
 from rayexp.reports import table
 from rayexp.reports.checks import UNDECIDED
@@ -14,8 +14,8 @@ CLAIMS = ("C1", "C2", "C3")
 
 
 def places(plan: Plan, store: Store) -> set[Place]:
-    """Return the tasks and OOD ratios at which a verdict of a finished plan is undecided: of its objections, if it has
-    conditions, else of what the paper claims. A claim about all ratios counts for each of them."""
+    """Return the tasks and OOD ratios at which a verdict of a finished plan is undecided: on its objections, if it has
+    conditions, else on the paper's claims. A claim about all ratios counts for each of them."""
     results = held_out(table.without_texts(table.results(plan, store)))
     every = set(results[["task", "ood_ratio"]].drop_duplicates().itertuples(index=False, name=None))
     found = objections(plan, results) if plan.conditions else claims(results, looks=plan.looks)

@@ -55,7 +55,7 @@ def _paid(
         raise RewardError(f"the reward {reward.kind} raised {located(error)}{_case(task, prompt, row)}") from error
     if not isinstance(paid, Real) or not math.isfinite(paid):
         raise RewardError(
-            f"the reward {reward.kind} returned {paid!r}, which is no finite number{_case(task, prompt, row)}"
+            f"the reward {reward.kind} returned {paid!r} instead of a finite number{_case(task, prompt, row)}"
         )
     return reward.weight * float(paid)
 

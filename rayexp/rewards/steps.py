@@ -22,8 +22,8 @@ class Steps(Reward):
     def require_task(self, task: Task) -> None:
         if max(_steps(task, cell) for _, cell in task.roles()) < 2:
             raise ValueError(
-                f"rewards has steps, and completions of the task {task.label} show one step; allowed: a task that "
-                "writes its steps, such as strings with completion_format trace, or the reward answer"
+                f"the reward steps needs a task that writes its steps, and {task.label} writes only one; use strings "
+                "with completion_format='trace', or the reward answer"
             )
 
 

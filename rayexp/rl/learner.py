@@ -256,8 +256,8 @@ def require_match(mismatch: float, limit: float) -> None:
     """Raise MismatchError if a token's log-probability differs between sampler and learner by more than the limit."""
     if not mismatch <= limit:
         raise MismatchError(
-            f"sampler and learner differ by {mismatch:.3g} nats on a sampled token; "
-            f"allowed: max_logprob_mismatch = {number(limit)}"
+            f"sampler and learner differ by {mismatch:.3g} nats on a sampled token, which is more than "
+            f"max_logprob_mismatch = {number(limit)}"
         )
 
 

@@ -47,7 +47,7 @@ class Readout:
         if scaled := [name for name in BEHIND_THE_MATRIX if getattr(model.config, name, None) not in (None, 1.0)]:
             raise ValueError(
                 f"the model has {scaled[0]}, and the distributions of its completions are too many to be held at once; "
-                "allowed: fewer or shorter completions in a step, or a model without"
+                "use fewer or shorter completions in a step, or a model without it"
             )
         at_once = max(1, HELD // ((tokens + 1) * model.config.vocab_size))
         matrix = model.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""Who may read: on this machine everybody who reaches it, elsewhere who has Ray's token."""
+"""Access to the service: from this machine for everybody, from elsewhere with Ray's token."""
 
 import hmac
 import os
@@ -13,23 +13,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rayexp.service.answers import page, refusal
 
 COOKIE = "rayexp-token"
-#: Where Ray's dashboard keeps the token that it was given. A browser sends it to all ports of a host, so that whoever
-#: comes from the dashboard is asked no second time.
+#: Cookie in which Ray's dashboard keeps its token. A browser sends it to all ports of a host, so users who come from
+#: the dashboard need not enter the token again.
 DASHBOARD_COOKIE = "ray-authentication-token"
-#: Bytes of what a form sends, at most.
+#: Largest number of bytes of a form.
 FORM = 4096
 OPEN = ("/style.css",)
 
 
 def ray_token() -> str:
-    """Return the token of Ray's clusters, as Ray looks for it; empty where there is none."""
+    """Return the token of Ray's clusters from where Ray looks for it; empty if there is none."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text(encoding="ascii").strip() if path.is_file() else "")
 
 
 class RequireToken:
-    """Middleware that asks for a token: in the header ``Authorization: Bearer TOKEN``, or once in a form, whose cookie
-    this site alone gets back."""
+    """Middleware that requires a token: in the header ``Authorization: Bearer TOKEN``, or once in a form, which sets a
+    cookie that the browser sends to this site alone."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._token = app, token
@@ -51,7 +51,7 @@ class RequireToken:
         return hmac.compare_digest(given.encode(), self._token.encode())
 
     async def _entered(self, request: Request) -> Response | None:
-        """Return the way in for who sent the token; None for anybody else."""
+        """Return a redirect with the cookie if the form has the token; None otherwise."""
         body = b""
         async for part in request.stream():
             body += part
@@ -69,5 +69,5 @@ class RequireToken:
 
 def _asked(request: Request) -> Response:
     if get_route_path(request.scope).startswith("/api/"):
-        return refusal(request, 401, "a token is needed: send it as Authorization: Bearer TOKEN")
+        return refusal(request, 401, "a token is required; send it as Authorization: Bearer TOKEN")
     return page(request, "login.html", {}, 401)

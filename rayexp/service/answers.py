@@ -1,4 +1,4 @@
-"""Requests and their answers: a page, a download, a refusal."""
+"""Answers to requests: a page, a download, a refusal."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,16 +20,16 @@ PAGES = Path(str(files("rayexp.service"))) / "pages"
 
 
 def _part(name: str) -> str:
-    """Return a name as a part of a URL."""
+    """Return a name, quoted as a part of a URL."""
     return quote(name, safe="")
 
 
 def _time(moment: str) -> str:
-    """Return a moment in ISO 8601 for people, in UTC."""
+    """Return an ISO 8601 time as readable text in UTC."""
     return f"{datetime.fromisoformat(moment).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-#: What comes from a store is text to a page.
+#: Everything from a store is escaped.
 _TEMPLATES = Environment(
     loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
@@ -54,18 +54,18 @@ def html(request: Request, name: str, facts: Mapping[str, Any]) -> str:
 
 
 def columns_in(request: Request) -> dict[str, str]:
-    """Return the columns of a table that a query names, with the values they are to have; an empty one may be any."""
+    """Return the columns of a table in a query, with the values that rows have to have; without empty ones."""
     return {name: value for name, value in request.query_params.items() if value and name not in ("form", "page")}
 
 
 def download(name: str, content: bytes) -> Response:
-    """Return a file for a browser to save, whatever is in it."""
+    """Return a file that a browser saves and never shows."""
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{_part(name)}"}
     return Response(content, media_type="application/octet-stream", headers=headers)
 
 
 def refusal(request: Request, status: int, sentence: str) -> Response:
-    """Return a sentence in the form in which the answer would have been."""
+    """Return a sentence as JSON below /api, else as a page."""
     if get_route_path(request.scope).startswith("/api/"):
         return JSONResponse({"error": sentence}, status)
     return page(request, "refusal.html", {"sentence": sentence}, status)

@@ -1,7 +1,7 @@
 """The pages of a store, and the same as JSON under /api, as an ASGI application.
 
-Names come from strangers' URLs: each is one name below its folder, or there is no such page. What comes from a store is
-text to a page; a report, which is a page itself, is shown in a sandbox. Nothing is ever written to the store.
+Names in URLs are not trusted: each has to be one name below its folder, or there is no such page. Everything from a
+store is escaped; a report, which is a page itself, is shown in a sandbox. Nothing is ever written to the store.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -31,8 +31,8 @@ HEADERS = {
 
 
 def application(url: str, hosts: Sequence[str], token: str = "", root: str = "") -> FastAPI:
-    """Return the service of a store. hosts: names by which browsers may call it. token: that it asks for, if any.
-    root: the path that it is below, where a proxy has others as well."""
+    """Return the service of a store. hosts: names by which browsers may call it. token: the token it requires, if any.
+    root: its path behind a proxy."""
     app = FastAPI(
         title="rayexp results",
         docs_url=None,
@@ -59,7 +59,7 @@ async def _open(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _refuse(app: FastAPI) -> None:
-    """Let an application answer errors by a status and a sentence."""
+    """Make an application answer errors with a status and a sentence."""
 
     @app.exception_handler(MissingError)
     def missing(request: Request, error: MissingError) -> Response:

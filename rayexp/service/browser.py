@@ -1,4 +1,4 @@
-"""The pages of a store, and the files that they lead to."""
+"""The pages of a store, and the files that they link to."""
 
 from urllib.parse import urlencode
 
@@ -12,13 +12,13 @@ from rayexp.service.curves import chart
 from rayexp.service.facts import PAIRED
 from rayexp.service.reader import MissingError, Name, ReaderOf
 
-#: A report has styles and a script of its own, which the policy in it names by a hash. In a sandbox it is a stranger.
+#: Policy for a report, which has styles and a script of its own. In a sandbox it has no access to the service.
 OF_REPORT = (
     "sandbox allow-scripts allow-downloads; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-#: Seconds after which a browser that waits for a report looks again.
+#: Seconds after which a page that waits for a report reloads.
 LOOK_AGAIN_S = 10
 
 router = APIRouter(include_in_schema=False)
@@ -45,7 +45,7 @@ def report(request: Request, name: Name, reader: ReaderOf) -> HTMLResponse:
         return HTMLResponse(content.decode(errors="replace"), headers={"Content-Security-Policy": OF_REPORT})
     found = reader.study(name)
     if not found["states"].get("finished"):
-        raise MissingError(f"no stage of the study {name} is finished yet: there is nothing to report")
+        raise MissingError(f"no stage of the study {name} has finished yet, so there is nothing to report")
     waiting = answer(request, "waiting.html", found, 202)
     waiting.headers["Refresh"] = str(LOOK_AGAIN_S)
     return waiting

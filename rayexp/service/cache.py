@@ -1,4 +1,4 @@
-"""Answers that are kept for a few seconds: many readers of a page cost a store no more than one."""
+"""A cache of answers for a few seconds, so that many readers of a page cost a store no more than one."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -14,7 +14,7 @@ KEPT = 256
 
 
 class Cache:
-    """Answers by key. Whoever asks while one is being found waits for it."""
+    """Answers by key. Requests for an answer that is being found wait for it."""
 
     def __init__(self, fresh_s: float = FRESH_S) -> None:
         self._fresh_s = fresh_s
@@ -23,7 +23,7 @@ class Cache:
         self._lock = Lock()
 
     def __call__(self, key: Hashable, find: Callable[[], T]) -> T:
-        """Return the answer of a key: the one that is kept, if it is fresh, else what ``find`` returns."""
+        """Return the cached answer of a key if it is fresh, else the one that ``find`` returns."""
         with self._lock:
             finding = self._finding.setdefault(key, Lock())
         try:
@@ -33,7 +33,7 @@ class Cache:
                     answer = find()
                     self._keep(key, answer)
         finally:
-            with self._lock:  # names come from strangers, and most of those lead to no answer
+            with self._lock:  # keys come from untrusted URLs, most of which may have no answer
                 if key not in self._answers:
                     self._finding.pop(key, None)
         return answer

@@ -1,4 +1,4 @@
-"""The stages of a study as chains: what each is built on, and a table with a column for each kind."""
+"""The stages of a study as chains: the parent of each, and a table with a column for each kind."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,15 +9,15 @@ from typing import Any
 from rayexp.stages import KINDS, Stage
 from rayexp.stages.settings import within
 
-#: A stage as ``facts.study`` has it.
+#: A stage in the form of ``facts.study``.
 Fact = Mapping[str, Any]
 
 
 def parents(labels: Mapping[str, str], specs: Callable[[Iterable[str]], Mapping[str, Stage]]) -> dict[str, str | None]:
-    """Return the id of what each stage of a study is built on; None where that is none of the study.
+    """Return the id of the parent of each stage of a study; None if the parent is not in the study.
 
-    Labels encode it: ``CHAIN/pretrain/sft, CONDITION``. Where they leave none or several, specs of finished stages
-    decide, and for a stage without one the condition that has most of its own.
+    Labels encode it: ``CHAIN/pretrain/sft, CONDITION``. If they fit none or several, the spec of a finished stage
+    decides, and for any other stage the candidate whose condition has most of its own.
     """
     split = {stage_id: label.partition(", ")[::2] for stage_id, label in labels.items()}
     called: dict[str, list[str]] = {}
@@ -41,7 +41,7 @@ def parents(labels: Mapping[str, str], specs: Callable[[Iterable[str]], Mapping[
 @dataclass
 class Cell:
     """A model of a study in the table, or a gap if ``stage`` is None. name: its label without that of its parent; rows,
-    columns: that it spans; measured: measurements of it."""
+    columns: their numbers that it spans; measured: its measurements."""
 
     stage: Fact | None = None
     name: str = ""
@@ -52,7 +52,7 @@ class Cell:
 
 def table(stages: Sequence[Fact]) -> dict[str, Any]:
     """Return the columns of a study's chains, each with its kind, counts and seconds, and rows of cells: one for each
-    model on which no other is built. A model that several are built on spans their rows."""
+    model without children. A model with several children spans their rows."""
     by_id = {stage["id"]: stage for stage in stages}
     models = [stage for stage in stages if not _measures(stage)]
     columns, placed = _columns(models, by_id)
@@ -93,8 +93,8 @@ def _column(title: str, stages: Sequence[Fact]) -> dict[str, Any]:
 
 
 def _columns(models: Sequence[Fact], by_id: Mapping[str, Fact]) -> tuple[list[str], dict[str, int]]:
-    """Return the titles of columns, and the column of each model: a kind, or its second in a chain; where one chain has
-    two kinds in another order than another, columns are as far from the root as their models."""
+    """Return the titles of columns, and the column of each model. A column is a kind, or its second occurrence in a
+    chain. If two chains have kinds in different orders, columns are the distances from the root."""
     lines = {stage["id"]: _line(stage, by_id) for stage in models}
     places = {stage_id: _place(line) for stage_id, line in lines.items()}
     before: dict[str, set[str]] = {}

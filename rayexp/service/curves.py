@@ -1,4 +1,4 @@
-"""The metrics of a stage over its steps, and each as a small line chart."""
+"""The metrics of a stage over its steps, and small line charts of them."""
 
 import math
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from rayexp.store.artifacts import StoreError
 from rayexp.store.index import StoreIndex
 from rayexp.telemetry.metrics import METRICS as DEFINED
 
-#: Points of a curve, at most.
+#: Largest number of points of a curve.
 POINTS = 200
-#: Size of a chart, and what is left free in it for what stands beside the curve; in units of its view box.
+#: Size of a chart and its margins, in units of its view box.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 72, 10, 10, 32
 
-#: What values differ by, relatively, is taken for rounding up to here.
+#: Relative difference of values up to which it is taken for rounding.
 ROUNDING = 1e-6
 
 Point = tuple[int, float]
 
 
 def curves(index: StoreIndex, stage_id: str) -> dict[str, Any]:
-    """Return every metric of a finished stage by step: at most ``POINTS`` points, the extremes among them, and how many
-    of its values are no finite numbers, which are left out. problem: why there is none, if the file can't be read."""
+    """Return every metric of a finished stage by step: at most ``POINTS`` points with the extremes among them, and the
+    number of its values that are not finite, which are left out. problem: why the file can't be read, if so."""
     try:
         rows = index.store.table(stage_id, METRICS).to_pylist()
         found: dict[str, list[Point]] = {}
@@ -60,8 +60,8 @@ def thinned(points: Sequence[Point], limit: int = POINTS) -> list[Point]:
 
 @dataclass(frozen=True)
 class Chart:
-    """A curve in a view box of WIDTH x HEIGHT. line: points of a polyline; low, high: its values at ``bottom`` and
-    ``top``, as texts, which are the same where they are; first, last: steps at ``left`` and ``right``."""
+    """A curve in a view box of WIDTH x HEIGHT. line: points of a polyline; low, high: texts of its values at ``bottom``
+    and ``top``, equal if the values are; first, last: steps at ``left`` and ``right``."""
 
     line: str
     low: str
@@ -77,7 +77,7 @@ class Chart:
 
 
 def chart(points: Sequence[Point]) -> Chart:
-    """Return the chart of a curve that has a point. A curve without a slope goes through the middle."""
+    """Return the chart of a curve with at least one point. A constant curve goes through the middle."""
     steps, values = zip(*points, strict=True)
     first, last, low, high = min(steps), max(steps), min(values), max(values)
     if math.isclose(low, high, rel_tol=ROUNDING):
@@ -92,7 +92,7 @@ def chart(points: Sequence[Point]) -> Chart:
 
 
 def _apart(low: float, high: float) -> tuple[str, str]:
-    """Write two values with as few digits as tell them apart, three at least."""
+    """Return two values as texts with as few digits as tell them apart, but at least three."""
     digits = next((n for n in range(3, 17) if low == high or f"{low:.{n}g}" != f"{high:.{n}g}"), 17)
 
     def written(value: float) -> str:

@@ -1,7 +1,7 @@
 """The results service as an application of Ray Serve, on the head of the cluster that a sweep runs on.
 
-The dashboard's page *Serve* lists applications without a link to them; so the name of this one has its address. It
-stays as long as the cluster does, whatever becomes of the job that started it.
+The dashboard's page *Serve* lists applications without links, so the name of this one contains its address. It lives as
+long as the cluster, also after the end of the job that started it.
 """
 
 import hashlib
@@ -22,29 +22,29 @@ from rayexp.errors import first_line
 from rayexp.service import access
 from rayexp.timeouts import TimeoutError, run_with_timeout
 
-#: Seconds in which Ray Serve has to be there; it takes 5 on an idle machine, 30 on one with too much to do.
+#: Seconds in which Ray Serve has to start; it takes 5 on an idle machine and 30 on a busy one.
 LIMIT_S = 120.0
 FIRST_PORT, PORTS = 8700, 100
-#: A place on the head for what needs no CPU: it is small, and it ends with the cluster alone.
+#: Placement on the head without a CPU: the service needs little, and ends with the cluster alone.
 ON_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
-#: The controller looks around once in a second, in place of ten times, because it has nothing to scale.
+#: The controller looks around once a second instead of ten times, because it has nothing to scale.
 CALM = {"runtime_env": {"env_vars": {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1"}}}
-#: Its warnings are of a busy machine, and would be in the log of the sweep.
+#: Its warnings are about a busy machine, and would appear in the log of the sweep.
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
 class ServeError(Exception):
-    """Ray Serve can't show a store. The message is a sentence."""
+    """A failure of Ray Serve to show a store. The message is a sentence."""
 
 
 def deploy(url: str) -> str:
     """Show a store on the loopback of the cluster's head; return the address. Takes seconds.
 
-    The service asks for the cluster's token. Raises ServeError where there is none, because every account of the head
-    would read the store, and run code by what Ray Serve listens with; and where Ray Serve fails, or takes too long.
+    The service requires the cluster's token. Raises ServeError if there is none, because then every account of the head
+    could read the store and run code through Ray Serve's ports; also if Ray Serve fails or takes too long.
     """
     if not (is_token_auth_enabled() and access.ray_token()):
-        raise ServeError("the cluster asks for no token; set RAY_AUTH_MODE=token where it is started")
+        raise ServeError("the cluster has no token; set RAY_AUTH_MODE=token where it is started")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         return run_with_timeout(LIMIT_S, lambda: _deployed(url), "deploy the results")
@@ -59,7 +59,7 @@ def _deployed(url: str) -> str:
     address = f"{_started()}{prefix}"
 
     def build() -> Any:
-        """Build the service where it runs. Its token is read there, because Serve keeps what it is given on disk."""
+        """Build the service in its replica. The token is read there, because Serve writes its arguments to disk."""
         from rayexp.service.app import application
 
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it says how it found the application
@@ -80,8 +80,8 @@ def _deployed(url: str) -> str:
 
 
 def _stay_on_loopback() -> None:
-    """Let the replica that this process is listen on loopback. Ray Serve would have it listen on every interface, for
-    calls between applications that it is asked to make by gRPC, of which there are none."""
+    """Make this replica listen on loopback only. Ray Serve would let it listen on every interface, for gRPC calls
+    between applications, of which there are none."""
     from ray.serve._private import replica
 
     listen = replica.add_port_to_grpc_server  # pyright: ignore[reportPrivateImportUsage]
@@ -89,7 +89,7 @@ def _stay_on_loopback() -> None:
 
 
 def _started() -> str:
-    """Return where Ray Serve answers; start it on the head's loopback where it is not running."""
+    """Return the address of Ray Serve; start it on the head's loopback if it is not running."""
     if not serve.status().proxies:
         port = ray.get(ray.remote(_free_port).options(**ON_HEAD).remote())
         http = {"host": "127.0.0.1", "port": port}
@@ -100,7 +100,7 @@ def _started() -> str:
 
 
 def _free_port() -> int:
-    """Return a port of this machine's loopback on which nothing listens."""
+    """Return a free port of this machine's loopback."""
     for port in range(FIRST_PORT, FIRST_PORT + PORTS):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port

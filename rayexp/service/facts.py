@@ -1,4 +1,4 @@
-"""Facts about a store, as plain values: what commands print, and what the service shows, in one form.
+"""Facts about a store as plain values, which the commands print and the service shows.
 
 Numbers are unrounded, in bytes and seconds; ids are whole.
 """
@@ -34,18 +34,18 @@ FILES = (
     "results.parquet",
     *(f"{name}.csv" for name in ("summary", "templates", "copies", "claims", "objections")),
 )
-#: Tables with verdicts, and which of their columns say what.
+#: Tables with verdicts, and the columns that hold each field of a verdict.
 VERDICTS = {
     "claims": {"what": "title", "where": "setting", "measured": "measured", "verdict": "verdict"},
     "objections": {"what": "objection", "where": "place", "measured": "measured", "verdict": "verdict"},
 }
-#: What a summary of results reads.
+#: Columns that a summary of results reads.
 RESULTS = ["role", "cell", "log_mass", "greedy_correct", "sampled", "prompt", "gold", "completion"]
-#: Percentiles of the mass, in a cell, at which examples are.
+#: Percentiles of the mass in a cell from which examples are taken.
 PERCENTILES = (10, 50, 90)
-#: Which stages are paired, by whether conditions are compared.
+#: Rule by which stages are paired, without and with conditions.
 PAIRED = {False: "agree in all settings along their lineage", True: "end their condition and agree in their root"}
-#: Of a finished stage.
+#: Fields of a finished stage.
 FACTS = ("id", "kind", "label", "started", "duration_s", "bytes")
 ORDERS: dict[str, Callable[[Finished], object]] = {
     "label": lambda stage: (stage.label, stage.id),
@@ -56,8 +56,8 @@ ORDERS: dict[str, Callable[[Finished], object]] = {
 
 
 def stages(index: StoreIndex, study: str = "", kind: str = "any", sort: str = "label") -> dict[str, Any]:
-    """Return the finished stages of a store, and those that have not finished. study: only of this one; kind: only of
-    this kind; sort: one of ``ORDERS``. Raises StoreError if there is no such study."""
+    """Return the finished and the unfinished stages of a store. study: only those of this study; kind: only this kind;
+    sort: one of ``ORDERS``. Raises StoreError if there is no such study."""
     among = set(index.study(study)) if study else None
     finished = [each for each in index.finished(among).values() if kind in ("any", each.kind)]
     unfinished = [
@@ -76,9 +76,9 @@ def stages(index: StoreIndex, study: str = "", kind: str = "any", sort: str = "l
 
 
 def stage(index: StoreIndex, name: str, verify: bool = False) -> dict[str, Any]:
-    """Return all that is known of one finished stage. name: an id, the beginning of one, or a label. verify: read every
-    file, and compare it with the manifest. Raises ValueError where no stage is meant, AmbiguousError where several
-    are."""
+    """Return all that is known about one finished stage. name: an id, the beginning of an id, or a label. verify: read
+    every file and compare it with the manifest. Raises ValueError if no stage has the name, AmbiguousError if several
+    have."""
     labels = index.labels()
     stage_id = find(name, labels)
     finished = index.finished([stage_id])[stage_id]
@@ -109,13 +109,13 @@ def stage(index: StoreIndex, name: str, verify: bool = False) -> dict[str, Any]:
 
 
 def differences(index: StoreIndex, name: str, other: str) -> dict[str, Any]:
-    """Return the settings of two finished stages along their lineages, those that differ first. Raises as ``stage``
-    does, and ValueError where the spec of one can't be read."""
+    """Return the settings of two finished stages along their lineages, differing ones first. Raises as ``stage`` does,
+    and ValueError if the spec of one can't be read."""
     labels = index.labels()
     ids = [find(name, labels), find(other, labels)]
     specs = index.specs(ids)
     if unread := [stage_id for stage_id in ids if stage_id not in specs]:
-        raise ValueError(f"stage is {unread[0]!r}, whose spec.json is not there or is none that this version can read")
+        raise ValueError(f"stage={unread[0]!r} has no spec.json that this version can read")
     mine, theirs = (settings.placed(specs[stage_id]) for stage_id in ids)
     rows = [
         {"of": place, "setting": name, "here": mine.get(setting), "there": theirs.get(setting)}
@@ -132,8 +132,7 @@ def differences(index: StoreIndex, name: str, other: str) -> dict[str, Any]:
 
 
 def alike(index: StoreIndex, name: str) -> list[dict[str, str]]:
-    """Return the other finished stages of the kind of a stage, in the studies that it is part of. Raises as ``stage``
-    does."""
+    """Return the other finished stages of the same kind in the studies of a stage. Raises as ``stage`` does."""
     labels = index.labels()
     stage_id = find(name, labels)
     planned = [stages for stages in _plans(index).values() if stage_id in stages]
@@ -143,7 +142,7 @@ def alike(index: StoreIndex, name: str) -> list[dict[str, str]]:
 
 
 def _plans(index: StoreIndex) -> dict[str, dict[str, str]]:
-    """Return the labels by id of every study whose plan can be read."""
+    """Return the labels, by id, of the stages of every study whose plan can be read."""
     found = {}
     for name in index.studies():
         with suppress(StoreError):
@@ -157,14 +156,14 @@ def _stage(stage: Stage, there: bool) -> dict[str, Any]:
 
 
 def _children(index: StoreIndex, finished: Finished, labels: Mapping[str, str]) -> list[str]:
-    """Return finished stages whose parent this is. Labels narrow them down; specs decide."""
+    """Return the finished stages that are built on this one. Labels narrow them down; specs decide."""
     some = [i for i, label in labels.items() if label.rpartition("/")[0] == finished.label]
     specs = index.specs(some)
     return [i for i in sorted(some) if i in specs and (parent := specs[i].parent) and parent.id == finished.id]
 
 
 def _files(finished: Finished, folder: str, problems: list[str] | None) -> list[dict[str, Any]]:
-    """Return every file of the manifest, and what is known of its contents."""
+    """Return every file of the manifest, and whether its content was verified."""
     bad = {name for name in finished.files for text in problems or () if text.startswith(f"{folder}/{name}: ")}
     good = "not read" if problems is None else "verified"
     return [
@@ -179,7 +178,7 @@ def _files(finished: Finished, folder: str, problems: list[str] | None) -> list[
 
 
 def _metrics(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
-    """Return the last value of every metric, or why they can't be read; None where the stage has none."""
+    """Return the last value of every metric, or why they can't be read; None if the stage has none."""
     if METRICS not in finished.files:
         return None
     try:
@@ -191,7 +190,7 @@ def _metrics(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
 
 
 def _results(index: StoreIndex, finished: Finished, children: Sequence[str]) -> dict[str, Any] | None:
-    """Return the results of a measurement, or of the one of a model, by cell; None where there is none."""
+    """Return the results of a measurement, or of the measurement of a model, by cell; None if there is none."""
     measured = finished.id
     if METRICS in finished.files:
         own = [i for i in children if i.startswith("evaluate-")]
@@ -225,8 +224,7 @@ def _cells(rows: "pd.DataFrame") -> list[dict[str, Any]]:
 
 
 def _examples(rows: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Return, of each cell, the prompts at these percentiles of the mass, among equals the first, with what was written
-    for them."""
+    """Return, for each cell, the prompts at ``PERCENTILES`` of the mass, with their completions."""
     found = []
     for (role, cell), some in rows.groupby(["role", "cell"], sort=False):
         ordered = some.sort_values("log_mass", kind="stable")
@@ -239,7 +237,7 @@ def _examples(rows: "pd.DataFrame") -> list[dict[str, Any]]:
 
 
 def _model(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
-    """Return what it takes to load the weights; None where there are none."""
+    """Return the place of the weights; None if the stage has none."""
     if "model/config.json" not in finished.files:
         return None
     local = index.store.files.local
@@ -248,7 +246,7 @@ def _model(index: StoreIndex, finished: Finished) -> dict[str, Any] | None:
 
 
 def studies(index: StoreIndex) -> dict[str, Any]:
-    """Return every study of a store: what it is, how much of it is finished, how often each verdict was reached."""
+    """Return every study of a store: its kind and scale, its progress, and the count of each verdict."""
     about = {name: {"stages": labels, **_of_plan(index, name)} for name, labels in _plans(index).items()}
     finished = index.store.finished_ids({stage_id for each in about.values() for stage_id in each["stages"]})
     running = index.running()
@@ -270,8 +268,8 @@ def studies(index: StoreIndex) -> dict[str, Any]:
 
 
 def study(index: StoreIndex, name: str) -> dict[str, Any]:
-    """Return one study: its verdicts, its stages by state, in the order of its plan, and its files. Raises StoreError
-    if there is none."""
+    """Return one study: its verdicts, its stages with their states in the order of its plan, and its files. Raises
+    StoreError if there is none."""
     labels = index.study(name)
     finished, running = index.finished(labels), index.running()
     failures = index.failures(labels)
@@ -326,8 +324,8 @@ def _ended(stage: Finished) -> datetime | None:
 
 
 def garbage(index: StoreIndex, study: str = "") -> dict[str, Any]:
-    """Return what each study takes of a store, and what none of them needs. study: one that is given up. Raises as
-    ``StoreUse`` does."""
+    """Return what each study takes of a store, and what no study needs. study: one to give up. Raises as ``StoreUse``
+    does."""
     use = StoreUse(index, study)
     found = use.garbage()
     return {
@@ -345,7 +343,7 @@ def _of_plan(index: StoreIndex, name: str) -> dict[str, str]:
 
 
 def _verdicts(index: StoreIndex, name: str) -> list[dict[str, str]]:
-    """Return the verdicts of a study's last report, of its claims and of its objections, in one form."""
+    """Return the verdicts on claims and objections in a study's last report, in one form."""
     paths = {table: f"studies/{name}/{table}.csv" for table in VERDICTS}
     there = index.store.files.read_existing(list(paths.values()))
     return [
@@ -357,8 +355,7 @@ def _verdicts(index: StoreIndex, name: str) -> list[dict[str, str]]:
 
 
 def comparisons(by: str | None, found: "Iterable[Comparison]") -> dict[str, Any]:
-    """Return comparisons of one study with others, or of its parts. by: the setting that parts have one value each
-    of."""
+    """Return comparisons of one study with others, or of its parts. by: the setting whose values the parts have."""
     return {
         "by": by,
         "comparisons": [

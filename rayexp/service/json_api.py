@@ -25,26 +25,26 @@ def study(name: Name, reader: ReaderOf) -> dict[str, Any]:
 
 @router.get("/studies/{name}/results")
 def results(name: Name, reader: ReaderOf, request: Request, form: str = "csv") -> Response:
-    """Return the results table of a study, one row a prompt, as csv or parquet: the rows whose columns have the values
-    that the query names."""
+    """Return the results table of a study, one row a prompt, as csv or parquet; only rows with the values in the
+    query."""
     return download(f"{name}.{form}", reader.results(name, columns_in(request), form))
 
 
 @router.get("/studies/{name}/rows")
 def rows(name: Name, reader: ReaderOf, request: Request, page: int = 1) -> dict[str, Any]:
-    """Return 200 rows of the results table, of those that ``results`` would have, and by what they can be chosen."""
+    """Return 200 of the rows of ``results``, and the columns and values by which rows can be chosen."""
     return reader.rows(name, columns_in(request), page)
 
 
 @router.get("/compare")
 def compare(a: str, reader: ReaderOf, b: str = "", by: str = "") -> dict[str, Any]:
-    """Return the comparison of two studies, or of those parts of one that have one value each of the setting by."""
+    """Return the comparison of two studies, or of the parts of one study that each have one value of the setting by."""
     return reader.comparisons(a, b, by)
 
 
 @router.get("/stages")
 def stages(reader: ReaderOf, study: str = "", kind: str = "any") -> dict[str, Any]:
-    """Return finished stages, and those that have not finished; of a study and a kind, if these are named."""
+    """Return finished and unfinished stages; of one study or kind, if these are given."""
     return reader.stages(study, kind)
 
 
@@ -62,5 +62,5 @@ def curves(stage: Name, reader: ReaderOf) -> dict[str, Any]:
 
 @router.get("/stages/{stage}/differences")
 def differences(stage: Name, other: str, reader: ReaderOf) -> dict[str, Any]:
-    """Return the settings of a stage and of another one, along their lineages; those that differ first."""
+    """Return the settings of two stages along their lineages, differing ones first."""
     return reader.differences(stage, other)

@@ -1,8 +1,8 @@
-"""Reports of studies that are not finished yet, made again while somebody reads them.
+"""Reports of unfinished studies, which are made again while somebody reads them.
 
-A child process at a low priority makes one report at a time into a temporary folder of the service; nothing is
-written to the store. It is made only if somebody asks for it and a stage has finished since the last one, at most every
-``EVERY_S`` seconds, and not before the service has rested for ``REST`` times as long as the last one took.
+A child process with low priority makes one report at a time in a temporary folder of the service; nothing is written to
+the store. A report is made only when it is requested and a stage has finished since the last one: at most every
+``EVERY_S`` seconds, and after a rest of ``REST`` times the duration of the last one.
 
     python -m rayexp.service.live       writes the report; reads {"url", "name", "folder", "nice"} from standard input
 """
@@ -21,18 +21,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
-#: Seconds between the beginnings of two reports, at least; the rest after one, in times of what it took.
+#: Least seconds between the beginnings of two reports; the rest after a report, as a multiple of its duration.
 EVERY_S, REST = 30.0, 10.0
 #: Seconds after which a report is given up.
 LIMIT_S = 900.0
-#: Of the child, among the processes of this machine. At 19 it would get nothing while a sweep has all cores.
+#: Niceness of the child process. At 19 it would get no time while a sweep uses all cores.
 NICE = 10
 COMMAND = (sys.executable, "-m", "rayexp.service.live")
 
 
 @dataclass(frozen=True)
 class _Made:
-    """The last report of a study: its folder, when it was begun, and the ids of the stages that were finished then."""
+    """The last report of a study: its folder, its beginning, and the ids of the stages that were finished then."""
 
     folder: Path
     began: datetime
@@ -40,7 +40,7 @@ class _Made:
 
 
 class LiveReports:
-    """The newest reports of the studies of a store, beside those that the store has."""
+    """The newest reports of the studies of a store, in addition to those in the store."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -53,7 +53,7 @@ class LiveReports:
         self._not_before = -float("inf")
 
     def ask(self, name: str, finished: Collection[str]) -> None:
-        """Begin to make the report of a study, whose stages ``finished`` are, unless that is not due yet or would show
+        """Begin to make the report of a study with these finished stages, unless it is not due yet or would show
         nothing new."""
         with self._lock:
             made = self._made.get(name)
@@ -64,7 +64,7 @@ class LiveReports:
         threading.Thread(target=self._make, args=(name, frozenset(finished)), daemon=True).start()
 
     def file(self, name: str, file: str, since: datetime | None) -> bytes | None:
-        """Return a file of the last report of a study; None if there is none that was begun later than ``since``."""
+        """Return a file of the last report of a study; None if no report was begun later than ``since``."""
         with self._lock:
             made = self._made.get(name)
             if made is None or (since and made.began <= since):
@@ -73,8 +73,8 @@ class LiveReports:
             return path.read_bytes() if path.is_file() else None
 
     def about(self, name: str) -> dict[str, Any]:
-        """Return when the last report of a study was begun, how many stages it knows as finished, whether one is in
-        work, and why the last attempt failed."""
+        """Return the beginning of a study's last report, its number of finished stages, whether a new one is being
+        made, and why the last attempt failed."""
         with self._lock:
             made = self._made.get(name)
             return {
@@ -85,7 +85,7 @@ class LiveReports:
             }
 
     def close(self) -> None:
-        """End the child process, if there is one, and remove all reports."""
+        """Kill the child process, if there is one, and remove all reports."""
         with self._lock:
             self._not_before = float("inf")
             child = self._child
@@ -109,7 +109,7 @@ class LiveReports:
                 shutil.rmtree(spare, ignore_errors=True)
 
     def _run(self, asked: dict[str, Any]) -> str:
-        """Run the child. Return the sentence by which it failed; nothing if it did not."""
+        """Run the child. Return the sentence about its failure; empty if it succeeded."""
         with subprocess.Popen(
             COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as child:
@@ -119,14 +119,14 @@ class LiveReports:
                 _, said = child.communicate(json.dumps(asked), timeout=LIMIT_S)  # a URL may hold a secret: no argument
             except subprocess.TimeoutExpired:
                 child.kill()
-                return f"it was not made within {LIMIT_S:g} s"
+                return f"it was not finished within {LIMIT_S:g} s"
         if not child.returncode:
             return ""
-        return said.strip().rpartition("\n")[2] or f"the process that makes it ended with {child.returncode}"
+        return said.strip().rpartition("\n")[2] or f"its process ended with exit code {child.returncode}"
 
 
 def write(url: str, name: str, folder: Path) -> None:
-    """Write the report of what a store has of a study into a local folder. Raises StoreError if that can't be read."""
+    """Write the report of a study's finished stages into a local folder. Raises StoreError if none can be read."""
     from rayexp.reports import page  # pandas and matplotlib, which only the child needs
     from rayexp.store.artifacts import Store, StoreError
     from rayexp.store.index import StoreIndex
@@ -138,19 +138,19 @@ def write(url: str, name: str, folder: Path) -> None:
     study = Study(store, name, about.get("study", name), about.get("scale", ""))
     whole = study.whole(Plan.of(study.study, (), ()), about["stages"])
     if not whole.finished:
-        raise StoreError(f"study is {name!r}, of which no finished stage can be read without the code of its parts")
+        raise StoreError(f"study={name!r} has no finished stage that can be read without the code of its parts")
     page.write(whole, store, folder)
 
 
 def main() -> None:
-    """Write the report that standard input asks for; exit with a sentence if that fails."""
+    """Write the report that is requested on standard input; exit with a sentence if that fails."""
     asked = json.load(sys.stdin)
     os.nice(asked["nice"])
-    from rayexp.errors import PermanentError, RefusedError, sentence  # after nice: it imports what takes time
+    from rayexp.errors import RayexpError, sentence  # after nice: it imports what takes time
 
     try:
         write(asked["url"], asked["name"], Path(asked["folder"]))
-    except (PermanentError, RefusedError, ValueError, OSError) as error:
+    except (RayexpError, ValueError, OSError) as error:
         sys.exit(sentence(error))
 
 

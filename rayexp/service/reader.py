@@ -1,4 +1,4 @@
-"""One store for those who read it over HTTP: answers are kept for a few seconds, names that lead nowhere refused."""
+"""A store for readers over HTTP: answers are cached for a few seconds, and unknown names are refused."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -18,23 +18,23 @@ from rayexp.store.index import AmbiguousError, StoreIndex
 
 T = TypeVar("T")
 
-#: A name of a study, of a stage or of a file: it leads into no other folder.
+#: Name of a study, a stage or a file, which cannot lead into another folder.
 Name = Annotated[str, InPath(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}$")]
-#: Bytes of a file that is handed out, at most: it is read into memory.
+#: Largest number of bytes of a file to send, because it is read into memory.
 LARGEST = 256 * 2**20
-#: Seconds that a reader waits for the store.
+#: Longest wait for the store, in seconds.
 ANSWER_S = 30.0
 
-#: Seconds that a comparison is kept, which takes seconds to make, and changes only with the results.
+#: Seconds for which a comparison is cached: it takes seconds to make, and changes only with the results.
 COMPARED_S = 3600.0
 
 
 class MissingError(RefusedError):
-    """There is no such page."""
+    """A request for a page that does not exist."""
 
 
 class Reader:
-    """Facts about a store. Methods raise MissingError on what it doesn't have, StoreError on what can't be read."""
+    """Facts about a store. Methods raise MissingError if there is no such thing, StoreError if it can't be read."""
 
     def __init__(self, url: str) -> None:
         self._index, self._cache = StoreIndex(Store(url, timeout_s=ANSWER_S)), Cache()
@@ -42,11 +42,11 @@ class Reader:
         self._live = LiveReports(self._index.store.url)
 
     def close(self) -> None:
-        """End what is in work, and remove what was made."""
+        """End the report that is being made, and remove all reports."""
         self._live.close()
 
     def kept(self, key: str, find: Callable[[], T]) -> T:
-        """Return what ``find`` returns, or did a few seconds ago."""
+        """Return the result of ``find``, perhaps from a few seconds ago."""
         return self._cache(key, find)
 
     def studies(self) -> dict[str, Any]:
@@ -54,14 +54,14 @@ class Reader:
         return self._cache("studies", lambda: facts.studies(self._index))
 
     def study(self, name: str) -> dict[str, Any]:
-        """Return ``facts.study``, and what is known of the report that this service makes."""
+        """Return ``facts.study``, and the state of the report that this service makes."""
         self._require_study(name)
         found = self._cache(("study", name), lambda: facts.study(self._index, name))
         return {**found, "live": self._live.about(name)}
 
     def newest(self, name: str, file: str) -> bytes | None:
         """Return a file of the newest report of a study, ``report/index.html`` or a table; None if there is none yet.
-        Where stages have finished since, begin to make a newer one."""
+        If stages have finished since, begin to make a newer one."""
         found = self.study(name)
         written = found["report"]["written"]
         if not found["report"]["current"]:
@@ -72,11 +72,11 @@ class Reader:
         return self.file(f"studies/{name}", file) if written else None
 
     def rows(self, name: str, wanted: Mapping[str, str], page: int) -> dict[str, Any]:
-        """Return ``rows.look`` at the results of a study."""
+        """Return ``rows.look`` for the results of a study."""
         return {"name": name, **self._of_results(name, rows.look, wanted, page)}
 
     def results(self, name: str, wanted: Mapping[str, str], form: str) -> bytes:
-        """Return ``rows.file`` of the results of a study."""
+        """Return ``rows.file`` for the results of a study."""
         return self._of_results(name, rows.file, wanted, form)
 
     def comparable(self) -> list[str]:
@@ -86,7 +86,7 @@ class Reader:
     def comparisons(self, a: str, b: str, by: str) -> dict[str, Any]:
         """Return ``facts.comparisons`` of two studies, or of the parts of one by a setting."""
         if bool(b) == bool(by):
-            raise MissingError(f"{'both are' if b else 'neither is'} given of b and by; allowed: one of them")
+            raise MissingError(f"{'b and by are both' if b else 'neither b nor by is'} given; give one of them")
         names, known = [a, b] if b else [a], self.comparable()
         if unknown := [name for name in names if name not in known]:
             raise MissingError(not_among("study", unknown[0], known))
@@ -131,7 +131,7 @@ class Reader:
         return self._of_stage("differences", facts.differences, name, other)
 
     def curves(self, name: str) -> dict[str, Any]:
-        """Return the curves of a stage; none where it has no metrics."""
+        """Return the curves of a stage; none if it has no metrics."""
         found = self.stage(name)
         if found["metrics"] is None:
             return {"id": found["id"], "problem": None, "curves": []}
@@ -142,13 +142,15 @@ class Reader:
         files = self._index.store.files
         try:
             if (size := files.size(f"{folder}/{name}")) > LARGEST:
-                raise MissingError(f"{name} has {filesize.decimal(size)}; take it from {files.url}/{folder}")
+                raise MissingError(
+                    f"{name} is too large to be sent ({filesize.decimal(size)}); copy it from {files.url}/{folder}"
+                )
             return files.read(f"{folder}/{name}")
         except (FileNotFoundError, IsADirectoryError) as error:
             raise MissingError(f"there is no {name} in {folder} yet") from error
 
     def _of_stage(self, what: str, find: Callable[..., T], *names: str) -> T:
-        """Return what ``find`` finds of the stages that are named, or what is kept of it."""
+        """Return the result of ``find`` for the named stages, perhaps from the cache."""
         try:
             return self._cache((what, *names), lambda: find(self._index, *names))
         except (ValueError, AmbiguousError) as error:
@@ -157,7 +159,7 @@ class Reader:
     def _require_study(self, name: str) -> None:
         if name not in (known := self._index.studies()):
             others = ", ".join(known) or "none"
-            raise MissingError(f"there is no study {name!r}; {did_you_mean(name, known)}in this store: {others}")
+            raise MissingError(f"there is no study {name!r} among those here: {others}{did_you_mean(name, known)}")
 
 
 def _reader(request: Request) -> Reader:

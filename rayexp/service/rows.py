@@ -1,4 +1,4 @@
-"""Rows of a study's results table whose columns have certain values: to look at, and as a file."""
+"""Rows of a study's results table, chosen by the values of columns: as a page, and as a file."""
 
 import io
 import math
@@ -14,9 +14,9 @@ from rayexp.errors import first_line, not_among
 from rayexp.stages.settings import ABSENT, shown
 from rayexp.store.artifacts import StoreError
 
-#: Rows of one page; values that a column may have to be chosen by.
+#: Rows of one page; largest number of values of a column by which rows can be chosen.
 PAGE, CHOICES = 200, 60
-#: Columns that rows are chosen by, where they have several values. Those with a dot are settings that vary.
+#: Columns by which rows can be chosen, if they have several values. So can columns with a dot, which are settings.
 CHOSEN_BY = (
     *("kind", "task", "source", "layers", "ood_ratio", "seed", "prompt_role", "kl_beta", "group_size", "condition"),
     *("role", "cell", "template", "copied", "greedy_correct"),
@@ -30,9 +30,8 @@ FORMS = ("csv", "parquet")
 
 
 def look(content: bytes, wanted: Mapping[str, str], page: int) -> dict[str, Any]:
-    """Return one page of the rows of a table (Parquet) whose columns have the wanted values, as texts for people, and
-    by what else they could be chosen. Raises ValueError on a column or page that is not there, StoreError on what is
-    no table."""
+    """Return one page of the rows of a table (Parquet) with the wanted values, and the columns and values by which rows
+    can be chosen. Raises ValueError on an unknown column or page, StoreError if the content is not a table."""
     names = _schema(content, wanted).names
     if missing := [name for name in SHOWN if name not in names]:
         raise StoreError(f"results.parquet has no column {missing[0]}")
@@ -42,7 +41,7 @@ def look(content: bytes, wanted: Mapping[str, str], page: int) -> dict[str, Any]
     rows = _chosen(table, wanted)
     pages = max(1, math.ceil(len(rows) / PAGE))
     if not 1 <= page <= pages:
-        raise ValueError(f"page is {page}; allowed: 1 to {pages}")
+        raise ValueError(f"page={page} should be from 1 to {pages}")
     part = rows.slice((page - 1) * PAGE, PAGE).select(SHOWN)
     return {
         "wanted": dict(wanted),
@@ -57,8 +56,8 @@ def look(content: bytes, wanted: Mapping[str, str], page: int) -> dict[str, Any]
 
 
 def file(content: bytes, wanted: Mapping[str, str], form: str) -> bytes:
-    """Return the rows of a table (Parquet) whose columns have the wanted values, with all columns. form: one of
-    ``FORMS``. Raises as ``look`` does."""
+    """Return the rows of a table (Parquet) with the wanted values, with all columns. form: one of ``FORMS``. Raises as
+    ``look`` does."""
     if form not in FORMS:
         raise ValueError(not_among("form", form, FORMS))
     if not wanted and form == "parquet":
@@ -73,15 +72,15 @@ def file(content: bytes, wanted: Mapping[str, str], form: str) -> bytes:
 
 
 def _schema(content: bytes, wanted: Mapping[str, str]) -> pa.Schema:
-    """Return the columns of a table. Raises ValueError if one that is wanted is none of them that has single values."""
+    """Return the columns of a table. Raises ValueError if a wanted column is missing or holds lists."""
     try:
         schema = pq.read_schema(io.BytesIO(content))
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise StoreError(f"results.parquet is no table ({first_line(error)})") from error
+        raise StoreError(f"results.parquet is not a table ({first_line(error)})") from error
     single = [each.name for each in schema if not pa.types.is_nested(each.type)]
     if others := [name for name in wanted if name not in single]:
-        why = "the column {!r} has lists" if others[0] in schema.names else "there is no column {!r}"
-        raise ValueError(f"{why.format(others[0])}; allowed: {', '.join(single)}")
+        why = "the column {!r} holds lists" if others[0] in schema.names else "there is no column {!r}"
+        raise ValueError(f"{why.format(others[0])}; choose from {', '.join(single)}")
     return schema
 
 
@@ -89,7 +88,7 @@ def _read(content: bytes, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.ParquetFile(io.BytesIO(content)).read(columns)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise StoreError(f"results.parquet is no table ({first_line(error)})") from error
+        raise StoreError(f"results.parquet is not a table ({first_line(error)})") from error
 
 
 def _chosen(table: pa.Table, wanted: Mapping[str, str]) -> pa.Table:
@@ -101,7 +100,7 @@ def _chosen(table: pa.Table, wanted: Mapping[str, str]) -> pa.Table:
 
 
 def _values(column: pa.ChunkedArray) -> list[str]:
-    """Return the values of a column as texts, numbers by size."""
+    """Return the distinct values of a column as texts, numbers by size."""
 
     def place(value: Any) -> tuple[float, str]:
         is_number = isinstance(value, int | float) and value == value
@@ -111,5 +110,5 @@ def _values(column: pa.ChunkedArray) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """Return the text of a value for people; of none, of an empty text and of NaN the same."""
+    """Return the text of a value; the same one for None, an empty text and NaN."""
     return ABSENT if value is None or value == "" or value != value else shown(value)

@@ -192,8 +192,8 @@ class RootStage(Stage):
         task = task_to_fit(self, info)
         if task and task.max_tokens > self.decoder.context_tokens:
             raise ValueError(
-                f"decoder.context_tokens is {self.decoder.context_tokens}; allowed: at least "
-                f"{task.max_tokens}, the longest sample of the task {task.label}"
+                f"decoder.context_tokens={self.decoder.context_tokens} should be at least {task.max_tokens}, the "
+                f"length of the longest sample of the task {task.label}"
             )
         if task and isinstance(self.decoder, PretrainedDecoder):
             _require_tokens_of(self.decoder, task)
@@ -220,6 +220,6 @@ def _require_tokens_of(decoder: PretrainedDecoder, task: Task) -> None:
     tokens = task.tokens if isinstance(task, TextTask) else None
     if not isinstance(tokens, ModelTokens) or (tokens.source, tokens.revision) != (decoder.source, decoder.revision):
         raise ValueError(
-            f"the tokens of the task {task.label} are not those of {decoder.source}; allowed: a task of text with "
-            f"tokens = ModelTokens(source={decoder.source!r}, revision={decoder.revision!r})"
+            f"the tokens of the task {task.label} are not those of {decoder.source}; use a task of text with "
+            f"tokens=ModelTokens(source={decoder.source!r}, revision={decoder.revision!r})"
         )

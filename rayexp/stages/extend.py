@@ -32,10 +32,10 @@ class Extend(ChildStage):
     @model_validator(mode="after")
     def _goes_on(self) -> Self:
         if not isinstance(self.init, Pretrain | Extend) or not self.init.keeps_state:
-            raise ValueError(f"init is {self.init.label}; allowed: a pretraining that has stop_after")
+            raise ValueError(f"init={self.init.label} cannot be continued; give a pretraining with stop_after")
         first, last = self.init.steps + 1, self.schedule_steps - 1
         if self.stop_after and not first <= self.stop_after <= last:
-            raise ValueError(f"stop_after is {self.stop_after}; allowed: {first} to {last}, or none for the end")
+            raise ValueError(f"stop_after={self.stop_after} should be from {first} to {last}, or unset for the end")
         return self
 
     @property

@@ -78,18 +78,18 @@ class GRPO(RolloutStage):
     def _filter(self) -> Self:
         if self.staleness and self.filter != "none":
             raise ValueError(
-                f"staleness is {self.staleness} and filter {self.filter!r}; allowed: staleness 0, because what is "
-                "drawn next depends on what this step's completions earned"
+                f"filter={self.filter!r} needs staleness=0, not {self.staleness}, because the rewards of a step decide "
+                "what is drawn next"
             )
         if self.filter == "unsolved" and self.curriculum:
             raise ValueError(
-                "curriculum is set and filter 'unsolved'; allowed: one of the two, because each decides which prompts "
-                "come next"
+                "curriculum and filter='unsolved' exclude each other, because each decides which prompts come next; "
+                "leave one out"
             )
         if self.filter == "unsolved" and self.hint_tokens:
             raise ValueError(
-                f"hint_tokens is {self.hint_tokens} and filter 'unsolved'; allowed: hint_tokens 0, because an answer "
-                "that was given in part solves no prompt"
+                f"filter='unsolved' needs hint_tokens=0, not {self.hint_tokens}, because a prompt that gives part of "
+                "its answer away is not solved"
             )
         return self
 

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from rayexp.config import Value
-from rayexp.errors import not_among
+from rayexp.errors import none_of
 from rayexp.formatting import number
 from rayexp.tasks import ROLES, Task
 
@@ -75,7 +75,7 @@ def _shares(task: Task, mixture: Sequence[PromptShare], field: str) -> dict[str,
     weights = dict.fromkeys((cell for _, cell in task.roles()), 0.0)
     for part in mixture:
         if part.kind not in roles and part.kind not in weights:
-            raise ValueError(not_among(f"a part of {field}", part.kind, [*roles, *weights]))
+            raise ValueError(f"the part {part.kind!r} of {field} {none_of(part.kind, [*roles, *weights])}")
         members = roles.get(part.kind, (part.kind,))
         for cell in members:
             weights[cell] += part.weight / len(members)

@@ -50,9 +50,7 @@ class Pretrain(RootStage):
     @model_validator(mode="after")
     def _stops(self) -> Self:
         if self.stop_after and self.stop_after >= self.schedule_steps:
-            raise ValueError(
-                f"stop_after is {self.stop_after}; allowed: below {self.schedule_steps}, the step it ends at"
-            )
+            raise ValueError(f"stop_after={self.stop_after} should be below {self.schedule_steps}, the last step")
         return self
 
     @model_validator(mode="after")
@@ -64,8 +62,8 @@ class Pretrain(RootStage):
             and 0 < self.ood_samples < (least := self.copied_items // 2 * len(task.cells("ood")))
         ):
             raise ValueError(
-                f"ood_ratio is {number(self.ood_ratio)}, which makes {self.ood_samples} OOD samples; allowed with "
-                f"copied_items {self.copied_items}: 0, or at least {least} samples, a copy of each copied item"
+                f"ood_ratio={number(self.ood_ratio)} makes {self.ood_samples} OOD samples; "
+                f"copied_items={self.copied_items} needs none, or at least {least}, a copy of each copied item"
             )
         return self
 

@@ -84,7 +84,7 @@ class RolloutStage(ChildStage):
         if not task:
             return self
         if not task.cells(self.prompt_role):
-            raise ValueError(f"prompt_role is {self.prompt_role!r}; allowed: a role that the task {task.label} has")
+            raise ValueError(f"prompt_role={self.prompt_role!r} has no cells in the task {task.label}")
         if self.mixture or self.curriculum:
             self._require_mixture(task)
         if self.hint_tokens:
@@ -96,8 +96,8 @@ class RolloutStage(ChildStage):
         shortest = min(task.completion_tokens(cell) for cell in self.cell_shares.cells)
         if self.hint_tokens >= shortest:
             raise ValueError(
-                f"hint_tokens is {self.hint_tokens}; allowed: at most {shortest - 1}, which leaves something to write "
-                f"of completions of {shortest} tokens, the shortest of its prompts"
+                f"hint_tokens={self.hint_tokens} should be at most {shortest - 1}, which leaves something to write of "
+                f"completions of {shortest} tokens, the shortest of its prompts"
             )
 
     def _require_mixture(self, task: Task) -> None:
@@ -105,13 +105,13 @@ class RolloutStage(ChildStage):
         shares, asked = self.cell_shares, task.cells(self.prompt_role)
         if not any(shares.last_K[i] for i, cell in enumerate(shares.cells) if cell in asked):
             raise ValueError(
-                f"mixture is {_text(self.mixture)}; allowed with prompt_role {self.prompt_role!r}: one that has any of "
-                f"its cells ({', '.join(asked)}); what others come first is its curriculum"
+                f"mixture={_text(self.mixture)} has no cell of prompt_role={self.prompt_role!r}; add one of "
+                f"{', '.join(asked)} (curriculum says what comes before them)"
             )
         if left_out := shares.without_prompts(self.prompt_count):
             raise ValueError(
-                f"prompt_count is {self.prompt_count}, of which the cell {left_out[0]} gets none; "
-                f"allowed with {self.prompts_label}: enough that each of its cells has a prompt"
+                f"prompt_count={self.prompt_count} leaves the cell {left_out[0]} of {self.prompts_label} without a "
+                "prompt; raise it"
             )
 
     @property

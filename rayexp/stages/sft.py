@@ -37,10 +37,10 @@ class SFT(ChildStage):
     @model_validator(mode="after")
     def _ood(self, info: ValidationInfo) -> Self:
         if self.ood_samples > self.samples:
-            raise ValueError(f"ood_samples is {self.ood_samples}; allowed: at most samples, which is {self.samples}")
+            raise ValueError(f"ood_samples={self.ood_samples} should be at most samples={self.samples}")
         task = task_to_fit(self, info)
         if self.ood_samples and task and not task.cells("ood"):
-            raise ValueError(f"ood_samples is {self.ood_samples}; allowed: 0, because {task.label} has no OOD cells")
+            raise ValueError(f"ood_samples={self.ood_samples} should be 0, because {task.label} has no OOD cells")
         return self
 
     @property

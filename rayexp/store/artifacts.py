@@ -114,7 +114,7 @@ class Store:
             file = folder / "provenance.json"
             record = parse_record(file.read_bytes()) if file.is_file() else None
         if record is None:
-            raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is no record")
+            raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is not a JSON object")
         return record
 
     def damaged(self, stage_ids: Iterable[str]) -> dict[str, list[str]]:
@@ -158,7 +158,7 @@ class Store:
                 table = pq.ParquetFile(folder / name).read().replace_schema_metadata(None)
                 table.validate(full=True)
             except (OSError, ValueError, pa.ArrowException) as error:
-                raise StoreError(f"{self.url}/stages/{stage_id}/{name} is no table ({first_line(error)})") from error
+                raise StoreError(f"{self.url}/stages/{stage_id}/{name} is not a table ({first_line(error)})") from error
         return table
 
     @contextmanager
@@ -186,7 +186,7 @@ class Store:
                 try:
                     folder = stack.enter_context(self.fetched(f"work/{stage_id}/step-{step:09d}", ranks=ranks))
                 except DamagedError as error:
-                    log.warning("passing over a checkpoint: %s", error)
+                    log.warning("skipping a checkpoint: %s", error)
                     continue
                 yield folder
                 return
@@ -319,7 +319,9 @@ class Store:
         except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
             return "it is not there"
         except (OSError, RecursionError) as error:  # too long, or in too many folders
-            raise StoreError(f"{self.url}/{path}/{name} has no place on this machine ({first_line(error)})") from error
+            raise StoreError(
+                f"{self.url}/{path}/{name} cannot be copied to this machine ({first_line(error)})"
+            ) from error
         return None if found == expected["sha256"] else f"its SHA-256 is {found}, not {expected['sha256']}"
 
     def _manifest(self, path: str) -> dict[str, dict[str, Any]] | None:

@@ -6,8 +6,8 @@
     SHA256SUMS                of all of that; ``sha256sum -c`` reads it. Written last: a kit without it is not whole
     README.md
 
-A kit is a store: every command that takes one works on it. Artifacts are verified against their manifests while they
-are copied, so nothing that is damaged gets into a kit.
+A kit is a store, so every command that reads a store works on it. Artifacts are verified against their manifests while
+they are copied, so a kit has nothing damaged.
 """
 
 import hashlib
@@ -76,27 +76,27 @@ The folder is a rayexp store: `rayexp ls --store .`, `rayexp show <id> --store .
 
 
 class Release:
-    """The release kit of a study: both ends are looked at before anything is written, then ``write`` fills it."""
+    """The release kit of a study. The study and the target are checked before ``write`` writes anything."""
 
     def __init__(self, index: StoreIndex, name: str, url: str) -> None:
-        """Raise StoreError if there is no such study, if nothing of it is finished or something can't be read, or if
-        ``url`` can't be written or is a folder that has anything in it."""
+        """Raise StoreError if there is no such study, if none of its stages is finished or one can't be read, or if
+        ``url`` can't be written or is not empty."""
         self.store, self.name, self.planned = index.store, name, index.study(name)
         self.finished = index.finished(self.planned)
         if not self.finished:
-            raise StoreError(f"study is {name!r}, of which nothing is finished in the store {self.store.url}")
+            raise StoreError(f"study={name!r} has no finished stage in the store {self.store.url}")
         self.specs = index.specs(self.finished)
         if unread := self.finished.keys() - self.specs.keys():
-            raise StoreError(f"{self.store.url}/stages/{min(unread)}/spec.json is none that this version can read")
+            raise StoreError(f"this version cannot read {self.store.url}/stages/{min(unread)}/spec.json")
         self.files = Files(url)
         if not self.files.empty():
-            raise StoreError(f"to is {url!r}, which is not empty; allowed: a folder or URL with nothing in it")
+            raise StoreError(f"to={url!r} is not empty; give a folder or URL with nothing in it")
         require_writable(self.files)
         self.sums: dict[str, str] = {}
         self.bytes = 0
 
     def write(self, version: str, say: Callable[[str], None]) -> None:
-        """Fill the kit. ``say`` hears of every stage. Raises StoreError if an artifact is damaged."""
+        """Fill the kit. ``say`` is called with a line about each stage. Raises StoreError if an artifact is damaged."""
         ids = [stage_id for stage_id in self.planned if stage_id in self.finished]
         for number, stage_id in enumerate(ids, start=1):
             say(one_line(f"{number}/{len(ids)}  {stage_id}  {self.finished[stage_id].label}"))
@@ -116,7 +116,7 @@ class Release:
         self.files.write(SUMS, "".join(lines).encode())
 
     def _add(self, name: str, content: bytes | Path) -> None:
-        """Write a file with this content, or that of a local file of any size, and note its checksum."""
+        """Write a file with this content, or the content of a local file of any size, and record its checksum."""
         if isinstance(content, Path):
             with content.open("rb") as stream:
                 self.sums[name] = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -66,7 +66,7 @@ class Files:
                 # Other machines write here too: a cached listing would be a lie.
                 fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except Exception as error:  # whatever a filesystem makes of a URL that it can't read
-            raise StoreError(f"store is {url!r}; allowed: a folder or an fsspec URL ({first_line(error)})") from error
+            raise StoreError(f"store={url!r} is neither a folder nor an fsspec URL ({first_line(error)})") from error
         self.fs = cast(fsspec.AbstractFileSystem, fs)
         self.root = str(root).rstrip("/")
         self.timeout_s = timeout_s
@@ -266,23 +266,26 @@ def resolved(url: str) -> str:
     ``file:`` URLs. Raises StoreError where it would mean something else than what was written."""
 
     def refusal(why: str) -> StoreError:
-        return StoreError(f"store is {url!r}, {why}; allowed: a folder or an fsspec URL")
+        return StoreError(f"store={url!r} {why}; give a folder or an fsspec URL")
 
     if not url or "\0" in url:
-        raise refusal("which names nothing")
+        raise refusal("names nothing")
     local = _LOCAL_PREFIX.match(url)
     if "://" in url and not local:
         if ".." in url.split("/"):
-            raise refusal("which leads upwards: there is no .. in a URL")
+            raise refusal("leads upwards, which a URL cannot")
         return url
     path = os.path.expanduser(url[local.end() :] if local else url)
     first = path.split("/")[0]
     if first.startswith("~"):
-        raise refusal(f"where {first} is nobody's home here; ./{first} is the folder of that name")
+        raise refusal(f"begins with {first}, which is nobody's home here (./{first} is the folder of that name)")
     if _VARIABLE.fullmatch(first):
-        raise refusal(f"where no shell has put the value of {first}; ./{first} is the folder of that name")
+        raise refusal(f"begins with {first}, which no shell has filled in (./{first} is the folder of that name)")
     if not os.path.isabs(path) and "runtime_resources" in Path.cwd().parts:
-        raise refusal("relative to Ray's temporary copy of the working directory, which is thrown away")
+        raise StoreError(
+            f"store={url!r} would be in Ray's temporary copy of the working directory, which is removed when the job "
+            "ends; give an absolute path or an fsspec URL"
+        )
     whole = Path(path)
     return str(whole.resolve() if ".." in whole.parts else whole.absolute())
 

@@ -1,12 +1,12 @@
 """Files of a store that no study needs any more, and their removal.
 
-A study needs the stages that its plan.json names, and those that they are built on. A store with a study whose plan
-can't be read is left alone: nobody knows what that one needs.
+A study needs the stages in its plan.json, and those that they are built on. If the plan of a study can't be read,
+nothing is removed, because its needs are unknown.
 
-A removal and the start of a sweep wait for each other (``alone``). A sweep first writes what it needs into its
-plan.json and then looks whether that is still there; a removal reads all of them. So nothing goes that a sweep counts
-on, whichever comes first. Of an artifact the manifest goes first, and nothing goes before what is built on it: where a
-removal was interrupted, nothing that is half there looks finished.
+A removal and the start of a sweep wait for each other (``alone``). A sweep first writes the stages that it needs into
+its plan.json and then checks which of them are finished; a removal reads all plans. So whichever comes first, no stage
+that a sweep relies on is removed. The manifest of an artifact is removed first, and a stage only after everything that
+is built on it, so that an interrupted removal leaves nothing that looks finished but is not.
 """
 
 from collections.abc import Collection, Iterator
@@ -22,19 +22,19 @@ from rayexp.store.filesystem import Files
 from rayexp.store.index import STUDY_LEASE, StoreIndex, file_bytes
 from rayexp.store.leases import Lease, abandoned, held, on_record
 
-#: The lease of who begins a sweep, or removes from the store.
+#: The lease for beginning a sweep, and for removing from the store.
 REMOVAL_LEASE = "store.removal"
 
-#: stage: finished, of no study. earlier: the same, made under an earlier version, which gave it another id than today.
-#: checkpoints: of a stage that is finished, or of no study. leftover: of an interrupted write. replaced: set aside by
-#: --force, and made again since. driver: a lease or heartbeat of a driver that is gone. study: a study's own folder.
+#: stage: a finished stage of no study. earlier: one that an earlier version made, under another id than today's.
+#: checkpoints: those of a finished stage, or of no study. leftover: of an interrupted write. replaced: moved aside by
+#: --force, and made again since. driver: a lease or heartbeat of a dead driver. study: the folder of a study.
 Kind = Literal["stage", "earlier", "checkpoints", "leftover", "replaced", "driver", "study"]
 
 
 @dataclass(frozen=True)
 class StudyUse:
-    """A study's share of its store. bytes: of its folder, and of all finished stages that it needs; own_bytes: of
-    what no other study needs. earlier: finished stages of its plan that were made under an earlier version."""
+    """A study's share of its store. bytes: of its folder and all finished stages that it needs; own_bytes: without
+    those that other studies need. earlier: number of finished stages of its plan from an earlier version."""
 
     name: str
     stages: int
@@ -56,13 +56,13 @@ class Garbage:
 
 
 class StoreUse:
-    """Who needs what of a store, as it was when this was made."""
+    """The needs of all studies of a store, read once."""
 
     def __init__(self, index: StoreIndex, giving_up: str = "", now: datetime | None = None) -> None:
-        """Raise RefusedError if it can't be known what a study needs, or if a driver runs what none needs.
+        """Raise RefusedError if the needs of a study are unknown, or if a driver runs a stage that no study needs.
 
-        giving_up: the name of a study whose needs count for nothing. now: by the clock of the store; by this machine's
-        if None.
+        giving_up: the name of a study whose needs are ignored. now: the time by the clock of the store; by default that
+        of this machine.
         """
         self._files, self._giving_up = index.store.files, giving_up
         self._abandoned = abandoned(self._files, now or datetime.now(UTC))
@@ -84,10 +84,8 @@ class StoreUse:
         return [self._study(name) for name in self._plans]
 
     def garbage(self) -> list[Garbage]:
-        """Return what no study needs; of a store of which a study is given up, what only that one needs.
-
-        In an order in which it can be removed.
-        """
+        """Return what no study needs, or if a study is given up, what only that one needs, in an order in which it can
+        be removed."""
         found = [*self._stages(), *self._work(), *self._replaced()]
         if self._giving_up:
             path = f"studies/{self._giving_up}"
@@ -111,12 +109,12 @@ class StoreUse:
         return planned.union(*map(self._ancestors, planned & self._manifests.keys()))
 
     def _needs_without(self, name: str) -> set[str]:
-        """Return what all studies but one need."""
+        """Return the stages that the other studies need."""
         return set[str]().union(*(needed for other, needed in self._needs.items() if other != name))
 
     def _ancestors(self, stage_id: str) -> set[str]:
-        """Return the stages that a finished one is built on; where its values don't tell by which ids they are stored,
-        all whose label says that they may be."""
+        """Return the stages that a finished one is built on. If its spec does not tell their ids, as for an earlier
+        version, return all whose labels fit."""
         spec = self._specs.get(stage_id)
         if spec and spec.id == stage_id:
             return {each.id for each in spec.lineage}
@@ -133,7 +131,7 @@ class StoreUse:
         return sum(map(file_bytes, about["files"].values())) if about else 0
 
     def _free(self, stage_id: str) -> bool:
-        """Return whether no study needs a stage, and it is of the one that is given up if there is one."""
+        """Return whether no study needs a stage, and whether it belongs to the study that is given up, if any."""
         return stage_id not in self._others and (not self._giving_up or stage_id in self._given_up)
 
     def _require_not_running(self) -> None:
@@ -169,7 +167,7 @@ class StoreUse:
                 yield self._folder("replaced", f"replaced/{stage_id}")
 
     def _drafts(self) -> Iterator[Garbage]:
-        """Yield reports that were not written to their end."""
+        """Yield reports whose writing was interrupted."""
         for name in self._plans:
             if f"{STUDY_LEASE}{name}" not in self._held:
                 drafts = [each for each in self._files.names(f"studies/{name}") if each.startswith(STAGED)]
@@ -183,14 +181,14 @@ class StoreUse:
 
 
 def alone(files: Files) -> AbstractContextManager[Lease]:
-    """Give the lease that is needed to begin a sweep, and to remove what no study needs."""
+    """Give the lease for beginning a sweep and for removing what no study needs."""
     return held(files, REMOVAL_LEASE, "begins a sweep, or removes what no study needs")
 
 
 def remove(index: StoreIndex, paths: Collection[str], study: str = "") -> list[Garbage]:
-    """Remove those of ``paths`` that no study needs now. Return what was removed. study: one that is given up.
+    """Remove those of ``paths`` that no study needs now. Return what was removed. study: a study to give up.
 
-    Raises RefusedError as StoreUse does, and LeaseLostError if this process was thought dead meanwhile.
+    Raises RefusedError as StoreUse does, and LeaseLostError if another driver has taken this process for dead.
     """
     files, removed = index.store.files, list[Garbage]()
     with ExitStack() as leases:
@@ -207,7 +205,7 @@ def remove(index: StoreIndex, paths: Collection[str], study: str = "") -> list[G
 
 
 def _remove(files: Files, garbage: Garbage) -> None:
-    """Remove a file or a folder, the file first by which it counts for whole."""
+    """Remove a file or a folder, beginning with the file that marks it as whole."""
     path = garbage.path
     if garbage.kind == "driver":
         files.remove_file(path)
@@ -217,14 +215,14 @@ def _remove(files: Files, garbage: Garbage) -> None:
 
 
 def _planned(index: StoreIndex, name: str, giving_up: str) -> set[str]:
-    """Return the ids of a study's stages. Raises RefusedError if they are unknown, unless it is given up."""
+    """Return the ids of a study's stages. Raises RefusedError if they are unknown, unless the study is given up."""
     try:
         labels = index.study(name)
     except StoreError:
         labels = {}
     if not labels and name != giving_up:
         raise RefusedError(
-            f"study is {name!r}, whose plan.json is missing or damaged, so that nobody knows what it needs; remove it "
-            f"and write it again by `rayexp report`, or give the study up by --study {name}"
+            f"study={name!r} has a missing or damaged plan.json, so what it needs is unknown; remove that file and "
+            f"write it again by `rayexp report`, or give the study up by --study {name}"
         )
     return set(labels)

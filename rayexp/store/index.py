@@ -90,7 +90,7 @@ class StoreIndex:
     def require_there(self) -> None:
         """Raise StoreError if there is nothing at the store's URL: a misspelt one would look like an empty one."""
         if not any(map(self.store.files.names, ("stages", "work", "studies"))):
-            raise StoreError(f"store is {self.store.url!r}, where there is none; allowed: a folder or URL with stages")
+            raise StoreError(f"store={self.store.url!r} has no stages; give the folder or URL of a store by --store")
 
     def finished(self, among: Collection[str] | None = None) -> dict[str, Finished]:
         """Return all finished stages, or those ``among`` some ids, by id."""
@@ -174,7 +174,7 @@ class StoreIndex:
         labels = self.about(name)["stages"]
         if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
             where = f"{self.store.url}/studies/{name}/plan.json"
-            raise StoreError(f"{where} is no table of labels; remove it, and jobs/report.py makes one")
+            raise StoreError(f"{where} is not a table of labels; remove it, and write it again by `rayexp report`")
         return labels
 
     def about(self, name: str) -> dict[str, Any]:
@@ -184,8 +184,8 @@ class StoreIndex:
             about = parse_record(self.store.files.read(f"studies/{name}/plan.json"))
         except FileNotFoundError:
             known = self.studies()
-            allowed = f"allowed, in the store {self.store.url}: {', '.join(known) or 'there are none'}"
-            raise StoreError(f"study is {name!r}; {did_you_mean(name, known)}{allowed}") from None
+            there = f"not in the store {self.store.url}, which has {', '.join(known) or 'none'}"
+            raise StoreError(f"study={name!r} is {there}{did_you_mean(name, known)}") from None
         return about if about and isinstance(about.get("stages"), dict) else {"stages": about}
 
     def _planned(self) -> dict[str, str]:
@@ -228,7 +228,7 @@ def find(text: str, labels: Mapping[str, str], of: str = "a finished stage, as `
         return matches[0]
     if not matches:
         meant = did_you_mean(text, [*labels, *labels.values()])
-        raise ValueError(f"stage is {text!r}; {meant}allowed: an id, the beginning of one, or a label, of {of}")
+        raise ValueError(f"stage={text!r} should be the id, the beginning of the id, or the label of {of}{meant}")
     shown = [f"  {stage_id}  {labels[stage_id]}" for stage_id in sorted(matches)[:CANDIDATES_SHOWN]]
     more = [f"  and {len(matches) - len(shown)} more"] if len(matches) > len(shown) else []
-    raise AmbiguousError("\n".join([f"stage is {text!r}, which fits {len(matches)} stages:", *shown, *more]))
+    raise AmbiguousError("\n".join([f"stage={text!r} fits {len(matches)} stages:", *shown, *more]))

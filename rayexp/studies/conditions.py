@@ -36,11 +36,12 @@ class Condition:
 
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set(",=;"):
-            raise ValueError(f"the name of a condition is {self.name!r}; allowed: any text without , = and ;")
+            raise ValueError(f"the name {self.name!r} of a condition should be a text without , = and ;")
         if self.predicts not in get_args(Prediction):
-            raise ValueError(not_among(f"predicts of the condition {self.name!r}", self.predicts, get_args(Prediction)))
+            refusal = not_among("predicts", self.predicts, get_args(Prediction))
+            raise ValueError(f"in the condition {self.name!r} {refusal}")
         if self.k < 1:
-            raise ValueError(f"k of the condition {self.name!r} is {self.k}; allowed: 1 and more")
+            raise ValueError(f"in the condition {self.name!r} k={self.k} should be at least 1")
 
     @property
     def about(self) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def conditions_in(wanted: Iterable[Wanted]) -> list[Condition]:
             before = found.get(each.name)
             found[each.name] = replace(each, stages=(*before.stages, *each.stages)) if before else each
     if found and CONTROL not in found:
-        raise ValueError(f"the conditions are {', '.join(found)}; one named {CONTROL} has to be among them")
+        raise ValueError(f"none of the conditions ({', '.join(found)}) is named {CONTROL}; add that one")
     ends: dict[str, str] = {}
     for condition in found.values():
         for end in condition.ends:

@@ -1,4 +1,4 @@
-"""Contamination: what GRPO makes of test items that pretraining had copies of, early or late.
+"""Copies of test items in pretraining, early or late, and what GRPO makes of them.
 
 Composition axis, GRPO on OOD prompts. The OOD samples of pretraining are copies of a random half of some test items:
 none, 1, 5 or 20 of each. The other half is the control inside the same decoder. Both halves together are a fifth of the

@@ -1,4 +1,4 @@
-"""The paper's central result in minutes: the composition axis, reinforced on OOD prompts.
+"""The paper's central result in minutes: the composition axis, with GRPO on OOD prompts.
 
 Where pretraining gave the composition no mass, GRPO finds nothing; where it is saturated, GRPO adds nothing; in between
 lies the gain. Completions are drawn by vLLM at every scale, because the demo is to show the machinery of a cluster.

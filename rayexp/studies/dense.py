@@ -1,4 +1,4 @@
-"""Dense rewards on every axis: does the gain follow the mass of right answers, or that of the rarest token?
+"""Rewards for letters, on every axis: does the gain follow the mass of right answers, or that of the rarest token?
 
 Without a KL, or with one in the loss, a reward for letters pushes every letter that is right by itself. So it should
 find what a reward for answers can't where each letter has some mass, however small their product Q is.

@@ -1,4 +1,4 @@
-"""The exchange rate: how many supervised OOD samples gain as much as one run of GRPO? Composition axis.
+"""The exchange rate: the number of supervised OOD samples that gain as much as one run of GRPO. Composition axis.
 
 Each condition has so many OOD samples among those of SFT, and no GRPO; the control has none, and GRPO on OOD prompts.
 """

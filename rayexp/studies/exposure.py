@@ -1,4 +1,4 @@
-"""The time of exposure: the same OOD samples early, late or all along in pretraining, and GRPO on the way.
+"""The same OOD samples early, late or all along in pretraining, then GRPO.
 
 Composition axis, GRPO on OOD prompts. The control sees OOD samples all along, and stops on the way: further conditions
 are GRPO from its decoder after a quarter and after half of its pretraining.

@@ -1,4 +1,4 @@
-"""The fixed point of GRPO: advantages, places of the KL and group sizes that theory tells apart, at equal rollouts.
+"""Advantages, places of the KL and group sizes that theory tells apart, at equal rollouts.
 
 Composition axis, OOD prompts. By the theory (``evaluation.fixed_point``), with the KL in the loss, P rises with the
 size of the groups under ``group_std``, a little under ``mean_only`` and not under ``leave_one_out``, which at groups of

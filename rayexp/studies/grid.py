@@ -30,7 +30,7 @@ class Grid:
         if beta := next((beta for beta in self.kl_betas if beta > 0), None):
             return beta
         given = ", ".join(map(number, self.kl_betas))
-        raise ValueError(f"kl_betas is {given}; allowed: with one above 0, because the control of the study has a KL")
+        raise ValueError(f"kl_betas={given} should have one above 0, because the control of the study has a KL")
 
     @property
     def variant(self) -> dict[str, str]:
@@ -45,7 +45,7 @@ class Grid:
         """Raise ValueError if a variant of the strings is asked for, in a study that has none."""
         for name, value in self.variant.items():
             if value != (usual := StringTask.model_fields[name].default):
-                raise ValueError(f"{name} is {value!r}; allowed: {usual}, because this study is not about strings")
+                raise ValueError(f"{name}={value!r} should be {usual!r}, because this study is not about strings")
 
 
 def stage_chains(

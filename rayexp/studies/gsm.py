@@ -1,4 +1,4 @@
-"""The central question on word problems in natural language, answered by worked chains, OOD prompts.
+"""The central question on word problems in natural language with worked answers, on OOD prompts.
 
 On the axis ``depth`` ID problems take at most three steps, OOD ones four; on the axis ``template`` OOD problems are of
 other kinds. Many chains are right, so Q is counted among sampled completions, and the mass of the gold chain is a lower

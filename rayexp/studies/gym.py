@@ -1,4 +1,4 @@
-"""The central question on tasks that nobody here wrote: three generators of reasoning-gym, OOD prompts.
+"""The central question on three generators of reasoning-gym, which are not this project's, on OOD prompts.
 
 ID cells are sums of two and three digits, words of three to five letters to be spelt backward, and paths of three edges
 in a star of two arms; OOD cells have one term, letter or edge more.

@@ -27,7 +27,7 @@ def planned_looks(first: Sequence[int], most: int) -> list[tuple[int, ...]]:
     Raises ValueError if there are more at the first.
     """
     if most < len(first):
-        raise ValueError(f"max_seeds is {most}; allowed: at least {len(first)}, the seeds of the first look")
+        raise ValueError(f"max_seeds={most} should be at least {len(first)}, the number of seeds at the first look")
     more = (seed for seed in count() if seed not in first)
     seeds, sizes = [*first, *islice(more, most - len(first))], [len(first)]
     while sizes[-1] < most:

@@ -1,4 +1,4 @@
-"""Token mixing: prompts in which one, two or three of four letters come from the other alphabet.
+"""Prompts in which one, two or three of four letters come from the other alphabet.
 
 No pretraining run has seen such a prompt; GRPO is run on exactly these.
 """

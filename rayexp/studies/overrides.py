@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from rayexp.config import explain
-from rayexp.errors import not_among
+from rayexp.errors import none_of, not_among
 from rayexp.stages import KINDS, Stage
 from rayexp.studies.conditions import Wanted, all_stages, changed
 
@@ -57,9 +57,9 @@ def _parsed(text: str) -> Override:
     name, given, values = text.partition("=")
     kind, dot, setting = name.strip().partition(".")
     if not (given and dot and setting and values.strip()):
-        raise ValueError(f"set is {text!r}; allowed: STAGE.SETTING=VALUE, such as {EXAMPLE}")
+        raise ValueError(f"set={text!r} should be STAGE.SETTING=VALUE, such as {EXAMPLE}")
     if kind not in KINDS:
-        raise ValueError(not_among(f"the stage of set {name!r}", kind, KINDS))
+        raise ValueError(f"the stage {kind!r} of set={name!r} {none_of(kind, KINDS)}")
     return Override(kind, setting, tuple(_values(values)))
 
 
@@ -106,7 +106,7 @@ def _require_setting(override: Override, stages: Sequence[Stage]) -> None:
     every = {id(each): each for stage in stages for each in stage.lineage}.values()
     kinds = dict.fromkeys(stage.kind for stage in every)
     if override.kind not in kinds:
-        raise ValueError(not_among(f"the stage of set {override.name!r}", override.kind, kinds))
+        raise ValueError(f"the stage {override.kind!r} of set={override.name!r} {none_of(override.kind, kinds)}")
     known: dict[str, None] = {}
     for stage in (each for each in every if each.kind == override.kind):
         known |= dict.fromkeys(f"{override.kind}.{name}" for name in _settings(stage))

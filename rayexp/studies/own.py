@@ -21,7 +21,7 @@ def own_study(path: str) -> Callable[..., list[Wanted]]:
     """
     function = imported(path, "study")
     if not callable(function):
-        raise ValueError(f"study is {path!r}, which can't be called; allowed: a function of (budget, grid)")
+        raise ValueError(f"study={path!r} cannot be called; give a function of (budget, grid)")
 
     @functools.wraps(function)  # and so with the parameters that tell whether it wants to know what is measured
     def study(*told: Any) -> list[Wanted]:
@@ -35,7 +35,7 @@ def own_study(path: str) -> Callable[..., list[Wanted]]:
         others = [type(each).__name__ for each in stages if not isinstance(each, Stage | Condition)]
         if others or not stages:
             got = f"returned {others[0]} among its stages" if others and len(stages) > 1 else f"returned {found!r}"
-            raise ValueError(f"study {path!r} {got}; allowed: a list of stages or conditions ({defined_at(function)})")
+            raise ValueError(f"study {path!r} {got}; return a list of stages or conditions ({defined_at(function)})")
         return stages
 
     return study

@@ -75,7 +75,7 @@ def search(at: AtRatios, measured: Measured, word: str = "auto") -> Search:
     pilots: list[Stage] = []
     pending: dict[str, tuple[float, ...]] = dict.fromkeys(_pilots(at(START, True)), START)
     if not pending:
-        raise ValueError(f"ood_ratios is {word!r}, and the study draws no rollouts at any of them; give the ratios")
+        raise ValueError(f"ood_ratios={word!r} needs a study that draws rollouts, and this one draws none; give ratios")
     for _ in range(ROUNDS + 1):
         ratios = sorted({ratio for of in pending.values() for ratio in of})
         found = _pilots(at(ratios, True))

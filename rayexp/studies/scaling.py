@@ -1,4 +1,4 @@
-"""The size of the decoder: does the picture change with more layers, or wider ones? Composition axis, OOD prompts.
+"""More layers, or wider ones: does the picture change with the decoder? Composition axis, OOD prompts.
 
 Decoders of one size differ from those of another in how much they learn from a budget. So they are compared where the
 policies start from about the same mass: the OOD ratios are found for each by itself.

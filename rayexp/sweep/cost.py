@@ -1,8 +1,8 @@
-"""The cost of a plan: time and storage of each stage, and of all of them on the machines that there are.
+"""The cost of a plan: time and storage of each stage, and of all stages on the machines at hand.
 
-Where the store has finished stages that are alike (same kind, device and number of workers, a decoder of half to twice
-the parameters), time is the median of what they took per FLOP, by those nearest in FLOP. Elsewhere it is assumed, from
-``ASSUMED``. It is a guess for deciding whether to start, to be read as "minutes, not days".
+If the store has similar finished stages (same kind, device and number of workers, a decoder of half to twice the
+parameters), the time is the median of their times per FLOP, taken from those nearest in FLOP. Otherwise it comes from
+``ASSUMED``. It is a rough estimate, to decide whether to start: "minutes, not days".
 """
 
 import heapq
@@ -42,9 +42,9 @@ ASSUMED: dict[tuple[str, Pool], Throughput] = {
     ("cuda", "rollout"): Throughput(1e14, step_s=0.5, start_s=10.0),
     ("cuda", "measure"): Throughput(2e14, step_s=0.01),
 }
-#: Below this width a decoder does not fill a GPU; its speed falls in proportion.
+#: A decoder below this width does not fill a GPU; its speed falls in proportion.
 FILLS_A_GPU = 512
-#: Finished stages of each kind that are looked at, and how many of those that are alike and nearest in FLOP count.
+#: Finished stages of each kind that are read, and how many similar ones, nearest in FLOP, count.
 SAMPLES, NEAREST = 64, 9
 #: Weights are kept in fp32; a checkpoint also has Adam's two moments.
 WEIGHT_BYTES, CHECKPOINT_BYTES = 4, 12
@@ -54,7 +54,7 @@ RECORD_BYTES, ROW_BYTES = 6_000, 40
 
 @dataclass(frozen=True)
 class ObservedRun:
-    """The time that one finished stage took."""
+    """A finished stage, and the time that it took."""
 
     kind: str
     device: str
@@ -76,7 +76,7 @@ class StageCost:
 
 
 class CostModel:
-    """Time and storage of stages that are run as ``execution`` says, its defaults filled in for a cluster."""
+    """Estimates of time and storage for stages that are run with a resolved RunConfig."""
 
     def __init__(self, run_config: RunConfig, samples: Iterable[ObservedRun] = ()) -> None:
         self.run_config = run_config
@@ -86,7 +86,7 @@ class CostModel:
 
     @classmethod
     def of(cls, index: StoreIndex, run_config: RunConfig) -> "CostModel":
-        """Return a model that goes by what finished stages in a store took."""
+        """Return a model that is based on the times of finished stages in a store."""
         kinds: dict[str, list[str]] = {}
         for stage_id in index.store.files.names("stages"):
             kinds.setdefault(kind_in(stage_id), []).append(stage_id)
@@ -102,16 +102,16 @@ class CostModel:
         return self._costs[stage.id]
 
     def seconds(self, stages: Iterable[Stage]) -> float:
-        """Return the seconds of some stages one after the other."""
+        """Return the seconds of some stages, run one after the other."""
         return sum(self.cost(stage).seconds for stage in stages)
 
     def checkpoint_bytes(self, plan: Plan, trials_at_once: int) -> float:
-        """Return the most that checkpoints take up at one time: those kept and one that is being written, a trial."""
+        """Return the most bytes of checkpoints at one time: for each running trial those kept and one being written."""
         largest = max((stage.trained_parameters for stage in plan.to_run if stage.pool != "measure"), default=0)
         return CHECKPOINT_BYTES * largest * (CHECKPOINTS_KEPT + 1) * min(trials_at_once, len(plan.trials))
 
     def _time(self, stage: Stage) -> tuple[float, int]:
-        """Return seconds, and the number of finished stages that they come from."""
+        """Return the seconds of a stage, and the number of finished stages that the estimate comes from."""
         flop = stage.flops
         key = stage.kind, stage.root.parameters, flop, stage.steps
         if key not in self._times:
@@ -139,7 +139,7 @@ class CostModel:
 
 
 def makespan(plan: Plan, seconds: Callable[[Iterable[Stage]], float], trials_at_once: int) -> float:
-    """Return the seconds until all trials of a plan have run, ``trials_at_once``, each as soon as its parents have."""
+    """Return the seconds until all trials of a plan have run, ``trials_at_once``, each once its parents have ended."""
     took = {trial.id: seconds(trial.stages) for trial in plan.trials}
     graph = TopologicalSorter({trial.id: trial.parents for trial in plan.trials})
     graph.prepare()
@@ -163,7 +163,7 @@ def _bytes(stage: Stage) -> float:
 
 
 def _sample(finished: Finished, stage: Stage) -> ObservedRun | None:
-    """Return what a finished stage tells of its kind; None if its record does not say how long it took, or on what."""
+    """Return the observation of a finished stage; None if its record lacks its duration or its workers."""
     run_config = finished.provenance.get("run_config")
     if not isinstance(run_config, Mapping) or not finished.duration_s:
         return None
@@ -173,10 +173,10 @@ def _sample(finished: Finished, stage: Stage) -> ObservedRun | None:
     about = (stage.kind, str(run_config.get("device")), _workers(stage, train_workers, rollout_workers))
     try:
         return ObservedRun(*about, stage.root.parameters, stage.flops, finished.duration_s)
-    except ValueError:  # how long its questions get is not known here, because what makes them is not at hand
+    except ValueError:  # the length of its questions is unknown, because their generator is not installed
         return None
 
 
 def _workers(stage: Stage, train_workers: int, rollout_workers: int) -> int:
-    """Return how many of the workers that a RunConfig names take part in a stage."""
+    """Return the number of workers that take part in a stage."""
     return {"train": train_workers, "rollout": rollout_workers, "measure": 1}[stage.pool]

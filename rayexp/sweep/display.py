@@ -1,4 +1,4 @@
-"""The view of a running sweep: one live screen on a terminal, else a line now and then."""
+"""The view of a running sweep: a live screen on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -14,22 +14,22 @@ from rich.text import Text
 from rayexp.formatting import one_line
 from rayexp.sweep.progress import Ended, Progress, Running
 
-#: What is shown of a stage's numbers, by the end of their names, and how it is called in a line.
+#: Metrics of a stage to show, by the end of their names, and their names in a line.
 SHOWN = {"id/loss": "id loss", "ood/loss": "ood loss", "rollout/reward": "reward", "grpo/kl": "kl"}
 SPEED = "tokens_per_s"
 WORDS = {"done": "done", "failed": "FAILED", "waiting": "given up"}
 COLOURS = {"done": "green", "running": "cyan", "failed": "bold red", "blocked": "red"}
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_FRAMES = 0.25
-SHARE_OF_THE_DRIVER = 0.05  # of its time, that pictures may take: with ten thousand trials one takes 0.1 s
+SHARE_OF_THE_DRIVER = 0.05  # of its time, for frames: with ten thousand trials a frame takes 0.1 s
 LAST_ENDED = 5
-#: What is shown of a running stage, and how wide a terminal has to be for it.
+#: Columns about a running stage, and the least width of a terminal that shows each.
 COLUMNS = {"step": 0, "loss/reward": 60, "kl": 100, "right (expected)": 120, "tokens/s": 70, "left": 0}
 
 
 @contextmanager
 def open_display(console: Console, progress: Progress) -> Iterator[Callable[[], None]]:
-    """Give the view that suits where standard output goes; to be called often."""
+    """Give the view for this kind of standard output; call it often."""
     if console.is_terminal and not console.is_dumb_terminal:
         with LiveDisplay(console, progress) as screen:
             yield screen
@@ -38,14 +38,18 @@ def open_display(console: Console, progress: Progress) -> Iterator[Callable[[], 
 
 
 class LogDisplay:
-    """Plain lines, for the log of a job: when a trial starts and ends; in between, now and then one of the stage that
-    was longest not spoken of. So a log grows with trials and with hours, not with trials times hours."""
+    """Plain lines, for the log of a job: how much there is to do, and when a trial starts and ends; in between, now and
+    then one about the stage that had none for longest. So a log grows with trials and with hours, not with trials times
+    hours."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._spoken: dict[str, tuple[float, float]] = {}  # by trial: since when it runs, when it was last spoken of
+        self._spoken: dict[str, tuple[float, float]] = {}  # by trial: since when it runs, when it last had a line
         self._last = time.monotonic()
         self._ended = 0
+        at_once = f"up to {progress.at_once} at once" if progress.at_once > 1 else "one after the other"
+        trials = f"{len(progress.plan.trials)} trials to run, {at_once}"
+        self._say(f"{trials}; about {left(progress.remaining_s)} (first estimate)")
 
     def __call__(self) -> None:
         now = time.monotonic()
@@ -82,13 +86,13 @@ class LogDisplay:
 
 
 class LiveDisplay:
-    """One live picture, as large as the terminal; what others print passes above it."""
+    """A live screen as large as the terminal. Other output appears above it."""
 
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console = console
         self._progress = progress
         self._due = 0.0
-        # Drawn by the caller's thread alone, so that no picture is of a Progress that is being changed.
+        # Drawn in the caller's thread, so that no frame shows a Progress while it changes.
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
 
     def __enter__(self) -> "LiveDisplay":
@@ -180,7 +184,7 @@ def _ended(ended: Ended, columns: int) -> Text:
 
 
 def shown(run: Running) -> dict[str, str]:
-    """Return the numbers of a stage that people look at first, by short name."""
+    """Return the most important numbers of a stage, by short name."""
     found = {}
     for ending, name in {**SHOWN, SPEED: "tokens/s"}.items():
         value = next((value for full, value in run.numbers.items() if full.endswith(ending)), None)
@@ -190,8 +194,8 @@ def shown(run: Running) -> dict[str, str]:
 
 
 def hits(run: Running, words: str) -> str:
-    """Fill in ``words`` with the completions that a stage has drawn so far, those that were right, and how many were to
-    be expected; nothing of one that draws none."""
+    """Fill in ``words`` with the number of completions that a stage has drawn so far, of right ones, and of expected
+    right ones. Return nothing for a stage that draws none."""
     drawn, right, expected = (run.numbers.get(f"rollout/{name}") for name in ("drawn", "right", "expected_right"))
     if drawn is None or right is None or expected is None:
         return ""
@@ -201,7 +205,7 @@ def hits(run: Running, words: str) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """Return a time such as ``1:02:03`` or ``2:03``; a dash for what is not known."""
+    """Return a time such as ``1:02:03`` or ``2:03``; a dash if it is unknown."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)

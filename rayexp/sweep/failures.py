@@ -8,7 +8,7 @@ from pathlib import Path
 from rayexp.errors import PermanentError, StageError, sentence
 from rayexp.formatting import one_line
 
-#: All that is known of a failure that left no error behind.
+#: The sentence about a failure that left no error behind.
 DIED = "its process died"
 #: Lines that name an exception in a text with tracebacks; the last one is what was raised.
 _NAMED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): \S.*$", re.MULTILINE)

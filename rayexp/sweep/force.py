@@ -1,7 +1,7 @@
-"""Make finished stages again, because their code has changed: code is no part of an id, so nothing else runs them.
+"""Make finished stages again after their code has changed. Code is not part of an id, so no other option runs them.
 
-What is replaced is not lost: it is moved to ``replaced/`` in the store just before the first stage runs, when nothing
-can be refused any more.
+The old artifacts are not lost: they are moved to ``replaced/`` in the store just before the first stage runs, after
+everything that may be refused.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,27 +25,28 @@ def named(names: Iterable[str], plan: Plan) -> tuple[Stage, ...]:
 
 
 def beyond(again: Sequence[Stage], plan: Plan, index: StoreIndex) -> list[str]:
-    """Say which finished stages are built on what is made again and, not being of this plan, stay as they are."""
+    """Name the finished stages that are built on a stage that is made again, but stay because they are not in this
+    plan."""
     made = {stage.id for stage in again}
     above = tuple(f"{stage.label}/" for stage in again)
     planned = {stage.id for stage in plan.stages}
     labels = index.labels() if again else {}
     some = [i for i, label in labels.items() if i not in planned and label.startswith(above)]
     return [
-        one_line(f"not of this plan, and left as it is: {labels[stage_id]} ({stage_id}), built on what is made again")
+        one_line(f"not made again, because it is not in this plan: {labels[stage_id]} ({stage_id})")
         for stage_id, spec in index.specs(some).items()
         if made & {each.id for each in spec.lineage}
     ]
 
 
 def set_aside(again: Sequence[Stage], plan: Plan, store: Store) -> list[str]:
-    """Move what the store has of these stages to ``replaced/``, and drop their checkpoints. Say what went where.
+    """Move the artifacts of these stages to ``replaced/``, and drop their checkpoints. Return a line for each.
 
     Raises RefusedError, before anything is moved, if another driver is running one of them.
     """
     with Leases(store.files) as leases:
         for trial in dict.fromkeys(map(plan.trial_of, again)):
             if not leases.take(trial):
-                raise RefusedError(f"force: {trial} is being run by {leases.holder(trial)}; stop it, or wait for it")
+                raise RefusedError(f"force: {trial} is being run by {leases.holder(trial)}; stop that, or wait for it")
         moved = [(stage, store.set_aside(stage.id)) for stage in reversed(again)]  # nothing stays without its parents
-    return [f"made again: {stage.label} ({stage.id}); the old one is {place}" for stage, place in moved if place]
+    return [f"to be made again: {stage.label} ({stage.id}); the old one is {place}" for stage, place in moved if place]

@@ -1,4 +1,4 @@
-"""The progress of a sweep in the metadata of the job that it was submitted as, for whoever asks Ray about the job."""
+"""The progress of a sweep, written into the metadata of its Ray job."""
 
 import time
 
@@ -9,7 +9,7 @@ SECONDS_BETWEEN_UPDATES = 10.0
 
 
 class JobProgress:
-    """A view of a Progress; to be called often. Does nothing where the sweep was not submitted as a job."""
+    """A view of a Progress; call it often. It does nothing if the sweep was not submitted as a job."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,4 +1,4 @@
-"""The memory of a plan as text: of each kind of process, in the stage that takes the most."""
+"""The memory of a plan as a table: what each kind of process takes in its largest stage."""
 
 from rich import filesize
 
@@ -12,7 +12,7 @@ COLUMNS = (Column("memory of"), Column("in all", right=True), *(Column(part, rig
 
 
 def largest(plan: Plan, run_config: RunConfig) -> dict[str, Memory]:
-    """Return what each kind of process takes in the stage that takes the most, by ``kind: process``."""
+    """Return the memory of each kind of process in its largest stage, by ``kind: process``."""
     found: dict[str, Memory] = {}
     for stage in plan.to_run:
         for name, memory in processes(stage, run_config).items():
@@ -23,7 +23,7 @@ def largest(plan: Plan, run_config: RunConfig) -> dict[str, Memory]:
 
 
 def render(plan: Plan, run_config: RunConfig, width: int | None) -> str:
-    """Draw the table; nothing where nothing is left to run."""
+    """Return the table; empty if nothing is left to run."""
     rows = [
         (about, _bytes(memory.total), *(_bytes(getattr(memory, part)) for part in PARTS))
         for about, memory in largest(plan, run_config).items()

@@ -1,7 +1,7 @@
-"""Tell somebody, once, how a sweep ended: by a POST to a URL, or by a command that is run through the shell.
+"""Report once how a sweep ended: by a POST to a URL, or to a shell command.
 
-What is told is one JSON object. It never holds the sweep up for long, and never changes what became of it. A URL and a
-command may hold secrets, so of neither anything but a host is ever printed.
+The report is one JSON object. Sending it never takes long, and never changes the outcome of the sweep. A URL or a
+command may hold secrets, so at most its host is ever printed.
 """
 
 import json
@@ -28,8 +28,8 @@ from rayexp.timeouts import TimeoutError, run_with_timeout
 log = logging.getLogger(__name__)
 
 LIMIT_S = 10.0
-ALLOWED = "allowed: a URL of http or https, or a command of the shell"
-#: A word that is a URL, of whatever kind.
+ALLOWED = "give an http or https URL, or a shell command"
+#: A URL of any scheme.
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://\S*", re.IGNORECASE)
 
 Outcome = Literal["finished", "failed", "stopped"]
@@ -46,40 +46,38 @@ class Course:
 
 
 class NotToldError(Exception):
-    """Nobody was told. The message is a part of a sentence."""
+    """A report that could not be sent. The message is the end of a sentence."""
 
 
 def require(to: str | None) -> None:
-    """Raise ValueError, in one sentence, if nobody can be told in this way. It does not show what was given."""
+    """Raise ValueError, with one sentence, if no report can be sent to ``to``. The sentence does not show it."""
     if to is None:
         return
     if not to.strip() or "\0" in to:
-        raise ValueError(f"notify is {to!r}, which names nothing; {ALLOWED}")
+        raise ValueError(f"notify={to!r} names nobody; {ALLOWED}")
     if url := _URL.fullmatch(to):
         _require_url(url[1].lower(), to)
     elif subprocess.run(["sh", "-n", "-c", to], capture_output=True).returncode:
-        raise ValueError(f"notify is a command that the shell can't read; {ALLOWED}")
+        raise ValueError(f"notify is a command that the shell cannot read; {ALLOWED}")
 
 
 def _require_url(scheme: str, to: str) -> None:
     if scheme not in ("http", "https"):
-        raise ValueError(f"notify is a URL of {scheme}; {ALLOWED}")
+        raise ValueError(f"notify is a URL of the scheme {scheme}; {ALLOWED}")
     try:
         parts = urlsplit(to)
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
     if not host or not to.isascii():
-        raise ValueError(f"notify is a URL without a host, or not one that can be read; {ALLOWED}")
+        raise ValueError(f"notify is a URL without a readable host; {ALLOWED}")
     if "@" in parts.netloc:
-        raise ValueError(
-            "notify is a URL with a user's name, which a POST does not send; allowed: a command, as of curl"
-        )
+        raise ValueError("notify is a URL with a user name, which a POST does not send; give a command, such as curl")
 
 
 @contextmanager
 def announced(to: str | None, course: Course) -> Iterator[Course]:
-    """Tell how the block ended, if there is anybody to tell: finished, failed, or stopped by KeyboardInterrupt."""
+    """Report to ``to``, if it is given, how the block ended: finished, failed, or stopped by KeyboardInterrupt."""
     begun, outcome = time.monotonic(), "failed"
     try:
         yield course
@@ -93,7 +91,7 @@ def announced(to: str | None, course: Course) -> Iterator[Course]:
 
 
 def facts(course: Course, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """Return what is told. stages_finished: None where the store does not say in time."""
+    """Return the report. stages_finished: None if the store does not answer in time."""
     store, ids = course.study.store, course.plan.labels
     try:
         finished = run_with_timeout(LIMIT_S, lambda: len(store.finished_ids(ids)), "notify: stages")
@@ -111,7 +109,7 @@ def facts(course: Course, outcome: Outcome, seconds: float) -> dict[str, Any]:
 
 
 def tell(to: str, found: Mapping[str, Any]) -> None:
-    """Send facts to a URL or a command. Log one warning if that fails, or takes longer than LIMIT_S."""
+    """Send a report to a URL or a command. Log one warning if that fails or takes longer than LIMIT_S."""
     text = json.dumps(found).encode()
     try:
         if _URL.fullmatch(to):
@@ -119,7 +117,7 @@ def tell(to: str, found: Mapping[str, Any]) -> None:
         else:
             _run(to, text, {"RAYEXP_OUTCOME": found["outcome"], "RAYEXP_STUDY": found["study"]})
     except NotToldError as error:
-        log.warning("notify: nobody was told that the sweep has %s: %s", found["outcome"], error)
+        log.warning("notify: the report that the sweep has %s was not delivered: %s", found["outcome"], error)
 
 
 def _post(url: str, text: bytes) -> None:
@@ -134,7 +132,7 @@ def _post(url: str, text: bytes) -> None:
         raise NotToldError(f"{host} did not answer within {LIMIT_S:g} s") from None
     except Exception as error:  # whose message may have the URL in it
         reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
-        raise NotToldError(f"{host} can't be reached ({type(reason).__name__})") from None
+        raise NotToldError(f"{host} cannot be reached ({type(reason).__name__})") from None
 
 
 def _run(command: str, text: bytes, variables: Mapping[str, str]) -> None:

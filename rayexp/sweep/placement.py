@@ -1,6 +1,6 @@
-"""The fit of trials into nodes: all parts of one together, and the number of trials at once.
+"""The fit of trials into nodes: whether all parts of a trial fit together, and how many trials fit at once.
 
-Ray places a part on one node, and a share of a GPU on one GPU: what fits the sum of all nodes may fit none of them.
+Ray places a part on one node, and a share of a GPU on one GPU, so a trial may fit the sum of all nodes and yet no node.
 """
 
 import math
@@ -35,8 +35,8 @@ ON_GPU = "of a GPU"
 
 @dataclass(frozen=True)
 class Node:
-    """CPUs that are left of a node, of each of its GPUs the share, smallest first, GB of memory, and GB of a GPU's own;
-    infinity where nobody knows."""
+    """The free part of a node: CPUs, the share of each GPU (smallest first), GB of memory, and GB of one GPU's memory
+    (infinity if unknown)."""
 
     cpus: float
     gpus: tuple[float, ...] = ()
@@ -61,7 +61,7 @@ class Node:
         return sum(self.gpus), self.cpus
 
     def without(self, part: Bundle) -> "Node | None":
-        """Return what is left when a part is placed here; None where it has no room."""
+        """Return the node after a part is placed on it; None if the part does not fit."""
         cpus = round(self.cpus - part.get("CPU", 0.0), 4)  # as finely as Ray counts
         gpus = _taken(self.gpus, part.get("GPU", 0.0))
         memory = self.memory - part.get("memory", 0.0) / GB
@@ -75,7 +75,7 @@ Nodes = Counter[Node]
 
 
 def nodes_of(resources: Iterable[Bundle]) -> Nodes:
-    """Return nodes that have nothing placed on them, by how many are alike."""
+    """Return empty nodes, counted by kind."""
     return Counter(map(Node.of, resources))
 
 
@@ -94,8 +94,7 @@ def fits(part: Bundle, nodes: Nodes) -> bool:
 
 
 def fit_together(parts: Sequence[Bundle], nodes: Nodes) -> bool:
-    """Return whether all parts have room at once. Those that are alike stand together, as a trial's do: each but the
-    last kind is tried on every kind of node."""
+    """Return whether all parts fit at once. Equal parts have to stand side by side, as those of a trial do."""
     first, others = parts[0], parts[1:]
     if first == parts[-1]:
         return _room(first, nodes, len(parts))
@@ -104,7 +103,7 @@ def fit_together(parts: Sequence[Bundle], nodes: Nodes) -> bool:
 
 
 def how_many(parts: Sequence[Bundle], nodes: Nodes, at_most: int) -> int:
-    """Return how many trials with these parts have room at once, each placed where the least is left."""
+    """Return how many trials with these parts fit at once, each part placed where the least is left."""
     for placed in range(at_most):
         for part in parts:
             lefts = [(left.size, node, left) for node in nodes if (left := node.without(part))]
@@ -116,7 +115,7 @@ def how_many(parts: Sequence[Bundle], nodes: Nodes, at_most: int) -> int:
 
 
 def _room(part: Bundle, nodes: Nodes, needed: int) -> bool:
-    """Return whether as many copies of one part as are needed have room."""
+    """Return whether ``needed`` copies of one part fit."""
     for node, count in nodes.items():
         copies, left = 0, node.without(part)
         while left and copies < needed:
@@ -128,7 +127,7 @@ def _room(part: Bundle, nodes: Nodes, needed: int) -> bool:
 
 
 def _moved(nodes: Nodes, node: Node, left: Node) -> Nodes:
-    """Return the nodes with one of them replaced by what is left of it."""
+    """Return the nodes with one of them replaced by ``left``."""
     changed = Counter(nodes)
     changed[node] -= 1
     changed[left] += 1
@@ -136,7 +135,7 @@ def _moved(nodes: Nodes, node: Node, left: Node) -> Nodes:
 
 
 def _taken(gpus: tuple[float, ...], share: float) -> tuple[float, ...] | None:
-    """Return what is left of GPUs: whole ones are taken, or a share of the GPU that has the least left."""
+    """Return the GPUs without whole ones, or without a share of the GPU that has the least left; None if none fits."""
     if share > 1:  # Ray gives more than one only whole
         whole = gpus.count(1.0) - math.ceil(share)
         return None if whole < 0 else (*(gpu for gpu in gpus if gpu < 1), *[1.0] * whole)

@@ -1,8 +1,8 @@
-"""The plan: the set of unique stages that a study wants, what of it is finished, and the trials that run the rest.
+"""The plan: the unique stages that a study wants, which of them are finished, and the trials that run the rest.
 
-A trial is what is scheduled at once. Training stages that share a root go into one trial (they share a worker group,
-which costs more to start than they cost to run), each stage that draws rollouts goes into one of its own, and
-measurements go with what they measure.
+A trial is a group of stages that is scheduled as one. Training stages with the same root form one trial (they share a
+worker group, which costs more to start than they cost to run), each stage that draws rollouts forms one of its own, and
+measurements belong to the trial of the stage that they measure.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -16,8 +16,8 @@ from rayexp.terminal import Column, table
 
 @dataclass(frozen=True)
 class Trial:
-    """Stages that run one after the other, parents first, and the trials that must have finished before. label: for
-    people, that of its first stage in its plan."""
+    """Stages that run one after the other, parents first, and the trials that have to finish before them. label: that
+    of the first stage in its plan."""
 
     id: str
     pool: Pool  # of its first stage; a measurement by itself takes one process, as training does
@@ -38,9 +38,9 @@ class Trial:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """Unique stages, parents before children, and which of them are finished. ``unread``: ids of unfinished stages that
-    the study has besides, whose values are not known here. ``conditions``: that the study consists of, if of any.
-    ``looks``: how often its verdicts are looked at, each time to decide whether to go on."""
+    """Unique stages, parents before children, and which of them are finished. ``unread``: ids of further unfinished
+    stages of the study, whose settings are not known here. ``conditions``: those of the study, if it has any.
+    ``looks``: number of times that verdicts are looked at to decide whether to go on."""
 
     study: str
     stages: tuple[Stage, ...]
@@ -58,7 +58,7 @@ class Plan:
         unread: Collection[str] = (),
         looks: int = 1,
     ) -> "Plan":
-        """Return the plan of a study: what it wants with all that this is built on, each stage once.
+        """Return the plan of a study: the stages that it wants with all their ancestors, each once.
 
         Raises ValueError as ``studies.conditions_in`` does.
         """
@@ -82,8 +82,8 @@ class Plan:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Return a name for people for every stage, by id: its label, with the settings by which stages of this plan
-        differ where two would have the same one."""
+        """Return a readable name of every stage by id: its label, with the settings that tell apart stages with the
+        same label."""
         labels = {stage.id: stage.label for stage in self.stages}
         if not self.conditions and len(set(labels.values())) == len(labels):
             return labels
@@ -95,16 +95,16 @@ class Plan:
 
     @cached_property
     def told(self) -> dict[str, str]:
-        """Return the condition of every training stage, for people, by id: the name of the one that ends in it, then
-        the settings by which stages of the same name differ."""
+        """Return the condition of every training stage by id, as text: the name of the condition that ends in it, then
+        the settings that tell apart stages with the same name."""
         names = {end.id: condition.name for condition in self.conditions for end in condition.ends}
         return settings.told(self.trained, names)
 
     @cached_property
     def copies(self) -> dict[str, int]:
         """Return how often each stage would be run if nothing were shared, by id: once for each chain of training
-        stages that it is in. A chain ends where nothing else is trained from; measurements go with
-        what they measure."""
+        stages that it is in. A chain ends in a stage from which nothing else is trained; a measurement is in the chains
+        of its stage."""
         ends = {stage.id: 0 for stage in self.stages}
         for stage in reversed(self.stages):
             if stage.pool != "measure":
@@ -115,7 +115,7 @@ class Plan:
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
-        """Return the unfinished stages, grouped; in an order in which parents come first."""
+        """Return the unfinished stages in trials, parents first."""
         groups: dict[str, list[Stage]] = {}
         for stage in self.to_run:
             groups.setdefault(self.trial_of(stage), []).append(stage)
@@ -138,8 +138,7 @@ class Plan:
         )
 
     def trial_of(self, stage: Stage) -> str:
-        """Return the id of the trial of a stage: the same one in every plan, finished or not, because leases go by
-        it."""
+        """Return the id of the trial of a stage. It is the same in every plan, because leases are named after it."""
         first = stage.subject
         while first.pool == "train" and first.parent and first.parent.pool == "train":
             first = first.parent
@@ -157,7 +156,7 @@ class Plan:
         return self.summary()
 
     def summary(self) -> str:
-        """Return what is about to happen, as a table."""
+        """Return the number of stages of each kind, and of those to run, as a table."""
 
         def row(name: str, stages: Sequence[Stage]) -> tuple[str, ...]:
             pending = [stage for stage in stages if stage.id not in self.finished]

@@ -1,4 +1,4 @@
-"""Refuse a plan that the cluster can never run, before anything starts."""
+"""Refuse, before anything starts, a plan that the cluster can never run."""
 
 import math
 from collections import Counter
@@ -23,20 +23,20 @@ from rayexp.tasks.contract import ContractError, require_contract
 from rayexp.terminal import Column, table
 
 NODES_SHOWN = 3
-#: Tokens of a gradient's pieces that are tried where memory is short.
+#: Values of micro_batch_tokens to suggest where memory is short.
 SMALLER_TOKENS = (65_536, 16_384, 4_096, 1_024)
 TRIAL_NAMES: dict[Pool, str] = {"train": "training trial", "rollout": "rollout trial"}
 
 
 class PreflightError(RefusedError):
-    """The plan needs more than there can ever be."""
+    """A plan that needs something that the cluster can never have."""
 
 
 Bundle = dict[str, float]
 
 
 def bundles(trial: Trial, run_config: RunConfig) -> list[Bundle]:
-    """Return what the processes of a trial ask Ray for, each on one node."""
+    """Return the resources that each process of a trial asks Ray for, on one node each."""
     if trial.pool == "train":
         return [_bundle(run_config.train_cpus, run_config.train_gpus)] * run_config.train_workers
     parts = rollout_bundles(run_config)
@@ -44,7 +44,7 @@ def bundles(trial: Trial, run_config: RunConfig) -> list[Bundle]:
 
 
 def with_memory(trial: Trial, run_config: RunConfig) -> list[Bundle]:
-    """Return ``bundles`` with the memory that each takes, in bytes of its node's and of a GPU's."""
+    """Return ``bundles`` with the memory of each process, in bytes: of its node, and of a GPU."""
     held: dict[str, Bundle] = {}
     for stage in trial.stages:
         for name, process in memory.processes(stage, run_config).items():
@@ -54,7 +54,7 @@ def with_memory(trial: Trial, run_config: RunConfig) -> list[Bundle]:
     first = _most(held.values())
     if trial.pool == "train":
         return [part | first for part in bundles(trial, run_config)]
-    first["memory"] += memory.PROCESS  # what asks learner and workers
+    first["memory"] += memory.PROCESS  # the trial itself, which calls learner and workers
     learners = run_config.learner_workers
     parts = [part | (first if i < learners else worker) for i, part in enumerate(rollout_bundles(run_config))]
     return [total(parts)] if on_one_node(run_config) else parts
@@ -69,18 +69,18 @@ def _most(bundles: Iterable[Bundle]) -> Bundle:
 
 
 def on_one_node(run_config: RunConfig) -> bool:
-    """Return whether the actors of a rollout stage have to share a node, because a GPU hands memory over within one."""
+    """Return whether the actors of a rollout stage have to share a node, because they share the memory of a GPU."""
     return run_config.weight_transfer == "cuda_ipc"
 
 
 def in_process(trial: Trial, run_config: RunConfig) -> bool:
-    """Return whether a training trial is so small that it trains in its own process."""
+    """Return whether a training trial is small enough to train in its own process."""
     alone = run_config.train_workers == 1 and not run_config.train_gpus
     return trial.pool == "train" and alone and trial.flops <= run_config.in_process_flop
 
 
 def rollout_bundles(run_config: RunConfig) -> list[Bundle]:
-    """Return what each rank of the learner asks for, then what each rollout worker does."""
+    """Return the resources of each rank of the learner, then those of each rollout worker."""
     learner = _bundle(run_config.learner_cpus, run_config.learner_gpus)
     return [learner] * run_config.learner_workers + [
         _bundle(run_config.rollout_cpus, run_config.rollout_gpus)
@@ -97,26 +97,27 @@ def _bundle(cpus: float, gpus: float | None) -> Bundle:
 
 
 def require_software(plan: Plan, run_config: RunConfig) -> None:
-    """Raise VLLMMissingError if a stage that is to run samples with vLLM and there is none, or PreflightError if
-    weights are to go in a way that is not for the device."""
+    """Raise VLLMMissingError if a stage to run needs vLLM and it is not installed, PreflightError if
+    ``weight_transfer`` does not work with the device."""
     transfer = run_config.weight_transfer
     if transfer in ("nccl", "cuda_ipc") and run_config.device != "cuda":
-        raise PreflightError(f"weight_transfer is {transfer!r}; allowed without GPUs: object_store, gloo")
+        raise PreflightError(f"weight_transfer={transfer!r} needs GPUs; use object_store or gloo")
     if transfer != "object_store" and run_config.learner_workers > 1:
         raise PreflightError(
-            f"learner_workers is {run_config.learner_workers} and weight_transfer {transfer!r}; allowed: object_store, "
-            "because no rank of several has whole weights to hand on"
+            f"learner_workers={run_config.learner_workers} does not work with weight_transfer={transfer!r}, because no "
+            "rank has the whole weights; use object_store"
         )
     if transfer == "gloo" and run_config.device == "cuda":
-        raise PreflightError("weight_transfer is 'gloo', which is for CPUs; allowed: object_store, nccl, cuda_ipc")
+        raise PreflightError("weight_transfer='gloo' is for CPUs; use object_store, nccl or cuda_ipc")
     together = (run_config.learner_gpus or 0.0) + run_config.rollout_workers * (run_config.rollout_gpus or 0.0)
     if transfer == "cuda_ipc" and together > 1:
         raise PreflightError(
-            f"weight_transfer is 'cuda_ipc', whose learner and rollout workers share one GPU; they ask for {together:g}"
+            f"weight_transfer='cuda_ipc' puts learner and rollout workers on one GPU, and they ask for {together:g}; "
+            "lower learner_gpus or rollout_gpus"
         )
     with_vllm = any(isinstance(stage, RolloutStage) and stage.sampler == "vllm" for stage in plan.to_run)
     if transfer == "gloo" and with_vllm:  # each wants to be the only one that sets up torch.distributed
-        raise PreflightError("weight_transfer is 'gloo'; allowed where vLLM samples: object_store, nccl, cuda_ipc")
+        raise PreflightError("weight_transfer='gloo' does not work with vLLM; use object_store")
     _require_tensor_parallel(plan, run_config)
     if with_vllm:
         require_vllm("cuda" if run_config.device == "cuda" else "cpu")
@@ -129,37 +130,39 @@ def _require_tensor_parallel(plan: Plan, run_config: RunConfig) -> None:
     if ranks == 1:
         return
     if run_config.device == "cuda" and gpus < ranks:
-        raise PreflightError(f"tensor_parallel={ranks} and rollout_gpus={gpus:g}: each rank needs a GPU of its own")
+        raise PreflightError(
+            f"tensor_parallel={ranks} needs a GPU for each rank, and rollout_gpus={gpus:g}; use {ranks}"
+        )
     for stage in plan.to_run:
         if not isinstance(stage, RolloutStage):
             continue
         if stage.sampler != "vllm":
             raise PreflightError(
-                f"tensor_parallel={ranks} is for the sampler vllm, and {stage.label} has {stage.sampler!r}"
+                f"tensor_parallel={ranks} needs the sampler vllm, but {stage.label} has sampler={stage.sampler!r}"
             )
         heads = getattr(stage.root.decoder, "heads", ranks)
         if heads % ranks:
             raise PreflightError(
-                f"tensor_parallel={ranks} does not divide the {heads} heads of the decoder of {stage.label}"
+                f"tensor_parallel={ranks} does not divide the {heads} heads of the decoder of {stage.label}; use a divisor"
             )
 
 
 def _require_served(plan: Plan) -> None:
-    """Raise PreflightError if vLLM is to draw from a pretrained model whose architecture it does not have."""
+    """Raise PreflightError if vLLM would have to sample from a pretrained model of an architecture that it lacks."""
     for stage in plan.to_run:
         decoder = stage.root.decoder
         if not isinstance(decoder, PretrainedDecoder) or not isinstance(stage, RolloutStage):
             continue
         if stage.sampler == "vllm" and decoder.architecture not in served():
             raise PreflightError(
-                f"the model {decoder.source} is a {decoder.architecture}, which vLLM does not serve; allowed: "
-                "sampler = 'torch', or a model of another architecture"
+                f"the model {decoder.source} is a {decoder.architecture}, which vLLM does not serve; use "
+                "sampler='torch', or a model of another architecture"
             )
 
 
 def require_own_parts(plan: Plan) -> None:
-    """Raise PreflightError if a task or a reward of a user's own, or a task of questions that are not this project's,
-    breaks its contract on some samples, so that it is known before hours of training."""
+    """Raise PreflightError if a user's task or reward, or a task with questions from outside, breaks its contract on
+    some samples. So the user learns of it before hours of training."""
     given = {
         stage.root.task.model_dump_json(): stage.root.task for stage in plan.to_run if stage.root.task.from_outside
     }
@@ -184,13 +187,13 @@ def _require_test_samples(task: Task, field: str, asked: int, roles: Sequence[st
     for cell in (cell for role in roles for cell in task.cells(role)):
         if (there := task.test_samples(cell, asked)) < asked:
             raise PreflightError(
-                f"{field} is {asked}; allowed: at most {there}, because the cell {cell} of {task.label} has no more "
-                "different questions that are held out for tests"
+                f"{field}={asked} should be at most {there}, because the cell {cell} of {task.label} holds no more "
+                "different questions out for tests"
             )
 
 
 def _require_payments(stage: RolloutStage) -> None:
-    """Raise RewardError if a reward can't pay a right completion, or one that breaks off."""
+    """Raise RewardError if a reward can't pay a right completion, or a truncated one."""
     task = stage.root.task
     for cell in (cell for role in stage.prompt_roles for cell in task.cells(role)):
         prompt, solution = task.example("grpo", stage.seed, cell)
@@ -199,12 +202,12 @@ def _require_payments(stage: RolloutStage) -> None:
 
 
 def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = None) -> None:
-    """Raise PreflightError, with needs and has side by side, if some trial does not fit the nodes that there are or may
-    be (``capacity``)."""
+    """Raise PreflightError, with a table of what is needed and what there is, if some trial does not fit the nodes that
+    the cluster has or may start (``capacity``)."""
     for field in ("train_gpus", "learner_gpus", "rollout_gpus"):
         share = getattr(run_config, field) or 0.0
         if share > 1 and share != int(share):
-            raise PreflightError(f"{field} is {share:g}; allowed: up to 1, or a whole number, as Ray deals GPUs")
+            raise PreflightError(f"{field}={share:g} should be at most 1 or a whole number, because Ray splits one GPU")
     nodes = capacity() if nodes is None else nodes
     trials = _largest(plan, run_config).values()
     crowded = [trial for trial in trials if not placement.fit_together(with_memory(trial, run_config), nodes)]
@@ -228,7 +231,8 @@ def require_resources(plan: Plan, run_config: RunConfig, nodes: Nodes | None = N
 
 
 def _smaller(plan: Plan, run_config: RunConfig, nodes: Nodes) -> list[str]:
-    """Name the least change of settings that needs less memory, with which every trial fits; nothing if none does."""
+    """Return a line with the smallest change of settings with which every trial fits; none if there is no such
+    change."""
     kept = (run_config.gradient_checkpointing, run_config.micro_batch_tokens)
     for checkpointing, tokens in product((kept[0], True), (kept[1], *SMALLER_TOKENS)):
         smaller = run_config.model_copy(
@@ -259,7 +263,7 @@ def _largest(plan: Plan, run_config: RunConfig) -> dict[Pool, Trial]:
 
 
 def _parts(trial: Trial, run_config: RunConfig) -> dict[str, Bundle]:
-    """Name what is placed as one; one of those that are alike."""
+    """Return the parts that are placed as one, by name; of equal parts only one."""
     parts = with_memory(trial, run_config)
     if trial.pool == "train":
         return {"training rank": parts[0]}
@@ -279,15 +283,15 @@ def _needs(trial: Trial, run_config: RunConfig) -> list[tuple[str, Bundle]]:
 
 
 def _has(nodes: Nodes) -> list[tuple[str, Bundle]]:
-    """Return all of the cluster, and its largest nodes."""
+    """Return rows for the whole cluster and for its largest nodes."""
     largest = sorted(nodes, key=lambda node: node.size, reverse=True)[:NODES_SHOWN]
     each = [("  a node" if nodes[node] == 1 else f"  each of {nodes[node]} nodes", node.has) for node in largest]
     return [("cluster has", placement.total(nodes)), *each]
 
 
 def concurrency(plan: Plan, run_config: RunConfig, nodes: Nodes | None = None) -> int:
-    """Return how many trials run at once: the setting, or as many of the largest kind as there is room for, but no more
-    than the plan has."""
+    """Return how many trials run at once: the setting, or the number of the largest kind that fits, but no more than
+    the plan has."""
     if run_config.max_concurrent:
         return run_config.max_concurrent
     nodes = capacity() if nodes is None else nodes
@@ -305,5 +309,5 @@ def capacity() -> Nodes:
     for resources, most in autoscaling.node_types(ray.get_runtime_context().gcs_address):
         kind = Node.of(resources)
         known = (node for node in there if math.isinf(kind.memory) and node.size == kind.size)
-        may_be[next(known, kind)] += most  # one that is there says how much memory its kind has
+        may_be[next(known, kind)] += most  # a present node of the same size tells the memory of its kind
     return there | may_be

@@ -1,4 +1,4 @@
-"""The text of ``--plan``: every stage with its state and cost, and what the rest of the plan will take."""
+"""The text of ``--plan``: every stage with its state and cost, and the cost of all unfinished stages."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ COLUMNS = (
     Column("label", cut=True),
 )
 MEANINGS = {
-    "running": "a living driver has the lease on its trial",
-    "failed": "the last attempt at its trial failed; a sweep tries it again",
-    "blocked": "built on a failed one; runs when that has succeeded",
+    "running": "a sweep is running it now",
+    "failed": "the last attempt failed; the next sweep tries again",
+    "blocked": "built on a failed stage; runs once that has succeeded",
 }
 FAILURES_SHOWN = 10
 
@@ -79,9 +79,8 @@ def render_plan(
     width: int | None = None,
     price: float | None = None,
 ) -> str:
-    """Draw the table of all stages, and below it failures, memory, time, storage and what sharing saves. ``width``: of
-    the terminal, where ids are shortened; None elsewhere, where every line has everything. price: of an hour of all
-    machines."""
+    """Return the table of all stages, and below it failures, memory, time, storage and what sharing saves. ``width``:
+    of the terminal, for which ids and columns are shortened; None for full lines. price: of an hour of all machines."""
     run_config = run_config.resolve(num_gpus=machines.has["GPU"])
     estimates = CostModel.of(index, run_config)
     failures = index.failures(trial.id for trial in plan.trials)
@@ -112,16 +111,14 @@ def render_plan(
 
 
 def other_code(plan: Plan, index: StoreIndex) -> list[str]:
-    """Say how many cached stages of the plan were made by code that is not the code at hand; nothing if all were."""
+    """Say how many cached stages of the plan were made by other code than this; nothing if none were."""
     counts = Counter(found.other_code for found in index.finished(plan.finished).values())
     lines = [
         f"code: {count} of {len(plan.finished)} cached stages were made by {one_line(code)}"
         for code, count in counts.most_common()
         if code
     ]
-    here = (
-        f"  here is {code_here(own_modules(plan.stages))}; --force STAGE makes a stage, and what is built on it, again"
-    )
+    here = f"  the code here is {code_here(own_modules(plan.stages))}; --force STAGE makes a stage again, and all on it"
     return lines and [*lines, here]
 
 
@@ -134,9 +131,9 @@ def _failed(failures: dict[str, UnfinishedStage]) -> list[str]:
 def _time(
     plan: Plan, estimates: CostModel, run_config: RunConfig, machines: ClusterResources, price: float | None
 ) -> list[str]:
-    """Say how long the rest takes, where each kind's time comes from, and what it costs."""
+    """Say how long the unfinished stages take, where the estimate of each kind comes from, and what they cost."""
     if not plan.to_run:
-        return ["time: none, all is in the store"]
+        return ["time: none, because everything is in the store"]
     at_once = min(preflight.concurrency(plan, run_config, machines.nodes), len(plan.trials))
     costs = {stage.id: estimates.cost(stage) for stage in plan.to_run}
     span = makespan(plan, estimates.seconds, at_once)
@@ -151,7 +148,7 @@ def _time(
         if not samples:
             continue
         if all(samples):
-            lines.append(f"  {kind}: from what {_range(samples)} finished stages like it in this store took")
+            lines.append(f"  {kind}: from the times of {_range(samples)} similar finished stages in this store")
         else:
             speed = ASSUMED[run_config.device, stage_type.pool]
             unit = "GPU" if run_config.device == "cuda" else "CPU core"
@@ -160,7 +157,7 @@ def _time(
             number = f"{samples.count(0)} of {len(samples)} " if any(samples) else ""
             lines.append(
                 f"  {kind}: {number}assumed at {' + '.join([f'{speed.flop_per_s:.2g} FLOP/s a {unit}', *besides])}; "
-                "nothing like it in this store"
+                "this store has nothing similar"
             )
     if price is not None:
         lines.append(f"cost: about {span / 3600 * price:.2f}, at {price:g} an hour")

@@ -1,6 +1,6 @@
 """The state of a running sweep: of each trial and each stage, and how long the rest will take.
 
-``scheduler.TuneEvents`` hands on what happens; a view reads a ``Progress`` whenever it likes and changes nothing.
+``scheduler.TuneEvents`` records events in it; views read a ``Progress`` at any time and change nothing.
 """
 
 import time
@@ -13,14 +13,14 @@ from rayexp.stages import Stage
 from rayexp.sweep.plan import Plan, Trial
 from rayexp.telemetry.metrics import METRICS
 
-#: A pool of trials that has not been at work is taken to be wrongly estimated like the others, by this factor at most.
+#: Largest factor by which the errors of other pools' estimates correct those of a pool that has not run yet.
 BORROWED_AT_MOST = 2.0
 STATES = ("done", "running", "waiting", "elsewhere", "failed", "blocked")
 
 
 @dataclass
 class Running:
-    """A trial that runs. ``stage`` is its first one until it reports; ``steps`` is 0 until then. ``estimates``: seconds
+    """A running trial. Until its first report ``stage`` is its first stage and ``steps`` is 0. ``estimates``: seconds
     of each of its stages, by id."""
 
     trial: Trial
@@ -35,7 +35,7 @@ class Running:
     _first_report: tuple[float, float] = (0.0, 0.0)  # the trial's first report: when, and ``done_s`` then
 
     def report(self, stage: Stage, step: int, steps: int, numbers: dict[str, float], now: float) -> None:
-        """Take in what the stage says of itself."""
+        """Record a report of the stage."""
         first_report = not self.steps
         if first_report or stage is not self.stage:
             self._first = (now, step)
@@ -45,25 +45,25 @@ class Running:
 
     @property
     def done_s(self) -> float:
-        """Return the part of its trial's estimated seconds whose work is done."""
+        """Return the estimated seconds of the work that the trial has done."""
         before = self.trial.stages[: self.trial.stages.index(self.stage)]
         share = self.step / self.steps if self.steps else 0.0
         return sum(self.estimates[stage.id] for stage in before) + self.estimates[self.stage.id] * share
 
     @property
     def work(self) -> tuple[float, float]:
-        """Return estimated seconds between its first report and its last, and true ones; its start tells nothing."""
+        """Return the estimated and the true seconds between its first and its last report, without its start."""
         when, done_s = self._first_report
         return (self.done_s - done_s, self.heard - when) if self.steps else (0.0, 0.0)
 
     def whole_work(self, now: float) -> tuple[float, float]:
-        """Return the same to its end, which is now; of one that first reported in its second half, with its start."""
+        """Return the same for a trial that ends now; with its start, if it first reported in its second half."""
         total_s = sum(self.estimates[stage.id] for stage in self.trial.stages)
         when, done_s = self._first_report if self.steps and self._first_report[1] <= total_s / 2 else (self.since, 0.0)
         return total_s - done_s, now - when
 
     def remaining_s(self, now: float) -> float | None:
-        """Return seconds to the last step of the stage, at the pace of its reports; None before there are two."""
+        """Return the seconds to the last step of the stage at the pace of its reports; None before the second one."""
         when, step = self._first
         if self.step <= step:
             return None
@@ -72,7 +72,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial that ended: well if ``state`` is done; ``why`` is the sentence of one that failed or was given up."""
+    """A trial that has ended. ``state`` is done if it succeeded; else ``why`` is the sentence about its failure."""
 
     trial: Trial
     state: str
@@ -81,13 +81,13 @@ class Ended:
 
     @property
     def failure(self) -> str:
-        """Return the sentence, which names the trial once."""
+        """Return the sentence about the failure, with the label of the trial in front."""
         return self.why if self.why.startswith(self.trial.label) else f"{self.trial.label}: {self.why}"
 
 
 class Progress:
-    """The progress of one run of a plan by this driver. ``estimate``: seconds of a stage before anything of it was
-    seen. ``at_once``: how many trials run at the same time."""
+    """The progress of one run of a plan by this driver. ``estimate``: returns the seconds of a stage, before any stage
+    has run. ``at_once``: number of trials that run at the same time."""
 
     def __init__(
         self,
@@ -114,19 +114,19 @@ class Progress:
     # What happens
 
     def start(self, trial_id: str) -> None:
-        """Take in that a trial was started, perhaps once more."""
+        """Record that a trial was started, perhaps again."""
         trial = self._trials[trial_id]
         self._states[trial_id] = "running"
         self.running[trial_id] = Running(trial, self._clock(), trial.stages[0], self._estimates)
 
     def report(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Take in what a stage of a running trial reported (``progress_event``); what comes after the end is late."""
+        """Record a report of a stage of a running trial (``progress_event``). Reports after its end are ignored."""
         if run := self.running.get(trial_id):
             numbers = {name: result[name] for name in METRICS if name in result}
             run.report(self._stages[result["stage_id"]], result["step"], result["steps"], numbers, self._clock())
 
     def end(self, trial_id: str, state: str, why: str = "") -> None:
-        """Take in that a trial is ``done``, has ``failed``, or is ``waiting`` again. It may never have started."""
+        """Record that a trial is ``done``, has ``failed``, or is ``waiting`` again. It may never have started."""
         run = self.running.pop(trial_id, None)
         took = self._clock() - run.since if run else 0.0
         self.ended.append(Ended(self._trials[trial_id], state, took, why))
@@ -140,7 +140,7 @@ class Progress:
             self._states[blocked] = "blocked"
 
     def note(self, trial_id: str, state: str) -> None:
-        """Take in that another driver runs a trial (``elsewhere``) or has ``done`` it."""
+        """Record that another driver runs a trial (``elsewhere``) or has ``done`` it."""
         self._states[trial_id] = state
 
     # What that amounts to
@@ -174,7 +174,7 @@ class Progress:
 
     @property
     def remaining_s(self) -> float:
-        """Return seconds to the end of the sweep: estimates, corrected by what was seen of each pool of trials. It
+        """Return the seconds to the end of the sweep: estimates, corrected by the true times of each pool of trials. It
         takes as long as the longest chain of trials, and no less than all of them ``at_once``."""
         correction = self._corrections()
         total = 0.0
@@ -189,9 +189,9 @@ class Progress:
         return max(total / self.at_once, max(finish.values(), default=0.0))
 
     def _corrections(self) -> dict[str, float]:
-        """Return true seconds of an estimated one, by pool of trials: of those that are done, or while there are none,
-        of those that run. A pool that was not seen at work borrows from the others, within limits: a short trial is
-        mostly start."""
+        """Return the true seconds for each estimated second, by pool of trials: from those that are done, or while
+        there are none, from those that run. A pool without any takes the ratio of the others, within limits, because a
+        short trial is mostly its start."""
         seen: dict[str, list[float]] = {}
         for run in self.running.values():
             work = seen.setdefault(run.trial.pool, [0.0, 0.0])

@@ -1,9 +1,8 @@
 """The metrics of a running sweep as Ray metrics, for Prometheus.
 
-All of them are set by the driver, which hears of every stage. Ray forgets a value that is not set again for two of its
-export intervals (20 s), so a stage that has ended leaves the endpoint by itself, and a label for the stage is cheap:
-there are series for the stages at work, not for all that the sweep has. Results stay while the sweep runs: a series for
-each of ``so_far.Place``.
+The driver sets all of them, because every stage reports to it. Ray drops a value that is not set again within two of
+its export intervals (20 s). So a stage that has ended leaves the endpoint, and a label for the stage is cheap: there
+are series for running stages only. Results stay while the sweep runs, with a series for each ``so_far.Place``.
 """
 
 import time
@@ -15,7 +14,7 @@ from rayexp.sweep.so_far import MeansSoFar, Place
 from rayexp.telemetry.metrics import METRICS, STAGE_TAGS
 
 SECONDS_BETWEEN_UPDATES = 4.0
-#: Tags of the metrics that are not of one stage.
+#: Tags of the metrics that do not belong to one stage.
 SWEEP_TAGS = {
     "sweep/trials": ("study", "state"),
     "sweep/remaining_s": ("study",),
@@ -25,7 +24,7 @@ SWEEP_TAGS = {
 
 
 class PrometheusExporter:
-    """A view of a Progress; to be called often."""
+    """A view of a Progress; call it often."""
 
     def __init__(self, progress: Progress, means: MeansSoFar, study: str) -> None:
         self._progress, self._means = progress, means

@@ -54,10 +54,10 @@ def run(
     trackers: Trackers | None = None,
     fail_fast: bool = False,
 ) -> Outcome:
-    """Run every unfinished stage of the plan. A trial that fails blocks its descendants and nothing else, unless
-    ``fail_fast``: then nothing else is started, and what runs is stopped. ``progress`` is kept up to date, and each of
-    its ``views`` is called some ten times a second. Raises NotSharedError after the first trial whose process has
-    another store than this driver."""
+    """Run every unfinished stage of the plan. A failed trial blocks only its descendants; with ``fail_fast`` nothing
+    else is started, and running trials are stopped. ``progress`` is kept up to date, and each of its ``views`` is
+    called about ten times a second. Raises NotSharedError after the first trial whose process has another store than
+    this driver."""
     if not plan.trials:
         return Outcome()
     store = Store.of(run_config)
@@ -102,7 +102,7 @@ def run(
 
 
 def _reason(error: BaseException) -> BaseException:
-    """Return what an exception of Ray or Tune wraps, as far as it wraps anything."""
+    """Return the innermost exception that an exception of Ray or Tune wraps, or itself."""
     while isinstance(error, WRAPPERS) and (inner := error.__cause__ or error.__context__):
         error = inner
     return error
@@ -114,8 +114,8 @@ def run_trial(config: dict[str, Any]) -> None:
 
 
 class NamedGroup(PlacementGroupFactory):
-    """Bundles whose placement group the dashboard shows by name. The name is no part of what Tune compares, so that a
-    trial still takes over the group, and the warm processes, of one that asked for the same."""
+    """Bundles whose placement group has a name in the dashboard. Tune does not compare the names, so a trial still
+    takes over the group, with its warm processes, of an earlier trial with the same bundles."""
 
     role = "trial"
 
@@ -132,9 +132,9 @@ class RolloutGroup(NamedGroup):
 
 
 def _resources(config: dict[str, Any], run_config: RunConfig) -> PlacementGroupFactory:
-    """Return what a trial holds. A small training trial is one process. A larger one holds nothing but a place on the
-    head: Ray Train makes its own placement group, and a trial that held CPUs would wait for itself. A rollout trial is
-    one group, so it starts whole or not at all, and on one node where its actors have to share one."""
+    """Return the bundles that a trial holds. A small training trial is one process. A larger one holds only a place on
+    the head, because Ray Train makes its own placement group and would wait for CPUs that the trial held. A rollout
+    trial is one group, so that all of it starts together, on one node if its actors have to share one."""
     if config["in_process"]:
         return TrainGroup([{"CPU": run_config.train_cpus}])
     if config["pool"] == "train":
@@ -144,8 +144,8 @@ def _resources(config: dict[str, Any], run_config: RunConfig) -> PlacementGroupF
 
 
 class PlanSearcher(Searcher):
-    """Not a search at all: hands out the trials of a plan, each when its parents have finished and no other driver has
-    it. ``failed``: those that failed for good."""
+    """A searcher for Tune that hands out the trials of a plan: each when its parents have finished and no other driver
+    has it. ``failed``: trials that failed for good."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class PlanSearcher(Searcher):
 
     @property
     def stopped(self) -> bool:
-        """Return whether nothing more is to run: a failure with ``fail_fast``, or a store that is not shared."""
+        """Return whether no further trial may start, after a failure with ``fail_fast`` or if a store is not shared."""
         return bool(self.unshared) or (self._fail_fast and bool(self.failed))
 
     @property
@@ -182,7 +182,7 @@ class PlanSearcher(Searcher):
         return set(self._running.values())
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return a trial that can run now, None while others may make one ready, or FINISHED when none ever will be."""
+        """Return a trial that can run now, None while a running trial may make one ready, or FINISHED."""
         for trial in list(self._ready):
             if self.stopped:
                 break
@@ -194,7 +194,7 @@ class PlanSearcher(Searcher):
         return None if self._running or (self._ready and not self.stopped) else Searcher.FINISHED
 
     def _claim(self, trial_id: str) -> dict[str, Any] | None:
-        """Return the trial's configuration, if it is this driver's to run."""
+        """Return the trial's configuration if this driver gets the lease on it."""
         trial = self._trials[trial_id]
         lease = self._leases.take(trial_id)
         if lease is None:
@@ -213,7 +213,7 @@ class PlanSearcher(Searcher):
         return trial_config(trial, self._execution.model_copy(update={"lease": str(lease)}))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Release the children of a finished trial; those of a failed one stay where they are."""
+        """Make the children of a finished trial ready; those of a failed one stay blocked."""
         trial = self._running.pop(trial_id, None)
         if trial is None:
             return
@@ -224,9 +224,7 @@ class PlanSearcher(Searcher):
         elif result and "lease_lost" in result:
             log.warning("%s", result["lease_lost"])
             if holder == self._leases.driver:  # nobody took it: the trial looked into a store with leases of its own
-                self.unshared = (
-                    f"store is {self._store.url!r}, of which a trial has another one: {result['lease_lost']}"
-                )
+                self.unshared = f"store={self._store.url!r} is another folder for a trial: {result['lease_lost']}"
             self._ready[trial] = None
         elif error or (result and "failed" in result):
             self.failed.add(trial)
@@ -250,7 +248,7 @@ class PlanSearcher(Searcher):
 
 
 class TuneEvents(tune.Callback):
-    """Tune's events, handed to what keeps account of them: progress, trackers, and views after each turn."""
+    """A callback that hands Tune's events to the progress and the trackers, and calls the views after each turn."""
 
     def __init__(self, progress: Progress, views: Sequence[Callable[[], None]], trackers: Trackers) -> None:
         self._progress = progress
@@ -279,7 +277,7 @@ class TuneEvents(tune.Callback):
             self._end(trial.config["trial"], "done")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Take in a failure, perhaps of a trial that never started because its process could not be made."""
+        """Record a failure, perhaps of a trial whose process could not be started."""
         self._end(trial.config["trial"], "failed", why_failed(trial.pickled_error_file, trial.error_file))
 
     def _end(self, trial_id: str, state: str, why: str = "") -> None:
@@ -298,7 +296,7 @@ class TuneEvents(tune.Callback):
 
 
 class _StopWhen(tune.Stopper):
-    """Ends the whole experiment when the searcher says that it is over."""
+    """A stopper that ends the whole experiment when the searcher is over."""
 
     def __init__(self, searcher: PlanSearcher) -> None:
         self._searcher = searcher

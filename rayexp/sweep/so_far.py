@@ -1,6 +1,6 @@
-"""Mean Q of what a study has measured so far, by condition and stage: the paper's figure while it grows.
+"""Mean Q of the measurements of a study so far, by condition and stage: the paper's figure while it grows.
 
-A view of a sweep reads one measurement at a time, so that a store that is far away never holds the sweep up.
+The view reads one measurement at a time, so that a slow store never holds the sweep up.
 """
 
 import logging
@@ -42,18 +42,18 @@ class MeansSoFar:
         self._places: dict[Place, list[str]] = {}
 
     def look_for(self, finished: Iterable[str]) -> None:
-        """Put the measurements among finished stages that were not seen yet on the list of those to read."""
+        """Queue the measurements among finished stages that have not been read yet."""
         self._unread += [self._unseen.pop(stage_id) for stage_id in finished if stage_id in self._unseen]
 
     def read_one(self) -> bool:
-        """Read a measurement of the list. Return whether there was one."""
+        """Read the next queued measurement. Return whether there was one."""
         if not self._unread:
             return False
         measurement = self._unread.pop()
         try:
             rows = self._store.table(measurement.id, "results.parquet").select(["role", "log_mass"]).to_pandas()
         except (StoreError, KeyError) as error:  # the report says what is wrong with it, and ends with it
-            log.warning("%s is not among the exported results: %s", self._plan.labels[measurement.id], error)
+            log.warning("the results of %s are not exported: %s", self._plan.labels[measurement.id], error)
             return True
         means = np.exp(rows["log_mass"].clip(upper=0)).groupby(rows["role"]).mean()
         self._add(measurement.subject, {str(role): float(q) for role, q in means.items()})
@@ -78,12 +78,12 @@ class MeansSoFar:
         )
 
     def masses(self) -> Iterator[tuple[Place, float]]:
-        """Yield each place and its mean Q, of the seeds that were read."""
+        """Yield each place and its mean Q over the seeds that were read."""
         for place, subjects in self._places.items():
             yield place, fmean(self._q[subject][place.role] for subject in subjects)
 
     def gains(self) -> Iterator[tuple[Place, float]]:
-        """Yield each place after a stage whose init was read as well, and the mean of Q after it less Q before it."""
+        """Yield each place and its mean gain in Q, for stages whose init was read as well."""
         stages = {stage.id: stage for stage in self._plan.stages}
         for place, subjects in self._places.items():
             pairs = [(i, stages[i].parent) for i in subjects]

@@ -1,8 +1,8 @@
 """The runs of a tracker: one for each stage that makes a model, and one for the study.
 
-A run has the label of its stage, the settings of its whole lineage, its curves over its own steps, and at their end
-what was measured of its model. A tracker is called by a thread of its own, because a server may take its time; one that
-fails gets no more, with a warning, and the sweep goes on.
+A run has the label of its stage, the settings of its whole lineage, its curves over its own steps, and at the end the
+measurements of its model. Each tracker is called from a thread of its own, because a server may be slow. A tracker that
+fails is not called again; the sweep logs a warning and goes on.
 """
 
 import logging
@@ -20,7 +20,7 @@ from rayexp.sweep.tracker_clients import TrackerClient
 
 log = logging.getLogger(__name__)
 
-#: How long the end of a sweep waits for what a tracker has not written yet.
+#: Seconds that the end of a sweep waits for a tracker to write its last records.
 CLOSE_S = 60.0
 #: The results of a finished measurement as a few numbers, by name.
 Results = Callable[[Stage], Mapping[str, float]]
@@ -47,7 +47,7 @@ class StageRuns:
         self._client.log(self._runs[stage.id], step, numbers)
 
     def end_trial(self, trial: Trial, plan: Plan) -> None:
-        """Add what was measured in a trial to the runs of what it was measured of, and end the runs of the trial."""
+        """Add the measurements of a trial to the runs of the measured stages, and end the runs of the trial."""
         subjects = {stage.subject.id for stage in trial.stages}
         finished = self._store.finished_ids(subjects | {stage.id for stage in trial.stages})
         for stage in trial.stages:
@@ -80,21 +80,23 @@ class BackgroundWriter:
         self._thread.start()
 
     def call(self, call: Callable[[StageRuns], object]) -> None:
-        """Have the thread make a call, unless the tracker has failed."""
+        """Queue a call for the thread, unless the tracker has failed."""
         if self._thread.is_alive():
             self._calls.put(call)
 
     def close(self) -> None:
-        """Wait until everything is written; warn after ``CLOSE_S`` seconds, and wait no more."""
+        """Wait until everything is written, for at most ``CLOSE_S`` seconds; then log a warning."""
         self.call(StageRuns.end_all)
         self._calls.put(None)
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
-            log.warning("loggers: %s has not taken everything within %g s; the store has it", self._name, CLOSE_S)
+            log.warning("loggers: %s did not take all records within %g s; the store has them", self._name, CLOSE_S)
 
     def _work(self) -> None:
         try:
             for call in iter(self._calls.get, None):
                 call(self._runs)
         except Exception as error:
-            log.warning("loggers: %s failed and gets no more, but the store has it: %s", self._name, first_line(error))
+            log.warning(
+                "loggers: %s failed and gets no more (the store has everything): %s", self._name, first_line(error)
+            )

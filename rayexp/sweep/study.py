@@ -1,10 +1,10 @@
-"""A study in a store: all that was ever asked for under its name, by however many drivers.
+"""A study in a store: all stages that were ever asked for under its name, by any number of drivers.
 
-``studies/<name>/plan.json`` has the labels of all its stages by id, and what makes it one study: ``study``, ``scale``,
-``axes``, the settings that were given several values, ``settings``, the values of all that no grid runs through, and
-``conditions``, by name, if it consists of any; ``looks``, if there are several.
-Whoever asks for more adds to it, and whoever ends writes the page of the whole, each while no other driver writes (a
-lease). So the last one to end writes the rows of all.
+``studies/<name>/plan.json`` has the labels of all its stages by id, and what they have in common: ``study``, ``scale``,
+``axes`` (the settings that were given several values), ``settings`` (the values of all settings outside of the grid),
+``conditions`` by name, if the study has any, and ``looks``, if there are several.
+A driver adds its stages when it begins, and writes the page of the whole study when it ends, both under a lease. So the
+last driver to end writes the rows of all.
 """
 
 import json
@@ -26,15 +26,15 @@ from rayexp.sweep.plan import Plan
 
 T = TypeVar("T")
 
-#: What the stages of one study are meant to differ in.
+#: Fields in which the stages of one study may always differ.
 GRID = ("kind", "kl_beta", "ood_ratio", "seed")
-ANOTHER = "--name gives this one a name of its own"
+ANOTHER = "give this one another name by --name"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A name in a store, and the study and scale that it is asked to stand for. axes: settings that are asked for with
-    several values, as ``grpo.group_size``, in which its stages may differ from those that it has."""
+    """A name in a store, with its study and scale. axes: settings with several values, such as ``grpo.group_size``, in
+    which new stages may differ from those that the study has."""
 
     store: Store
     name: str
@@ -55,7 +55,7 @@ class Study:
         about = StoreIndex(self.store).about(self.name)
         study, scale = about.get("study", self.study), about.get("scale", self.scale)
         if (study, scale) != (self.study, self.scale):
-            raise RefusedError(f"study name {self.name!r} is taken, by the study {study} at scale {scale}; {ANOTHER}")
+            raise RefusedError(f"study name {self.name!r} is taken by the study {study} at scale {scale}; {ANOTHER}")
         axes = self.axes.union(about.get("axes", ()))
         for setting, values in asked_for(plan).items():
             if setting.rpartition(": ")[2] in axes:
@@ -63,8 +63,8 @@ class Study:
             before = self._settings(about).get(setting, values)
             if before != values if "settings" in about else any(value not in values for value in before):
                 raise RefusedError(
-                    f"study name {self.name!r} is taken, by stages with {setting} {settings.listed(before)}, and this "
-                    f"asks for {settings.listed(values)}; {ANOTHER}"
+                    f"study name {self.name!r} is taken by stages with {setting}={settings.listed(before)}, and this "
+                    f"plan has {settings.listed(values)}; {ANOTHER}"
                 )
 
     def add(self, plan: Plan) -> None:
@@ -73,8 +73,8 @@ class Study:
             self._merge(plan, store)
 
     def write(self, plan: Plan, make: Callable[[Plan, Path], T]) -> T:
-        """Make the stages of a plan part of the study, and write what ``make`` makes of the whole into a local folder
-        to the store, in place of what was there. Return what ``make`` returns."""
+        """Make the stages of a plan part of the study. Let ``make`` write the report of the whole into a local folder,
+        and replace that in the store. Return what ``make`` returns."""
         with self._alone() as store, TemporaryDirectory() as folder:
             labels = self._merge(plan, store)
             made = make(self.whole(plan, labels), Path(folder))
@@ -82,10 +82,10 @@ class Study:
         return made
 
     def whole(self, plan: Plan, labels: Mapping[str, str]) -> Plan:
-        """Return the plan of all stages that were ever asked for, with what is finished now.
+        """Return the plan of all stages that were ever asked for, and which of them are finished now.
 
-        Values of stages that this plan lacks are those that the store has beside their artifacts. Stages that were made
-        under an earlier version have other ids today, and no part in it.
+        Stages that this plan lacks are read from the store. Stages of an earlier version have other ids today, and are
+        left out.
         """
         here = {stage.id: stage for stage in plan.stages}
         finished = self.store.finished_ids(labels)
@@ -96,18 +96,18 @@ class Study:
         return Plan.of(plan.study, [*known.values(), *named], finished, unread, self._looks(plan))
 
     def said(self, plan: Plan) -> str:
-        """Say what the store has of the study, and how a plan adds to it; nothing if it is new, or is as planned."""
+        """Say what the store has of the study, and what a plan adds; nothing if the study is new or as planned."""
         labels, planned = self.labels(), {stage.id for stage in plan.stages}
         if not labels or labels.keys() == planned:
             return ""
         finished = self.store.finished_ids(labels)
         return (
-            f"study {self.name} has {len(labels)} stages already, {len(finished)} of them finished; this plan adds "
-            f"{len(planned - labels.keys())}, and lacks {len(labels.keys() - planned)} that its page shows as well"
+            f"study {self.name} already has {len(labels)} stages, {len(finished)} of them finished; this plan adds "
+            f"{len(planned - labels.keys())}, and its page also shows the {len(labels.keys() - planned)} others"
         )
 
     def _settings(self, about: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Return the settings of the study; where an earlier version recorded none, those of what is finished."""
+        """Return the settings of the study; if an earlier version recorded none, those of its finished stages."""
         found = about.get("settings")
         return found if isinstance(found, dict) else varied(self._earlier(about["stages"], ()).values())
 
@@ -148,14 +148,14 @@ class Study:
 
     @contextmanager
     def _alone(self) -> Iterator[Store]:
-        """Give the store, with a lease on the study for the time of the block, when no other driver writes it."""
+        """Give the store with a lease on the study, as soon as no other driver writes the study."""
         with held(self.store.files, f"{STUDY_LEASE}{self.name}", "writes the same study") as lease:
             yield Store(self.store.url, str(lease), self.store.files.timeout_s)
 
 
 def asked_for(plan: Plan) -> dict[str, list[Any]]:
-    """Return what the stages of a plan are set to, where it has conditions those of each by ``name: setting``, and of
-    the control by ``setting``: its stages may be known before the others, from a search for ratios."""
+    """Return the values of the settings of a plan's stages. With conditions they are by ``name: setting`` for each
+    condition, and by ``setting`` for the control, whose stages a search for ratios may run before the others."""
     if not plan.conditions:
         return varied(plan.stages)
     return {
@@ -166,7 +166,7 @@ def asked_for(plan: Plan) -> dict[str, list[Any]]:
 
 
 def varied(stages: Iterable[Stage]) -> dict[str, list[Any]]:
-    """Return the distinct values of every setting of stages by kind and name, without what a grid runs through."""
+    """Return the distinct values of every setting of stages by ``kind.name``, without those in ``GRID``."""
     found: dict[str, dict[str, Any]] = {}
     for stage in stages:
         for name, value in settings.own(stage).items():

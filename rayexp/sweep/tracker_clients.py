@@ -1,6 +1,6 @@
 """MLflow, Trackio and Weights & Biases, behind the same four calls: start a run, log numbers, write texts, end it.
 
-Each of them imports its package when it is made. Any of the calls may raise whatever that package raises.
+Each client imports its package when it is made. Every call may raise whatever that package raises.
 """
 
 import os
@@ -12,19 +12,19 @@ from typing import Any, Protocol
 
 #: The project of W&B and Trackio, and the experiment of MLflow.
 PROJECT = "rayexp"
-#: What MLflow takes in one request, and in one name.
+#: Limits of MLflow for one request, and for one name.
 MLFLOW_PARAMS, MLFLOW_NAME = 100, 250
-#: Characters that MLflow has in no name.
+#: Characters that MLflow refuses in names.
 NOT_MLFLOW = re.compile(r"[^/\w.\- :]")
 
 
 class TrackerClient(Protocol):
-    """A tracker. place: where people find what it was given."""
+    """A tracker. place: where its runs can be looked at."""
 
     place: str
 
     def start(self, name: str, params: Mapping[str, Any]) -> Any:
-        """Begin a run of the study. Return what the other calls know it by."""
+        """Begin a run of the study. Return the handle by which the other calls name it."""
 
     def log(self, run: Any, step: int, numbers: Mapping[str, float]) -> None:
         """Add numbers to the curves of a run; the last ones of each name are its summary."""
@@ -33,7 +33,7 @@ class TrackerClient(Protocol):
         """Add texts to the summary of a run."""
 
     def end(self, run: Any, done: bool) -> None:
-        """End a run, as failed unless it is done."""
+        """End a run, as failed unless ``done``."""
 
 
 class MLflow:
@@ -112,8 +112,8 @@ class Wandb:
 
 
 class Trackio:
-    """Runs of Trackio, with the study as their group, where its own variables say: a folder of this machine, or a
-    server."""
+    """Runs of Trackio, with the study as their group, in the folder or on the server that Trackio's own variables
+    name."""
 
     def __init__(self, study: str, folder: Path) -> None:
         import trackio  # takes a second
@@ -142,7 +142,7 @@ class Trackio:
         run.log(dict(numbers), step=step)
 
     def write(self, run: Any, texts: Mapping[str, str]) -> None:
-        """Add a table, because a summary of Trackio's has numbers only."""
+        """Add a table, because Trackio's summaries hold only numbers."""
         run.log({"summary": self._trackio.Table(columns=["name", "text"], data=[list(row) for row in texts.items()])})
 
     def end(self, run: Any, done: bool) -> None:

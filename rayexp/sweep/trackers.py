@@ -1,8 +1,8 @@
 """The trackers that a sweep can write to beside the store: MLflow, Trackio, Weights & Biases, TensorBoard, files.
 
-Off unless asked for: the store has everything already. The first three get a run for each stage (``stage_runs``), the
-others are Tune's, with one for each trial. What they write to files lies in a folder of this machine while the sweep
-runs, and in the store, below the study, when it has ended in whatever way.
+They are off by default, because the store has everything already. The first three get a run for each stage
+(``stage_runs``); the others are Tune's, with a run for each trial. Their files are in a folder of this machine while
+the sweep runs, and are copied into the store, below the study, when it ends in whatever way.
 """
 
 import logging
@@ -26,7 +26,7 @@ from rayexp.sweep.tracker_clients import CLIENTS
 
 log = logging.getLogger(__name__)
 
-#: Those whose files Tune writes.
+#: Trackers whose files Tune writes.
 TUNES = ("csv", "json", "tensorboard")
 NAMES = tuple(sorted((*TUNES, *CLIENTS)))
 REACHED_WITHIN_S = 10.0
@@ -39,18 +39,17 @@ def require(names: Sequence[str]) -> None:
         if name not in NAMES:
             raise ValueError(not_among("loggers", name, NAMES))
         if name in CLIENTS and find_spec(name) is None:
-            raise ValueError(f"loggers is {name!r}, which needs a package: pip install 'rayexp[{name}]'")
+            raise ValueError(f"loggers={name!r} needs a package; run: pip install 'rayexp[{name}]'")
     if "mlflow" in names:
         _require_reached(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if "wandb" in names and not _can_log_in():
         raise ValueError(
-            "loggers is 'wandb', which has no API key; allowed: WANDB_API_KEY set, `wandb login` done, or "
-            "WANDB_MODE=offline"
+            "loggers='wandb' has no API key; set WANDB_API_KEY, run `wandb login`, or set WANDB_MODE=offline"
         )
 
 
 def _require_reached(url: str) -> None:
-    """Raise ValueError if nothing answers at the address of a server of MLflow; MLflow itself would try for minutes."""
+    """Raise ValueError if nothing answers at the address of an MLflow server; MLflow itself would retry for minutes."""
     if not url.startswith(("http://", "https://")):
         return
     try:
@@ -59,8 +58,8 @@ def _require_reached(url: str) -> None:
         pass
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"MLFLOW_TRACKING_URI is {url!r}, where no server answers ({first_line(error)}); start one there, or unset "
-            "it to have MLflow write to a file"
+            f"no server answers at MLFLOW_TRACKING_URI={url!r} ({first_line(error)}); start one there, or unset it to "
+            "have MLflow write to a file"
         ) from error
 
 
@@ -84,7 +83,7 @@ class Trackers:
         self._runs = runs
 
     def add_folder(self, folder: Path) -> None:
-        """Remember the folder of a trial; print, once, where they are."""
+        """Remember the folder of a trial, and print once where these folders are."""
         if self.tunes and not self.folders:
             print(f"loggers: {', '.join(self.tunes)}: {folder.parent}", flush=True)
         self.folders[folder] = None
@@ -95,12 +94,12 @@ class Trackers:
             each.call(lambda runs: runs.log(stage, plan.labels[stage.id], step, numbers))
 
     def end_trial(self, trial: Trial, plan: Plan) -> None:
-        """End the runs of a trial that is done, has failed, or is given up."""
+        """End the runs of a trial that is done, has failed, or was given up."""
         for each in self._runs:
             each.call(lambda runs: runs.end_trial(trial, plan))
 
     def write_study(self, verdicts: Mapping[str, str]) -> None:
-        """Write the verdicts of the study, by what each is about."""
+        """Write the verdicts of the study, each under the claim and setting that it is about."""
         for each in self._runs:
             each.call(lambda runs: runs.write_study(self._study, verdicts))
 
@@ -112,9 +111,9 @@ class Trackers:
 
 @contextmanager
 def opened(names: Sequence[str], store: Store, study: str, results: Results) -> Iterator[Trackers]:
-    """Give the trackers of a study; put their files to ``studies/<study>/loggers/<now>`` when the block ends.
+    """Give the trackers of a study; copy their files to ``studies/<study>/loggers/<now>`` when the block ends.
 
-    Raises ValueError, before it begins, on one that can't be opened.
+    Raises ValueError, before the block begins, if a tracker can't be opened.
     """
     afterwards = f"studies/{study}/loggers/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
     with TemporaryDirectory(prefix="rayexp-loggers-") as name:
@@ -133,20 +132,20 @@ def _open(name: str, study: str, folder: Path, store: Store, results: Results) -
         client = CLIENTS[name](study, folder)
     except Exception as error:
         raise ValueError(
-            f"loggers is {name!r}, which can't be opened ({first_line(error)}); mend that, or leave it out"
+            f"loggers={name!r} cannot be opened ({first_line(error)}); mend that, or leave it out"
         ) from error
     print(f"loggers: {name}: {client.place}", flush=True)
     return BackgroundWriter(name, StageRuns(client, store, results))
 
 
 def _keep(trackers: Trackers, folder: Path, store: Store, path: str) -> None:
-    """Copy what the trackers left in ``folder``, and what Tune wrote, into the store; warn where that fails."""
+    """Copy the files of the trackers in ``folder``, and those of Tune, into the store; log a warning if that fails."""
     try:
         for source in trackers.folders if trackers.tunes else ():
             shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("*.pkl"), dirs_exist_ok=True)
         store.put_folder(folder, path)
     except (OSError, StoreError) as error:
-        log.warning("loggers: their files could not be put into the store: %s", first_line(error))
+        log.warning("loggers: their files could not be copied into the store: %s", first_line(error))
     else:
         if any(folder.iterdir()):
             print(f"loggers: {store.url}/{path}", flush=True)

@@ -1,4 +1,4 @@
-"""One trial in its own process: run its stages, report how far they are, and tell failures that would come again."""
+"""One trial in its own process: run its stages, report their progress, and tell permanent failures from others."""
 
 import platform
 import time
@@ -25,7 +25,7 @@ SECONDS_BETWEEN_REPORTS = 2.0
 
 
 def trial_config(trial: Trial, run_config: RunConfig) -> dict[str, Any]:
-    """Return what the process of a trial has to know, as values that go through JSON."""
+    """Return the configuration of a trial's process, as values that JSON can hold."""
     return {
         "trial": trial.id,
         "name": trial.name,
@@ -37,14 +37,14 @@ def trial_config(trial: Trial, run_config: RunConfig) -> dict[str, Any]:
 
 
 def run_stages(config: dict[str, Any], report: Report, train_callbacks: Callable[[], Sequence[Any]]) -> None:
-    """Run one trial. Permanent errors are reported as a result, so that it is not tried again; others are raised, so
-    that it is. ``train_callbacks`` makes the callbacks of a Ray Train run that report for it."""
+    """Run one trial. Permanent errors are reported as a result, so that Tune does not retry; transient errors are
+    raised, so that it does. ``train_callbacks`` makes the callbacks by which a Ray Train run reports its progress."""
     logs.configure_worker_logging()
     run_config = RunConfig.model_validate_json(config["run_config"])
     try:
         stages = [parse_stage(text) for text in config["stages"]]
     except ValidationError as error:  # a user's module that this machine lacks, or has another version of
-        failure = PermanentError(f"{platform.node()} can't read its stage: {explain(error)}")
+        failure = PermanentError(f"{platform.node()} cannot read its stage: {explain(error)}")
         _record_failure(failure, config["trial"], config["name"], run_config)
         return report({"step": 0, "failed": sentence(failure)})
     try:
@@ -74,7 +74,7 @@ def run_stages(config: dict[str, Any], report: Report, train_callbacks: Callable
 
 
 def _record_failure(error: Exception, trial: str, label: str, run_config: RunConfig) -> None:
-    """Leave the whole story in the store, where the sentence for people does not say enough."""
+    """Write the traceback into the store, for readers to whom the sentence does not say enough."""
     story = {"traceback": "".join(traceback.format_exception(error)), "time": time.time()}
     record = {"label": label, "error": sentence(error), **story}
     with suppress(StoreError):  # which may be what failed
@@ -86,8 +86,8 @@ def _failure_file(trial: str) -> str:
 
 
 def _now_and_then(report: Report) -> Report:
-    """Return ``report`` at most every two seconds, and at the last step: each call waits for the driver, and a GRPO
-    step can be faster than that."""
+    """Return a function that calls ``report`` at most every two seconds, and at the last step. Each call waits for the
+    driver, and a GRPO step can be faster than that."""
     last = 0.0
 
     def throttled(metrics: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from rayexp import rng
+from rayexp.errors import not_among
 from rayexp.parts import Part
 
 ROLES = ("id", "ood", "probe")
@@ -327,7 +328,7 @@ def in_turn(cells: Sequence[str], ordinal_N: np.ndarray, index_N: np.ndarray) ->
 def require_split(split: str) -> None:
     """Raise ValueError on a name that is none of ``SPLITS``."""
     if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; use one of {', '.join(SPLITS)}")
+        raise ValueError(not_among("split", split, SPLITS))
 
 
 def draw_questions(family: tuple[str, int], count: int, split: str, seed: int, index_N: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The Grafana dashboard of a sweep, made from ``rayexp.telemetry.metrics``: a row a group of metrics, a panel a metric.
+"""The Grafana dashboard of a sweep, made from ``rayexp.telemetry.metrics``: one row per group, one panel per metric.
 
 python -m rayexp.telemetry.grafana        writes deploy/grafana/rayexp.json again
 """
@@ -11,18 +11,18 @@ from rayexp.stages import KINDS, Metric
 from rayexp.telemetry.metrics import METRICS
 
 FILE = Path(__file__).parents[2] / "deploy/grafana/rayexp.json"
-#: Of a row, by the first part of its metrics' names.
+#: Title of a row, by the first part of the names of its metrics.
 TITLES = {"sweep": "Sweep", "result": "Results so far", "rollout": "Rollouts"} | {
     kind: stage.name for kind, stage in KINDS.items()
 }
-#: Grafana's own units; any other is written behind the number.
+#: Grafana's own units; any other unit is written behind the number.
 UNITS = {"": "none", "share": "percentunit", "s": "s"}
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH, HEIGHT, COLUMNS = 8, 7, 24  # of a panel, and of Grafana's grid
 
-#: A line of a result, in words.
+#: Legend of a line with a result.
 RESULT = "{{condition}} {{ood_ratio}}, {{role}} cells after {{stage}} {{kl_beta}}"
-#: How a metric is asked for, where it is not one line a stage.
+#: Query and legend of metrics that do not have one line per stage.
 QUERIES = {
     "sweep/trials": ('sum by (state) ({name}{{study=~"$study"}})', "{{state}}"),
     "sweep/remaining_s": ('max by (study) ({name}{{study=~"$study"}})', "{{study}}"),
@@ -33,7 +33,7 @@ STAGE_QUERY = ('max by (stage) ({name}{{study=~"$study", stage=~"$stage"}})', "{
 
 
 def exposed(metric: Metric) -> str:
-    """Return its name in Prometheus, where Ray puts its own before it."""
+    """Return the name of a metric in Prometheus, with Ray's prefix."""
     return f"ray_{metric.exported}"
 
 
@@ -95,7 +95,7 @@ def _panel(metric: Metric, x: int, y: int) -> dict[str, Any]:
 
 
 def _figure(y: int) -> dict[str, Any]:
-    """Return the paper's figure as it is now: mean Q of OOD cells by share of OOD samples, a bar for each stage."""
+    """Return the paper's figure so far: mean Q of OOD cells by share of OOD samples, a bar for each stage."""
     mass = f'avg by (ood_ratio, stage, kl_beta) ({exposed(METRICS["result/mass"])}{{study=~"$study", role="ood"}})'
     matrix = {"columnField": "after", "rowField": "ood_ratio", "valueField": "Value"}
     target = {
@@ -119,12 +119,12 @@ def _figure(y: int) -> dict[str, Any]:
 
 
 def _datasource() -> dict[str, Any]:
-    """Return the choice of a Prometheus; the only one there is, where Grafana has one."""
+    """Return the variable for the Prometheus to query."""
     return {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
 
 
 def _variable(tag: str) -> dict[str, Any]:
-    """A choice among the values of a tag, all of them at first."""
+    """Return the variable for the values of a tag; at first all are chosen."""
     metric = "sweep/trials" if tag == "study" else "sweep/stage_step"
     within = "" if tag == "study" else '{study=~"$study"}'
     query = f"label_values({exposed(METRICS[metric])}{within}, {tag})"

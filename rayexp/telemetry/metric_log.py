@@ -1,4 +1,4 @@
-"""The record of a running stage: numbers by step and name, and where and how it was run."""
+"""The record of a running stage: its metrics by step, and its provenance."""
 
 import io
 import math
@@ -19,13 +19,13 @@ from rayexp.telemetry import metrics
 
 #: One row a number. metric: ``stage/split/metric``, e.g. ``pretrain/ood/loss``.
 SCHEMA = pa.schema([("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
-#: Key of the fingerprints of the code that wrote a metric log, among the notes of its file.
+#: Key, in the metadata of a metric log's file, of the fingerprints of the code that wrote it.
 SOURCES = b"sources"
 
 
 class PhaseTimer:
-    """Seconds that each part of a stage took, by the wall clock, all steps of this attempt together. A part inside of
-    another one counts for itself only."""
+    """Wall-clock seconds of each part of a stage, summed over all steps of this attempt. The time of an inner part does
+    not count for the outer one."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -46,7 +46,7 @@ class PhaseTimer:
 
 
 class MetricLog:
-    """Metrics of one stage. Part of its checkpoints, so that a continued stage has its whole curve."""
+    """Metrics of one stage. They are part of its checkpoints, so that a continued stage has its whole curve."""
 
     def __init__(self, stage: Stage, before: bytes | None = None) -> None:
         """before: the file of an earlier attempt, to continue from."""
@@ -60,7 +60,7 @@ class MetricLog:
         self._sources = list(dict.fromkeys(filter(None, sources)))
 
     def log(self, step: int, **groups: dict[str, float]) -> None:
-        """Write down ``{group}/{name}`` for every name of every group; values that are not finite are left out.
+        """Record ``{group}/{name}`` for every name of every group, without values that are not finite.
 
         Raises UndefinedMetricError for a name that ``rayexp.telemetry.metrics`` does not define.
         """
@@ -81,15 +81,14 @@ class MetricLog:
         return file.getvalue()
 
     def provenance(self, run_config: RunConfig, seconds: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
-        """Return the record of this attempt: where, when, by whom and with what it was run. Durations in seconds;
-        ``seconds`` by part of it."""
+        """Return the record of this attempt: machine, time, user, code and settings. ``seconds``: durations by part."""
         return provenance.record(self._started, seconds, run_config, self._sources)
 
 
 def progress_event(stage: Stage, step: int, **groups: dict[str, float]) -> dict[str, Any]:
-    """Return the progress of a running stage: which one it is, how far it is, and its numbers under their full names.
+    """Return the progress of a running stage: its label and id, its step, and its metrics by full name.
 
-    ``timesteps_total`` is the step once more, by the name under which Tune's loggers look for their horizontal axis.
+    ``timesteps_total`` repeats the step under the name that Tune's loggers use as their horizontal axis.
     """
     about = {"stage": stage.label, "stage_id": stage.id, "step": step, "steps": stage.steps, "timesteps_total": step}
     return about | metrics.named(**groups)

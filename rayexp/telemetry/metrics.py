@@ -1,8 +1,7 @@
-"""Every number that a stage logs or a sweep exports: its name, unit and meaning, defined once.
+"""Every metric that a stage logs or a sweep exports: its name, unit and meaning, defined once.
 
-``metrics.parquet`` has them under ``name``, as have the reports of a running stage and Tune's loggers; Prometheus has
-them under ``exported``, which Ray prefixes with ``ray_``. The Grafana dashboard (``rayexp.telemetry.grafana``) is made
-from this.
+``metrics.parquet``, the progress of a running stage and Tune's loggers use ``name``; Prometheus uses ``exported``, with
+Ray's prefix ``ray_``. The Grafana dashboard (``rayexp.telemetry.grafana``) is made from these definitions.
 """
 
 from rayexp.errors import PermanentError
@@ -18,19 +17,17 @@ SWEEP = (
 )
 
 METRICS = {metric.name: metric for metric in (*SWEEP, *(each for stage in KINDS.values() for each in stage.metrics))}
-#: Tags of every exported metric of a stage. Only what runs is exported, so there are few of them at any time.
+#: Tags of every exported metric of a stage. Only running stages are exported, so there are few at any time.
 STAGE_TAGS = ("study", "stage")
 
 
 class UndefinedMetricError(PermanentError):
-    """A stage logs a number that nobody has said the meaning of."""
+    """A metric that a stage logs and nothing defines."""
 
 
 def named(**groups: dict[str, float]) -> dict[str, float]:
-    """``{group}/{name}`` for every name of every group. Raises UndefinedMetricError for an unknown one."""
+    """Return ``{group}/{name}`` for every name of every group. Raises UndefinedMetricError for an unknown one."""
     names = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
     if undefined := names.keys() - METRICS.keys():
-        raise UndefinedMetricError(
-            f"metric is {min(undefined)!r}; allowed: those that rayexp.telemetry.metrics defines"
-        )
+        raise UndefinedMetricError(f"metric={min(undefined)!r} is not defined; define it in rayexp.telemetry.metrics")
     return names

@@ -46,8 +46,8 @@ def load(tensors: Mapping[str, Tensor], folder: Path, ranks: int = 1) -> None:
     to. Raises PermanentError where there is no such folder."""
     if not folder.is_dir():
         raise PermanentError(
-            f"what this goes on from has no folder {folder.name}/, because an earlier version of rayexp wrote it; "
-            "--force STAGE makes a stage again"
+            f"the stage to continue from has no folder {folder.name}/, because an earlier version of rayexp wrote it; "
+            "--force STAGE makes it again"
         )
     load_distributed(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=ranks == 1)
 

@@ -49,7 +49,8 @@ def sweep(*options: str):
 def test_the_cluster_of_a_sweep_answers_no_stranger_and_its_token_is_nowhere_else(tmp_path):
     """The driver says which file has the token, and with it the dashboard answers; no log, artifact or command does."""
     with sweep("--store", str(tmp_path / "store")) as (driver, said):
-        address, _, file = said[-1].removeprefix("Ray dashboard: ").strip().partition(", asks for the token in ")
+        said_of_it = said[-1].removeprefix("Ray dashboard: ").strip().removesuffix(")")
+        address, _, file = said_of_it.partition(" (enter the token in ")
         root, token = psutil.Process(driver.pid), Path(file).read_text()
         session = strangers.session(root)
         assert Path(file).stat().st_mode & 0o077 == 0

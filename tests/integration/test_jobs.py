@@ -260,7 +260,7 @@ def test_a_study_a_task_and_a_reward_of_ones_own_go_with_the_working_directory(h
 def test_a_relative_store_in_an_uploaded_directory_is_refused(head):
     done = submit(head, "--working-dir", ".", "--", *TOY_SWEEP, "--store", "runs")
     assert done.returncode != 0
-    assert "store is 'runs', relative to Ray's temporary copy" in done.stdout + done.stderr
+    assert "store='runs' would be in Ray's temporary copy" in done.stdout + done.stderr
 
 
 @pytest.mark.slow

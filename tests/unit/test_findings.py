@@ -48,5 +48,5 @@ def test_a_study_is_collected_and_an_older_row_replaced(tmp_path: Path, monkeypa
 
 
 def test_an_unknown_study_is_refused_before_any_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="names has no-such, nothing; allowed: composition-tiny, "):
+    with pytest.raises(SystemExit, match="there is no finding named no-such, nothing; choose from composition-tiny, "):
         run(("no-such", "depth-tiny", "nothing"))

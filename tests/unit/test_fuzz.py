@@ -128,7 +128,8 @@ def test_a_hostile_spec_is_refused_in_one_line():
             line = explain(error)
         assume(line is not None)  # else it was a stage all the same
         assert is_a_sentence(str(line), longest=300)
-        assert any(part in str(line) for part in ("allowed: ", " is missing", "is not a setting"))
+        said = (" should ", "is not one of", " is missing", "is not a setting", "has no kind", "cannot be imported")
+        assert any(part in str(line) for part in said)
         store.files.write("stages/x/spec.json", text)
         assert all(unread_parts(stage) for stage in StoreIndex(store).specs(["x"]).values())  # "str:ings"
         return [how]
@@ -227,7 +228,7 @@ PAGE = "studies/demo-toy/report/index.html"
 @pytest.fixture
 def reported(tmp_path, monkeypatch, capsys):
     """Write the report of CHAIN from the store in tmp_path; the code, and the sentence where there is no report."""
-    asked = sweep.Sweep(experiment=CHAIN, options=sweep.Options(store=str(tmp_path / "store")))
+    asked = sweep.Sweep(experiment=CHAIN, resources=sweep.Options(store=str(tmp_path / "store")))
     monkeypatch.setattr(report, "parse_args", lambda *_: asked)
     monkeypatch.setattr(page, "_template", functools.cache(page._template))
     monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))

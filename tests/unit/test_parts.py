@@ -104,19 +104,20 @@ def test_its_settings_are_part_of_the_id():
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ((f"{HERE}:Short", f"{HERE}:Shirt"), "is 'Shirt'; did you mean 'Short'?"),
-        ((f"{HERE}:Short", "nobodys_module:Short"), "rewards is 'nobodys_module:Short'; allowed: a module in "),
-        ((f"{HERE}:Short", "json:loads"), "rewards is 'json:loads', which is no Reward; allowed: a class derived"),
+        ((f"{HERE}:Short", f"{HERE}:Shirt"), "cannot be imported: 'Shirt' is not one of "),
+        ((f"{HERE}:Short", f"{HERE}:Shirt"), "; did you mean 'Short'?"),
+        ((f"{HERE}:Short", "nobodys_module:Short"), "'nobodys_module:Short' cannot be imported: no module nobodys_m"),
+        ((f"{HERE}:Short", "json:loads"), "rewards='json:loads' is not a Reward; derive the class from rayexp.Reward"),
         ((f"{HERE}:Short", f"{HERE}:Unversioned"), "states no version; add `version: Literal[1] = 1`"),
         ((f"{HERE}:Short", f"{HERE}:Lacking"), "does not define __call__"),
-        ((f"{HERE}:Short", f"{HERE}:Named"), "has a kind of its own; leave it out"),
+        ((f"{HERE}:Short", f"{HERE}:Named"), "sets a kind; remove it"),
         (
             (f"{HERE}:Short", "shrt"),
-            f"rewards.kind is 'shrt'; allowed: {', '.join(REWARDS)}, or module:Class",
+            f"rewards.kind='shrt' is not one of {', '.join(REWARDS)}, module:Class of your own",
         ),
-        (('"limit":4', '"limit":"x"'), "rewards.1.limit is 'x'; allowed: a valid integer"),
+        (('"limit":4', '"limit":"x"'), "rewards.1.limit='x' should be a valid integer"),
         (('"limit":4', '"limt":4'), "rewards.1.limt is not a setting"),
-        (('"version":1,"limit"', '"version":2,"limit"'), "rewards.1.version is 2; allowed: 1"),
+        (('"version":1,"limit"', '"version":2,"limit"'), "rewards.1.version=2 should be 1"),
     ],
 )
 def test_what_is_no_part_is_refused_in_one_sentence(changed, sentence):
@@ -129,7 +130,7 @@ def test_a_class_that_no_other_process_can_import_is_refused():
     class Local(Short):
         """A class inside a function."""
 
-    with pytest.raises(ValidationError, match="which no other process can import; move the class into a module"):
+    with pytest.raises(ValidationError, match="cannot be imported by other processes; move the class into a module"):
         grpo(CHAIN.sft, rewards=(Local(),))
 
 
@@ -143,7 +144,7 @@ def test_a_module_that_does_not_import_is_named_with_its_line(tmp_path, monkeypa
         ("raising:x", f"RuntimeError: no data ({tmp_path}/raising.py, line 3)"),
         ("needing:x", f"ModuleNotFoundError: No module named 'nobodys_module' ({tmp_path}/needing.py, line 1)"),
     ):
-        said = f"study is {name!r}, which cannot be imported: {sentence}"
+        said = f"study={name!r} cannot be imported: {sentence}"
         with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
             imported(name, "study")
 
@@ -286,10 +287,10 @@ class Odd(Reward):
 @pytest.mark.parametrize(
     ("returns", "sentence"),
     [
-        ("float('nan')", "returned nan, which is no finite number"),
-        ("float('inf')", "returned inf, which is no finite number"),
-        ("'1'", "returned '1', which is no finite number"),
-        ("None", "returned None, which is no finite number"),
+        ("float('nan')", "returned nan instead of a finite number"),
+        ("float('inf')", "returned inf instead of a finite number"),
+        ("'1'", "returned '1' instead of a finite number"),
+        ("None", "returned None instead of a finite number"),
         ("{}['x']", "raised KeyError: 'x' ("),
     ],
 )
@@ -356,14 +357,14 @@ def call(name: str) -> Sequence[Wanted]:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("no_stages", f"returned []; allowed: a list of stages or conditions ({defined_at(no_stages)})"),
-        ("a_number", f"returned 3; allowed: a list of stages or conditions ({defined_at(a_number)})"),
+        ("no_stages", f"returned []; return a list of stages or conditions ({defined_at(no_stages)})"),
+        ("a_number", f"returned 3; return a list of stages or conditions ({defined_at(a_number)})"),
         (
             "a_string_among",
-            f"returned str among its stages; allowed: a list of stages or conditions ({defined_at(a_string_among)})",
+            f"returned str among its stages; return a list of stages or conditions ({defined_at(a_string_among)})",
         ),
         ("raising", "raised ZeroDivisionError: division by zero ("),
-        ("refused", f": samples is 0; allowed: greater than or equal to 1 ({defined_at(refused)})"),
+        ("refused", f": samples=0 should be greater than or equal to 1 ({defined_at(refused)})"),
     ],
 )
 def test_a_study_that_is_none_is_refused_with_file_and_line(name, sentence):
@@ -375,7 +376,7 @@ def test_a_study_that_is_none_is_refused_with_file_and_line(name, sentence):
 
 def test_a_study_of_ones_own_is_named_by_its_path():
     assert call("good") == [STAGE]
-    with pytest.raises(ValueError, match="which can't be called; allowed: a function of"):
+    with pytest.raises(ValueError, match="cannot be called; give a function of"):
         study_named(f"{HERE}:HERE")
 
 

@@ -193,7 +193,7 @@ class TextTask(Task):
         if (there := self._asked(seed, cell, index + 1)) <= index:
             raise ValueError(
                 f"the cell {cell} of {self.label} has {there} different questions for tests, and number {index + 1} is "
-                f"asked for; allowed: prompts_per_cell up to {there}, or settings with more questions"
+                f"asked for; use prompts_per_cell up to {there}, or settings with more questions"
             )
         return self._tests[seed, cell][0][index]
 

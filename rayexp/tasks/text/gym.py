@@ -33,9 +33,9 @@ def _pattern(value: str) -> str:
     try:
         groups = re.compile(value).groups
     except re.error as error:
-        raise ValueError(f"keep is {value!r}, which is no regular expression: {error}") from error
+        raise ValueError(f"keep={value!r} is not a regular expression: {error}") from error
     if groups != 1:
-        raise ValueError(f"keep is {value!r}, with {groups} groups; allowed: one, which is what is kept of a question")
+        raise ValueError(f"keep={value!r} has {groups} groups; give it one, around what to keep of a question")
     return value
 
 
@@ -57,7 +57,7 @@ class OfRelease(TextTask):
             raise ValueError(f"the task {self.label} needs reasoning-gym, which is not installed; run: {INSTALL}")
         if installed != self.release:
             raise ValueError(
-                f"release is {self.release!r}, and reasoning-gym {installed} is installed, which may write other "
+                f"release={self.release!r}, but reasoning-gym {installed} is installed, which may write other "
                 f"questions; install {self.release or 'that'}, or leave release out to start anew"
             )
 
@@ -81,7 +81,7 @@ class GymTask(OfRelease):
     def _made(self) -> Self:
         names = [level.name for level in self.levels]
         if not self.cells("id"):
-            raise ValueError("levels has none of the role id; allowed: at least one, which pretraining always has")
+            raise ValueError("levels has none with role='id'; add one, because pretraining always has ID samples")
         if len(set(names)) < len(names):
             raise ValueError(f"levels has a name twice: {', '.join(names)}")
         return self
@@ -97,7 +97,7 @@ class GymTask(OfRelease):
         """See ``TextTask.question``. Raises ValueError if nothing of the generator's question is kept."""
         item = self._generators[cell][number]
         if (kept := re.search(self.keep, item["question"])) is None:
-            raise ValueError(f"keep is {self.keep!r}, which is not found in the question {item['question']!r}")
+            raise ValueError(f"keep={self.keep!r} is not found in the question {item['question']!r}")
         return Question(kept[1].strip(), str(item["answer"]).strip())
 
     @cached_property
@@ -129,7 +129,7 @@ def _generator(name: str, level: Level) -> Any:
     try:
         return create_dataset(name, seed=0, **level.settings)
     except (TypeError, AssertionError, ValueError) as error:
-        raise ValueError(f"settings of the level {level.name} are refused by the generator {name}: {error}") from error
+        raise ValueError(f"the generator {name} refuses the settings of the level {level.name}: {error}") from error
 
 
 #: Ready-made axes, along each of which what is asked for gets longer. Sums of one digit, because two are too much for a

@@ -56,7 +56,7 @@ class ModelVocabulary(Characters):
     def completion(self, answer: str) -> list[int]:
         """See ``Characters.completion``. Raises ValueError on an answer that has the text by which it would end."""
         if self.end and self.end in answer:
-            raise ValueError(f"the answer {answer!r} has {self.end!r}, which ends it; allowed: an end that none has")
+            raise ValueError(f"the answer {answer!r} contains end={self.end!r}; choose an end that no answer contains")
         return self.plain(answer + self.end) if self.end else super().completion(answer)
 
     def end_of(self, completion: Sequence[int]) -> int | None:
@@ -99,15 +99,15 @@ def read(source: str, revision: str, chat: bool, end: str = "") -> ModelVocabula
     """Return the vocabulary of a source. Raises ValueError where it has no tokenizer, end token or chat template."""
     folder = sources.described(source, revision)
     if missing := [name for name in ("tokenizer.json", "tokenizer_config.json") if not (folder / name).exists()]:
-        raise ValueError(f"source is {source!r}, which has no {missing[0]}; allowed: a model with a fast tokenizer")
+        raise ValueError(f"source={source!r} has no {missing[0]}; use a model with a fast tokenizer")
     tokenizer = _tokenizer(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     ids = {name: tokenizer.token_to_id(_text(settings.get(f"{name}_token"))) for name in ("eos", "bos", "pad")}
     if ids["eos"] is None:
-        raise ValueError(f"source is {source!r}, whose tokenizer has no eos_token; allowed: one that ends a text")
+        raise ValueError(f"source={source!r} has a tokenizer without an eos_token; use one that can end a text")
     template = _template(folder, settings) if chat else None
     if chat and not template:
-        raise ValueError(f"source is {source!r}, which has no chat template; set chat to false")
+        raise ValueError(f"source={source!r} has no chat template; set chat to false")
     found = {name: ids["eos"] if token is None else token for name, token in ids.items()}
     symbols = tuple(tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size()))
     return ModelVocabulary(symbols, source=source, revision=revision, template=template, end=end, **found)

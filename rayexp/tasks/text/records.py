@@ -109,7 +109,7 @@ class RecordTask(TextTask):
         content = _content(self.path)
         if (found := _digest(content)) != self.digest:
             raise ValueError(
-                f"path is {self.path!r}, whose content has changed (SHA-256 {found[:12]}, it was {self.digest[:12]}); "
+                f"the content of path={self.path!r} has changed (SHA-256 {found[:12]}, it was {self.digest[:12]}); "
                 "restore the file, or leave digest out to start anew from what it holds"
             )
         columns = (self.prompt, self.answer, self.role, self.cell, self.template)
@@ -124,18 +124,16 @@ class RecordTask(TextTask):
 def _content(path: str) -> bytes:
     """Return what a file holds. Raises ValueError if it can't be read."""
     if _suffix(path) not in READERS:
-        raise ValueError(
-            f"path is {path!r}; allowed: a file that ends with {', '.join(READERS)}, or {DATASETS}NAME:SPLIT"
-        )
+        raise ValueError(f"path={path!r} should end with {', '.join(READERS)}, or be {DATASETS}NAME:SPLIT")
     if path.startswith(DATASETS) and not NAMED.fullmatch(path):
-        raise ValueError(f"path is {path!r}; allowed: {DATASETS}NAME:SPLIT or {DATASETS}NAME:SUBSET:SPLIT")
+        raise ValueError(f"path={path!r} should be {DATASETS}NAME:SPLIT or {DATASETS}NAME:SUBSET:SPLIT")
     try:
         if path.startswith(DATASETS):
             return _loaded(path)
         with fsspec.open(sources.here(path), "rb") as file:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:  # each file system has its own
-        raise ValueError(f"path is {path!r}, which can't be read: {one_line(located(error))}") from error
+        raise ValueError(f"path={path!r} cannot be read: {one_line(located(error))}") from error
 
 
 def _suffix(path: str) -> str:
@@ -170,7 +168,7 @@ def _questions(
     for field, column in zip(("prompt", "answer", "role", "cell", "template"), columns, strict=True):
         if column is not None and column not in records:
             raise ValueError(
-                f"{field} is {column!r}, which is no column of {path}; allowed: {', '.join(records.columns)}"
+                f"{field}={column!r} is not a column of {path}; its columns are {', '.join(records.columns)}"
             )
     cells: dict[str, tuple[str, list[Question]]] = {}
     seen: dict[str, tuple[str, str]] = {}
@@ -179,14 +177,16 @@ def _questions(
         asked, answered = (_text(record[column], column, where) for column in (prompt, answer))
         its_role = "id" if role is None else str(record[role])
         if its_role not in ROLES:
-            raise ValueError(f"{role} is {its_role!r} in {where}; allowed: {', '.join(ROLES)}")
+            raise ValueError(f"in {where} {not_among(str(role), its_role, ROLES)}")
         its_cell = its_role if cell is None else _text(record[cell], cell, where)
         there, questions = cells.setdefault(its_cell, (its_role, []))
         if there != its_role:
-            raise ValueError(f"{cell} is {its_cell!r} in {where}, with the role {its_role}; before it has {there}")
+            raise ValueError(
+                f"{cell}={its_cell!r} has the role {its_role} in {where} and {there} before; give a cell one role"
+            )
         home, line_of_it = seen.setdefault(asked, (its_cell, where))
         if home != its_cell:
-            raise ValueError(f"{where} has the question of {line_of_it}, which is of the cell {home}; leave one out")
+            raise ValueError(f"{where} repeats the question of {line_of_it}, in the cell {home}; leave one out")
         if line_of_it == where:
             made_from = "" if template is None else _text(record[template], template, where)
             questions.append(Question(asked, answered, made_from))
@@ -198,12 +198,12 @@ def _read(path: str) -> pd.DataFrame:
     try:
         return READERS[suffix](io.BytesIO(_content(path)))
     except (ValueError, OSError) as error:
-        raise ValueError(f"path is {path!r}, which is no table of the kind {suffix}: {error}") from error
+        raise ValueError(f"path={path!r} cannot be read as {suffix}: {error}") from error
 
 
 def _text(value: Any, column: str, where: str) -> str:
     """Return a value as text. Raises ValueError on an empty one."""
     text = "" if value is None or value != value else str(value).strip()
     if not text:
-        raise ValueError(f"{column} is empty in {where}; allowed: a text or a number")
+        raise ValueError(f"{column} is empty in {where}; fill in a text or a number")
     return text

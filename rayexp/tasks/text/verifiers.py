@@ -24,7 +24,7 @@ def math(gold: str, written: str) -> bool:
     """Return whether an answer is worth as much as the gold one, by math-verify. One that can't be told within
     ``LIMIT_S`` is wrong. Raises ValueError where math-verify is not installed."""
     if find_spec("math_verify") is None:
-        raise ValueError(f"verifier is 'math', and math-verify is not installed; run: {INSTALL}")
+        raise ValueError(f"verifier='math' needs math-verify, which is not installed; run: {INSTALL}")
     return written == gold or _COMPARER.equal(gold, written)
 
 
@@ -50,7 +50,7 @@ class _Comparer:
                 command = [sys.executable, "-m", "rayexp.tasks.text.comparer", str(LIMIT_S)]
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
                 if not self._ask("1", "1"):
-                    raise RuntimeError("the process that compares answers by math-verify does not start")
+                    raise RuntimeError("the process that compares answers by math-verify did not start")
             return self._ask(gold, written)
 
     def _ask(self, gold: str, written: str) -> bool:

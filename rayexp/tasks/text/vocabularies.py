@@ -52,7 +52,7 @@ class Characters(Vocabulary):
         """Raise ValueError on a text with a character that is no symbol."""
         if unknown := sorted(set(text) - self._ids.keys()):
             raise ValueError(
-                f"the text {text!r} has {unknown[0]!r}; allowed: the characters of printable ASCII, or tokens = 'bytes'"
+                f"the text {text!r} has {unknown[0]!r}, which is not printable ASCII; remove it, or set tokens='bytes'"
             )
 
     def decode(self, tokens: Iterable[int]) -> str:

@@ -93,7 +93,7 @@ ERRORS = [
     (StoreError("the store is gone"), "the store is gone", "the store is gone"),
     (StageError("a/pretrain, step 3: out of luck"), "a/pretrain, step 3", "a/pretrain, step 3"),
     (RefusedError("too large:\n1 CPU"), "too large:\n1 CPU", "too large:"),
-    (invalid(), "seed is 'x'; allowed: a valid integer", "seed is 'x'; allowed: a valid integer"),
+    (invalid(), "seed='x' should be a valid integer", "seed='x' should be a valid integer"),
 ]
 
 

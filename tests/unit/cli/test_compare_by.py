@@ -103,18 +103,18 @@ def test_it_prints_a_table_for_each_value_and_writes_one_csv(varied, tmp_path, c
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ([], "neither is given of B and --by"),
-        (["demo-tiny", "--by", "kl_beta"], "both are given of B and --by"),
-        (["--by", "kl_bta"], "did you mean 'grpo.kl_beta'? allowed: "),
-        (["--by", "group_size"], "by is 'group_size', which has one value in demo-tiny in "),
-        (["--by", "seed"], "which several settings are called; allowed: pretrain.seed, sft.seed, grpo.seed"),
+        ([], "neither B nor --by is given; give A B"),
+        (["demo-tiny", "--by", "kl_beta"], "B and --by are both given; give A B"),
+        (["--by", "kl_bta"], "; did you mean 'grpo.kl_beta'?"),
+        (["--by", "group_size"], "by='group_size' has one value in demo-tiny in "),
+        (["--by", "seed"], "is the end of several names; choose from pretrain.seed, sft.seed, grpo.seed"),
     ],
 )
 def test_refused_in_one_sentence(varied, refusal, words, why):
     said = refusal("compare", "demo-tiny", *words, "--store", varied.url)
     assert why in said
     if "group_size" in words:
-        assert "pretrain.ood_ratio" in said.partition("allowed: ")[2]
+        assert "pretrain.ood_ratio" in said.partition("; choose from ")[2]
 
 
 def test_a_study_without_anything_that_varies_says_so(tmp_path, refusal):

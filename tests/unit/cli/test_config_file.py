@@ -47,7 +47,7 @@ def test_a_file_says_what_options_say(asked):
     overrides = ("grpo.group_size=4,8", "grpo.optimiser.learning_rate=1e-4", "grpo.advantage=mean_only")
     options = ["--study=depth", "--scale=toy", "--ood-ratios=0,0.01", "--train-workers=2", "--set", *overrides]
     same = run.parse_args(options, "demo", None)
-    assert (sweep.experiment.folder, sweep.options) == (same.experiment.folder, same.options)
+    assert (sweep.experiment.folder, sweep.resources) == (same.experiment.folder, same.resources)
     assert [stage.id for stage in sweep.experiment.stages()] == [stage.id for stage in same.experiment.stages()]
     assert sweep.experiment.axes == {"grpo.group_size"}
 
@@ -63,15 +63,15 @@ def test_json_is_read_as_well_and_options_come_first(asked):
     ("text", "sentence"),
     [
         ("stduy: demo", "stduy is not a setting"),
-        ("seeds: [x]", "seeds.0 is 'x'; allowed: a valid integer"),
-        ("run_config: {train_workers: 0}", "train_workers is 0; allowed: greater than or equal to 1"),
-        ("run_config: 3", "setting is 3; allowed: "),
-        ("[1, 2]", "which has no names with values"),
-        ("", "which has no names with values"),
-        ("a: [", "which is neither YAML nor JSON"),
-        ("a: !!python/object:os.system x", "which is neither YAML nor JSON"),
-        ("a: 2026-01-01", "which is neither YAML nor JSON"),
-        ("seeds: [.nan]", "seeds.0 is"),
+        ("seeds: [x]", "seeds.0='x' should be a valid integer"),
+        ("run_config: {train_workers: 0}", "train_workers=0 should be greater than or equal to 1"),
+        ("run_config: 3", "run_config=3 should be names with values"),
+        ("[1, 2]", "config='x.yaml' has no names with values"),
+        ("", "config='x.yaml' has no names with values"),
+        ("a: [", "config='x.yaml' is neither YAML nor JSON"),
+        ("a: !!python/object:os.system x", "config='x.yaml' is neither YAML nor JSON"),
+        ("a: 2026-01-01", "config='x.yaml' is neither YAML nor JSON"),
+        ("seeds: [.nan]", "seeds.0="),
     ],
 )
 def test_what_is_no_experiment_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, text, sentence):
@@ -87,9 +87,7 @@ def test_what_is_no_experiment_is_refused_in_one_sentence(tmp_path, monkeypatch,
 def test_a_file_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["plan", "--config=none.yaml"]) == 2
-    assert (
-        capsys.readouterr().err == "refused: config is 'none.yaml', which cannot be read (No such file or directory)\n"
-    )
+    assert capsys.readouterr().err == "refused: config='none.yaml' cannot be read (No such file or directory)\n"
 
 
 def test_a_plan_as_json_has_every_setting_and_is_a_file_that_asks_for_the_same(asked, tmp_path, capsys):
@@ -116,4 +114,4 @@ def test_python_may_give_lists_and_settings_as_a_mapping():
 
 def test_json_is_for_plans(capsys):
     assert cli.main(["run", "demo", "--json"]) == 2
-    assert "allowed where only the plan is asked for" in capsys.readouterr().err
+    assert "json is for a plan; add --plan" in capsys.readouterr().err

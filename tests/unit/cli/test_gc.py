@@ -55,7 +55,7 @@ def test_without_a_terminal_it_shows_and_removes_nothing(store, capsys):
     shown = capsys.readouterr().out
     assert all(f"stages/{stage_id}" in shown for stage_id in UNNEEDED)
     assert f"no study needs {len(UNNEEDED)} stages, " in shown
-    assert shown.endswith("nothing is removed without --yes, or a terminal to ask at\n")
+    assert shown.endswith("nothing was removed; give --yes, or run this on a terminal\n")
     (line,) = [line for line in shown.splitlines() if line.startswith("demo-tiny")]
     assert line.split()[1:3] == [str(len(STAGES))] * 2
     assert store.finished_ids() == before
@@ -78,7 +78,7 @@ def test_yes_removes_without_a_question_and_once(store, capsys):
     assert f"removed {len(UNNEEDED)} stages, " in capsys.readouterr().out
     assert store.finished_ids() == {stage.id for stage in STAGES}
     assert cli.main(["gc", "--store", store.url, "--yes"]) == 0
-    assert f"every study needs what is there; store {store.url}" in capsys.readouterr().out
+    assert f"everything here is needed by some study; store {store.url}" in capsys.readouterr().out
 
 
 def test_json_has_the_same_facts_and_what_was_removed(store, terminal, capsys):
@@ -100,7 +100,7 @@ def test_a_study_is_given_up_by_its_name(store, capsys):
     assert f"only the study demo-tiny needs {len(STAGES)} stages, 1 study, " in capsys.readouterr().out
     assert store.finished_ids() == UNNEEDED
     assert cli.main(["gc", "--store", store.url, "--study", "demo-tiny"]) == 2
-    assert "refused: study is 'demo-tiny'" in capsys.readouterr().err
+    assert "refused: study='demo-tiny' is not in the store" in capsys.readouterr().err
 
 
 def test_a_driver_that_runs_it_is_named(store, capsys):

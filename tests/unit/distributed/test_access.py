@@ -97,7 +97,7 @@ def test_a_private_folder_for_rays_files_is_used_and_no_other(shell, tmp_path):
 def test_a_folder_that_another_account_has_put_there_is_refused(shell, tmp_path):
     (tmp_path / "tmp/ray-4711").mkdir(parents=True)
     shell.setattr(os, "getuid", lambda: 4711)
-    with pytest.raises(RefusedError, match="ray-4711, for Ray's files, is somebody else's; name a folder"):
+    with pytest.raises(RefusedError, match="ray-4711 belongs to somebody else; set RAY_TMPDIR to a folder"):
         access.restrict()
 
 

@@ -52,8 +52,8 @@ def test_a_store_that_some_node_does_not_share_is_refused_in_one_sentence(cluste
     with pytest.raises(StoreError) as refusal:
         sharing.require_shared(files)
     assert str(refusal.value) == (
-        f"store is {files.url!r}, which 1 of 3 nodes do not share with this one, as the node 192.0.2.2: what was "
-        "written here is not there; allowed: a folder or a bucket that every machine reaches"
+        f"store={files.url!r} is not shared by 1 of 3 nodes, such as 192.0.2.2: what was written here is not there; "
+        "use a folder or a bucket that every machine reaches"
     )
     assert files.empty()
 
@@ -62,7 +62,7 @@ def test_a_store_that_some_node_does_not_share_is_refused_in_one_sentence(cluste
 def test_a_node_that_does_not_answer_is_warned_of(cluster, files, caplog, trouble):
     cluster["cc" * 28] = trouble
     sharing.require_shared(files)
-    assert "whether the node 192.0.2.3 shares the store is not known" in caplog.text
+    assert "cannot tell whether the node 192.0.2.3 shares the store" in caplog.text
 
 
 def test_one_node_is_not_asked(cluster, files, monkeypatch):
@@ -74,4 +74,4 @@ def test_one_node_is_not_asked(cluster, files, monkeypatch):
 def test_what_a_node_sees_is_compared(files):
     files.write("probe", b"of another")
     assert sharing.find_problem(files.url, "probe") == "there is something else"
-    assert "allowed: a folder or an fsspec URL" in sharing.find_problem("nosuch://place", "probe")
+    assert "is neither a folder nor an fsspec URL" in sharing.find_problem("nosuch://place", "probe")

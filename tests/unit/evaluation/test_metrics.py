@@ -23,7 +23,7 @@ def test_sampled_pass_at_k_is_unbiased(sampled, k, q):
 
 @pytest.mark.parametrize("k", [0, 5])
 def test_sampled_pass_at_k_needs_k_samples(k):
-    with pytest.raises(ValueError, match=f"k is {k}"):
+    with pytest.raises(ValueError, match=f"k={k} should be from 1 to "):
         pass_at_k_sampled(4, np.array([1]), k)
 
 

@@ -44,8 +44,8 @@ def test_an_interval_stays_within_what_is_possible_and_says_nothing_where_it_cov
     assert wide.high > 0.75
     found = conservative_interval(rows, "gain", possible_change(rows["init_q"]))
     assert (found.low, found.high) == (-0.25, 0.75)
-    assert str(found) == "0.283 (undecided with 3 seeds)"
-    assert f"{found:+.2g}" == "+0.28 (undecided with 3 seeds)"
+    assert str(found) == "0.283 (uncertain with 3 seeds)"
+    assert f"{found:+.2g}" == "+0.28 (uncertain with 3 seeds)"
     most = replace(found, low=-0.03)  # 0.78 of 1, and a range from a small loss to the largest gain would be no news
     assert most.undecided
     assert not replace(found, low=0.01).undecided

@@ -154,22 +154,22 @@ def test_grpo_starts_from_a_model_on_the_way(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: pretrain(samples=1000, batch_samples=100, stop_after=10), "stop_after is 10; allowed: below 10, the"),
-        (lambda: Extend(init=PARTS[0], stop_after=3), "stop_after is 3; allowed: 4 to 10, or none for the end"),
-        (lambda: Extend(init=PARTS[0], stop_after=11), "stop_after is 11; allowed: 4 to 10, or none for the end"),
+        (lambda: pretrain(samples=1000, batch_samples=100, stop_after=10), "stop_after=10 should be below 10, the"),
+        (lambda: Extend(init=PARTS[0], stop_after=3), "stop_after=3 should be from 4 to 10, or unset for the end"),
+        (lambda: Extend(init=PARTS[0], stop_after=11), "stop_after=11 should be from 4 to 10, or unset for the end"),
         (
             lambda: Extend(init=WHOLE),
-            "init is composition-r0.25-s0/pretrain; allowed: a pretraining that has stop_after",
+            "init=composition-r0.25-s0/pretrain cannot be continued; give a pretraining with stop_after",
         ),
         (
             lambda: Extend(init=PARTS[-1]),
-            "init is composition-r0.25-s0/pretrain-3/extend-8/extend; allowed: a pretrain",
+            "init=composition-r0.25-s0/pretrain-3/extend-8/extend cannot be continued; give a pretrain",
         ),
         (
             lambda: Extend(init=sft(PARTS[0])),
-            "init is composition-r0.25-s0/pretrain-3/sft; allowed: a pretraining that",
+            "init=composition-r0.25-s0/pretrain-3/sft cannot be continued; give a pretraining with",
         ),
-        (lambda: pretrain(exposure="middle"), "exposure is 'middle'; allowed: uniform, early, late"),
+        (lambda: pretrain(exposure="middle"), "exposure='middle' is not one of uniform, early, late"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(make, said):

@@ -273,4 +273,4 @@ def test_a_hit_is_a_right_answer_whatever_the_rewards_pay(run_config):
 def test_rollouts_that_are_drawn_ahead_cannot_be_filtered(name):
     with pytest.raises(ValidationError) as refused:
         grpo(TUNED, staleness=1, filter=name)
-    assert explain(refused.value).startswith(f"staleness is 1 and filter {name!r}; allowed: staleness 0, because")
+    assert explain(refused.value).startswith(f"filter={name!r} needs staleness=0, not 1, because")

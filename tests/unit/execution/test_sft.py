@@ -53,5 +53,5 @@ def test_none_is_no_part_of_the_id():
 
 
 def test_more_than_all_is_refused():
-    with pytest.raises(ValidationError, match="ood_samples is 65; allowed: at most samples, which is 64"):
+    with pytest.raises(ValidationError, match="ood_samples=65 should be at most samples=64"):
         sft(samples=64, ood_samples=65)

@@ -75,5 +75,5 @@ def test_returns_are_what_is_earned_from_a_token_on():
 
 
 def test_a_critic_without_values_is_refused():
-    with pytest.raises(ValueError, match="advantage is 'critic' and values_NC None; allowed: the values of a critic"):
+    with pytest.raises(ValueError, match="advantage='critic' needs values_NC, the values of a critic"):
         advantages_of("critic", Earnings(torch.zeros(1, 2), torch.ones(2, 3)))

@@ -342,16 +342,16 @@ def refused(capsys) -> str:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--to", "hf://demo"], "to is 'hf://demo'; allowed, on the Hugging Face hub: hf://ORG/NAME"),
-        (["--to", "hf://datasets/org/demo"], "to is 'hf://datasets/org/demo'; allowed"),
-        (["--to", "hf://org/a b"], "to is 'org/a b'; Repo id must use alphanumeric chars"),
-        (["--to", f"hf://org/{'x' * 80}", "--models", GRPO_STAGE.id], f"the repository of {GRPO_STAGE.id} is 'org/xxx"),
+        (["--to", "hf://demo"], "to='hf://demo' should be hf://ORG/NAME"),
+        (["--to", "hf://datasets/org/demo"], "to='hf://datasets/org/demo' should be hf://ORG/NAME"),
+        (["--to", "hf://org/a b"], "to='org/a b': Repo id must use alphanumeric chars"),
+        (["--to", f"hf://org/{'x' * 80}", "--models", GRPO_STAGE.id], f"the repository of {GRPO_STAGE.id}='org/xxx"),
         (["--to", "hf://org/demo", "--models", "no-such"], "of a finished stage of demo-tiny that has a model"),
         (["--to", "hf://org/demo", "--models", MEASUREMENT.id], "of a finished stage of demo-tiny that has a model"),
-        (["--to", "hf://org/demo", "--dry-run", "."], "dry_run is '.'; allowed: a new or empty folder"),
-        (["--to", "hf://org/demo", "--dry-run", "memory://x"], "dry_run is 'memory://x'; allowed"),
-        (["--to", "kit", "--dry-run", "x"], "dry_run is given, and to is 'kit'; allowed with it: hf://ORG/NAME"),
-        (["--to", "kit", "--models", "x"], "models is given, and to is 'kit'; allowed with it: hf://ORG/NAME"),
+        (["--to", "hf://org/demo", "--dry-run", "."], "dry_run='.' should be a new or empty folder"),
+        (["--to", "hf://org/demo", "--dry-run", "memory://x"], "dry_run='memory://x' should be a new or empty folder"),
+        (["--to", "kit", "--dry-run", "x"], "dry_run needs to='hf://ORG/NAME', not 'kit'"),
+        (["--to", "kit", "--models", "x"], "models needs to='hf://ORG/NAME', not 'kit'"),
     ],
 )
 def test_refused_in_one_sentence(store, api, tmp_path, monkeypatch, capsys, arguments, said):
@@ -366,12 +366,19 @@ def test_refused_in_one_sentence(store, api, tmp_path, monkeypatch, capsys, argu
 def test_a_study_without_results_is_refused(copy, tmp_path, capsys):
     copy.files.remove_file("studies/demo-tiny/results.parquet")
     assert export(copy, "--to", "hf://org/demo", "--dry-run", tmp_path / "hub") == 2
-    assert "study is 'demo-tiny', which has no results.parquet in the store" in refused(capsys)
+    assert "study='demo-tiny' has no results.parquet in the store" in refused(capsys)
+
+
+def test_a_table_that_cannot_be_read_is_refused_with_the_command_that_writes_it(copy, tmp_path, capsys):
+    copy.files.write("studies/demo-tiny/results.parquet", b"torn")
+    assert export(copy, "--to", "hf://org/demo", "--dry-run", tmp_path / "hub") == 1
+    command = f"`rayexp report demo --scale tiny --name demo-tiny --store {copy.url}`"
+    assert f"write it again with {command}" in capsys.readouterr().err
 
 
 def test_nothing_is_asked_of_a_hub_that_is_offline(store, capsys):
     assert export(store, "--to", "hf://org/demo") == 2
-    assert "HF_HUB_OFFLINE is set, so the Hugging Face hub is not asked; unset it, or give" in refused(capsys)
+    assert "HF_HUB_OFFLINE is set, so the Hugging Face hub cannot be reached; unset it, or give" in refused(capsys)
 
 
 def test_without_a_token_nothing_is_asked(store, api, monkeypatch, capsys):

@@ -271,12 +271,12 @@ def test_no_interval_leaves_what_is_possible() -> None:
     q = results.query("kind == 'grpo' and role == 'ood'").groupby("ood_ratio")["init_q"].mean()
     nothing, peak = found["C1", "ood"], found["C2", "ood"]
     assert (nothing["low"], nothing["high"]) == pytest.approx((-q[0.0], 1 - q[0.0]))
-    assert nothing["measured"].startswith("gain 0.5 (undecided with 3 seeds)")
+    assert nothing["measured"].startswith("gain 0.5 (uncertain with 3 seeds)")
     # Between a gain at 1 %, the best ratio, and one without OOD samples.
     low, high = (q[0.0] - q[0.01] + side for side in (-1, 1))
     assert low <= peak["low"] <= peak["high"] <= high
     for role in ("id", "ood"):
-        assert re.search(r"a share of 0\.\d+ \(undecided with 3 seeds\)$", found["C3", role]["measured"])
+        assert found["C3", role]["measured"].endswith("; the share of that is uncertain with 3 seeds")
     assert [found[key]["verdict"] for key in (("C1", "ood"), ("C3", "id"), ("C3", "ood"))] == [UNDECIDED, HOLDS, HOLDS]
 
 
@@ -306,7 +306,7 @@ def test_grpo_above_the_papers_bound_may_be_below_its_own_fixed_point() -> None:
     rows = simulated_results(law, kl_betas=(1.0,), ood_ratios=(0.003,)).query("kind == 'grpo' and role == 'ood'")
     distance = (rows["q"] - rows["fixed_point"]).mean()
     assert distance == pytest.approx(-0.01 * rows["fixed_point"].mean())
-    assert f"mean P less it {distance:.3g} [" in str(found.loc["C5", "measured"])
+    assert f"mean P minus it {distance:.3g} [" in str(found.loc["C5", "measured"])
 
 
 def test_what_the_theory_does_not_cover_is_not_measured() -> None:
@@ -527,7 +527,7 @@ def test_more_betas_than_can_be_told_apart_are_not_drawn() -> None:
     results = simulated_results(seeds=(0,), ood_ratios=(0.01,), kl_betas=tuple(i / 10 for i in range(1, 21)))
     for draw in (mass_by_ratio, pass_at_k_curves, mass_by_stage):
         said, data = crowded(draw, results)
-        assert said == "20 β, of which a figure can show 12"
+        assert said == "a figure has room for 12 of the 20 β"
         assert data["kl_beta"].nunique() == 20
 
 
@@ -540,10 +540,10 @@ def test_as_many_panels_as_a_page_holds_are_drawn_and_no_more() -> None:
         f"group_size\u00a0=\u00a0{n}" in axis.get_title("left") for n, axis in enumerate(full.figure.axes[::2], 2)
     )
     said, data = crowded(mass_by_ratio, repeated(60, results))
-    assert said == "60 conditions, of which a figure can show 12"
+    assert said == "a figure has room for 12 of the 60 conditions"
     assert data["condition"].nunique() == 60
     said, _ = crowded(pass_at_k_curves, repeated(10, results))
-    assert said == "30 combinations of 10 conditions and 3 OOD ratios, of which a figure can show 24"
+    assert said == "a figure has room for 24 of the 30 combinations of 10 conditions and 3 OOD ratios"
 
 
 def test_more_ratios_than_there_are_colours_are_drawn_where_they_are_places() -> None:
@@ -553,8 +553,8 @@ def test_more_ratios_than_there_are_colours_are_drawn_where_they_are_places() ->
         return pd.concat([results.assign(ood_ratio=n / 100) for n in range(count)], ignore_index=True)
 
     assert mass_by_ratio(with_ratios(20))
-    assert crowded(after_against_before, with_ratios(20))[0] == "20 OOD ratios, of which a figure can show 12"
-    assert crowded(mass_by_ratio, with_ratios(30))[0] == "30 OOD ratios, of which a figure can show 24"
+    assert crowded(after_against_before, with_ratios(20))[0] == "a figure has room for 12 of the 20 OOD ratios"
+    assert crowded(mass_by_ratio, with_ratios(30))[0] == "a figure has room for 24 of the 30 OOD ratios"
 
 
 def test_rft_has_a_line_of_its_own_beside_grpo() -> None:
@@ -952,7 +952,7 @@ def test_a_table_stands_in_the_place_of_a_figure_with_too_much(
     monkeypatch.setattr(pictures, "TABLE_ROWS", 50)
     html = written(tmp_path, stages, store)
     assert html.count('<img src="data:') == 4
-    assert html.count("Not drawn: 3 OOD ratios, of which a figure can show 2.") == 5
+    assert html.count("Not drawn: a figure has room for 2 of the 3 OOD ratios.") == 5
     data = pd.read_csv(tmp_path / "out/report/figure-4.csv")
     assert f"<summary>Its {len(data)} rows" in html
     header = "".join(f'<th scope="col">{name}</th>' for name in data.columns[data.nunique(dropna=False) > 1])

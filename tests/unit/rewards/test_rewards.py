@@ -90,7 +90,9 @@ def test_steps_are_refused_where_a_completion_shows_none(task):
     with pytest.raises(ValidationError) as refused:
         grpo(tiny_chain(task).sft, rewards=(Answer(), Steps()))
     said = explain(refused.value)
-    assert said.startswith(f"rewards has steps, and completions of the task {task.label} show one step; allowed: ")
+    assert said.startswith(
+        f"the reward steps needs a task that writes its steps, and {task.label} writes only one; use "
+    )
     assert grpo(tiny_chain(StringTask(axis="depth", completion_format="trace")).sft, rewards=(Steps(),)).rewards
 
 

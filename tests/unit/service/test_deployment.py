@@ -24,7 +24,7 @@ def token(monkeypatch):
 
 def test_a_cluster_without_a_token_gets_no_pages(monkeypatch):
     monkeypatch.setattr(deployment, "is_token_auth_enabled", lambda: False)
-    with pytest.raises(ServeError, match="asks for no token; set RAY_AUTH_MODE=token"):
+    with pytest.raises(ServeError, match="the cluster has no token; set RAY_AUTH_MODE=token"):
         deployment.deploy("runs")
 
 

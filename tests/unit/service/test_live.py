@@ -114,7 +114,7 @@ def test_one_that_takes_too_long_is_given_up(reports, monkeypatch):
     program(monkeypatch, WAITS)
     monkeypatch.setattr(live, "LIMIT_S", 0.2)
     reports.ask("one", {"a"})
-    assert settle(reports, "one")["problem"] == "it was not made within 0.2 s"
+    assert settle(reports, "one")["problem"] == "it was not finished within 0.2 s"
 
 
 def test_what_is_in_work_ends_with_the_service(reports, monkeypatch):
@@ -170,7 +170,7 @@ def test_the_process_has_a_low_priority_and_says_what_it_cannot_do(monkeypatch, 
     monkeypatch.undo()
     other = LiveReports(str(tmp_path))
     other.ask("none", {"a"})
-    assert "study is 'none'; allowed" in settle(other, "none")["problem"]
+    assert "study='none' is not in the store" in settle(other, "none")["problem"]
     for each in (reports, other):
         each.close()
 

@@ -249,7 +249,7 @@ def test_none_nan_and_an_empty_text_are_one_value():
 
 @pytest.mark.parametrize("content", [b"", b"torn", b"PAR1" * 9])
 def test_what_is_no_table_is_refused(content, tmp_path):
-    with pytest.raises(StoreError, match="is no table"):
+    with pytest.raises(StoreError, match="is not a table"):
         rows.look(content, {}, 1)
     found = stored_study.study(tmp_path)
     found.files.write("studies/demo-tiny/results.parquet", content)
@@ -292,7 +292,7 @@ def test_an_empty_study_has_a_page_and_no_results(tmp_path):
     assert "The report comes with the first finished stage" in page(client, "/studies/demo-tiny")
     assert "No study of this store has results yet" in page(client, "/compare")
     for path, said in {
-        "report": "no stage of the study demo-tiny is finished yet",
+        "report": "no stage of the study demo-tiny has finished yet",
         "results": "no results yet",
     }.items():
         response = client.get(f"/studies/demo-tiny/{path}")

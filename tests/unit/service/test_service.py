@@ -100,7 +100,7 @@ def test_results_are_handed_out_as_they_are_and_of_some_values_alone(client, sto
     assert some["q"].tolist() == pytest.approx(expected["q"].tolist())
     refused = client.get("/api/studies/demo-tiny/results?colour=red")
     assert refused.status_code == 404
-    assert "there is no column 'colour'; allowed: stage_id" in refused.json()["error"]
+    assert "there is no column 'colour'; choose from stage_id" in refused.json()["error"]
 
 
 def test_a_file_of_a_stage_is_what_its_manifest_says(client, store):
@@ -197,7 +197,7 @@ def test_a_file_that_is_too_large_is_refused_with_where_it_is(client, monkeypatc
     monkeypatch.setattr(reader, "LARGEST", 10)
     response = client.get("/studies/demo-tiny/files/results.parquet")
     assert response.status_code == 404
-    assert "take it from" in response.text
+    assert "too large to be sent" in response.text
 
 
 def test_only_reading_is_offered(client):
@@ -243,7 +243,9 @@ def guarded(store):
 
 def test_elsewhere_a_token_is_asked_for(guarded):
     assert guarded.get("/").status_code == 401
-    assert guarded.get("/api/studies").json() == {"error": "a token is needed: send it as Authorization: Bearer TOKEN"}
+    assert guarded.get("/api/studies").json() == {
+        "error": "a token is required; send it as Authorization: Bearer TOKEN"
+    }
     for header in ("Bearer wrong", "Bearer ", "let me", ""):
         assert guarded.get("/api/studies", headers={"Authorization": header}).status_code == 401
     assert guarded.get("/api/studies", headers={"Authorization": "Bearer let me in"}).status_code == 200
@@ -265,7 +267,7 @@ def test_an_address_that_others_reach_needs_a_token(monkeypatch, tmp_path):
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(
-        RefusedError, match=r"host is '0.0.0.0', where others reach it, and there is no token to ask for"
+        RefusedError, match=r"host='0.0.0.0' can be reached by others, and there is no token to ask them for"
     ):
         serve._token("0.0.0.0")
     (tmp_path / ".ray").mkdir()
@@ -277,7 +279,7 @@ def test_a_port_that_is_taken_is_refused(store, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert cli.main(["serve", "--store", store.url, "--port", str(port)]) == 2
-    assert f"port {port} of 127.0.0.1 can't be listened on" in capsys.readouterr().err
+    assert f"port {port} of 127.0.0.1 cannot be opened" in capsys.readouterr().err
     assert cli.main(["serve", "--store", store.url + "-nowhere"]) == 2
 
 

@@ -42,7 +42,7 @@ REINFORCED = GRPO(init=TUNED, prompt_role="ood", kl_beta=0.1, optimiser=OPTIMISE
 MEASURED = Evaluate(init=REINFORCED)
 CHAIN = (PRETRAIN, TUNED, REINFORCED, MEASURED)
 #: Kinds that a stage can start from, as an error lists them.
-MODELS = ", ".join(repr(kind) for kind, stage in KINDS.items() if stage.pool != "measure")
+MODELS = ", ".join(kind for kind, stage in KINDS.items() if stage.pool != "measure")
 every_stage = pytest.mark.parametrize("stage", CHAIN, ids=lambda stage: stage.kind)
 
 
@@ -308,30 +308,29 @@ def from_json(**changes):
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
-        (lambda: changed(PRETRAIN, ood_ratio=0.7), ["ood_ratio is 0.7", "less than or equal to 0.5"]),
-        (lambda: changed(REINFORCED, kl_beta=-1.0), ["kl_beta is -1.0", "greater than or equal to 0"]),
-        (lambda: changed(REINFORCED, kl_beta=float("nan")), ["kl_beta is nan", "finite"]),
-        (lambda: changed(REINFORCED, kl_beta="0.1"), ["kl_beta is '0.1'", "number"]),
-        (lambda: changed(REINFORCED, group_size=1), ["group_size is 1", "greater than or equal to 2"]),
-        (lambda: changed(REINFORCED, prompt_role="all"), ["prompt_role is 'all'", "id, ood, probe"]),
-        (lambda: changed(PRETRAIN, samples=0), ["samples is 0", "greater than or equal to 1"]),
-        (lambda: changed(PRETRAIN, seed=2**31), [f"seed is {2**31}", "less than"]),
-        (lambda: Decoder(layers=1, width=64, ff_width=64, heads=4, kv_heads=4), ["64 / 4 = 16", "32, 64, 128"]),
-        (lambda: Decoder(layers=1, width=128, ff_width=64, heads=4, kv_heads=3), ["kv_heads is 3", "divisors"]),
-        (lambda: changed(PRETRAIN, decoder=changed(DECODER, context_tokens=8)), ["context_tokens is 8", "at least"]),
-        (lambda: from_json(task=STRINGS | {"axis": "colour"}), ["axis is 'colour'", "allowed: depth, length"]),
-        (lambda: from_json(task=STRINGS | {"seed": -1}), ["task.seed is -1", "greater than or equal to 0"]),
-        (lambda: from_json(kind="train"), ["kind is 'train'", ", ".join(map(repr, KINDS))]),
-        (lambda: SFT(init=MEASURED, optimiser=OPTIMISER, seed=0), ["init.kind is 'evaluate'", MODELS]),
-        (lambda: Evaluate(init=MEASURED), ["init.kind is 'evaluate'", MODELS]),
+        (lambda: changed(PRETRAIN, ood_ratio=0.7), ["ood_ratio=0.7 should be", "less than or equal to 0.5"]),
+        (lambda: changed(REINFORCED, kl_beta=-1.0), ["kl_beta=-1.0 should be", "greater than or equal to 0"]),
+        (lambda: changed(REINFORCED, kl_beta=float("nan")), ["kl_beta=nan should be", "finite"]),
+        (lambda: changed(REINFORCED, kl_beta="0.1"), ["kl_beta='0.1' should be", "number"]),
+        (lambda: changed(REINFORCED, group_size=1), ["group_size=1 should be", "greater than or equal to 2"]),
+        (lambda: changed(REINFORCED, prompt_role="all"), ["prompt_role='all' is not one of id, ood, probe"]),
+        (lambda: changed(PRETRAIN, samples=0), ["samples=0 should be", "greater than or equal to 1"]),
+        (lambda: changed(PRETRAIN, seed=2**31), [f"seed={2**31} should be", "less than"]),
+        (lambda: Decoder(layers=1, width=64, ff_width=64, heads=4, kv_heads=4), ["64 / 4 = 16 should", "32, 64, 128"]),
+        (lambda: Decoder(layers=1, width=128, ff_width=64, heads=4, kv_heads=3), ["kv_heads=3 should be a divisor"]),
+        (lambda: changed(PRETRAIN, decoder=changed(DECODER, context_tokens=8)), ["context_tokens=8", "at least"]),
+        (lambda: from_json(task=STRINGS | {"axis": "colour"}), ["axis='colour' is not one of depth, length"]),
+        (lambda: from_json(task=STRINGS | {"seed": -1}), ["task.seed=-1 should be", "greater than or equal to 0"]),
+        (lambda: from_json(kind="train"), [f"kind='train' is not one of {', '.join(KINDS)}"]),
+        (lambda: SFT(init=MEASURED, optimiser=OPTIMISER, seed=0), ["init.kind='evaluate' is not one of", MODELS]),
+        (lambda: Evaluate(init=MEASURED), ["init.kind='evaluate' is not one of", MODELS]),
     ],
 )  # fmt: skip
-def test_a_bad_value_is_refused_in_one_line_with_field_value_and_what_is_allowed(make, parts):
+def test_a_bad_value_is_refused_in_one_line_with_field_value_and_what_it_should_be(make, parts):
     with pytest.raises(ValidationError) as caught:
         make()
     line = explain(caught.value)
     assert "\n" not in line
-    assert "allowed" in line
     for part in parts:
         assert part in line
 
@@ -349,7 +348,7 @@ def test_an_unknown_or_missing_field_is_named():
 def test_a_task_refuses_unknown_words(setting):
     with pytest.raises(ValidationError) as caught:
         StringTask.model_validate({"axis": "depth", setting: "odd"})
-    assert explain(caught.value).startswith(f"{setting} is 'odd'; allowed: ")
+    assert explain(caught.value).startswith(f"{setting}='odd' is not one of ")
 
 
 @pytest.mark.parametrize("seed", [0.0, True, 1.5, "1"])
@@ -372,4 +371,4 @@ def test_a_kind_may_narrow_what_it_starts_from():
     assert FromScratch.model_validate({"init": PRETRAIN, **values}).parent == PRETRAIN
     with pytest.raises(ValidationError) as caught:
         FromScratch.model_validate({"init": TUNED, **values})
-    assert explain(caught.value).startswith("init is SFT(")
+    assert explain(caught.value).startswith("init=SFT(")

@@ -198,12 +198,12 @@ def test_a_writable_store_is_left_as_it_was(store):
 
 
 def test_an_unwritable_store_is_refused():
-    with pytest.raises(StoreError, match="'/proc/x', which cannot be written"):
+    with pytest.raises(StoreError, match="store='/proc/x' cannot be written"):
         require_shareable(Store("/proc/x").files)
 
 
 def test_an_unknown_protocol_is_refused():
-    with pytest.raises(StoreError, match="allowed: a folder or an fsspec URL"):
+    with pytest.raises(StoreError, match="is neither a folder nor an fsspec URL"):
         Store("nowhere://x")
 
 

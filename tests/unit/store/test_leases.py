@@ -244,9 +244,7 @@ def test_a_process_sees_that_its_store_is_not_its_drivers(files, another):
         lease = taken(leases, "work")
         lease.require_shared(files)
         for look in (lease.require_shared, lease.require_held):
-            with pytest.raises(
-                NotSharedError, match=f"does not share with the driver {leases.driver}: no driver holds"
-            ):
+            with pytest.raises(NotSharedError, match=f"is not that of the driver {leases.driver}: no driver holds"):
                 look(another)
 
 

@@ -23,7 +23,7 @@ def test_looks_double_and_begin_with_what_is_there():
     assert planned_looks((0, 1, 2), 12) == [(0, 1, 2), tuple(range(6)), tuple(range(12))]
     assert planned_looks((5,), 3) == [(5,), (5, 0), (5, 0, 1)]
     assert planned_looks((0, 1), 2) == [(0, 1)]
-    with pytest.raises(ValueError, match="max_seeds is 1; allowed: at least 2, the seeds of the first look"):
+    with pytest.raises(ValueError, match="max_seeds=1 should be at least 2, the number of seeds at the first look"):
         planned_looks((0, 1), 1)
 
 
@@ -54,7 +54,7 @@ def test_before_the_first_look_it_is_said_what_may_become_of_it():
 
 
 def test_a_limit_without_auto_is_refused():
-    with pytest.raises(ValueError, match="max_seeds is 6; allowed with seeds auto only"):
+    with pytest.raises(ValueError, match="max_seeds=6 needs seeds='auto'"):
         Experiment(max_seeds=6)
 
 

@@ -81,20 +81,24 @@ def test_several_axes_are_crossed_and_share_what_they_can():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("group_size=4", "set is 'group_size=4'; allowed: STAGE.SETTING=VALUE"),
-        ("grpo.group_size=", "set is 'grpo.group_size='; allowed: STAGE.SETTING=VALUE"),
-        ("grpu.group_size=4", "did you mean 'grpo'?"),
-        ("rft.rounds=4", "is 'rft'; did you mean 'sft'? allowed: pretrain, evaluate, sft, grpo"),
-        ("grpo.grup_size=4", "set is 'grpo.grup_size'; did you mean 'grpo.group_size'?"),
-        ("grpo.init.samples=4", "set is 'grpo.init.samples'"),
-        ("grpo.group_size=1", "grpo.group_size is 1; allowed: greater than or equal to 2"),
-        ("grpo.group_size=x", "grpo.group_size is 'x'"),
-        ("grpo.advantage=mean", "grpo.advantage is 'mean'; did you mean 'mean_only'?"),
-        ("grpo.optimiser.learning_rate=NaN", "grpo.optimiser.learning_rate is nan"),
-        ("pretrain.task.graph=printed", "pretrain.decoder.context_tokens is 64; allowed: at least 68"),
-        ("grpo.rewards=answr", "grpo.rewards.kind is 'answr'; did you mean 'answer'?"),
-        ("grpo.rewards=x*answer", "grpo.rewards.0.weight is 'x'; allowed: a valid number"),
-        ("grpo.mixture=id+0*ood", "grpo.mixture.1.weight is 0.0; allowed: greater than 0"),
+        ("group_size=4", "set='group_size=4' should be STAGE.SETTING=VALUE"),
+        ("grpo.group_size=", "set='grpo.group_size=' should be STAGE.SETTING=VALUE"),
+        ("grpu.group_size=4", "the stage 'grpu' of set='grpu.group_size' is not one of pretrain, "),
+        ("grpu.group_size=4", "; did you mean 'grpo'?"),
+        ("rft.rounds=4", "'rft.rounds' is not one of pretrain, evaluate, sft, grpo; did you mean 'sft'?"),
+        ("grpo.grup_size=4", "set='grpo.grup_size' is not one of "),
+        ("grpo.grup_size=4", "; did you mean 'grpo.group_size'?"),
+        ("grpo.init.samples=4", "set='grpo.init.samples' is not one of "),
+        ("grpo.group_size=1", "grpo.group_size=1 should be greater than or equal to 2"),
+        ("grpo.group_size=x", "grpo.group_size='x' should be a valid integer"),
+        ("grpo.advantage=mean", "grpo.advantage='mean' is not one of "),
+        ("grpo.advantage=mean", "; did you mean 'mean_only'?"),
+        ("grpo.optimiser.learning_rate=NaN", "grpo.optimiser.learning_rate=nan should be"),
+        ("pretrain.task.graph=printed", "pretrain.decoder.context_tokens=64 should be at least 68"),
+        ("grpo.rewards=answr", "grpo.rewards.kind='answr' is not one of "),
+        ("grpo.rewards=answr", "; did you mean 'answer'?"),
+        ("grpo.rewards=x*answer", "grpo.rewards.0.weight='x' should be a valid number"),
+        ("grpo.mixture=id+0*ood", "grpo.mixture.1.weight=0.0 should be greater than 0"),
     ],
 )
 def test_what_cannot_be_set_is_refused_with_the_nearest(text, sentence):
@@ -140,7 +144,7 @@ def test_an_axis_grows_and_another_setting_is_refused(tmp_path):
     more.add(larger)
     other, single = study(asked("grpo.group_size=32"))
     other.require_one(single)  # the setting is an axis of this study
-    with pytest.raises(RefusedError, match=r"with sft\.epochs 2, and this asks for 3"):
+    with pytest.raises(RefusedError, match=r"with sft\.epochs=2, and this plan has 3"):
         other.require_one(study(asked("sft.epochs=3"))[1])
 
 

@@ -138,7 +138,7 @@ def test_ratios_of_ones_own_stand_beside_those_that_are_found():
 
 def test_a_study_without_policies_has_nothing_to_search_for(monkeypatch):
     supervised = [stage for stage in Experiment(scale="toy").stages() if stage.pool == "train"]
-    with pytest.raises(ValueError, match=r"ood_ratios is 'auto', and the study draws no rollouts"):
+    with pytest.raises(ValueError, match=r"ood_ratios='auto' needs a study that draws rollouts"):
         ratios.search(lambda *_: supervised, lambda _: None)
 
 

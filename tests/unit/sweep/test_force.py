@@ -94,7 +94,7 @@ def test_what_other_plans_have_built_on_it_is_named_and_stays(store):
     again = force.named([TUNED.id], small)
     said = force.beyond(again, small, StoreIndex(store))
     assert len(said) == 2
-    assert all("left as it is: " in line for line in said)
+    assert all("not made again, because it is not in this plan: " in line for line in said)
     assert {i for i in PLAN.finished if i in "".join(said)} == PLAN.finished - small.finished
     assert force.beyond((), small, StoreIndex(store)) == []
 

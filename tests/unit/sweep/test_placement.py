@@ -94,23 +94,23 @@ def test_actors_that_hand_over_memory_of_a_gpu_need_one_node():
     text = refusal(apart, gpus=2, weight_transfer="cuda_ipc", train_gpus=0)
     assert "no node has room for a learner with its rollout workers" in text
     settings = RunConfig(weight_transfer="cuda_ipc", rollout_workers=2, device="cuda").resolve(4)
-    with pytest.raises(preflight.PreflightError, match=r"share one GPU; they ask for 1\.5"):
+    with pytest.raises(preflight.PreflightError, match=r"on one GPU, and they ask for 1\.5; lower learner_gpus"):
         preflight.require_software(PLAN, settings)
 
 
 def test_several_ranks_of_a_learner_hand_weights_on_through_the_object_store():
     settings = RunConfig(weight_transfer="gloo", learner_workers=2).resolve(0)
-    with pytest.raises(preflight.PreflightError, match="learner_workers is 2 and weight_transfer 'gloo'; allowed: obj"):
+    with pytest.raises(preflight.PreflightError, match="learner_workers=2 does not work with weight_transfer='gloo', "):
         preflight.require_software(PLAN, settings)
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({}, "tensor_parallel=3 is for the sampler vllm, and .* has 'torch'"),
+        ({}, "tensor_parallel=3 needs the sampler vllm, but .* has sampler='torch'"),
         (
             {"device": "cuda", "rollout_gpus": 1},
-            "tensor_parallel=3 and rollout_gpus=1: each rank needs a GPU of its own",
+            "tensor_parallel=3 needs a GPU for each rank, and rollout_gpus=1; use 3",
         ),
     ],
 )
@@ -131,7 +131,7 @@ def test_ranks_of_an_engine_divide_its_heads_and_have_a_gpu_each():
 
 
 def test_more_than_a_gpu_is_asked_for_whole():
-    assert refusal([{"CPU": 8.0, "GPU": 8.0}], gpus=8, learner_gpus=1.5).startswith("learner_gpus is 1.5; allowed: ")
+    assert refusal([{"CPU": 8.0, "GPU": 8.0}], gpus=8, learner_gpus=1.5).startswith("learner_gpus=1.5 should be ")
 
 
 @pytest.mark.parametrize(
@@ -217,4 +217,4 @@ def test_a_configuration_that_can_not_be_read_is_said_and_leaves_what_is_there(m
 
     monkeypatch.setattr(autoscaling, "_of_monitor", unreadable)
     assert autoscaling.node_types("here") == []
-    assert "how far the cluster may grow can't be read (PermissionError: it is not yours)" in caplog.text
+    assert "cannot read how far the cluster may grow (PermissionError: it is not yours)" in caplog.text

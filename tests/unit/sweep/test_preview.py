@@ -62,7 +62,7 @@ def test_a_failure_is_told_with_its_reason(tmp_path):
     fail(store, plan.trials[0].id, plan.trials[0].label)
     text = render_plan(plan, StoreIndex(store), CPU, TWO_CORES)
     assert f"failed: {plan.trials[0].id}: {plan.trials[0].label}: out of luck" in text
-    assert "blocked: built on a failed one" in text
+    assert "blocked: built on a failed stage" in text
     assert "16 stages: 4 failed, 4 blocked, 8 to run" in text
 
 
@@ -208,7 +208,7 @@ def test_every_stage_has_one_line_with_all_of_it(tmp_path):
     processes = [line.rpartition(":")[0] for line in memory.splitlines()[1:]]
     assert sorted(processes) == ["evaluate", "grpo", "grpo", "pretrain", "sft"], "the largest of each kind"
     assert "on a test (2 CPU cores), 2 trials at once" in time
-    assert "pretrain: from what 1 finished stages like it" in time
+    assert "pretrain: from the times of 1 similar finished stages" in time
     assert "grpo: assumed at 2.5e+10 FLOP/s a CPU core + 10 s to start" in time
     assert sharing.startswith("sharing: 16 stages instead of 24, ")
 

@@ -224,6 +224,8 @@ def lines_of(progress, capsys):
 def test_lines_say_when_trials_start_and_end_and_little_in_between(clock, capsys):
     progress = progress_of(clock, seeds=tuple(range(50)), at_once=100)
     said = lines_of(progress, capsys)
+    (first,) = said()
+    assert "200 trials to run, up to 100 at once; about " in first
     running = trials_of(progress, "train")
     for trial in running:
         progress.start(trial.id)

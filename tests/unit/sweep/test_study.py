@@ -75,7 +75,7 @@ def test_what_of_the_task_is_not_usual_is_part_of_the_name(variant, name):
 @pytest.mark.parametrize("name", ["a/b", "../x", "", ".", "a b", "x" * 101, "é"])
 def test_a_name_that_is_no_name_of_a_folder_is_refused(name, tmp_path, capsys):
     assert sweep.main(["--scale", "toy", "--name", name, "--store", str(tmp_path / "store")]) == 2
-    assert "refused: name is " in capsys.readouterr().err
+    assert f"refused: name={name!r} should be 1 to 100 letters" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
 
 
@@ -158,7 +158,7 @@ def test_a_driver_that_writes_a_study_is_no_running_stage(study, store):
         (Experiment(study="demo", scale="tiny"), "by the study demo at scale toy"),
         (
             Experiment(study="demo", scale="toy", graph="printed"),
-            "pretrain.task.graph hidden, and this asks for printed",
+            "pretrain.task.graph=hidden, and this plan has printed",
         ),
     ],
 )
@@ -175,14 +175,14 @@ def test_other_settings_of_the_same_study_are_refused(study):
     """As a change of the budgets or of the study's own file makes them."""
     study.add(ZERO)
     other = [s.model_copy(update={"group_size": 16}) if s.id.startswith("grpo") else s for s in ONE.stages]
-    with pytest.raises(RefusedError, match=r"grpo\.group_size 4, and this asks for 16; --name gives"):
+    with pytest.raises(RefusedError, match=r"grpo\.group_size=4, and this plan has 16; give .* by --name"):
         study.require_one(Plan.of("demo", other[:5], ()))
 
 
 def test_a_study_of_an_earlier_version_grows_where_its_settings_are_the_same(study, store):
     labels = {stage.id: stage.label for stage in ZERO.stages}
     store.files.write("studies/demo-toy/plan.json", json.dumps(labels).encode())
-    with pytest.raises(RefusedError, match="graph hidden, and this asks for printed"):
+    with pytest.raises(RefusedError, match="graph=hidden, and this plan has printed"):
         study.require_one(Plan.of("demo", stages(graph="printed"), ()))
     assert study.write(ONE, ids_of) == list(BOTH)
 
@@ -228,11 +228,11 @@ def test_a_plan_says_what_the_study_has_already(tmp_path, capsys):
     arguments = ["--scale", "toy", "--ood-ratios", "0.05", "--store", store.url, "--plan", "--seeds"]
     assert sweep.main([*arguments, "1"]) == 0
     assert (
-        "study demo-toy has 6 stages already, 2 of them finished; this plan adds 6, and lacks 6 that its page shows as "
-        "well"
+        "study demo-toy already has 6 stages, 2 of them finished; this plan adds 6, and its page also shows the 6 "
+        "others"
     ) in capsys.readouterr().out
     assert sweep.main([*arguments, "0"]) == 0
-    assert "study demo-toy has" not in capsys.readouterr().out
+    assert "study demo-toy already has" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_those_that_come_with_ray_can_be_had(names):
 
 def test_an_unknown_one_is_refused():
     with pytest.raises(
-        ValueError, match="loggers is 'visdom'; allowed: csv, json, mlflow, tensorboard, trackio, wandb"
+        ValueError, match="loggers='visdom' is not one of csv, json, mlflow, tensorboard, trackio, wandb"
     ):
         trackers.require(("csv", "visdom"))
 
@@ -53,12 +53,12 @@ def test_an_unknown_one_is_refused():
 @pytest.mark.parametrize("name", ["mlflow", "trackio", "wandb"])
 def test_one_without_its_package_is_refused_with_how_to_install_it(monkeypatch, name):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=rf"loggers is '{name}', .* pip install 'rayexp\[{name}\]'"):
+    with pytest.raises(ValueError, match=rf"loggers='{name}' needs a package; run: pip install 'rayexp\[{name}\]'"):
         trackers.require((name,))
 
 
 def test_wandb_without_a_login_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="no API key; allowed: WANDB_API_KEY set, `wandb login` done"):
+    with pytest.raises(ValueError, match="no API key; set WANDB_API_KEY, run `wandb login`"):
         trackers.require(("wandb",))
     monkeypatch.setenv("WANDB_MODE", "offline")
     trackers.require(("wandb",))
@@ -68,7 +68,7 @@ def test_a_server_of_mlflow_that_does_not_answer_is_refused(monkeypatch):
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and does not listen
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{bound.getsockname()[1]}")
-        with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_URI is 'http://127.*where no server answers"):
+        with pytest.raises(ValueError, match=r"no server answers at MLFLOW_TRACKING_URI='http://127"):
             trackers.require(("mlflow",))
 
 
@@ -76,7 +76,7 @@ def test_a_server_of_mlflow_that_does_not_answer_is_refused(monkeypatch):
 def test_one_that_can_not_be_opened_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuch://place")
     with (
-        pytest.raises(ValueError, match="loggers is 'mlflow', which can't be opened"),
+        pytest.raises(ValueError, match="loggers='mlflow' cannot be opened"),
         trackers.opened(("mlflow",), Store(str(tmp_path)), "demo", lambda measurement: {}),
     ):
         pass
@@ -277,7 +277,7 @@ def test_one_that_hangs_holds_nothing_up_for_long(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         behind.close()
     answer.set()
-    assert "slow has not taken everything within 0.1 s" in caplog.text
+    assert "slow did not take all records within 0.1 s" in caplog.text
 
 
 def test_runs_of_a_sweep_that_is_stopped_are_ended(clients, tmp_path):

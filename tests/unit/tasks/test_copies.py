@@ -75,7 +75,9 @@ def test_what_is_no_copy_is_as_without_copies(task):
 
 
 def test_a_ratio_with_less_than_a_copy_of_each_item_is_refused():
-    with pytest.raises(ValueError, match="makes 7 OOD samples; allowed with copied_items 8: 0, or at least 8 samples"):
+    with pytest.raises(
+        ValueError, match="makes 7 OOD samples; copied_items=8 needs none, or at least 8, a copy of each"
+    ):
         pretrain(copied_items=ITEMS, ood_ratio=0.007)
     with pytest.raises(ValueError, match="multiple of 2"):
         pretrain(copied_items=7)

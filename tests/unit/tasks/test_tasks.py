@@ -153,7 +153,7 @@ def test_seeds_and_splits_are_independent_streams(task):
 @every_task
 @pytest.mark.parametrize("split", ["train", ""])
 def test_unknown_splits_are_refused(task, split):
-    with pytest.raises(ValueError, match="use one of pretrain, sft, grpo, test"):
+    with pytest.raises(ValueError, match="is not one of pretrain, sft, grpo, test"):
         task.mixture(split, 0, 0.1, 0, 1)
 
 

@@ -41,7 +41,9 @@ def test_what_can_be_printed_has_a_token_and_all_else_is_refused():
     tokens = CHARACTERS.plain("<pad> a~\n")
     assert 0 not in tokens, "the text <pad> is five characters"
     assert CHARACTERS.encode("<bos>7<eos>") == [CHARACTERS.bos, *CHARACTERS.plain("7"), CHARACTERS.eos]
-    with pytest.raises(ValueError, match=r"the text 'naïve' has 'ï'; allowed: .* or tokens = 'bytes'"):
+    with pytest.raises(
+        ValueError, match=r"the text 'naïve' has 'ï', which is not printable ASCII; .* set tokens='bytes'"
+    ):
         CHARACTERS.plain("naïve")
 
 
@@ -116,7 +118,7 @@ def test_test_questions_are_different_and_end_where_there_are_no_more():
     with pytest.raises(ValueError, match=r"the cell 2 of mine has (\d+) different questions for tests") as refusal:
         task.of_cell("test", 0, "2", 10_000, 1)
     most = int(str(refusal.value).split(" has ")[1].split()[0])
-    assert f"allowed: prompts_per_cell up to {most}" in str(refusal.value)
+    assert f"; use prompts_per_cell up to {most}" in str(refusal.value)
     every = {f"{a} {sign} {b} =" for a in range(10) for b in range(10) for sign in "+-"}
     found = {
         prompt.removeprefix("<bos>").removesuffix("\n") for prompt, _ in texts(task.of_cell("test", 0, "2", 0, most))
@@ -166,13 +168,13 @@ def test_cells_of_several_lengths_are_joined_in_the_order_of_their_numbers():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"generator": "chain_sums"}, r"generator is 'chain_sums'.*chain_sum"),
+        ({"generator": "chain_sums"}, r"generator='chain_sums' .*; did you mean 'chain_sum'"),
         (
             {"levels": (Level(name="2", role="id", settings={"terms": 2}),)},
-            "settings of the level 2 are refused .* 'terms'",
+            "the generator chain_sum refuses the settings of the level 2: .* 'terms'",
         ),
         ({"levels": (Level(name="2", role="id", settings={"min_terms": 0}),)}, "min_terms must be positive"),
-        ({"keep": "sum of (.*)"}, "keep is 'sum of .*', which is not found in the question 'State the final answer"),
+        ({"keep": "sum of (.*)"}, "keep='sum of .*' is not found in the question 'State the final answer"),
     ],
 )
 def test_a_generator_that_can_not_do_is_refused_before_work(changes, said):
@@ -183,10 +185,10 @@ def test_a_generator_that_can_not_do_is_refused_before_work(changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"keep": "(a)(b)"}, "with 2 groups; allowed: one"),
-        ({"keep": "(a"}, "is no regular expression"),
+        ({"keep": "(a)(b)"}, "has 2 groups; give it one"),
+        ({"keep": "(a"}, "is not a regular expression"),
         ({"name": "a/b"}, "name"),
-        ({"levels": ()}, "none of the role id"),
+        ({"levels": ()}, "levels has none with role='id'"),
         ({"levels": (Level(name="2", role="id"), Level(name="2", role="ood"))}, "levels has a name twice: 2, 2"),
     ],
 )
@@ -198,7 +200,7 @@ def test_a_task_that_makes_no_sense_is_refused_when_it_is_made(changes, said):
 def test_a_study_with_more_test_questions_than_there_are_is_refused_before_it_starts():
     base = pretrain(task=gym())
     plan = Plan.of("mine", [base, Evaluate(init=base, prompts_per_cell=30)], ())
-    with pytest.raises(PreflightError, match="prompts_per_cell is 30; allowed: at most 29, because the cell 2 of mine"):
+    with pytest.raises(PreflightError, match="prompts_per_cell=30 should be at most 29, because the cell 2 of mine"):
         require_own_parts(plan)
     require_own_parts(Plan.of("mine", [base, Evaluate(init=base, prompts_per_cell=29)], ()))
 
@@ -211,7 +213,7 @@ def test_more_copies_of_test_questions_than_there_are_are_refused_before_they_ar
     plans = [Plan.of("mine", [pretrain(task=task, ood_ratio=0.0, copied_items=most + more)], ()) for more in (0, 2)]
     require_own_parts(plans[0])
     with pytest.raises(
-        PreflightError, match=f"copied_items is {most + 2}; allowed: at most {task.test_samples('3', 10_000)}"
+        PreflightError, match=f"copied_items={most + 2} should be at most {task.test_samples('3', 10_000)}"
     ):
         require_own_parts(plans[1])
 
@@ -220,7 +222,7 @@ def test_questions_of_another_release_are_another_task(monkeypatch):
     task = gym()
     monkeypatch.setattr("rayexp.tasks.text.gym.version", lambda name: "9.9")
     assert gym().release == "9.9"
-    with pytest.raises(ContractError, match=rf"release is '{task.release}', and reasoning-gym 9.9 is installed"):
+    with pytest.raises(ContractError, match=rf"release='{task.release}', but reasoning-gym 9.9 is installed"):
         require_contract(gym(release=task.release, keep="(.*) ="))
 
 

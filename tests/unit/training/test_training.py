@@ -96,7 +96,7 @@ def test_a_process_of_a_group_saves_what_is_its_own_without_the_others(tmp_path)
 
 
 def test_what_an_earlier_version_left_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(PermanentError, match="an earlier version of rayexp wrote it; --force STAGE makes"):
+    with pytest.raises(PermanentError, match="an earlier version of rayexp wrote it; --force STAGE makes it again"):
         checkpoint.load(micro_trainer().state(), tmp_path / "trainer")
 
 
