@@ -143,7 +143,7 @@ def _require_tensor_parallel(plan: Plan, run_config: RunConfig) -> None:
         heads = getattr(stage.root.decoder, "heads", ranks)
         if heads % ranks:
             raise PreflightError(
-                f"tensor_parallel={ranks} does not divide the {heads} heads of the decoder of {stage.label}; use a divisor"
+                f"tensor_parallel={ranks} does not divide the {heads} heads of the decoder of {stage.label}"
             )
 
 
