@@ -131,7 +131,7 @@ def _require_tensor_parallel(plan: Plan, run_config: RunConfig) -> None:
         return
     if run_config.device == "cuda" and gpus < ranks:
         raise PreflightError(
-            f"tensor_parallel={ranks} needs a GPU for each rank, and rollout_gpus={gpus:g}; use {ranks}"
+            f"tensor_parallel={ranks} needs a GPU for each rank; set rollout_gpus={ranks} instead of {gpus:g}"
         )
     for stage in plan.to_run:
         if not isinstance(stage, RolloutStage):
@@ -143,7 +143,8 @@ def _require_tensor_parallel(plan: Plan, run_config: RunConfig) -> None:
         heads = getattr(stage.root.decoder, "heads", ranks)
         if heads % ranks:
             raise PreflightError(
-                f"tensor_parallel={ranks} does not divide the {heads} heads of the decoder of {stage.label}"
+                f"tensor_parallel={ranks} should be a divisor of {heads}, the number of heads of the decoder of "
+                f"{stage.label}"
             )
 
 

@@ -110,7 +110,7 @@ def test_several_ranks_of_a_learner_hand_weights_on_through_the_object_store():
         ({}, "tensor_parallel=3 needs the sampler vllm, but .* has sampler='torch'"),
         (
             {"device": "cuda", "rollout_gpus": 1},
-            "tensor_parallel=3 needs a GPU for each rank, and rollout_gpus=1; use 3",
+            "tensor_parallel=3 needs a GPU for each rank; set rollout_gpus=3 instead of 1",
         ),
     ],
 )
@@ -125,7 +125,8 @@ def test_ranks_of_an_engine_divide_its_heads_and_have_a_gpu_each():
     settings = RunConfig(tensor_parallel=2, device="cuda").resolve(4)
     assert settings.rollout_gpus == 2
     with pytest.raises(
-        preflight.PreflightError, match="tensor_parallel=2 does not divide the 1 heads of the decoder of"
+        preflight.PreflightError,
+        match="tensor_parallel=2 should be a divisor of 1, the number of heads of the decoder of",
     ):
         preflight.require_software(plan, settings)
 
