@@ -48,6 +48,8 @@ _LOCAL_PREFIX = re.compile(r"(file|local):(//)?")
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 #: Files that are removed at the same time.
 REMOVED_AT_ONCE = 16
+#: Files that are read in one call: what fails is tried again as a whole, and has the time of one answer.
+READ_AT_ONCE = 1_000
 
 
 class StoreError(PermanentError):
@@ -78,20 +80,23 @@ class Files:
 
     def read(self, name: str) -> bytes:
         """Read one file. Raises FileNotFoundError."""
-        return self._answer(f"read {name}", lambda: cast(bytes, self.fs.cat_file(self._place(name))))
+        return self._answer(f"read {name}", lambda: cast(bytes, self.fs.cat_file(self._place(name), **self._whole)))
 
     def read_existing(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Read those of the files that are there, all together."""
+        """Read those of the files that are there, many at a time."""
+        found: dict[str, bytes] = {}
+        for first in range(0, len(names), READ_AT_ONCE):
+            some = names[first : first + READ_AT_ONCE]
+            found |= self._answer(f"read {len(some)} files", partial(self._cat, some))
+        return found
+
+    def _cat(self, names: Sequence[str]) -> dict[str, bytes]:
         places = [self._place(name) for name in names]
-
-        def cat() -> dict[str, bytes]:
-            found = cast(list[Any], self.fs.cat_ranges(places, None, None, on_error="return")) if places else []
-            for answer in found:
-                if isinstance(answer, BaseException) and not isinstance(answer, _ANSWERS):
-                    raise answer
-            return {name: data for name, data in zip(names, found, strict=True) if isinstance(data, bytes)}
-
-        return self._answer(f"read {len(names)} files", cat)
+        found = cast(list[Any], self.fs.cat_ranges(places, None, None, on_error="return", **self._whole))
+        for answer in found:
+            if isinstance(answer, BaseException) and not isinstance(answer, _ANSWERS):
+                raise answer
+        return {name: data for name, data in zip(names, found, strict=True) if isinstance(data, bytes)}
 
     def write(self, name: str, data: bytes) -> None:
         """Write one file so that a reader sees either the old one or the new one."""
@@ -202,6 +207,11 @@ class Files:
     def remove_file(self, name: str) -> None:
         """Remove a file if it is there."""
         self._answer(f"remove {name}", lambda: self._remove_place(self._place(name)))
+
+    @property
+    def _whole(self) -> dict[str, int]:
+        """Return what s3fs has to be told, lest it ask for the size of each small file before it reads it."""
+        return {"max_concurrency": 1} if "s3" in _protocols(self.fs) else {}
 
     @property
     def _folderless(self) -> bool:

@@ -486,6 +486,16 @@ def test_a_pattern_in_a_key_is_no_pattern(remote, tmp_path, name):
     use_all_of(Files(f"{remote.url}/{name}/store", timeout_s=30), name, name, tmp_path / "copy")
 
 
+def test_a_small_file_is_read_by_one_request(server, remote, monkeypatch):
+    monkeypatch.setattr(module, "READ_AT_ONCE", 2)
+    for name in "abc":
+        remote.write(name, name.encode())
+    server.requests()
+    assert remote.read_existing([*"abc", "none"]) == {"a": b"a", "b": b"b", "c": b"c"}
+    assert remote.read("a") == b"a"
+    assert server.requests() == {"GET": 5}
+
+
 def test_a_bucket_that_ignores_conditions_is_refused(server, remote):
     require_shareable(remote)
     server.upset("unconditional")
