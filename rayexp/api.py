@@ -218,12 +218,18 @@ def prepare(wanted: Asked, run_config: RunConfig, name: str | None = None, again
         wanted = list(wanted)
         study, found = Study(store, Experiment(name=name).folder, "own stages", "own"), Search(wanted, ())
         looks = 1
-    whole = Plan.of(study.study, found.wanted, store.finished_ids(), looks=looks)
+    whole = _planned(study.study, found.wanted, store, looks)
     anew = force.named(again, whole)
     left = dataclasses.replace(whole, finished=whole.finished - {stage.id for stage in anew})
     study.require_one(left)
     preflight.require_own_parts(left)
     return Job(wanted, study, left, run_config, anew, found.said)
+
+
+def _planned(study: str, wanted: Iterable[Wanted], store: Store, looks: int) -> Plan:
+    """Return the plan of a study, for which of the store no more is looked at than the stages of the plan."""
+    plan = Plan.of(study, wanted, (), looks=looks)
+    return dataclasses.replace(plan, finished=frozenset(store.finished_ids([stage.id for stage in plan.stages])))
 
 
 def rounds(job: Job) -> Iterator[Job]:
@@ -246,7 +252,7 @@ def measured(store: Store, stage: Stage) -> "pd.DataFrame | None":
 
 def undecided(store: Store, wanted: Sequence[Wanted], looks: int) -> "Collection[Place] | None":
     """Return the places at which a verdict is undecided; None while not all stages are finished."""
-    plan = Plan.of("", wanted, store.finished_ids(), looks=looks)
+    plan = _planned("", wanted, store, looks)
     if plan.to_run:
         return None
     from rayexp.reports.undecided import places
@@ -319,7 +325,7 @@ def execute(job: Job, tracked: trackers.Trackers = NO_TRACKERS, fail_fast: bool 
     from rayexp.sweep.progress import Progress
     from rayexp.sweep.so_far import MeansSoFar
 
-    estimates = CostModel.of(StoreIndex(job.store), job.run_config)
+    estimates = CostModel.of(StoreIndex(job.store), job.run_config, job.plan.finished)
     at_once = preflight.concurrency(job.plan, job.run_config)
     progress = Progress(job.plan, lambda stage: estimates.cost(stage).seconds, at_once)
     with display.open_display(display.console(), progress) as view:

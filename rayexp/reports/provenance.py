@@ -9,7 +9,7 @@ from rayexp.config import RunConfig
 from rayexp.formatting import one_line
 from rayexp.stages import KINDS, Stage, kind_in
 from rayexp.stages.settings import condition, own, shown, varying
-from rayexp.store.artifacts import DamagedError, Store, StoreError
+from rayexp.store.artifacts import Store
 from rayexp.store.provenance import commit, other_code
 from rayexp.sweep.plan import Plan
 
@@ -23,16 +23,16 @@ def provenance(plan: Plan, store: Store) -> dict[str, Any]:
     """
     facts: dict[str, dict[str, None]] = {}
     runs, unread, others = [], 0, dict[str, int]()
-    for stage in plan.stages:
-        if stage.id not in plan.finished:
+    finished = {stage.id: stage for stage in plan.stages if stage.id in plan.finished}
+    for stage_id, record in store.provenances(finished):
+        stage = finished[stage_id]
+        if record is None:
+            unread += 1
             continue
         try:
-            record = store.provenance(stage.id)
             found, started, duration_s = _facts(record), str(record.get("started", "")), float(record["duration_s"])
             cores, gpus = reserved(stage, RunConfig.model_validate(record["run_config"]))
-        except DamagedError:
-            raise
-        except (StoreError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             unread += 1
             continue
         for name, value in found.items():

@@ -3,7 +3,7 @@
 Both carry the settings of the stage in plain columns, so that pandas, polars or duckdb can group by them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,12 +115,12 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
     frames: dict[str, pd.DataFrame] = {}
     subjects: dict[str, Stage] = {}
     varies = varying(plan.trained)
-    for stage in plan.stages:
-        if stage.pool == "measure" and stage.id in plan.finished:
-            frame = measured(store, stage.id)
-            subjects[stage.subject.id] = stage.subject
-            frame = frame.assign(**settings(stage.subject, plan), **varied(stage.subject, varies))
-            frames[stage.subject.id] = with_pass_at_k(with_copied(frame, stage))
+    measurements = {stage.id: stage for stage in plan.stages if stage.pool == "measure" and stage.id in plan.finished}
+    for stage_id, frame in _all_measured(store, measurements):
+        stage = measurements[stage_id]
+        subjects[stage.subject.id] = stage.subject
+        frame = frame.assign(**settings(stage.subject, plan), **varied(stage.subject, varies))
+        frames[stage.subject.id] = with_pass_at_k(with_copied(frame, stage))
     for stage_id, frame in frames.items():
         frames[stage_id] = with_fixed_points(
             with_init(frame, frames.get(str(frame["init_id"].iloc[0]))), subjects[stage_id]
@@ -137,8 +137,13 @@ def without_texts(results: pd.DataFrame) -> pd.DataFrame:
 
 def measured(store: Store, stage_id: str) -> pd.DataFrame:
     """Return the rows of one finished measurement, with ``q``. Raises StoreError on a table that is not valid."""
-    frame = _read(store, stage_id, "results.parquet", MEASURED, may_have=[RESULTS.field(TEMPLATE)])
-    return frame.assign(q=np.exp(frame["log_mass"].clip(upper=0)))
+    ((_, frame),) = _all_measured(store, [stage_id])
+    return frame
+
+
+def _all_measured(store: Store, stage_ids: Iterable[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    for stage_id, frame in _read(store, stage_ids, "results.parquet", MEASURED, may_have=[RESULTS.field(TEMPLATE)]):
+        yield stage_id, frame.assign(q=np.exp(frame["log_mass"].clip(upper=0)))
 
 
 def to_arrow(results: pd.DataFrame) -> pa.Table:
@@ -211,22 +216,21 @@ def with_pass_at_k(frame: pd.DataFrame) -> pd.DataFrame:
 
 def curves(plan: Plan, store: Store) -> pd.DataFrame:
     """Return the rows of ``CURVES`` for every finished training stage of the plan."""
-    frames = []
-    for stage in plan.trained:
-        if stage.id in plan.finished:
-            frame = _read(store, stage.id, "metrics.parquet", LOGGED)
-            frames.append(frame.assign(**settings(stage, plan)))
-    return _framed(frames, CURVES)
+    trained = {stage.id: stage for stage in plan.trained if stage.id in plan.finished}
+    found = _read(store, trained, "metrics.parquet", LOGGED)
+    return _framed([frame.assign(**settings(trained[stage_id], plan)) for stage_id, frame in found], CURVES)
 
 
-def _read(store: Store, stage_id: str, name: str, schema: pa.Schema, may_have: Iterable[pa.Field] = ()) -> pd.DataFrame:
-    """Read a table of a stage, with those of ``may_have`` that it has. Raises StoreError with the first problem in
-    it."""
-    found = store.table(stage_id, name)
-    schema = pa.schema([*schema, *(column for column in may_have if column.name in found.schema.names)])
-    if problem := next(_problems(found, schema), None):
-        raise StoreError(f"{store.url}/stages/{stage_id}/{name} {problem}")
-    return _in_pandas(found.select(schema.names))
+def _read(
+    store: Store, stage_ids: Iterable[str], name: str, schema: pa.Schema, may_have: Sequence[pa.Field] = ()
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the table that each stage wrote, with the stage's id and with those of ``may_have`` that it has. Raises
+    StoreError with the first problem in one."""
+    for stage_id, found in store.tables(stage_ids, name):
+        columns = pa.schema([*schema, *(column for column in may_have if column.name in found.schema.names)])
+        if problem := next(_problems(found, columns), None):
+            raise StoreError(f"{store.url}/stages/{stage_id}/{name} {problem}")
+        yield stage_id, _in_pandas(found.select(columns.names))
 
 
 def _in_pandas(table: pa.Table) -> pd.DataFrame:

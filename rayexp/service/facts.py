@@ -22,6 +22,7 @@ from rayexp.store.artifacts import StoreError
 from rayexp.store.garbage import StoreUse
 from rayexp.store.index import Finished, StoreIndex, file_bytes, find
 from rayexp.store.provenance import code_here
+from rayexp.store.summaries import StageSummary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,7 @@ PERCENTILES = (10, 50, 90)
 PAIRED = {False: "agree in all settings along their lineage", True: "end their condition and agree in their root"}
 #: Fields of a finished stage.
 FACTS = ("id", "kind", "label", "started", "duration_s", "bytes")
-ORDERS: dict[str, Callable[[Finished], object]] = {
+ORDERS: dict[str, Callable[[StageSummary], object]] = {
     "label": lambda stage: (stage.label, stage.id),
     "started": lambda stage: (stage.started, stage.label),
     "took": lambda stage: -(stage.duration_s or 0.0),
@@ -59,7 +60,7 @@ def stages(index: StoreIndex, study: str = "", kind: str = "any", sort: str = "l
     """Return the finished and the unfinished stages of a store. study: only those of this study; kind: only this kind;
     sort: one of ``ORDERS``. Raises StoreError if there is no such study."""
     among = set(index.study(study)) if study else None
-    finished = [each for each in index.finished(among).values() if kind in ("any", each.kind)]
+    finished = [each for each in index.summaries(among).values() if kind in ("any", each.kind)]
     unfinished = [
         each for each in index.unfinished() if (among is None or each.id in among) and kind in ("any", kind_in(each.id))
     ]

@@ -11,6 +11,7 @@ written over. Nothing read from a store can run code: JSON, Parquet, safetensors
     replaced/<id>/      artifacts that ``--force`` had made again, by when
     work/<id>/failure.json  why the last attempt failed
     leases/ drivers/    who computes what (rayexp.store.leases)
+    summaries/ distrusted/  what a list of stages shows of them (rayexp.store.summaries)
     studies/<name>/     plan.json (labels of its stages by id, and what makes it one study), results.parquet, report/
 """
 
@@ -32,6 +33,7 @@ import pyarrow.parquet as pq
 from rayexp.config import RunConfig, canonical_json, parse_record
 from rayexp.errors import first_line
 from rayexp.stages import Stage
+from rayexp.store import summaries
 from rayexp.store.filesystem import Files, StoreError, inside
 from rayexp.store.leases import Lease
 from rayexp.training.context import ALONE, Ranks
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FAILURE = "failure.json"
 CHECKPOINTS_KEPT = 2
+#: Artifacts of which a file is in memory at once, where one of each of many is read.
+READ_TOGETHER = 128
 #: A study's report while it is written, before it takes the place of the old one.
 STAGED = "report.part"
 _STEP = re.compile(r"step-(\d{9})")
@@ -110,12 +114,15 @@ class Store:
 
     def provenance(self, stage_id: str) -> dict[str, Any]:
         """Return the verified record of where, when and with what an artifact was made."""
-        with self.fetched(f"stages/{stage_id}", prefix="provenance.json") as folder:
-            file = folder / "provenance.json"
-            record = parse_record(file.read_bytes()) if file.is_file() else None
+        ((_, record),) = self.provenances([stage_id])
         if record is None:
             raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is not a JSON object")
         return record
+
+    def provenances(self, stage_ids: Iterable[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """Yield the verified record of each artifact, with the stage's id, in order; None where it is no record."""
+        for stage_id, data in self._verified(stage_ids, "provenance.json"):
+            yield stage_id, None if data is None else parse_record(data)
 
     def damaged(self, stage_ids: Iterable[str]) -> dict[str, list[str]]:
         """Verify every file of the given stages. Return the problems found, by stage id."""
@@ -130,6 +137,7 @@ class Store:
 
     def unpublish(self, stage_id: str) -> None:
         """Remove an artifact; its manifest goes first."""
+        summaries.distrust(self.files, stage_id)
         self.files.remove_file(f"stages/{stage_id}/{MANIFEST}")
         self.files.remove(f"stages/{stage_id}")
 
@@ -141,6 +149,7 @@ class Store:
         place = f"replaced/{stage_id}/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
         path, finished = f"stages/{stage_id}", self.finished(stage_id)
         if finished and self.files.local:
+            summaries.distrust(self.files, stage_id)
             self.files.move_folder(path, place)
         elif finished:
             with self.fetched(path) as folder:
@@ -152,14 +161,22 @@ class Store:
 
     def table(self, stage_id: str, name: str) -> pa.Table:
         """Read a Parquet file of an artifact, verified against its manifest."""
-        with self.fetched(f"stages/{stage_id}", prefix=name) as folder:
+        ((_, table),) = self.tables([stage_id], name)
+        return table
+
+    def tables(self, stage_ids: Iterable[str], name: str) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the Parquet file of this name of each artifact, with the stage's id, in order; each is verified against
+        its manifest."""
+        for stage_id, data in self._verified(stage_ids, name):
             try:
+                if data is None:
+                    raise FileNotFoundError("its manifest has no such file")
                 # Unlike read_table, one file and nothing around it; notes to pandas in it are nobody's business.
-                table = pq.ParquetFile(folder / name).read().replace_schema_metadata(None)
+                table = pq.ParquetFile(pa.BufferReader(data)).read().replace_schema_metadata(None)
                 table.validate(full=True)
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise StoreError(f"{self.url}/stages/{stage_id}/{name} is not a table ({first_line(error)})") from error
-        return table
+            yield stage_id, table
 
     @contextmanager
     def model(self, stage_id: str) -> Iterator[Path]:
@@ -248,6 +265,11 @@ class Store:
         self._require_lease()
         self.files.write(f"studies/{name}/{file}", data)
 
+    def write_summaries(self, name: str, found: Iterable[summaries.StageSummary]) -> None:
+        """Write what a list shows of the stages of a study, if the lease on it is still held."""
+        self._require_lease()
+        self.files.write(summaries.path(name), summaries.packed(found))
+
     def replace_study(self, local: Path, name: str) -> None:
         """Put the tables and the ``report`` of a local folder in place of a study's, if the lease on it is still held.
 
@@ -303,12 +325,36 @@ class Store:
     def _fetch(self, path: str, prefix: str, local: Path) -> None:
         manifest = self._manifest(path)
         if manifest is None:
-            raise DamagedError(f"{self.url}/{path} is not finished: it has no manifest")
+            raise DamagedError(_no_manifest(f"{self.url}/{path}"))
         for name, expected in manifest.items():
             if name.startswith(prefix):
                 problem = self._download(path, name, expected, local)
                 if problem:
-                    raise DamagedError(f"{self.url}/{path}/{name} is damaged: {problem}; --repair rebuilds it")
+                    raise DamagedError(_damaged(f"{self.url}/{path}/{name}", problem))
+
+    def _verified(self, stage_ids: Iterable[str], name: str) -> Iterator[tuple[str, bytes | None]]:
+        """Yield a small file of each artifact, with the stage's id, in order; None where its manifest lists none.
+
+        Manifests and files are read many at a time, so that a report on a thousand stages does not wait for each.
+        Raises DamagedError as ``fetched`` does.
+        """
+        ids = list(stage_ids)
+        for first in range(0, len(ids), READ_TOGETHER):
+            some = ids[first : first + READ_TOGETHER]
+            manifests = self.manifests(some)
+            paths = {stage_id: f"stages/{stage_id}/{inside(name)}" for stage_id in some}
+            there = self.files.read_existing(list(paths.values()))
+            for stage_id, path in paths.items():
+                if stage_id not in manifests:
+                    raise DamagedError(_no_manifest(f"{self.url}/stages/{stage_id}"))
+                expected, data = manifests[stage_id]["files"].get(name), there.get(path)
+                if expected is None:
+                    yield stage_id, None
+                    continue
+                found = None if data is None else hashlib.sha256(data).hexdigest()
+                if problem := _problem(found, expected["sha256"]):
+                    raise DamagedError(_damaged(f"{self.url}/{path}", problem))
+                yield stage_id, data
 
     def _download(self, path: str, name: str, expected: dict[str, Any], local: Path) -> str | None:
         """Fetch a file. Return the problem with it, if there is one."""
@@ -317,12 +363,12 @@ class Store:
             self.files.download(f"{path}/{name}", target)
             found = _sha256(target)
         except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
-            return "it is not there"
+            found = None
         except (OSError, RecursionError) as error:  # too long, or in too many folders
             raise StoreError(
                 f"{self.url}/{path}/{name} cannot be copied to this machine ({first_line(error)})"
             ) from error
-        return None if found == expected["sha256"] else f"its SHA-256 is {found}, not {expected['sha256']}"
+        return _problem(found, expected["sha256"])
 
     def _manifest(self, path: str) -> dict[str, dict[str, Any]] | None:
         """Return what a folder's manifest says of its files; None if there is none, or a torn one."""
@@ -341,6 +387,21 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
         return None
     sums = [about.get("sha256") if isinstance(about, dict) else None for about in files.values()]
     return manifest if all(isinstance(text, str) and _SHA256.fullmatch(text) for text in sums) else None
+
+
+def _problem(found: str | None, expected: str) -> str | None:
+    """Return what is wrong with a file whose SHA-256 is ``found``; None stands for one that is not there."""
+    if found is None:
+        return "it is not there"
+    return None if found == expected else f"its SHA-256 is {found}, not {expected}"
+
+
+def _damaged(place: str, problem: str) -> str:
+    return f"{place} is damaged: {problem}; --repair rebuilds it"
+
+
+def _no_manifest(place: str) -> str:
+    return f"{place} is not finished: it has no manifest"
 
 
 def _sha256(file: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Literal
 
 from rayexp.errors import RefusedError
 from rayexp.parts import unread_parts
+from rayexp.store import summaries
 from rayexp.store.artifacts import FAILURE, MANIFEST, STAGED, StoreError
 from rayexp.store.filesystem import Files
 from rayexp.store.index import STUDY_LEASE, StoreIndex, file_bytes
@@ -210,6 +211,11 @@ def _remove(files: Files, garbage: Garbage) -> None:
     if garbage.kind == "driver":
         files.remove_file(path)
         return
+    folder, _, name = path.partition("/")
+    if folder == "stages":
+        summaries.distrust(files, name)
+    if garbage.kind == "study":
+        files.remove_file(summaries.path(name))
     files.remove_file(f"{path}/{'plan.json' if garbage.kind == 'study' else MANIFEST}")
     files.remove(path)
 

@@ -6,7 +6,6 @@ them through ``rayexp.store.artifacts``, which verifies.
 
 import time
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +14,16 @@ from pydantic import ValidationError
 from rayexp.config import parse_record
 from rayexp.errors import RefusedError, did_you_mean
 from rayexp.stages import Stage, kind_in, parse_stored
+from rayexp.store import summaries
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.leases import EXPIRY_S, on_record
 from rayexp.store.provenance import other_code
+from rayexp.store.summaries import StageSummary
 
 #: How the name of a lease on a whole study begins. Leases without a dot are on trials: no id has one.
 STUDY_LEASE = "study."
+#: Stages whose manifests and records are in memory at once, of all that are listed.
+LOOKED_AT_ONCE = 1_000
 #: Candidates that an ambiguous name is answered with.
 CANDIDATES_SHOWN = 12
 
@@ -65,6 +68,11 @@ class Finished:
         """Return by which code it was made, if that is not the code at hand or is unknown; else empty."""
         return other_code(self.provenance)
 
+    @property
+    def summary(self) -> StageSummary:
+        """Return what a list shows of it."""
+        return StageSummary(self.id, self.label, self.started, self.duration_s, self.bytes)
+
 
 @dataclass(frozen=True)
 class UnfinishedStage:
@@ -89,13 +97,13 @@ class StoreIndex:
 
     def require_there(self) -> None:
         """Raise StoreError if there is nothing at the store's URL: a misspelt one would look like an empty one."""
-        if not any(map(self.store.files.names, ("stages", "work", "studies"))):
+        if not any(map(self.store.files.names, ("studies", "work", "stages"))):  # the longest last
             raise StoreError(f"store={self.store.url!r} has no stages; give the folder or URL of a store by --store")
 
     def finished(self, among: Collection[str] | None = None) -> dict[str, Finished]:
         """Return all finished stages, or those ``among`` some ids, by id."""
         manifests = self.store.manifests(among)
-        records = self._json("stages/{}/provenance.json", manifests)
+        records = self.records(manifests)
         return {
             stage_id: Finished(
                 stage_id,
@@ -106,6 +114,21 @@ class StoreIndex:
             )
             for stage_id, manifest in sorted(manifests.items())
         }
+
+    def records(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return the provenance of stages, by id; without those that can't be read."""
+        return self._json("stages/{}/provenance.json", ids)
+
+    def summaries(self, among: Collection[str] | None = None) -> dict[str, StageSummary]:
+        """Return summaries of all finished stages, or of those ``among`` some ids, by id: those that reports wrote
+        down, and those of the other stages from their manifests and records."""
+        ids = set(self.store.files.names("stages") if among is None else among)
+        found = {stage_id: each for stage_id, each in summaries.read(self.store.files).items() if stage_id in ids}
+        others = sorted(ids - found.keys())
+        for first in range(0, len(others), LOOKED_AT_ONCE):
+            some = self.finished(others[first : first + LOOKED_AT_ONCE])
+            found |= {stage_id: each.summary for stage_id, each in some.items()}
+        return dict(sorted(found.items()))
 
     def labels(self) -> dict[str, str]:
         """Return the labels of all finished stages by id."""
@@ -152,7 +175,7 @@ class StoreIndex:
         ids = sorted({*files.names("work"), *running})
         failures, finished = self.failures(ids), self.store.finished_ids(ids)
         unfinished = []
-        labels = self._planned() if ids else {}
+        labels = self.planned() if ids else {}
         for stage_id in ids:
             steps = [name for name in files.names(f"work/{stage_id}") if name.startswith("step-")]
             step = max((int(name[5:]) for name in steps if name[5:].isdecimal()), default=None)
@@ -171,8 +194,8 @@ class StoreIndex:
 
     def study(self, name: str) -> dict[str, str]:
         """Return the labels, by id and in order, of the stages of a study. Raises StoreError if there is none."""
-        labels = self.about(name)["stages"]
-        if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+        labels = _labels(self.about(name))
+        if labels is None:
             where = f"{self.store.url}/studies/{name}/plan.json"
             raise StoreError(f"{where} is not a table of labels; remove it, and write it again by `rayexp report`")
         return labels
@@ -186,14 +209,14 @@ class StoreIndex:
             known = self.studies()
             there = f"not in the store {self.store.url}, which has {', '.join(known) or 'none'}"
             raise StoreError(f"study={name!r} is {there}{did_you_mean(name, known)}") from None
-        return about if about and isinstance(about.get("stages"), dict) else {"stages": about}
+        return _about(about)
 
-    def _planned(self) -> dict[str, str]:
-        """Return the labels of all stages that any study consists of."""
+    def planned(self) -> dict[str, str]:
+        """Return the labels, by id, of all stages that any study consists of."""
         planned: dict[str, str] = {}
-        for name in self.studies():
-            with suppress(StoreError):
-                planned |= self.study(name)
+        paths = [f"studies/{name}/plan.json" for name in self.store.files.names("studies")]
+        for data in self.store.files.read_existing(paths).values():
+            planned |= _labels(_about(parse_record(data))) or {}
         return planned
 
     def _json(self, path: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -209,6 +232,17 @@ class StoreIndex:
         except (FileNotFoundError, StoreError):
             return False
         return time.time() - beat.timestamp() <= EXPIRY_S
+
+
+def _about(record: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a plan.json holds; one of an earlier version holds labels only."""
+    return record if record and isinstance(record.get("stages"), dict) else {"stages": record}
+
+
+def _labels(about: dict[str, Any]) -> dict[str, str] | None:
+    """Return the labels of a study by id; None if they are none."""
+    labels = about["stages"]
+    return labels if isinstance(labels, dict) and all(isinstance(each, str) for each in labels.values()) else None
 
 
 def file_bytes(about: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ parameters), the time is the median of their times per FLOP, taken from those ne
 import heapq
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Any
@@ -44,7 +44,7 @@ ASSUMED: dict[tuple[str, Pool], Throughput] = {
 }
 #: A decoder below this width does not fill a GPU; its speed falls in proportion.
 FILLS_A_GPU = 512
-#: Finished stages of each kind that are read, and how many similar ones, nearest in FLOP, count.
+#: Stages of each kind that are read, and how many similar ones, nearest in FLOP, count.
 SAMPLES, NEAREST = 64, 9
 #: Weights are kept in fp32; a checkpoint also has Adam's two moments.
 WEIGHT_BYTES, CHECKPOINT_BYTES = 4, 12
@@ -85,10 +85,11 @@ class CostModel:
         self._times: dict[tuple[Any, ...], tuple[float, int]] = {}
 
     @classmethod
-    def of(cls, index: StoreIndex, run_config: RunConfig) -> "CostModel":
-        """Return a model that is based on the times of finished stages in a store."""
+    def of(cls, index: StoreIndex, run_config: RunConfig, finished_ids: Collection[str]) -> "CostModel":
+        """Return a model that is based on the times of finished stages: those of ``finished_ids`` first, then those of
+        any study in the store, up to ``SAMPLES`` of each kind."""
         kinds: dict[str, list[str]] = {}
-        for stage_id in index.store.files.names("stages"):
+        for stage_id in dict.fromkeys([*sorted(finished_ids), *sorted(index.planned())]):
             kinds.setdefault(kind_in(stage_id), []).append(stage_id)
         some = [stage_id for ids in kinds.values() for stage_id in ids[:SAMPLES]]  # ids are hashes: a fair choice
         finished = index.finished(some)

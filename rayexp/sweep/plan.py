@@ -36,7 +36,7 @@ class Trial:
         return sum(stage.flops for stage in self.stages)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)  # to compare 100,000 stages, or to hash them, takes a second
 class Plan:
     """Unique stages, parents before children, and which of them are finished. ``unread``: ids of further unfinished
     stages of the study, whose settings are not known here. ``conditions``: those of the study, if it has any.

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import product
 
 from rich import filesize
@@ -254,6 +255,12 @@ def _bytes(count: float) -> str:
 
 def _largest(plan: Plan, run_config: RunConfig) -> dict[Pool, Trial]:
     """Return the trial of each kind that takes the most memory."""
+    return _largest_as(plan, run_config.model_dump_json())
+
+
+@lru_cache(maxsize=1)  # a sweep wants to know it three times, and of 100,000 stages it takes seconds
+def _largest_as(plan: Plan, run_config_json: str) -> dict[Pool, Trial]:
+    run_config = RunConfig.model_validate_json(run_config_json)
     found: dict[Pool, Trial] = {}
     taken: dict[Pool, float] = {}
     for trial in plan.trials:

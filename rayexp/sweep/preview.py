@@ -12,6 +12,7 @@ from rayexp.parts import own_modules
 from rayexp.stages import KINDS, Stage
 from rayexp.store.index import StoreIndex, UnfinishedStage
 from rayexp.store.provenance import code_here
+from rayexp.store.provenance import other_code as made_by_other_code
 from rayexp.sweep import memory_use, preflight
 from rayexp.sweep.cost import ASSUMED, CostModel, makespan
 from rayexp.sweep.placement import Nodes, nodes_of, total
@@ -82,7 +83,7 @@ def render_plan(
     """Return the table of all stages, and below it failures, memory, time, storage and what sharing saves. ``width``:
     of the terminal, for which ids and columns are shortened; None for full lines. price: of an hour of all machines."""
     run_config = run_config.resolve(num_gpus=machines.has["GPU"])
-    estimates = CostModel.of(index, run_config)
+    estimates = CostModel.of(index, run_config, plan.finished)
     failures = index.failures(trial.id for trial in plan.trials)
     state = states(plan, set(failures), index.running())
     name = abbreviated([stage.id for stage in plan.stages]) if width else {stage.id: stage.id for stage in plan.stages}
@@ -112,7 +113,8 @@ def render_plan(
 
 def other_code(plan: Plan, index: StoreIndex) -> list[str]:
     """Say how many cached stages of the plan were made by other code than this; nothing if none were."""
-    counts = Counter(found.other_code for found in index.finished(plan.finished).values())
+    records = index.records(plan.finished)
+    counts = Counter(made_by_other_code(records.get(stage_id, {})) for stage_id in plan.finished)
     lines = [
         f"code: {count} of {len(plan.finished)} cached stages were made by {one_line(code)}"
         for code, count in counts.most_common()

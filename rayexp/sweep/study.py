@@ -79,6 +79,7 @@ class Study:
             labels = self._merge(plan, store)
             made = make(self.whole(plan, labels), Path(folder))
             store.replace_study(Path(folder), self.name)
+            store.write_summaries(self.name, StoreIndex(store).summaries(labels).values())
         return made
 
     def whole(self, plan: Plan, labels: Mapping[str, str]) -> Plan:
@@ -100,7 +101,7 @@ class Study:
         labels, planned = self.labels(), {stage.id for stage in plan.stages}
         if not labels or labels.keys() == planned:
             return ""
-        finished = self.store.finished_ids(labels)
+        finished = (plan.finished & labels.keys()) | self.store.finished_ids(labels.keys() - planned)
         return (
             f"study {self.name} already has {len(labels)} stages, {len(finished)} of them finished; this plan adds "
             f"{len(planned - labels.keys())}, and its page also shows the {len(labels.keys() - planned)} others"

@@ -41,6 +41,11 @@ def fail(store: Store, trial: str, label: str = "") -> None:
     store.files.write(f"work/{trial}/failure.json", json.dumps(about).encode())
 
 
+def cost_model(store: Store) -> CostModel:
+    """Return that of a plan which has all that the store has."""
+    return CostModel.of(StoreIndex(store), CPU, store.finished_ids())
+
+
 # States
 
 
@@ -87,7 +92,7 @@ def test_time_is_measured_where_the_store_has_stages_that_are_alike(tmp_path):
     pretrain, measurement = PRETRAIN, STAGES[1]
     twice = pretrain.model_copy(update={"samples": 2 * pretrain.samples})
     store = published(tmp_path, [pretrain], record(7.0))
-    estimates = CostModel.of(StoreIndex(store), CPU)
+    estimates = cost_model(store)
     assert (estimates.cost(pretrain).seconds, estimates.cost(pretrain).measured) == (pytest.approx(7.0), 1)
     assert estimates.cost(twice).seconds == pytest.approx(14.0)
     assert estimates.cost(measurement).measured == 0
@@ -110,14 +115,14 @@ NO_MEASURES = [
 
 @pytest.mark.parametrize("unlike", NO_MEASURES)
 def test_stages_that_were_run_otherwise_or_do_not_say_how_are_no_measure(tmp_path, unlike):
-    estimates = CostModel.of(StoreIndex(published(tmp_path, STAGES[:1], unlike)), CPU)
+    estimates = cost_model(published(tmp_path, STAGES[:1], unlike))
     assert estimates.cost(STAGES[0]).measured == 0
 
 
 def test_a_decoder_of_another_size_is_no_measure(tmp_path):
     wide = PRETRAIN.decoder.model_copy(update={"width": 512, "ff_width": 1536})
     other = PRETRAIN.model_copy(update={"decoder": wide})
-    estimates = CostModel.of(StoreIndex(published(tmp_path, [other], record(7.0))), CPU)
+    estimates = cost_model(published(tmp_path, [other], record(7.0)))
     assert estimates.cost(other).measured == 1
     assert estimates.cost(STAGES[0]).measured == 0
 
@@ -131,7 +136,7 @@ def test_those_nearest_in_cost_are_believed(tmp_path):
         folder = tmp_path / stage.id
         folder.mkdir()
         store.publish(stage, folder, record(7.0))
-    estimates = CostModel.of(StoreIndex(store), CPU)
+    estimates = cost_model(store)
     assert estimates.cost(STAGES[0]).seconds == pytest.approx(7.0)
     assert estimates.cost(short[0]).seconds == pytest.approx(50.0)
 
@@ -187,7 +192,7 @@ def test_sharing_is_counted_by_chains():
 def test_a_price_of_an_hour_gives_the_cost_of_the_rest(tmp_path):
     store = published(tmp_path, STAGES[:3], record(7.0))
     plan, index = Plan.of("demo", STAGES, store.finished_ids()), StoreIndex(store)
-    span = makespan(plan, CostModel.of(index, CPU).seconds, 2)
+    span = makespan(plan, cost_model(store).seconds, 2)
     assert f"cost: about {span / 3600 * 720:.2f}, at 720 an hour" in render_plan(plan, index, CPU, TWO_CORES, price=720)
     assert "cost" not in render_plan(plan, index, CPU, TWO_CORES)
 

@@ -1,0 +1,82 @@
+"""Summaries of finished stages for lists of them, in one file for each study: a list of 100,000 stages reads a hundred
+files, and not a manifest and a record of each stage.
+
+    summaries/<study>.parquet   of the stages of a study that were finished when its report was written
+    distrusted/<id>             empty: the artifact was taken back once, and may be made again, so that summaries of it
+                                may be old
+
+A stage that no summary is known of, or that is distrusted, is looked at itself. The mark comes before the artifact goes
+and stays for good, so that a summary which was read before can be written after it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from io import BytesIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayexp.stages import kind_in
+from rayexp.store.filesystem import Files
+
+SUMMARIES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("started", pa.string(), nullable=False),
+        pa.field("duration_s", pa.float64()),
+        pa.field("bytes", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """The summary of a finished stage. started: in ISO 8601, UTC; empty if unknown. bytes: of all its files."""
+
+    id: str
+    label: str
+    started: str
+    duration_s: float | None
+    bytes: int
+
+    @property
+    def kind(self) -> str:
+        return kind_in(self.id)
+
+
+def path(study: str) -> str:
+    """Return the name of the file of a study."""
+    return f"summaries/{study}.parquet"
+
+
+def packed(summaries: Iterable[StageSummary]) -> bytes:
+    """Return the content of a file."""
+    file = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([asdict(each) for each in summaries], SUMMARIES), file)
+    return file.getvalue().to_pybytes()
+
+
+def read(files: Files) -> dict[str, StageSummary]:
+    """Return the summaries, by id, of all stages that are not distrusted. A file that is none has none."""
+    there = files.read_existing([f"summaries/{name}" for name in files.names("summaries")])
+    found = {each.id: each for data in there.values() for each in _unpacked(data)}
+    for stage_id in files.names("distrusted"):
+        found.pop(stage_id, None)
+    return found
+
+
+def distrust(files: Files, stage_id: str) -> None:
+    """Have no summary of a stage believed from now on; to be called before its artifact is taken back."""
+    files.write(f"distrusted/{stage_id}", b"")
+
+
+def _unpacked(data: bytes) -> list[StageSummary]:
+    try:
+        table = pq.ParquetFile(BytesIO(data)).read()
+        table.validate(full=True)
+    except (OSError, ValueError, pa.ArrowException):
+        return []
+    rows = table.to_pylist() if table.schema.equals(SUMMARIES) else []
+    found = [StageSummary(**row) for row in rows]
+    return found if all(each.bytes >= 0 and 0 <= (each.duration_s or 0) < 1e12 for each in found) else []
