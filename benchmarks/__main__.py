@@ -42,13 +42,14 @@ OnThePage = Literal[
     "nodes",
     "sweep",
     "service",
+    "store",
 ]
 BENCHMARKS: tuple[OnThePage, ...] = get_args(OnThePage)
 Name = OnThePage | Literal["regression"]
 #: Both sides get one thread, in whichever library they compute.
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 #: These are of a whole machine.
-WHOLE_MACHINE = ("memory", "nodes", "sweep", "service")
+WHOLE_MACHINE = ("memory", "nodes", "sweep", "service", "store")
 HEADER = ("benchmark", "case", "ours", "peer", "ratio", "target", "verdict")
 WIDTHS = (10, 30, 34, 24, 7, 14, 7)
 VERDICTS = {True: "met", False: "MISSED", None: ""}
