@@ -79,7 +79,7 @@ def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
         else:
             found += [word] if "=" in word else word.replace(",", " ").split()  # a value may have commas inside
     if empty := [name for name, parts in values.items() if not parts]:
-        raise ValueError(f"{empty[0]} has no value; give one or more, separated by blanks or commas")
+        raise ValueError(f"the option {empty[0]} has no value; give one or more, separated by blanks or commas")
     return [*others, *itertools.chain.from_iterable([name, *parts] for name, parts in values.items())]
 
 

@@ -128,7 +128,15 @@ def test_a_hostile_spec_is_refused_in_one_line():
             line = explain(error)
         assume(line is not None)  # else it was a stage all the same
         assert is_a_sentence(str(line), longest=300)
-        said = (" should ", "is not one of", " is missing", "is not a setting", "has no kind", "cannot be imported")
+        said = (
+            " should ",
+            "is not one of",
+            " is missing",
+            "is not a setting",
+            "has no kind",
+            "cannot be imported",
+            "JSON",
+        )
         assert any(part in str(line) for part in said)
         store.files.write("stages/x/spec.json", text)
         assert all(unread_parts(stage) for stage in StoreIndex(store).specs(["x"]).values())  # "str:ings"
