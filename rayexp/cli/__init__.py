@@ -13,9 +13,14 @@
     rayexp serve --store runs                       show a store in a browser
     rayexp gc                                       list what no study needs any more, and ask whether to remove it
 
-STAGE is an id, the beginning of an id, or a label. `rayexp run --help` lists the options of a study; `python
-jobs/sweep.py` takes the same options, for `ray job submit`. Only run starts Ray; only run, report and gc change a
-store. Exit codes: 0 done, 1 something failed or is damaged, 2 refused, 130 stopped.
+run, plan and report take a study and its options, which `rayexp run --help` lists; the other commands read a store:
+
+    STAGE         an id, the beginning of an id, or a label
+    --store       the folder or URL of the store; by default runs
+    NAME          a study of the store; STORE::NAME is one of another store
+    exit codes    0 done, 1 something failed or is damaged, 2 refused, 130 stopped
+
+Only run starts Ray. Only run, report and gc change a store. A job runs `python jobs/sweep.py` with the options of run.
 """
 
 import sys
