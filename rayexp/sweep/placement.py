@@ -80,12 +80,9 @@ def nodes_of(resources: Iterable[Bundle]) -> Nodes:
 
 
 def total(nodes: Nodes) -> dict[str, float]:
-    """Return the CPUs, GPUs and bytes of memory of all nodes together; of a GPU's memory the most that one has."""
+    """Return the CPUs, GPUs and bytes of memory of all nodes together."""
     each = [(node.has, count) for node, count in nodes.items()]
-    largest = max((has[ON_GPU] for has, _ in each), default=0.0)
-    return {name: math.fsum(has[name] * count for has, count in each) for name in ("CPU", "GPU", "memory")} | {
-        ON_GPU: largest
-    }
+    return {name: math.fsum(has[name] * count for has, count in each) for name in ("CPU", "GPU", "memory")}
 
 
 def fits(part: Bundle, nodes: Nodes) -> bool:

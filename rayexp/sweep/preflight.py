@@ -294,7 +294,7 @@ def _has(nodes: Nodes) -> list[tuple[str, Bundle]]:
     """Return rows for the whole cluster and for its largest nodes."""
     largest = sorted(nodes, key=lambda node: node.size, reverse=True)[:NODES_SHOWN]
     each = [("  a node" if nodes[node] == 1 else f"  each of {nodes[node]} nodes", node.has) for node in largest]
-    return [("cluster has", placement.total(nodes)), *each]
+    return [("cluster has", placement.total(nodes) | {ON_GPU: _most(node.has for node in nodes)[ON_GPU]}), *each]
 
 
 def concurrency(plan: Plan, run_config: RunConfig, nodes: Nodes | None = None) -> int:

@@ -204,12 +204,7 @@ def test_nodes_that_may_be_started_count_beside_those_that_are_there(monkeypatch
     monkeypatch.setattr("ray.get_runtime_context", lambda: type("Context", (), {"gcs_address": "here"}))
     monkeypatch.setattr(autoscaling, "_of_monitor", lambda address: CONFIG)
     assert preflight.capacity() == {Node(0.0): 1, Node(64.0): 1, Node(4.0, memory=1): 6, Node(8.0, (1.0,)): 2}
-    assert placement.total(preflight.capacity()) == {
-        "CPU": 64 + 24 + 16,
-        "GPU": 2,
-        "memory": math.inf,
-        placement.ON_GPU: math.inf,
-    }
+    assert placement.total(preflight.capacity()) == {"CPU": 64 + 24 + 16, "GPU": 2, "memory": math.inf}
 
 
 def test_a_configuration_that_can_not_be_read_is_said_and_leaves_what_is_there(monkeypatch, caplog):
