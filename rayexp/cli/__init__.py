@@ -25,6 +25,7 @@ Only run starts Ray. Only run, report and gc change a store. A job runs `python 
 
 import sys
 from collections.abc import Callable
+from dataclasses import make_dataclass
 from typing import Annotated, Any, Union
 
 import tyro
@@ -56,8 +57,15 @@ STUDY_COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plan": lambda words: run.main([*words, "--plan"]),
     "report": lambda words: report.main(words),
 }
+#: What help says of them; ``main`` takes them before their words are parsed here.
+OF_STUDY = {
+    "run": "Plan a study, run what is missing of it on Ray, write its results and its report.",
+    "plan": "Print what a study would run, and what that would cost.",
+    "report": "Write the results and the report of a study from its finished stages.",
+}
+LISTED = {name: make_dataclass(name, (), namespace={"__doc__": words}) for name, words in OF_STUDY.items()} | COMMANDS
 Command: Any = Union[  # noqa: UP007  one member each, made from a table
-    tuple(Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items())
+    tuple(Annotated[command, tyro.conf.subcommand(name)] for name, command in LISTED.items())
 ]
 
 

@@ -167,8 +167,9 @@ class Plan:
         rows = [row(kind, stages) for kind, stages in of_kind.items() if stages]
         numbers = ("in all", "cached", "to run", "estimated FLOP to run")
         columns = (Column("stage"), *(Column(name, right=True) for name in numbers))
-        shared = sum(self.copies.values()) - len(self.stages)
+        apart = sum(self.copies.values())
+        shared = f" ({apart} if nothing were shared)" if apart > len(self.stages) else ""
         return (
-            f"plan of study {self.study}: {len(self.stages)} stages ({shared} more if nothing were shared), "
+            f"plan of study {self.study}: {len(self.stages)} stages{shared}, "
             f"{len(self.trials)} trials to run\n{table(columns, [*rows, row('total', self.stages)])}"
         )
