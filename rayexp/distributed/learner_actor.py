@@ -119,16 +119,17 @@ class LearnerActor:
         return gold_masses(self._learner.model, prompts, gold, self._stage.temperature)
 
     def measure(self, evaluation_json: str, measure: Callable[[Any, Any], Any]) -> Any:
-        """Return what ``measure`` finds in the weights of the published stage; those of several ranks are read by one,
-        as a whole, because they learn no more."""
-        model = self._learner.model
-        if is_spread(model):
-            del self._learner
-            model = None
-            if self._ranks.rank == 0:
-                with self._store.model(self._stage.id) as folder:
-                    model = io.load(folder, devices.resolve_device(self._run_config.device))
-        return None if model is None else measure(model, parse_stage(evaluation_json))
+        """Return what ``measure`` finds in the weights of the published stage. Of several ranks the first reads all of
+        them from the store."""
+        evaluation = parse_stage(evaluation_json)
+        if self._ranks.ranks == 1:
+            return measure(self._learner.model, evaluation)
+        vars(self).pop("_learner", None)  # it learns no more, and its memory is needed
+        if self._ranks.rank:
+            return None
+        with self._store.model(self._stage.id) as folder:
+            model = io.load(folder, devices.resolve_device(self._run_config.device))
+        return measure(model, evaluation)
 
     def checkpoint(self, files: Files) -> None:
         """Save the state of the learner with the driver's files: all that a continued stage needs."""

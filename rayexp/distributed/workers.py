@@ -71,10 +71,12 @@ class LearnerHandle:
     ) -> tuple[int, dict[str, bytes]]:
         """Turn to a stage; see ``LearnerActor.begin``. A learner that died is waited for."""
         self._stage, self._run_config = stage, run_config
+        retries = -1
         if len(self.actors) > 1:
             self._meet()
+            retries = 0  # one that dies now would come back outside of the group
         settings = (stage.model_dump_json(), run_config.model_dump_json())
-        begun = self._start("begin", *settings, make, max_task_retries=-1)()
+        begun = self._start("begin", *settings, make, max_task_retries=retries)()
         self._chunks = self.call("weight_chunks", memory.CHUNK)
         return begun
 

@@ -193,10 +193,12 @@ def test_two_ranks_of_a_learner_go_on_as_one_where_one_of_them_died_and_end_wher
     calm = two_ranks.model_copy(update={"store": str(tmp_path / "calm")})
     shutil.copytree(two_ranks.store, calm.store)
     progress, seen = at_step(3, "last rank", signal.SIGKILL)
-    rollout_loop.run(STAGE, [evaluate(STAGE)], calm, lambda report: None)
+    short = evaluate(STAGE, prompts_per_cell=5)
+    rollout_loop.run(STAGE, [evaluate(STAGE), short], calm, lambda report: None)
     rollout_loop.run(STAGE, [evaluate(STAGE)], two_ranks, progress)
     assert "struck" in seen
     found, whole = Store(two_ranks.store), Store(calm.store)
+    assert whole.finished(short.id), "one measurement follows the other"
     assert weights_digest(found, STAGE) == weights_digest(whole, STAGE)
     assert logged(found, STAGE) == logged(whole, STAGE)
     with found.model(STAGE.id) as model, undisturbed.model(STAGE.id) as expected:

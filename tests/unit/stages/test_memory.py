@@ -82,20 +82,27 @@ def test_ranks_of_a_learner_divide_what_it_holds_and_what_it_learns_from():
     assert four.activations < one.activations / 3
 
 
+def refused(root, run_config, nodes) -> str:
+    """Return why a training stage is refused; empty where it is not."""
+    try:
+        preflight.require_resources(Plan.of("test", [root], ()), run_config, nodes)
+    except preflight.PreflightError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize(("kind", "ranks", "fits"), [("H100", 1, False), ("H100", 8, True), ("unknown", 1, True)])
 def test_a_decoder_that_outgrows_a_gpu_is_refused_with_the_memory_that_it_needs(kind, ranks, fits):
     root = CHAIN.pretrain.model_copy(update={"decoder": SEVEN_B, "batch_samples": 8})
     nodes = nodes_of([{"CPU": 8.0, "GPU": 8.0, f"accelerator_type:{kind}": 1.0, "memory": 1e12}])
     run_config = RunConfig(train_workers=ranks).resolve(8)
-    plan = Plan.of("test", [root], ())
-    if fits:
-        preflight.require_resources(plan, run_config, nodes)
-        return
-    with pytest.raises(preflight.PreflightError, match="no node has room for a training rank") as refused:
-        preflight.require_resources(plan, run_config, nodes)
-    _, header, *_, node = str(refused.value).splitlines()
-    assert header.split() == ["CPU", "GPU", "memory", "of", "a", "GPU"]
-    assert node.split()[-2:] == ["80.0", "GB"]
+    refusal = refused(root, run_config, nodes)
+    assert bool(refusal) != fits
+    if refusal:
+        title, header, *_, node = refusal.splitlines()
+        assert title.endswith("no node has room for a training rank")
+        assert header.split() == ["CPU", "GPU", "memory", "of", "a", "GPU"]
+        assert node.split()[-2:] == ["80.0", "GB"]
 
 
 def test_processes_that_share_a_gpu_share_its_memory():
@@ -124,13 +131,10 @@ def test_a_decoder_that_only_several_ranks_can_hold_is_refused_to_ranks_that_eac
     root = CHAIN.pretrain.model_copy(update={"decoder": SEVEN_B, "batch_samples": 8})
     run_config = RunConfig(train_workers=8, sharding=sharding).resolve(0)
     nodes = nodes_of([{"CPU": 8.0, "memory": 64e9}] * 8)
-    plan = Plan.of("test", [root], ())
-    if fits:
-        preflight.require_resources(plan, run_config, nodes)
-        return
-    with pytest.raises(preflight.PreflightError, match="no node has room for a training rank") as refused:
-        preflight.require_resources(plan, run_config, nodes)
-    assert str(refused.value).endswith("\nit fits with --sharding auto")
+    refusal = refused(root, run_config, nodes)
+    assert bool(refusal) != fits
+    assert fits or "no node has room for a training rank" in refusal
+    assert fits or refusal.endswith("\nit fits with --sharding auto")
 
 
 @pytest.mark.parametrize(
