@@ -84,21 +84,49 @@ def cluster_bootstrap(clusters: list[np.ndarray], resamples: int = 2000, level: 
         raise ValueError("a bootstrap needs at least one cluster and no empty one")
     rng = np.random.default_rng(0)
     # Many bootstrap means of each cluster; a resample then picks clusters, and for each pick one of its means.
-    boot = np.stack([_resampled_means(np.asarray(cluster, dtype=float), resamples, rng) for cluster in clusters])
+    boot = np.concatenate([_resampled_means(np.asarray([each], dtype=float), resamples, rng) for each in clusters])
     sizes = np.array([len(cluster) for cluster in clusters], dtype=float)
     chosen = rng.integers(len(clusters), size=(resamples, len(clusters)))
     weights = sizes[chosen]
     columns = rng.integers(resamples, size=chosen.shape)
     means = (boot[chosen, columns] * weights).sum(axis=1) / weights.sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = _quantiles(means, level)
     values = np.concatenate(clusters)
     return Interval(float(values.mean()), float(low), float(high), len(clusters), len(values))
 
 
-def _resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    at_once = max(1, DRAWS_AT_ONCE // len(values))
-    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
-    return np.concatenate([values[rng.integers(len(values), size=(n, len(values)))].mean(axis=1) for n in sizes])
+def bootstrap_each(clusters: list[np.ndarray], resamples: int = 2000, level: float = 0.95) -> np.ndarray:
+    """Return the ends of the interval of each cluster as the only one, [clusters, 2]: those of ``cluster_bootstrap``
+    up to rounding, in a fraction of its time."""
+    ends, sizes = np.empty((len(clusters), 2)), np.array([len(cluster) for cluster in clusters])
+    at_once = DRAWS_AT_ONCE // resamples
+    for alike in (np.flatnonzero(sizes == size) for size in np.unique(sizes)):
+        for some in (alike[start : start + at_once] for start in range(0, len(alike), at_once)):
+            rng = np.random.default_rng(0)
+            means_GR = _resampled_means(np.stack([clusters[each] for each in some]), resamples, rng)
+            rng.integers(1, size=(resamples, 1))  # which of one cluster
+            ends[some] = _quantiles(means_GR[:, rng.integers(resamples, size=resamples)], level).T
+    return ends
+
+
+def _resampled_means(values_GN: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return means of each row over resampled columns, the same columns for every row: [G, resamples]."""
+    n = values_GN.shape[1]
+    at_once = max(1, DRAWS_AT_ONCE // n)
+    draws = (rng.integers(n, size=(min(at_once, resamples - start), n)) for start in range(0, resamples, at_once))
+    return np.concatenate([values_GN @ _counts(drawn).T / n for drawn in draws], axis=1)
+
+
+def _counts(drawn_RN: np.ndarray) -> np.ndarray:
+    """Return how often each resample has drawn each of N columns."""
+    resamples, n = drawn_RN.shape
+    cell = drawn_RN + n * np.arange(resamples)[:, None]
+    return np.bincount(cell.ravel(), minlength=resamples * n).reshape(resamples, n).astype(float)
+
+
+def _quantiles(means: np.ndarray, level: float) -> np.ndarray:
+    """Return the ends of the percentile interval along the last axis."""
+    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
 
 
 def wilson(successes: int, trials: int) -> Interval:

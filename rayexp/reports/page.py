@@ -24,8 +24,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from rayexp.evaluation.metrics import Interval, wilson
-from rayexp.evaluation.statistics import interval
+from rayexp.evaluation.metrics import Interval, bootstrap_each, wilson
 from rayexp.models.config import PretrainedDecoder
 from rayexp.parts import own_modules
 from rayexp.reports import claims, copies, table
@@ -61,6 +60,8 @@ SUMMARY_VALUES = [
     *("mean_q", "q_low", "q_high", "greedy_accuracy"),
     *("sampled_accuracy", "sampled_low", "sampled_high", "n_prompts"),
 ]
+#: In the place of the share of right answers among sampled ones, where none were drawn.
+UNSAMPLED = Interval(np.nan, np.nan, np.nan, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -149,15 +150,16 @@ def summary(results: pd.DataFrame, *by: str) -> pd.DataFrame:
     sampled_accuracy: share of sampled completions with the right answer, with its Wilson interval, NaN where none were
     drawn.
     """
-    rows = []
-    for of, group in results.groupby(keys := ["stage_id", "role", "cell", *by], sort=False):
-        mass, drawn = interval(group, "q"), int(group["sampled"].sum())
-        sampled = wilson(int(group["answer_correct"].sum()), drawn) if drawn else Interval(np.nan, np.nan, np.nan, 1, 0)
-        values = (mass.mean, mass.low, mass.high, group["greedy_correct"].mean())
-        values += (sampled.mean, sampled.low, sampled.high, mass.prompts)
-        about = group.iloc[0][SUMMARY_STAGE].to_dict() | dict(zip(keys, of, strict=True))
-        rows.append(about | dict(zip(SUMMARY_VALUES, values, strict=True)))
-    return pd.DataFrame(rows, columns=[*SUMMARY_STAGE, "role", "cell", *by, *SUMMARY_VALUES])
+    groups = results.groupby(keys := ["stage_id", "role", "cell", *by], sort=False)
+    rows = groups[[column for column in SUMMARY_STAGE if column not in keys]].first()
+    rows["mean_q"], rows["greedy_accuracy"] = groups["q"].mean(), groups["greedy_correct"].mean()
+    rows[["q_low", "q_high"]] = bootstrap_each([q.to_numpy(dtype=float) for _, q in groups["q"]])
+    counts = zip(groups["answer_correct"].sum(), groups["sampled"].sum(), strict=True)
+    sampled = [wilson(int(right), int(drawn)) if drawn else UNSAMPLED for right, drawn in counts]
+    for name, value in (("sampled_accuracy", "mean"), ("sampled_low", "low"), ("sampled_high", "high")):
+        rows[name] = [getattr(each, value) for each in sampled]
+    rows["n_prompts"] = groups.size()
+    return rows.reset_index()[[*SUMMARY_STAGE, "role", "cell", *by, *SUMMARY_VALUES]]
 
 
 def _of_control(plan: Plan, results: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 Both carry the settings of the stage in plain columns, so that pandas, polars or duckdb can group by them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,13 +119,12 @@ def results(plan: Plan, store: Store) -> pd.DataFrame:
     for stage_id, frame in _all_measured(store, measurements):
         stage = measurements[stage_id]
         subjects[stage.subject.id] = stage.subject
-        frame = frame.assign(**settings(stage.subject, plan), **varied(stage.subject, varies))
         frames[stage.subject.id] = with_pass_at_k(with_copied(frame, stage))
-    for stage_id, frame in frames.items():
-        frames[stage_id] = with_fixed_points(
-            with_init(frame, frames.get(str(frame["init_id"].iloc[0]))), subjects[stage_id]
-        )
-    rows = _framed(list(frames.values()), _with_varied(RESULTS, frames.values()))
+    if not frames:
+        return _in_pandas(RESULTS.empty_table())
+    about = [settings(subject, plan) | varied(subject, varies) for subject in subjects.values()]
+    rows = with_fixed_points(with_init(joined(about, list(frames.values()))), subjects)
+    rows = _typed(rows, _with_varied(RESULTS, about))
     counts = [name for name in rows.columns.difference(RESULTS.names) if _whole(rows[name])]
     return rows.astype(dict.fromkeys(counts, "Int64"))
 
@@ -161,12 +160,20 @@ def to_arrow(results: pd.DataFrame) -> pa.Table:
     return stored
 
 
-def _with_varied(schema: pa.Schema, frames: Iterable[pd.DataFrame]) -> pa.Schema:
-    """Return the schema with the further columns of some frames, each of the type of its values."""
+def joined(about: Sequence[Mapping[str, Any]], frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of all frames, each with the columns that ``about`` has for its frame, in the same order."""
+    rows = pd.concat(frames, ignore_index=True)
+    frame_of_row = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+    return pd.concat([pd.DataFrame(about).take(frame_of_row).reset_index(drop=True), rows], axis=1)
+
+
+def _with_varied(schema: pa.Schema, about: Iterable[Mapping[str, Any]]) -> pa.Schema:
+    """Return the schema with a column for each further setting of some stages, of the type of its values."""
     values: dict[str, list[Any]] = {}
-    for frame in frames:
-        for name in frame.columns.difference(schema.names, sort=False):
-            values.setdefault(name, []).append(frame[name].iloc[0])
+    for settings_of_stage in about:
+        for name, value in settings_of_stage.items():
+            if name not in schema.names:
+                values.setdefault(name, []).append(value)
     for name, found in values.items():
         schema = schema.append(pa.field(name, pa.array(found, from_pandas=True).type))
     return schema
@@ -179,26 +186,37 @@ def _whole(values: pd.Series) -> bool:
     return numbers and bool((known % 1 == 0).all())
 
 
-def with_init(frame: pd.DataFrame, init: pd.DataFrame | None) -> pd.DataFrame:
-    """Return the rows of one stage with the masses that its init, if measured, gave to the same prompts."""
-    if init is None:
-        nothing = pd.Series(pd.NA, frame.index, dtype=pd.ArrowDtype(TOKENS))
-        return frame.assign(init_q=float("nan"), init_token_log_mass=nothing)
+def with_init(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of stages with the masses that the init of each, if its rows are here, gave to the same prompts."""
     keys = ["cell", "prompt_index"]
-    before = init[[*keys, *_OF_INIT]].rename(columns=_OF_INIT)
-    found = frame[keys].merge(before, on=keys, how="left", validate="one_to_one")
-    return frame.assign(**{name: found[name].array for name in _OF_INIT.values()})
+    before = rows[["stage_id", *keys, *_OF_INIT]].rename(columns={"stage_id": "init_id"} | _OF_INIT)
+    return rows.merge(before, on=["init_id", *keys], how="left", validate="many_to_one")
 
 
-def with_fixed_points(frame: pd.DataFrame, stage: Stage) -> pd.DataFrame:
-    """Return the rows of one stage, after ``with_init``, with the columns of the theory of GRPO as it is run."""
-    frame = frame.assign(fixed_point=np.nan, highest_fixed_point=np.nan, beyond_theory=beyond_theory(stage))
-    known = frame["init_token_log_mass"].notna()
-    if isinstance(stage, GRPO) and not beyond_theory(stage) and known.any():
-        log_q_NT = pd.DataFrame(frame.loc[known, "init_token_log_mass"].tolist()).fillna(0.0).to_numpy()
-        found = fixed_points(stage, log_q_NT)
-        frame.loc[known, ["fixed_point", "highest_fixed_point"]] = np.stack([found.lowest_N, found.highest_N], axis=1)
-    return frame
+def with_fixed_points(rows: pd.DataFrame, stages: Mapping[str, Stage]) -> pd.DataFrame:
+    """Return rows, after ``with_init``, with the columns of the theory of GRPO as it is run. stages: by their ids."""
+    reasons = {stage_id: beyond_theory(stage) for stage_id, stage in stages.items()}
+    rows = rows.assign(fixed_point=np.nan, highest_fixed_point=np.nan, beyond_theory=rows["stage_id"].map(reasons))
+    alike: dict[tuple[Any, ...], list[GRPO]] = {}  # stages with the same theory, so that each is computed once
+    for stage_id, stage in stages.items():
+        if isinstance(stage, GRPO) and not reasons[stage_id]:
+            alike.setdefault((stage.kl_in, stage.kl_beta, stage.advantage, stage.group_size), []).append(stage)
+    for some in alike.values():
+        here = rows["init_token_log_mass"].notna() & rows["stage_id"].isin([stage.id for stage in some])
+        if here.any():
+            found = fixed_points(some[0], _padded(rows.loc[here, "init_token_log_mass"]))
+            rows.loc[here, ["fixed_point", "highest_fixed_point"]] = np.stack([found.lowest_N, found.highest_N], axis=1)
+    return rows
+
+
+def _padded(lists: pd.Series) -> np.ndarray:
+    """Return lists of numbers as the rows of a matrix, with 0 behind the end of shorter ones."""
+    whole: Any = pa.chunked_array(pa.array(lists)).combine_chunks()
+    row_of_number = whole.value_parent_indices().to_numpy()
+    lengths = np.bincount(row_of_number, minlength=len(whole))
+    matrix = np.zeros((len(whole), lengths.max(initial=0)))
+    matrix[np.arange(matrix.shape[1]) < lengths[:, None]] = whole.flatten().to_numpy(zero_copy_only=False)
+    return matrix
 
 
 def with_pass_at_k(frame: pd.DataFrame) -> pd.DataFrame:
@@ -217,8 +235,11 @@ def with_pass_at_k(frame: pd.DataFrame) -> pd.DataFrame:
 def curves(plan: Plan, store: Store) -> pd.DataFrame:
     """Return the rows of ``CURVES`` for every finished training stage of the plan."""
     trained = {stage.id: stage for stage in plan.trained if stage.id in plan.finished}
-    found = _read(store, trained, "metrics.parquet", LOGGED)
-    return _framed([frame.assign(**settings(trained[stage_id], plan)) for stage_id, frame in found], CURVES)
+    found = dict(_read(store, trained, "metrics.parquet", LOGGED))
+    if not found:
+        return _in_pandas(CURVES.empty_table())
+    about = [settings(trained[stage_id], plan) for stage_id in found]
+    return _typed(joined(about, list(found.values())), CURVES)
 
 
 def _read(
@@ -269,9 +290,7 @@ def _sums(lists: pa.ChunkedArray) -> np.ndarray:
     return np.bincount(whole.value_parent_indices(), weights=values, minlength=len(whole))
 
 
-def _framed(frames: list[pd.DataFrame], schema: pa.Schema) -> pd.DataFrame:
-    if not frames:
-        return _in_pandas(schema.empty_table())
-    rows = pd.concat([frame.reindex(columns=schema.names) for frame in frames], ignore_index=True)
-    # Through Arrow, so that a column in which a setting never applies has its type all the same.
+def _typed(rows: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
+    """Return the columns of a schema, each of the type that it says, also where a setting applies to no stage."""
+    rows = rows.reindex(columns=schema.names)
     return _in_pandas(pa.Table.from_pandas(rows, schema=schema, preserve_index=False))

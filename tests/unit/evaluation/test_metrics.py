@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from rayexp.evaluation.metrics import cluster_bootstrap, pass_at_k, pass_at_k_sampled, wilson
+from rayexp.evaluation.metrics import bootstrap_each, cluster_bootstrap, pass_at_k, pass_at_k_sampled, wilson
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 1))
@@ -63,6 +63,14 @@ def test_bootstrap_is_deterministic_and_exact_where_nothing_varies():
     for bad in ([], [np.array([])]):
         with pytest.raises(ValueError, match="at least one cluster"):
             cluster_bootstrap(bad)
+
+
+def test_the_intervals_of_many_clusters_are_those_of_each_by_itself() -> None:
+    rng = np.random.default_rng(3)
+    clusters = [rng.random(size) for size in (1, 7, 20, 7, 20, 20)]
+    expected = [cluster_bootstrap([cluster]) for cluster in clusters]
+    assert bootstrap_each(clusters) == pytest.approx(np.array([(each.low, each.high) for each in expected]), abs=1e-12)
+    assert bootstrap_each([]).shape == (0, 2)
 
 
 @pytest.mark.filterwarnings("error")
