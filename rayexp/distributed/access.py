@@ -1,6 +1,6 @@
-"""Who can use a cluster that is started on this machine: this account alone, over loopback, with a token.
+"""Access to a cluster that is started on this machine: for this account alone, over loopback, with a token.
 
-Nothing of this touches a cluster that RAY_ADDRESS names.
+A cluster that RAY_ADDRESS names is left as it is.
 """
 
 import atexit
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 RAYS_OWN = Path("~/.ray/auth_token")
-#: Where Ray listens for ``ray://`` unless it is told otherwise.
+#: Ray's default port for ``ray://``.
 CLIENT_PORT = 10001
 
 
 def restrict() -> str:
-    """Restrict the cluster that this process starts next to this account; return where its token is, if it has one.
+    """Restrict the cluster that this process starts next to this account. Return where its token is; empty without one.
 
-    It asks for the user's token if RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is set, for Ray's own if there is one and
-    RAY_AUTH_MODE is set, otherwise for a new one. The new one stands in a file that only this account can read. The
-    environment, which a program may log, holds no more than its path.
+    The cluster requires the user's token if RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH is set, Ray's own if there is one and
+    RAY_AUTH_MODE is set, otherwise a new one. A new token is in a file that only this account can read. The environment
+    has only the file's path, because a program may log its environment.
     """
     asked = MODE in os.environ
     if not _close():
@@ -51,10 +51,10 @@ def restrict() -> str:
 
 
 def prepare_head(parameters: RayParams, head: bool) -> None:
-    """Restrict the head of ``make head`` to this account, and say where it will be found; ``ray start`` calls this
+    """Restrict the head of ``make head`` to this account, and print its address. ``ray start`` calls this function,
     because RAY_START_HOOK names it.
 
-    It asks for Ray's own token, which ``ray job submit`` of this account finds.
+    The head requires Ray's own token, which ``ray job submit`` of this account finds.
     """
     if parameters.ray_client_server_port == CLIENT_PORT:
         parameters.ray_client_server_port = None
@@ -83,9 +83,10 @@ def _free_port(first: int) -> int:
 
 
 def _close() -> bool:
-    """Close clusters of this machine to the network and their files to others; return whether they ask for a token."""
-    # Ray replaces 127.0.0.1 by the machine's own address, and listens on every interface, unless it is told that this
-    # machine can't have a cluster of several nodes. Processes inherit the variable; this one has read it already.
+    """Close clusters of this machine to the network, and their files to others. Return whether they require a token."""
+    # Ray replaces 127.0.0.1 by the machine's own address, and listens on every interface, unless this variable says
+    # that the machine can't have a cluster of several nodes. Child processes inherit the variable; this process has
+    # read it already, so the constant is set as well.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ["RAY_TMPDIR"] = str(_closed_folder())
@@ -98,7 +99,7 @@ def _close() -> bool:
 
 
 def _closed_folder() -> Path:
-    """Make the folder if it is missing, and close it to others."""
+    """Make Ray's folder if it is missing, close it to other accounts, and return it."""
     made = surroundings.folder()
     made.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = made.lstat()
@@ -109,7 +110,8 @@ def _closed_folder() -> Path:
 
 
 def _new_token() -> str:
-    """Write a new token into a file for this account alone, which goes when this process does; return its path."""
+    """Write a new token to a file that only this account can read, and return its path. The file is removed when this
+    process ends."""
     descriptor, path = tempfile.mkstemp(prefix="token-", dir=os.environ["RAY_TMPDIR"])
     atexit.register(Path(path).unlink, missing_ok=True)
     with open(descriptor, "w", encoding="ascii") as file:

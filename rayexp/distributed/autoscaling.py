@@ -1,7 +1,8 @@
-"""The limits to which a cluster may grow, as its autoscaler was told. Ray keeps no record of them for drivers.
+"""Limits to which a cluster may grow, from its autoscaler's configuration. Ray keeps no record of them for drivers.
 
-``ray up`` and ``ray start --autoscaling-config`` run the autoscaler beside the head's other processes; KubeRay runs it
-in the head's pod, from the cluster's own resource. A driver elsewhere sees neither, and counts the nodes there are.
+``ray up`` and ``ray start --autoscaling-config`` run the autoscaler beside the head's other processes. KubeRay runs it
+in the head's pod and configures it by the cluster's Kubernetes resource. A driver elsewhere can read neither, and
+counts the nodes there are.
 """
 
 import logging
@@ -20,7 +21,7 @@ NodeTypes = list[tuple[Mapping[str, float], int]]
 
 
 def node_types(gcs_address: str) -> NodeTypes:
-    """Return resources and the highest number of each kind of node that the autoscaler of a cluster may start."""
+    """Return resources and maximum number of each kind of node that the autoscaler of a cluster may start."""
     try:
         config = _of_kuberay() if "RAY_CLUSTER_NAME" in os.environ and NAMESPACE.exists() else _of_monitor(gcs_address)
         return types_in(config or {})
@@ -30,7 +31,7 @@ def node_types(gcs_address: str) -> NodeTypes:
 
 
 def types_in(config: Mapping[str, Any]) -> NodeTypes:
-    """Return the same from an autoscaler's configuration."""
+    """Return resources and maximum number of each kind of node in an autoscaler's configuration, but for the head."""
     most = config.get("max_workers", 0)
     return [
         (kind.get("resources", {}), min(most, kind.get("max_workers", most)))
@@ -40,7 +41,7 @@ def types_in(config: Mapping[str, Any]) -> NodeTypes:
 
 
 def _of_monitor(gcs_address: str) -> Mapping[str, Any] | None:
-    """Read the file that the cluster's autoscaler was started with, if it was, on this machine."""
+    """Read the configuration of the cluster's autoscaler, if the autoscaler runs on this machine."""
     import psutil  # comes with Ray
     import yaml
 
@@ -52,7 +53,7 @@ def _of_monitor(gcs_address: str) -> Mapping[str, Any] | None:
 
 
 def _of_kuberay() -> Mapping[str, Any] | None:
-    """Ask Kubernetes for the cluster's resource, which KubeRay lets the head's pod read where it is to grow."""
+    """Read the cluster's resource from Kubernetes, if the cluster scales; KubeRay lets the head's pod read it then."""
     from ray.autoscaler._private.kuberay import autoscaling_config, node_provider
 
     client = node_provider.KubernetesHttpApiClient(namespace=NAMESPACE.read_text(encoding="utf-8").strip())

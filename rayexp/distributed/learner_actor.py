@@ -1,8 +1,8 @@
-"""The learner of a stage as a Ray actor, or as several that are its ranks: weights and optimiser, which it saves to and
-loads from the store. All ranks are called alike; what rank 0 returns is the answer.
+"""The learner of a stage as a Ray actor, or as several actors that are its ranks.
 
-What else belongs to a stage (metrics, rollouts, timing, the record of the run) is its driver's, which hands it over as
-files, to be saved together with the weights under one manifest.
+It holds weights and optimiser, and saves them to and loads them from the store. All ranks get the same calls; the
+result of rank 0 is the answer. The driver owns all else that belongs to a stage: metrics, rollouts, timing, the record
+of the run. It passes them as files, which are saved together with the weights under one manifest.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ Files = Mapping[str, bytes]
 
 
 class LearnerActor:
-    """Turns to one stage after the other."""
+    """An actor that serves one stage after another."""
 
     def __init__(self) -> None:
         logs.configure_worker_logging(this_call)
@@ -52,10 +52,10 @@ class LearnerActor:
     def begin(
         self, stage_json: str, run_config_json: str, make: Callable[..., Learner]
     ) -> tuple[int, dict[str, bytes]]:
-        """Turn to a stage, at its last checkpoint or at its ``init``; ``make`` makes the learner of a stage and of its
+        """Load a stage at its last checkpoint, or else at its ``init``. make: makes the learner from the stage and its
         ``models``.
 
-        Return the number of steps done, and the driver's files in the checkpoint.
+        Return the number of completed steps, and the driver's files in the checkpoint.
         """
         stage = parse_stage(stage_json)
         if not isinstance(stage, RolloutStage):
@@ -90,19 +90,20 @@ class LearnerActor:
         return io.checkpointing(part, self._run_config)
 
     def ready(self) -> None:
-        """Return once all calls before this one are answered."""
+        """Return once all earlier calls are answered."""
 
     def weight_chunks(self, limit: int) -> list[list[str]]:
-        """Return the names of the weights, in parts to be handed on one after the other; see ``weight_sync.chunks``."""
+        """Return the names of the weights, in parts that are sent one after another; see ``weight_sync.chunks``."""
         weights = self._learner.model.state_dict()
         return weight_sync.chunks({name: tensor.nbytes for name, tensor in weights.items()}, limit)
 
     def weights(self, names: list[str]) -> dict[str, np.ndarray]:
-        """Return these of the current weights, to be handed on by reference."""
+        """Return the current weights with these names. Ray passes them on by reference."""
         return self._learner.weights(names)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the current weights where they are; a copy, because Ray hands them on while the learner goes on."""
+        """Return a copy of the current weights on their device. A copy is needed, because the learner goes on while Ray
+        transfers them."""
         return {name: tensor.detach().clone() for name, tensor in self._learner.model.state_dict().items()}
 
     def update(self, batches: list[RolloutBatch[np.ndarray]]) -> dict[str, float]:
@@ -119,12 +120,12 @@ class LearnerActor:
         return gold_masses(self._learner.model, prompts, gold, self._stage.temperature)
 
     def measure(self, evaluation_json: str, measure: Callable[[Any, Any], Any]) -> Any:
-        """Return what ``measure`` finds in the weights of the published stage. Of several ranks the first reads all of
-        them from the store."""
+        """Return the result of ``measure`` on the weights of the published stage. Of several ranks only rank 0
+        measures; it reads the whole model from the store."""
         evaluation = parse_stage(evaluation_json)
         if self._ranks.ranks == 1:
             return measure(self._learner.model, evaluation)
-        vars(self).pop("_learner", None)  # it learns no more, and its memory is needed
+        vars(self).pop("_learner", None)  # training is over, and its memory is needed
         if self._ranks.rank:
             return None
         with self._store.model(self._stage.id) as folder:
@@ -140,8 +141,8 @@ class LearnerActor:
             self._store.save_checkpoint(self._stage.id, self._learner.completed, Path(name), self._ranks)
 
     def publish(self, files: Files, provenance: dict[str, Any]) -> None:
-        """Make the artifact of the finished stage: its weights and the driver's files. Weights of which no rank has the
-        whole come from a checkpoint."""
+        """Publish the finished stage: its weights and the driver's files. Weights that are spread over ranks come from
+        a checkpoint."""
         model, vocabulary = self._learner.model, self._stage.root.task.vocabulary
         if is_spread(model):
             self.checkpoint(files)

@@ -1,6 +1,6 @@
 """The ranks of one learner: actors that form a group of torch.distributed before each stage.
 
-The group is formed anew each time, because any of them may have been started again since.
+The group is formed anew each time, because Ray may have restarted any of them since.
 """
 
 from datetime import timedelta
@@ -17,7 +17,7 @@ _meeting_place: TCPStore | None = None
 
 
 def open_meeting_place(timeout_s: float) -> tuple[str, int]:
-    """Let the ranks meet at this process, which is rank 0; return host and port."""
+    """Open the store in which the ranks find each other, in this process, which is rank 0. Return its host and port."""
     global _meeting_place
     host = ray.util.get_node_ip_address()
     _meeting_place = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
@@ -25,8 +25,8 @@ def open_meeting_place(timeout_s: float) -> tuple[str, int]:
 
 
 def meet(rank: int, ranks: int, place: tuple[str, int], timeout_s: float) -> Ranks:
-    """Return this process as one rank of several, once all have come. timeout_s: longest wait for any of them, also
-    later."""
+    """Join the group as one rank of several, and return it once all have joined. timeout_s: longest wait for any rank,
+    now and later."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     wait = timedelta(seconds=timeout_s)
@@ -37,7 +37,7 @@ def meet(rank: int, ranks: int, place: tuple[str, int], timeout_s: float) -> Ran
 
 
 class Group:
-    """This process among the ranks of its group; ``Ranks``."""
+    """This process among the ranks of its group; implements ``Ranks``."""
 
     def __init__(self) -> None:
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()

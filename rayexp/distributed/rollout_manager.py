@@ -1,4 +1,4 @@
-"""Rollout workers, which are samplers as Ray actors, and their manager, which a stage talks to."""
+"""Rollout workers, which are samplers as Ray actors, and the manager through which a stage uses them."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +37,8 @@ class ParityError(PermanentError):
 
 @dataclass(frozen=True)
 class Engine:
-    """All that a sampler is started for; one for equal stages can turn to the next of them."""
+    """All settings that the start of a sampler depends on. A running sampler can serve the next stage if that has an
+    equal engine."""
 
     decoder: Decoder | PretrainedDecoder
     vocabulary: Vocabulary
@@ -66,7 +67,7 @@ class Engine:
 
 
 class RolloutWorker:
-    """One sampler in one process. Forgets its weights when it is restarted; the manager sends them again."""
+    """One sampler in one process. A restart loses its weights; the manager sends them again."""
 
     def __init__(self, engine: Engine) -> None:
         logs.configure_worker_logging(this_call)
@@ -89,7 +90,7 @@ class RolloutWorker:
     def sync(self, weights: Weights, version: int) -> None:
         self._sampler.sync(weights, version)
         if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # they may be the learner's own tensors, which it frees once this has returned
+            torch.cuda.synchronize()  # weights may be the learner's own tensors, which it frees once this has returned
 
     def generate(
         self, prompts: list[list[int]], seeds: list[int], group_size: int, max_tokens: list[int], temperature: float
@@ -104,8 +105,8 @@ class RolloutWorker:
 
 
 class RolloutManager:
-    """All rollout workers of a stage as one sampler. Results do not depend on how many there are: seeds belong to
-    prompts, and completions come back in the order of the prompts."""
+    """All rollout workers of a stage as one sampler. Results do not depend on the number of workers, because seeds
+    belong to prompts, and completions come back in the order of the prompts."""
 
     def __init__(self, stage: RolloutStage, run_config: RunConfig, first_bundle: int = 0) -> None:
         options: dict[str, Any] = {
@@ -123,14 +124,17 @@ class RolloutManager:
         ]
 
     def begin(self, stage: RolloutStage, run_config: RunConfig) -> None:
-        """Turn to a stage. Until the next ``sync`` the workers hold the weights of the one before."""
+        """Prepare for a stage. Until the next ``sync`` the workers hold the weights of the stage before."""
         self._stage = stage
         self._run_config = run_config
         self._weights = None
 
     def sync(self, parts: Iterable[Any], version: int) -> None:
-        """Give all workers the weights behind object references, one part after the other. They are kept for a worker
-        that dies only where they are one part, because several would be a copy of all on the host."""
+        """Send all workers the weights behind object references, one part after another.
+
+        Weights that come as one part through the object store are kept for a worker that is restarted. Several parts
+        are not kept, because together they would be a copy of all weights on the host.
+        """
         kept = not weight_sync.direct(self._run_config)
         for i, weights in enumerate(parts):
             self._weights = (weights, version) if kept and i == 0 else None
@@ -184,7 +188,7 @@ class RolloutManager:
             ray.kill(worker)
 
     def _shard_prompts(self, prompts: int, ask: Callable[[Any, slice], Any], method: str) -> Callable[[], Completions]:
-        """Ask workers for contiguous shares of the prompts; a worker whose share is empty is not asked. Return a
+        """Call each worker with a contiguous share of the prompts, but for workers whose share is empty. Return a
         function that waits for all completions."""
         bounds = np.linspace(0, prompts, len(self.workers) + 1).astype(int)
         shares = [slice(int(first), int(last)) for first, last in pairwise(bounds)]
@@ -195,10 +199,10 @@ class RolloutManager:
     def _call_workers(
         self, ask: Callable[[Any, int], Any], method: str, workers: Sequence[int] | None = None
     ) -> Callable[[], list[Any]]:
-        """Ask all workers (or these) at once, and return a function that waits for their answers.
+        """Call all workers, or only these, at once. Return a function that waits for their answers.
 
-        ``ask`` is given the method and the number of the worker. One that died is started again by Ray, given the
-        weights, and asked again: with the same seeds it answers what it would have answered.
+        ``ask`` gets the method and the number of the worker. If a worker dies, Ray restarts it, it gets the weights,
+        and the call is made again. The answer is the same, because the seeds are.
         """
         asked = range(len(self.workers)) if workers is None else workers
         references = {i: ask(calling(self.workers[i], method, self._stage), i) for i in asked}
@@ -215,7 +219,7 @@ class RolloutManager:
                 if self._weights is None:
                     raise StageError(f"{who} died, and the weights that it had are not kept") from error
                 log.warning("%s died (%s); asking its successor", who, type(error).__name__)
-            # Unlike other calls this one waits for the actor to be back; weights come before anything else.
+            # Unlike other calls, this one waits until the actor is back, because weights come before anything else.
             sync = calling(self.workers[i], "sync", self._stage, max_task_retries=-1)
             answer(sync.remote(*self._weights), f"{who}, being started again", self._run_config.timeout_s)
             reference = ask(calling(self.workers[i], method, self._stage), i)

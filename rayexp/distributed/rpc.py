@@ -1,4 +1,4 @@
-"""Talking to actors: names, places, and waits that have a limit and say whom they waited for."""
+"""Calls to actors: names, placement, and waits that have a time limit and name the actor in their errors."""
 
 import secrets
 from typing import Any
@@ -19,7 +19,7 @@ class RemoteTimeoutError(StageError):
 
 
 def unique(role: str) -> str:
-    """A name for the dashboard: the role, and something that nothing else with it has.
+    """Return a unique name for the dashboard: the role, and a random suffix.
 
     Actors and their placement groups outlive a stage, so they can't be named after one; the calls to them can.
     """
@@ -27,25 +27,25 @@ def unique(role: str) -> str:
 
 
 def calling(actor: Any, method: str, stage: Stage, **options: Any) -> Any:
-    """The method of an actor, so that the call bears the stage's label in the dashboard's tasks and timeline.
+    """Return an actor's method whose calls have the stage's label in the dashboard's tasks and timeline.
 
-    Not the step: Ray keeps a metric for every name that a task ever had.
+    They do not have the step, because Ray keeps a metric for every name that a task ever had.
     """
     return getattr(actor, method).options(name=f"{stage.label}: {method}", **options)
 
 
 def this_call() -> str:
-    """Return the name of the call that this actor is answering; nothing in any other process, where to ask Ray for it
-    would start a cluster, or log a warning."""
+    """Return the name of the call that this actor is answering. Return an empty string in any other process, where a
+    question to Ray would start a cluster, or log a warning."""
     if global_worker.mode != WORKER_MODE:
         return ""
     return ray.get_runtime_context().get_task_name() or ""
 
 
 def placed(bundle: int) -> dict[str, Any]:
-    """Options that put an actor into one bundle of this trial's placement group; none outside of a group.
+    """Return options that put an actor into one bundle of this trial's placement group; none outside of a group.
 
-    Left to choose, Ray may put a small sampler into the learner's bundle, and the learner then fits nowhere.
+    Without them Ray may put a small sampler into the learner's bundle, and the learner then fits nowhere.
     """
     group = get_current_placement_group()
     if group is None:
@@ -54,10 +54,10 @@ def placed(bundle: int) -> dict[str, Any]:
 
 
 def answer(reference: Any, who: str, timeout_s: float) -> Any:
-    """The value behind an object reference.
+    """Return the value behind an object reference.
 
-    Raises RemoteTimeoutError, what says that the actor died (RayActorError), or what the actor raised: its
-    PermanentError as that, anything else as a StageError, with ``who`` in the message.
+    Raises RemoteTimeoutError if there is none in time, and RayActorError if the actor died. Raises the actor's own
+    exception with ``who`` in the message: a PermanentError as it is, any other as a StageError.
     """
     try:
         return ray.get(reference, timeout=timeout_s)

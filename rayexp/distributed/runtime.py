@@ -1,4 +1,4 @@
-"""Connecting to Ray, the same way everywhere: which cluster, which authentication, which Ray settings."""
+"""The connection to Ray, made the same way everywhere: cluster, authentication, and Ray's settings."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds in which Ray has to answer about a job.
 ANSWER_S = 10
-#: For the driver and every process it starts, unless they are set already.
+#: Variables for the driver and every process that it starts, unless they are set already.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # seconds a report may wait; Ray's default of 2 holds small stages up
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C and SIGTERM end a sweep in one way, the job's
     "RAY_TRAIN_V2_ENABLED": "1",  # on nodes that have it switched off, too
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other reporter is silent when it is told to be
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's old reporter can be silenced
     "PYTHONWARNINGS": "ignore::FutureWarning",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -42,11 +42,12 @@ ENVIRONMENT = {
 
 def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Connect to the cluster of the job or of RAY_ADDRESS, else start a local one with its dashboard on loopback. A
-    process that is connected stays where it is.
+    process that is connected keeps its cluster.
 
-    Inside a job Ray has set the authentication up already. A local cluster is this account's alone, and ``token`` of
-    what is returned says where its token is. ``cpus`` is for a local cluster only. ``metadata`` is shown with the job,
-    in the dashboard and by ``/api/jobs/``; its ``study`` becomes the job's name.
+    Return the address of the ``dashboard``, the file of the ``token``, and the cluster's ``resources``. Only this
+    account can use a local cluster, and only a local cluster has a ``token`` here: inside a job Ray has set up the
+    authentication already. ``cpus`` is for a local cluster only. ``metadata`` is shown with the job, in the dashboard
+    and by ``/api/jobs/``; its ``study`` becomes the job's name.
     """
     surroundings.require_train()
     about = {JOB_NAME_METADATA_KEY: metadata["study"], **metadata} if metadata else {}
@@ -56,7 +57,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray colours the names of workers in a file as well
     # Tune looks for its own result files, which are switched off, and warns that there are none.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    # Ray refuses what the job has set as well, even to the same value; the job's holds for all workers.
+    # Ray refuses a variable that the job sets as well, even to the same value; the job's value holds for all workers.
     of_the_job = _submission().get("runtime_env", {})
     set_there = of_the_job.get("env_vars", {})
     runtime_env: dict[str, Any] = {
@@ -73,12 +74,12 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
             context = ray.init(
                 runtime_env=runtime_env, job_config=JobConfig(metadata=dict(about)), logging_level=logging.WARNING
             )
-        except (RuntimeError, OSError, RayError) as error:  # it has other versions, or wants another token
+        except (RuntimeError, OSError, RayError) as error:  # the cluster has other versions, or requires another token
             why = one_line(" ".join(str(error).split()), 400)
             raise RefusedError(
                 f"RAY_ADDRESS={address!r} names a cluster that cannot be used from here: {why}"
             ) from error
-        _change_submission(lambda known: {**about, **known})  # what was said there stands
+        _change_submission(lambda known: {**about, **known})  # metadata of the submission is kept
         token = ""
     else:
         surroundings.require_folder()
@@ -88,7 +89,7 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
         context = ray.init(
             address="local",
             num_cpus=host.cores() if cpus is None else cpus,
-            num_gpus=host.gpus(),  # None: Ray looks for other makes
+            num_gpus=host.gpus(),  # None: Ray looks for GPUs of other makes
             _memory=host.for_work(),
             include_dashboard=True,
             dashboard_host="127.0.0.1",
@@ -100,14 +101,17 @@ def connect(cpus: int | None = None, metadata: Mapping[str, str] | None = None) 
 
 
 def _submission() -> dict[str, Any]:
-    """Return what ``ray job submit`` was told about the job that this process is the driver of, if it is one's."""
+    """Return the submission of the job that this process drives, as ``ray job submit`` has it; empty without one."""
     return json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
 
 
 def describe_job(metadata: Mapping[str, str]) -> None:
-    """Add to the metadata of the job that this process is the driver of, in place of what was there under these names,
-    and before all others, because the dashboard shows the beginning. Does nothing where the job was not submitted: Ray
-    takes the metadata of any other driver when it connects, and never again. Warns where Ray does not answer."""
+    """Add to the metadata of the job that this process drives. The new entries replace those with the same names, and
+    come first, because the dashboard shows the beginning.
+
+    Do nothing if the job was not submitted, because Ray takes the metadata of any other driver only when it connects.
+    Warn if Ray does not answer.
+    """
     try:
         _change_submission(lambda known: {**metadata, **known, **metadata})
     except (TimeoutError, RayError, OSError, RuntimeError) as error:
@@ -115,12 +119,12 @@ def describe_job(metadata: Mapping[str, str]) -> None:
 
 
 def submitted() -> bool:
-    """Return whether this process is the driver of a job that was submitted."""
+    """Return whether this process drives a submitted job."""
     return JOB_ID_METADATA_KEY in _submission().get("metadata", {})
 
 
 def _change_submission(change: Callable[[dict[str, str]], dict[str, str]]) -> None:
-    """Change the metadata of a job that was submitted, which Ray takes from the submission and nowhere else."""
+    """Change the metadata of a submitted job. Ray takes it from the submission and nowhere else."""
     if not submitted():
         return
     name = _submission()["metadata"][JOB_ID_METADATA_KEY]
@@ -135,10 +139,11 @@ def _change_submission(change: Callable[[dict[str, str]], dict[str, str]]) -> No
 
 
 def _worker_setup() -> Callable[[], None]:
-    """Return what every worker runs first: it names its own cluster to Ray's State API, which otherwise looks for one.
+    """Return the function that every worker runs first. It gives Ray's State API the worker's own cluster; otherwise
+    the API looks for one.
 
-    Ray Train asks that API for its controller, and gives up the placement group of a run whose controller it does not
-    find: in another cluster on the machine, or in one that is gone and whose address file is left.
+    Ray Train looks up its controller through that API. If the API finds another cluster on the machine, or the address
+    file of one that is gone, the controller is not found, and Ray Train gives up the placement group of its run.
     """
 
     def name_cluster() -> None:  # nested, so that Ray pickles it whole: a node may lack this package

@@ -1,7 +1,7 @@
-"""When a running stage saves itself: now and then, ever more seldom, and at once when its driver is told to end.
+"""Times at which a running stage saves itself: at growing intervals, and at once when its driver is told to end.
 
-The driver asks through the key-value store of Ray's control service, which every process of a cluster reaches: the
-trial's process, a rank of a worker group, on any node. Ray itself ends actors without notice.
+The driver asks through the key-value store of Ray's control service. Every process of a cluster reaches it: the trial's
+process or a rank of a worker group, on any node. Ray itself ends actors without notice.
 """
 
 import time
@@ -13,19 +13,20 @@ from ray.experimental import internal_kv
 from rayexp.config import RunConfig
 from rayexp.store.leases import Lease
 
-#: Seconds until the first checkpoint of an attempt; each further one comes after twice as long.
+#: Seconds until the first checkpoint of an attempt. The interval doubles after each.
 FIRST_S = 5.0
-#: Times as long as a checkpoint took to write until the next one, so that large ones take a twentieth of the time.
+#: Least interval, in multiples of the time that the last checkpoint took to write, so that large ones take a twentieth
+#: of the time.
 TIMES_AS_LONG = 20
-#: Seconds between two looks at what the driver wants; a look takes a millisecond.
+#: Seconds between two checks for a request of the driver; a check takes a millisecond.
 LOOK_S = 0.2
-#: Longest wait of a driver for what it runs, in seconds. `ray job stop` kills it after 3.
+#: Longest wait of a driver for checkpoints, in seconds. `ray job stop` kills the driver after 3.
 PATIENCE_S = 2.0
 _NAMESPACE = "rayexp"
 
 
 class Saving:
-    """Says when the next checkpoint is due. ``now``: a clock, in seconds."""
+    """The schedule of a stage's checkpoints. now: a clock, in seconds."""
 
     def __init__(self, run_config: RunConfig, now: Callable[[], float] = time.monotonic) -> None:
         self._lease = Lease.parse(run_config.lease) if run_config.lease else None
@@ -46,10 +47,10 @@ class Saving:
         return self._hasten or self._is_asked() or self._began - self._saved > self._interval_s
 
     def done(self) -> None:
-        """Take note that it has been written, and tell a driver that waits for it."""
+        """Record that a checkpoint is written, and tell a driver that waits for it."""
         if self._asked and self._lease is not None:
             internal_kv._internal_kv_put(_saved(self._lease.driver, self._lease.work), b"", namespace=_NAMESPACE)
-            self._lease = None  # one that was asked for is enough
+            self._lease = None  # one requested checkpoint is enough
         self._hasten = self._asked = False
         self._saved = self._now()
         wait_s = max(2 * self._interval_s, TIMES_AS_LONG * (self._saved - self._began))
@@ -63,8 +64,8 @@ class Saving:
 
 
 def ask_to_save(driver: str, works: Iterable[str], patience_s: float = PATIENCE_S) -> set[str]:
-    """Ask what ``driver`` runs under leases on ``works`` to save, and wait for it. Return those that have not by then:
-    they may be at a point that can't be saved, or have nothing to save yet."""
+    """Ask the stages that ``driver`` runs under leases on ``works`` to save themselves, and wait for them. Return those
+    that did not in time: they may be at a point that can't be saved, or have nothing to save yet."""
     missing = set(works)
     internal_kv._internal_kv_put(_asked(driver), b"", namespace=_NAMESPACE)
     until = time.monotonic() + patience_s

@@ -1,6 +1,6 @@
-"""Let every node of a cluster look for what the driver wrote into the store, before anything is trained.
+"""A check, before any training, that every node of a cluster can read what the driver writes into the store.
 
-A node that joins later is not asked; there the first process of a trial finds out (``Lease.require_shared``).
+A node that joins later is not checked here, but by the first process of a trial on it (``Lease.require_shared``).
 """
 
 import logging
@@ -17,8 +17,7 @@ TIMEOUT_S = 60.0
 
 
 def require_shared(files: Files) -> None:
-    """Raise StoreError if some node of the cluster can't read what is written here. A node that does not answer is
-    warned of."""
+    """Raise StoreError if a node of the cluster can't read what is written here. Warn of nodes that do not answer."""
     import ray
 
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
@@ -39,7 +38,7 @@ def require_shared(files: Files) -> None:
 
 
 def find_problem(url: str, probe: str) -> str:
-    """Return why this process does not see the probe; nothing if it does."""
+    """Return why this process does not see the probe; an empty string if it does."""
     try:
         found = Files(url).read(probe)
     except FileNotFoundError:
@@ -50,7 +49,7 @@ def find_problem(url: str, probe: str) -> str:
 
 
 def _problems(nodes: dict[str, str], url: str, probe: str) -> list[tuple[str, str]]:
-    """Let every node look; return address and answer of those that do not see the probe."""
+    """Look for the probe on every node. Return address and reason for each node that does not see it."""
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

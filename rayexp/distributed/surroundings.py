@@ -1,4 +1,4 @@
-"""Refuse an environment in which Ray would not start or not answer, in one sentence, before it is asked to."""
+"""Checks before Ray starts: an environment in which it would not start or not answer is refused in one sentence."""
 
 import atexit
 import os
@@ -18,18 +18,19 @@ from ray.train.v2._internal.constants import V2_ENABLED_ENV_VAR, is_v2_enabled
 
 from rayexp.errors import RefusedError, first_line
 
-#: Ray (2.60) joins the command line of a worker with quotes that it takes apart again by other rules.
+#: Characters that Ray (2.60) loses from the command line of a worker, because it quotes the line by one set of rules
+#: and splits it by another.
 LOST = "'\"\\"
-#: Bytes of a Unix socket's path, its final zero not counted.
+#: Most bytes of a Unix socket's path, its final zero not counted.
 SOCKET_PATH_BYTES = 107
-#: Ray's logs and sockets of a sweep of a few hours.
+#: Room for Ray's logs and sockets in a sweep of a few hours.
 FREE_BYTES = 32 * 2**20
-#: Seconds until the head of a cluster has to answer; Ray itself tries for two minutes and ends the process then.
+#: Seconds in which the head of a cluster has to answer. Ray itself tries for two minutes, then ends the process.
 ANSWER_S = 10.0
 
 
 def require_train() -> None:
-    """Raise RefusedError where Ray Train is told to be an earlier version of itself."""
+    """Raise RefusedError if the environment switches off Ray Train V2."""
     if not is_v2_enabled():
         value = os.environ[V2_ENABLED_ENV_VAR]
         raise RefusedError(f"{V2_ENABLED_ENV_VAR}={value!r} switches off Ray Train V2, which is used here; set it to 1")
@@ -62,9 +63,10 @@ def require_cluster(address: str) -> None:
 
 
 def use_plain_path() -> None:
-    """Call this Python by a path without blanks for the rest of the process, because Ray hands it to bash unquoted.
+    """Set ``sys.executable`` to a path without blanks for the rest of the process, because Ray hands it to bash
+    unquoted.
 
-    Raises RefusedError where even that would not help, and Ray would wait for its workers for ever.
+    Raises RefusedError if Ray's own path has characters that it loses, because Ray would wait for its workers for ever.
     """
     place = str(Path(ray.__file__).parent)
     if set(LOST) & set(place):
@@ -79,9 +81,10 @@ def use_plain_path() -> None:
 
 
 def folder() -> Path:
-    """Return the folder for Ray's files, which nobody else can enter: RAY_TMPDIR if it is one, else ``ray-UID`` in it.
+    """Return the folder for Ray's files, which only this account can enter: RAY_TMPDIR if it is such a folder, else
+    ``ray-UID`` in it.
 
-    Ray lets everybody write into its own folders, those of sessions with their logs and sockets among them.
+    Ray itself makes folders that everybody can write to, also those of sessions, with their logs and sockets.
     """
     parent = Path(get_default_ray_temp_dir()).parent
     if parent.is_dir() and parent.stat().st_uid == os.getuid() and not parent.stat().st_mode & 0o077:
@@ -121,7 +124,7 @@ def _socket(folder: str) -> str:
 
 
 def _owner(folder: str) -> str:
-    """Return whose folder it is, or the one above it that is there, if it is somebody else's."""
+    """Return who owns the folder, or its nearest parent that exists, if it is not this account."""
     there = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
     uid = there.stat().st_uid
     if uid == os.getuid():

@@ -21,7 +21,7 @@ from rayexp.errors import PermanentError, StageError, first_line, sentence
 
 
 class RayTrainContext:
-    """This rank of a worker group; a ``TrainContext``."""
+    """This rank of a worker group; implements ``TrainContext``."""
 
     def __init__(self) -> None:
         about = ray.train.get_context()
@@ -61,7 +61,7 @@ class RayTrainContext:
 def run_worker_group(
     work: Callable[[RayTrainContext], None], name: str, run_config: RunConfig, callbacks: Sequence[Any]
 ) -> None:
-    """Let every rank of a worker group do ``work``. Raises what the rank at fault raised, or StageError."""
+    """Run ``work`` on every rank of a worker group. Raises the exception of the rank at fault, or StageError."""
     gpus = run_config.train_gpus or 0.0
     with TemporaryDirectory(prefix="rayexp-train-") as folder:  # Ray's own notes on the run, of no use after it
         trainer = ray.train.torch.TorchTrainer(
@@ -76,7 +76,7 @@ def run_worker_group(
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=folder,
-                # Failures are tried again by the sweep, which knows those that would only come again.
+                # The sweep retries failures, because it knows which of them would only come again.
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
                 callbacks=list(callbacks),
                 logging_config=LoggingConfig(log_level="WARNING"),
@@ -96,7 +96,7 @@ def _rank(config: dict[str, Any]) -> None:
 
 
 def _first_cause(error: WorkerGroupError) -> Exception:
-    """Return what the rank at fault raised; the others only saw their connection to it break."""
+    """Return the exception of the rank at fault; the others only saw their connection to it break."""
     causes = [(rank, getattr(e, "_base_exc", e)) for rank, e in sorted(error.worker_failures.items())]
     for kind in (PermanentError, StageError, Exception):
         for rank, cause in causes:

@@ -1,10 +1,11 @@
-"""The way of weights from a learner to its samplers: through Ray's object store, or straight from process to process.
+"""Transfer of weights from a learner to its samplers: through Ray's object store, or directly between processes.
 
-The object store is right for small decoders: one copy to the host, which all samplers on a machine read. With gigabytes
-its copies over PCIe begin to count; Ray Direct Transport leaves the tensors on the GPUs.
-``sync`` is the same for all. Only through the object store can an actor that died be replaced by itself: a group of
-NCCL can't be joined again, so that with the others its death ends the attempt, and the trial goes on from its last
-checkpoint with new actors.
+The object store is right for small decoders: one copy goes to the host, and all samplers on a machine read it. With
+gigabytes its copies over PCIe begin to count; Ray Direct Transport leaves the tensors on the GPUs.
+
+``sync`` is the same for all. Only with the object store can an actor that died be replaced by itself, because no actor
+can join an NCCL group again. With the others its death ends the attempt, and the trial goes on from its last checkpoint
+with new actors.
 """
 
 import re
@@ -24,14 +25,14 @@ from rayexp.timeouts import TimeoutError, run_with_timeout
 
 #: Backends of the transports that need a group of actors.
 _GROUPED = {"nccl": "nccl", "gloo": "torch_gloo"}
-#: The number of a block in the name of one of its weights, and what is before it.
+#: The name of a weight up to the number of its block.
 _BLOCK = re.compile(r"^(\D*\.\d+\.).*")
-#: Seconds to wait for actors that have ended to say so.
+#: Longest wait, in seconds, for Ray to forget a group whose actors have ended.
 FORGET_S = 10.0
 
 
 def chunks(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Divide weights, given their bytes by name, into parts of at most ``limit`` bytes. Those of one block stay
+    """Divide weights, given their bytes by name, into parts of at most ``limit`` bytes. The weights of one block stay
     together, because a sampler may keep them as one tensor."""
     found: list[list[str]] = []
     room = 0
@@ -47,12 +48,12 @@ def chunks(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 
 
 def direct(run_config: RunConfig) -> bool:
-    """Return whether weights go past the object store."""
+    """Return whether weights bypass the object store."""
     return run_config.weight_transfer != "object_store"
 
 
 def actor(kind: type, run_config: RunConfig) -> Any:
-    """An actor class that can take part in the transfer, and its restarts to go with it."""
+    """Return an actor class that can take part in the transfer, and that is restarted if the transfer allows it."""
     if direct(run_config):
         taking_part: Any = ray.remote(enable_tensor_transport=True, max_restarts=0)  # pyright: ignore[reportCallIssue]
         return taking_part(kind)
@@ -60,7 +61,8 @@ def actor(kind: type, run_config: RunConfig) -> Any:
 
 
 class TransferGroup:
-    """Actors between which weights go, the learner first. Where the transfer needs no group, there is nothing to it."""
+    """The group of actors that pass weights on, the learner first. Its methods do nothing if a transfer needs no
+    group."""
 
     def __init__(self, actors: Sequence[Any], run_config: RunConfig) -> None:
         self._actors = list(actors)
@@ -69,7 +71,7 @@ class TransferGroup:
         self._handle: Any = None
 
     def join(self) -> None:
-        """Wait until all of them are in it. Raises RemoteTimeoutError, or StageError if one can't join."""
+        """Form the group, and wait until all are in it. Raises RemoteTimeoutError, or StageError if one can't join."""
         if self._backend is None or self._handle is not None:
             return
         from ray.experimental.collective import create_collective_group
@@ -86,8 +88,12 @@ class TransferGroup:
             raise StageError(f"{who}: {sentence(cause)}") from error
 
     def forget(self) -> None:
-        """Ray keeps the names of groups, also of dead actors; call this once they have ended. Never raises, for what
-        they ended of is the news; Ray itself forgets a group in which a transfer failed (ValueError)."""
+        """Make Ray forget the group, because Ray keeps the names of groups even of dead actors. Call this once the
+        actors have ended.
+
+        Never raises, because the failure that ended the actors matters more. Ray itself forgets a group in which a
+        transfer failed (ValueError).
+        """
         if self._handle is not None:
             from ray.experimental.collective import destroy_collective_group
 

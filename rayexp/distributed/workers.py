@@ -1,7 +1,7 @@
-"""The actors of a rollout stage, and how they are kept warm from one stage to the next.
+"""The actors of a rollout stage, which stay warm from one stage to the next.
 
-A trial's process owns its workers, and everything dies with it. Ray Tune hands a process on to the next trial that asks
-for the same resources; if that one's decoder has the same shape, it finds the workers here and gives them new weights,
+A trial's process owns its workers, and they die with it. Ray Tune hands a process on to the next trial that asks for
+the same resources. If that trial's decoder has the same shape, it finds the workers here and gives them new weights,
 which takes milliseconds where an engine takes seconds. Workers that saw a failure are not used again.
 """
 
@@ -21,17 +21,17 @@ from rayexp.errors import StageError, first_line
 from rayexp.rl.learner import Learner
 from rayexp.stages import RolloutStage, memory
 
-#: The first of a learner's ranks in a trial's placement group; rollout workers follow (the trial's own process holds
-#: none).
+#: Bundle of a learner's first rank in a trial's placement group; the other ranks and then rollout workers follow (the
+#: trial's own process has none).
 LEARNER_BUNDLE = 0
-#: Seconds in which Ray has said that an actor died, after another one found no answer from it.
+#: Seconds within which Ray reports that an actor died, after another one got no answer from it.
 DEATH_IS_KNOWN_S = 10.0
 
 _idle_workers: "StageWorkers | None" = None
 
 
 class StageWorkers:
-    """One learner and its rollout workers. ``shape`` is all that the processes were started for."""
+    """One learner and its rollout workers. shape: all settings that the start of the processes depends on."""
 
     def __init__(self, stage: RolloutStage, run_config: RunConfig) -> None:
         self.shape = _shape(stage, run_config)
@@ -52,9 +52,9 @@ class LearnerDiedError(StageError):
 
 
 class LearnerHandle:
-    """The actors of a learner, one for each rank, called together, with a limit on how long an answer may take.
+    """The actors of a learner, one for each rank, which are called together; each answer has a time limit.
 
-    They live and die as a whole: where one of several is gone, all are started again.
+    If one of several dies, all are restarted.
     """
 
     def __init__(self, run_config: RunConfig) -> None:
@@ -69,7 +69,7 @@ class LearnerHandle:
     def begin(
         self, stage: RolloutStage, run_config: RunConfig, make: Callable[..., Learner]
     ) -> tuple[int, dict[str, bytes]]:
-        """Turn to a stage; see ``LearnerActor.begin``. A learner that died is waited for."""
+        """Load a stage; see ``LearnerActor.begin``. If the learner died, wait until it is back."""
         self._stage, self._run_config = stage, run_config
         retries = -1
         if len(self.actors) > 1:
@@ -81,7 +81,7 @@ class LearnerHandle:
         return begun
 
     def _meet(self) -> None:
-        """Let the ranks form a group."""
+        """Form the group of the ranks."""
         timeout_s = self._run_config.timeout_s
         first = calling(self.actors[0], "open_meeting_place", self._stage, max_task_retries=-1).remote(timeout_s)
         (place,) = self._answers([first], "open_meeting_place")
@@ -93,7 +93,7 @@ class LearnerHandle:
         self._answers(met, "meet")
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Return the answer of one of the learner's methods. Raises LearnerDiedError, or what ``answer`` raises."""
+        """Call one of the learner's methods and return its answer. Raises LearnerDiedError, or as ``answer`` does."""
         return self.start(method, *arguments)()
 
     def start(self, method: str, *arguments: Any) -> Callable[[], Any]:
@@ -102,7 +102,7 @@ class LearnerHandle:
 
     def weights(self) -> Iterator[Any]:
         """Yield references to the current weights, in as many parts as ``weight_sync.chunks`` makes of them. A part is
-        there when its reference is yielded; the next is made when it is asked for."""
+        ready when its reference is yielded; the next one is made on demand."""
         if weight_sync.direct(self._run_config):
             transport = self._run_config.weight_transfer
             part = calling(self.actors[0], "tensors", self._stage, tensor_transport=transport).remote()
@@ -126,7 +126,7 @@ class LearnerHandle:
         return lambda: self._answers(references, method)[0]
 
     def _answers(self, references: list[Any], method: str) -> list[Any]:
-        """Return what each rank answers. Raises LearnerDiedError, or what ``answer`` raises of the first that fails."""
+        """Return every rank's answer. Raises LearnerDiedError if a rank died, else what ``answer`` raises first."""
         who = f"the learner of {self._stage.label}"
         try:
             return answer(references, f"{who} ({method})", self._run_config.timeout_s)
@@ -140,7 +140,7 @@ class LearnerHandle:
             raise LearnerDiedError(f"{who} died ({method}): {first_line(died)}") from died
 
     def _death(self, references: list[Any]) -> RayActorError | None:
-        """Return why one of several ranks died, where that is why another one failed."""
+        """Return how one of several ranks died, if its death made another one fail."""
         if len(references) < 2:
             return None
         ray.wait(references, num_returns=len(references), timeout=DEATH_IS_KNOWN_S)
@@ -156,7 +156,7 @@ class LearnerHandle:
 
 @contextmanager
 def acquire_workers(stage: RolloutStage, run_config: RunConfig) -> Iterator[StageWorkers]:
-    """Provide workers that have turned to ``stage``: this process's idle ones if their shape fits, else new ones."""
+    """Provide workers for ``stage``: this process's idle ones if their shape fits, else new ones."""
     global _idle_workers
     if _idle_workers is not None and _idle_workers.shape != _shape(stage, run_config):
         _idle_workers.stop()

@@ -1,4 +1,4 @@
-"""The runner of extended pretraining: the model to go on with, and the samples of a step of the whole."""
+"""The runner of extended pretraining: the model to continue, and the samples of a step of the whole pretraining."""
 
 import torch
 from transformers import PreTrainedModel
@@ -20,5 +20,5 @@ def initial(stage: Extend, store: Store, device: torch.device) -> PreTrainedMode
 
 
 def batch(stage: Extend, step: int) -> list[TokenBatch]:
-    """Return the samples that the pretraining has in a step."""
+    """Return the samples of that step of the whole pretraining."""
     return pretrain.batch(stage.pretraining, step)

@@ -23,7 +23,7 @@ def run(stage: Stage, store: Store, run_config: RunConfig) -> None:
 
 
 def publish(stage: Stage, rows: pa.Table, metric_log: MetricLog, store: Store, run_config: RunConfig) -> None:
-    """Make the artifact of a measurement that was taken elsewhere. metric_log: begun before it, to time it."""
+    """Publish the rows of a measurement. metric_log: begun before the measurement, so that it times it."""
     with TemporaryDirectory() as folder:
         pq.write_table(rows, Path(folder) / "results.parquet")
         store.publish(stage, Path(folder), metric_log.provenance(run_config))

@@ -31,7 +31,7 @@ class Learner(BaseLearner):
         self._stage = stage
 
     def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
-        """Take ``updates`` optimiser steps on the completions of a round that are right; none if there are none."""
+        """Take ``updates`` optimiser steps on the right completions of a round; none if no completion is right."""
         require_finite_rollouts(batches)
         mismatch = max(self._mismatch(batch) for batch in own_share(batches, self.ranks))
         require_match(mismatch, max_logprob_mismatch)
@@ -80,8 +80,8 @@ class Learner(BaseLearner):
         return {"loss": total(torch.stack(losses).sum(), self.ranks).item(), "grad_norm": norm.item()}
 
     def _loss(self, batch: RolloutBatch[np.ndarray], tokens: float, losses: list[Tensor]) -> Tensor:
-        """Return this batch's part of the mean negative log-likelihood of ``tokens`` tokens, of which the ranks' mean
-        is taken."""
+        """Return this batch's part of the mean negative log-likelihood of ``tokens`` tokens, times the number of ranks,
+        because gradients are averaged over ranks."""
         tensors = on_device(batch, self.trainer.device)
         loss = -masked(self._logprobs(tensors, batch), tensors.mask_NC).sum() / tokens
         losses.append(loss.detach())
@@ -99,7 +99,7 @@ class Learner(BaseLearner):
 
 
 def right_completions(batch: RolloutBatch[np.ndarray]) -> RolloutBatch[np.ndarray]:
-    """Return the completions that earned a reward, each distinct one once a prompt: groups of one."""
+    """Return the completions that earned a reward, each distinct one once for its prompt, as groups of one."""
     group = batch.rewards_PG.shape[1]
     prompt_N = np.repeat(np.arange(len(batch.numbers_P)), group)
     right_N = np.flatnonzero(batch.rewards_PG.reshape(-1) > 0)

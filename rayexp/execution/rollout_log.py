@@ -1,8 +1,8 @@
-"""Every rollout of a stage as Parquet, when asked for.
+"""The rollouts of a stage as Parquet, if ``keep_rollouts`` is set.
 
 Rows are written to the stage's work folder just before each checkpoint, in a part named by its first step. An attempt
-starts at a checkpoint, or at step 0 where every checkpoint is lost. So the parts before its first step are its past,
-and all others belong to an attempt that was abandoned: they are removed when it starts, even if it keeps no rollouts.
+starts at a checkpoint, or at step 0 if every checkpoint is lost. So the parts before its first step are its past. All
+other parts belong to an abandoned attempt. They are removed when the new attempt starts, even if it keeps no rollouts.
 """
 
 import io
@@ -20,11 +20,11 @@ from rayexp.store.artifacts import Store
 
 log = logging.getLogger(__name__)
 
-_PART = re.compile(r"(\d{9})\.parquet")  # and not what a process that was killed left half written
+_PART = re.compile(r"(\d{9})\.parquet")  # excludes files that a killed process left half written
 
 
 class RolloutLog:
-    """Rollouts of a stage, as far as they are kept."""
+    """The rollouts that are kept of a stage."""
 
     #: One row a completion. prompt: with its hint. logprobs: of its tokens under the policy that drew it, in nats.
     SCHEMA = pa.schema(
@@ -81,8 +81,8 @@ class RolloutLog:
             self._rows, self._first_step = [], None
 
     def files(self, steps: int) -> dict[str, bytes]:
-        """Return all rollouts of the stage's ``steps`` steps as ``rollouts.parquet``, if they are kept at all; steps
-        that were run without keeping them are warned of."""
+        """Return all rollouts of the stage's ``steps`` steps as ``rollouts.parquet``; no file if rollouts are not kept.
+        Warn of steps that ran without keeping theirs."""
         if not self._enabled:
             return {}
         parts = filter(_PART.fullmatch, self._store.work_names(self._stage_id, "rollouts"))

@@ -1,6 +1,6 @@
-"""The loop of every stage in which a policy draws completions and learns from them, and what the loop keeps of it.
+"""The loop of every stage in which a policy draws completions and learns from them.
 
-The driver, which this is, owns metrics, rollouts, timing and the record of the run; the learner owns weights and
+This module is the driver. It owns metrics, rollouts, timing and the record of the run; the learner owns weights and
 optimiser.
 """
 
@@ -37,10 +37,10 @@ METRICS, DRAWN = "metrics.parquet", "drawn.npz"
 
 
 def run(stage: RolloutStage, evaluations: Sequence[Stage], run_config: RunConfig, progress: Progress) -> None:
-    """Run the stage from where it was left, publish it, then measure it. ``progress`` is told of every step.
+    """Run the stage from its last checkpoint, publish it, then measure it. ``progress`` is called after every step.
 
-    If the learner's process dies, a new one goes on from the last checkpoint, ``run_config.worker_failures`` times; not
-    where weights go directly between processes (rayexp.distributed.weight_sync): the attempt ends then.
+    If the learner's process dies, a new one goes on from the last checkpoint, up to ``run_config.worker_failures``
+    times. If weights go directly between processes (rayexp.distributed.weight_sync), its death ends the attempt.
     """
     store = Store.of(run_config)
     store.require_shared()
@@ -60,12 +60,12 @@ def run(stage: RolloutStage, evaluations: Sequence[Stage], run_config: RunConfig
                 measurements.publish(evaluation, rows, metric_log, store, run_config)
     devices.use_cores(run_config.learner_cpus)
     for evaluation in evaluations:
-        if not store.finished(evaluation.id):  # an earlier attempt died in between
+        if not store.finished(evaluation.id):  # an earlier attempt died between publishing and measuring
             measurements.run(evaluation, store, run_config)
 
 
 def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: StageWorkers, progress: Progress) -> None:
-    """Draw, reward, learn: every step of the stage that is left, then publish it."""
+    """Run the steps of the stage that are left (draw, reward, learn), then publish it."""
     timed, saving = PhaseTimer(), Saving(run_config)
     rollout_manager, learner = workers.rollout_manager, workers.learner
     completed, files = learner.begin(stage, run_config, runner(stage).Learner)
@@ -108,7 +108,7 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
                     rollout_manager.require_parity(prompts.probe, learner.call("score", prompts.probe))
 
             batch = prompts.at(step)
-            mass = learner.start("gold_mass", batch.contexts, batch.gold)  # it is idle while others draw
+            mass = learner.start("gold_mass", batch.contexts, batch.gold)  # the learner is idle while others draw
             with timed("rollout"):
                 completions = drawn or start_drawing(batch)()
                 ahead = stage.draws_ahead and step + 1 < stage.steps
@@ -149,24 +149,25 @@ def _train(stage: RolloutStage, store: Store, run_config: RunConfig, workers: St
 
 
 def _files(metric_log: MetricLog, drawn: Completions | None) -> dict[str, bytes]:
-    """Return what the driver needs to go on, beside the state of the learner and of the prompts."""
+    """Return the driver's own files of a checkpoint: the metrics, and completions that were drawn ahead."""
     return {METRICS: metric_log.to_bytes()} | ({DRAWN: drawn.to_bytes()} if drawn else {})
 
 
 class _Throughput:
-    """Tokens drawn a second, over whole steps. The first step has none: its time is that of its samplers' start."""
+    """Tokens drawn a second, over whole steps. The first step has no rate, because its time includes the start of its
+    samplers."""
 
     def __init__(self) -> None:
         self._last: float | None = None
         self._tokens = 0
 
     def count(self, batch: PromptBatch, completions: Completions) -> None:
-        """Add the tokens of completions, each with what it goes on from."""
+        """Add the tokens of completions, and of the prompt and hint before each."""
         group_size = len(completions.length_N) // len(batch.prompts)
         self._tokens += group_size * sum(map(len, batch.contexts)) + int(completions.length_N.sum())
 
     def rate(self) -> dict[str, float]:
-        """Return the rate of what was counted since the last call."""
+        """Return the rate since the last call; empty at the first call."""
         now, before, tokens = time.monotonic(), self._last, self._tokens
         self._last, self._tokens = now, 0
         return {} if before is None else {"tokens_per_s": tokens / (now - before)}

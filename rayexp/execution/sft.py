@@ -1,4 +1,4 @@
-"""The runner of supervised fine-tuning: the model to go on with, and the samples of a step."""
+"""The runner of supervised fine-tuning: the model to start from, and the samples of a step."""
 
 import numpy as np
 import torch

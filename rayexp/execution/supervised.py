@@ -1,9 +1,9 @@
-"""The part of a chain that learns from given samples, in one go: training stages, and measurements between them.
+"""The supervised part of a chain, in one go: training stages, and measurements between them.
 
-In one Ray Train worker group for the whole part, because a group takes many seconds to start and tiny stages take few;
-where even one is too many, in this process. Checkpoints are the store's own, not Ray Train's: they carry a manifest, so
-a torn one is recognised and passed over, and where to go on does not depend on Ray's run snapshot, which is written
-non-atomically.
+The whole part runs in one Ray Train worker group, because a group takes many seconds to start and tiny stages take few.
+``run_in_process`` does without a group. Checkpoints are the store's own, not Ray Train's. Their manifest shows which of
+them are torn, and these are passed over. The step to go on from does not depend on Ray's run snapshot, because that is
+not written atomically.
 """
 
 import shutil
@@ -39,12 +39,13 @@ from rayexp.training.parallel import even_pieces, is_spread, spread
 from rayexp.training.positions import with_random_positions
 from rayexp.training.trainer import Trainer, learning_rate
 
-#: Estimated FLOP of a stage above which a GPU gains more from compiled kernels than the minute that compiling takes, at
-#: some 150 TFLOP/s without and twice as many with them.
+#: Estimated FLOP of a stage above which compiled kernels save a GPU more than the minute that compiling takes, at some
+#: 150 TFLOP/s without them and twice as many with them.
 COMPILED_FLOP = 2e16
 COMPILED_ON = "cuda"
 POINTS_PER_CURVE = 100
-#: A report to Ray waits until the one before has been fetched; the metric log does not.
+#: Least steps between two reports to Ray, because a report waits until the one before has been fetched; the metric log
+#: does not wait.
 STEPS_BETWEEN_REPORTS = 25
 METRICS = "metrics.parquet"
 
@@ -57,7 +58,7 @@ def run_in_process(stages: Sequence[Stage], run_config: RunConfig, progress: Cal
 def run(stages: Sequence[Stage], run_config: RunConfig, callbacks: Sequence[Any] = ()) -> None:
     """Run the unfinished ones of ``stages`` (parents first) in one worker group.
 
-    Raises what the rank at fault raised, or StageError.
+    Raises the exception of the rank at fault, or StageError.
     """
     work = partial(_run_json, [stage.model_dump_json() for stage in stages], run_config.model_dump_json())
     run_worker_group(work, stages[0].id, run_config, callbacks)
@@ -81,12 +82,12 @@ def _run(stages: Sequence[Stage], run_config: RunConfig, context: TrainContext) 
             with error_context(lambda stage=stage: stage.label):
                 run_it(stage, store, run_config)
             if not stage.steps:
-                context.report(progress_event(stage, 0))  # or else Tune says that it has nothing to say of the trial
+                context.report(progress_event(stage, 0))  # otherwise Tune warns that the trial reported nothing
         context.barrier()
 
 
 def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext) -> None:
-    """Train one stage of the pool ``train`` from where it was left, and publish it."""
+    """Train one stage of the pool ``train`` from its last checkpoint, and publish it."""
     rank, ranks, kind = context.rank, context.ranks, runner(stage)
     device = context.device(devices.resolve_device(run_config.device))
     trainer = _trainer(stage, store, run_config, device, context)
@@ -130,7 +131,8 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
                 warned, leaving = leaving, context.is_preempted()
                 if leaving and not warned:
                     saving.hasten()  # a node is about to be taken away
-            # Here, where the loss meters of all ranks are empty, so that a continued run draws the same curve.
+            # A checkpoint is written here, where the loss meters of all ranks are empty, so that a continued run draws
+            # the same curve.
             if context.broadcast(rank == 0 and saving.due()):
                 with timed("checkpoint"):
                     _checkpoint(trainer, metric_log, stage, store, context)
@@ -138,7 +140,7 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
 
     with error_context(lambda: f"{stage.label}, publishing"):
         if is_spread(trainer.module):
-            _checkpoint(trainer, metric_log, stage, store, context)  # no rank has the whole
+            _checkpoint(trainer, metric_log, stage, store, context)  # no rank has the whole decoder
         if rank == 0:
             _publish(trainer, metric_log, stage, store, metric_log.provenance(run_config, timed.seconds))
 
@@ -165,7 +167,7 @@ def _batches(stage: Stage, step: int) -> list[TokenBatch]:
 
 
 def _is_to_spread(stage: Any, run_config: RunConfig, device: torch.device, context: TrainContext) -> bool:
-    """Return whether each rank is to hold a part; all get the same answer."""
+    """Return whether to spread the decoder over the ranks; all ranks get the same answer."""
     if context.ranks == 1 or run_config.sharding != "auto":
         return context.ranks > 1 and run_config.sharding == "full"
     on_this_machine = context.gather(context.node).count(context.node)
@@ -183,8 +185,8 @@ def _checkpoint(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: St
 
 
 def _publish(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: Store, provenance: dict[str, Any]) -> None:
-    """Publish the finished stage, on rank 0. A decoder that is spread comes from the last checkpoint, by way of this
-    machine's disk."""
+    """Publish the finished stage, on rank 0. A spread decoder comes from the last checkpoint, by way of this machine's
+    disk."""
     with TemporaryDirectory() as name:
         folder, module, vocabulary = Path(name), cast(PreTrainedModel, trainer.module), stage.root.task.vocabulary
         if is_spread(module):
@@ -202,8 +204,8 @@ def _publish(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: Store
 
 
 def _restore(trainer: Trainer, stage: Stage, store: Store, context: TrainContext) -> MetricLog:
-    """Continue from the newest good checkpoint, and return its metrics; where there is none, from where ``init`` ended,
-    if the stage continues that."""
+    """Continue from the newest good checkpoint, and return its metrics. Without a checkpoint continue from the end of
+    ``init``, if the stage continues that."""
     with store.latest_checkpoint(stage.id, context) as folder:
         if folder is not None:
             _continue(trainer, folder, context.ranks)

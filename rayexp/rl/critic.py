@@ -1,12 +1,13 @@
-"""The critic: a network of its own that learns what the completions of a policy earn.
+"""The critic: a second network, which predicts the returns of a policy's completions.
 
-It starts from the weights of its policy, with a head for one number that starts at 0: at first it expects nothing. It
-lives as long as its stage: the next stage starts a new one.
+It starts with the policy's weights and a head for one number, whose weights are 0, so that it predicts 0 at first. It
+lives as long as its stage; the next stage starts a new one.
 
-Its optimiser has all settings of the policy's, the learning rate too. A faster critic was no better: of tiny decoders
-that start at a mean reward of 0.05 and of 0.85, one at 1, 3 and 10 times the rate explained at most 0.01, 0.02 and 0.01
-of the variance of returns in any 10 of 60 steps, at 3 and 10 times also less than nothing (-0.1, -0.2), and at the same
-rate the policy earned as much or more at the end. In so few steps it is hardly more than a moving mean of the reward.
+Its optimiser has all settings of the policy's, the learning rate included. A faster critic was no better. This was
+measured on tiny decoders that started at a mean reward of 0.05 and of 0.85, with a critic at 1, 3 and 10 times the
+policy's rate. Over any 10 of 60 steps it explained at most 0.01, 0.02 and 0.01 of the variance of returns; at 3 and 10
+times the rate that share was also negative (-0.1, -0.2). At the same rate the policy earned as much or more at the end.
+In so few steps a critic is hardly more than a moving mean of the reward.
 
 Shape suffixes: _N completions, _C completion tokens.
 """
@@ -31,7 +32,7 @@ from rayexp.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class ValueTargets:
-    """Returns of completions, and the prefixes that they followed: all that a critic learns from."""
+    """A critic's training data: the returns of completions, and the prefixes that they followed."""
 
     prefixes: UniquePrefixes
     returns_NC: Tensor
@@ -48,7 +49,7 @@ class Critic:
 
     @torch.no_grad()
     def values(self, prefixes: UniquePrefixes) -> Tensor:
-        """Return the value of what stands before each token of groups of completions: [N, C], fp32."""
+        """Return the value before each token of groups of completions: [N, C], fp32."""
         return self._values(prefixes)
 
     def _values(self, prefixes: UniquePrefixes) -> Tensor:
@@ -59,7 +60,7 @@ class Critic:
     def step(self, targets: Sequence[ValueTargets]) -> None:
         """Take one optimiser step on the mean squared error over all tokens.
 
-        Raises NotFiniteError on an error or a gradient that is none; the weights are untouched then.
+        Raises NotFiniteError if the error or a gradient is not finite; the weights are untouched then.
         """
         tokens = total(torch.stack([target.mask_NC.sum() for target in targets]).sum(), self._ranks)
         try:
@@ -68,7 +69,8 @@ class Critic:
             raise NotFiniteError(f"{error}, in the critic") from error
 
     def _loss(self, targets: ValueTargets, tokens: Tensor) -> Tensor:
-        """Return the part of the mean over ``tokens`` that these targets have, of which the ranks' mean is taken."""
+        """Return these targets' part of the mean squared error over ``tokens``, times the number of ranks, because
+        gradients are averaged over ranks."""
         error_NC = masked(self._values(targets.prefixes) - targets.returns_NC, targets.mask_NC)
         return error_NC.square().sum() / tokens * self._ranks.ranks
 
@@ -83,9 +85,11 @@ class Critic:
 
 @torch.no_grad()
 def critic_statistics(seen: Sequence[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-    """Return how well values_NC predict returns_NC, over all tokens of mask_NC, each of some completions: the mean
-    squared error, and the share of the returns' variance that they explain, 1 - Var(R - V) / Var(R), which does not
-    exist where all returns are equal."""
+    """Return how well values predict returns. seen: values_NC, returns_NC and mask_NC of some completions each.
+
+    The statistics cover all tokens of the masks: the mean squared error, and the share of the returns' variance that
+    the values explain, 1 - Var(R - V) / Var(R). The share is left out if all returns are equal.
+    """
     values, returns, mask = (torch.cat([array.flatten() for array in arrays]) for arrays in zip(*seen, strict=True))
     returns, errors = returns[mask > 0], (returns - values)[mask > 0]
     fit = {"critic_loss": errors.square().mean().item()}

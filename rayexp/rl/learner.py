@@ -1,7 +1,7 @@
-"""Learners: a policy, and its update from one set of rollouts; GRPO's has a frozen reference besides.
+"""Learners: a policy, and its update from one set of rollouts. GRPO's learner also has a frozen reference.
 
-A policy may be spread over ranks. Each of them is given all rollouts of a step and learns from its share of them; all
-have to do the same in the same order, so that what ends a step ends it on all.
+A policy may be spread over ranks. Every rank gets all rollouts of a step and learns from its share of them. All ranks
+make the same calls in the same order, so that an error that ends a step ends it on all of them.
 
 Shape suffixes: _N completions, _P prompts, _G members of a group, _C completion tokens, _V vocabulary.
 """
@@ -33,7 +33,7 @@ from rayexp.training.context import ALONE, Ranks
 from rayexp.training.parallel import duplicate, is_spread
 from rayexp.training.trainer import Trainer
 
-#: Names in a learner's state that are its critic's begin so.
+#: Prefix of the critic's names in a learner's state.
 CRITIC = "critic."
 
 
@@ -43,19 +43,19 @@ class MismatchError(PermanentError):
 
 @dataclass(frozen=True)
 class _Part:
-    """A batch on the device, with what stays as it is in all updates from it."""
+    """A batch on the device, with the values that all updates from it share."""
 
     batch: RolloutBatch[Tensor]
     prefixes: UniquePrefixes
     whole: bool  # whether all distributions of the step are held at once
-    reference: Readout | None  # None where kl_beta is 0, or where it is read again each time
-    old_logprob_NC: Tensor | None  # that the ratios refer to; None: those of the policy itself
-    values_NC: Tensor | None  # what the critic expects before the first update; None without a critic
-    old_kl_NC: Tensor | None = None  # that a KL in the reward is paid for; None: that of the policy itself
+    reference: Readout | None  # None if kl_beta is 0, or if each update reads it again
+    old_logprob_NC: Tensor | None  # denominator of the ratios; None: that of the policy itself
+    values_NC: Tensor | None  # the critic's values before the first update; None without a critic
+    old_kl_NC: Tensor | None = None  # KL that is charged to the reward (kl_in='reward'); None: the policy's own
 
 
 class Learner(ABC):
-    """The policy of a stage, and its optimiser. Trains ``model`` itself."""
+    """The policy of a stage, and its optimiser. It trains ``model`` in place."""
 
     def __init__(
         self, stage: RolloutStage, model: PreTrainedModel, updates_per_step: int, ranks: Ranks = ALONE
@@ -74,15 +74,15 @@ class Learner(ABC):
     def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
         """Take one step of the stage on a set of rollouts. Return its statistics, by the names of the stage's metrics.
 
-        Raises MismatchError when the sampler's log-probability of a token differs from the learner's by more than the
-        limit, in nats, and NotFiniteError, with the prompts at fault, on a number that is none; the weights are
-        untouched then.
+        Raises MismatchError if the log-probabilities of sampler and learner for a token differ by more than the limit,
+        in nats. Raises NotFiniteError, with the prompts at fault, if a number is not finite. The weights are untouched
+        then.
         """
 
     @torch.no_grad()
     def weights(self, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-        """Return a copy of the policy's weights (all, or those of some names) under transformers' names, in fp32, on
-        the CPU. Of several ranks all have to ask, and rank 0 alone is given them."""
+        """Return a copy of the policy's weights, by transformers' names, in fp32 on the CPU. names: of the weights to
+        return; by default all. All ranks have to call this; only rank 0 gets weights."""
         found = {}
         for name, tensor in self.model.state_dict().items():
             if names is None or name in names:
@@ -106,10 +106,10 @@ class GRPOLearner(Learner):
     def __init__(
         self, stage: GRPO, model: PreTrainedModel, reference: PreTrainedModel | None = None, *, ranks: Ranks = ALONE
     ) -> None:
-        """reference: the model of ``stage.reference_stage``; None where that is what the policy is at the start."""
+        """reference: the model of ``stage.reference_stage``; None if that is the policy at the start."""
         super().__init__(stage, model, stage.updates, ranks)
-        # Only ever run without gradients. Its parameters would still have them: torch picks other kernels where they do
-        # not, and a policy that equals its reference would seem to differ from it by rounding.
+        # The reference runs without gradients, but its parameters keep ``requires_grad``: without it torch picks other
+        # kernels, and a policy that equals its reference would seem to differ from it by rounding.
         if stage.kl_beta == 0:
             self.reference = None
         else:
@@ -120,8 +120,11 @@ class GRPOLearner(Learner):
         self._settings = GRPOSettings(**{field.name: getattr(stage, field.name) for field in fields(GRPOSettings)})
 
     def update(self, batches: list[RolloutBatch[np.ndarray]], max_logprob_mismatch: float) -> dict[str, float]:
-        """Take ``updates`` optimiser steps, and as many of the critic, if there is one, on what the advantages of each
-        were made of. With staleness a mismatch is none: the completions are of other weights."""
+        """Take ``updates`` optimiser steps, each with a step of the critic, if there is one.
+
+        The critic learns from the returns that the advantages of the same update were computed from. With staleness no
+        mismatch is raised, because the completions were drawn with other weights.
+        """
         require_finite_rollouts(batches)
         self._sequences = sum(len(batch.tokens_NC) for batch in batches)
         held = fits(self.model, sum(batch.tokens_NC.size for batch in batches))
@@ -147,14 +150,18 @@ class GRPOLearner(Learner):
             self.critic.restore({n.removeprefix(CRITIC): t for n, t in state.items() if n.startswith(CRITIC)})
 
     def _part(self, batch: RolloutBatch[np.ndarray], held: bool) -> _Part:
-        """held: whether there is memory for the distributions of the whole step at once. Those of a spread decoder
-        can't be made in pieces, because only its own call collects its weights: they are held for a part at a time."""
+        """Move a batch to the device, with the values that all updates from it share.
+
+        held: whether there is memory for the distributions of the whole step at once. A spread decoder can't compute
+        its distributions in pieces, because only its own call collects its weights. So they are held for one batch at a
+        time.
+        """
         prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, self.trainer.device)
         whole = held or is_spread(self.model)
         reference = self._read_reference(prefixes, whole) if held or not whole else None
         tensors = on_device(batch, self.trainer.device)
         old_logprob_NC = tensors.sampler_logprobs_NC if self._stage.staleness else None
-        # Those of before all updates: once the critic has seen these completions, its values depend on them.
+        # Values before all updates: once the critic has learnt from these completions, its values depend on them.
         values_NC = None if self.critic is None else self.critic.values(prefixes)
         return _Part(tensors, prefixes, whole, reference, old_logprob_NC, values_NC)
 
@@ -167,8 +174,8 @@ class GRPOLearner(Learner):
 
     @torch.no_grad()
     def _with_old_policy(self, part: _Part) -> _Part:
-        """Keep the log-probabilities and the KL of the policy before the first of several updates. Ratios of stale
-        rollouts go on referring to the policy that drew them."""
+        """Store the policy's log-probabilities and KL before the first of several updates. The ratios of stale rollouts
+        keep referring to the policy that drew them."""
         scores = self._scores(part)
         old_logprob_NC = scores.logprob_NC if part.old_logprob_NC is None else part.old_logprob_NC
         return replace(part, old_logprob_NC=old_logprob_NC, old_kl_NC=scores.kl_NC)
@@ -183,8 +190,7 @@ class GRPOLearner(Learner):
     def _step(
         self, parts: list[_Part], statistics: UpdateStatistics, check: Callable[[], None]
     ) -> tuple[Tensor, list[Earnings]]:
-        """Take one optimiser step. Return the gradient's norm before clipping, and what the completions of each part
-        earned."""
+        """Take one optimiser step. Return the gradient's norm before clipping, and the earnings of each part."""
         earned: list[Earnings] = []
 
         def before_the_policy_moves() -> None:
@@ -203,8 +209,8 @@ class GRPOLearner(Learner):
             raise NotFiniteError(f"{error} (no single prompt of {prompts} is at fault)") from error
 
     def _loss(self, part: _Part, statistics: UpdateStatistics, earned: list[Earnings]) -> Tensor:
-        """Return the part that these completions have in the mean over all of the step, of which the ranks' mean is
-        taken."""
+        """Return these completions' part of the mean loss over the step, times the number of ranks, because gradients
+        are averaged over ranks."""
         batch, scores, settings = part.batch, self._scores(part), self._settings
         earned.append(earnings_of(scores, batch.mask_NC, batch.rewards_PG, settings, part.old_kl_NC))
         advantages = advantages_of(settings.advantage, earned[-1], part.values_NC)
@@ -228,7 +234,7 @@ class GRPOLearner(Learner):
 
     @torch.no_grad()
     def _name_culprits(self, parts: list[_Part]) -> None:
-        """Raise NotFiniteError for the prompts of whose completions some log-probability is not finite."""
+        """Raise NotFiniteError for the prompts whose completions have a log-probability or KL that is not finite."""
         for part in parts:
             scores, numbers_P = self._scores(part), part.batch.numbers_P.cpu().numpy()
             for what, values_NC in {"log-probability": scores.logprob_NC, "KL to the reference": scores.kl_NC}.items():
@@ -238,7 +244,7 @@ class GRPOLearner(Learner):
 
 
 def _value_targets(parts: Sequence[_Part], earned: Sequence[Earnings]) -> list[ValueTargets]:
-    """Return what a critic learns from."""
+    """Return the targets of the critic, by part."""
     return [
         ValueTargets(part.prefixes, earnings.returns_NC(), earnings.mask_NC)
         for part, earnings in zip(parts, earned, strict=True)
@@ -246,7 +252,7 @@ def _value_targets(parts: Sequence[_Part], earned: Sequence[Earnings]) -> list[V
 
 
 def require_finite_rollouts(batches: Sequence[RolloutBatch[np.ndarray]]) -> None:
-    """Raise NotFiniteError for the prompts of which a reward or a log-probability of the sampler is not finite."""
+    """Raise NotFiniteError for the prompts with a reward or a sampler's log-probability that is not finite."""
     for batch in batches:
         require_finite("the reward", batch.rewards_PG, batch.numbers_P)
         require_finite("the sampler's log-probability", batch.sampler_logprobs_NC, batch.numbers_P)
@@ -263,7 +269,7 @@ def require_match(mismatch: float, limit: float) -> None:
 
 def require_finite(what: str, values: np.ndarray, numbers_P: np.ndarray, ranks: Ranks = ALONE) -> None:
     """Raise NotFiniteError for the prompts with a value that is not finite, on any rank. The first axis of ``values``
-    is that of prompts, or of their completions with a group's members side by side."""
+    is prompts, or their completions with a group's members side by side."""
     prompts = len(numbers_P)
     bad_P = ~np.isfinite(values).reshape(prompts, values.size // max(1, prompts)).all(axis=1)
     bad = [number for of_rank in ranks.gather(numbers_P[bad_P].tolist()) for number in of_rank]

@@ -19,9 +19,12 @@ from rayexp.tasks import Task
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts of one step. numbers: which of the stage's prompts they are. max_tokens: most tokens that are drawn.
-    hints: the first tokens of the gold completions that are given with the prompts, none by default; gold: what is
-    left of those, for whom it concerns."""
+    """Prompts of one step.
+
+    numbers: index of each among the stage's prompts. max_tokens: most tokens that are drawn. hints: first tokens of the
+    gold completions, which are given with the prompts; by default none. gold: the rest of the gold completions, where
+    they are known.
+    """
 
     numbers: list[int]
     prompts: list[list[int]]
@@ -32,14 +35,14 @@ class PromptBatch:
 
     @property
     def contexts(self) -> list[list[int]]:
-        """Each prompt with its hint, which the policy reads and goes on from."""
+        """Each prompt with its hint, which the policy continues."""
         if not self.hints:
             return self.prompts
         return [prompt + hint for prompt, hint in zip(self.prompts, self.hints, strict=True)]
 
     @property
     def gold_completions(self) -> list[list[int]]:
-        """The gold completion of each prompt, from its hint on; empty ones where they are not known."""
+        """The gold completion of each prompt, its hint included; empty if it is not known."""
         nothing: list[list[int]] = [[] for _ in self.prompts]
         return [hint + gold for hint, gold in zip(self.hints or nothing, self.gold or nothing, strict=True)]
 
@@ -48,8 +51,8 @@ class PromptBatch:
         return self.contexts, self.seeds, group_size, self.max_tokens
 
     def again(self, places: Sequence[int], attempt: int) -> "PromptBatch":
-        """Return the prompts at some places, to be drawn for once more: with seeds that follow from theirs and from the
-        number of the attempt."""
+        """Return the prompts at some places, to be drawn for again. Their new seeds follow from the old ones and from
+        the number of the attempt."""
         return PromptBatch(
             numbers=[self.numbers[place] for place in places],
             prompts=[self.prompts[place] for place in places],
@@ -68,7 +71,7 @@ class Prompts:
 
     def __init__(self, stage: RolloutStage) -> None:
         self.stage = stage
-        self._order = rng.stream_key(stage.seed, "grpo order")  # the stream is older than other kinds of such stages
+        self._order = rng.stream_key(stage.seed, "grpo order")  # the name is from when no other kind had rollouts
         self._shares, task = stage.cell_shares, stage.root.task
         self._cell_N = self._shares.prompts(stage.prompt_count)  # by number of the prompt
         self._prompts: dict[int, list[int]] = {}
@@ -84,8 +87,8 @@ class Prompts:
         self.probe = [prompt + gold for prompt, gold in zip(first.prompts, first.completions, strict=True)]
 
     def at(self, step: int) -> PromptBatch:
-        """Return the prompts of a step: the stage goes through all of them in epochs, each in a fresh order; in a
-        curriculum through those of each cell by themselves, as they come up."""
+        """Return the prompts of a step. The stage goes through all prompts in epochs, each in a fresh order. A
+        curriculum does so for each cell by itself, whenever a place of that cell comes up."""
         count = self.stage.prompts_per_step
         part = slice(step * count, (step + 1) * count)
         if self.stage.curriculum:
@@ -108,7 +111,7 @@ class Prompts:
         return False
 
     def record(self, batch: PromptBatch, completions: Completions) -> dict[str, float]:
-        """Take in the completions of a step, once it is done. Return what there is to log of them."""
+        """Record the completions of a finished step. Return numbers to log."""
         return {}
 
     def files(self) -> dict[str, bytes]:
@@ -120,8 +123,8 @@ class Prompts:
         return rng.epochs(self._order, self.stage.prompt_count, start, stop)
 
     def batch(self, step: int, numbers: Sequence[int]) -> PromptBatch:
-        """Return prompts by number, as those of a step. A seed comes from the run, the step and the prompt's place in
-        it."""
+        """Return the prompts with these numbers, as the batch of a step. A seed follows from the stage's seed, the step
+        and the prompt's place in it."""
         hint = self.stage.hint_at(step)
         return PromptBatch(
             list(numbers),
@@ -136,8 +139,8 @@ class Prompts:
 def group_rewards(task: Task, rewards: Sequence[Reward], batch: PromptBatch, completions: Completions) -> np.ndarray:
     """Return the weighted sum of all rewards for every completion, float32 [P, G].
 
-    A prompt is solved once a group, and a completion judged once, however many members of the group it is: with the
-    hint in front, where one was given. Raises RewardError where a reward does.
+    A prompt is solved once for its group. Each distinct completion of a group is judged once, with the hint in front if
+    there is one. Raises RewardError if a reward does.
     """
     rows = completions.rows
     size = len(rows) // len(batch.prompts)

@@ -1,10 +1,11 @@
-"""Scores of tokens from the distributions at each: from all at once where they are small, else a few at a time.
+"""Scores of tokens from a model's distributions: from all at once if they are small, else from a few at a time.
 
 Log-probabilities over the vocabulary are [N, C, V]: 16 GB in fp32 for 512 completions of 160 tokens and 49,152 symbols,
-and as much for the reference. A loss needs three numbers a token of them (``Scores``). So where they are large only the
-hidden states are kept, and the output matrix goes over a few prefixes at a time, once more in the backward pass.
+and as much for the reference. A loss needs only three numbers for each token (``Scores``). So if the distributions are
+large, only the hidden states are kept. The output matrix is applied to a few prefixes at a time, and once more in the
+backward pass.
 
-Shape suffixes: as in ``rl.scoring``; _X numbers that the logits of a token are made from, V or D of them.
+Shape suffixes: as in ``rl.scoring``; _X numbers for a token that ``Readout.logits`` takes: V logits, or D hidden ones.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from rayexp.objectives.losses import Scores
 from rayexp.rl.scoring import UniquePrefixes, group_hidden, group_logits, score_tokens
 from rayexp.stages.memory import HELD
 
-#: Settings by which some architectures change what comes from the output matrix.
+#: Settings with which some architectures change the logits after the output matrix.
 BEHIND_THE_MATRIX = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -28,8 +29,8 @@ BEHIND_THE_MATRIX = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 class Readout:
     """The distributions of a model at every token of groups of completions.
 
-    states_UCX: what ``logits`` makes the logits from, at every unique prefix. at_once: prefixes whose distributions are
-    held at once. temperature: that the distributions are at.
+    states_UCX: what ``logits`` makes the logits from, at every unique prefix. at_once: number of prefixes whose
+    distributions are held at once. temperature: of the distributions.
     """
 
     states_UCX: Tensor
@@ -39,8 +40,8 @@ class Readout:
 
     @classmethod
     def of(cls, model: PreTrainedModel, prefixes: UniquePrefixes, whole: bool, temperature: float = 1.0) -> "Readout":
-        """Read groups of completions. whole: whether all distributions are held at once. Raises ValueError where they
-        are not, and the architecture changes logits behind its output matrix."""
+        """Read groups of completions. whole: whether all distributions are held at once. Raises ValueError if they are
+        not, and the architecture changes the logits after its output matrix."""
         unique, tokens = prefixes.tokens_UC.shape
         if whole:
             return cls(group_logits(model, prefixes), lambda logits_UCV: logits_UCV, unique, temperature)
@@ -56,7 +57,7 @@ class Readout:
 
 
 def fits(model: PreTrainedModel, tokens: int) -> bool:
-    """Return whether the distributions at so many tokens, all of a step, may be held at once."""
+    """Return whether the distributions at ``tokens`` tokens, those of a whole step, may be held at once."""
     return tokens * model.config.vocab_size <= HELD
 
 
@@ -76,9 +77,9 @@ def token_scores(
     mask_NC: Tensor,
     kl_estimator: str,
 ) -> Scores:
-    """Return what a loss reads of the tokens of groups of completions. Without a reference there is no KL.
+    """Return the scores that a loss needs of each token of groups of completions. Without a reference there is no KL.
 
-    In parts, it is the same up to rounding: 1e-5 nats in fp32.
+    Scores that are computed in parts are the same up to rounding: 1e-5 nats in fp32.
     """
 
     def scored(states_UCX: Tensor, reference_UCX: Tensor | None, members: _Members) -> Scores:
@@ -114,6 +115,6 @@ def token_scores(
 def _logprobs(readout: Readout, states_UCX: Tensor, members: _Members) -> Tensor:
     """Return log-probabilities over the vocabulary of completions: [N, C, V], fp32."""
     logits_UCV = readout.logits(states_UCX).float()
-    if readout.temperature != 1:  # a copy of them is spared
+    if readout.temperature != 1:  # a division by 1 would only copy them
         logits_UCV = logits_UCV / readout.temperature
     return logits_UCV.log_softmax(dim=-1).index_select(0, members.row_N)

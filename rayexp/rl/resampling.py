@@ -10,7 +10,8 @@ import numpy as np
 from rayexp.rl.prompts import PromptBatch
 from rayexp.sampling.base import Completions
 
-#: Draws of one group, the first included. A prompt that is never answered, or always, would be drawn for ever.
+#: Most draws of one group, the first included. Without a limit, a prompt that is never answered, or always, would be
+#: drawn for ever.
 MOST_DRAWS = 8
 
 
@@ -27,8 +28,8 @@ def resampled(
 ) -> tuple[Completions, np.ndarray, int]:
     """Draw the groups without variance again until there is none, each ``MOST_DRAWS`` times at most.
 
-    ``draw`` returns completions of prompts and what they earn. A group that is left without variance then stays in the
-    step as it was drawn last, and teaches nothing. Return the completions and rewards of the step, with the number of
+    ``draw`` returns completions of prompts, and their rewards. A group that still has no variance stays in the step as
+    it was drawn last, and teaches nothing. Return the completions and rewards of the step, and the number of
     completions that were drawn for it.
     """
     rewards_PG, group, drawn = rewards_PG.copy(), rewards_PG.shape[1], rewards_PG.size

@@ -23,8 +23,8 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 class RolloutBatch(Generic[Array]):
     """Groups of completions whose prompts are of one length.
 
-    Completions are padded on the right, which causal attention never looks at, and masked in the loss: one batch
-    instead of one for each length that an ``<eos>`` made.
+    Completions are padded on the right and masked in the loss. Causal attention never looks at the padding. So
+    completions of all lengths fit into one batch.
     """
 
     numbers_P: Array  # which of the stage's prompts they are
@@ -35,7 +35,8 @@ class RolloutBatch(Generic[Array]):
     rewards_PG: Array  # float32
 
     def shard(self, rank: int, ranks: int) -> "RolloutBatch[Array]":
-        """Return the groups of one rank of several, side by side; none where there are fewer groups than ranks."""
+        """Return the consecutive groups that belong to one rank; some ranks get none if there are fewer groups than
+        ranks."""
         prompts, group = self.rewards_PG.shape
         first, last = prompts * rank // ranks, prompts * (rank + 1) // ranks
         rows_N, rows_P = slice(first * group, last * group), slice(first, last)
@@ -50,8 +51,8 @@ class RolloutBatch(Generic[Array]):
 
 
 def own_share(batches: Sequence[RolloutBatch[np.ndarray]], ranks: Ranks) -> list[RolloutBatch[np.ndarray]]:
-    """Return this rank's groups of each batch: all ranks compute as often, because a spread decoder is read by all of
-    them together. The rank that has a group more is another one in the next batch."""
+    """Return this rank's groups of each batch. Every rank gets equally many batches, some of them maybe empty, because
+    all ranks run a spread decoder together. The rank with one group more is another one in the next batch."""
     return [batch.shard((ranks.rank + i) % ranks.ranks, ranks.ranks) for i, batch in enumerate(batches)]
 
 
@@ -62,10 +63,10 @@ def rollout_batches(
     tokens: int | None = None,
     learnt_N: np.ndarray | None = None,
 ) -> list[RolloutBatch[np.ndarray]]:
-    """Cut rollouts of prompts in any order into batches of one prompt length each, shortest first. Hints count as
-    parts of prompts, so that only what was drawn is learnt from.
+    """Split rollouts into batches of one prompt length each, shortest first. A hint counts as part of its prompt, so
+    that only drawn tokens are learnt from.
 
-    tokens: of a batch at most, padding and a prompt for each completion included, but a group stays together. learnt_N:
+    tokens: most tokens of a batch, padding and a prompt for each completion included; a group is never split. learnt_N:
     which completions are learnt from; by default all.
     """
     group, contexts = rewards_PG.shape[1], prompts.contexts

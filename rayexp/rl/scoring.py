@@ -1,7 +1,7 @@
-"""Log-probabilities of completions, where what several of them have in common is read once.
+"""Log-probabilities of completions. Prompts and prefixes that several completions share are read once.
 
-Prompts are longer than answers, and a group shares one. A policy that is sure of itself draws the same completion again
-and again: after SFT on the composition axis up to 70 % of a group are copies of other members, after GRPO nearly all.
+Prompts are longer than answers, and a group shares one. A confident policy draws the same completion again and again:
+after SFT on the composition axis up to 70 % of a group are copies of other members, after GRPO nearly all.
 
 Shape suffixes: _N completions, _P prompts, _T tokens, _C completion tokens, _V vocabulary, _U unique prefixes, _D the
 width of the model, _K the index of a prompt and the tokens of a prefix.
@@ -38,8 +38,9 @@ class UniquePrefixes:
     def of(cls, prompts_PT: np.ndarray, tokens_NC: np.ndarray, device: torch.device = devices.CPU) -> "UniquePrefixes":
         """Find the prefixes. In ``tokens_NC`` the members of each prompt's group are side by side.
 
-        They are compared on the host, because their number decides a shape, which would be waited for on a GPU. Where
-        there are no completions, one prefix is read for none, because decoders do not read nothing.
+        Prefixes are compared on the host, because their number determines a shape, and the host would have to wait for
+        a GPU to know it. If there are no completions, there is still one prefix, because decoders do not read empty
+        batches.
         """
         groups, (completions, width) = len(prompts_PT), tokens_NC.shape
         if not groups:
@@ -59,8 +60,8 @@ class UniquePrefixes:
 
 
 def group_logits(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
-    """Return the model's logits at every token that follows one of the unique prefixes: [U, C, V], where completion n
-    of the groups is row ``prefixes.row_N[n]``."""
+    """Return the model's logits for every token of the completions: [U, C, V]. Row ``prefixes.row_N[n]`` belongs to
+    completion n."""
 
     def logits(tokens_NT: Tensor, cache: DynamicCache | None, keep: int) -> Tensor:
         return model(input_ids=tokens_NT, **_cached(cache), logits_to_keep=keep).logits
@@ -69,7 +70,7 @@ def group_logits(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
 
 
 def group_hidden(model: PreTrainedModel, prefixes: UniquePrefixes) -> Tensor:
-    """Return what the output matrix of the model makes the logits of ``group_logits`` from: [U, C, D]."""
+    """Return the hidden states from which the output matrix makes the logits of ``group_logits``: [U, C, D]."""
 
     def hidden(tokens_NT: Tensor, cache: DynamicCache | None, keep: int) -> Tensor:
         states = model.base_model(input_ids=tokens_NT, **_cached(cache)).last_hidden_state
@@ -85,12 +86,12 @@ def _cached(cache: DynamicCache | None) -> dict[str, Any]:
 def _read(
     model: PreTrainedModel, prefixes: UniquePrefixes, read: Callable[[Tensor, DynamicCache | None, int], Tensor]
 ) -> Tensor:
-    """Return what is read at every token that follows one of the unique prefixes. ``read`` is given tokens, a cache,
-    and at how many of the last tokens to read (0: all).
+    """Return the outputs of ``read`` for every token of the completions: [U, C, ...]. ``read`` takes tokens, a cache,
+    and the number of last tokens whose outputs it returns (0: all).
 
-    A group shares the keys and values of its prompt, and completions with the same prefix share all that follows from
-    it, gradients included. With gradient checkpointing they share no prompt: what is computed again must not find keys
-    in a cache that it is about to put there.
+    A group shares the keys and values of its prompt. Completions with the same prefix share its whole computation,
+    gradients included. With gradient checkpointing no prompt is shared, because the recomputation would find keys in
+    the cache that it is about to put there.
     """
     if model.is_gradient_checkpointing:
         prompts_UT = prefixes.prompts_PT.index_select(0, prefixes.prompt_U)
@@ -122,7 +123,7 @@ def completion_logprobs(
 def score_tokens(
     policy_NCV: Tensor, reference_NCV: Tensor | None, tokens_NC: Tensor, mask_NC: Tensor, kl_estimator: str
 ) -> Scores:
-    """Reduce log-probabilities over the vocabulary to what a loss reads of them. Without a reference there is no KL."""
+    """Reduce log-probabilities over the vocabulary to the scores that a loss needs; no KL without a reference."""
     with torch.no_grad():
         entropy_NC = -(policy_NCV.exp() * policy_NCV).sum(dim=-1)
     kl_NC = None

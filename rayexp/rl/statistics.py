@@ -46,7 +46,7 @@ class UpdateStatistics:
         self.completions += len(mask_NC)
 
     def of_all(self, ranks: Ranks) -> "UpdateStatistics":
-        """Return those of the completions of all ranks, on the host."""
+        """Return the statistics of all ranks' completions, on the host."""
         together = UpdateStatistics()
         for completions, sums, mismatch in ranks.gather(
             (self.completions, on_host(self.sums), self.max_mismatch.cpu())
@@ -58,14 +58,14 @@ class UpdateStatistics:
 
 
 def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors as the host's, to be handed to other ranks."""
+    """Return the tensors on the host, so that they can be sent to other ranks."""
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def step_statistics(updates: Sequence[UpdateStatistics], grad_norm: Tensor) -> dict[str, float]:
-    """Return the statistics of the first of a step's updates, by the names in ``rayexp.telemetry.metrics``.
+    """Return the statistics of a step's first update, by the names in ``rayexp.telemetry.metrics``.
 
-    ``clipped`` is the mean over all updates, because the first starts at a ratio of 1. ``effective_sample_share``:
+    ``clipped`` is the mean over all updates, because the first starts at a ratio of 1. ``effective_sample_share`` is
     (sum w)^2 / (N sum w^2), with w_N the probability of a completion under the learner over that under the sampler.
     """
     first = updates[0]

@@ -15,10 +15,10 @@ SOLVED = "solved.npz"
 
 
 class UnsolvedPrompts(Prompts):
-    """The prompts that no completion of the stage has answered so far, in the order that all would come in.
+    """The prompts that no completion of the stage has answered so far, in the order of all prompts.
 
-    A prompt is solved by one right answer, whatever the stage's rewards pay. Where fewer are left than a step takes,
-    each comes up again in the same step, with other seeds, so that steps stay equally large.
+    One right answer solves a prompt, whatever the stage's rewards pay. If fewer prompts are left than a step takes,
+    each comes up again in the same step, with other seeds, so that all steps are equally large.
     """
 
     def __init__(self, stage: RolloutStage, before: Mapping[str, bytes]) -> None:
@@ -35,7 +35,7 @@ class UnsolvedPrompts(Prompts):
         return bool(self._solved.all())
 
     def at(self, step: int) -> PromptBatch:
-        """Return the prompts of a step, which is the one after the last that was recorded."""
+        """Return the prompts of a step, which has to be the one after the last that was recorded."""
         return self.batch(step, self._next()[0])
 
     def record(self, batch: PromptBatch, completions: Completions) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""The seam for samplers: token ids and seeds in, token ids and behaviour log-probabilities out.
+"""The interface of samplers: token ids and seeds in, token ids and behaviour log-probabilities out.
 
 A sampler draws from the decoder's distribution over the whole vocabulary, at the temperature of the stage. Equal
-weights, prompts and seeds give equal completions, in whatever batches they are asked for.
+weights, prompts and seeds give equal completions, however they are batched.
 
 Shape suffixes: _P prompts, _N completions (prompts times group, a group's members side by side), _C tokens.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rayexp.tasks import Vocabulary
 
-#: Token behind the end of a completion. Masks tell it from one that was drawn, so any would do.
+#: Token after the end of a completion. Any token would do, because masks exclude it.
 PADDING = 0
 #: Distance between the seeds of two prompts. Member j of a group uses seed + j, as vLLM does, so that two prompts
 #: whose seeds lie closer than the group is large would share random numbers.
@@ -29,17 +29,18 @@ SEED_STRIDE = 1024
 
 
 def prompt_seed(*parts: str | int) -> int:
-    """A seed for one prompt of one step of one run: a multiple of SEED_STRIDE, below 2^62."""
+    """Return a seed for one prompt of one step of one run: a multiple of SEED_STRIDE, below 2^62."""
     return (rng.stream_key(*parts) >> 12) * SEED_STRIDE
 
 
-#: Arrays by name; a learner on a GPU may hand its own tensors on (numpy.ndarray or torch.Tensor).
+#: Arrays by name: numpy.ndarray, or torch.Tensor if a learner on a GPU passes its own.
 Weights: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Completions:
-    """tokens_NC and logprobs_NC are padded on the right (``PADDING``, 0.0) from length_N on; ``<eos>`` counts."""
+    """Completions of prompts, as arrays. tokens_NC and logprobs_NC are padded on the right (``PADDING``, 0.0) from
+    length_N on; ``<eos>`` counts."""
 
     tokens_NC: np.ndarray  # int64
     logprobs_NC: np.ndarray  # float32, of the distribution sampled from
@@ -68,7 +69,8 @@ class Completions:
         return np.array([vocabulary.end_of(row) is not None for row in self.rows])
 
     def until_their_end(self, vocabulary: "Vocabulary") -> "Completions":
-        """Return them without what was drawn behind the end of each, because samplers know no end but ``<eos>``."""
+        """Return them without the tokens behind the end of each. Samplers know no end but ``<eos>``; a vocabulary may
+        have another."""
         ends = [vocabulary.end_of(row) or len(row) for row in self.rows]
         if ends == self.length_N.tolist():
             return self
@@ -116,21 +118,22 @@ class Completions:
 
 
 def as_tensors(weights: Weights) -> "dict[str, Tensor]":
-    """Without a copy; to be read only."""
+    """Return the weights as tensors, without a copy; they may only be read."""
     import torch  # here, so that a driver which only plans stays small
 
     with warnings.catch_warnings():
-        # Arrays out of Ray's shared memory are read-only, of which torch warns.
+        # torch warns of arrays that are read-only, as those out of Ray's shared memory are.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return {name: torch.as_tensor(weight) for name, weight in weights.items()}
 
 
 class Sampler(Protocol):
-    """Draws completions from a decoder whose weights someone else trains."""
+    """A decoder that draws completions, and whose weights are trained elsewhere."""
 
     def sync(self, weights: Weights, version: int) -> None:
-        """Take new weights (transformers' names, fp32), arrays of the host or tensors of any device: all, or those of
-        some blocks, if the others are taken before anything is sampled. Nothing else may change what is sampled."""
+        """Take new weights: by transformers' names, in fp32, as arrays of the host or tensors of any device. They may
+        be those of some blocks, if the others are taken before anything is sampled. Nothing else may change what is
+        sampled."""
         ...
 
     def generate(
@@ -141,13 +144,13 @@ class Sampler(Protocol):
         max_tokens: Sequence[int],
         temperature: float = 1.0,
     ) -> Completions:
-        """``group_size`` completions of each prompt, each at most its prompt's ``max_tokens`` long."""
+        """Return ``group_size`` completions of each prompt, each at most its prompt's ``max_tokens`` long."""
         ...
 
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: Sequence[int]) -> Completions:
-        """The most likely token at every step, one completion of each prompt."""
+        """Return one completion of each prompt: the most likely token at every step."""
         ...
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Log-probability of every token but the first of each sequence, as the sampler computes it."""
+        """Return the log-probability of every token but the first of each sequence, as the sampler computes it."""
         ...

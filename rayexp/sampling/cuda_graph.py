@@ -1,7 +1,7 @@
-"""One decoding step as a fixed sequence of kernels on fixed memory, which a GPU can be handed as one graph.
+"""One decoding step as a fixed sequence of kernels on fixed memory, so that a GPU can run it as one graph.
 
-Small decoders leave a GPU waiting for Python: a step launches some hundred kernels that each take less time than their
-launch. Captured once, they are launched together.
+Small decoders leave a GPU waiting for Python: a step launches some hundred kernels, and each takes less time than its
+launch. Once they are captured, they are launched together.
 
 Shape suffixes: _N rows, _T tokens, _V vocabulary.
 """
@@ -18,10 +18,10 @@ from rayexp.sampling.base import PADDING
 
 
 class StaticStep:
-    """One decoding step for all rows: a token each in, the next logits out. Keys and values lie in tensors of their
-    final size, which a step writes into; what a row has not reached yet is masked.
+    """One decoding step for all rows: one token each in, the next logits out. Keys and values are in tensors of their
+    final size, into which a step writes. Places that a row has not reached yet are masked.
 
-    ``rows`` may be more than are decoded; the rest computes what nobody reads.
+    ``rows`` may be more than are decoded; nothing reads the results of the rest.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, prompt_tokens: int, limit: int) -> None:
@@ -29,19 +29,19 @@ class StaticStep:
         self._model = model
         self._prompt_tokens = prompt_tokens
         self._cache = StaticCache(model.config, max_cache_len=prompt_tokens + limit)
-        self._layers = cast(list[Any], self._cache.layers)  # transformers' types know no layer's tensors
+        self._layers = cast(list[Any], self._cache.layers)  # transformers' types do not have a layer's tensors
         self._token_N1 = torch.full((rows, 1), PADDING, device=device)
         self._position_11 = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self._seen_111T = torch.zeros((1, 1, 1, prompt_tokens + limit), dtype=torch.bool, device=device)
 
     def begin(self, read: DynamicCache, group_size: int) -> Callable[[Tensor], Tensor]:
-        """Start after prompts whose keys and values are in ``read``, each shared by ``group_size`` rows. Returns the
+        """Start after prompts whose keys and values are in ``read``, each shared by ``group_size`` rows. Return the
         step: token_N in, logits_NV (fp32) after these tokens out."""
         for layer, prompt in zip(self._layers, cast(list[Any], read.layers), strict=True):
             if not layer.is_initialized:
                 whole = prompt.keys.new_zeros((len(self._token_N1), *prompt.keys.shape[1:]))
                 layer.update(whole, whole)
-                if torch.is_autocast_enabled(whole.device.type):  # keys, which are rotated in fp32, stay so
+                if torch.is_autocast_enabled(whole.device.type):  # keys are rotated in fp32, and stay so
                     layer.values = layer.values.to(torch.get_autocast_dtype(whole.device.type))
             for ours, theirs in ((layer.keys, prompt.keys), (layer.values, prompt.values)):
                 shared = theirs.repeat_interleave(group_size, dim=0)
@@ -54,7 +54,7 @@ class StaticStep:
         return self._next()[: len(token_N)]
 
     def _rewind(self) -> None:
-        """To the end of the prompt."""
+        """Go back to the end of the prompt."""
         for layer in self._layers:
             layer.cumulative_length.fill_(self._prompt_tokens)
         self._position_11.fill_(self._prompt_tokens)
@@ -62,7 +62,7 @@ class StaticStep:
         self._seen_111T[..., : self._prompt_tokens] = True
 
     def _next(self) -> Tensor:
-        """Everything that it reads and writes stays where it is in memory, so that it can be captured."""
+        """Return the next logits. All memory that this reads and writes stays in place, so that it can be captured."""
         self._seen_111T.index_fill_(3, self._position_11[0], True)
         with _casting_anew(self._model.device.type):
             logits_N1V = self._model(
@@ -77,8 +77,8 @@ class StaticStep:
 
 
 def _casting_anew(device: str) -> AbstractContextManager[Any]:
-    """Autocast as it is, without its copies of the weights in bf16: they are gone when the samples are drawn, and a
-    graph that had read them would go on reading where they lay, and would never see new weights."""
+    """Return the current autocast without its cache of bf16 weights. The cache is freed once the samples are drawn. A
+    graph that had read it would keep reading that memory, and would never see new weights."""
     return torch.autocast(
         device,
         dtype=torch.get_autocast_dtype(device),

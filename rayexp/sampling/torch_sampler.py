@@ -1,6 +1,6 @@
 """The reference sampler: the decoder itself, with its key-value cache, a whole batch at a time.
 
-vLLM has to agree with it. Evaluation uses it, and GRPO where it is asked for by name. Random numbers are a pure
+vLLM has to agree with it. Evaluation uses it, and so does GRPO with ``sampler="torch"``. Random numbers are a pure
 function of (seed, position), so a completion does not depend on what it is batched with.
 """
 
@@ -22,7 +22,7 @@ SHAPES_KEPT = 8
 
 
 class TorchSampler:
-    """``Sampler`` over a decoder in this process; ``sync`` writes into that decoder. precision: that it computes in."""
+    """``Sampler`` over a decoder in this process; ``sync`` writes into that decoder. precision: of its computations."""
 
     def __init__(self, model: PreTrainedModel, weight_version: int = -1, precision: str = "fp32") -> None:
         self._model = model
@@ -46,7 +46,8 @@ class TorchSampler:
         max_tokens: Sequence[int],
         temperature: float = 1.0,
     ) -> Completions:
-        """See ``Sampler.generate``. Inverse of the cumulative distribution, in float64, at a counter-based uniform."""
+        """See ``Sampler.generate``. A token is the inverse of the cumulative distribution, in float64, at a
+        counter-based uniform number."""
         seeds_N = np.array([seed + member for seed in seeds for member in range(group_size)], dtype=np.uint64)
 
         def choose(logits_NV: Tensor, position: int, rows_N: np.ndarray) -> Tensor:
@@ -75,7 +76,7 @@ class TorchSampler:
 
     @torch.no_grad()
     def _decode(self, prompts, max_tokens, group_size, choose, temperature: float = 1.0) -> Completions:
-        """Prompts of one shape are decoded together; results come back in the order of the prompts."""
+        """Decode prompts of one shape together. Return completions in the order of the prompts."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True)):
             groups.setdefault((len(prompt), int(limit)), []).append(i)
@@ -94,7 +95,7 @@ class TorchSampler:
     def _decode_batch(
         self, prompts_PT: Tensor, limit: int, group_size: int, rows_N: np.ndarray, choose, temperature: float
     ):
-        """Each prompt is read once for its group."""
+        """Return tokens and log-probabilities of prompts of one shape. Each prompt is read once for its group."""
         cache = DynamicCache()
         logits_PV = self._model(input_ids=prompts_PT, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         logits_NV = logits_PV[:, -1].repeat_interleave(group_size, dim=0).float() / temperature
@@ -120,15 +121,18 @@ class TorchSampler:
         return self._shared(cache, np.repeat(np.arange(rows // group_size), group_size))
 
     def _shared(self, cache: DynamicCache, row_N: np.ndarray) -> Callable[[Tensor], Tensor]:
-        """For a CPU, where it is the work that counts: members of a group (row_N: their rows in the cache) go on as one
-        row until they differ, over a cache that grows: steps over its final length cost 1.1 to 1.3 times as much."""
+        """Return the step for a CPU, where the amount of work counts. row_N: the row of each completion in the cache.
+
+        Members of a group go on as one row until they differ. The cache grows with them, because steps over its final
+        length cost 1.1 to 1.3 times as much.
+        """
         size, known = self._model.config.vocab_size, 0
 
         def step(token_N: Tensor) -> Tensor:
             nonlocal row_N, known
             longer_U, row_N = np.unique(row_N * size + token_N.numpy(), return_inverse=True)
             row_U, token_U = (torch.from_numpy(part) for part in np.divmod(pad_rows(longer_U), size))
-            if len(longer_U) > known:  # or else each row goes on where it is
+            if len(longer_U) > known:  # otherwise each row goes on where it is
                 known = len(longer_U)
                 gather_cache_rows(cache, row_U)
             output = self._model(input_ids=token_U[:, None], past_key_values=cache, use_cache=True)
@@ -137,7 +141,7 @@ class TorchSampler:
         return step
 
     def _captured(self, rows: int, prompt_tokens: int, limit: int) -> CapturedStep:
-        """The step that was captured for this shape, if it was; new weights, written in place, leave it valid."""
+        """Return the captured step for this shape, or a new one. Weights that are written in place leave it valid."""
         room = 1 << (rows - 1).bit_length()  # powers of two, so that there are few shapes to capture
         shape = (room, prompt_tokens, limit)
         if shape not in self._steps:

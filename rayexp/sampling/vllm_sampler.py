@@ -1,8 +1,8 @@
-"""The sampler that GRPO uses: vLLM in this process, fed with token ids.
+"""The default sampler of GRPO: vLLM in this process, fed with token ids.
 
-The only module that imports vLLM. What has to be known about it is here: weights enter through ``reload_weights``
-(vLLM packs them for its kernels, so the parameters themselves can't be written), cached prefixes are stale after that,
-and the recorded log-probabilities must be those of the distribution sampled from.
+No other module imports vLLM. Three facts about vLLM matter here. Weights enter through ``reload_weights``, because vLLM
+packs them for its kernels, and the parameters themselves can't be written. Cached prefixes are stale after that. The
+recorded log-probabilities must be those of the distribution sampled from.
 """
 
 import logging
@@ -43,8 +43,8 @@ def require_vllm(device: str) -> None:
 
 @lru_cache
 def served() -> frozenset[str]:
-    """Return the architectures that vLLM has, as it lists them itself: in a process of its own, because to import it
-    takes seconds and hundreds of megabytes. Raises RefusedError where that fails."""
+    """Return the architectures that vLLM lists as supported. vLLM runs in a process of its own here, because importing
+    it takes seconds and hundreds of megabytes. Raises RefusedError if that fails."""
     listing = "from vllm import ModelRegistry; print(*ModelRegistry.get_supported_archs())"
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     try:
@@ -79,10 +79,11 @@ class VLLMSampler:
         """config: of the model, whose ``eos_token_id`` ends a completion. sequence_tokens: of prompt and completion.
         kv_cache_gib, tensor_parallel: see ``RunConfig``."""
         require_vllm(device)
-        # vLLM reads these when it is imported. In-process, so that an engine's exception is this call's exception.
+        # vLLM reads these when it is imported. The engine runs in this process, so that its exception is this call's
+        # exception.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        # It speaks before it has set up its own logging, which then takes the same level.
+        # vLLM logs before it has set up its own logging, which then takes the same level.
         logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         if device == "cpu":
@@ -115,7 +116,7 @@ class VLLMSampler:
             )
 
     def sync(self, weights: Weights, version: int) -> None:
-        """See ``Sampler.sync``; also forgets cached prefixes, which were computed with the old weights."""
+        """See ``Sampler.sync``. Drop cached prefixes as well, which were computed with the old weights."""
         named = list(as_tensors(weights).items())
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
         if not self._llm.reset_prefix_cache():

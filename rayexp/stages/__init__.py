@@ -1,6 +1,6 @@
 """Kinds of stages, in the order in which a chain goes through them.
 
-A module of this package that defines a ``Stage`` with a ``kind`` is one; nothing lists them.
+Every ``Stage`` with a ``kind`` that a module of this package defines is one; there is no list of them.
 """
 
 from typing import get_args
@@ -47,13 +47,13 @@ def parse_stage(text: str | bytes) -> Stage:
 
 
 def parse_stored(text: str | bytes) -> Stage:
-    """Return a stage from its JSON as ``parse_stage`` does, but import nothing: parts of classes that are not at hand
-    become ``UnreadPart``, and the stage can be shown and compared, not run."""
+    """Return a stage from its JSON as ``parse_stage`` does, but import nothing. Parts whose class is not imported
+    become ``UnreadPart``. Such a stage can be shown and compared, but not run."""
     return _ANY.validate_json(text, context=STORED)
 
 
 def kind_in(stage_id: str) -> str:
-    """Return the kind that an id begins with; for stages of which no more is known than the id."""
+    """Return the kind that an id begins with, for stages of which only the id is known."""
     return stage_id.partition("-")[0]
 
 

@@ -1,8 +1,8 @@
-"""A stage as a value: what every kind of stage has.
+"""A stage as a value: the base of every kind of stage.
 
 A stage holds its whole lineage: ``GRPO(init=SFT(init=Pretrain(...)))``. Its ``id`` is a hash of that value and of
-nothing else, so two experiments that share a pretraining run share it without being told. How a stage is run (machines,
-paths, workers) is a ``RunConfig``, which no stage contains and which therefore cannot enter an id.
+nothing else, so two experiments with the same pretraining share it without further settings. A ``RunConfig`` says how a
+stage is run (machines, paths, workers). No stage contains one, so it cannot enter an id.
 
 A kind of stage is two files: its value, a subclass of ``Stage`` in a module of this package, and its runner,
 ``rayexp/execution/<kind>.py``. docs/add-a-stage.md goes through one.
@@ -42,8 +42,8 @@ class Metric:
         return f"rayexp_{self.name.replace('/', '_')}"
 
 
-#: Which processes a stage is run by: data-parallel ranks; a learner and its rollout workers; the process that made the
-#: model which is measured.
+#: Processes that run a stage. train: data-parallel ranks. rollout: a learner and its rollout workers. measure: the
+#: process that made the measured model.
 Pool = Literal["train", "rollout", "measure"]
 
 
@@ -51,8 +51,8 @@ class Stage(Value):
     """One step of a chain. Subclasses add ``kind`` (a literal), ``steps``, ``flops`` and are a ``RootStage`` or a
     ``ChildStage``.
 
-    version: of what the stage's code promises; raise it when the same settings would give another result. metrics: all
-    that it logs. name: for people.
+    version: of the results; raise it if the same settings give another result than before. metrics: all that it logs.
+    name: for people.
     """
 
     version: ClassVar[int] = 1
@@ -71,7 +71,7 @@ class Stage(Value):
         return f"{self.kind}-{hashlib.sha256(canonical_json(fields).encode()).hexdigest()[:16]}"
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy with some fields changed, which are not checked again; it has an id of its own."""
+        """Return a copy with some fields changed, and an id of its own. The changed fields are not validated."""
         copy = super().model_copy(update=update, deep=deep)
         vars(copy).pop("id", None)  # pyright: ignore[reportAttributeAccessIssue]
         return copy
@@ -82,7 +82,7 @@ class Stage(Value):
 
     @property
     def lineage(self) -> tuple["Stage", ...]:
-        """From the root to this stage."""
+        """All stages from the root to this one."""
         return (*(self.parent.lineage if self.parent else ()), self)
 
     @property
@@ -95,7 +95,7 @@ class Stage(Value):
 
     @property
     def chain_seed(self) -> int:
-        """The seed by which chains of a study differ: of the first stage that has one."""
+        """The seed by which chains of a study differ: that of the first stage in the lineage with a seed."""
         return next((getattr(stage, "seed") for stage in self.lineage if hasattr(stage, "seed")), 0)  # noqa: B009
 
     @property
@@ -121,27 +121,27 @@ class Stage(Value):
 
         @property
         def steps(self) -> int:
-            """Steps until it is done; what ``step`` of its metrics counts."""
+            """Steps until it is done. ``step`` of its metrics counts them."""
             ...
 
     @property
     def schedule_steps(self) -> int:
-        """Steps that its learning rate is scheduled over: more than ``steps`` where it stops before their end."""
+        """Steps of its learning-rate schedule: more than ``steps`` if it stops before their end."""
         return self.steps
 
     @property
     def continues(self) -> bool:
-        """True if it goes on at the step of its ``init`` and with the optimiser as that left it."""
+        """True if it continues the steps and the optimiser of its ``init``."""
         return False
 
     @property
     def keeps_state(self) -> bool:
-        """True if its artifact has what a stage needs that continues it."""
+        """True if its artifact has all that another stage needs to continue it."""
         return False
 
     @property
     def trained_parameters(self) -> int:
-        """Numbers that it trains, each of which a checkpoint has with the moments of its optimiser."""
+        """Number of trained parameters. A checkpoint has each of them with its optimiser moments."""
         return self.root.parameters
 
     @property
@@ -150,8 +150,8 @@ class Stage(Value):
         """Estimated floating-point operations."""
 
     def flops_per_pass(self, samples: float) -> float:
-        """Return the operations of reading so many whole samples once: 2 a parameter and token. Embeddings are
-        look-ups. A backward pass costs 4."""
+        """Return the operations of a forward pass over ``samples`` whole samples: 2 for each parameter and token.
+        Embeddings do not count, because they are look-ups. A backward pass costs 4 for each."""
         root = self.root
         embeddings = root.task.vocabulary.size * root.decoder.width
         return 2.0 * (root.parameters - embeddings) * root.task.max_tokens * samples
@@ -160,22 +160,22 @@ class Stage(Value):
 class ChildStage(Stage):
     """A stage that starts from the model of another one, which may be of any kind that makes a model.
 
-    ``rayexp.stages`` fills in which kinds those are, once all are known. A kind that may start from some of them only
-    narrows the type of ``init``.
+    ``rayexp.stages`` fills in these kinds once all are known. A kind that may start from some of them only narrows the
+    type of ``init``.
     """
 
     init: "ModelStage"
 
 
 def task_to_fit(stage: Stage, info: ValidationInfo) -> Task | None:
-    """Return the task that the settings of a stage have to fit. None for a stored stage: its settings did fit, and what
-    its task consists of (a class, a file, a generator) need not be at hand to read it."""
+    """Return the task that the settings of a stage have to fit, or None for a stored stage. Its settings did fit when
+    it ran, and the parts of its task (a class, a file, a generator) may be missing where it is read."""
     task = stage.root.task
     return task if isinstance(task, Task) and info.context is not STORED else None
 
 
 class RootStage(Stage):
-    """A stage that others start from and that starts from none: it brings the task and the decoder."""
+    """The first stage of a chain: it brings the task and the decoder."""
 
     task: AnyTask
     decoder: AnyDecoder
@@ -206,7 +206,7 @@ class RootStage(Stage):
 
     @property
     def sequence_tokens(self) -> int:
-        """Tokens that a sampler has to have room for in a sequence: a multiple of 64, or all that the decoder has."""
+        """Longest sequence that a sampler has to hold, in tokens: a multiple of 64, or the decoder's whole context."""
         return min(self.decoder.context_tokens, -(-self.task.max_tokens // 64) * 64)
 
     @property
@@ -216,7 +216,7 @@ class RootStage(Stage):
 
 
 def _require_tokens_of(decoder: PretrainedDecoder, task: Task) -> None:
-    """Raise ValueError if a task does not speak to a pretrained model in its own tokens."""
+    """Raise ValueError if a task does not use the tokens of the pretrained model."""
     tokens = task.tokens if isinstance(task, TextTask) else None
     if not isinstance(tokens, ModelTokens) or (tokens.source, tokens.revision) != (decoder.source, decoder.revision):
         raise ValueError(

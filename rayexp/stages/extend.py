@@ -1,4 +1,4 @@
-"""Pretraining that goes on where it stopped, as a value, and a whole pretraining cut into stages."""
+"""Continued pretraining, as a value, and the division of a pretraining into stages."""
 
 from collections.abc import Iterable
 from typing import ClassVar, Literal, Self
@@ -14,8 +14,8 @@ from rayexp.stages.pretrain import Pretrain
 class Extend(ChildStage):
     """The next steps of a pretraining that stopped before its end: same samples, same schedule, same optimiser.
 
-    Its model is that of the pretraining which did not stop. Steps are counted from the start of that. stop_after: step
-    after which it stops in turn; by default at the end.
+    Its model is the same as if the pretraining had not stopped. Steps are counted from the start of the pretraining.
+    stop_after: step after which it stops in turn; by default at the end.
     """
 
     pool: ClassVar[Pool] = "train"
@@ -40,7 +40,7 @@ class Extend(ChildStage):
 
     @property
     def pretraining(self) -> Pretrain:
-        """The first part, which has the settings of all."""
+        """The first part, whose settings hold for all parts."""
         assert isinstance(self.root, Pretrain)
         return self.root
 
@@ -81,8 +81,8 @@ class Extend(ChildStage):
 def published_at(whole: Pretrain, steps: Iterable[int]) -> list[Stage]:
     """Return a pretraining as stages that publish its model after each of these steps and at its end.
 
-    Each goes on from the one before, so that nothing is trained twice. Raises ValidationError on a step that it does
-    not have.
+    Each stage continues the one before, so that nothing is trained twice. Raises ValidationError on a step that the
+    pretraining does not have.
     """
     first, *rest = sorted(set(steps))
     stages: list[Stage] = [Pretrain.model_validate({**dict(whole), "stop_after": first})]

@@ -18,20 +18,26 @@ from rayexp.stages.rollouts import ROLLOUT_METRICS, RolloutStage
 class GRPO(RolloutStage):
     """Group relative policy optimisation.
 
-    kl_beta: weight of the KL to the reference (required: a hidden default is how other systems lose it);
-    ``objectives.losses`` says what it is a price of, and has it beside TRL's. kl_estimator and kl_in: see
-    ``objectives.kl``. advantage: ``group_std`` (GRPO), ``mean_only`` (Dr. GRPO), ``leave_one_out`` (RLOO), or
-    ``critic`` (PPO at gamma = lambda = 1, not scaled): the baseline of each token is then what a network of its own
-    expects before it (``rl.critic``). Groups are drawn all the same, so that rollouts are equal. loss_reduction:
-    ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO). updates: passes over each batch of rollouts; at 1 the update
-    is exactly on-policy. staleness: 1 draws the rollouts of the next step while the learner works, from weights that
-    lack its last update; the ratio in the loss then refers to the probabilities that the sampler recorded. rewards:
-    their weighted sum is what a completion earns. reference: the policy that the KL is taken to: ``init``, or ``root``,
-    which is what the first GRPO stage of the chain started from, so that several stages in a row are held by one KL.
-    filter: what a step may learn from. ``resample`` draws a group again whose members all earned the same, up to
-    ``rl.resampling.MOST_DRAWS`` times, though with a critic it would teach as well; ``unsolved`` takes only prompts
-    that no completion of the stage has answered so far, and ends the stage where none is left. mask_truncated: learn
-    nothing from completions that were cut off before they ended (DAPO); they count in their groups all the same.
+    kl_beta: weight of the KL to the reference. It is required, because a hidden default is how other systems lose it.
+    ``objectives.losses`` explains what it weighs, and compares it with TRL's. kl_estimator and kl_in: see
+    ``objectives.kl``.
+
+    advantage: ``group_std`` (GRPO), ``mean_only`` (Dr. GRPO), ``leave_one_out`` (RLOO), or ``critic`` (PPO at gamma =
+    lambda = 1, not scaled). With ``critic`` the baseline of each token is the value that a second network predicts
+    before it (``rl.critic``). Groups are drawn all the same, so that rollouts are equal. loss_reduction:
+    ``sequence_mean`` (GRPO) or ``token_sum`` (Dr. GRPO).
+
+    updates: passes over each batch of rollouts; at 1 the update is exactly on-policy. staleness: 1 draws the rollouts
+    of the next step while the learner works, from weights that lack its last update. The ratio in the loss then refers
+    to the probabilities that the sampler recorded. rewards: a completion earns their weighted sum.
+
+    reference: the policy to which the KL is taken. ``init`` is the policy before this stage. ``root`` is the policy
+    before the first GRPO stage of the chain, so that one KL holds several stages in a row.
+
+    filter: which rollouts a step learns from. ``resample`` draws a group again if all its members earned the same, up
+    to ``rl.resampling.MOST_DRAWS`` times, also with a critic, which could learn from it. ``unsolved`` takes only
+    prompts that no completion of the stage has answered so far, and ends the stage when none is left. mask_truncated:
+    learn nothing from completions that were cut off before they ended (DAPO); they still count in their groups.
     """
 
     version: ClassVar[int] = 4  # since then grpo/clipped counts the tokens that the clip cuts, over all updates
@@ -114,8 +120,8 @@ class GRPO(RolloutStage):
 
     @property
     def models(self) -> tuple[Stage, ...]:
-        """The policy's, then the reference's where that is another one; the policy at the start is copied, not loaded
-        twice."""
+        """The policy's, then the reference's if that is another one. A reference that is the policy at the start is
+        copied, not loaded twice."""
         others = (self.reference_stage,) if self.kl_beta > 0 and self.reference_stage is not self.init else ()
         return (self.init, *others)
 
@@ -142,14 +148,14 @@ class GRPO(RolloutStage):
 
     @property
     def trained_parameters(self) -> int:
-        """Numbers of the policy, and as many of a critic, whose smaller head is counted as if it were the policy's."""
+        """Parameters of the policy, and as many for a critic, whose smaller head is counted like the policy's."""
         return self.root.parameters * (1 + self.has_critic)
 
     @property
     def flops(self) -> float:
-        """A token is read by the sampler, by the reference if there is one, and by the learner forth and back; by a
-        critic once for its values, then forth and back as well. How much will be drawn again by a filter, or left out,
-        is not known."""
+        """Estimated operations. The sampler reads a token once, the reference once if there is one, and the learner
+        forward and backward. A critic reads it once for its values, then forward and backward as well. How many
+        completions a filter draws again or leaves out is not known, and not counted."""
         learning = 3 * self.updates
         passes = 1 + (self.kl_beta > 0) + learning + self.has_critic * (1 + learning)
         return passes * self.flops_per_pass(self.completions)

@@ -1,7 +1,7 @@
-"""The memory that each process of a stage takes at most, by arithmetic, in bytes.
+"""The most memory that each process of a stage takes, in bytes, by arithmetic.
 
-Numbers that training keeps of a token were counted, and measured, of Llama decoders (`python -m benchmarks memory`): of
-each layer those that its gradient is made from, and once what one layer needs besides while it goes back.
+The numbers that training keeps of a token were counted and measured on Llama decoders (`python -m benchmarks memory`).
+Each layer keeps the numbers that its gradient is made from. One layer at a time needs more during its backward pass.
 
 Symbols: L layers of width W with a feed-forward network of width F, V symbols, P parameters.
 """
@@ -14,27 +14,27 @@ from rayexp.config import RunConfig
 from rayexp.stages.base import RootStage, Stage
 from rayexp.stages.rollouts import RolloutStage
 
-#: Log-probabilities over the vocabulary that are held at once: 128 MiB in fp32, of which a gradient has some eight at a
-#: time. Arrays below 32 MiB would be taken from a heap that grows with the number of parts: 20 GB in place of 1.4 for
-#: 512 completions.
+#: Log-probabilities over the vocabulary that are held at once: 128 MiB in fp32. A gradient has some eight such arrays
+#: at a time. Arrays below 32 MiB would be taken from a heap that grows with the number of parts: 20 GB instead of 1.4
+#: for 512 completions.
 HELD, ARRAYS = 2**25, 8
 #: A process with Python, torch and Ray in it, before it has a model; and one with vLLM besides.
 PROCESS, VLLM_PROCESS = 0.65e9, 0.9e9
-#: What CUDA takes of a GPU for each process.
+#: Memory of a GPU that CUDA takes for each process.
 CUDA_CONTEXT = 0.5e9
 FP32, BF16 = 4, 2
 #: Sequences that vLLM has under way at once, and the least cache that it is given (sampling.vllm_sampler).
 VLLM_SEQUENCES, LEAST_CACHE = 256, 2**27
-#: Weights that are on their way from a learner to its samplers at a time.
+#: Bytes of weights that are sent from a learner to its samplers at a time.
 CHUNK = 2**30
-#: Of a token that training keeps: widths and feed-forward widths a layer, widths besides, and logits.
+#: Numbers that training keeps of a token: multiples of W and of F in each layer, then multiples of W and of V once.
 LAYER_WIDTHS, LAYER_FF_WIDTHS, WIDTHS, LOGITS = 10.4, 4.0, 7.0, 3.0
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of one process, in bytes. activations: what gradients are made from, and distributions. cache: keys
-    and values of what a sampler has read. process: what it takes without a model."""
+    """The memory of one process, in bytes. activations: the numbers that gradients are made from, and distributions.
+    cache: a sampler's keys and values. process: memory without a model."""
 
     weights: float = 0.0
     gradients: float = 0.0
@@ -49,7 +49,7 @@ class Memory:
         return self.weights + self.gradients + self.optimiser + self.activations + self.cache + self.process
 
     def on_host(self, device: str) -> float:
-        """Return the bytes of the machine's own memory, of which a GPU takes all but a copy of the weights."""
+        """Return the bytes of the machine's own memory. On a GPU this is the process and one copy of the weights."""
         return self.total if device != "cuda" else self.process + self.weights
 
     def on_gpu(self, device: str) -> float:
@@ -59,7 +59,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a decoder, as far as memory goes."""
+    """The dimensions of a decoder that determine its memory."""
 
     parameters: float
     layers: int
@@ -68,7 +68,7 @@ class Shape:
 
     @classmethod
     def of(cls, root: RootStage) -> "Shape":
-        """Return that of the model which a lineage is about."""
+        """Return the shape of a lineage's decoder."""
         return cls(root.parameters, root.decoder.layers, root.decoder.width, root.task.vocabulary.size)
 
     @property
@@ -78,37 +78,37 @@ class Shape:
 
     @property
     def ff_width(self) -> float:
-        """F, if as many heads have keys as have queries; a little less than there is else."""
+        """F, if there are as many heads of keys as of queries; otherwise a little less than F."""
         return max(0.0, self.block - 4 * self.width**2) / (3 * self.width)
 
     @property
     def collected(self) -> float:
-        """Parameters that a rank of a spread decoder has whole at a time: a block and the one that comes next, and what
-        is no block."""
+        """Parameters that a rank of a spread decoder has whole at a time: two consecutive blocks, and all that is
+        outside of blocks."""
         return 2 * self.block + 2 * self.vocabulary * self.width
 
     def activations(self, tokens: float, logits: bool, checkpointing: bool) -> float:
-        """Return the bytes that a gradient keeps of so many tokens, in fp32."""
+        """Return the bytes that a gradient keeps of ``tokens`` tokens, in fp32."""
         layer = LAYER_WIDTHS * self.width + LAYER_FF_WIDTHS * self.ff_width
         layers = layer + self.layers * self.width if checkpointing else self.layers * layer
         besides = WIDTHS * self.width + self.ff_width * (1 + checkpointing) + LOGITS * self.vocabulary * logits
         return FP32 * tokens * (layers + besides)
 
     def training(self, tokens: float, ranks: int, spread: bool, checkpointing: bool) -> Memory:
-        """Return what a training rank holds that takes the gradient of so many tokens at once."""
+        """Return the memory of a training rank that takes the gradient of ``tokens`` tokens at once."""
         parts = ranks if spread else 1
         weights = gradients = FP32 * self.parameters / parts
         if spread:
             weights, gradients = weights + FP32 * self.collected, gradients + FP32 * self.collected
-        elif ranks > 1:  # what is sent to the others
+        elif ranks > 1:  # a second copy goes to the others
             gradients *= 2
         activations = self.activations(tokens, True, checkpointing)
         return Memory(weights, gradients, 2 * FP32 * self.parameters / parts, activations)
 
 
 def processes(stage: Stage, run_config: RunConfig) -> dict[str, Memory]:
-    """Return the memory of each kind of process that runs a stage, by its name; of a training rank that may hold a part
-    of the decoder, or all of it where that fits, what it takes at least."""
+    """Return the memory of each kind of process that runs a stage, by its name. A training rank with sharding ``auto``
+    has either a part of the decoder or all of it; the smaller memory counts."""
     if isinstance(stage, RolloutStage):
         return {"learner": _learner(stage, run_config), "rollout worker": _sampler(stage, run_config)}
     if stage.pool == "train" and stage.steps:
@@ -128,7 +128,7 @@ def training_rank(stage: Any, run_config: RunConfig, spread: bool) -> Memory:
 
 
 def _tokens(stage: RolloutStage) -> int:
-    """Return the tokens that a learner reads in a step, of prompts once for each group."""
+    """Return the most tokens that a learner reads in a step; a prompt counts once for its group."""
     task, cells = stage.root.task, stage.cell_shares.cells
     longest = max(task.prompt_tokens(cell) + stage.group_size * task.max_completion_tokens(cell) for cell in cells)
     return stage.prompts_per_step * longest
@@ -137,7 +137,7 @@ def _tokens(stage: RolloutStage) -> int:
 def _learner(stage: RolloutStage, run_config: RunConfig) -> Memory:
     shape, ranks = Shape.of(stage.root), run_config.learner_workers
     tokens = min(math.ceil(_tokens(stage) / ranks), run_config.micro_batch_tokens or math.inf)
-    numbers = tokens * shape.vocabulary  # of a spread decoder all at once (rl.learner)
+    numbers = tokens * shape.vocabulary  # a spread decoder has them all at once
     distributions = ARRAYS * FP32 * (numbers if ranks > 1 else min(numbers, HELD))
     activations = shape.activations(tokens, False, run_config.gradient_checkpointing) + distributions
     trained, reference = stage.trained_parameters, shape.parameters * (getattr(stage, "kl_beta", 0) > 0)
@@ -147,8 +147,8 @@ def _learner(stage: RolloutStage, run_config: RunConfig) -> Memory:
 
 
 def _sampler(stage: RolloutStage, run_config: RunConfig) -> Memory:
-    """Return the memory of a sampler: its weights and those that arrive, and a cache. On a GPU its ranks divide weights
-    and cache; on a machine's memory they are together."""
+    """Return the memory of a sampler: its weights, weights that arrive, and a cache. Ranks on GPUs divide weights and
+    cache; ranks on a CPU share the memory of one machine."""
     decoder, shape = stage.root.decoder, Shape.of(stage.root)
     size = BF16 if stage.optimiser.precision == "bf16" else FP32
     weights = size * shape.parameters + min(CHUNK, FP32 * shape.parameters)

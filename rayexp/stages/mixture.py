@@ -1,4 +1,4 @@
-"""Mixtures of prompts, as values, and the deal of places among their cells.
+"""Mixtures of prompts, as values, and the cells that get the places of a step.
 
 Shape suffixes: _N places, _S steps, _K cells.
 """
@@ -16,8 +16,8 @@ from rayexp.tasks import ROLES, Task
 
 
 class PromptShare(Value):
-    """Part of a mixture of prompts. kind: a cell, or a role, which stands for its cells in equal parts. weight: its
-    part of the sum of all weights is the share of prompts that it has."""
+    """Part of a mixture of prompts. kind: a cell, or a role, which stands for its cells in equal parts. weight: divided
+    by the sum of all weights, it is the share of prompts that the part has."""
 
     kind: str
     weight: float = Field(default=1.0, gt=0, le=1e9)
@@ -30,8 +30,8 @@ class PromptShare(Value):
 
 @dataclass(frozen=True)
 class CellShares:
-    """Shares of cells among the prompts of a stage, in the first step and in the last; between them they change by the
-    same amount in every step. cells: all that have any, in the order of the task."""
+    """Shares of cells among the prompts of a stage, in the first step and in the last; in between they change linearly.
+    cells: all that have a share, in the order of the task."""
 
     cells: tuple[str, ...]
     first_K: np.ndarray
@@ -51,14 +51,14 @@ class CellShares:
         return (self.first_K + self.last_K) / 2
 
     def prompts(self, count: int) -> np.ndarray:
-        """Return the cell of each of ``count`` prompts, as its place in ``cells``: dealt by the mean shares."""
+        """Return the cell of each of ``count`` prompts, as its index in ``cells``, dealt by the mean shares."""
         return deal(np.broadcast_to(self.mean_K, (count, len(self.cells))))
 
     def without_prompts(self, count: int) -> list[str]:
         """Return the cells that get none of ``count`` prompts."""
         enough = (
             int(len(self.cells) / self.mean_K.min()) + 1
-        )  # no cell is ever behind by as many places as there are cells
+        )  # a cell is always fewer places behind than there are cells
         there = set(self.prompts(min(count, enough)).tolist())
         return [cell for i, cell in enumerate(self.cells) if i not in there]
 

@@ -15,16 +15,16 @@ from rayexp.stages.optimiser import AdamW
 class Pretrain(RootStage):
     """Next-token training on a mixture of ID and OOD samples, at a fixed total budget.
 
-    decoder: a shape, which it trains from scratch; or a pretrained one, which it goes on training.
+    decoder: a shape that is trained from scratch, or a pretrained model that is trained further.
 
-    copied_items: the OOD samples are copies of test items, to see what that is worth: of the first ``copied_items`` of
-    each OOD cell a half is copied again and again, and the other half is its control (``tasks.copies``). The ratio says
-    how often. By default they are samples that are in no test.
+    copied_items: makes the OOD samples copies of test items, to measure contamination. Of the first ``copied_items`` of
+    each OOD cell, one half is copied again and again, and the other half is its control (``tasks.copies``). The ratio
+    sets how often. By default OOD samples are in no test.
 
     exposure: when OOD samples come. ``uniform`` spreads them over all samples; ``early`` has as many in the first half
-    of the samples, at twice the rate, and none later; ``late`` in the second half. stop_after: steps after which it
-    stops, with the learning rate as it is there, and publishes what it takes to go on (``Extend``); by default at the
-    end.
+    of the samples, at twice the rate, and none later; ``late`` has them in the second half. stop_after: number of steps
+    after which it stops, with the learning rate of that step, and publishes the state to go on from (``Extend``); by
+    default it stops at the end.
     """
 
     version: ClassVar[int] = 2  # since then bf16 on CPUs has another attention
@@ -100,7 +100,7 @@ class Pretrain(RootStage):
         return self.flops_of_steps(0, self.steps)
 
     def flops_of_steps(self, start: int, stop: int) -> float:
-        """Return the estimated operations of the steps from one up to another."""
+        """Return the estimated operations of the steps from ``start`` up to, but without, ``stop``."""
         first, last = (min(step * self.batch_samples, self.samples) for step in (start, stop))
         return 3 * self.flops_per_pass(last - first)
 

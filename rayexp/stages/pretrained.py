@@ -9,7 +9,7 @@ from rayexp.stages.base import Pool, RootStage
 class Pretrained(RootStage):
     """A model that others have trained, brought into the store as it is.
 
-    To go on training it with a share of OOD samples is ``Pretrain`` with such a decoder.
+    To train it further, with a share of OOD samples, use ``Pretrain`` with such a decoder.
     """
 
     pool: ClassVar[Pool] = "train"
@@ -19,7 +19,7 @@ class Pretrained(RootStage):
 
     @property
     def ood_ratio(self) -> float:
-        """None is added: what others trained it on is not known."""
+        """0, because no samples are added. The data that others trained it on is not known."""
         return 0.0
 
     @property

@@ -12,11 +12,11 @@ from rayexp.stages.rollouts import ROLLOUT_METRICS, RolloutStage
 class RFT(RolloutStage):
     """Rejection-sampling fine-tuning, also called expert iteration: the policy's right completions become its data.
 
-    Each of ``rounds`` rounds draws a group of completions of ``prompts_per_round`` prompts from the current policy,
-    keeps those that are right, each distinct one once a prompt, and takes ``updates`` optimiser steps on
-    ``batch_samples`` of them each, with the loss on the completion, in epochs of a fresh order. A round without a right
-    completion leaves weights and optimiser as they are; the schedule goes on, so that the learning rate of a round
-    depends on its number alone. There is no reference and no KL; a wrong completion teaches nothing.
+    Each of ``rounds`` rounds draws a group of completions for each of ``prompts_per_round`` prompts from the current
+    policy. It keeps the right ones, each distinct one once for its prompt. Then it takes ``updates`` optimiser steps of
+    ``batch_samples`` kept completions each, with the loss on the completion, in epochs of a fresh order. A round
+    without a right completion leaves weights and optimiser as they are. The schedule goes on, so that the learning rate
+    of a round depends on its number alone. There is no reference and no KL; a wrong completion teaches nothing.
     """
 
     name: ClassVar[str] = "RFT"
@@ -40,7 +40,7 @@ class RFT(RolloutStage):
 
     @property
     def rewards(self) -> tuple[Reward, ...]:
-        """A completion is kept where its answer is right."""
+        """The reward of a right answer. Completions that earn it are kept."""
         return (Answer(),)
 
     @property

@@ -1,4 +1,4 @@
-"""Settings that all stages share in which a policy draws completions."""
+"""Settings of all stages in which a policy draws completions."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
@@ -35,19 +35,19 @@ ROLLOUT_METRICS = (
 
 
 class RolloutStage(ChildStage):
-    """A stage that goes in steps: draw groups of completions from the policy, then let the policy learn from them.
+    """A stage whose steps draw groups of completions from the policy, then let the policy learn from them.
 
-    prompt_role: cells in question, which prompts are drawn from. mixture: what they are drawn from instead, so that
-    what is known stands beside what is asked for, such as ``id+ood`` or ``T+TT+0.5*TTT``. curriculum: a mixture that
-    the first step draws from, such as ``id``; it goes over into the other, which the last step draws from: each share
-    changes by the same amount in every step. prompt_count: number of different prompts.
+    prompt_role: role of the cells under study, from which prompts are drawn. mixture: cells to draw prompts from
+    instead, so that known cells stand beside those under study, such as ``id+ood`` or ``T+TT+0.5*TTT``. curriculum:
+    mixture of the first step, such as ``id``. The last step draws from ``mixture``, or else from ``prompt_role``; in
+    between each share changes by the same amount in every step. prompt_count: number of different prompts.
 
-    hint_tokens: how many tokens of the gold completion are given with the prompt. The policy writes the rest, and
+    hint_tokens: number of tokens of the gold completion that are given with the prompt. The policy writes the rest, and
     learns from that alone; rewards judge the whole. hint_annealing: ``linear`` goes down to 0, each number of tokens
     for an equal part of the S steps: step s, from 0, gives h - floor(s (h + 1) / S) tokens; ``none`` always gives h.
 
-    sampler: ``vllm``, or ``torch``, which is slower and needs no vLLM. temperature: that completions are drawn at. The
-    policy that learns, its KL and its reference are those of that temperature; measurements are at 1.
+    sampler: ``vllm``, or ``torch``, which is slower and needs no vLLM. temperature: of the drawn completions. The
+    policy that learns, its KL and its reference have the same temperature; measurements are at 1.
     """
 
     fields_added_later: ClassVar[frozenset[str]] = frozenset(
@@ -75,7 +75,7 @@ class RolloutStage(ChildStage):
 
         @property
         def prompts_per_step(self) -> int:
-            """Prompts of which each step draws a group."""
+            """Prompts of a step; a group is drawn for each."""
             ...
 
     @model_validator(mode="after")
@@ -101,7 +101,7 @@ class RolloutStage(ChildStage):
             )
 
     def _require_mixture(self, task: Task) -> None:
-        """Raise ValueError on an unknown name, on a mixture without what is in question, and on too few prompts."""
+        """Raise ValueError on an unknown name, on a mixture without ``prompt_role``, and on too few prompts."""
         shares, asked = self.cell_shares, task.cells(self.prompt_role)
         if not any(shares.last_K[i] for i, cell in enumerate(shares.cells) if cell in asked):
             raise ValueError(
@@ -140,7 +140,7 @@ class RolloutStage(ChildStage):
 
     @property
     def models(self) -> tuple[Stage, ...]:
-        """Stages whose models its learner is made of: that of the policy, then those that stay as they are."""
+        """Stages whose models its learner loads: the policy's, then those of models that are not trained."""
         return (self.init,)
 
     @property

@@ -1,4 +1,4 @@
-"""Stages as flat lists of settings, by dotted names along the lineage, and where two of them differ.
+"""Stages as flat lists of settings, by dotted names along the lineage, and the settings in which two of them differ.
 
 The names are those of ``spec.json``: ``kl_beta`` is the stage's own, ``init.optimiser.learning_rate`` its parent's.
 """
@@ -12,22 +12,22 @@ from rayexp.config import canonical_json
 from rayexp.formatting import number
 from rayexp.stages import Stage
 
-#: Where a stage has no such setting, or nothing in it.
+#: Text for a setting that a stage does not have, or that is empty.
 ABSENT = "-"
-#: Of tasks whose other settings are too long to be told.
+#: The setting that stands for a task with a name, because its other settings are too long to show.
 TASK_NAME = "task.name"
-#: Settings that are told even where all chains of a study have the same, with the value that goes without saying.
-#: Results are grouped by the role of prompts, which would be read as that of all.
+#: Settings that are shown even if all chains of a study have the same, with the value that is never shown. Results are
+#: grouped by the role of prompts. Without these settings a reader would take that role for the role of all prompts.
 UNSAID = {"mixture": ABSENT, "curriculum": ABSENT}
 
 
 def own(stage: Stage) -> dict[str, Any]:
-    """The settings of a stage without those of its lineage."""
+    """Return the settings of a stage without those of its lineage."""
     return _flat(stage.model_dump(mode="json", exclude={"init"}))
 
 
 def along(stage: Stage) -> dict[str, Any]:
-    """The settings of a stage and of all that it is built on."""
+    """Return the settings of a stage and of all that it is built on."""
     depth = len(stage.lineage) - 1
     return {
         f"{'init.' * (depth - level)}{name}": value
@@ -41,11 +41,12 @@ Setting = tuple[str, str]
 
 
 def varying(stages: Iterable[Stage]) -> dict[Setting, str]:
-    """Return the settings, with names for people, by which chains of a study differ besides what its results are
-    grouped by anyway: OOD ratio, seed, and the prompts and beta of a GRPO stage.
+    """Return the settings by which chains of a study differ, with names for people. Settings by which results are
+    grouped anyway are left out: OOD ratio, seed, and the prompts and beta of a GRPO stage.
 
-    Seeds of later stages count only where one seed of pretraining has several of them. For some settings one value
-    counts (``UNSAID``). Of tasks that have a name, and each its own, no other setting is told.
+    Seeds of later stages count only if one seed of pretraining has several of them. A setting of ``UNSAID`` counts also
+    if all chains share a value other than the usual one. If every task has a name of its own, no other setting of tasks
+    counts.
     """
     values: dict[tuple[Setting, int | None], set[str]] = {}
     stages = list(stages)
@@ -72,18 +73,18 @@ def _named(roots: Iterable[Stage]) -> bool:
 
 
 def condition(stage: Stage, among: Mapping[Setting, str]) -> str:
-    """Return the values of ``varying`` settings that a stage and what it is built on have, for people."""
+    """Return the ``varying`` settings of a stage and of what it is built on, with their values, as text for people."""
     return ", ".join(f"{among[name]} = {value}" for name, value in _conditions(stage).items() if name in among)
 
 
 def varied(stage: Stage, among: Collection[Setting]) -> dict[str, Any]:
-    """Return the values of ``varying`` settings that a stage and what it is built on have, by column of a table such as
-    ``grpo.group_size``; numbers, truths and texts as they are, all else as its text for people."""
+    """Return the values of the ``varying`` settings of a stage and of what it is built on, by column, such as
+    ``grpo.group_size``. Numbers, booleans and strings stay as they are; anything else becomes its text for people."""
     return {column(setting): plain(value) for setting, value in placed(stage).items() if setting in among}
 
 
 def placed(stage: Stage) -> dict[Setting, Any]:
-    """Return the settings of a stage and of all that it is built on, each with the stage that it is a setting of."""
+    """Return the settings of a stage and of all that it is built on, each with its stage's place in the lineage."""
     return {(place, name): value for place, each in _places(stage) for name, value in own(each).items()}
 
 
@@ -94,13 +95,13 @@ def column(setting: Setting) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a number, truth or text as it is, all else as its text for people."""
+    """Return a number, boolean or string as it is, anything else as its text for people."""
     return value if value is None or isinstance(value, bool | int | float | str) else shown(value)
 
 
 def told(stages: Iterable[Stage], names: Mapping[str, str]) -> dict[str, str]:
-    """Return the condition of each stage for people, by id: its name, if it is among ``names``, then the settings by
-    which stages of that name differ, so that those that differ in any are never taken for the same."""
+    """Return the condition of each stage for people, by id: its name in ``names``, if it has one, then the settings by
+    which stages of that name differ. So stages that differ in any setting have different texts."""
     of_name: dict[str, list[Stage]] = {}
     for stage in stages:
         of_name.setdefault(names.get(stage.id, ""), []).append(stage)
@@ -113,12 +114,13 @@ def told(stages: Iterable[Stage], names: Mapping[str, str]) -> dict[str, str]:
 
 
 def within(part: str, whole: str) -> bool:
-    """Return whether a stage of the condition ``whole`` may be built on one of this condition."""
+    """Return whether a stage of the condition ``whole`` may be built on one of the condition ``part``."""
     return not part or set(part.split(", ")) <= set(whole.split(", "))
 
 
 def _conditions(stage: Stage) -> dict[Setting, str]:
-    """The settings along the lineage, as text, without those that results are grouped by; and the kinds in it."""
+    """Return the settings along the lineage as text, without those by which results are grouped, and the kinds of its
+    stages as ``chain``."""
     found: dict[Setting, str] = {}
     seeded = next((each for each in stage.lineage if hasattr(each, "seed")), None)
     for place, each in _places(stage):
@@ -139,7 +141,7 @@ def _places(stage: Stage) -> Iterator[tuple[str, Stage]]:
 
 
 def _titled(setting: Setting, among: Collection[Setting]) -> str:
-    """The shortest name that only this setting has."""
+    """Return the shortest name that no other setting has."""
     stage, name = setting
     last = name.rpartition(".")[2]
     same = [place for place, other in among if other.rpartition(".")[2] == last]
@@ -149,20 +151,20 @@ def _titled(setting: Setting, among: Collection[Setting]) -> str:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Name and both values of every setting in which two flat lists differ."""
+    """Return name and both values of every setting in which two flat lists differ."""
     names = [*one, *(name for name in other if name not in one)]
     pairs = [(name, one.get(name, ABSENT), other.get(name, ABSENT)) for name in names]
     return [(name, mine, theirs) for name, mine, theirs in pairs if mine != theirs]
 
 
 def kind_at(name: str, stage: Stage) -> str:
-    """The kind of stage, in a lineage, that a dotted name is a setting of."""
+    """Return the kind of the stage, in a lineage, that a dotted name is a setting of."""
     level = len(stage.lineage) - 1 - name.count("init.")
     return stage.lineage[level].kind if level >= 0 else ABSENT
 
 
 def shown(value: Any) -> str:
-    """Return the text of a value for people; of a list of parts, such as rewards, their sum: ``answer + 0.5
+    """Return the text of a value for people. A list of parts, such as rewards, becomes a sum: ``answer + 0.5
     letters``."""
     match value:
         case None | []:
@@ -179,7 +181,7 @@ def shown(value: Any) -> str:
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """Return the values without those that look like another one, numbers by size, then all else by its text."""
+    """Return the values whose texts differ, sorted: numbers by size, then all else by its text."""
 
     def order(value: Any) -> tuple[float, str]:
         return (value if isinstance(value, int | float) else math.inf), str(value)
@@ -188,7 +190,7 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def listed(values: Iterable[Any]) -> str:
-    """Distinct values, for people."""
+    """Return the distinct values as text for people."""
     return ", ".join(map(shown, distinct(values)))
 
 

@@ -13,7 +13,7 @@ from rayexp.stages.optimiser import AdamW
 class SFT(ChildStage):
     """Fine-tuning with the loss on the completion.
 
-    samples: different ones. ood_samples: of them, how many are OOD; by default none, as in the paper.
+    samples: number of different ones. ood_samples: number of OOD ones among them; by default none, as in the paper.
     """
 
     version: ClassVar[int] = 2  # as of pretraining

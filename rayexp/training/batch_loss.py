@@ -25,13 +25,13 @@ class LossMeter:
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)  # ID nll, ID tokens, OOD nll, OOD tokens
 
     def add(self, nll_N: Tensor, tokens_N: Tensor, ood_N: Tensor) -> None:
-        """Count samples, each with its loss and the tokens that this is of."""
+        """Add samples, each with its summed loss and the number of tokens that this covers."""
         ood, nll, tokens = ood_N.double(), nll_N.double(), tokens_N.double()
         pairs = [(nll * part, tokens * part) for part in (1 - ood, ood)]
         self._sums += torch.stack([number.sum() for pair in pairs for number in pair])
 
     def read(self, ranks: int) -> dict[str, float]:
-        """Return the means over all ranks and forget them; a split that had no samples is left out."""
+        """Return the means over all ranks, and start anew; a split without samples is left out."""
         if ranks > 1:
             torch.distributed.all_reduce(self._sums)
         id_nll, id_tokens, ood_nll, ood_tokens = self._sums.tolist()
@@ -56,7 +56,7 @@ def rank_loss(trainer: Trainer, meter: LossMeter, batch: TokenBatch, start_N: np
 
 @torch.no_grad()
 def culprits(trainer: Trainer, batches: Sequence[TokenBatch], loss_start: LossStart) -> str:
-    """Say which samples have a loss that is not finite. All ranks have to ask, each about its own."""
+    """Return which samples have a loss that is not finite, as text. All ranks have to call this, each for its own."""
     indices: list[int] = []
     for batch in batches:
         if len(batch.tokens_NT) == 0:
@@ -78,7 +78,7 @@ def _nll(trainer: Trainer, batch: TokenBatch, start_N: np.ndarray) -> Tensor:
     """Return the summed next-token loss of each sample, in nats."""
     tokens_NT = torch.from_numpy(batch.tokens_NT.astype(np.int64)).to(trainer.device, non_blocking=True)
     rows = len(tokens_NT)
-    inputs_NT = functional.pad(tokens_NT[:, :-1], (0, 0, 0, -rows % trainer.row_multiple))  # nobody reads these rows
+    inputs_NT = functional.pad(tokens_NT[:, :-1], (0, 0, 0, -rows % trainer.row_multiple))  # these rows are not read
     with trainer.precision():
         logits_NTV = trainer.model(input_ids=inputs_NT, use_cache=False, **_placed(batch, inputs_NT)).logits
     counted_NT = torch.from_numpy(batch.counted_NT(start_N)).to(trainer.device, non_blocking=True)
@@ -86,7 +86,7 @@ def _nll(trainer: Trainer, batch: TokenBatch, start_N: np.ndarray) -> Tensor:
 
 
 def _placed(batch: TokenBatch, inputs_NT: Tensor) -> dict[str, Tensor]:
-    """Return what tells a decoder where tokens stand; nothing where that is at 0, 1, 2, ..."""
+    """Return a decoder's arguments for the positions of tokens; none if they are 0, 1, 2, ..."""
     if batch.positions_NT is None:
         return {}
     positions_NT = torch.from_numpy(batch.positions_NT[:, :-1]).to(inputs_NT.device, non_blocking=True)

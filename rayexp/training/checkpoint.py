@@ -1,8 +1,9 @@
-"""Tensors by name in a folder, written and read by all ranks together, each its own part of those that are spread.
+"""Checkpoints: tensors by name in a folder. All ranks write and read it together, each its own part of spread tensors.
 
-Files are safetensors, so that nothing that is read can run code; torch's usual format keeps an index that can. Those
-who read may be more or fewer ranks than wrote. How many there are is said, not found out: a learner may share a process
-group with its samplers, who know nothing of its checkpoints. ``export`` makes of a folder one that stock tools load.
+Files are safetensors, so that reading them can't run code; torch's usual format keeps an index that can. The number of
+ranks that read may differ from the number that wrote. It is an argument, not taken from the process group, because a
+learner may share that with its samplers, which take no part in checkpoints. ``export`` turns such a folder into one
+that stock tools load.
 """
 
 import json
@@ -25,25 +26,25 @@ from rayexp.models import io
 from rayexp.tasks import Vocabulary
 from rayexp.training.trainer import WEIGHTS
 
-# Where there is one process, as is usual here, torch says so each time.
+# torch warns at each call if there is one process, as is usual here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
-#: Folder of a checkpoint, or of an artifact that another stage continues, with what a trainer needs.
+#: Folder with the state of a trainer, in a checkpoint or in an artifact that another stage continues.
 TRAINER = "trainer"
 #: Largest file of a model that is exported; the usual one.
 FILE_SIZE = "5GB"
 
 
 def save(tensors: Mapping[str, Tensor], folder: Path, ranks: int = 1) -> None:
-    """Write this rank's part of the tensors to a folder of its own; all of several ranks have to. Names of files differ
-    by rank, so that they go together in one folder."""
+    """Write this rank's part of the tensors to a folder of its own. All ranks have to call this. File names differ by
+    rank, so that all files go together in one folder."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     save_distributed(dict(tensors), storage_writer=writer, no_dist=ranks == 1)
 
 
 def load(tensors: Mapping[str, Tensor], folder: Path, ranks: int = 1) -> None:
-    """Fill the tensors, in place, from a folder with the files of all ranks that wrote it; all of several ranks have
-    to. Raises PermanentError where there is no such folder."""
+    """Fill the tensors, in place, from a folder with the files of all ranks that wrote it. All ranks have to call this.
+    Raises PermanentError if there is no such folder."""
     if not folder.is_dir():
         raise PermanentError(
             f"the stage to continue from has no folder {folder.name}/, because an earlier version of rayexp wrote it; "
@@ -55,8 +56,8 @@ def load(tensors: Mapping[str, Tensor], folder: Path, ranks: int = 1) -> None:
 def export(
     shapes: Mapping[str, torch.Size], source: Path, prefix: str, folder: Path, file_size: str = FILE_SIZE
 ) -> None:
-    """Write tensors of ``source``, where their names begin with ``prefix``, in fp32, as stock tools load a model: files
-    of at most ``file_size``, and an index where they are several. Holds one file at a time. For one rank alone."""
+    """Write the tensors of ``source`` whose names begin with ``prefix``, in fp32, as stock tools load a model: files of
+    at most ``file_size``, and an index if there are several. Holds one file at a time. For one rank alone."""
     empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     split = split_torch_state_dict_into_shards(empty, max_shard_size=file_size)
     for file, names in split.filename_to_tensors.items():
@@ -69,7 +70,7 @@ def export(
 
 
 def export_model(model: PreTrainedModel, vocabulary: Vocabulary, source: Path, folder: Path) -> None:
-    """Write a decoder of which no rank has the whole, as ``io.save`` does, from the files of a trainer's state."""
+    """Write a spread decoder, as ``io.save`` does, from the files of a trainer's state."""
     io.save_without_weights(model, vocabulary, folder)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     export(shapes, source, WEIGHTS, folder)

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:  # the store knows ranks, and is read where nothing is trained
+if TYPE_CHECKING:  # the store imports this module, also where nothing is trained
     import torch
 
-#: Is told of a stage's progress: what ``telemetry.metric_log.progress_event`` returns.
+#: Callback for a stage's progress. It gets what ``telemetry.metric_log.progress_event`` returns.
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -18,7 +18,7 @@ class Ranks(Protocol):
     node: int
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what each rank gives, in their order; all ranks have to."""
+        """Return the values of all ranks, in their order. All ranks have to call this."""
         ...
 
 
@@ -26,15 +26,15 @@ class TrainContext(Ranks, Protocol):
     """One rank of those that train."""
 
     def device(self, usual: "torch.device") -> "torch.device":
-        """Return the device of this rank, where there may be several of the usual type."""
+        """Return this rank's device. usual: its device if it were the only rank."""
         ...
 
     def report(self, event: dict[str, Any]) -> None:
-        """Tell the driver of progress; all ranks have to."""
+        """Report progress to the driver. All ranks have to call this."""
         ...
 
     def broadcast(self, value: Any) -> Any:
-        """Return what rank 0 gives."""
+        """Return the value of rank 0. All ranks have to call this."""
         ...
 
     def barrier(self) -> None:
@@ -42,7 +42,7 @@ class TrainContext(Ranks, Protocol):
         ...
 
     def is_preempted(self) -> bool:
-        """Return whether the machine of any rank is about to be taken away; all ranks have to ask together."""
+        """Return whether the machine of any rank is about to be taken away. All ranks have to call this."""
         ...
 
 

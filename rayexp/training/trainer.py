@@ -21,7 +21,8 @@ from rayexp.stages import AdamW
 
 
 def learning_rate(optimiser: AdamW, step: int, steps: int) -> float:
-    """Rate of step ``step`` of ``steps``: linear warm-up from 1/warmup, then a cosine to a tenth, or constant."""
+    """Return the rate of step ``step`` of ``steps``: linear warm-up from 1/warmup, then constant or a cosine to a
+    tenth."""
     if step < optimiser.warmup_steps:
         return optimiser.learning_rate * (step + 1) / optimiser.warmup_steps
     if optimiser.schedule == "constant":
@@ -30,9 +31,9 @@ def learning_rate(optimiser: AdamW, step: int, steps: int) -> float:
     return optimiser.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress)))
 
 
-#: Names in a trainer's state that are the decoder's own begin so.
+#: Prefix of the decoder's own names in a trainer's state.
 WEIGHTS = "weights."
-#: Compiled decoders read batches of a multiple of so many rows: there are few shapes to compile then.
+#: Compiled decoders read batches with a multiple of this many rows, so that there are few shapes to compile.
 COMPILED_ROWS = 256
 
 
@@ -40,7 +41,7 @@ class Trainer:
     """A decoder and its optimiser. ``model`` may be wrapped for data parallelism; ``module`` is the bare decoder, which
     may be spread over ranks.
 
-    row_multiple: what the number of rows of a batch has to be a multiple of.
+    row_multiple: the number of rows of a batch has to be a multiple of it.
     """
 
     def __init__(self, model: nn.Module, optimiser: AdamW, steps: int, module: nn.Module | None = None) -> None:
@@ -74,7 +75,7 @@ class Trainer:
         self.row_multiple = COMPILED_ROWS
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The context that forward passes of training run in."""
+        """Return the context in which forward passes of training run."""
         return devices.autocast(cast(PreTrainedModel, self.module), self._settings.precision)
 
     def step(
@@ -83,10 +84,11 @@ class Trainer:
         check: Callable[[], None] = lambda: None,
         overlap: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """One update from the sum of the losses, each computed and back-propagated in turn; returns the gradient's
-        norm before clipping. With data parallelism gradients are averaged over ranks once, with the last loss.
+        """Take one optimiser step on the sum of the losses, each computed and back-propagated in turn. Return the
+        gradient's norm before clipping. With data parallelism gradients are averaged over ranks once, with the last
+        loss.
 
-        ``meanwhile`` is called when the device has been given all of its work, before the first wait for it.
+        ``overlap`` is called when the device has been given all of its work, before the first wait for it.
 
         Raises NotFiniteError if a loss or the gradient is not finite, or what ``check`` raises once all losses are
         known; weights and optimiser are untouched then.
@@ -123,7 +125,7 @@ class Trainer:
         return norm
 
     def skip(self, steps: int) -> None:
-        """Go on in the schedule as if so many updates had been made; weights and optimiser stay as they are."""
+        """Advance the schedule by ``steps`` updates without making them; weights and optimiser stay as they are."""
         self.completed_steps += steps
 
     def _require_finite(self, loss: Tensor, norm: Tensor) -> None:

@@ -8,6 +8,6 @@ from rayexp.distributed import runtime
 
 @pytest.fixture(scope="session")
 def cluster():
-    """A local cluster with its dashboard; more CPUs than cores, so that nothing waits for a place."""
+    """Start a local cluster with its dashboard; it has more CPUs than cores, so that nothing waits for a place."""
     yield runtime.connect(cpus=4)
     ray.shutdown()

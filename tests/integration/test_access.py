@@ -1,4 +1,4 @@
-"""Nobody but this account gets into a cluster of this machine; test_jobs.py shows the same of ``make head``."""
+"""Access to a cluster of this machine: for nobody but this account. test_jobs.py shows the same of ``make head``."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ def test_the_cluster_of_the_tests_answers_no_stranger(cluster):
 
 @contextlib.contextmanager
 def sweep(*options: str):
-    """A toy sweep that starts a cluster of its own, from the moment on when it says where the dashboard is."""
+    """Run a toy sweep that starts a cluster of its own; yield once it has printed the dashboard's address."""
     driver = subprocess.Popen(
         [sys.executable, *TOY_SWEEP[1:], "--seeds", "0", "--kl-betas", "0.1", *options],
         cwd=ROOT,
@@ -47,7 +47,8 @@ def sweep(*options: str):
 @pytest.mark.vllm
 @pytest.mark.timeout(300)
 def test_the_cluster_of_a_sweep_answers_no_stranger_and_its_token_is_nowhere_else(tmp_path):
-    """The driver says which file has the token, and with it the dashboard answers; no log, artifact or command does."""
+    """Check that the driver prints the file of the token, that the dashboard accepts it, and that no log, artifact or
+    command has it."""
     with sweep("--store", str(tmp_path / "store")) as (driver, said):
         said_of_it = said[-1].removeprefix("Ray dashboard: ").strip().removesuffix(")")
         address, _, file = said_of_it.partition(" (enter the token in ")

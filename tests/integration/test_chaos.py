@@ -14,7 +14,7 @@ FAULTS, SEED = 2, 55
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 def test_faults_lose_nothing():
-    """In a process of its own, all of whose children may be killed."""
+    """Run it in a process of its own, all of whose children may be killed."""
     command = [sys.executable, "-m", "tests.chaos", "--faults", str(FAULTS), "--seed", str(SEED), "--chains", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=880)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

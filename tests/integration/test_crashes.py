@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: what is started again ends as if nothing had happened, to the last bit."""
+"""SIGKILL at any moment: a chain that is started again ends as if nothing had happened, to the last bit."""
 
 import multiprocessing
 import random
@@ -15,7 +15,8 @@ FORKS.set_forkserver_preload(["tests.fixtures.crash_harness"])
 
 
 def exit_code(store, **death) -> int | None:
-    """Live until the chain is finished (0) or death comes."""
+    """Run the chain in a process. Return its exit code: 0 if the chain is finished, or minus the signal that ended
+    it."""
     process = FORKS.Process(target=crash_harness.live, args=(str(store),), kwargs=death)
     process.start()
     process.join(timeout=120)
@@ -23,7 +24,7 @@ def exit_code(store, **death) -> int | None:
 
 
 def result(folder):
-    """Everything that must not depend on what happened on the way."""
+    """Return everything that must not depend on what happened on the way."""
     store = Store(str(folder))
     trained = (crash_harness.BASE, crash_harness.TUNED)
     tables = [store.table(stage.id, "results.parquet") for stage in crash_harness.STAGES[1::2]]
@@ -58,7 +59,7 @@ def test_killed_at_every_step_of_every_stage(undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_operations_of_the_store(undisturbed, tmp_path):
-    """Between any two files: in the middle of a checkpoint, of its removal, of publishing."""
+    """Kill between any two files: in the middle of a checkpoint, of its removal, of publishing."""
     chance, killed = random.Random(0), 0
     while (code := exit_code(tmp_path, at_operation=chance.randint(12, 40))) != 0:
         assert code == -signal.SIGKILL

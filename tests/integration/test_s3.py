@@ -15,12 +15,12 @@ def server():
         for name, value in server.environment().items():
             patch.setenv(name, value)
         server.make_bucket("study")
-        s3fs.S3FileSystem.clear_instance_cache()  # which remembers the server of another test
+        s3fs.S3FileSystem.clear_instance_cache()  # the cache remembers the server of another test
         yield server
 
 
 def tables(store: Store):
-    """Curves and results."""
+    """Return curves and results."""
     return (
         [logged(store, stage) for stage in crash_harness.STAGES[::2]],
         [store.table(stage.id, "results.parquet") for stage in crash_harness.STAGES[1::2]],

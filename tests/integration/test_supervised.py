@@ -1,4 +1,4 @@
-"""Pretraining and SFT under Ray Train: worker counts, resume, what an artifact is."""
+"""Pretraining and SFT under Ray Train: worker counts, resume, and the contents of an artifact."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,7 +27,8 @@ def chain():
 
 
 def test_a_compiled_decoder_reads_padded_rows_and_learns_the_same(monkeypatch, tmp_path):
-    """As a GPU does with a long stage: captured, but not translated, so that the numbers are those of the others."""
+    """Capture the decoder, as a GPU does in a long stage, but do not translate it, so that its numbers are the
+    uncompiled ones."""
     shapes = set()
 
     def backend(graph, inputs):
@@ -53,7 +54,7 @@ def test_a_compiled_decoder_reads_padded_rows_and_learns_the_same(monkeypatch, t
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
-    """The chain, trained in this process without a cluster."""
+    """Return a store with the chain, trained in this process without a cluster, and its stages."""
     base, tuned, stages = chain()
     run_config = RunConfig(store=str(tmp_path_factory.mktemp("one")))
     supervised.run_in_process(stages, run_config, lambda report: None)
@@ -114,7 +115,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(one_rank, tmp_pat
 
 @pytest.mark.parametrize(("cores", "threads"), [(0.5, 1), (1.0, 1), (2.0, 2)])
 def test_training_computes_in_the_threads_it_was_given_cores_for(tmp_path, monkeypatch, cores, threads):
-    """And not in those that OMP_NUM_THREADS or the machine says, which round differently."""
+    """Check that it does not use OMP_NUM_THREADS or the machine's cores, with which it would round differently."""
     base, seen = pretrain(samples=1), []
     batch = pretrain_stage.batch
     monkeypatch.setattr(
@@ -135,7 +136,7 @@ def in_process(stages, run_config):
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [in_process, supervised.run], ids=["in_process", "worker_group"])
 def test_what_trains_saves_itself_when_its_driver_asks(cluster, tmp_path, run):
-    """Long before its first checkpoint would be due, and the driver waits no longer than that takes."""
+    """Ask long before the first checkpoint would be due. The driver waits no longer than it takes to write one."""
     base = pretrain(samples=20_000)
     store = Store(str(tmp_path))
     with Leases(store.files) as leases, ThreadPoolExecutor() as pool:
@@ -157,7 +158,7 @@ def test_a_model_folder_loads_in_stock_transformers(one_rank):
 
 @pytest.mark.parametrize("axis", ["tokens", "length"])
 def test_the_hardest_variant_of_the_world_trains_and_is_measured(axis, tmp_path):
-    """A printed map, traversal by position, traces: long prompts, and completions that are sampled and judged."""
+    """Use a printed map, traversal by position and traces: prompts are long, and completions are sampled and judged."""
     task = StringTask(axis=axis, graph="printed", traversal="positional", completion_format="trace")
     base = pretrain(task=task, decoder=decoder_for(TOY, task), samples=300)
     stages = [base, evaluate(base)]

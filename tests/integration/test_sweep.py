@@ -27,7 +27,7 @@ def plan_of(stages, store) -> Plan:
 
 
 def sampled_by_torch(stage):
-    """The stage without an engine, which takes long to start: other tests have one."""
+    """Return the stage without an engine. An engine takes long to start, and other tests have one."""
     if isinstance(stage, Evaluate):
         return Evaluate.model_validate(dict(stage) | {"init": sampled_by_torch(stage.init)})
     return GRPO.model_validate(dict(stage) | {"sampler": "torch"}) if isinstance(stage, GRPO) else stage
@@ -36,7 +36,7 @@ def sampled_by_torch(stage):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_scaling_runs_at_toy_width_and_rollouts_are_kept(cluster, tmp_path):
-    """Two decoders of 4 and 8 layers, one stage reinforced from another (a chain), every completion on record."""
+    """Run decoders of 4 and 8 layers, one stage reinforced from another (a chain), and keep every completion."""
     stages = [
         sampled_by_torch(stage) for stage in all_stages(STUDIES["scaling"](SCALES["toy"], Grid((0.5,), (0.1,), (0,))))
     ]
@@ -90,8 +90,8 @@ def test_a_plan_that_can_never_fit_is_refused_with_needs_and_has(cluster, tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_readers_questions_become_a_page_on_a_cluster(cluster, tmp_path):
-    """The commands of pages are proved without Ray; here one is typed as it stands there, in a folder of the reader's.
-    Trials have folders of their own, and have to find what is in that one."""
+    """Type one command of a page as it stands there, in a folder of the reader's; other tests prove the rest without
+    Ray. Trials have folders of their own, and have to find the files of the reader's folder."""
     text = (ROOT / "docs/bring-your-own.md").read_text()
     for name, content in shell.files(text).items():
         (tmp_path / name).write_text(content)

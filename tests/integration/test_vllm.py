@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def case():
-    """A decoder with sharp preferences, its weights by reference, and prompts of several lengths."""
+    """Return a decoder with sharp preferences, its weights by reference, and prompts of several lengths."""
     base = pretrain()
     model = factory.build(base.decoder, VOCABULARY, seed=3)
     numbers = np.arange(12)
@@ -37,7 +37,7 @@ def case():
 
 @pytest.fixture(scope="module")
 def managers(cluster, case):
-    """One worker and two workers, with the same weights."""
+    """Return managers of one worker and of two workers, with the same weights."""
     spec, model, _ = case
     weights = ray.put({name: tensor.numpy() for name, tensor in model.state_dict().items()})
     two = RolloutManager(spec, RunConfig(store="unused", rollout_workers=2))
@@ -123,7 +123,7 @@ def test_bf16_passes_the_default_limit_on_mismatch_and_not_that_of_fp32(cluster)
 
 @pytest.mark.parametrize("positions", ["none", "randomised"])
 def test_decoders_with_other_positions_are_served_as_they_are_scored(cluster, case, positions):
-    """Also after weights that came later."""
+    """Check it after a second sync, with other weights."""
     _, _, prompts = case
     base = pretrain(decoder=TOY.decoder.model_copy(update={"positions": positions}))
     model = factory.build(base.decoder, VOCABULARY, seed=3)
@@ -189,7 +189,7 @@ def test_a_model_folder_loads_in_stock_vllm(cluster, case, tmp_path):
 
 
 def test_an_engine_of_two_ranks_scores_and_draws_as_the_decoder_itself_does(cluster, case):
-    """Each rank has half of every weight, and is given them in parts."""
+    """Give each of two ranks half of every weight, in parts."""
     spec, _, prompts = case
     wide = Decoder(layers=2, width=64, ff_width=128, heads=2, kv_heads=2, context_tokens=256)
     stage = spec.model_copy(update={"init": sft(pretrain(decoder=wide))})
