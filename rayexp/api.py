@@ -269,7 +269,7 @@ def unpublish_damaged(job: Job) -> None:
 def begin(job: Job) -> Job:
     """Record the plan in the store. Return the job, updated: stages that were removed meanwhile are run again.
 
-    Raises StoreError if concurrent sweeps could not share the store.
+    Raises StoreError if concurrent sweeps could not share the store, and RefusedError if the study's name is taken.
     """
     require_shareable(job.store.files)
     with alone(job.store.files):
