@@ -78,8 +78,8 @@ def proportion(rows: pd.DataFrame, column: str) -> Interval:
 
 
 def p_of_mean(rows: pd.DataFrame, column: str, limit: float) -> float | None:
-    """Return the two-sided p-value of a mean equal to ``limit``: Student's t over the means of seeds; None with one
-    seed."""
+    """Return the two-sided p-value of the hypothesis that the mean is ``limit``, by Student's t over means of seeds;
+    None with one seed."""
     means = rows.groupby("seed")[column].mean().astype(float)
     if len(means) == 1:
         return None
@@ -90,8 +90,8 @@ def p_of_mean(rows: pd.DataFrame, column: str, limit: float) -> float | None:
 
 
 def p_within(rows: pd.DataFrame, column: str, limits: Limits) -> float | None:
-    """Return the p-value of a mean outside the limits, by two one-sided t-tests over the means of seeds (Schuirmann,
-    1987); None with one seed."""
+    """Return the p-value of the hypothesis that the mean is outside the limits, by two one-sided t-tests over the means
+    of seeds (Schuirmann, 1987); None with one seed."""
     means = rows.groupby("seed")[column].mean().astype(float)
     if len(means) == 1:
         return None

@@ -10,7 +10,7 @@ from rayexp.tasks.base import Solution, Task
 class Letters(Reward):
     """The number of places at which a completion and the gold one agree, divided by the length of the longer one.
 
-    Divided by the gold one's length, a completion that never ends would lose nothing.
+    If it were divided by the gold one's length, a completion that never ends would lose nothing.
     """
 
     kind: Literal["letters"] = "letters"

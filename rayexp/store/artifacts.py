@@ -136,7 +136,7 @@ class Store:
         return found
 
     def unpublish(self, stage_id: str) -> None:
-        """Remove an artifact; its manifest goes first."""
+        """Remove an artifact, its manifest first."""
         summaries.distrust(self.files, stage_id)
         self.files.remove_file(f"stages/{stage_id}/{MANIFEST}")
         self.files.remove(f"stages/{stage_id}")

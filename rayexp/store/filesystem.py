@@ -222,7 +222,7 @@ class Files:
             self.fs.rm_file(place)
 
     def _put(self, verb: str, name: str, locally: Callable[[str], Any], elsewhere: Callable[[str], Any]) -> None:
-        """Write a file, and create its folder. ``elsewhere``: on a filesystem that shows only complete uploads."""
+        """Write a file, and create its folder. ``elsewhere``: for filesystems that show only complete uploads."""
 
         def put() -> None:
             place = self._place(name)

@@ -1,7 +1,8 @@
 """The record of a stage's run: machine, time, user and code; and the comparison of that code with the present one.
 
-No missing fact may fail a stage: it is recorded as None. Code is not part of an id, because then every comment would
-change the ids. Instead the record has a fingerprint of the code, which is compared when an artifact is used.
+A fact that a machine can't tell is recorded as None, and never fails a stage. Code is not part of an id, because then
+every comment would change the ids. Instead the record has a fingerprint of the code, which is compared when an artifact
+is used.
 """
 
 import getpass

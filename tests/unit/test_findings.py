@@ -16,7 +16,7 @@ from tests.fixtures.simulated_study import published, study_stages
 
 
 def test_the_page_is_that_of_the_tables() -> None:
-    """If it fails, run python -m findings write."""
+    """Run ``python -m findings write`` if this fails."""
     assert page.PAGE.read_text(encoding="utf-8") == page.written()
 
 

@@ -38,7 +38,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("name", BORNE)
 def test_make_works_in_a_folder_of_almost_any_name(tmp_path, name):
-    """Use a Python that prints its arguments, and that is the venv's as well. It is found everywhere."""
+    """Use a Python that prints its arguments, also as the Python of the venv. Every target finds it."""
     python = tmp_path / "python"
     python.write_text(SAYING)
     python.chmod(0o755)

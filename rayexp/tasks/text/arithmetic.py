@@ -18,7 +18,7 @@ RIGHT_SIDE = re.compile(rf"\s*[^\w\s.(-]?\s*(-?)[^\w\s.(-]?({NUMBER})(?:/({NUMBE
 WORDS = 3
 SIGNS = {"x": "*", "\u00d7": "*", "÷": "/"}
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-#: Relative difference of the two sides that is allowed, because written numbers are rounded to a hundredth.
+#: Largest difference of the two sides, relative to a right side above 1: written numbers are rounded to a hundredth.
 ROUNDING = 0.0051
 
 

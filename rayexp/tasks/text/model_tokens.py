@@ -60,8 +60,7 @@ class ModelVocabulary(Characters):
         return self.plain(answer + self.end) if self.end else super().completion(answer)
 
     def end_of(self, completion: Sequence[int]) -> int | None:
-        """See ``Vocabulary.end_of``. The end is the first token with which the text contains the one that ends
-        answers."""
+        """See ``Vocabulary.end_of``. If ``end`` is set, the end is the first token with which the text contains it."""
         if not self.end:
             return super().end_of(completion)
         if self.end not in self.decode(completion):

@@ -43,7 +43,7 @@ class Characters(Vocabulary):
         return [token for piece in pieces for token in ([self._ids[piece]] if piece in SPECIAL else self.plain(piece))]
 
     def plain(self, text: str) -> list[int]:
-        """Return the token ids of a text, none of which is special. Raises ValueError on a character without one."""
+        """Return the token ids of a text, none of them special. Raises ValueError on a character that is no symbol."""
         self.require_known(text)
         return [self._ids[character] for character in text]
 
@@ -101,7 +101,7 @@ class Words(Characters):
         return tokenizer
 
     def plain(self, text: str) -> list[int]:
-        """Return the token ids of a text, none of which is special. Raises ValueError on a character without one."""
+        """Return the token ids of a text, none of them special. Raises ValueError on a character that is no symbol."""
         self.require_known(text)
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 

@@ -676,7 +676,7 @@ sys.exit(run_command(command))
 
 @pytest.mark.parametrize("start", ["pass", "sys.exit(15)", "raise KeyboardInterrupt"])
 def test_of_several_signals_the_first_stops_a_command_and_the_others_are_answered(start):
-    """Also send one while Ray starts, which raises SystemExit then."""
+    """Send signals also while Ray starts, which raises SystemExit for them."""
     code = STOPPED_TWICE.format(start=start)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130

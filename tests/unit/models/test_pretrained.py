@@ -273,7 +273,7 @@ def test_the_licence_of_a_package_is_that_of_its_distribution():
 
 @pytest.fixture
 def until_break(task, decoder):
-    """Return the task with answers that end with a line break."""
+    """Return the task with a line break as the end of answers."""
     return task.model_copy(update={"tokens": decoder.tokens.model_copy(update={"end": "\n"})})
 
 

@@ -18,7 +18,7 @@ CHAIN = tiny_chain(StringTask(axis="composition"))
 
 
 def test_the_shape_of_a_decoder_follows_from_its_parameters():
-    """Use a pretrained decoder as well, whose feed-forward width no setting states."""
+    """Derive the feed-forward width from the parameters, because no setting of a pretrained decoder states it."""
     assert SHAPE.ff_width == pytest.approx(SEVEN_B.ff_width, rel=0.001)
 
 

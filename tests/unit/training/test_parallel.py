@@ -121,7 +121,7 @@ def test_in_half_precision_and_with_gradient_checkpointing_the_losses_are_those_
 
 
 def test_an_artifact_has_the_files_that_one_rank_writes(folder):
-    """Except the state from which a pretraining is continued: each rank writes its part of it."""
+    """Leave out the state from which a pretraining is continued, because each rank writes its part of it."""
     one, two = Store(str(folder / "one")), Store(str(folder / "two"))
     names = [{str(path) for path in files_of(store) if "shard" not in path.name} for store in (one, two)]
     assert names[0] == names[1]
