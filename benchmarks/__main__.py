@@ -1,8 +1,8 @@
 """Ratios of this project to its peers on this machine, one thread each.
 
-    python -m benchmarks               all of them; the whole takes about half an hour
+    python -m benchmarks               all of them, in about half an hour
     python -m benchmarks task sync     some of them
-    python -m benchmarks --write       and put their tables into docs/performance.md
+    python -m benchmarks --write       all of them, and put their tables into docs/performance.md
     python -m benchmarks regression    the short form that CI runs
 
 Each benchmark runs in a fresh process. The exit code is 1 if a target was missed. Peers come with the extra ``bench``.
@@ -46,9 +46,9 @@ OnThePage = Literal[
 ]
 BENCHMARKS: tuple[OnThePage, ...] = get_args(OnThePage)
 Name = OnThePage | Literal["regression"]
-#: Both sides get one thread, in whichever library they compute.
+#: One thread for both sides, in every library.
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
-#: These are of a whole machine.
+#: Benchmarks that use the whole machine.
 WHOLE_MACHINE = ("memory", "nodes", "sweep", "service", "store")
 HEADER = ("benchmark", "case", "ours", "peer", "ratio", "target", "verdict")
 WIDTHS = (10, 30, 34, 24, 7, 14, 7)
@@ -67,7 +67,7 @@ class StudyArgs:
 
 
 def main() -> int:
-    """Run what the command line asks for; returns the exit code."""
+    """Run the benchmarks of the command line. Return the exit code."""
     choice = terminal.parse_args(StudyArgs, None, prog="python -m benchmarks", description=__doc__)
     print_row(HEADER)
     missed = False
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def rows(name: Name) -> list[Row]:
-    """Run one benchmark. Ends the program with the benchmark's own words if it fails."""
+    """Run one benchmark. If it fails, end the program with the benchmark's own error message."""
     command = [sys.executable, "-m", f"benchmarks.{name}"]
     environment = os.environ | ({} if name in WHOLE_MACHINE else ONE_THREAD)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -102,9 +102,9 @@ def print_row(texts: tuple[str, ...]) -> None:
 
 
 def with_table(page: str, name: str, found: list[Row]) -> str:
-    """Return the page with the table of one benchmark on this kind of machine replaced; those of others stay.
+    """Return the page with the table of one benchmark on this kind of machine replaced. Other tables stay.
 
-    Raises ValueError without the marks that the tables stand between.
+    Raises ValueError if the page lacks the marks around the tables.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if begin not in page or end not in page:
@@ -125,7 +125,7 @@ def with_table(page: str, name: str, found: list[Row]) -> str:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

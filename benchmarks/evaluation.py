@@ -1,7 +1,7 @@
-"""Exact Q of test prompts, against sampling completions and counting the right ones.
+"""Exact Q of test prompts, against the share of right ones among sampled completions.
 
-One teacher-forced pass gives Q itself. Sampling gives each prompt's Q with a standard error of up to 1/16 from 64
-completions, and a Q below 1/64 hardly at all.
+One teacher-forced pass gives Q itself. Sampling 64 completions gives a prompt's Q with a standard error of up to 1/16.
+It hardly finds a Q below 1/64.
 """
 
 import numpy as np

@@ -1,8 +1,9 @@
 """The pure core on one device, without Ray and vLLM: ``python -m benchmarks.gpu``, on torch 2.11 or later.
 
-Prints, for one decoder: training tokens/s and the share of the device's own GEMM rate (MFU, from 6 FLOP a parameter and
-token), native sampling in tokens/s, exact Q in prompts/s, and the seconds of a whole pretraining, SFT and GRPO. With
-``--chain FILE`` that chain is run; interrupted or out of time it saves to FILE, and the next run goes on from there.
+It prints for one decoder: training in tokens/s and as a share of the device's own GEMM rate (MFU, from 6 FLOP a
+parameter and token), native sampling in tokens/s, and exact Q in prompts/s. With ``--chain FILE`` it also runs a whole
+pretraining, SFT and GRPO, and prints its seconds. If it is interrupted or out of time, it saves to FILE, and the next
+run continues from there.
 """
 
 import time
@@ -36,7 +37,7 @@ GEMM_SIZE = 8192
 
 @dataclass(frozen=True)
 class Arguments:
-    """The command line: what to measure, and for how long."""
+    """The command line."""
 
     scale: str = "paper"
     """Decoder and budgets; see rayexp/studies/presets.py."""
@@ -100,7 +101,7 @@ class Chain:
         return TorchSampler(self.model, precision=self.grpo.optimiser.precision)
 
     def batch(self, stage: Pretrain | SFT, step: int) -> tuple[list[TokenBatch], bool]:
-        """The samples of a step, and whether their prompts count."""
+        """Return the samples of a step, and whether their prompts count in the loss."""
         start = step * stage.batch_samples
         if isinstance(stage, Pretrain):
             return self.task.mixture("pretrain", 0, 0.01, start, min(stage.batch_samples, stage.samples - start)), True
@@ -109,7 +110,7 @@ class Chain:
         return self.task.of_role("sft", 0, "id", numbers), False
 
     def learn(self, trainer: Trainer, stage: Pretrain | SFT) -> int:
-        """One step of the trainer; tokens read."""
+        """Take one step of the trainer. Return the number of tokens read."""
         token_batches, whole = self.batch(stage, trainer.completed_steps)
         starts = [np.ones_like(r.length_N) if whole else r.prompt_tokens_N for r in token_batches]
         counted = sum(r.tokens - int(start_N.sum()) for r, start_N in zip(token_batches, starts, strict=True))
@@ -125,7 +126,7 @@ class Chain:
 
 
 def kernels(chain: Chain, arguments: Arguments) -> None:
-    """Rates of the parts."""
+    """Measure and print the rates of the parts."""
     trainer, clock = chain.trainer(chain.pretrain), Clock(chain.device)
     mixed = chain.budget.pretrain.precision == "bf16"
     side = torch.randn(arguments.gemm_size, arguments.gemm_size, device=chain.device)
@@ -150,7 +151,7 @@ def kernels(chain: Chain, arguments: Arguments) -> None:
 
 
 class Clock:
-    """Seconds of what a device does, waiting for it to be done."""
+    """A timer of a device's work, which waits until the work is done."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -168,12 +169,12 @@ class Clock:
 
 
 def run_chain(chain: Chain, file: Path, limit_s: float) -> None:
-    """Go on with the whole chain until it is finished or the time is up."""
+    """Continue the whole chain until it is finished or the time is up."""
     saved: dict[str, Any] = {"stage": 0, "seconds": [0.0, 0.0, 0.0], "trainer": None, "init": None}
     if file.exists():
         saved = torch.load(file, map_location=chain.device, weights_only=True)
     else:
-        # The measurements have trained the other one.
+        # A fresh model, because the measurements have trained the other one.
         chain.model = factory.build(chain.budget.decoder, VOCABULARY, 0, chain.device)
     deadline = time.monotonic() + limit_s
     names = ("pretraining", "SFT", "GRPO")
@@ -183,7 +184,7 @@ def run_chain(chain: Chain, file: Path, limit_s: float) -> None:
             chain.model.load_state_dict(saved["init"])
         learner = GRPOLearner(stage, chain.model) if isinstance(stage, GRPO) else None
         trainer = learner.trainer if learner else chain.trainer(stage)  # pyright: ignore[reportArgumentType]
-        sampler = chain.sampler()  # keeps what it has captured
+        sampler = chain.sampler()  # one for all steps, because it keeps its captured graphs
         if saved["trainer"] is not None:
             trainer.restore(saved["trainer"])
         began = time.monotonic()

@@ -1,8 +1,8 @@
-"""Growth of cost: seconds and peak memory against each thing that a person may turn up.
+"""Growth of cost: seconds and peak memory against each size that a user may increase.
 
-The exponent is the slope on logarithmic axes from the smallest to the largest value: 1 is as fast as the work grows,
-less is better. Each point is measured in a process of its own, by that process's CPU seconds; what needs several
-processes (actors, ranks) by the wall clock, on as many cores as the machine has.
+The exponent is the slope on logarithmic axes from the smallest to the largest value. An exponent of 1 means growth in
+proportion to the work; less is better. Each point is measured in a process of its own, in that process's CPU seconds.
+Work in several processes (actors, ranks) is measured by the wall clock, on as many cores as the machine has.
 """
 
 import json
@@ -19,19 +19,19 @@ from typing import Any
 from benchmarks.measure import Row, publish
 from benchmarks.plan import peak_mib
 
-#: Growing faster than this is explained in docs/performance.md, or mended.
+#: Faster growth than this is explained in docs/performance.md, or mended.
 TARGET = 1.1
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A thing that is turned up, its values, and what is measured: the name of a function of this module."""
+    """A size, its values, and its measurement, which is the name of a function of this module."""
 
     name: str
     values: tuple[int, ...]
     measure: str
-    #: By how many times the work grows from the first value to the last, where that is not by how many the value does.
+    #: Factor by which the work grows from the first value to the last, if it differs from that of the value.
     work: float | None = None
 
 
@@ -63,7 +63,7 @@ def row(growth: Growth) -> Row:
 
 
 def point(measure: str, value: int) -> tuple[float, float]:
-    """Seconds and peak MiB, measured in a child."""
+    """Return seconds and peak MiB, measured in a child process."""
     command = [sys.executable, "-m", "benchmarks.growth", measure, str(value)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds, memory = json.loads(done.stdout.splitlines()[-1])
@@ -71,7 +71,7 @@ def point(measure: str, value: int) -> tuple[float, float]:
 
 
 def best(work: Callable[[], object]) -> float:
-    """CPU seconds of the fastest of some rounds, after one that is not timed."""
+    """Return the CPU seconds of the fastest of some rounds, after an untimed one."""
     work()
     seconds = []
     for _ in range(ROUNDS):
@@ -81,11 +81,11 @@ def best(work: Callable[[], object]) -> float:
     return min(seconds)
 
 
-# What a child measures
+# Measurements in a child process
 
 
 def grpo_step(prompts: int = 32, group: int = 8, **decoder: int) -> float:
-    """One step of GRPO in this process: rollouts, rewards, reference, update."""
+    """Time one step of GRPO in this process: rollouts, rewards, reference, update."""
     import torch
 
     from benchmarks.step import Case, Parts, our_steps, reinforcement
@@ -102,7 +102,7 @@ def grpo_step(prompts: int = 32, group: int = 8, **decoder: int) -> float:
 
 
 def planned(stages: int) -> float:
-    """Planning some studies and asking what to run first."""
+    """Time the planning of a study and the summary of its plan."""
     from rayexp.studies import STUDIES, Grid
     from rayexp.studies.presets import SCALES
     from rayexp.sweep.plan import Plan
@@ -129,11 +129,11 @@ MEASURES: dict[str, Callable[[int], float]] = {
 }
 
 
-# What takes several processes
+# Measurements with several processes
 
 
 def by_wall_clock() -> Iterator[Row]:
-    """Rollout actors, ranks and trials at once; on few cores they share what there is, so there is no target."""
+    """Yield rows on rollout actors, ranks and concurrent trials. They share the cores, so there is no target."""
     import ray
 
     from rayexp.distributed import runtime
@@ -154,7 +154,7 @@ def listed(seconds: list[float]) -> str:
 
 
 def rollouts(actors: int) -> float:
-    """Seconds of the fastest of some generations by rollout workers."""
+    """Return the seconds of the fastest of some generations by rollout workers."""
     import numpy as np
     import ray
 
@@ -179,7 +179,7 @@ def rollouts(actors: int) -> float:
 
 
 def ranks(workers: int) -> float:
-    """Seconds of a pretraining run in a worker group."""
+    """Return the seconds of a pretraining run in a worker group."""
     from benchmarks.step import Case, reinforcement
     from rayexp.config import RunConfig
     from rayexp.execution import supervised
@@ -194,7 +194,7 @@ def ranks(workers: int) -> float:
 
 
 def trials(at_once: int) -> float:
-    """Seconds of a sweep of eight pretraining runs."""
+    """Return the seconds of a sweep of eight pretraining runs."""
     from benchmarks.nodes import plan
     from rayexp.config import RunConfig
     from rayexp.sweep import scheduler

@@ -1,7 +1,7 @@
-"""Measuring side by side: A B A B ..., so that what else the machine does befalls both sides alike.
+"""Measurement of two sides in turn: A B A B ..., so that other load on the machine affects both sides alike.
 
-Numbers of two runs are not comparable; ratios within one are. On the CPU the clock counts this process's own seconds of
-computing: everything here is one thread, and a machine that others use would otherwise be timed as well.
+Times of two runs are not comparable; ratios within one run are. On the CPU the clock counts this process's own CPU
+seconds, because everything here is one thread, and other users' load would otherwise be timed as well.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ CLOCKS = {"cpu": time.process_time, "cuda": time.perf_counter}
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds that one side took, round by round. A ratio to a peer is judged by the median, an absolute target by the
-    best round, which is the one that was disturbed least."""
+    """Seconds of one side, by round. A ratio to a peer is judged by the median. An absolute target is judged by the
+    best round, because it was disturbed least."""
 
     seconds: tuple[float, ...]
 
@@ -31,7 +31,7 @@ class Samples:
 
     @property
     def spread(self) -> float:
-        """Interquartile range over the median."""
+        """Return the interquartile range over the median."""
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return (high - low) / self.median
 
@@ -40,18 +40,18 @@ class Samples:
         return statistics.median(theirs / ours for ours, theirs in zip(self.seconds, peer.seconds, strict=True))
 
     def rate(self, work: float, unit: str) -> str:
-        """``work`` done in each round, as a rate for people."""
+        """Return the rate of ``work`` done in each round, as text."""
         return f"{work / self.median:,.0f} {unit}/s ±{self.spread:.0%}"
 
     def time(self) -> str:
-        """The time of a round, for people."""
+        """Return the time of a round, as text."""
         return f"{self.median * 1e3:,.1f} ms ±{self.spread:.0%}"
 
 
 def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, Samples]:
     """Time all sides in turn, ``rounds`` times, after one untimed turn each.
 
-    A side ends when its work is done. One that returns a float has timed itself, without what only a benchmark repeats.
+    A side returns when its work is done. If it returns a float, it has timed itself, to exclude its own set-up.
     """
     clock = CLOCKS[device]
     for side in sides.values():
@@ -67,7 +67,7 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, device: st
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. met: whether the target was reached; None where there is none."""
+    """One line of the table. met: whether the target was reached; None if there is no target."""
 
     case: str
     ours: str
@@ -78,5 +78,5 @@ class Row:
 
 
 def publish(rows: Sequence[Row]) -> None:
-    """Hand the rows of a benchmark to the process that prints the table: one line of JSON, the last of the output."""
+    """Print the rows of a benchmark as JSON, in the last line of output, for the process that prints the table."""
     print(json.dumps([dataclasses.asdict(row) for row in rows]), flush=True)

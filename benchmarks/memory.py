@@ -1,8 +1,8 @@
-"""Memory: of a learner's gradient with a large vocabulary, all distributions at once and a few at a time; and of a
-training rank, beside what a plan says that it takes.
+"""Memory of a learner's gradient with a large vocabulary, with all distributions at once and with a few at a time; and
+memory of a training rank, compared with the plan's estimate.
 
-64 groups of 8 completions of 128 tokens over 49,152 symbols, on a decoder that is small beside them. Held at once, they
-would be several arrays of 12.9 GB in fp32, which is not tried; that is said by arithmetic.
+The batch is 64 groups of 8 completions of 128 tokens over 49,152 symbols; the decoder is small beside it. All
+distributions at once would be several arrays of 12.9 GB in fp32. That is computed by arithmetic and not tried.
 """
 
 import resource
@@ -29,20 +29,20 @@ from rayexp.training.trainer import Trainer
 SYMBOLS, TOKENS, PROMPT, GROUP = 49_152, 128, 16, 8
 GROUPS = (8, 64)
 DECODER = Decoder(layers=1, width=64, ff_width=128, heads=2, kv_heads=2, context_tokens=256)
-#: Decoder, symbols, rows and tokens of a batch that a gradient is taken of: arrays large enough that what is freed goes
-#: back to the system, without which the most that a process has had says little.
+#: Decoder, symbols, rows and tokens of a batch. Its arrays are so large that freed ones go back to the system.
+#: Otherwise a process's peak memory says little.
 TRAINED = (
     (Decoder(layers=4, width=256, ff_width=704, heads=4, kv_heads=4, context_tokens=64), 100, 1500, 24),
     (DECODERS["paper"], 100, 256, 40),
     (Decoder(layers=6, width=512, ff_width=1408, heads=8, kv_heads=8, context_tokens=256), 20_000, 64, 129),
 )
-WITHIN = 0.2  # of what the arithmetic says
-GROWTH = 1.5  # of the memory, where there are eight times as many completions
+WITHIN = 0.2  # of the arithmetic's result
+GROWTH = 1.5  # of the memory, for eight times as many completions
 COST = 1.15
 
 
 class Taken(NamedTuple):
-    """Memory and time of a gradient. mib: above what there is before it."""
+    """Memory and time of a gradient. mib: growth of the peak memory."""
 
     mib: float
     seconds: float
@@ -81,7 +81,7 @@ def run() -> list[Row]:
 
 
 def training_row(number: int) -> Row:
-    """Measure two steps of a decoder in a process of its own, beside ``rayexp.stages.memory``."""
+    """Measure two steps of a decoder in a process of its own, and compare with ``rayexp.stages.memory``."""
     decoder, symbols, rows, tokens = TRAINED[number]
     parameters = decoder.parameters(symbols)
     planned = Shape(parameters, decoder.layers, decoder.width, symbols).training(rows * (tokens - 1), 1, False, False)
@@ -97,19 +97,19 @@ def training_row(number: int) -> Row:
 
 
 def taken(groups: int, whole: bool) -> Taken:
-    """Return what a gradient takes, in a process of its own."""
+    """Return the memory and time of a gradient in a process of its own."""
     return in_process("gradient", groups, int(whole))
 
 
 def in_process(what: str, *numbers: int) -> Taken:
-    """Return what this file measures when it is run with these words."""
+    """Run this file with these arguments, and return its measurement."""
     command = [sys.executable, "-m", "benchmarks.memory", what, *map(str, numbers)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return Taken(*map(float, done.stdout.split()[-2:]))
 
 
 def train(number: int) -> Taken:
-    """Take two optimiser steps on random samples, and return what that took."""
+    """Take two optimiser steps on random samples. Return their memory and time."""
     decoder, symbols, rows, tokens = TRAINED[number]
     samples = np.random.default_rng(0).integers(3, symbols, (rows, tokens - 1))
     batch = TokenBatch.of([((1,), row.tolist()) for row in samples], np.arange(rows))
@@ -122,7 +122,7 @@ def train(number: int) -> Taken:
 
 
 def gradient(groups: int, whole: bool) -> Taken:
-    """Take the gradient of a loss with an exact KL, and return what that took."""
+    """Take the gradient of a loss with an exact KL. Return its memory and time."""
     vocabulary = Vocabulary(("",) * SYMBOLS)
     policy, reference = (factory.build(DECODER, vocabulary, seed) for seed in (0, 1))
     generator = torch.Generator().manual_seed(0)
@@ -140,7 +140,7 @@ def gradient(groups: int, whole: bool) -> Taken:
 
 
 def peak() -> float:
-    """Return the most memory that this process has had, in MiB."""
+    """Return this process's peak memory in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 

@@ -1,9 +1,9 @@
 """Does a sweep keep a large cluster busy? 64 places on simulated nodes of this host, and trials that only wait.
 
-The plan is a real one, with its parents and leases, and Tune runs it as it runs any sweep; only what a trial computes
-is replaced by a pause. What is measured is what the driver loses: the share of all places, over time, in which no trial
-was running, from the moment when the first wave had started. The rest of the host's limits (two cores that have to
-start 64 processes) are left out with that first wave.
+The plan is a real one, with its parents and leases, and Tune runs it like any sweep. Only the computation of a trial is
+replaced by a pause. The measurement is the driver's loss: the share of places without a running trial, over the time
+after the first wave has started. The first wave is left out, because it is bound by the host's two cores, which have to
+start 64 processes.
 """
 
 import os
@@ -48,7 +48,8 @@ class Places(Progress):
         self.ends.append(time.monotonic())
 
     def utilisation(self, places: int) -> float:
-        """Share of the places in use between the start of the last trial of the first wave and of the last of all."""
+        """Return the share of places in use between the start of the first wave's last trial and that of the last trial
+        of all."""
         begin, end = self.starts[places - 1], self.starts[-1]
         # Every trial waits equally long, so the first to start is the first to end.
         times = zip(self.starts, sorted(self.ends), strict=True)

@@ -1,4 +1,4 @@
-"""Cost of a sweep's driver: planning the paper's whole grid, and the memory of a process that does."""
+"""Cost of a sweep's driver: the time and memory of planning the paper's whole grid."""
 
 import json
 import subprocess
@@ -19,12 +19,12 @@ TARGET_S = 10.0
 TARGET_MIB = 500
 ROUNDS = 3
 HANDED_OUT = 2_000
-#: Seconds that handing out a trial may cost the driver, however long the plan is.
+#: Largest number of seconds that the driver may take to hand out a trial, however long the plan is.
 TARGET_SUGGEST_S = 0.002
 
 
 def run() -> list[Row]:
-    """Both are measured in a child that imports nothing but what the driver does."""
+    """Measure both in a child process that imports only what the driver imports."""
     command = [sys.executable, "-m", "benchmarks.plan", "child"]
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     stages, seconds, suggest_s, imported, peak = json.loads(child.stdout.splitlines()[-1])
@@ -55,9 +55,9 @@ def run() -> list[Row]:
 
 
 def plan_repeatedly() -> None:
-    """In the child: number of stages, seconds of each planning and of one suggestion, peak MiB after the imports and at
-    the end."""
-    import rayexp.sweep.scheduler  # noqa: F401  what the driver imports, for its memory
+    """Print, in the child, the number of stages, the seconds of each planning and of one suggestion, and the peak MiB
+    after the imports and at the end."""
+    import rayexp.sweep.scheduler  # noqa: F401  imported for its memory, as in the driver
     from rayexp.studies import STUDIES as ALL
     from rayexp.studies import Grid
     from rayexp.studies.presets import SCALES
@@ -76,12 +76,12 @@ def plan_repeatedly() -> None:
 
 
 def seconds_of_a_suggestion(plan: "Plan") -> float:
-    """Return the driver's time to hand out one trial of the plan and to hear of its end, without store and leases."""
+    """Return the driver's time to hand out one trial of the plan and to process its end, without store and leases."""
     from rayexp.config import RunConfig
     from rayexp.sweep.scheduler import PlanSearcher
 
     class Nobody:
-        """Leases and a store that know of nobody else."""
+        """A stand-in for leases and store, without any other driver."""
 
         def holder(self, work: str) -> str:
             return ""
@@ -104,7 +104,7 @@ def seconds_of_a_suggestion(plan: "Plan") -> float:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process. Not ru_maxrss, which begins with that of the process it was forked from."""
+    """Return the peak resident memory of this process. ru_maxrss is not used, because it starts from the parent's."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 

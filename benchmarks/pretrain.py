@@ -1,7 +1,7 @@
-"""A step of pretraining as ``stages.supervised`` takes it, without Ray, against HF Trainer and a loop by hand.
+"""A step of pretraining as in ``execution.supervised``, without Ray, against HF Trainer and a hand-written loop.
 
-All train a LlamaForCausalLM from the same weights, on the same samples, in the same precision. The peers are handed
-their tensors; ours writes its samples, in each step, as it does in a stage. HF Trainer shuffles, so it pads.
+All train a LlamaForCausalLM from the same weights, on the same samples, in the same precision. The peers get ready-made
+tensors. Ours writes its samples in each step, as in a stage. HF Trainer shuffles, so it pads.
 """
 
 import time
@@ -30,14 +30,14 @@ GEMM_SIZE = 1024
 
 @dataclass(frozen=True)
 class Case:
-    """One decoder in one precision. steps: of a round."""
+    """One decoder in one precision. steps: number of steps of a round."""
 
     decoder: str
     precision: str
     batch_samples: int
     steps: int
     rounds: int
-    target: float  # times as fast as HF Trainer
+    target: float  # speed as a multiple of HF Trainer's
 
 
 CASES = (
@@ -53,7 +53,7 @@ def run() -> list[Row]:
 
 
 def measured(case: Case) -> list[Row]:
-    """Time one case, a matrix product of the same precision among its rounds."""
+    """Time one case, and a matrix product of the same precision in the same rounds."""
     spec = pretraining(case)
     batches = [
         [torch.from_numpy(token_batch.tokens_NT.astype(np.int64)) for token_batch in pretrain.batch(spec, step)]
@@ -89,7 +89,7 @@ def measured(case: Case) -> list[Row]:
 
 
 def pretraining(case: Case) -> Pretrain:
-    """A run that is as long as the benchmark, its warm-up turn included."""
+    """Return a pretraining that is as long as the benchmark, including its warm-up turn."""
     optimiser = SCALES["tiny"].pretrain.model_dump() | {"precision": case.precision}
     return Pretrain(
         task=StringTask(axis="composition"),
@@ -103,7 +103,7 @@ def pretraining(case: Case) -> Pretrain:
 
 
 def our_steps(spec: Pretrain, steps: int) -> Callable[[], None]:
-    """``supervised.train``'s loop, without reports and checkpoints."""
+    """Return a function that runs ``supervised.train``'s loop, without reports and checkpoints."""
     trainer = Trainer(factory.build(spec.decoder, spec.task.vocabulary, spec.seed), spec.optimiser, spec.steps)
     losses = LossMeter(trainer.device)
 
@@ -120,7 +120,7 @@ def our_steps(spec: Pretrain, steps: int) -> Callable[[], None]:
 
 
 def plain_steps(spec: Pretrain, batches: list[list[Tensor]], steps: int) -> Callable[[], None]:
-    """Transformers' own loss and torch's own AdamW, at their defaults."""
+    """Return a function that trains with transformers' own loss and torch's own AdamW, at their defaults."""
     model = factory.build(spec.decoder, VOCABULARY, spec.seed)
     settings = spec.optimiser
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -143,7 +143,7 @@ def plain_steps(spec: Pretrain, batches: list[list[Tensor]], steps: int) -> Call
 
 
 def hf_trainer_steps(spec: Pretrain, batches: list[list[Tensor]], steps: int) -> Callable[[], float]:
-    """``transformers.Trainer`` at its defaults; what it sets up before its first step is left out."""
+    """Return a function that runs ``transformers.Trainer`` at its defaults, and times it without its set-up."""
     from transformers import Trainer as HFTrainer
     from transformers import TrainerCallback, TrainingArguments
 
@@ -183,7 +183,7 @@ def hf_trainer_steps(spec: Pretrain, batches: list[list[Tensor]], steps: int) ->
 
 
 def padded(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Samples of two lengths as one batch, as users of HF Trainer make them."""
+    """Return samples of two lengths as one batch, in the usual way of HF Trainer."""
     rows = [sample["tokens"] for sample in samples]
     tokens_NT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=VOCABULARY.pad)
     mask_NT = tokens_NT != VOCABULARY.pad
@@ -195,7 +195,7 @@ def padded(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def gemm(case: Case) -> Callable[[], Tensor]:
-    """A square matrix product in the case's precision: what this core can do."""
+    """Return a square matrix product in the case's precision, as a measure of this core's speed."""
     a = torch.randn(GEMM_SIZE, GEMM_SIZE, dtype=torch.bfloat16 if case.precision == "bf16" else torch.float32)
     return lambda: a @ a
 

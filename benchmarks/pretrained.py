@@ -1,9 +1,9 @@
-"""One GRPO step of a model that others have trained, SmolLM2 with 135M parameters and 49,152 tokens: ours with
-vLLM, and TRL's with HF generate. 64 completions of at most 64 tokens, beta 0.04, one update, one thread. On both sides
-the gradient is computed in four pieces, whose activations fit a machine of 24 GB.
+"""One GRPO step of a pretrained model, SmolLM2 with 135M parameters and 49,152 tokens: ours with vLLM, and TRL's with
+HF generate. 64 completions of at most 64 tokens, beta 0.04, one update, one thread. On both sides the gradient is
+computed in four pieces, whose activations fit a machine of 24 GB.
 
-What bounds it: matrix products. Ours has fewer in the layers, because the members of a group share what they have in
-common, and more at the output matrix, because its KL is exact and its distributions are computed twice.
+Matrix products bound it. Ours has fewer in the layers, because the members of a group share common prefixes. It has
+more at the output matrix, because its KL is exact and its distributions are computed twice.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from rayexp.stages import GRPO, AdamW, Pretrained
 from rayexp.tasks.text import GymTask, Level
 
 PROMPTS, GROUP, TOKENS, PIECES, ROUNDS = 8, 8, 64, 4, 2
-#: Times as fast as TRL.
+#: Speed as a multiple of TRL's.
 TARGET = 1.5
 
 

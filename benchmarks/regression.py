@@ -1,4 +1,4 @@
-"""Has something become slow? Ratios that hold on any machine, taken in half a minute; CI fails where one has halved."""
+"""Regressions of speed: ratios that hold on any machine, measured in half a minute. CI fails if one has halved."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ from rayexp.tasks.strings import StringTask
 from rayexp.tasks.strings.symbols import VOCABULARY
 
 ROUNDS = 5
-#: What was measured when it was last looked at, by name; half of it fails.
+#: Ratios at the last inspection, by name. Half of one fails.
 RECORDED = {
     "pretraining : a loop": 1.0,
     "learner : each completion by itself": 2.0,
@@ -38,7 +38,7 @@ def run() -> list[Row]:
 
 
 def pretraining() -> float:
-    """A step of a stage, against the loop that one would write."""
+    """Return the speed of a step of a stage, as a multiple of that of a hand-written loop."""
     case = pretrain.Case("tiny", "fp32", 256, 2, ROUNDS, 0.0)
     spec = pretrain.pretraining(case)
     batches = [
@@ -52,8 +52,8 @@ def pretraining() -> float:
 
 
 def learning(different: int = GROUP) -> float:
-    """Completions that share the reading of their prompt, and of what ``different`` of a group have in common, against
-    each with a prompt of its own; with gradients."""
+    """Return the speed of scoring completions with shared prefixes, as a multiple of scoring each with its own prompt;
+    gradients included. different: number of different completions of a group."""
     model = factory.build(DECODERS["tiny"], VOCABULARY, 0)
     prompts, _, limits = questions(StringTask(axis="composition"))
     prompts_PT = torch.tensor(prompts)

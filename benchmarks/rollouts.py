@@ -1,9 +1,10 @@
-"""Completions by VLLMSampler, by the engine in it called directly, by TorchSampler and by HF generate: the same prompts
+"""Completions by VLLMSampler, by direct calls of its engine, by TorchSampler and by HF generate, with the same prompts
 and weights.
 
-The direct call asks for what GRPO needs (a seed for each prompt, log-probabilities of what was drawn) and throws its
-answer away: what VLLMSampler adds is its bookkeeping. A second one leaves the seeds out, and shows what they cost. In
-its actor: by the wall clock, from the driver's question to its answer, against the direct call in the same process.
+The direct call requests what GRPO needs (a seed for each prompt, log-probabilities of the drawn tokens) and discards
+the result, so the difference to VLLMSampler is the latter's bookkeeping. A second direct call has no seeds, and shows
+their cost. Another row measures VLLMSampler in its actor, by the wall clock from the driver's request to its result,
+against the direct call in the same process.
 """
 
 import time
@@ -40,7 +41,7 @@ def run() -> list[Row]:
 
 
 def questions(task: Task) -> tuple[list[list[int]], list[int], list[int]]:
-    """Prompts, seeds, and most tokens of each completion."""
+    """Return prompts, seeds, and the largest number of tokens of each completion."""
     token_batches = task.of_role("grpo", 0, "ood", np.arange(PROMPTS))
     prompts = [prompt for token_batch in token_batches for prompt in token_batch.prompts]
     seeds = [prompt_seed(0, "benchmark", i) for i in range(PROMPTS)]
@@ -76,7 +77,7 @@ def in_process(name: str, rounds: int) -> list[Row]:
 
 
 def hf_generate(model: Any, prompts: list[list[int]], limit: int) -> Callable[[], Any]:
-    """``model.generate``, with what it needs to be told so that it does the same work."""
+    """Return a function that calls ``model.generate`` with the options that make it do the same work."""
     ids_NT = torch.tensor(prompts, device=model.device).repeat_interleave(GROUP, dim=0)
     settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": limit}
     tokens = {"pad_token_id": VOCABULARY.pad, "eos_token_id": VOCABULARY.eos}
@@ -85,7 +86,7 @@ def hf_generate(model: Any, prompts: list[list[int]], limit: int) -> Callable[[]
 
 
 def in_its_actor(name: str, rounds: int) -> Row:
-    """Time the wait of a GRPO stage against the direct call, timed where it is made."""
+    """Time the wait of a GRPO stage against the direct call, which is timed in the actor."""
     budget, task = SCALES[name], StringTask(axis="composition")
     base = Pretrain(
         task=task,
@@ -122,7 +123,7 @@ def in_its_actor(name: str, rounds: int) -> Row:
 
 
 def wall_clock(work: Callable[[], object]) -> Callable[[], float]:
-    """Times itself: the process that asks only waits."""
+    """Return ``work`` timed by the wall clock, because the calling process only waits."""
 
     def turn() -> float:
         started = time.perf_counter()
@@ -133,7 +134,7 @@ def wall_clock(work: Callable[[], object]) -> Callable[[], float]:
 
 
 def direct(sampler: Any, prompts: list[list[int]], seeds: Sequence[int | None], limits: list[int]) -> Any:
-    """``LLM.generate`` of the sampler's own engine."""
+    """Call ``LLM.generate`` of the sampler's own engine."""
     from vllm import SamplingParams
 
     params = [

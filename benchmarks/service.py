@@ -1,7 +1,7 @@
-"""The results service under load: a study of 1,000 finished stages, whose page 50 clients ask for, each again as soon
-as it has been answered, while the service finds anew every five seconds what the store holds.
+"""The results service under load: 50 clients request the page of a study of 1,000 finished stages, each again as soon
+as it has the answer. The service reads the store again every five seconds.
 
-What bounds it: rendering, and reading a thousand manifests; both once in five seconds, however many ask.
+Rendering and reading a thousand manifests bound it. Both happen once in five seconds, whatever the number of clients.
 """
 
 import subprocess
@@ -23,7 +23,7 @@ from tests.fixtures.simulated_study import RECORD, published, study_stages
 
 STAGES, CLIENTS, SECONDS = 1000, 50, 20.0
 TARGET_S = 0.3
-#: Shares of one core while nobody asks, and MiB.
+#: Targets of the idle service: share of one core, and MiB.
 TARGET_IDLE, TARGET_MIB = 0.02, 300
 
 
@@ -58,7 +58,7 @@ def run() -> list[Row]:
 
 
 def _store(folder: Path) -> tuple[int, str]:
-    """Write a study of ``STAGES`` stages; return how many, and the URL of their store."""
+    """Write a study of ``STAGES`` stages. Return their number, and the URL of their store."""
     seeds = tuple(range(STAGES // 40))
     stages: list[Stage] = study_stages(seeds=seeds, ood_ratios=(0.0, 0.003, 0.01, 0.05), kl_betas=(0.1, 0.3, 1.0))
     store = published(folder, stages, RECORD)
@@ -67,7 +67,7 @@ def _store(folder: Path) -> tuple[int, str]:
 
 
 def _load(url: str) -> list[np.ndarray]:
-    """Return the seconds of every answer, by client."""
+    """Return the seconds of every response, by client."""
     until = time.monotonic() + SECONDS
     seconds: list[list[float]] = [[] for _ in range(CLIENTS)]
 
@@ -86,7 +86,7 @@ def _load(url: str) -> list[np.ndarray]:
 
 
 def _idle(process: psutil.Process) -> tuple[float, float]:
-    """Return the share of a core that a process takes while nobody asks it, and its MiB."""
+    """Return the share of a core that an idle process takes, and its MiB."""
     time.sleep(2)
     began, before = time.monotonic(), process.cpu_times()
     time.sleep(10)

@@ -1,6 +1,6 @@
-"""Gain and cost of drawing the next rollouts while the learner works: in time, and in the result.
+"""Gain in time, and cost in the result, of drawing the next rollouts while the learner works.
 
-Both arms start from the same decoders and see the same prompts, with vLLM and a learner on a core of their own.
+Both arms start from the same decoders and see the same prompts. vLLM and the learner have a core each.
 """
 
 import time
@@ -54,7 +54,7 @@ def run() -> list[Row]:
 
 
 def mass(store: Store, evaluation: Stage) -> np.ndarray:
-    """Q of every OOD test prompt."""
+    """Return Q of every OOD test prompt."""
     rows = store.table(evaluation.id, "results.parquet").to_pandas()
     return np.exp(rows[rows["role"] == "ood"]["log_mass"].to_numpy())
 

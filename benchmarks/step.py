@@ -1,16 +1,16 @@
 """One GRPO step, 64 prompts x 8 completions, beta 0.04, one update: ours in one process, and TRL's with HF generate.
 
-Both sample, judge, score the reference, learn and hand the new weights on, with the same decoder and prompts. Ours is
-what a stage does between its actors, which add their messages (see docs/performance.md for a whole stage).
+Both sample, judge, score the reference, learn and pass the new weights on, with the same decoder and prompts. Ours does
+the work of a stage without the messages between its actors (see docs/performance.md for a whole stage).
 
-The sampler is the native one, or vLLM, which a stage has by default: between the two lies what vLLM keeps books on in
-Python for every request and token.
+The sampler is the native one, or vLLM, which is a stage's default. The difference is vLLM's bookkeeping in Python for
+every request and token.
 
-Decoders are as GRPO meets them, after pretraining and SFT, or fresh ones. No two completions of a fresh one are alike,
-which is the worst case for ours: what members of a group have in common is read once.
+Decoders have had pretraining and SFT, as before GRPO, or are fresh. No two completions of a fresh decoder are alike.
+That is the worst case for ours, which reads common prefixes of a group once.
 
-Then steps with other settings, beside the control, which has none of them, with the native sampler in fp32: a critic,
-the filters, and rewards for letters and steps.
+Further rows compare steps with other settings to a control without them, with the native sampler in fp32: a critic, the
+filters, and rewards for letters and steps.
 """
 
 import copy
@@ -56,8 +56,8 @@ PROMPTS, GROUP, BETA = 64, 8, 0.04
 
 @dataclass(frozen=True)
 class Case:
-    """One decoder. trained: on the budget of the tiny scale, with 1 % OOD samples; or fresh. traces: completions have
-    the string after every operation."""
+    """One decoder. trained: on the budget of the tiny scale, with 1 % OOD samples; else fresh. traces: whether
+    completions have the string after every operation."""
 
     decoder: str
     rounds: int
@@ -70,7 +70,7 @@ class Case:
 
 
 CASES = (Case("tiny", 5, trained=True), Case("tiny", 5), Case("paper", 2))
-#: Settings of a step that are measured beside the control, and those that need traces.
+#: Settings of steps that are compared with the control, and those that need traces.
 CONDITIONS: dict[str, dict[str, Any]] = {
     "critic": {"advantage": "critic"},
     "resample": {"filter": "resample"},
@@ -81,15 +81,15 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 }
 OF_TRACES: dict[str, dict[str, Any]] = {"steps": {"rewards": (Steps(),)}}
 PRECISIONS = ("fp32", "bf16")
-#: What a stage does unless its settings say otherwise.
+#: A stage's defaults.
 DEFAULT = "default (vLLM, fp32)"
-#: Times as fast as TRL at the same precision, and in our faster precision as TRL in fp32.
+#: Speed as a multiple of TRL's: at the same precision, and of our faster precision against TRL in fp32.
 SAME, FASTEST = 2.5, 4.0
 
 
 @dataclass
 class Parts:
-    """Seconds that each part of our step took, all steps together."""
+    """Seconds of each part of our step, summed over steps."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -149,7 +149,7 @@ def measured(case: Case) -> list[Row]:
 
 
 def beside_control(case: Case, conditions: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Return a row for each condition: how fast a step of it is beside the control's."""
+    """Return a row for each condition: the speed of its step as a multiple of the control's."""
     model, specs = initial(case), conditions_of(case, conditions)
     sides = {name: our_steps(spec, model, TorchSampler(copy.deepcopy(model)), Parts()) for name, spec in specs.items()}
     timed = alternate(sides, 2 * case.rounds)
@@ -166,7 +166,7 @@ def beside_control(case: Case, conditions: Mapping[str, Mapping[str, Any]]) -> l
 
 
 def conditions_of(case: Case, conditions: Mapping[str, Mapping[str, Any]]) -> dict[str, GRPO]:
-    """Return the stage of each condition, after that of the control."""
+    """Return the stages of the control and of each condition, by name."""
     control = reinforcement(case, "fp32")
     changed = {name: GRPO.model_validate({**vars(control), **changes}) for name, changes in conditions.items()}
     return {"control": control} | changed
@@ -195,7 +195,7 @@ def reinforcement(case: Case, precision: str) -> GRPO:
 
 
 def supervised(case: Case) -> SFT:
-    """Return the stage that a step starts from."""
+    """Return the stage from which a step starts."""
     budget = SCALES["tiny"]
     base = Pretrain(
         task=StringTask(axis="composition", completion_format="trace" if case.traces else "answer"),
@@ -210,7 +210,7 @@ def supervised(case: Case) -> SFT:
 
 
 def initial(case: Case) -> PreTrainedModel:
-    """The decoder that the first step meets."""
+    """Return the decoder before the first step."""
     stage = supervised(case)
     if not case.trained:
         return factory.build(stage.root.decoder, VOCABULARY, seed=0)
@@ -224,7 +224,8 @@ def initial(case: Case) -> PreTrainedModel:
 def our_steps(
     spec: GRPO, model: PreTrainedModel, sampler: Sampler, parts: Parts, tokens: int | None = None
 ) -> Callable[[], None]:
-    """Return what does one step of a stage a turn, timed by parts. tokens: whose gradient is computed at once."""
+    """Return a function that takes one step of a stage, timed by parts. tokens: most tokens in one piece of the
+    gradient."""
     learner = GRPOLearner(spec, copy.deepcopy(model))
     prompts, step = UnsolvedPrompts(spec, {}) if spec.only_unsolved else Prompts(spec), 0
     read = policies.Readout.of
@@ -262,8 +263,8 @@ def our_steps(
 
 
 def trl_steps(spec: GRPO, model: PreTrainedModel, pieces: int = 1) -> Callable[[], float]:
-    """One step of TRL's GRPOTrainer a turn; what it sets up before the step is left out. pieces: in which the gradient
-    is computed."""
+    """Return a function that takes one step of TRL's GRPOTrainer, and times it without its set-up. pieces: number of
+    pieces in which the gradient is computed."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from transformers import AutoTokenizer, TrainerCallback
     from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingImports]

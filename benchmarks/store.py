@@ -1,9 +1,8 @@
-"""A store of 100,000 finished stages on S3: listing it, planning a study in it and writing the report of one.
+"""A store of 100,000 finished stages on S3: listing it, planning a study in it and writing a study's report.
 
-The server is moto's, on loopback and in a process of its own, whose memory does not count. It is filled from inside,
-because a request for each of its objects would take longer than everything that is measured. One study of 1,000 stages
-is real, with results that no training made; of the others there is what the commands read of them: manifests, records,
-plans and summaries.
+The server is moto's, on loopback, in a process of its own whose memory does not count. It is filled from inside,
+because a request for each object would take longer than all measurements. One study of 1,000 stages is complete, with
+made-up results. Of the other stages the store has only what the commands read: manifests, records, plans and summaries.
 
     python -m benchmarks.store 10000        another number of stages
 """
@@ -31,7 +30,7 @@ GRID = ["demo", "--scale", "tiny", "--kl-betas", "0.1", "0.3", "1.0", "--ood-rat
 SEEDS = [str(seed) for seed in range(OF_A_STUDY // 40)]
 COMMANDS = {
     "rayexp ls": ["ls", "--json"],
-    "rayexp plan": ["plan", *GRID, "--seeds", *SEEDS, str(len(SEEDS))],  # one seed more than is finished
+    "rayexp plan": ["plan", *GRID, "--seeds", *SEEDS, str(len(SEEDS))],  # one more than the finished seeds
     "rayexp report": ["report", *GRID, "--seeds", *SEEDS],
 }
 KINDS = ("evaluate", "grpo", "pretrain", "sft")
@@ -44,7 +43,7 @@ def run(stages: int = STAGES) -> list[Row]:
 
 
 def row(name: str, command: list[str], stages: int, server: S3Server) -> Row:
-    """Run a command in a process of its own."""
+    """Run a command in a process of its own. Return its row."""
     child = [sys.executable, "-m", "benchmarks.store", "measure", *command, "--store", URL]
     server.requests()
     began = time.monotonic()
@@ -61,7 +60,7 @@ def row(name: str, command: list[str], stages: int, server: S3Server) -> Row:
 
 
 def measure(command: list[str]) -> None:
-    """In the child: run a command, and print last its CPU seconds and peak MiB."""
+    """Run a command in the child. Print its CPU seconds and peak MiB in the last line."""
     from benchmarks.plan import peak_mib
     from rayexp.cli import main
 
@@ -74,7 +73,7 @@ def measure(command: list[str]) -> None:
 
 
 def serve(stages: int, port: int) -> None:
-    """Fill a store with so many stages, and answer for it until the end."""
+    """Fill a store with ``stages`` stages, and serve it until the process ends."""
     from moto.core.models import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends
 
@@ -90,8 +89,8 @@ def serve(stages: int, port: int) -> None:
 
 
 def remember_the_long_listing() -> None:
-    """Have moto go over all objects once for the folders below stages/, and not for each page of their names, as S3
-    does not either."""
+    """Let moto scan all objects once for the folders below stages/, and not for each page of names. S3 does not scan
+    them for each page either."""
     from moto.s3.models import S3Backend
 
     listed: dict[int, Any] = {}
@@ -110,7 +109,7 @@ def remember_the_long_listing() -> None:
 
 
 def real(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the files of a study whose results obey a law."""
+    """Yield the files of a study with results by a formula."""
     from rayexp import api
     from rayexp.cli.run import parse_args
     from rayexp.config import RunConfig
@@ -127,7 +126,7 @@ def real(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def others(stages: int) -> Iterator[tuple[str, bytes]]:
-    """Yield what the commands read of so many further stages, of studies of ``OF_A_STUDY`` each."""
+    """Yield the files that the commands read of ``stages`` further stages, in studies of ``OF_A_STUDY`` each."""
     from rayexp.config import canonical_json
     from rayexp.store import summaries
     from tests.fixtures.simulated_study import RECORD

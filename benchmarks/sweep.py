@@ -1,7 +1,7 @@
-"""``make demo`` as a whole: its wall clock, and how much of it is neither training nor sampling nor scoring.
+"""``make demo`` as a whole: its wall clock, and the share of it that is neither training nor sampling nor scoring.
 
-What a stage's parts took is in its provenance. A trial has one core of work at a time, so that the capacity of a sweep
-is its wall clock times the trials at once; what is left of it after training, sampling, judging and measuring is
+The provenance of a stage has the seconds of its parts. A trial uses one core at a time, so the capacity of a sweep is
+its wall clock times the number of concurrent trials. Capacity beyond training, sampling, judging and measuring is
 overhead: imports, starts, weight syncs, checkpoints, files, reports, and cores without a trial.
 """
 
@@ -20,13 +20,13 @@ from rayexp.sweep import placement, preflight, scheduler
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.progress import Progress
 
-#: Parts of a stage that are what a user came for; see ``PhaseTimer`` where they are timed.
+#: Parts of a stage that are work and not overhead. ``PhaseTimer`` times them.
 WORK = ("samples", "learn", "rollout", "reward")
 MINUTES, OVERHEAD, FIRST_STEP_S, EVALUATION = 8.0, 0.25, 2.0, 0.05
 
 
 class Starts(Progress):
-    """Seconds from a trial's start to its first report, by the driver's clock."""
+    """Seconds from each trial's start to its first report, by the driver's clock."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan, lambda stage: stage.flops)
@@ -52,7 +52,7 @@ def run(study: str = "demo", scale: str = "tiny") -> list[Row]:
         work_s, measured_s, parts = spent(plan, Store(folder))
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 2**20
     overhead = 1 - (work_s + measured_s) / (wall_s * at_once)
-    # The first trials of each place start its actors; those after them find them warm.
+    # The first trial of each place starts its actors. Later trials reuse them.
     warm = sorted(starts.first_s[trial.id] for trial in plan.trials if isinstance(trial.stages[0], GRPO))[:-at_once]
     share = measured_s / (work_s + measured_s)
     return [
@@ -80,7 +80,7 @@ def run(study: str = "demo", scale: str = "tiny") -> list[Row]:
 
 
 def spent(plan: Plan, store: Store) -> tuple[float, float, dict[str, float]]:
-    """Seconds of work on training stages, seconds of measuring, and both by part."""
+    """Return the seconds of work on training stages, the seconds of measuring, and both by part."""
     parts: dict[str, float] = {}
     for stage in plan.stages:
         record = store.provenance(stage.id)

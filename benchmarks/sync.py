@@ -1,4 +1,4 @@
-"""New weights into VLLMSampler, against vLLM's reload alone of tensors that are ready for it."""
+"""A weight sync into VLLMSampler, against vLLM's reload alone of ready-made tensors."""
 
 from collections.abc import Callable, Mapping
 
@@ -38,7 +38,8 @@ def row(name: str, target: float, device: str) -> Row:
 
 
 def reload(sampler: VLLMSampler, weights: Mapping[str, np.ndarray]) -> Callable[[], object]:
-    """``reload_weights`` of the sampler's own engine, without copies and without resetting its prefix cache."""
+    """Return a function that calls ``reload_weights`` of the sampler's own engine, without copies and without resetting
+    its prefix cache."""
     tensors = [(name, torch.from_numpy(array)) for name, array in weights.items()]
     return lambda: sampler._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
 

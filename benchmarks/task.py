@@ -1,4 +1,4 @@
-"""The rate at which a task writes samples: small batches pay for numpy's calls, large ones for its arithmetic."""
+"""The rate at which a task writes samples. Calls of numpy bound small batches, and its arithmetic large ones."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ BATCHES = (1024, 65536)
 
 
 def run() -> list[Row]:
-    """Samples of four letters, of the axis with the most cells in a mixture."""
+    """Time samples of four letters, on the axis with the most cells in a mixture."""
     task = StringTask(axis="composition")
     timed = alternate({str(batch): partial(write, task, batch) for batch in BATCHES}, rounds=25)
     return [
@@ -28,7 +28,7 @@ def run() -> list[Row]:
 
 
 def write(task: Task, batch: int) -> None:
-    """Write a round's samples in batches, as pretraining asks for them."""
+    """Write a round's samples in the batches of pretraining."""
     for start in range(0, ROUND_SAMPLES, batch):
         task.mixture("pretrain", 0, 0.01, start, batch)
 

@@ -1,4 +1,4 @@
-"""The rate at which tasks of text write samples, the padding of their batches, and what the samples take of a step."""
+"""The rate at which tasks of text write samples, the padding of their batches, and the samples' share of a step."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,7 +22,7 @@ def run() -> list[Row]:
 
 
 def measured(task: TextTask) -> Sequence[Row]:
-    """Return a row on the samples of a task, and one on training a tiny decoder on them."""
+    """Return a row on a task's samples, and one on training a tiny decoder on them."""
     budget = SCALES["tiny"]
     spec = Pretrain(
         task=task,

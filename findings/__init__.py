@@ -1,2 +1,2 @@
-"""The findings at the scale ``tiny``: the studies that are published, their committed tables in docs/findings, and the
-page docs/findings.md that is written from them."""
+"""The findings at the scale ``tiny``: the published studies, their committed tables in docs/findings, and the page
+docs/findings.md, which is written from these tables."""

@@ -1,11 +1,11 @@
 """The findings, made again.
 
-    python -m findings run                     run every study that is published, and write tables, figures and page
-    python -m findings run depth-tiny          some of them
+    python -m findings run                     run all published studies, and write tables, figures and page
+    python -m findings run depth-tiny          run some of them
     python -m findings write                   write page and figures again from the committed tables
 
-Each study is one ``rayexp run``: it may be interrupted, goes on where it was, and has its tables written as soon as it
-has finished.
+Each study is one ``rayexp run``, which may be interrupted and then continues. Its tables are written as soon as it has
+finished.
 """
 
 import subprocess
@@ -35,7 +35,7 @@ def run(names: tyro.conf.Positional[tuple[str, ...]] = (), store: str = "runs") 
         study, *options = one.arguments
         sweep = subprocess.run([sys.executable, SWEEP, "--study", study, *options, "--store", store], check=False)
         if sweep.returncode:
-            sys.exit(sweep.returncode)  # it has said why
+            sys.exit(sweep.returncode)  # the command has printed the reason
         collect(one, store)
         write()
 

@@ -1,4 +1,4 @@
-"""The tables of a study that are committed: small, and all that docs/findings.md needs."""
+"""The committed tables of a study. They are small, and docs/findings.md needs nothing else."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from rayexp.store.artifacts import Store
 from rayexp.store.index import StoreIndex
 
 FOLDER = Path(__file__).parents[1] / "docs/findings"
-#: How each study was run, a row each.
+#: Table of how the studies were run, one row each.
 RUNS = FOLDER / "runs.csv"
 #: Columns of text that may be empty.
 TEXTS = ("condition", "setting", "objection", "source")
@@ -31,9 +31,9 @@ CLAIMS = [
 
 def collect(run: Run, store: str) -> None:
     """Write the tables of a study into docs/findings: its masses before and after GRPO and by stage, or its objections
-    where it has these; its conditions at equal mass; its claims; and a row of how it was run.
+    if it has any; its conditions at equal mass; its claims; and a row on how it was run.
 
-    Raises StoreError if the store has no results of it.
+    Raises StoreError if the store has no results of the study.
     """
     results, files, study = rayexp.results(run.name, store), Store(store).files, f"studies/{run.name}"
     found = files.read_existing([f"{study}/objections.csv", f"{study}/claims.csv"])
@@ -51,13 +51,13 @@ def collect(run: Run, store: str) -> None:
 
 
 def table(name: str) -> pd.DataFrame:
-    """Return a committed table; text that is empty is so, and numbers that are missing are NaN."""
+    """Return a committed table. Empty text stays empty, and missing numbers are NaN."""
     rows = pd.read_csv(FOLDER / f"{name}.csv")
     return rows.fillna({column: "" for column in TEXTS if column in rows})
 
 
 def _how(study: str, store: Store) -> dict[str, Any]:
-    """Return when, on what and how long a study was run; stages that it shares with others are counted as its own."""
+    """Return when, on which machine and how long a study was run. Stages that other studies share count in full."""
     index = StoreIndex(store)
     specs = index.specs(json.loads(store.files.read(f"studies/{study}/plan.json"))["stages"])
     records = {stage_id: store.provenance(stage_id) for stage_id in index.finished(specs)}
@@ -73,14 +73,14 @@ def _how(study: str, store: Store) -> dict[str, Any]:
 
 
 def _with(study: str, row: dict[str, Any], path: Path) -> pd.DataFrame:
-    """Return a table by study with a row of this one, in the order of the names."""
+    """Return a table of studies with this study's row, ordered by name."""
     rows = pd.read_csv(path).set_index("study") if path.exists() else pd.DataFrame()
     others = rows.drop(index=study, errors="ignore")
     return pd.concat([others, pd.DataFrame([row], index=pd.Index([study], name="study"))]).sort_index().reset_index()
 
 
 def _by_cell(results: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each cell, OOD ratio and beta of GRPO: mean mass before and after it, each with its interval."""
+    """Return a row for each cell, OOD ratio and beta: mean mass before and after GRPO, each with its interval."""
     keys = ["condition", "prompt_role", "role", "cell", "kl_beta", "ood_ratio"]
     pairs = results[results["kl_beta"].notna() & results["init_q"].notna()]
     return pd.DataFrame(
@@ -92,8 +92,8 @@ def _by_cell(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_losses(bands: pd.DataFrame, results: pd.DataFrame, store: Store) -> pd.DataFrame:
-    """Return the rows of conditions with the parameters of their decoders, and with the loss on ID samples at the end
-    of their pretraining, nats per token: mean of all decoders, and of its last tenth of steps."""
+    """Add to the rows of conditions the parameters of their decoders, and the loss on ID samples at the end of
+    pretraining, in nats per token: the mean over all decoders and the last tenth of steps."""
     chains = results[results["kl_beta"].notna()].drop_duplicates("stage_id")
     specs = StoreIndex(store).specs(chains["stage_id"].tolist())
     losses = {root: _id_loss(store, root) for root in {spec.root.id for spec in specs.values()}}
@@ -109,7 +109,7 @@ def _id_loss(store: Store, stage_id: str) -> float:
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:
-    """Write a table, which is there whole or not at all."""
+    """Write a table atomically."""
     unfinished = path.with_name(f".{path.name}")
     table.to_csv(unfinished, index=False, float_format="%.6g")
     unfinished.replace(path)

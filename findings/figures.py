@@ -15,14 +15,14 @@ from rayexp.reports.drawing import Series, before_and_betas, grid, intervals, pl
 from rayexp.reports.figures.objections import effects
 
 DPI = 160
-#: The sweet spot: ratios with at least half of the largest gain, at the smallest beta above 0.
+#: The sweet spot: ratios with at least half the largest gain, at the smallest beta above 0.
 SWEET = "#009E73"
-#: Of the paper, in its order.
+#: The paper's axes, in its order.
 AXES = ("depth", "length", "tokens", "composition")
 
 
 def draw() -> None:
-    """Draw all that the committed tables hold."""
+    """Draw all figures of the committed tables."""
     axes = {axis: masses_of(f"{axis}-tiny") for axis in AXES if (FOLDER / f"{axis}-tiny.csv").exists()}
     if axes:
         masses_by_ratio(axes, FOLDER / "axes.png")
@@ -35,15 +35,15 @@ def draw() -> None:
 
 
 def masses_of(name: str, prompts: str = "ood", cells: str = "ood") -> pd.DataFrame:
-    """Return the committed masses of a study, of GRPO's prompts of a role and cells of one."""
+    """Return the committed masses of a study. prompts, cells: roles of GRPO's prompts and of the measured cells."""
     rows = table(name)
     return rows[(rows["prompt_role"] == prompts) & (rows["role"] == cells)]
 
 
 def masses_by_ratio(panels: Mapping[str, pd.DataFrame], path: Path) -> None:
-    """Draw correct mass before and after GRPO against the OOD ratio, a panel for each table of masses, by title.
+    """Draw correct mass before and after GRPO against the OOD ratio. panels: tables of masses by title.
 
-    The sweet spot has a green ground.
+    The sweet spot has a green background.
     """
     with plain():
         series = before_and_betas(pd.concat([rows["kl_beta"] for rows in panels.values()]))

@@ -1,6 +1,6 @@
-"""docs/findings.md: the words of ``page.md``, and numbers from the committed tables.
+"""docs/findings.md: the text of ``page.md``, with numbers from the committed tables.
 
-A word of the template never repeats a number by hand: whatever a table holds, it asks for.
+The template repeats no number by hand. It names the tables' numbers, which are filled in.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ PAGE = FOLDER.parent / "findings.md"
 
 
 def written() -> str:
-    """Return the page as the committed tables have it."""
+    """Return the page with the numbers of the committed tables."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -34,7 +34,7 @@ def written() -> str:
 
 
 class Study:
-    """The committed tables of one study, and what the page says of them."""
+    """The committed tables of one study, and their texts for the page."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -53,8 +53,8 @@ class Study:
 
     @property
     def gains(self) -> dict[str, str]:
-        """Return the gain on OOD cells of GRPO on OOD prompts, at the smallest beta above 0: at the lowest ratio
-        (``none``), the best and the highest, each with its interval, and the ratio of the best."""
+        """Return the gains on OOD cells of GRPO on OOD prompts, at the smallest beta above 0: those at the lowest ratio
+        (``none``), the best and the highest, with intervals, and the best ratio."""
         rows = self.masses("ood", "ood")
         beta = rows[rows["kl_beta"] > 0]["kl_beta"].min()
         found = rows[rows["kl_beta"] == beta].sort_values("ood_ratio").to_dict("records")
@@ -64,13 +64,13 @@ class Study:
         return told | {"ratio": percent(best["ood_ratio"]), "beta": number(beta)}
 
     def gain(self, prompts: str, ratio: float) -> str:
-        """Return the gain on the cells that GRPO is run on, at one OOD ratio and the smallest beta above 0."""
+        """Return the gain on the cells of GRPO's prompts, at one OOD ratio and the smallest beta above 0."""
         rows = self.masses(prompts, prompts)
         rows = rows[(rows["kl_beta"] > 0) & (rows["ood_ratio"] == ratio)]
         return _interval(rows.sort_values("kl_beta").to_dict("records")[0], "gain")
 
     def masses(self, prompts: str, cells: str) -> pd.DataFrame:
-        """Return the rows of GRPO's prompts of a role, and cells of one."""
+        """Return the rows for GRPO's prompts of one role, and measured cells of one role."""
         return self.rows[(self.rows["prompt_role"] == prompts) & (self.rows["role"] == cells)]
 
     def table(self, prompts: str = "ood", cells: str = "ood") -> str:
@@ -106,8 +106,8 @@ class Study:
         return _markdown(lines)
 
     def bands(self) -> str:
-        """Return the gain of each condition in bands of mean Q before GRPO, with its interval and the number of
-        decoders, and the size of these and their ID loss after pretraining, in Markdown."""
+        """Return the gain of each condition in bands of mean Q before GRPO, in Markdown, with its interval, and with
+        number, size and ID loss after pretraining of the decoders."""
         rows = table(f"{self.name}-bands")
         bands = rows[["q_from", "q_to"]].drop_duplicates().sort_values("q_from")
         ends = [(low, high) for low, high in bands.itertuples(index=False)]
@@ -121,8 +121,8 @@ class Study:
         return _markdown(lines)
 
     def stages(self, prompts: str = "ood", cells: str = "id") -> str:
-        """Return the mass of cells of a role after each stage, by OOD ratio, in Markdown; without those of
-        pilots alone."""
+        """Return the mass of cells of a role after each stage, by OOD ratio, in Markdown. Leave out ratios that only
+        pilots have."""
         rows = table(f"{self.name}-stages")
         rows = rows[(rows["prompt_role"] == prompts) & (rows["role"] == cells)]
         names = sorted(rows["stage"].unique().tolist(), key=lambda name: (name.startswith("GRPO"), name == "SFT", name))
@@ -144,12 +144,12 @@ class Study:
 
     @property
     def objects(self) -> bool:
-        """True if its conditions are objections, each beside a control."""
+        """Return whether its conditions are objections, each with a control."""
         return "objection" in self.rows
 
     @property
     def compares(self) -> bool:
-        """True if its conditions stand beside one another at equal mass."""
+        """Return whether its conditions are compared at equal mass."""
         return (FOLDER / f"{self.name}-bands.csv").exists()
 
     def effects(self, task: str) -> str:
@@ -174,7 +174,7 @@ class Study:
 
 
 def _interval(row: Mapping[Any, Any], column: str, sign: str = "") -> str:
-    """Return a mean with its 95 % interval, of columns that are called so, or ``low`` and ``high``."""
+    """Return a mean with its 95 % interval. column: name of the mean, and prefix of the names of its limits."""
     ends = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
     mean, low, high = (f"{row[name]:{sign}.2g}" for name in (column, *ends))
     return f"{mean} [{low}, {high}]"

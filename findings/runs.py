@@ -1,10 +1,10 @@
-"""The studies whose findings are published, each with the options that it is run with."""
+"""The studies whose findings are published, each with the options of its run."""
 
 from typing import NamedTuple
 
 
 class Run(NamedTuple):
-    """A study in the store. name: that it has there, and of its tables in docs/findings."""
+    """A study in the store. name: its name there, and that of its tables in docs/findings."""
 
     name: str
     study: str
@@ -12,12 +12,12 @@ class Run(NamedTuple):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The arguments of ``rayexp run``, without the store."""
+        """Return the arguments of ``rayexp run``, without the store."""
         return (self.study, "--scale", "tiny", *self.options)
 
 
 BETAS = ("--kl-betas", "0", "0.1", "1")
-#: Ratios that the study finds by itself, so that none misses the range in which something is learnt.
+#: Ratios that a search finds, so that no study misses the range in which something is learnt.
 AUTO = ("--ood-ratios", "auto")
 SEEDS = ("--seeds", "auto", "--max-seeds", "6")
 

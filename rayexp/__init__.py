@@ -3,8 +3,8 @@
     import rayexp
 
     experiment = rayexp.Experiment(study="demo", scale="toy", set={"grpo.group_size": [4, 8]})
-    rayexp.plan(experiment)          # its stages, and what of them is finished; starts nothing
-    rows = rayexp.run(experiment)    # what is missing, on Ray; a pandas frame with one row a prompt
+    rayexp.plan(experiment)          # its stages, and which of them are finished; starts nothing
+    rows = rayexp.run(experiment)    # runs the missing stages on Ray; returns a pandas frame, one row a prompt
     rayexp.figures(experiment)
 
 Names are imported when they are first used, so ``import rayexp`` costs nothing.

@@ -1,7 +1,7 @@
 """The project as a library: plan an experiment, run its missing stages, read its results.
 
-The command ``rayexp`` calls these functions and turns their outcome into exit codes. They print their progress, start
-Ray only to run something, and use a connection to Ray that is there already.
+The command ``rayexp`` calls these functions and turns their outcome into exit codes. They print their progress. They
+start Ray only to run something, and use an existing connection to Ray.
 """
 
 import dataclasses
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from rayexp.reports.page import Report
 
 NO_TRACKERS = trackers.Trackers()
-#: An experiment, or stages or conditions of one's own; they need a name.
+#: An experiment, or a user's own stages or conditions, which need a name.
 Asked = Experiment | Iterable[Wanted]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A plan in a study of a store. again: stages that are made again though they are finished. told: lines about the
-    results that the experiment has looked at."""
+    """A plan in a study of a store. again: finished stages that are made again. told: lines for the user about the
+    results that decided the plan."""
 
     wanted: Asked
     study: Study
@@ -60,7 +60,7 @@ class Job:
         return self.study.store
 
     def said(self) -> str:
-        """Say what will be run, and what is noteworthy about the stages that are finished."""
+        """Return lines on the stages to run, and on anything noteworthy about the finished ones."""
         index = StoreIndex(self.store)
         left = force.beyond(self.again, self.plan, index)
         said = [self.plan.summary(), self.study.said(self.plan), *self.told, *other_code(self.plan, index), *left]
@@ -68,7 +68,7 @@ class Job:
 
 
 def plan(wanted: Asked, store: str = "runs", name: str | None = None) -> Plan:
-    """Return the stages of an experiment, and which of them a store has. Starts and changes nothing.
+    """Return the stages of an experiment, and which of them a store has. Start and change nothing.
 
     wanted: an Experiment, or stages or conditions of your own with a ``name``. store: a folder or fsspec URL. Raises
     ValueError, ValidationError or RefusedError, with one sentence, if the plan is not possible.
@@ -90,7 +90,7 @@ def run(
     """Run the missing stages of an experiment on Ray, write its report, and return its results, one row a prompt.
 
     wanted: an Experiment, or stages or conditions of your own with a ``name``. The other arguments are the options of
-    ``rayexp run``. Raises as ``plan`` does; if a stage failed, raises StageError after all others are done.
+    ``rayexp run``. Raises as ``plan`` does. If a stage failed, raises StageError after all others are done.
     """
     news.require(notify)
     trackers.require(loggers)
@@ -130,7 +130,7 @@ def results(study: Experiment | str, store: str = "runs") -> "pd.DataFrame":
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """An interactive chart for a notebook: a page of its own, in a frame whose script has no access to the notebook."""
+    """An interactive chart for a notebook: a separate page, in a frame whose script can't access the notebook."""
 
     page: str = dataclasses.field(repr=False)
 
@@ -141,8 +141,8 @@ class Chart:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A figure of a report, which a notebook shows. data: the numbers in it. chart: the interactive chart of the
-    report's page in Vega-Lite's JSON; empty if there is none."""
+    """A figure of a report, which a notebook shows. data: its numbers. chart: the interactive chart of the report's
+    page, as Vega-Lite JSON; empty if there is none."""
 
     name: str
     png: bytes = dataclasses.field(repr=False)
@@ -184,7 +184,7 @@ def _read(study: Experiment | str, store: str, name: str) -> bytes:
     try:
         return index.store.files.read(f"studies/{_folder(study)}/{name}")
     except FileNotFoundError:
-        index.about(_folder(study))  # raises where there is no such study
+        index.about(_folder(study))  # raises if there is no such study
         raise StoreError(f"study={_folder(study)!r} has no {name} in the store {store} yet") from None
 
 
@@ -200,7 +200,7 @@ def prepare(wanted: Asked, run_config: RunConfig, name: str | None = None, again
 
     Raises ValueError, ValidationError or RefusedError if it cannot begin.
     """
-    if os.path.expanduser("~") == "~":  # Ray, which notes it when it is imported, would fail then
+    if os.path.expanduser("~") == "~":  # Ray expands ~ when it is imported, and would fail later
         raise ValueError(
             "HOME is not set, and this user has no entry in /etc/passwd; set HOME to a folder that you can write"
         )
@@ -227,14 +227,13 @@ def prepare(wanted: Asked, run_config: RunConfig, name: str | None = None, again
 
 
 def _planned(study: str, wanted: Iterable[Wanted], store: Store, looks: int) -> Plan:
-    """Return the plan of a study, for which of the store no more is looked at than the stages of the plan."""
+    """Return the plan of a study. Look at no other stages of the store than those of the plan."""
     plan = Plan.of(study, wanted, (), looks=looks)
     return dataclasses.replace(plan, finished=frozenset(store.finished_ids([stage.id for stage in plan.stages])))
 
 
 def rounds(job: Job) -> Iterator[Job]:
-    """Yield a job; after it has run, yield the job of the stages that its experiment wants then, until there are no
-    new ones."""
+    """Yield a job. After each job has run, yield the next one, until the experiment wants no new stages."""
     yield job
     while isinstance(job.wanted, Experiment) and job.wanted.adaptive:
         before, job = job, prepare(job.wanted, job.run_config, job.study.name)
@@ -244,7 +243,7 @@ def rounds(job: Job) -> Iterator[Job]:
 
 
 def measured(store: Store, stage: Stage) -> "pd.DataFrame | None":
-    """Return the rows of a measurement, with their q; None if it is not finished."""
+    """Return the rows of a measurement, with ``q``; None if it is not finished."""
     from rayexp.reports import table
 
     return table.measured(store, stage.id) if store.finished(stage.id) else None
@@ -261,15 +260,17 @@ def undecided(store: Store, wanted: Sequence[Wanted], looks: int) -> "Collection
 
 
 def unpublish_damaged(job: Job) -> None:
-    """Remove finished stages of the plan that differ from their manifests, so that they are run again."""
+    """Remove the finished stages of the plan that differ from their manifests, so that they are run again."""
     for stage_id, problems in job.store.damaged(job.plan.finished).items():
         print(f"damaged: {job.plan.labels[stage_id]}: {'; '.join(problems)}", flush=True)
         job.store.unpublish(stage_id)
 
 
 def begin(job: Job) -> Job:
-    """Record the plan in the store. Return the job; stages that were removed since it was planned are run again. Raises
-    RefusedError if others can't write there."""
+    """Record the plan in the store. Return the job, updated: stages that were removed meanwhile are run again.
+
+    Raises StoreError if concurrent sweeps could not share the store, and RefusedError if the study's name is taken.
+    """
     require_shareable(job.store.files)
     with alone(job.store.files):
         job.study.add(job.plan)
@@ -280,7 +281,7 @@ def begin(job: Job) -> Job:
 
 
 def connect(job: Job) -> None:
-    """Connect to the cluster of the job, of RAY_ADDRESS or of this process, or start one; print the address of its
+    """Connect to the cluster of the Ray job, of RAY_ADDRESS or of this process, or start one. Print the address of its
     dashboard."""
     from rayexp.distributed import runtime  # Ray takes seconds to import; a plan or a refusal needs none
 
@@ -292,8 +293,10 @@ def connect(job: Job) -> None:
 
 
 def ready(job: Job) -> Job:
-    """Return the job with its settings filled in for the cluster, and move aside the stages to make again. Raises
-    RefusedError, before anything is moved, if the cluster can't run it."""
+    """Fill in the job's settings for the cluster, and move the stages to make again aside. Return the job.
+
+    Raises RefusedError, before anything is moved, if the cluster can't run the job.
+    """
     from rayexp.distributed import sharing
 
     nodes = preflight.capacity()
@@ -310,7 +313,7 @@ def open_trackers(job: Job, loggers: Sequence[str]) -> AbstractContextManager[tr
     """Open the trackers of a job, for its stages and its report. Raises ValueError if one can't be opened."""
 
     def results_of(measurement: Stage) -> dict[str, float]:
-        from rayexp.reports import summary  # pandas, which a refusal does not need
+        from rayexp.reports import summary  # imports pandas, which a refusal does not need
 
         return summary.results_of(job.store, measurement)
 
@@ -318,7 +321,7 @@ def open_trackers(job: Job, loggers: Sequence[str]) -> AbstractContextManager[tr
 
 
 def execute(job: Job, tracked: trackers.Trackers = NO_TRACKERS, fail_fast: bool = False) -> list[str]:
-    """Run all remaining trials of a job that is ready. Return a line for each that did not succeed."""
+    """Run all remaining trials of a job that is ready. Return a line for each trial that did not succeed."""
     from rayexp.sweep import display, prometheus, scheduler
     from rayexp.sweep.cost import CostModel
     from rayexp.sweep.job_progress import JobProgress
@@ -353,8 +356,8 @@ class Written(NamedTuple):
 
 
 def write_report(job: Job, tracked: trackers.Trackers = NO_TRACKERS) -> Written:
-    """Write the results table and the report of a study into the store, with all finished stages that were ever asked
-    for under its name; print the verdicts, and send them to the trackers."""
+    """Write the results table and the report of a study into the store. Print its verdicts and send them to the
+    trackers. They cover all finished stages that were ever planned under the study's name."""
     from rayexp.reports import page, summary
 
     def make(whole: Plan, folder: Path) -> tuple["Report", list[summary.Verdict]]:

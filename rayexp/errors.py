@@ -1,7 +1,7 @@
 """Kinds of failure.
 
-A stage that fails is tried again, within limits, because machines die and networks drop. A ``PermanentError`` ends its
-stage at once, because every further attempt would fail in the same way.
+A failed stage is retried, within limits, because machines die and networks drop. A ``PermanentError`` ends its stage at
+once, because every further attempt would fail in the same way.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from typing import Any
 
 from rayexp import logs
 
-#: Folders of code that users did not write.
+#: Folders of code that is not the user's.
 _LIBRARIES = (os.path.dirname(__file__), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 
 
@@ -40,20 +40,20 @@ class StageError(RayexpError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the question that ends a refusal of ``name`` where a known name is like it; else nothing."""
+    """Return the question that ends a refusal of ``name``, if a known name is similar; else ''."""
     names = {each.lower(): each for each in known}
     near = get_close_matches(name.lower(), names, n=1)
     return f"; did you mean {names[near[0]]!r}?" if near else ""
 
 
 def none_of(name: str, known: Iterable[str]) -> str:
-    """Return the predicate of a refusal of ``name``: the names that are known, and the one that it is like."""
+    """Return the predicate of a refusal of ``name``: the known names, and the most similar one."""
     names = list(known)
     return f"is not one of {', '.join(names) or 'those there are (none)'}{did_you_mean(name, names)}"
 
 
 def not_among(field: str, name: str, known: Iterable[str]) -> str:
-    """Return the refusal of a name that is none of those a field may have."""
+    """Return the refusal of a name that a field can't have."""
     return f"{field}={name!r} {none_of(name, known)}"
 
 
@@ -65,8 +65,8 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def error_context(where: Callable[[], str]) -> Iterator[None]:
-    """Turn exceptions of the block into one sentence that begins with ``where()``; permanent errors stay permanent. Log
-    lines of the block begin with it, too."""
+    """Turn exceptions of the block into one sentence that begins with ``where()``, and begin its log lines with it too.
+    Permanent errors stay permanent."""
     try:
         with logs.log_context(where):
             yield
@@ -76,14 +76,14 @@ def error_context(where: Callable[[], str]) -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str:
-    """Return the sentence that the user is shown for an exception."""
+    """Return the sentence that describes an exception to the user."""
     if isinstance(error, RayexpError):
         return first_line(error)
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def defined_at(value: Any) -> str:
-    """Return file and line of a function or class, or its repr if it has none."""
+    """Return the file and line of a function or class, or its repr if it has none."""
     try:
         return f"{inspect.getsourcefile(value)}, line {inspect.getsourcelines(value)[1]}"
     except (OSError, TypeError):

@@ -1,4 +1,4 @@
-"""An experiment: a study, its scale, and the settings that differ from the usual ones."""
+"""An experiment: a study, its scale, and the settings that differ from their defaults."""
 
 import hashlib
 import json
@@ -22,15 +22,15 @@ from rayexp.studies.overrides import Override, apply_overrides, in_effect, parse
 from rayexp.studies.presets import SCALES, Budget
 from rayexp.studies.ratios import Measured, Search, search
 
-#: Characters of an experiment's name, which is a folder's.
+#: Largest length of an experiment's name, which is also a folder's name.
 NAME_LENGTH = 100
 GRID = ("ood_ratios", "kl_betas", "seeds")
-#: Share of OOD samples, or the word for those that have to be found.
+#: Share of OOD samples, or a word for shares that a search finds.
 Ratio = float | Literal["auto", "low"]
 
 
 def _texts(given: Any) -> Any:
-    """Return settings that are given as a mapping, such as ``{"grpo.group_size": [4, 8]}``, as texts."""
+    """Convert settings in a mapping, such as ``{"grpo.group_size": [4, 8]}``, into texts."""
     if not isinstance(given, Mapping):
         return given
     several = {name: value if isinstance(value, list | tuple) else [value] for name, value in given.items()}
@@ -42,12 +42,12 @@ def _word(value: Any) -> str:
 
 
 def _several(given: Any) -> Any:
-    """Return one value as a sequence of one, so that ``"auto"`` may be said as it is."""
+    """Convert a text into a sequence of one, so that ``"auto"`` needs no list."""
     return (given,) if isinstance(given, str) else given
 
 
 def nothing(stage: Stage) -> None:
-    """Return what is measured of a stage where no store is looked at."""
+    """Return None, the results of a stage as if no stage were measured."""
 
 
 def _fit_for_a_folder(name: str | None) -> str | None:
@@ -57,7 +57,7 @@ def _fit_for_a_folder(name: str | None) -> str | None:
 
 
 class Experiment(Value):
-    """A study, and the values to run it with."""
+    """A study and its settings."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -101,12 +101,12 @@ class Experiment(Value):
 
     @property
     def axes(self) -> frozenset[str]:
-        """Return the settings that ``set`` gives several values."""
+        """Return the names of the settings to which ``set`` gives several values."""
         return frozenset(override.name for override in self.overrides if len(override.values) > 1)
 
     @cached_property
     def folder(self) -> str:
-        """Return the name of the folder of its results below ``studies``."""
+        """Return the name of its folder of results below ``studies``."""
         if self.name is not None:
             return self.name
         usual = type(self).model_fields
@@ -121,22 +121,24 @@ class Experiment(Value):
         return f"{name[: NAME_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     def resolved(self) -> "Experiment":
-        """Return the same experiment with every setting said: the grid that its scale has, and its name."""
+        """Return the same experiment with the grid and the name filled in."""
         grid = {name: getattr(self, name) or self._own_grid[name] for name in GRID}
         return self.model_copy(update={**grid, "name": self.folder})
 
     @property
     def adaptive(self) -> bool:
-        """Return whether what it wants depends on what has been measured."""
+        """Return whether its stages depend on measured results."""
         return bool(self._words) or len(self.looks) > 1 or is_adaptive(study_named(self.study))
 
     def stages(self) -> list[Stage]:
-        """Return what the study wants while nothing is measured. Raises as ``wanted`` does."""
+        """Return the stages of the study before anything is measured. Raises as ``wanted`` does."""
         return self.wanted(nothing).stages
 
     def wanted(self, measured: Measured, undecided: Undecided = unknown) -> Search:
-        """Return what the study wants, now that this is measured and, with seeds auto, this undecided. Raises
-        ValueError or ValidationError on a setting it can't have."""
+        """Return the stages and conditions of the study, given the results so far. undecided: used with seeds auto.
+
+        Raises ValueError or ValidationError on an invalid setting.
+        """
         looks = self.looks
         found = self._with_seeds(looks[0], measured)
         for before, seeds in pairwise(looks):
@@ -150,7 +152,7 @@ class Experiment(Value):
 
     @property
     def looks(self) -> list[tuple[int, ...]]:
-        """Return the seeds that there are at each look at the results; without seeds auto there is one."""
+        """Return the seeds at each look at the results. Without seeds auto there is one look."""
         first = tuple(seed for seed in self.seeds if not isinstance(seed, str)) or self._own_grid["seeds"]
         return planned_looks(first, self.max_seeds or MAX_SEEDS) if "auto" in self.seeds else [first]
 
@@ -187,7 +189,7 @@ class Experiment(Value):
 
     @property
     def _asked(self) -> Sequence[float | str]:
-        """The ratios that are asked for, and words for those that have to be found."""
+        """Return the OOD ratios of the experiment, or of its study, with words for those that a search finds."""
         return self.ood_ratios or self._own_grid["ood_ratios"]
 
     @cached_property
@@ -204,7 +206,7 @@ class Experiment(Value):
 
     @cached_property
     def _usual(self) -> Sequence[Wanted]:
-        """All that the study wants before ``set`` changes any of it, with nothing measured."""
+        """Return the stages and conditions of the study before ``set`` changes them, with nothing measured."""
         grid = self._grid(self._fixed or self._budget.ood_ratios, self.looks[0])
         return wanted_of(study_named(self.study), self._budget, grid, nothing)
 

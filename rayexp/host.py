@@ -1,7 +1,7 @@
-"""Cores, memory and GPUs that this process may use, which may be less than the machine has: a container, a batch system
-or the user may set limits.
+"""Cores, memory and GPUs that this process may use. They may be less than the machine's, because a container, a batch
+system or the user may set limits.
 
-A plan without a cluster counts with these numbers and a local cluster is started with them, so the two agree.
+Plans without a cluster use these numbers, and local clusters are started with them, so the two agree.
 """
 
 import ctypes
@@ -12,42 +12,41 @@ from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
-#: Share of the memory for the processes of a plan: what Ray leaves beside its object store.
+#: Share of the memory for the processes of a plan. Ray's object store takes the rest.
 SHARE_FOR_WORK = 0.7
 
 
 def cores(root: Path = Path("/")) -> int:
-    """Return the number of whole cores, one at least. ``root`` is where /proc and /sys are found."""
+    """Return the number of whole cores, at least one. ``root``: the folder of proc and sys."""
     there = os.cpu_count() or 1
-    if os.environ.get("RAY_USE_MULTIPROCESSING_CPU_COUNT"):  # Ray's own way to count what is there
+    if os.environ.get("RAY_USE_MULTIPROCESSING_CPU_COUNT"):  # Ray's switch to count the machine's cores
         return there
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
     return max(1, int(min([allowed, *_quotas(root)])))
 
 
 def memory(root: Path = Path("/")) -> float:
-    """Return the bytes of memory, free or in use; infinity where the system does not say. ``root`` is where /proc and
-    /sys are found."""
+    """Return the bytes of memory, free and in use; infinity if unknown. ``root``: the folder of proc and sys."""
     there = (int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("MemTotal:"))
     limits = [_limit(folder) for folder in _groups(root, "memory")]
     return min([next(there, math.inf), *limits])
 
 
 def for_work(root: Path = Path("/")) -> int | None:
-    """Return the bytes of memory for the processes of a plan; Ray keeps objects in the rest. None if unknown."""
+    """Return the bytes of memory for the processes of a plan, without Ray's object store; None if unknown."""
     there = memory(root)
     return int(SHARE_FOR_WORK * there) if math.isfinite(there) else None
 
 
 def _limit(folder: Path) -> float:
-    """Return the limit of a control group in bytes; infinity where it has none."""
+    """Return the memory limit of a control group in bytes; infinity if it has none."""
     words = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
     return float(words[0]) if words and words[0].isdigit() else math.inf
 
 
 def processor(root: Path = Path("/")) -> str:
-    """Return the model of the processor, because another one rounds differently, or its architecture if the model is
-    unknown. ``root`` is where /proc is found."""
+    """Return the model of the processor, or its architecture if the model is unknown. Provenance records it, because
+    another processor rounds differently. ``root``: the folder of proc."""
     try:
         lines = (root / "proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -68,8 +67,8 @@ def gpus() -> int | None:
 
 
 def visible(count: int, devices: str | None) -> int:
-    """Return how many of ``count`` GPUs a value of CUDA_VISIBLE_DEVICES leaves. CUDA reads it up to the first name that
-    no GPU has, so -1 hides them all."""
+    """Return how many of ``count`` GPUs a value of CUDA_VISIBLE_DEVICES leaves. CUDA ignores everything from the first
+    unknown name on, so -1 hides all GPUs."""
     if devices is None:
         return count
 
@@ -80,7 +79,7 @@ def visible(count: int, devices: str | None) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield the CPU quota of this process's control group and of each group around it, in cores."""
+    """Yield the CPU quotas of this process's control group and of its ancestors, in cores."""
     for folder in _groups(root, "cpu"):
         version_1 = (folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
         words = _words(folder / "cpu.max") or [word for file in version_1 for word in _words(file)]
@@ -89,7 +88,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _groups(root: Path, limited: str) -> Iterator[Path]:
-    """Yield the folders of control groups that limit CPUs or memory, where they can be seen from inside."""
+    """Yield the folders of the control groups that limit CPUs or memory, as far as they are visible from inside."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers and limited not in controllers.split(","):

@@ -1,4 +1,4 @@
-"""Log lines that say which stage, and which step of it, they are about."""
+"""Log lines with the stage and the step that they are about."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ _location: ContextVar[Callable[[], str] | None] = ContextVar("location", default
 
 @contextmanager
 def log_context(location: Callable[[], str]) -> Iterator[None]:
-    """Begin the log lines of the block with a location, e.g. ``composition-r0.01-s0/pretrain, step 12``."""
+    """Begin log lines of the block with a location, e.g. ``composition-r0.01-s0/pretrain, step 12``."""
     token = _location.set(location)
     try:
         yield
@@ -19,13 +19,13 @@ def log_context(location: Callable[[], str]) -> Iterator[None]:
 
 
 def current_location() -> str:
-    """Return the location of the innermost ``log_context``; empty outside of any."""
+    """Return the location of the innermost ``log_context``; '' outside of any."""
     location = _location.get()
     return location() if location else ""
 
 
 def configure_worker_logging(otherwise: Callable[[], str] = lambda: "") -> None:
-    """Write this process's warnings to standard error, each after its location, or ``otherwise`` where it has none.
+    """Write this process's warnings to standard error, each after its location, or ``otherwise()`` if it has none.
 
     Ray keeps the standard error of a process in a file, which the dashboard shows, and forwards it to the driver.
     """

@@ -1,11 +1,11 @@
-"""Parts of a stage, such as tasks and rewards, that may be a user's own classes.
+"""Parts of a stage, such as tasks and rewards, which may be a user's own classes.
 
-The ``kind`` of a part of this project is a word, and the part is found in its package. The kind of a user's part is its
-import path, ``module:Class``, and the part states a ``version``. Both are values with settings, and enter the ids of
-stages in the same way.
+The ``kind`` of a part of this project is a word, and its class is found in its package. The kind of a user's part is
+its import path, ``module:Class``, and its class states a ``version``. Both are values with settings, and enter the ids
+of stages in the same way.
 
-The text in a store is not trusted. With ``STORED`` as pydantic's context, reading it never imports a module: a part
-whose class is not imported becomes an ``UnreadPart``, which only holds its settings.
+The text in a store is not trusted. With ``STORED`` as pydantic's context, parsing it never imports a module: a part
+whose class is not imported yet becomes an ``UnreadPart``, which only holds its settings.
 """
 
 import importlib
@@ -26,7 +26,7 @@ T = TypeVar("T", bound="Part")
 
 PACKAGE = __name__.partition(".")[0]
 STORED = {"stored": True}
-#: The kind of a user's class, in a list of the kinds there are.
+#: The entry for users' classes in a list of kinds.
 OWN_CLASS = "module:Class of your own"
 VERSION = "version: Literal[1] = 1"
 
@@ -34,7 +34,7 @@ VERSION = "version: Literal[1] = 1"
 class Part(Value):
     """A part of a stage: settings, and a ``kind`` that names its class.
 
-    A class of this project states its kind; any other gets its import path.
+    A class of this project states its kind. The kind of any other class is its import path.
     """
 
     if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def imported(path: str, field: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if not error.name or not f"{module_name}.".startswith(f"{error.name}."):  # one that the module itself imports
+        if not error.name or not f"{module_name}.".startswith(f"{error.name}."):  # imported by the module
             raise ValueError(f"{field}={path!r} cannot be imported: {located(error)}") from error
         places = f"in {os.getcwd()} or among the installed packages"
         raise ValueError(f"{field}={path!r} cannot be imported: no module {error.name} is {places}") from error
@@ -83,7 +83,8 @@ def imported(path: str, field: str) -> Any:
 
 
 def part_of(base: type[T], kinds: Mapping[str, type[T]]) -> Any:
-    """Return the type of a field that holds a part: of one of ``kinds``, or of a user's subclass of ``base``."""
+    """Return the type of a field that holds a part: an instance of one of ``kinds``, or of a user's subclass of
+    ``base``."""
 
     def part(value: Any, info: ValidationInfo) -> Any:
         field = info.field_name or base.__name__.lower()
@@ -103,8 +104,8 @@ def part_of(base: type[T], kinds: Mapping[str, type[T]]) -> Any:
 
 
 def own_parts(values: Iterable[BaseModel]) -> Iterator[Any]:
-    """Yield the parts of users' classes, imported or not, in some values and in all values inside them. A value that
-    several hold, such as a stage that others start from, is visited once."""
+    """Yield the parts of users' classes, imported or not, in some values and in all values inside them. A shared value,
+    such as a stage that others start from, is visited once."""
     left, seen = list(values), set[int]()
     while left:
         value = left.pop()
@@ -129,7 +130,7 @@ def own_modules(values: Iterable[BaseModel]) -> tuple[str, ...]:
 
 
 def is_own(kind: str) -> bool:
-    """Return whether a name is an import path, and so that of a user's class or function."""
+    """Return whether a name is an import path, and so names a user's class or function."""
     return bool(re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", kind))
 
 
@@ -151,7 +152,7 @@ def _named(kind: str, base: type[T], kinds: Mapping[str, type[T]], field: str) -
 
 
 def _require_class(found: type[Part], kinds: Mapping[str, type[Part]], field: str) -> None:
-    """Raise ValueError unless it is one of ``kinds``, or a class that every process can import and tell apart."""
+    """Raise ValueError unless a class is one of ``kinds``, or a user's that is importable, concrete and versioned."""
     if found in kinds.values():
         return
     path = import_path(found)

@@ -1,6 +1,6 @@
-"""Counter-based random numbers: a draw is a pure function of (key, index), so nothing has a cursor to lose.
+"""Counter-based random numbers: a draw is a pure function of (key, index), so there is no generator state to save.
 
-Any rank, sampler or resumed run computes exactly the numbers it needs, in any order. The mixing function is the
+Any rank, sampler or resumed run computes exactly the numbers that it needs, in any order. The mixing function is the
 finaliser of SplitMix64 (Steele, Lea, Flood, 2014).
 """
 
@@ -22,7 +22,7 @@ def stream_key(*parts: str | int) -> int:
 
 
 def splitmix64(z: np.ndarray) -> np.ndarray:
-    """Scramble uint64 values; a bijection of the 64-bit integers. Works in place on a fresh copy."""
+    """Scramble uint64 values by a bijection of the 64-bit integers. Return a new array."""
     z = z.astype(np.uint64, copy=True)
     for shift, multiplier in ((30, _MUL1), (27, _MUL2)):
         z ^= z >> np.uint64(shift)
@@ -55,7 +55,7 @@ def epochs(stream: int, count: int, start: int, stop: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _epoch_order(stream: int, count: int, epoch: int) -> np.ndarray:
-    """Shuffle ``0 .. count-1``, once for all steps of an epoch."""
+    """Return a shuffle of ``0 .. count-1``, cached for all steps of an epoch."""
     order = np.argsort(random_bits(stream_key(stream, "epoch", epoch), np.arange(count)))
     order.flags.writeable = False
     return order

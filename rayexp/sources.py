@@ -1,7 +1,7 @@
 """Sources of pretrained models: a folder, a repository of the Hugging Face hub, or a GGUF file of a package.
 
-Each becomes a folder with ``config.json``, weights as safetensors, and a tokenizer. A revision pins it: the commit of a
-repository, or the SHA-256 of the content of files on this machine. Code that comes with a model is never fetched.
+Each source becomes a folder with ``config.json``, weights as safetensors, and a tokenizer. A revision pins it: the
+commit of a repository, or the SHA-256 of the content of local files. Code that comes with a model is never fetched.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from typing import Any
 
 from rayexp.errors import first_line
 
-#: What a tokenizer and a shape are read from, and the licence. Small, so that a plan can have them.
+#: The files with a model's shape, tokenizer and licence. They are small, so a plan can fetch them.
 DESCRIPTIONS = (
     "config.json",
     "generation_config.json",
@@ -36,21 +36,21 @@ INSTALL = 'pip install "rayexp[smol]"'
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 GGUF_CODE = "rayexp.models.gguf"
-#: Longest time of a conversion; one of 135M parameters takes half a minute on a busy core.
+#: Time limit of a conversion. One of 135M parameters takes half a minute on a busy core.
 CONVERSION_S = 1800.0
 
 
 def here(path: str) -> str:
-    """Return a path as this process reaches it. A relative one leads from the current folder or from one of sys.path,
-    because Ray's workers run in other folders and have the sys.path of their driver."""
+    """Return a path that this process can open. A relative one is looked up in the current folder and in those of
+    sys.path, because Ray's workers run in other folders and have the sys.path of their driver."""
     if "://" in path or os.path.exists(path):
         return path
     return next((found for folder in sys.path if os.path.exists(found := os.path.join(folder, path))), path)
 
 
 def pinned(source: str, revision: str = "") -> str:
-    """Return the revision of a source. Raises ValueError on a branch, with its newest commit, and on a source that
-    can't be reached."""
+    """Return the pinned revision of a source. Raises ValueError on a branch, with its newest commit in the message, and
+    on a source that can't be reached."""
     if place := _local(source):
         found = _content(str(place))
         if revision not in ("", found):
@@ -83,7 +83,7 @@ def whole(source: str, revision: str) -> Path:
 
 
 def parameters(source: str, revision: str) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight of a source, by name, without fetching any."""
+    """Return the shape of every weight of a source, by name, without fetching the weights."""
     if (place := _local(source)) is None:
         with _hub(source, revision):
             from huggingface_hub import get_safetensors_metadata
@@ -167,7 +167,7 @@ def _folder(place: Path, revision: str) -> Path:
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=cache) as made:
-            # In a process of its own, because a plan needs no torch otherwise.
+            # A separate process converts it, because a plan needs no torch otherwise.
             command = [sys.executable, "-m", GGUF_CODE, str(place), f"{made}/model"]
             try:
                 subprocess.run(command, capture_output=True, text=True, check=True, timeout=CONVERSION_S)
@@ -196,7 +196,7 @@ def _fetched(source: str, revision: str, patterns: tuple[str, ...]) -> Path:
 
 @contextmanager
 def _hub(source: str, revision: str) -> Iterator[Any]:
-    """Turn errors of the hub into ValueErrors that say what to set."""
+    """Turn errors of the hub into ValueErrors that name the setting to change."""
     from huggingface_hub.errors import (
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of whichever client it is built on
         RepositoryNotFoundError,

@@ -21,14 +21,17 @@ T = TypeVar("T")
 
 FLAGS: Any = tyro.conf.FlagCreatePairsOff
 _RULE = re.compile("[─-]{20,}").fullmatch
-#: A column is cut to no less than this; where even that is too wide, the terminal wraps.
+#: Smallest width to which a column is cut. If the table is still too wide, the terminal wraps.
 NARROWEST = 16
 
 
 def parse_args(form: Any, arguments: list[str] | None, **about: Any) -> Any:
-    """Return the command line as a ``form``. An option with several values may be repeated, and its values may be
-    separated by commas. Raises ValueError with one sentence where tyro would print a box of several lines, and
-    ValidationError on a value that a pydantic model of the form refuses."""
+    """Parse the command line as a ``form``. An option with several values may be repeated, and its values may be
+    separated by commas.
+
+    Raises ValueError with one sentence instead of tyro's box of several lines, and ValidationError on a value that a
+    pydantic model of the form refuses.
+    """
     words = joined(sys.argv[1:] if arguments is None else arguments, _lists(form))
     said = io.StringIO()
     try:
@@ -49,7 +52,7 @@ def _validation_error(error: BaseException) -> ValidationError | None:
 
 
 def _sentence(box: str) -> str:
-    """Return the sentence in a box of tyro's: title, sentence, rule, advice; in colour or in ASCII."""
+    """Return the sentence in tyro's box, which has a title, the sentence, a rule and advice, in colour or in ASCII."""
     lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:]]
     lines = list(itertools.dropwhile(_RULE, lines))
     sentence = " ".join(itertools.takewhile(lambda line: not _RULE(line), lines)).rstrip(".")
@@ -57,14 +60,14 @@ def _sentence(box: str) -> str:
     if choice := re.match(r"invalid choice '(.*?)' .* Expected one of \((.*)\)", sentence):
         meant = did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2]))
     option = re.search(r"Perhaps you meant:\s+(--[\w-]+)", "\n".join(lines))
-    if option and option[1] not in sentence.split():  # as it is where it stands before its command
+    if option and option[1] not in sentence.split():  # the same, if it stands before its command
         meant = f"; did you mean {option[1]}?"
     return f"{sentence}; --help lists what is allowed{meant}"
 
 
 def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
-    """Return a command line with every option of ``lists`` once, at its end, with all its values. Raises ValueError
-    for an option without any."""
+    """Return a command line with each option of ``lists`` once, at the end, with all its values. Raises ValueError if
+    an option has no value."""
     others: list[str] = []
     values: dict[str, list[str]] = {}
     found: list[str] | None = None
@@ -77,14 +80,14 @@ def joined(words: Sequence[str], lists: Collection[str]) -> list[str]:
         if found is None:
             others.append(word)
         else:
-            found += [word] if "=" in word else word.replace(",", " ").split()  # a value may have commas inside
+            found += [word] if "=" in word else word.replace(",", " ").split()  # a value may contain commas
     if empty := [name for name, parts in values.items() if not parts]:
         raise ValueError(f"the option {empty[0]} has no value; give one or more, separated by blanks or commas")
     return [*others, *itertools.chain.from_iterable([name, *parts] for name, parts in values.items())]
 
 
 def _lists(form: Any) -> set[str]:
-    """Return the options of a form, or of the forms of a union, that take any number of values."""
+    """Return the options of a form, or of a union's forms, that take any number of values."""
     if not (isinstance(form, type) and (dataclasses.is_dataclass(form) or issubclass(form, BaseModel))):
         return set().union(*map(_lists, get_args(form)))
     hints = get_type_hints(form)
@@ -93,19 +96,19 @@ def _lists(form: Any) -> set[str]:
 
 
 def exit_with_error(*why: str) -> int:
-    """Print the reasons of a refusal, each on one line, and return its exit code."""
+    """Print the reasons of a refusal, one a line, and return its exit code."""
     return tell("refused", *why, code=2)
 
 
 def tell(what: str, *why: str, code: int) -> int:
-    """Print to standard error why a command ended, each reason on one line, and return its exit code."""
+    """Print to standard error why a command ended, one reason a line, and return ``code``."""
     print(f"{what}:", "\n".join(map(one_line, why)), file=sys.stderr)
     return code
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table. Where a terminal is too narrow, ``spare`` columns are left out, the last one first; then
+    """One column of a table. If a terminal is too narrow, ``spare`` columns are left out, the last one first. Then
     texts in ``cut`` columns are shortened."""
 
     name: str
@@ -115,7 +118,7 @@ class Column:
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
-    """Return rows as aligned text, with lines of at most ``width`` characters where that is possible."""
+    """Return rows as aligned text, with lines of at most ``width`` characters if possible."""
     cells = [[column.name for column in columns], *([one_line(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     shown = list(range(len(columns)))
@@ -133,12 +136,12 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
 
 
 def terminal_width() -> int | None:
-    """Return the width of the terminal; None if the output goes elsewhere, where nothing has to be left out."""
+    """Return the width of the terminal; None if the output goes elsewhere, where width is unlimited."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def shortened(text: str, length: int) -> str:
-    """Return text of at most ``length`` characters. Longer texts lose their middle, because their ends differ most."""
+    """Shorten a text to at most ``length`` characters. Cut out its middle, because the ends of texts differ most."""
     if len(text) <= length:
         return text
     tail = (length - 1) // 2
@@ -146,7 +149,7 @@ def shortened(text: str, length: int) -> str:
 
 
 def abbreviated(ids: Sequence[str], digits: int = 8) -> dict[str, str]:
-    """Return stage ids by their beginnings, which have as many digits as tell all apart, and at least ``digits``."""
+    """Return beginnings of stage ids, by id: enough digits to tell all apart, and at least ``digits``."""
     while True:
         short = {stage_id: stage_id[: stage_id.find("-") + 1 + digits] for stage_id in ids}
         if len(set(short.values())) == len(short):
@@ -155,7 +158,7 @@ def abbreviated(ids: Sequence[str], digits: int = 8) -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds for people: ``<0.1 s``, ``24 s``, ``12 min``, ``3.2 h``, ``4.1 d``, ``27 y``."""
+    """Return seconds as text for people: ``<0.1 s``, ``24 s``, ``12 min``, ``3.2 h``, ``4.1 d``, ``27 y``."""
     if 0 < seconds < 0.05:
         return "<0.1 s"
     for limit, unit_s, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h"), (63_115_200, 86_400, "d")):

@@ -1,4 +1,4 @@
-"""A limit on how long is waited for a call that has none of its own."""
+"""A time limit for calls that have none of their own."""
 
 import queue
 import threading
@@ -9,14 +9,14 @@ T = TypeVar("T")
 
 
 class TimeoutError(Exception):
-    """There was no answer in time."""
+    """The absence of an answer within a time limit."""
 
 
 def run_with_timeout(limit_s: float, call: Callable[[], T], name: str) -> T:
     """Return what ``call`` returns, or raise what it raises. Raises TimeoutError after ``limit_s`` seconds.
 
-    It runs in a thread of its own, called ``name``, because what hangs in a system call can't be interrupted; that
-    thread is left behind then, and keeps no process from ending.
+    The call runs in a thread of its own, named ``name``, because a hanging system call can't be interrupted. After the
+    limit the thread is left running; it does not keep the process from ending.
     """
     answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 

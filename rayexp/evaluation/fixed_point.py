@@ -1,19 +1,19 @@
 """The fixed point of GRPO as it is run: the P at which the push of the reward and the pull of the KL cancel.
 
-``theory`` describes the maximiser of E[R] - beta KL(pi || q). GRPO climbs something else where it divides rewards by
-the deviation of their group, and where the KL of each token is a term of the loss. Both move the fixed point of each
-prompt by itself, without any sharing of weights.
+``theory`` describes the maximiser of E[R] - beta KL(pi || q). GRPO climbs something else if it divides rewards by the
+standard deviation of their group, or if the KL of each token is a term of the loss. Both move the fixed point of a
+single prompt, even if prompts share no weights.
 
 One prompt has one right completion. q_t is the reference's mass of its token t after the right tokens before it, pi_t
 is the policy's, and Q and P are their products. In expectation over groups the reward has the gradient c(P) dP, where c
 (``effect``) depends on the advantage and the size of the group. The KL pulls back in one of two ways:
 
-    in the loss     a prefix pays for its own KL and not for that of later ones, so that from the last token backwards
+    in the loss     a prefix pays for its own KL but not for that of later prefixes. So, from the last token backwards,
                     logit pi_t = logit q_t + c(P) V / beta, with V the product of pi after t
-    in the reward   the KL of the whole completion has the factor c as well, if c is a constant: it cancels, and
+    in the reward   the KL of the whole completion has the factor c as well. If c is constant it cancels, and
                     logit P = logit Q + 1 / beta, the tilt of ``theory``
 
-The mean over the tokens of a completion divides both terms alike where completions are equally long, and moves nothing.
+The mean over the tokens of a completion divides both terms alike if completions are equally long, so it moves nothing.
 
 Shape suffixes: _N prompts, _T tokens of a completion, _M values of P, _K hits in a group.
 """
@@ -29,23 +29,23 @@ from rayexp.stages import GRPO, Stage
 
 #: Advantages whose effect is known.
 COVERED = GROUP_STD, MEAN_ONLY, LEAVE_ONE_OUT = "group_std", "mean_only", "leave_one_out"
-#: Why neither this theory nor the paper's is about the Q that a stage started from.
+#: The reason why neither this theory nor the paper's applies to the Q that a stage started from.
 OTHER_REFERENCE = "the reference is not what the stage started from"
-#: Logits of P from 1/2 up at which a change of sign is looked for. One at 1/2 and one below suffice for the rest:
-#: there c falls with P, so that the two sides meet once at most.
+#: Logits of P, from P = 1/2 up, between which a change of the sign of F(P) - P is searched. Below 1/2 one bracket is
+#: enough: c falls with P there, so F(P) = P has at most one solution.
 UPPER_LOGITS_M = np.linspace(0, 36, 145)
-#: Halvings of a bracket: enough to take the longest, some hundred nats, below 1e-12.
+#: Halvings of a bracket: enough to shrink the longest, some hundred nats, below 1e-12.
 HALVINGS = 50
-#: Numbers that are held in memory at once.
+#: Numbers that are held in memory at the same time.
 AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
 class StablePoints:
-    """Masses P that GRPO returns to after a small push. Where there are several, the start decides among them.
+    """Masses P to which GRPO returns after a small push. If a prompt has several, the start decides among them.
 
-    lowest_N: the one that is reached from Q, because none lies below Q. highest_N: the same prompt's highest; equal to
-    the lowest where there is only one.
+    lowest_N: each prompt's lowest. GRPO reaches it from Q, because none lies below Q. highest_N: each prompt's highest;
+    equal to the lowest if there is only one.
     """
 
     lowest_N: np.ndarray
@@ -63,7 +63,7 @@ def effect(p_M: np.ndarray, advantage: str, group_size: int) -> np.ndarray:
         return np.full_like(p_M, {MEAN_ONLY: 1 - 1 / group_size, LEAVE_ONE_OUT: 1.0}[advantage])
     hits_K, p_M1 = np.arange(1, group_size), p_M[..., None]
     log_groups_K = gammaln(group_size + 1) - gammaln(hits_K + 1) - gammaln(group_size - hits_K + 1)
-    # P (1 - P) is divided out of the binomial probabilities, which leaves a polynomial without poles.
+    # Dividing the binomial probabilities by P (1 - P) leaves a polynomial without poles.
     log_weights_MK = log_groups_K + xlogy(hits_K - 1, p_M1) + xlog1py(group_size - hits_K - 1, -p_M1)
     return np.exp(log_weights_MK) @ np.sqrt(hits_K * (group_size - hits_K)) / group_size
 
@@ -72,7 +72,7 @@ def stationary_mass(log_q_NT: np.ndarray, shift_NM: np.ndarray) -> np.ndarray:
     """Return P of the stationary policy for a fixed c and a KL in the loss, by the recursion from the last token.
 
     log_q_NT: log-masses of the tokens under the reference, 0 behind the end of shorter completions. shift_NM: c / beta,
-    of any shape that broadcasts against [N, M].
+    in any shape that broadcasts against [N, M].
     """
     log_q_NT = np.minimum(log_q_NT, 0.0)
     with np.errstate(divide="ignore"):
@@ -84,8 +84,11 @@ def stationary_mass(log_q_NT: np.ndarray, shift_NM: np.ndarray) -> np.ndarray:
 
 
 def stable_points(log_q_NT: np.ndarray, beta: float, advantage: str, group_size: int) -> StablePoints:
-    """Return the stable P of each prompt with a KL in the loss: F(P) = P, F > P below it and F < P above it, with F
-    what ``stationary_mass`` makes of c(P). log_q_NT: as of ``stationary_mass``. beta: above 0."""
+    """Return the stable P of each prompt with a KL in the loss.
+
+    P is stable if F(P) = P, F > P just below it and F < P just above it, where F(P) is ``stationary_mass`` at c(P).
+    log_q_NT: as for ``stationary_mass``. beta: above 0.
+    """
     if advantage != GROUP_STD:
         shift_11 = effect(np.zeros((1, 1)), advantage, group_size) / beta
         p_N = stationary_mass(log_q_NT, shift_11)[:, 0]
@@ -98,11 +101,12 @@ def stable_points(log_q_NT: np.ndarray, beta: float, advantage: str, group_size:
 
 
 def _searched(log_q_NT: np.ndarray, beta: float, group_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lowest and the highest stable P of each prompt, where c depends on P."""
+    """Return the lowest and the highest stable P of each prompt if c depends on P."""
     below = min(-1.0, float(np.minimum(log_q_NT, 0).sum(axis=1).min()) - 1)
     grid_M = np.array([below, *UPPER_LOGITS_M])
     rises_NM = _rises(log_q_NT, grid_M[None], beta, group_size)
-    # The places above the first fall and the last rise. Up to rounding a Q of 0 never rises, and a Q of 1 never falls.
+    # Grid indices of the first fall, and of the place above the last rise. Up to rounding, a Q of 0 never rises and a Q
+    # of 1 never falls.
     first_N = np.where(rises_NM.all(axis=1), len(grid_M) - 1, (~rises_NM).argmax(axis=1)).clip(min=1)
     last_N = np.where(rises_NM.any(axis=1), len(grid_M) - rises_NM[:, ::-1].argmax(axis=1), 1)
     last_N = last_N.clip(first_N, len(grid_M) - 1)
@@ -114,7 +118,7 @@ def _searched(log_q_NT: np.ndarray, beta: float, group_size: int) -> tuple[np.nd
 
 
 def _halved(log_q_NT: np.ndarray, low_N: np.ndarray, high_N: np.ndarray, beta: float, group_size: int) -> np.ndarray:
-    """Return the stable P between two logits of P for each prompt, by bisection."""
+    """Return each prompt's stable P between two logits of P, by bisection."""
     for _ in range(HALVINGS):
         middle_N = (low_N + high_N) / 2
         up_N = _rises(log_q_NT, middle_N[:, None], beta, group_size)[:, 0]
@@ -123,13 +127,13 @@ def _halved(log_q_NT: np.ndarray, low_N: np.ndarray, high_N: np.ndarray, beta: f
 
 
 def _rises(log_q_NT: np.ndarray, logit_p_NM: np.ndarray, beta: float, group_size: int) -> np.ndarray:
-    """Return where F(P) > P."""
+    """Return a boolean array: F(P) > P."""
     p_NM = expit(logit_p_NM)
     return stationary_mass(log_q_NT, effect(p_NM, GROUP_STD, group_size) / beta) > p_NM
 
 
 def beyond_theory(stage: Stage) -> str:
-    """Return why the fixed point of a stage is not known, as the end of a sentence; empty where it is known."""
+    """Return why the fixed point of a stage is unknown, as the end of a sentence; '' if it is known."""
     if not isinstance(stage, GRPO):
         return "only GRPO has one"
     estimators = {"loss": ("exact", "k2"), "reward": ("exact", "k1")}[stage.kl_in]
@@ -155,7 +159,7 @@ def beyond_theory(stage: Stage) -> str:
 
 
 def fixed_points(stage: GRPO, log_q_NT: np.ndarray) -> StablePoints:
-    """Return the fixed points of each prompt in a GRPO stage that the theory covers (``beyond_theory``).
+    """Return the fixed points of each prompt in a GRPO stage. The theory has to cover the stage (``beyond_theory``).
 
     log_q_NT: log-masses of the tokens of the right completion at the stage's init, 0 behind the end of shorter ones.
     """

@@ -1,8 +1,7 @@
 """The exact correct mass Q(x): the probability that a decoder completes prompt x correctly.
 
-Where the right completion is unique, one teacher-forced pass gives Q(x), and the same pass says
-whether greedy decoding finds it. Where it is not, the pass
-gives the mass of the gold completion, a lower bound of Q.
+If the right completion is unique, one teacher-forced pass gives Q(x), and shows whether greedy decoding finds that
+completion. If it is not, the pass gives the mass of the gold completion, a lower bound of Q.
 
 Shape suffixes: _N prompts, _T tokens, _C completion tokens, _V vocabulary.
 """
@@ -18,29 +17,32 @@ from rayexp.rl.scoring import completion_logprobs
 from rayexp.stages.memory import HELD
 from rayexp.tasks import TokenBatch
 
-#: Completions that are scored at once, at most.
+#: Largest number of completions that are scored at once.
 ROWS = 1024
 
 
 @dataclass(frozen=True)
 class GoldScores:
-    """token_log_mass: for each row, the log-probability of each token of the gold completion after the tokens before
-    it, ``<eos>`` included, in nats. greedy_N: whether greedy decoding writes exactly it."""
+    """Scores of gold completions. token_log_mass: of each row, the log-probability in nats of each token given the
+    tokens before it, ``<eos>`` included. greedy_N: whether greedy decoding writes exactly the gold completion."""
 
     token_log_mass: list[np.ndarray]
     greedy_N: np.ndarray
 
     @property
     def log_mass_N(self) -> np.ndarray:
-        """Log-probability of the gold completion."""
+        """Return the log-probabilities of the gold completions, in nats."""
         return np.array([each.sum() for each in self.token_log_mass])
 
 
 @torch.no_grad()
 def gold_scores(model: PreTrainedModel, token_batch: TokenBatch, temperature: float = 1.0) -> GoldScores:
-    """Score the gold completion of every row, in fp32. At most ``ROWS`` at once, and no more than have few enough
-    numbers over the vocabulary (``rl.readout``). Greedy decoding follows the gold path as long as it agrees
-    with it, so it finds the gold completion exactly if the most likely token is right at every position of it."""
+    """Score the gold completion of every row, in fp32.
+
+    At most ``ROWS`` are scored at once, and fewer if their distributions over the vocabulary would exceed the memory
+    limit (``rl.readout``). Greedy decoding finds the gold completion if and only if the most likely token is right at
+    each of its positions.
+    """
     token_log_mass, greedy = [], []
     longest = int((token_batch.length_N - token_batch.prompt_tokens_N.min(initial=0)).max(initial=1))
     at_once = max(1, min(ROWS, HELD // (longest * model.config.vocab_size)))
@@ -61,7 +63,7 @@ def gold_scores(model: PreTrainedModel, token_batch: TokenBatch, temperature: fl
 def gold_masses(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], gold: Sequence[Sequence[int]], temperature: float = 1.0
 ) -> np.ndarray:
-    """Return the probability of the gold completion of each prompt, whatever their lengths: [N], float64."""
+    """Return the probability of the gold completion of each prompt: [N], float64. Lengths may differ."""
     places: dict[tuple[int, int], list[int]] = {}
     for i, shape in enumerate(zip(map(len, prompts), map(len, gold), strict=True)):
         places.setdefault(shape, []).append(i)

@@ -1,4 +1,4 @@
-"""Measure a model on every cell of its task: one row a prompt, the same prompts for every stage of a study."""
+"""The measurement of a model on every cell of its task: one row a prompt, the same prompts for every stage."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +11,10 @@ from rayexp.stages import Evaluate
 from rayexp.tasks import Task, TokenBatch
 from rayexp.tasks.base import TEMPLATE, TEST_SEED
 
-#: One row a prompt. log_mass: of the gold completion, in nats; exp of it is Q where the right completion is unique,
-#: else a lower bound of Q. token_log_mass: of each of its tokens after those before it; they add up to log_mass.
-#: completion: what greedy decoding writes, the gold one where greedy_correct. sampled, answer_correct, trace_correct:
-#: completions drawn and judged (0 where the right completion is unique).
+#: One row a prompt. log_mass: of the gold completion, in nats. Its exp is Q if the right completion is unique, else a
+#: lower bound of Q. token_log_mass: of each token of the gold completion given those before it; the sum is log_mass.
+#: completion: the greedy completion, which is the gold one if greedy_correct. sampled: number of completions drawn;
+#: answer_correct, trace_correct: how many of them are right (all three are 0 if the right completion is unique).
 SCHEMA = pa.schema(
     [
         ("role", pa.string()),
@@ -34,8 +34,8 @@ SCHEMA = pa.schema(
 
 
 def measure(model: PreTrainedModel, stage: Evaluate) -> pa.Table:
-    """Return rows of ``SCHEMA``, ``stage.prompts_per_cell`` for each cell of the task; with ``TEMPLATE``, where its
-    questions have templates."""
+    """Return rows of ``SCHEMA``, ``stage.prompts_per_cell`` for each cell of the task. They have a column ``TEMPLATE``
+    if the task's questions have templates."""
     task, schema = stage.root.task, SCHEMA
     decode = task.vocabulary.decode
     model.eval()
@@ -75,7 +75,7 @@ def measure(model: PreTrainedModel, stage: Evaluate) -> pa.Table:
 
 
 def _greedy(model: PreTrainedModel, task: Task, cell: str, batch: TokenBatch, correct_N: np.ndarray) -> list[str]:
-    """Return the greedy completion of each prompt. Only where that is not the gold one is anything decoded."""
+    """Return the greedy completion of each prompt. Decode only if it is not the gold one. correct_N: whether it is."""
     wrong = np.flatnonzero(~correct_N)
     written = [task.vocabulary.decode(gold_C) for gold_C in batch.completions]
     if len(wrong):
@@ -90,7 +90,7 @@ def _greedy(model: PreTrainedModel, task: Task, cell: str, batch: TokenBatch, co
 def _sample(
     model: PreTrainedModel, task: Task, cell: str, batch: TokenBatch, stage: Evaluate
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the right answers and right traces among ``stage.sampled_completions`` of each prompt."""
+    """Return the numbers of right answers and of right traces among ``stage.sampled_completions`` of each prompt."""
     prompts, group = batch.prompts, stage.sampled_completions
     seeds = [prompt_seed(stage.seed, "evaluate", cell, i) for i in range(len(prompts))]
     limits = [task.max_completion_tokens(cell)] * len(prompts)

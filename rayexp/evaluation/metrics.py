@@ -1,7 +1,7 @@
 """Summaries of per-prompt measurements, with intervals.
 
-Prompts of one run share its weights, so runs (seeds) are the clusters: intervals of means resample seeds first, then
-prompts within each.
+Prompts of one run share its weights, so the clusters are runs (seeds): intervals of means resample seeds first, then
+prompts within each seed.
 """
 
 import math
@@ -11,22 +11,23 @@ import numpy as np
 from scipy.special import gammaln
 from scipy.stats import binomtest
 
-#: Random numbers that a bootstrap holds in memory: a study of paper scale asks for a hundred times as many.
+#: Random numbers that a bootstrap holds in memory at once. A study of paper scale needs a hundred times as many.
 DRAWS_AT_ONCE = 2**22
-#: An interval that covers more than this share of what is possible decides nothing.
+#: An interval that covers more than this share of the possible range decides nothing.
 TELLS_LITTLE = 0.75
 
 
 def pass_at_k(q: np.ndarray, k: int) -> np.ndarray:
-    """1 - (1 - Q)^k for each prompt: exact, for any k."""
+    """Return 1 - (1 - Q)^k for each prompt: exact, for any k."""
     with np.errstate(divide="ignore"):
         return -np.expm1(k * np.log1p(-np.asarray(q, dtype=float)))
 
 
 def pass_at_k_sampled(sampled: int, correct: np.ndarray, k: int) -> np.ndarray:
-    """Unbiased estimate from ``correct`` of ``sampled`` completions, 1 - C(n-c, k) / C(n, k) (Chen et al., 2021).
+    """Return the unbiased estimate 1 - C(n-c, k) / C(n, k) from c = ``correct`` of n = ``sampled`` completions (Chen et
+    al., 2021).
 
-    Raises ValueError where k is larger than ``sampled``, for there is no unbiased estimate.
+    Raises ValueError if k is larger than ``sampled``, because then there is no unbiased estimate.
     """
     if not 1 <= k <= sampled:
         raise ValueError(f"k={k} should be from 1 to {sampled}, the number of sampled completions")
@@ -49,17 +50,17 @@ class Interval:
     possible: tuple[float, float] = (-math.inf, math.inf)
 
     def within(self, possible: tuple[float, float]) -> "Interval":
-        """Return the part of the interval that is possible."""
+        """Return the interval, cut to a possible range."""
         low, high = max(self.low, possible[0]), min(self.high, possible[1])
         return replace(self, low=float(min(low, self.mean)), high=float(max(high, self.mean)), possible=possible)
 
     @property
     def undecided(self) -> bool:
-        """Return whether it covers so much of what is possible that a range would only look like knowledge."""
+        """Return whether it covers so much of the possible range that it is uninformative."""
         return self.high - self.low > TELLS_LITTLE * (self.possible[1] - self.possible[0])
 
     def __format__(self, spec: str) -> str:
-        """Return text for people. An interval that covers nearly all that is possible is not shown. spec: of each
+        """Return the mean and the interval as text; an uninformative interval is not shown. spec: format of each
         number."""
         spec = spec or ".3g"
         if self.undecided:
@@ -68,7 +69,7 @@ class Interval:
 
     @property
     def uncertain(self) -> str:
-        """Return what stands in the place of an interval that says nothing."""
+        """Return the text that stands in place of an uninformative interval."""
         return f"uncertain with {self.seeds} seed{'' if self.seeds == 1 else 's'}"
 
     def __str__(self) -> str:
@@ -76,14 +77,14 @@ class Interval:
 
 
 def cluster_bootstrap(clusters: list[np.ndarray], resamples: int = 2000, level: float = 0.95) -> Interval:
-    """Percentile interval of the mean over prompts, resampling clusters (seeds), then prompts within each.
+    """Return the percentile interval of the mean over prompts, resampling clusters (seeds), then prompts within each.
 
-    With one cluster only the prompts vary: the interval then says nothing about other seeds.
+    With one cluster only the prompts vary, so the interval does not cover the variation between seeds.
     """
     if not clusters or any(len(cluster) == 0 for cluster in clusters):
         raise ValueError("a bootstrap needs at least one cluster and no empty one")
     rng = np.random.default_rng(0)
-    # Many bootstrap means of each cluster; a resample then picks clusters, and for each pick one of its means.
+    # Draw many bootstrap means of each cluster. A resample then picks clusters, and for each pick one of its means.
     boot = np.concatenate([_resampled_means(np.asarray([each], dtype=float), resamples, rng) for each in clusters])
     sizes = np.array([len(cluster) for cluster in clusters], dtype=float)
     chosen = rng.integers(len(clusters), size=(resamples, len(clusters)))
@@ -130,6 +131,6 @@ def _quantiles(means: np.ndarray, level: float) -> np.ndarray:
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """A proportion with its 95 % Wilson interval."""
+    """Return a proportion with its 95 % Wilson interval."""
     low, high = binomtest(successes, trials).proportion_ci(method="wilson")
     return Interval(successes / trials, float(low), float(high), 1, trials)

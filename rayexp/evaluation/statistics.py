@@ -1,9 +1,9 @@
-"""Certainty of a number: intervals and p-values that vary seeds, and Holm's procedure over many of them.
+"""Certainty of a number: intervals and p-values over seeds, and Holm's procedure over many p-values.
 
-Seeds are the unit that training varies over, and there are few of them. A bootstrap of three seeds hardly leaves their
-range and would be too sure; so what is judged gets the wider of two intervals, the bootstrap over seeds and prompts and
-Student's t over the means of the seeds. p-values are those of Student's t. With one seed neither says anything about
-another run, and there is no p-value.
+Seeds are the unit of variation between runs, and there are few of them. A bootstrap of three seeds hardly leaves their
+range, so it would be too narrow. A number that is judged therefore gets the wider of two intervals: the bootstrap over
+seeds and prompts, and Student's t over the means of the seeds. p-values come from Student's t. With one seed neither
+interval covers another run, and there is no p-value.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from statsmodels.stats.proportion import proportions_ztest
 
 from rayexp.evaluation.metrics import Interval, cluster_bootstrap, wilson
 
-#: Two-sided; the level of every interval and verdict.
+#: Level of every interval and verdict, two-sided.
 ALPHA = 0.05
-#: Share of the studies in which a difference is to be found that is there.
+#: Power: share of studies that should find a difference which exists.
 POWER = 0.8
 
 
@@ -30,22 +30,22 @@ UNLIMITED: Limits = (-np.inf, np.inf)
 
 
 def possible_change(before: pd.Series) -> Limits:
-    """Return how much a mean mass can change at most: all that there is may be lost, all that is missing be gained."""
+    """Return the limits of the change of a mean mass: it can fall by its own size, and rise by what it lacks to 1."""
     mean = float(before.mean())
     return -mean, 1 - mean
 
 
 def interval(rows: pd.DataFrame, column: str, possible: Limits = UNLIMITED) -> Interval:
-    """Mean of a column over prompts and seeds, with its 95 % bootstrap interval; clusters are seeds.
+    """Return the mean of a column over prompts and seeds with its 95 % bootstrap interval. Clusters are seeds.
 
-    possible: smallest and largest possible mean; no interval leaves them.
+    possible: smallest and largest possible mean, to which the interval is cut.
     """
     clusters = [cluster.to_numpy(dtype=float) for _, cluster in rows.groupby("seed")[column]]
     return cluster_bootstrap(clusters).within(possible)
 
 
 def summarised(rows: pd.DataFrame, **columns: str) -> dict[str, Any]:
-    """Mean and interval of each column under a new name, and what they rest on: n is seeds times prompts."""
+    """Return mean and interval of each column under a new name, with the numbers of seeds and of rows (n)."""
     out: dict[str, Any] = {}
     for name, column in columns.items():
         found = interval(rows, column, possible_change(rows["init_q"]) if column == "gain" else UNLIMITED)
@@ -55,9 +55,10 @@ def summarised(rows: pd.DataFrame, **columns: str) -> dict[str, Any]:
 
 
 def conservative_interval(rows: pd.DataFrame, column: str, possible: Limits = UNLIMITED) -> Interval:
-    """Mean with the wider of two 95 % intervals: bootstrap over seeds and prompts, Student's t over means of seeds.
+    """Return the mean with the wider of two 95 % intervals: bootstrap over seeds and prompts, Student's t over means of
+    seeds.
 
-    possible: as of ``interval``. Student's t knows of no limits, and with few seeds it may cover all between them.
+    possible: as for ``interval``. Student's t ignores these limits, and with few seeds it may cover the whole range.
     """
     boot = interval(rows, column, possible)
     if boot.seeds == 1:
@@ -69,14 +70,16 @@ def conservative_interval(rows: pd.DataFrame, column: str, possible: Limits = UN
 
 
 def proportion(rows: pd.DataFrame, column: str) -> Interval:
-    """Share of rows where a boolean column is true, with the wider of the intervals by Wilson and over seeds."""
+    """Return the share of rows in which a boolean column is true, with the wider of Wilson's interval and the one over
+    seeds."""
     over_seeds = conservative_interval(rows, column, (0.0, 1.0))
     over_rows = wilson(int(rows[column].sum()), len(rows))
     return replace(over_seeds, low=min(over_seeds.low, over_rows.low), high=max(over_seeds.high, over_rows.high))
 
 
 def p_of_mean(rows: pd.DataFrame, column: str, limit: float) -> float | None:
-    """Two-sided p-value of the mean being ``limit``: Student's t over the means of seeds; None with one seed."""
+    """Return the two-sided p-value of the hypothesis that the mean is ``limit``, by Student's t over means of seeds;
+    None with one seed."""
     means = rows.groupby("seed")[column].mean().astype(float)
     if len(means) == 1:
         return None
@@ -87,8 +90,8 @@ def p_of_mean(rows: pd.DataFrame, column: str, limit: float) -> float | None:
 
 
 def p_within(rows: pd.DataFrame, column: str, limits: Limits) -> float | None:
-    """p-value of the mean lying outside of limits, by two one-sided t-tests over the means of seeds (Schuirmann, 1987);
-    None with one seed."""
+    """Return the p-value of the hypothesis that the mean is outside the limits, by two one-sided t-tests over the means
+    of seeds (Schuirmann, 1987); None with one seed."""
     means = rows.groupby("seed")[column].mean().astype(float)
     if len(means) == 1:
         return None
@@ -102,9 +105,11 @@ def p_within(rows: pd.DataFrame, column: str, limits: Limits) -> float | None:
 
 
 def detectable(rows: pd.DataFrame, column: str, seeds: int = 0) -> float:
-    """Return the smallest distance of a mean from a limit that a t-test over seeds finds in ``POWER`` of all studies,
-    if the means of seeds spread as they do in these rows; NaN with one seed. seeds: of the study, by default as many as
-    there are."""
+    """Return the smallest distance of a mean from a limit that a t-test over seeds finds in ``POWER`` of all studies.
+
+    It assumes that the means of seeds spread as in these rows. NaN with one seed. seeds: number of seeds of the study;
+    by default that of the rows.
+    """
     means = rows.groupby("seed")[column].mean().astype(float)
     if len(means) == 1:
         return float("nan")
@@ -113,16 +118,17 @@ def detectable(rows: pd.DataFrame, column: str, seeds: int = 0) -> float:
 
 
 def p_of_proportion(rows: pd.DataFrame, column: str, limit: float) -> float | None:
-    """The larger p-value of two: over seeds, and the score test over rows, which Wilson's interval belongs to."""
+    """Return the larger of two p-values: over seeds, and by the score test over rows, which matches Wilson's
+    interval."""
     over_seeds = p_of_mean(rows, column, limit)
     if over_seeds is None:
         return None
-    variance: Any = limit  # of the hypothesis, as in Wilson's interval
+    variance: Any = limit  # under the hypothesis, as in Wilson's interval
     return max(over_seeds, float(proportions_ztest(rows[column].sum(), len(rows), limit, prop_var=variance)[1]))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values adjusted by Holm's procedure; those that are None stay so and do not count."""
+    """Return p-values adjusted by Holm's procedure. None stays None and does not count as a test."""
     known = [i for i, p in enumerate(p_values) if p is not None and not np.isnan(p)]
     adjusted: list[float | None] = [None] * len(p_values)
     if known:

@@ -1,4 +1,4 @@
-"""A decoder as a value: the shape of one from scratch, or where a pretrained one is."""
+"""A decoder as a value: the shape of a decoder from scratch, or the source of a pretrained one."""
 
 import json
 import math
@@ -11,16 +11,16 @@ from rayexp import sources
 from rayexp.config import Count, Value
 from rayexp.tasks.text.model_tokens import ModelTokens
 
-#: What vLLM's attention kernels serve on CPU and GPU alike.
+#: Head sizes that vLLM's attention kernels support both on CPU and on GPU.
 HEAD_SIZES = (32, 64, 128)
 
 
 class Decoder(Value):
     """Shape of a Llama-style decoder: RMSNorm, SwiGLU, untied embeddings.
 
-    positions: ``rope``; ``none``, where attention sees order by its causal mask alone; or ``randomised``, which is RoPE
-    whose supervised stages see each sample at random increasing positions out of a longer range
-    (``training.positions``). Completions are drawn, scored and measured at the positions 0, 1, 2, ... in any case.
+    positions: ``rope``; ``none``: attention sees order only through its causal mask; or ``randomised``: RoPE, with
+    samples of supervised stages at random increasing positions from a longer range (``training.positions``).
+    Completions are always drawn, scored and measured at the positions 0, 1, 2, ...
     """
 
     fields_added_later: ClassVar[frozenset[str]] = frozenset({"positions"})
@@ -48,19 +48,19 @@ class Decoder(Value):
         return self
 
     def parameters(self, vocabulary_size: int) -> int:
-        """Return the number of trainable numbers, embeddings and output head included."""
+        """Return the number of trainable parameters, embeddings and output head included."""
         attention = self.width * self.head_size * 2 * (self.heads + self.kv_heads)
         block = attention + 3 * self.width * self.ff_width + 2 * self.width
         return self.layers * block + 2 * vocabulary_size * self.width + self.width
 
 
 class PretrainedDecoder(Value):
-    """A decoder that others have trained, with the shape that its files state.
+    """A pretrained decoder from elsewhere, with the shape that its files state.
 
     source: ``ORG/NAME`` on the Hugging Face hub, a folder as ``save_pretrained`` writes it, a GGUF file, or
-    ``package:NAME`` for the one in an installed package. revision: the commit of a repository; of the others the
-    SHA-256 of what they hold, filled in, as all else is. parameter_count: with an output matrix of its own, which a
-    decoder gets that shares it with its embeddings: vLLM would not see the shared one change.
+    ``package:NAME`` for the one in an installed package. revision: the commit of a repository; for other sources the
+    SHA-256 of their content. It is filled in, like the fields after it. parameter_count: counts an output matrix of its
+    own. A decoder that shares it with its embeddings gets one, because vLLM would not see the shared one change.
     """
 
     source: str
@@ -81,21 +81,22 @@ class PretrainedDecoder(Value):
 
     @classmethod
     def of(cls, source: str, revision: str = "") -> Self:
-        """Return the decoder of a source. Raises ValueError as ``rayexp.sources`` does, and on one that is none."""
+        """Return the decoder of a source. Raises ValueError as ``rayexp.sources`` does, and if the source is no
+        decoder."""
         return cls.model_validate({"source": source, **({"revision": revision} if revision else {})})
 
     @property
     def tokens(self) -> ModelTokens:
-        """Its tokenizer with its chat template, for a task of text."""
+        """Return its tokenizer with its chat template, for a task of text."""
         return ModelTokens(source=self.source, revision=self.revision)
 
     @property
     def positions(self) -> str:
-        """As its architecture has them."""
+        """Return the name for the positions of its own architecture."""
         return "its own"
 
     def parameters(self, vocabulary_size: int) -> int:
-        """Return the number of trainable numbers."""
+        """Return the number of trainable parameters."""
         return self.parameter_count
 
 

@@ -12,23 +12,22 @@ CPU = torch.device("cpu")
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` is the GPU where there is one. Raises RuntimeError if ``cuda`` is asked for
-    and torch sees none."""
+    """Return the device of a name. ``auto`` is the GPU if there is one. Raises RuntimeError on ``cuda`` if torch sees
+    no GPU."""
     if name == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("device='cuda' was requested, but torch sees no GPU; use device='cpu'")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def memory(device: torch.device) -> float:
-    """Return the bytes that a device has, with what is in use."""
+    """Return the total memory of a device in bytes, free and in use."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else host.memory()
 
 
 def use_cores(cores: float) -> None:
-    """Let torch compute in as many threads as this process was given cores, at least one.
+    """Set torch's number of threads to the number of cores that this process was given, at least one.
 
-    Left to OMP_NUM_THREADS, a variable of the shell could change results: another number of threads adds in another
-    order.
+    Otherwise the shell's OMP_NUM_THREADS could change results, because another number of threads adds in another order.
     """
     torch.set_num_threads(max(1, int(cores)))
 

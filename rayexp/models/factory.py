@@ -1,4 +1,4 @@
-"""Models from values: transformers' LlamaForCausalLM from scratch, and what others have trained."""
+"""Models from values: transformers' LlamaForCausalLM from scratch, and pretrained models from elsewhere."""
 
 import torch
 from torch import nn
@@ -10,8 +10,8 @@ from rayexp.models.config import Decoder, PretrainedDecoder
 from rayexp.models.devices import CPU
 from rayexp.tasks import Vocabulary
 
-#: RoPE that rotates nothing: every frequency is divided by a billion. A configuration that stock transformers and vLLM
-#: both read, where one of no positions at all is only known to some models.
+#: RoPE that rotates nothing: every frequency is divided by a billion. Stock transformers and vLLM both read this
+#: configuration. Only some models have one for no positions at all.
 NO_ROTATION = {
     "rope_type": "llama3",
     "rope_theta": 10_000.0,
@@ -23,7 +23,7 @@ NO_ROTATION = {
 
 
 def config(decoder: Decoder | PretrainedDecoder, vocabulary: Vocabulary) -> PreTrainedConfig:
-    """Return the transformers configuration of a decoder, whose special tokens are those of the vocabulary."""
+    """Return the transformers configuration of a decoder, with the special tokens of the vocabulary."""
     if isinstance(decoder, Decoder):
         return _llama_config(decoder, vocabulary)
     found = AutoConfig.from_pretrained(sources.described(decoder.source, decoder.revision), local_files_only=True)
@@ -33,8 +33,8 @@ def config(decoder: Decoder | PretrainedDecoder, vocabulary: Vocabulary) -> PreT
 def build(
     decoder: Decoder | PretrainedDecoder, vocabulary: Vocabulary, seed: int, device: torch.device = CPU
 ) -> PreTrainedModel:
-    """Return a fresh fp32 model of the shape of a decoder. Equal seeds give equal weights and leave the global
-    generator untouched."""
+    """Return a fresh fp32 model with the shape of a decoder. Equal seeds give equal weights. The global generator is
+    left untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config(decoder, vocabulary), attn_implementation="sdpa")
@@ -42,7 +42,7 @@ def build(
 
 
 def pretrained(decoder: PretrainedDecoder, vocabulary: Vocabulary, device: torch.device = CPU) -> PreTrainedModel:
-    """Return a model that others have trained, in fp32, with an output matrix of its own."""
+    """Return a pretrained model in fp32, with an output matrix of its own."""
     model = io.load(sources.whole(decoder.source, decoder.revision))
     if model.config.tie_word_embeddings:
         head = model.get_output_embeddings()
@@ -53,7 +53,7 @@ def pretrained(decoder: PretrainedDecoder, vocabulary: Vocabulary, device: torch
 
 
 def _fitted(found: PreTrainedConfig, vocabulary: Vocabulary) -> PreTrainedConfig:
-    """Return a configuration whose output matrix is its own, and whose texts end as those of the vocabulary do."""
+    """Return a configuration with an output matrix of its own and the end tokens of the vocabulary."""
     found.tie_word_embeddings = False
     found.update({"eos_token_id": vocabulary.eos, "bos_token_id": vocabulary.bos, "pad_token_id": vocabulary.pad})
     return found
@@ -62,8 +62,8 @@ def _fitted(found: PreTrainedConfig, vocabulary: Vocabulary) -> PreTrainedConfig
 def _llama_config(decoder: Decoder, vocabulary: Vocabulary) -> LlamaConfig:
     """Return the transformers configuration of a decoder.
 
-    Weights start with a standard deviation of width^-1/2: at the usual 0.02 a decoder of width 128 stays on the
-    unigram plateau for the whole tiny budget (40,000 samples), at this one it is past it after a few thousand.
+    Weights start with a standard deviation of width^-1/2. At the usual 0.02 a decoder of width 128 stays on the unigram
+    plateau for the whole tiny budget (40,000 samples). At width^-1/2 it leaves the plateau after a few thousand.
     """
     return LlamaConfig(
         vocab_size=vocabulary.size,

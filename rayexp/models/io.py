@@ -1,4 +1,4 @@
-"""Causal language models in folders, as stock tools save and load them."""
+"""Causal language models in folders that stock tools save and load."""
 
 import copy
 from pathlib import Path
@@ -17,23 +17,22 @@ transformers_logging.disable_progress_bar()  # saving and loading take milliseco
 
 
 def save(model: PreTrainedModel, vocabulary: Vocabulary, folder: Path) -> None:
-    """Write ``config.json``, ``model.safetensors`` and a tokenizer, which ``from_pretrained`` and vLLM load as they
-    are."""
+    """Write ``config.json``, ``model.safetensors`` and a tokenizer, for ``from_pretrained`` and vLLM."""
     model.save_pretrained(folder)
     tokenizer.save(vocabulary, folder)
 
 
 def save_without_weights(model: PreTrainedModel, vocabulary: Vocabulary, folder: Path) -> None:
-    """Write all that ``save`` does but the weights, which another one writes."""
+    """Write the files of ``save`` except the weights, which other code writes."""
     config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # torch names a class that it spreads
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # torch's name of a sharded class
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     tokenizer.save(vocabulary, folder)
 
 
 def load(folder: Path, device: torch.device = CPU) -> PreTrainedModel:
-    """Return a saved model, in fp32. Never runs code from the folder and never looks beyond it."""
+    """Return a saved model in fp32. Never run code from the folder, and never read outside it."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
     )
@@ -41,17 +40,17 @@ def load(folder: Path, device: torch.device = CPU) -> PreTrainedModel:
 
 
 def placed(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Return the model in fp32, on the device, ready to be trained."""
+    """Return the model in fp32 on the device, ready for training."""
     nn.Module.to(model, device, torch.float32)
     return model.train()
 
 
 def checkpointing(model: PreTrainedModel, run_config: RunConfig) -> PreTrainedModel:
-    """Return the model, with gradient checkpointing if that is how it is run; see ``enable_checkpointing``."""
+    """Return the model, with gradient checkpointing if the run's configuration sets it (``enable_checkpointing``)."""
     return enable_checkpointing(model) if run_config.gradient_checkpointing else model
 
 
 def enable_checkpointing(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model, with gradient checkpointing. Raises ValueError from an architecture that has none."""
+    """Return the model with gradient checkpointing. Raises ValueError if its architecture has none."""
     model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -1,4 +1,4 @@
-"""The vocabulary of a task as a tokenizer that stock tools load: text in, the task's own token ids out."""
+"""The vocabulary of a task as a tokenizer that stock tools load, with the task's own token ids."""
 
 import shutil
 from pathlib import Path
@@ -13,13 +13,13 @@ from rayexp.tasks.text.model_tokens import ModelVocabulary
 from rayexp.tasks.text.vocabularies import Words
 
 EACH = Regex(r"[\s\S]")
-#: The files of a pretrained model that its tokenizer consists of.
+#: The tokenizer files of a pretrained model.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def save(vocabulary: Vocabulary, folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``, which ``AutoTokenizer.from_pretrained`` loads; those
-    of a pretrained model are its own."""
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``, which ``AutoTokenizer.from_pretrained`` loads. For a
+    pretrained model, copy its own files."""
     if isinstance(vocabulary, ModelVocabulary):
         place = sources.described(vocabulary.source, vocabulary.revision)
         for name in FILES:
@@ -36,7 +36,7 @@ def _tokenizer(vocabulary: Vocabulary) -> Tokenizer:
         return vocabulary.tokenizer
     ids = {symbol: token for token, symbol in enumerate(vocabulary.symbols)}
     one_by_one = pre_tokenizers.Split(EACH, "isolated")
-    if vocabulary.units == "bytes":  # which this library writes as characters of its own
+    if vocabulary.units == "bytes":  # the library writes each byte as a character of its own
         first = len(ids) - 256
         ids = {symbol: token for symbol, token in ids.items() if token < first}
         ids |= {character: first + byte for byte, character in bytes_to_unicode().items()}

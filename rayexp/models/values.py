@@ -1,4 +1,4 @@
-"""Decoders that estimate a value."""
+"""Decoders with a value head, for a critic."""
 
 import torch
 from torch import nn
@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 
 @torch.no_grad()
 def with_value_head(model: PreTrainedModel) -> PreTrainedModel:
-    """Let the ``logits`` of a decoder be one number a token, [N, T, 1], and 0 until it is trained; return it."""
-    # Draws no random numbers, as the making of a layer otherwise does.
+    """Replace the output matrix of a decoder, so that its ``logits`` are one number a token, [N, T, 1], at first 0.
+    Return the decoder."""
+    # skip_init draws no random numbers, which creating a layer otherwise does.
     head = nn.utils.skip_init(nn.Linear, model.config.hidden_size, 1, device=model.device)
     for parameter in head.parameters():
         parameter.zero_()

@@ -5,17 +5,17 @@
     k2     (log p(y) - log q(y))^2 / 2           biased value
     k3     q(y)/p(y) - 1 - log(q(y)/p(y))        unbiased value, never negative
 
-In the loss they are differentiated as they stand. Only ``exact`` and ``k2`` then have, in expectation, the gradient of
-the KL at each prefix; that of k1 is zero and that of k3 is the gradient of the forward KL(q||p). None of them takes
-into account that the policy also chooses which prefixes it visits.
+In the loss the estimators are differentiated directly. Only ``exact`` and ``k2`` then have, in expectation, the
+gradient of the KL at each prefix. The gradient of k1 is zero, and that of k3 is the gradient of the forward KL(q||p).
+None of them accounts for the policy's choice of the prefixes that it visits.
 
 In the reward the estimate is a number that is subtracted from the sequence's reward. The group's mean as baseline
-leaves 1 - 1/G of every gradient that goes through the reward, that of the task's reward included. So k1 gives 1 - 1/G
-of the full gradient of the KL between the two distributions of completions, and k3 the same less 1 - 1/G of the
-gradient of the forward KL at each prefix. ``exact``, as a number, carries only the push on visits; the loss term that
-is added to it, scaled alike, carries its own gradient at each prefix, and the sum of the two is the gradient of k1 with
-less noise. Leave-one-out advantages lack the 1 - 1/G everywhere, and so do those of a critic, which charge each token
-for the KL from it on. tests/unit/objectives proves all of this by enumeration.
+leaves 1 - 1/G of every gradient through the reward, including that of the task's reward. So k1 gives 1 - 1/G of the
+full gradient of the KL between the two distributions of completions. k3 gives the same less 1 - 1/G of the gradient of
+the forward KL at each prefix. ``exact`` as a number carries only the gradient through the visited prefixes. A loss term
+with the same scale adds its own gradient at each prefix. The sum of the two is the gradient of k1 with less noise.
+With leave-one-out advantages the factor 1 - 1/G is missing everywhere. It is also missing with a critic, whose
+advantages charge each token for the KL from that token on. tests/unit/objectives proves all of this by enumeration.
 
 Shape suffixes: _N sequences, _C tokens of a completion, _V vocabulary.
 """
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 def exact(policy_NCV: "Tensor", reference_NCV: "Tensor", mask_NC: "Tensor") -> "Tensor":
     """Return the KL at each prefix, summed over the vocabulary."""
-    # The log-ratio's own gradient is sum_v grad p(v) = 0. Autograd would make rounding noise of it, which Adam would
-    # blow up to full steps; without it, a policy that equals its reference gets a gradient of exactly zero.
+    # The log-ratio's own gradient is sum_v grad p(v) = 0. Autograd would turn it into rounding noise, and Adam would
+    # amplify that to full steps. Without it, a policy that equals its reference gets a gradient of exactly zero.
     log_ratio_NCV = masked((policy_NCV - reference_NCV).detach(), mask_NC[..., None])
     return (policy_NCV.exp() * log_ratio_NCV).sum(dim=-1)
 
@@ -43,7 +43,7 @@ def k1(log_ratio_NC: "Tensor") -> "Tensor":
 
 
 def k2(log_ratio_NC: "Tensor") -> "Tensor":
-    """Return half of the square of the log-ratio."""
+    """Return half the square of the log-ratio."""
     return log_ratio_NC.square() / 2
 
 
@@ -52,11 +52,11 @@ def k3(log_ratio_NC: "Tensor") -> "Tensor":
     return (-log_ratio_NC).expm1() + log_ratio_NC
 
 
-#: Functions of the log-probabilities of policy and reference over the vocabulary, and of the mask.
+#: Estimators from the log-probabilities of policy and reference over the vocabulary, and the mask.
 OVER_VOCABULARY: dict[str, Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]] = {
     "exact": exact,
 }
-#: Functions of the log-ratio of the sampled token, log p(y) - log q(y), which is 0 under the mask.
+#: Estimators from the log-ratio of the sampled token, log p(y) - log q(y), which is 0 under the mask.
 OF_SAMPLED_TOKEN: dict[str, Callable[["Tensor"], "Tensor"]] = {
     "k1": k1,
     "k2": k2,

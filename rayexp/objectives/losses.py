@@ -1,23 +1,23 @@
 """The clipped GRPO loss, and its normalisation.
 
-A token costs -min(rho A, clip(rho) A), plus kl_beta times its KL where the KL is in the loss. The tokens of a sequence
-are reduced to one number, alike for both terms, and the loss is the mean of that over sequences:
+A token costs -min(rho A, clip(rho) A), plus kl_beta times its KL if the KL is in the loss. Both terms are reduced from
+the tokens of a sequence to one number in the same way. The loss is the mean of these numbers over sequences:
 
     sequence_mean    mean over the tokens of a sequence, then over sequences (GRPO)
     token_sum        sum over the tokens of a sequence, divided by a constant, then the mean over sequences (Dr. GRPO).
                      The constant is ``reductions.TOKEN_SUM_DIVISOR``, 1 here
 
-So in the loss kl_beta is the price of a token's nat beside the advantage of that token, whatever the reduction; in the
-reward it is the price of a completion's nat beside its reward. What is logged of the KL are two numbers: its sum over a
-completion (``Scores.kl_NC``, before any weight), and what it costs as it is charged (``Loss.penalty_N``).
+So in the loss kl_beta weighs a token's KL, in nats, against the advantage of that token, whatever the reduction. In the
+reward it weighs a completion's KL against its reward. Two numbers of the KL are logged: its unweighted sum over a
+completion (``Scores.kl_NC``), and its cost after weight and reduction (``Loss.penalty_N``).
 
-TRL (read at 1.16.0) adds beta times the KL of each token to that token's loss as well, before its ``loss_type``
-reduces both. Its ``grpo`` is ``sequence_mean``; its ``dr_grpo`` is ``token_sum`` over the most tokens that a completion
-may have, a constant that both terms share. In neither does that change what a beta means. Three things do differ. TRL's
-KL is k3, by default times the ratio, which on policy has in expectation the gradient of our ``exact``; without that
-factor it is our ``k3``. TRL divides rewards by the sample's standard deviation (G - 1 below) where ``group_std`` has
-the population's (G), so that its advantages are smaller, and the same beta holds more, by the factor sqrt(G / (G - 1)):
-1.07 at G = 8. And the KL that TRL logs is the mean over tokens, where ours is the sum over a completion's.
+TRL (read at 1.16.0) also adds beta times the KL of each token to that token's loss, before its ``loss_type`` reduces
+both. Its ``grpo`` is ``sequence_mean``. Its ``dr_grpo`` is ``token_sum`` divided by the largest number of tokens of a
+completion, a constant that both terms share. Neither changes the meaning of beta. Three things do differ. TRL's KL is
+k3, by default times the ratio. On policy this has in expectation the gradient of our ``exact``; without the factor it
+is our ``k3``. TRL divides rewards by the sample standard deviation (divisor G - 1), and ``group_std`` by the
+population's (divisor G). So TRL's advantages are smaller, and the same beta acts more strongly, by the factor
+sqrt(G / (G - 1)): 1.07 at G = 8. And TRL logs the mean KL over tokens, where ours is the sum over a completion.
 
 Shape suffixes: _N sequences (prompts times group, a group's members side by side), _C tokens of a completion.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOSettings:
-    """The part of a GRPO stage that the loss reads, under the names of its fields."""
+    """The settings of a GRPO stage that the loss reads, with the names of the stage's fields."""
 
     kl_beta: float
     kl_estimator: str
@@ -47,20 +47,19 @@ class GRPOSettings:
 
 @dataclass(frozen=True)
 class Scores:
-    """The numbers that a loss reads of a policy, one for each token of a completion."""
+    """The numbers of a policy that the loss reads, one for each token of a completion."""
 
     logprob_NC: "Tensor"  # of the sampled token
-    entropy_NC: "Tensor"  # of the distribution that the token was sampled from; carries no gradient
-    kl_NC: "Tensor | None"  # to the reference, by the stage's estimator, 0 under the mask; None where kl_beta is 0
+    entropy_NC: "Tensor"  # of the distribution of the sampled token; carries no gradient
+    kl_NC: "Tensor | None"  # to the reference, by the stage's estimator, 0 under the mask; None if kl_beta is 0
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of sequences, before the mean over them, and what is logged of it.
+    """The loss of each sequence, before the mean over sequences, and two numbers to log.
 
-    clipped_NC: the tokens whose gradient the clip cuts. penalty_N: what the KL costs a sequence, kl_beta times its KL,
-    reduced as the loss is where the KL is in the loss, summed where it is subtracted from the reward; None where
-    kl_beta is 0; carries no gradient.
+    clipped_NC: whether the clip cuts a token's gradient. penalty_N: cost of the KL to a sequence, kl_beta times its KL,
+    without gradient; None if kl_beta is 0. A KL in the loss is reduced like the loss; a KL in the reward is summed.
     """
 
     loss_N: "Tensor"
@@ -68,7 +67,7 @@ class Loss:
     penalty_N: "Tensor | None"
 
     def mean(self, sequences: int) -> "Tensor":
-        """Return the part that these sequences have in the mean over ``sequences`` of them."""
+        """Return the contribution of these sequences to the mean over ``sequences`` of them."""
         return self.loss_N.sum() / sequences
 
 
@@ -79,8 +78,8 @@ def earnings_of(
     settings: GRPOSettings,
     old_kl_NC: "Tensor | None" = None,
 ) -> Earnings:
-    """Return what completions earn. old_kl_NC: the KL before the first of several updates, which a KL in the reward
-    subtracts; None: that of ``scores``."""
+    """Return the earnings of completions. old_kl_NC: the KL before the first of several updates, which is subtracted if
+    the KL is in the reward; None: the KL of ``scores``."""
     if scores.kl_NC is None or settings.kl_in == "loss":
         return Earnings(rewards_PG, mask_NC)
     kl_NC = scores.kl_NC.detach() if old_kl_NC is None else old_kl_NC
@@ -96,9 +95,9 @@ def grpo_loss(
 ) -> Loss:
     """Return the loss of each sequence.
 
-    Per token: -min(rho A, clip(rho) A) + kl_beta kl, with rho the ratio to the policy that the batch's first update
-    started from (exactly 1 there), or to the one that drew stale rollouts. old_logprob_NC: of that policy; None: those
-    of ``scores``.
+    Per token: -min(rho A, clip(rho) A) + kl_beta kl. rho is the ratio to the policy before the batch's first update
+    (exactly 1 there), or to the policy that drew stale rollouts. old_logprob_NC: log-probabilities of that policy;
+    None: those of ``scores``.
     """
     reduced = REDUCTIONS[settings.loss_reduction]
     added_N, penalty_N = mask_NC.new_zeros(len(mask_NC)), None
@@ -108,7 +107,7 @@ def grpo_loss(
     elif scores.kl_NC is not None:
         penalty_N = settings.kl_beta * sequence_sum(scores.kl_NC, mask_NC).detach()
         if settings.kl_estimator in OVER_VOCABULARY:
-            # A number in the reward lacks the KL's own gradient at each prefix: it is added, as weak as the reward's.
+            # As a number in the reward the KL lacks its own gradient at each prefix. Add it, scaled like the reward's.
             kl_N = reduced(scores.kl_NC, mask_NC)
             added_N = settings.kl_beta * advantages.kept * kl_N / advantages.scale_N
 
@@ -116,6 +115,6 @@ def grpo_loss(
     ratio_NC = masked(scores.logprob_NC - old_NC, mask_NC).exp()
     free_NC = ratio_NC * advantages.advantage_NC
     bound_NC = ratio_NC.clamp(1 - settings.clip_ratio, 1 + settings.clip_ratio) * advantages.advantage_NC
-    # The minimum is the clipped branch there, which has no gradient. A ratio out of range that the minimum leaves
-    # alone, or an advantage of zero, loses nothing.
+    # The clip cuts a gradient where the minimum is the clipped branch. A token loses nothing if its ratio is out of
+    # range but the minimum is the other branch, or if its advantage is zero.
     return Loss(added_N - reduced(free_NC.minimum(bound_NC), mask_NC), bound_NC < free_NC, penalty_N)

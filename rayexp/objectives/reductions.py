@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Constant that ``token_sum`` divides by. Dr. GRPO's authors divide by the most tokens that a completion may have; Adam
-#: divides any constant out again, but for its epsilon and the clip of the gradient's norm, so this is 1.
+#: Divisor of ``token_sum``. Dr. GRPO's authors divide by the largest number of tokens of a completion. It is 1 here,
+#: because Adam cancels any constant, apart from its epsilon and the clip of the gradient's norm.
 TOKEN_SUM_DIVISOR = 1
 
 
 def masked(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
     """Replace values under the mask by 0.
 
-    A product with the mask would not do: nothing bounds a log-ratio at padding, so its exponential can overflow, and an
-    infinity times 0 is NaN, in the value or in the gradient.
+    A product with the mask would not be enough. Log-ratios at padding are unbounded, so their exponentials can
+    overflow, and infinity times 0 is NaN, in the value or in the gradient.
     """
     return values_NC.where(mask_NC > 0, 0.0)
 
@@ -29,7 +29,7 @@ def sequence_sum(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
 
 
 def token_sum(values_NC: "Tensor", mask_NC: "Tensor") -> "Tensor":
-    """Return the sum over the tokens of each sequence, divided by a constant (Dr. GRPO): [N]."""
+    """Return the sum over the tokens of each sequence, divided by ``TOKEN_SUM_DIVISOR`` (Dr. GRPO): [N]."""
     return sequence_sum(values_NC, mask_NC) / TOKEN_SUM_DIVISOR
 
 

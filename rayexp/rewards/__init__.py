@@ -1,4 +1,4 @@
-"""Rewards, by kind. A module of this package that defines a ``Reward`` with a ``kind`` is one; nothing lists them."""
+"""Rewards, by kind. Every ``Reward`` with a ``kind`` in a module of this package is found; there is no list of them."""
 
 from typing import TYPE_CHECKING, TypeAlias
 

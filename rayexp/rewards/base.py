@@ -1,4 +1,4 @@
-"""The seam for rewards: what a policy is paid for one completion."""
+"""The interface of rewards: the payment of a policy for one completion."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -12,35 +12,35 @@ from rayexp.tasks.base import Solution, Task
 class Reward(Part):
     """A payment for completions. Subclasses add ``kind`` (a literal) and their settings.
 
-    Equal completions of a prompt earn the same, so each is judged once, however often it was drawn. weight: factor in
-    the sum of all rewards of a stage.
+    Equal completions of a prompt earn the same, so each distinct one is judged once. weight: factor in the sum of all
+    rewards of a stage.
     """
 
     weight: float = Field(default=1.0)
 
     @abstractmethod
     def __call__(self, task: Task, solution: Solution, completion: Sequence[int]) -> float:
-        """Return what a completion earns, before ``weight``: any finite number.
+        """Return the payment for a completion, before ``weight``: any finite number.
 
-        ``completion`` is token ids, with its ``<eos>`` where it wrote one; ``solution`` is that of its prompt.
+        ``completion`` is token ids, with ``<eos>`` if the policy wrote it. ``solution`` is that of the prompt.
         """
 
     def require_task(self, task: Task) -> None:
-        """Raise ValueError if the reward has no meaning of its own for a task. A stage calls it when it is made."""
+        """Raise ValueError if the reward makes no sense for a task. Every stage calls it when it is created."""
 
 
 class DrawReward(Reward):
     """A payment for draws: equal completions of a prompt may earn different amounts.
 
-    Subclasses implement ``of_draw``, and never the call.
+    Subclasses implement ``of_draw``, and not ``__call__``.
     """
 
     @abstractmethod
     def of_draw(self, task: Task, solution: Solution, completion: Sequence[int], seed: int) -> float:
-        """Return what one draw earns, before ``weight``: any finite number.
+        """Return the payment for one draw, before ``weight``: any finite number.
 
-        ``seed`` is what the completion was drawn with. It follows from the run, the step, the prompt's place in the
-        step and the member of the group, and no two draws of a stage share one.
+        ``seed`` is the seed of the draw. It follows from the run, the step, the prompt's place in the step and the
+        member of the group. No two draws of a stage share one.
         """
 
     def __call__(self, task: Task, solution: Solution, completion: Sequence[int]) -> float:

@@ -1,4 +1,4 @@
-"""A dense reward: information about single tokens, which the answer alone does not carry."""
+"""A dense reward, which carries information about single tokens. The reward for the answer does not."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,9 +8,9 @@ from rayexp.tasks.base import Solution, Task
 
 
 class Letters(Reward):
-    """The share of places at which a completion and the gold one agree, of the places of the longer of the two.
+    """The number of places at which a completion and the gold one agree, divided by the length of the longer one.
 
-    Of the longer one, because a completion that never ends would lose nothing otherwise.
+    If it were divided by the gold one's length, a completion that never ends would lose nothing.
     """
 
     kind: Literal["letters"] = "letters"

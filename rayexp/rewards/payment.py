@@ -1,4 +1,4 @@
-"""Payments for the completions of a group: the weighted sum of a stage's rewards, which may be anybody's code."""
+"""Payments for the completions of a group: the weighted sum of a stage's rewards, which may be a user's code."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from rayexp.tasks.base import Solution, Task
 
 
 class RewardError(PermanentError):
-    """A reward raised, or returned no finite number. The message names reward, prompt and completion."""
+    """A reward that raised, or returned no finite number. The message names reward, prompt and completion."""
 
 
 def group_payments(
@@ -22,9 +22,9 @@ def group_payments(
     completions: Sequence[Sequence[int]],
     seeds: Sequence[int],
 ) -> list[float]:
-    """Return what each completion of a prompt earns. ``solution`` is that of the prompt, ``seeds`` those of the draws.
+    """Return the payment of each completion of a prompt. ``seeds``: one for each draw.
 
-    A reward judges each distinct completion once, not each copy; a ``DrawReward`` each draw. Raises RewardError.
+    A ``DrawReward`` judges each draw; any other reward each distinct completion once. Raises RewardError.
     """
     rows = [tuple(completion) for completion in completions]
 
@@ -48,7 +48,7 @@ def _paid(
     solution: Solution,
     row: tuple[int, ...],
 ) -> float:
-    """Return what ``judge``, which is the reward or its judgement of a draw, pays for a completion, weighted."""
+    """Return the weighted payment for a completion. judge: the reward itself, or its judgement of one draw."""
     try:
         paid = judge(task, solution, list(row))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A null control for every reward: one that has nothing to do with what was written."""
+"""A null control for every reward: a reward that does not depend on the completion."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,10 +12,10 @@ from rayexp.tasks.base import Solution, Task
 
 
 class Random(DrawReward):
-    """1 with probability ``chance``, else 0, drawn for each draw by its seed alone.
+    """1 with probability ``chance``, else 0, drawn for each draw from its seed alone.
 
-    Equal completions are paid independently of each other. A payment that was a hash of the completion would prefer
-    some completions to others whenever they come up, and would teach.
+    Equal completions are paid independently. A hash of the completion would always prefer the same completions, and so
+    would teach something.
     """
 
     kind: Literal["random"] = "random"

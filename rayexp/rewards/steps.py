@@ -1,4 +1,4 @@
-"""A reward for partial solutions: information about how far a completion went right."""
+"""A reward for partial solutions, by the number of right steps."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,10 +8,10 @@ from rayexp.tasks.base import Solution, Task
 
 
 class Steps(Reward):
-    """1 for each step of the solution that a completion has right before its first wrong one.
+    """1 for each right step of a completion before its first wrong one.
 
-    A count and no share, so that a step is worth as much against a KL however many there are. A task whose completions
-    show one step only is refused: there the reward is ``answer`` under another name.
+    It is a count and not a share, so the worth of a step against a KL does not depend on the number of steps. A task
+    whose completions show only one step is refused, because there the reward would equal ``answer``.
     """
 
     kind: Literal["steps"] = "steps"
@@ -28,6 +28,6 @@ class Steps(Reward):
 
 
 def _steps(task: Task, cell: str) -> int:
-    """Return how many steps a completion of a cell is judged by."""
+    """Return the number of steps by which completions of a cell are judged."""
     _, solution = task.example("grpo", 0, cell)
     return task.judge(solution, solution.completion).steps

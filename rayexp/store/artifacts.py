@@ -1,17 +1,17 @@
 """Artifacts and results at any fsspec URL: ``file:``, ``s3:``, ``gs:``, ...
 
-An artifact is a folder that says everything about itself, and it is finished when its ``manifest.json`` is there, which
-is written last and lists every file with size and SHA-256. A folder without one is an interrupted attempt and is
-written over. Nothing read from a store can run code: JSON, Parquet, safetensors, and tensors loaded as tensors only.
+An artifact is a self-contained folder. Its ``manifest.json`` lists every file with size and SHA-256, and is written
+last: an artifact is finished when it has one. A folder without one is an interrupted attempt and is overwritten.
+Nothing read from a store can run code: JSON, Parquet, safetensors, and tensors loaded as tensors only.
 
     stages/<id>/        spec.json provenance.json manifest.json, metrics.parquet or results.parquet, model/; trainer/
-                        of a pretraining that is to be continued
-    work/<id>/step-N/   checkpoints of a running stage, the last two; removed when the stage is finished. A folder
-                        trainer/ in each, with a file of each rank
-    replaced/<id>/      artifacts that ``--force`` had made again, by when
+                        if the stage is a pretraining that another stage continues
+    work/<id>/step-N/   the last two checkpoints of a running stage; removed when the stage is finished. Each has a
+                        folder trainer/ with a file of each rank
+    replaced/<id>/      artifacts that ``--force`` replaced, by time
     work/<id>/failure.json  why the last attempt failed
-    leases/ drivers/    who computes what (rayexp.store.leases)
-    summaries/ distrusted/  what a list of stages shows of them (rayexp.store.summaries)
+    leases/ drivers/    which driver computes what (rayexp.store.leases)
+    summaries/ distrusted/  the columns of a list of stages (rayexp.store.summaries)
     studies/<name>/     plan.json (labels of its stages by id, and what makes it one study), results.parquet, report/
 """
 
@@ -43,16 +43,16 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FAILURE = "failure.json"
 CHECKPOINTS_KEPT = 2
-#: Artifacts of which a file is in memory at once, where one of each of many is read.
+#: Artifacts of which one file each is held in memory at the same time.
 READ_TOGETHER = 128
-#: A study's report while it is written, before it takes the place of the old one.
+#: Folder in which a study's report is written before it replaces the old one.
 STAGED = "report.part"
 _STEP = re.compile(r"step-(\d{9})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class DamagedError(StoreError):
-    """A published folder is not what its manifest says, or has none."""
+    """A published folder that differs from its manifest, or has no manifest."""
 
 
 class Store:
@@ -65,7 +65,7 @@ class Store:
 
     @classmethod
     def of(cls, run_config: RunConfig) -> "Store":
-        """Return the store that stages are run with."""
+        """Return the store of a run's configuration, with its lease and time limit."""
         return cls(run_config.store, run_config.lease, run_config.timeout_s)
 
     def require_shared(self) -> None:
@@ -80,14 +80,14 @@ class Store:
         return self._manifest(f"stages/{stage_id}") is not None
 
     def finished_ids(self, among: Collection[str] | None = None) -> set[str]:
-        """Return the ids of all finished stages, or of those ``among`` some."""
+        """Return the ids of all finished stages, or of the finished ones ``among`` some ids."""
         return set(self.manifests(among))
 
     def manifests(self, among: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
-        """Return the manifests of all finished stages, or of those ``among`` some, read together after one listing.
+        """Return the manifests of all finished stages, or of the finished ones ``among`` some ids, by id.
 
-        ``files`` of each maps names to ``bytes`` and ``sha256``; ``label`` and ``versions`` are as ``publish`` wrote
-        them, or as whoever may write to the store did.
+        All are read together after one listing. ``files`` of each maps names to ``bytes`` and ``sha256``. Only names
+        and ``sha256`` are validated: anybody with write access may have put anything into the other fields.
         """
         names = self.files.names("stages") if among is None else among
         paths = {f"stages/{name}/{MANIFEST}": name for name in names}
@@ -96,7 +96,7 @@ class Store:
 
     def publish(self, stage: Stage, folder: Path, provenance: dict[str, Any]) -> None:
         """Make ``folder`` the artifact of ``stage``, then drop the stage's checkpoints."""
-        if not self.finished(stage.id):  # by a process that was thought dead
+        if not self.finished(stage.id):  # a process that was taken for dead may have published it
             (folder / "spec.json").write_text(stage.model_dump_json(indent=1), encoding="utf-8")
             (folder / "provenance.json").write_text(json.dumps(provenance, indent=1), encoding="utf-8")
             versions = [each.version for each in stage.lineage]
@@ -104,23 +104,23 @@ class Store:
         self.files.remove(f"work/{stage.id}")
 
     def tidy(self) -> None:
-        """Remove what finished stages left behind whose process died before it could.
+        """Remove the work folders of finished stages whose process died before it could remove them.
 
-        A failure stays: it is that of a later stage of the trial which is named after the finished one.
+        A folder with a failure stays. A trial is named after its first stage, so the failure belongs to a later stage.
         """
         for stage_id in self.finished_ids(self.files.names("work")):
             if FAILURE not in self.files.names(f"work/{stage_id}"):
                 self.files.remove(f"work/{stage_id}")
 
     def provenance(self, stage_id: str) -> dict[str, Any]:
-        """Return the verified record of where, when and with what an artifact was made."""
+        """Return the verified provenance of an artifact. Raises StoreError if it is no JSON object."""
         ((_, record),) = self.provenances([stage_id])
         if record is None:
             raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is not a JSON object")
         return record
 
     def provenances(self, stage_ids: Iterable[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
-        """Yield the verified record of each artifact, with the stage's id, in order; None where it is no record."""
+        """Yield each stage's id with the verified provenance of its artifact; None if that is no JSON object."""
         for stage_id, data in self._verified(stage_ids, "provenance.json"):
             yield stage_id, None if data is None else parse_record(data)
 
@@ -136,15 +136,15 @@ class Store:
         return found
 
     def unpublish(self, stage_id: str) -> None:
-        """Remove an artifact; its manifest goes first."""
+        """Remove an artifact, its manifest first."""
         summaries.distrust(self.files, stage_id)
         self.files.remove_file(f"stages/{stage_id}/{MANIFEST}")
         self.files.remove(f"stages/{stage_id}")
 
     def set_aside(self, stage_id: str) -> str | None:
-        """Move an artifact out of the way and drop the stage's checkpoints. Return where it is now, if there was one.
+        """Move an artifact out of the way and drop the stage's checkpoints. Return its new URL, if there was one.
 
-        Raises DamagedError if it can't be copied whole, where folders can't be moved.
+        On a store that can't move folders it is copied; raises DamagedError if the copy would not be whole.
         """
         place = f"replaced/{stage_id}/{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{secrets.token_hex(2)}"
         path, finished = f"stages/{stage_id}", self.finished(stage_id)
@@ -165,13 +165,15 @@ class Store:
         return table
 
     def tables(self, stage_ids: Iterable[str], name: str) -> Iterator[tuple[str, pa.Table]]:
-        """Yield the Parquet file of this name of each artifact, with the stage's id, in order; each is verified against
-        its manifest."""
+        """Yield each stage's id with the Parquet file of this name in its artifact, in order.
+
+        Each file is verified against its manifest. Raises StoreError if it is not a table.
+        """
         for stage_id, data in self._verified(stage_ids, name):
             try:
                 if data is None:
                     raise FileNotFoundError("its manifest has no such file")
-                # Unlike read_table, one file and nothing around it; notes to pandas in it are nobody's business.
+                # Unlike read_table this reads one file and nothing around it. Metadata for pandas is dropped.
                 table = pq.ParquetFile(pa.BufferReader(data)).read().replace_schema_metadata(None)
                 table.validate(full=True)
             except (OSError, ValueError, pa.ArrowException) as error:
@@ -180,15 +182,17 @@ class Store:
 
     @contextmanager
     def model(self, stage_id: str) -> Iterator[Path]:
-        """Give the ``model`` folder of an artifact as a local folder, verified, for the time of the block."""
+        """Give a verified local copy of the ``model`` folder of an artifact for the duration of the block."""
         with self.fetched(f"stages/{stage_id}", prefix="model/") as folder:
             yield folder / "model"
 
     # Checkpoints
 
     def save_checkpoint(self, stage_id: str, step: int, folder: Path, ranks: Ranks = ALONE) -> None:
-        """Publish ``folder`` as the stage's checkpoint at ``step`` and remove the ones that are no longer needed. With
-        several ranks it is the files of all of their folders."""
+        """Publish ``folder`` as the stage's checkpoint at ``step``, and remove all but the newest ``CHECKPOINTS_KEPT``.
+
+        With several ranks, the checkpoint has the files of all ranks' folders.
+        """
         self._put(folder, f"work/{stage_id}/step-{step:09d}", {"id": stage_id, "step": step}, ranks)
         if ranks.rank == 0:
             for old in self._checkpoint_steps(stage_id)[:-CHECKPOINTS_KEPT]:
@@ -196,8 +200,10 @@ class Store:
 
     @contextmanager
     def latest_checkpoint(self, stage_id: str, ranks: Ranks = ALONE) -> Iterator[Path | None]:
-        """Give the newest good checkpoint as a local folder, or None; a torn or damaged one is passed over. Several
-        ranks get the same one."""
+        """Give the newest intact checkpoint as a local folder, or None. Skip torn and damaged ones.
+
+        All ranks get the same checkpoint.
+        """
         for step in reversed(ranks.gather(self._checkpoint_steps(stage_id))[0]):
             with ExitStack() as stack:
                 try:
@@ -209,7 +215,7 @@ class Store:
                 return
         yield None
 
-    # What else a running stage keeps beside its checkpoints
+    # Other files of a running stage
 
     def work_names(self, stage_id: str, folder: str) -> list[str]:
         """Return the names in a folder of the stage's work, in order."""
@@ -237,8 +243,10 @@ class Store:
 
     @contextmanager
     def fetched(self, path: str, prefix: str = "", ranks: Ranks = ALONE) -> Iterator[Path]:
-        """Give the files of a published folder whose names start with ``prefix``, local and verified. Of several ranks
-        the first on each machine fetches them for all on it."""
+        """Give a verified local copy of the files of a published folder whose names start with ``prefix``.
+
+        With several ranks, the first rank of each machine fetches the files for all ranks of that machine.
+        """
         first = ranks.gather(ranks.node).index(ranks.node)
         problem: DamagedError | None = None
         with TemporaryDirectory() as local:
@@ -252,10 +260,10 @@ class Store:
                 if problem is not None:
                     raise problem
             yield Path(found[first][0])
-            ranks.gather(None)  # nobody removes what another one still reads
+            ranks.gather(None)  # wait, so that no rank removes files that another rank still reads
 
     def put_folder(self, local: Path, path: str) -> None:
-        """Copy every file of a local folder, writing over what is there."""
+        """Copy every file of a local folder, and overwrite existing files."""
         for file in sorted(local.rglob("*")):
             if file.is_file():
                 self.files.upload(file, f"{path}/{file.relative_to(local).as_posix()}")
@@ -266,15 +274,15 @@ class Store:
         self.files.write(f"studies/{name}/{file}", data)
 
     def write_summaries(self, name: str, found: Iterable[summaries.StageSummary]) -> None:
-        """Write what a list shows of the stages of a study, if the lease on it is still held."""
+        """Write the summaries of a study's stages, if the lease on it is still held."""
         self._require_lease()
         self.files.write(summaries.path(name), summaries.packed(found))
 
     def replace_study(self, local: Path, name: str) -> None:
-        """Put the tables and the ``report`` of a local folder in place of a study's, if the lease on it is still held.
+        """Replace a study's tables and ``report`` by those of a local folder, if the lease on it is still held.
 
-        The report is replaced as a whole: nobody sees figures of two pages, and none of the old one stays. For a moment
-        it may not be there.
+        The report is replaced as a whole: a reader never sees figures of two reports, and no file of the old one stays.
+        For a moment there may be no report.
         """
         path = f"studies/{name}"
         self._require_lease()
@@ -290,7 +298,8 @@ class Store:
             self._replace_objects(local / "report", f"{path}/report", last="index.html")
 
     def _replace_objects(self, local: Path, path: str, last: str) -> None:
-        """Replace a folder where none can be moved: the file that leads to all others goes first and comes last."""
+        """Replace a folder on a store that can't move one. Remove ``last``, which links to all others, first; write it
+        last."""
         self.files.remove_file(f"{path}/{last}")
         files = sorted(local.iterdir(), key=lambda file: (file.name == last, file.name))
         for name in set(self.files.names(path)) - {file.name for file in files}:
@@ -299,14 +308,14 @@ class Store:
             self.files.upload(file, f"{path}/{file.name}")
 
     def _put(self, folder: Path, path: str, about: dict[str, Any], ranks: Ranks = ALONE) -> None:
-        """Publish a folder, or those of several ranks as one: its manifest appears last."""
+        """Publish a folder, or the folders of several ranks as one. Its manifest appears last."""
         own = {
             file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         }
         self._require_lease()
-        # Where folders can be moved one appears whole and at once, so that even two writers can't mix their files.
+        # A local folder is staged and then moved, so it appears whole and two writers can't mix their files.
         staged = f"work/{about['id']}/staged-{ranks.gather(secrets.token_hex(4))[0]}" if self.files.local else path
         self.put_folder(folder, staged)
         listed = {name: file for part in ranks.gather(own) for name, file in part.items()}
@@ -333,7 +342,7 @@ class Store:
                     raise DamagedError(_damaged(f"{self.url}/{path}/{name}", problem))
 
     def _verified(self, stage_ids: Iterable[str], name: str) -> Iterator[tuple[str, bytes | None]]:
-        """Yield a small file of each artifact, with the stage's id, in order; None where its manifest lists none.
+        """Yield each stage's id with the content of a small file of its artifact; None if it has no such file.
 
         Manifests and files are read many at a time, so that a report on a thousand stages does not wait for each.
         Raises DamagedError as ``fetched`` does.
@@ -364,14 +373,14 @@ class Store:
             found = _sha256(target)
         except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
             found = None
-        except (OSError, RecursionError) as error:  # too long, or in too many folders
+        except (OSError, RecursionError) as error:  # a name that is too long, or in too many folders
             raise StoreError(
                 f"{self.url}/{path}/{name} cannot be copied to this machine ({first_line(error)})"
             ) from error
         return _problem(found, expected["sha256"])
 
     def _manifest(self, path: str) -> dict[str, dict[str, Any]] | None:
-        """Return what a folder's manifest says of its files; None if there is none, or a torn one."""
+        """Return the files that a folder's manifest lists, by name; None if there is no manifest or a torn one."""
         try:
             manifest = _parsed(self.files.read(f"{path}/{MANIFEST}"))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -380,7 +389,7 @@ class Store:
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
-    """Return a manifest; None if it is torn, or is none. Names and checksums end up in sentences for people."""
+    """Return a manifest; None if it is torn or invalid. Validate names and checksums, because messages show them."""
     manifest = parse_record(data) or {}
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(name.isprintable() for name in files):
@@ -390,7 +399,7 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
 
 
 def _problem(found: str | None, expected: str) -> str | None:
-    """Return what is wrong with a file whose SHA-256 is ``found``; None stands for one that is not there."""
+    """Return the problem with a file whose SHA-256 is ``found`` (None: a missing file); None if there is no problem."""
     if found is None:
         return "it is not there"
     return None if found == expected else f"its SHA-256 is {found}, not {expected}"

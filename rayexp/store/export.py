@@ -1,13 +1,14 @@
-"""The release kit of a study: a folder to publish, from which everything can be checked and loaded.
+"""The release kit of a study: a folder to publish, with all that is needed to check and load its content.
 
     stages/<id>/              the artifacts of all its finished stages, byte for byte
     studies/<name>/           results.parquet, the report, plan.json
     records.parquet           one row a stage: id, kind, label, init_id, spec, provenance (the last two as JSON)
-    SHA256SUMS                of all of that; ``sha256sum -c`` reads it. Written last: a kit without it is not whole
+    SHA256SUMS                checksums of all these files, for ``sha256sum -c``. Written last: a kit without it is not
+                              complete
     README.md
 
 A kit is a store, so every command that reads a store works on it. Artifacts are verified against their manifests while
-they are copied, so a kit has nothing damaged.
+they are copied, so a kit holds no damaged file.
 """
 
 import hashlib
@@ -79,8 +80,8 @@ class Release:
     """The release kit of a study. The study and the target are checked before ``write`` writes anything."""
 
     def __init__(self, index: StoreIndex, name: str, url: str) -> None:
-        """Raise StoreError if there is no such study, if none of its stages is finished or one can't be read, or if
-        ``url`` can't be written or is not empty."""
+        """Check the study and the target. Raises StoreError if there is no such study, if none of its stages is
+        finished, if a stage can't be read, or if ``url`` can't be written or is not empty."""
         self.store, self.name, self.planned = index.store, name, index.study(name)
         self.finished = index.finished(self.planned)
         if not self.finished:
@@ -96,7 +97,7 @@ class Release:
         self.bytes = 0
 
     def write(self, version: str, say: Callable[[str], None]) -> None:
-        """Fill the kit. ``say`` is called with a line about each stage. Raises StoreError if an artifact is damaged."""
+        """Write the kit. Call ``say`` with a line about each stage. Raises StoreError if an artifact is damaged."""
         ids = [stage_id for stage_id in self.planned if stage_id in self.finished]
         for number, stage_id in enumerate(ids, start=1):
             say(one_line(f"{number}/{len(ids)}  {stage_id}  {self.finished[stage_id].label}"))
@@ -116,7 +117,7 @@ class Release:
         self.files.write(SUMS, "".join(lines).encode())
 
     def _add(self, name: str, content: bytes | Path) -> None:
-        """Write a file with this content, or the content of a local file of any size, and record its checksum."""
+        """Write a file from bytes, or from a local file of any size, and record its checksum."""
         if isinstance(content, Path):
             with content.open("rb") as stream:
                 self.sums[name] = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -129,7 +130,7 @@ class Release:
 
 
 def records(stages: list[tuple[Finished, Stage]]) -> bytes:
-    """Return rows of ``RECORDS`` as a Parquet file."""
+    """Return a Parquet file with a row of ``RECORDS`` for each stage."""
     rows = [
         {
             "id": finished.id,
@@ -147,10 +148,10 @@ def records(stages: list[tuple[Finished, Stage]]) -> bytes:
 
 
 def _below(files: Files, folder: str) -> list[str]:
-    """Return the names of all files in a folder and its folders."""
+    """Return the names of all files in a folder and its subfolders."""
     found: list[str] = []
     for name in files.names(folder):
-        if name.startswith(STAGED):  # of a page that is being written
+        if name.startswith(STAGED):  # files of a report that is being written
             continue
         path = f"{folder}/{name}"
         found += _below(files, path) if files.is_folder(path) else [path]

@@ -1,9 +1,9 @@
 """Files by name below one root, at any fsspec URL.
 
-A name is taken as it stands: no call expands a pattern, so ``[``, ``*`` and ``?`` are letters like others. Every call
-has a time limit. What can pass by itself (a slow answer, a 500, a reset connection) is tried again with growing pauses;
-what can't (a refusal, a full disk, a missing bucket) is a StoreError with its cause at once. No name leads out of the
-root, and a reader sees a file whole or not at all; ``create`` says where not.
+Names are literal: no call expands a pattern, so ``[``, ``*`` and ``?`` are ordinary characters. Every call has a time
+limit. A transient error (a reset connection, a 500) is retried with growing pauses. A permanent one (a refusal, a full
+disk, a missing bucket) raises StoreError with its cause at once. No name leads out of the root. A reader sees a file
+whole or not at all, with one exception (see ``create``).
 """
 
 import errno
@@ -29,45 +29,45 @@ from rayexp.timeouts import TimeoutError, run_with_timeout
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: A filesystem's own client may have tried several times within one of these.
+#: Within one attempt a filesystem's own client may retry several times.
 ATTEMPTS = 7
-#: Seconds before the next attempt: from 0.2 to 8, and up to one more so that many workers do not knock at once.
+#: Seconds before the next attempt: from 0.2 to 8, and up to one more so that many workers do not retry at once.
 PAUSE = wait_exponential_jitter(initial=0.2, max=8.0, jitter=1.0)
-#: Answers, not failures.
+#: Exceptions that answer the question, and are not failures.
 _ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 _HOPELESS = (PermissionError, ValueError, TypeError, AttributeError, ImportError, NotImplementedError)
-_HOPELESS += (PermanentError, TimeoutError)  # ours: a whole limit was waited for
+_HOPELESS += (PermanentError, TimeoutError)  # rayexp.timeouts': the whole limit has passed
 _HOPELESS_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EACCES, errno.EPERM}
 _HOPELESS_CODES |= {errno.ENOSYS, errno.EOPNOTSUPP}
-#: What ``link`` answers where there are no hard links: exFAT, Azure Files, gcsfuse, some network drives.
+#: Error codes of ``link`` on filesystems without hard links: exFAT, Azure Files, gcsfuse, some network drives.
 _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
-#: Filesystems without folders: a name with slashes needs nothing else to be there.
+#: Filesystems without folders, where a name with slashes needs no parent.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci"}
-#: How fsspec marks a path of this machine; such a URL is the path behind it, as it stands.
+#: Prefix of a local path in fsspec. The rest of such a URL is the literal path.
 _LOCAL_PREFIX = re.compile(r"(file|local):(//)?")
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
-#: Files that are removed at the same time.
+#: Files that are removed concurrently.
 REMOVED_AT_ONCE = 16
-#: Files that are read in one call: what fails is tried again as a whole, and has the time of one answer.
+#: Files that are read in one call. A call has one time limit, and is retried as a whole.
 READ_AT_ONCE = 1_000
 
 
 class StoreError(PermanentError):
-    """The store can't be used, or holds something that is not what its manifest says."""
+    """A store that can't be used, or whose content differs from a manifest."""
 
 
 class Files:
-    """A root folder on an fsspec filesystem. ``timeout_s`` is the longest wait for any one answer."""
+    """A root folder on an fsspec filesystem. ``timeout_s`` is the time limit of each call."""
 
     def __init__(self, url: str, timeout_s: float = 600.0) -> None:
         self.url = resolved(url)
         try:
-            if os.path.isabs(self.url):  # url_to_fs would take a path with :: for a chain of URLs
+            if os.path.isabs(self.url):  # url_to_fs would read a path with :: as a chain of URLs
                 fs, root = fsspec.filesystem("file"), self.url
             else:
-                # Other machines write here too: a cached listing would be a lie.
+                # Other machines write here too, so a cached listing would be wrong.
                 fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except Exception as error:  # whatever a filesystem makes of a URL that it can't read
+        except Exception as error:  # each filesystem has its own error for a URL that it can't read
             raise StoreError(f"store={url!r} is neither a folder nor an fsspec URL ({first_line(error)})") from error
         self.fs = cast(fsspec.AbstractFileSystem, fs)
         self.root = str(root).rstrip("/")
@@ -75,7 +75,7 @@ class Files:
 
     @property
     def local(self) -> bool:
-        """Return whether the root is a folder of this machine's file system."""
+        """Return whether the root is a folder on this machine."""
         return isinstance(self.fs, fsspec.get_filesystem_class("file"))
 
     def read(self, name: str) -> bytes:
@@ -83,7 +83,7 @@ class Files:
         return self._answer(f"read {name}", lambda: cast(bytes, self.fs.cat_file(self._place(name), **self._whole)))
 
     def read_existing(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Read those of the files that are there, many at a time."""
+        """Read the files that exist, many at a time. Return contents by name."""
         found: dict[str, bytes] = {}
         for first in range(0, len(names), READ_AT_ONCE):
             some = names[first : first + READ_AT_ONCE]
@@ -99,14 +99,14 @@ class Files:
         return {name: data for name, data in zip(names, found, strict=True) if isinstance(data, bytes)}
 
     def write(self, name: str, data: bytes) -> None:
-        """Write one file so that a reader sees either the old one or the new one."""
+        """Write one file atomically: a reader sees either the old one or the new one."""
         whole = partial(_put_whole, fill=lambda part: part.write_bytes(data))
         self._put("write", name, whole, lambda place: self.fs.pipe_file(place, data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file that is not there yet; False if it is. Of several writers at once one is told True.
+        """Create a file. Return False if it exists already; of several concurrent writers only one gets True.
 
-        A reader sees it whole, except on a file system without hard links: there, for a moment, a part of it.
+        A reader sees the file whole, except on a filesystem without hard links, where it may briefly see a part of it.
         """
         try:
             self._put(
@@ -116,12 +116,12 @@ class Files:
                 lambda place: self.fs.pipe_file(place, data, mode="create"),
             )
         except FileExistsError:
-            # Perhaps our own first attempt got through and only its answer was lost.
+            # Perhaps this process's own first attempt succeeded, and only its answer was lost.
             return self.read_existing([name]).get(name) == data
         return True
 
     def upload(self, local: Path, name: str) -> None:
-        """Copy a local file, of any size, to ``name``, so that a reader sees either the old one or the new one."""
+        """Copy a local file of any size to ``name`` atomically: a reader sees either the old one or the new one."""
         whole = partial(_put_whole, fill=partial(shutil.copyfile, local))
         self._put("write", name, whole, lambda place: self.fs.put_file(str(local), place))
 
@@ -131,7 +131,7 @@ class Files:
         self._answer(f"read {name}", lambda: self.fs.get_file(self._place(name), str(local)))
 
     def names(self, folder: str) -> list[str]:
-        """Return the names directly in a folder, sorted; none if there is no such folder."""
+        """Return the sorted names of a folder's direct children; none if there is no such folder."""
         try:
             found = self._answer(f"list {folder}", lambda: self.fs.ls(self._place(folder), detail=False))
         except (FileNotFoundError, NotADirectoryError):
@@ -140,7 +140,7 @@ class Files:
         return sorted({PurePosixPath(place).name for place in map(str, found) if place.strip("/") != itself})
 
     def empty(self) -> bool:
-        """Return whether there is nothing below the root."""
+        """Return whether the root is empty or missing."""
         try:
             return not self._answer("list the root", lambda: self.fs.ls(self.root or self.fs.root_marker, detail=False))
         except FileNotFoundError:
@@ -149,15 +149,15 @@ class Files:
             return False
 
     def is_folder(self, name: str) -> bool:
-        """Return whether a name is that of a folder."""
+        """Return whether a name is a folder's."""
         return self._answer(f"look at {name}", lambda: bool(self.fs.isdir(self._place(name))))
 
     def size(self, name: str) -> int:
-        """Return the bytes of a file. Raises FileNotFoundError."""
+        """Return the size of a file in bytes. Raises FileNotFoundError."""
         return int(self._answer(f"look at {name}", lambda: self.fs.size(self._place(name))) or 0)
 
     def bytes_below(self, folder: str) -> int:
-        """Return the bytes of all files in a folder and its folders; 0 if there is no such folder."""
+        """Return the bytes of all files in a folder and its subfolders; 0 if there is no such folder."""
         try:
             found = self._answer(f"look at {folder}", lambda: self.fs.find(self._place(folder), detail=True))
         except (FileNotFoundError, NotADirectoryError):
@@ -170,9 +170,9 @@ class Files:
         return stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
 
     def move_folder(self, source: str, target: str) -> None:
-        """Give a local folder another name, at once; what was at the new name is removed. Local roots only.
+        """Rename a folder, and replace the folder that has the new name. Local roots only.
 
-        A reader of the new name finds the old folder whole, for a moment none, or the new one whole.
+        A reader of the new name finds the old folder whole, briefly none, or the new one whole.
         """
 
         def move() -> None:
@@ -187,7 +187,7 @@ class Files:
         self._answer(f"write {target}", move)
 
     def remove(self, folder: str) -> None:
-        """Remove a folder and all that is in it, if it is there."""
+        """Remove a folder and its content, if it exists."""
         place = self._place(folder)
 
         def remove() -> None:
@@ -205,12 +205,12 @@ class Files:
             self._answer(f"remove {folder}", remove)
 
     def remove_file(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file, if it exists."""
         self._answer(f"remove {name}", lambda: self._remove_place(self._place(name)))
 
     @property
     def _whole(self) -> dict[str, int]:
-        """Return what s3fs has to be told, lest it ask for the size of each small file before it reads it."""
+        """Return the options that keep s3fs from asking for the size of each small file before it reads it."""
         return {"max_concurrency": 1} if "s3" in _protocols(self.fs) else {}
 
     @property
@@ -222,7 +222,7 @@ class Files:
             self.fs.rm_file(place)
 
     def _put(self, verb: str, name: str, locally: Callable[[str], Any], elsewhere: Callable[[str], Any]) -> None:
-        """Write a file into its folder, which is made; other file systems show a file when its upload is complete."""
+        """Write a file, and create its folder. ``elsewhere``: for filesystems that show only complete uploads."""
 
         def put() -> None:
             place = self._place(name)
@@ -231,14 +231,14 @@ class Files:
             try:
                 (locally if self.local else elsewhere)(place)
             except FileNotFoundError as error:
-                if self.local:  # somebody removed the folder in between
+                if self.local:  # another process removed the folder in between
                     raise OSError(errno.EAGAIN, first_line(error)) from error
                 raise StoreError(first_line(error)) from error  # no such bucket
 
         self._answer(f"{verb} {name}", put)
 
     def _place(self, name: str) -> str:
-        """Return the full path of a name. Raises StoreError if it leads out of the root, be it by a link."""
+        """Return the full path of a name. Raises StoreError if it leads out of the root, also through a link."""
         place = f"{self.root}/{inside(name)}"
         if self.local:
             root = os.path.realpath(self.root or "/")
@@ -247,7 +247,7 @@ class Files:
         return place
 
     def _answer(self, what: str, ask: Callable[[], T]) -> T:
-        """Return the answer, from the first attempt that gets one."""
+        """Return the result of ``ask``. Retry transient errors; raise StoreError for others and when the time is up."""
 
         def warn(state: RetryCallState) -> None:
             error = state.outcome and state.outcome.exception()
@@ -272,8 +272,8 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def resolved(url: str) -> str:
-    """Return a URL, or an absolute path, that means the same in every process: of a relative folder, of ``~`` and of
-    ``file:`` URLs. Raises StoreError where it would mean something else than what was written."""
+    """Return a URL or absolute path that means the same in every process. Relative folders, ``~`` and ``file:`` URLs
+    become absolute paths. Raises StoreError if that would be another place than the user meant."""
 
     def refusal(why: str) -> StoreError:
         return StoreError(f"store={url!r} {why}; give a folder or an fsspec URL")
@@ -301,7 +301,7 @@ def resolved(url: str) -> str:
 
 
 def inside(name: str) -> str:
-    """Return ``name``. Raises StoreError if it would lead out of a store or a local folder."""
+    """Return ``name`` unchanged. Raises StoreError if it would lead out of a store or a local folder."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise StoreError(f"{name!r} is not a name inside a store")
@@ -309,7 +309,7 @@ def inside(name: str) -> str:
 
 
 def _put_whole(place: str, fill: Callable[[Path], object]) -> None:
-    """Fill a file beside ``place``, and give it that name when it is whole."""
+    """Fill a temporary file beside ``place``, and rename it when it is complete."""
     part = Path(f"{place}.{secrets.token_hex(4)}.part")
     try:
         fill(part)
@@ -322,7 +322,7 @@ def _create(path: Path, data: bytes) -> None:
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         part.write_bytes(data)
-        os.link(part, path)  # unlike a rename, refused when the name is taken
+        os.link(part, path)  # unlike a rename, this fails if the name exists
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise

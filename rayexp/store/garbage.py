@@ -1,12 +1,12 @@
 """Files of a store that no study needs any more, and their removal.
 
-A study needs the stages in its plan.json, and those that they are built on. If the plan of a study can't be read,
-nothing is removed, because its needs are unknown.
+A study needs the stages in its plan.json and their ancestors. If the plan of a study can't be read, nothing is removed,
+because its needs are unknown.
 
-A removal and the start of a sweep wait for each other (``alone``). A sweep first writes the stages that it needs into
-its plan.json and then checks which of them are finished; a removal reads all plans. So whichever comes first, no stage
-that a sweep relies on is removed. The manifest of an artifact is removed first, and a stage only after everything that
-is built on it, so that an interrupted removal leaves nothing that looks finished but is not.
+A removal and the start of a sweep exclude each other (``alone``). A sweep first writes the stages that it needs into
+its plan.json and then checks which of them are finished; a removal reads all plans. So no stage that a sweep relies on
+is removed, whichever comes first. Descendants are removed before the stages that they are built on, and the manifest of
+an artifact before its other files. So after an interrupted removal nothing looks finished that is not.
 """
 
 from collections.abc import Collection, Iterator
@@ -23,19 +23,20 @@ from rayexp.store.filesystem import Files
 from rayexp.store.index import STUDY_LEASE, StoreIndex, file_bytes
 from rayexp.store.leases import Lease, abandoned, held, on_record
 
-#: The lease for beginning a sweep, and for removing from the store.
+#: The lease that a sweep holds while it begins, and a removal as long as it lasts.
 REMOVAL_LEASE = "store.removal"
 
-#: stage: a finished stage of no study. earlier: one that an earlier version made, under another id than today's.
-#: checkpoints: those of a finished stage, or of no study. leftover: of an interrupted write. replaced: moved aside by
-#: --force, and made again since. driver: a lease or heartbeat of a dead driver. study: the folder of a study.
+#: stage: a finished stage that no study needs. earlier: such a stage from an earlier version, whose id is another one
+#: today. checkpoints: those of a stage that is finished or not needed. leftover: files of an interrupted write.
+#: replaced: an artifact that --force moved aside and that was made again since. driver: a lease or heartbeat of a dead
+#: driver. study: the folder of a study.
 Kind = Literal["stage", "earlier", "checkpoints", "leftover", "replaced", "driver", "study"]
 
 
 @dataclass(frozen=True)
 class StudyUse:
-    """A study's share of its store. bytes: of its folder and all finished stages that it needs; own_bytes: without
-    those that other studies need. earlier: number of finished stages of its plan from an earlier version."""
+    """A study's share of its store. bytes: size of its folder and of all finished stages that it needs. own_bytes: the
+    same without stages that other studies need. earlier: number of its finished stages from an earlier version."""
 
     name: str
     stages: int
@@ -60,10 +61,11 @@ class StoreUse:
     """The needs of all studies of a store, read once."""
 
     def __init__(self, index: StoreIndex, giving_up: str = "", now: datetime | None = None) -> None:
-        """Raise RefusedError if the needs of a study are unknown, or if a driver runs a stage that no study needs.
+        """Read the needs of all studies. Raises RefusedError if those of a study are unknown, or if a driver runs a
+        stage that no study needs.
 
-        giving_up: the name of a study whose needs are ignored. now: the time by the clock of the store; by default that
-        of this machine.
+        giving_up: name of a study whose needs are ignored. now: time by the clock of the store; by default this
+        machine's.
         """
         self._files, self._giving_up = index.store.files, giving_up
         self._abandoned = abandoned(self._files, now or datetime.now(UTC))
@@ -81,12 +83,12 @@ class StoreUse:
         self._require_not_running()
 
     def studies(self) -> list[StudyUse]:
-        """Return what each study takes."""
+        """Return the share of each study."""
         return [self._study(name) for name in self._plans]
 
     def garbage(self) -> list[Garbage]:
-        """Return what no study needs, or if a study is given up, what only that one needs, in an order in which it can
-        be removed."""
+        """Return the files and folders that no study needs, in the order of their removal. If a study is given up,
+        return those that only this study needs."""
         found = [*self._stages(), *self._work(), *self._replaced()]
         if self._giving_up:
             path = f"studies/{self._giving_up}"
@@ -114,8 +116,8 @@ class StoreUse:
         return set[str]().union(*(needed for other, needed in self._needs.items() if other != name))
 
     def _ancestors(self, stage_id: str) -> set[str]:
-        """Return the stages that a finished one is built on. If its spec does not tell their ids, as for an earlier
-        version, return all whose labels fit."""
+        """Return the ids of the stages that a finished one is built on. If its spec has other ids, because an earlier
+        version wrote it, return the ids of all stages whose labels fit."""
         spec = self._specs.get(stage_id)
         if spec and spec.id == stage_id:
             return {each.id for each in spec.lineage}
@@ -132,7 +134,7 @@ class StoreUse:
         return sum(map(file_bytes, about["files"].values())) if about else 0
 
     def _free(self, stage_id: str) -> bool:
-        """Return whether no study needs a stage, and whether it belongs to the study that is given up, if any."""
+        """Return whether a stage may be removed: no other study needs it, and the study to give up, if any, has it."""
         return stage_id not in self._others and (not self._giving_up or stage_id in self._given_up)
 
     def _require_not_running(self) -> None:
@@ -168,7 +170,7 @@ class StoreUse:
                 yield self._folder("replaced", f"replaced/{stage_id}")
 
     def _drafts(self) -> Iterator[Garbage]:
-        """Yield reports whose writing was interrupted."""
+        """Yield the reports that an interrupted driver left half-written."""
         for name in self._plans:
             if f"{STUDY_LEASE}{name}" not in self._held:
                 drafts = [each for each in self._files.names(f"studies/{name}") if each.startswith(STAGED)]
@@ -182,12 +184,12 @@ class StoreUse:
 
 
 def alone(files: Files) -> AbstractContextManager[Lease]:
-    """Give the lease for beginning a sweep and for removing what no study needs."""
+    """Return a context that holds the lease under which sweeps begin and files are removed."""
     return held(files, REMOVAL_LEASE, "begins a sweep, or removes what no study needs")
 
 
 def remove(index: StoreIndex, paths: Collection[str], study: str = "") -> list[Garbage]:
-    """Remove those of ``paths`` that no study needs now. Return what was removed. study: a study to give up.
+    """Remove those of ``paths`` that no study needs now. Return the removed ones. study: a study to give up.
 
     Raises RefusedError as StoreUse does, and LeaseLostError if another driver has taken this process for dead.
     """
@@ -206,7 +208,7 @@ def remove(index: StoreIndex, paths: Collection[str], study: str = "") -> list[G
 
 
 def _remove(files: Files, garbage: Garbage) -> None:
-    """Remove a file or a folder, beginning with the file that marks it as whole."""
+    """Remove a file or a folder. Remove the file that marks a folder as complete first."""
     path = garbage.path
     if garbage.kind == "driver":
         files.remove_file(path)

@@ -1,7 +1,6 @@
 """The content of a store, for people: finished and unfinished stages, and studies. Reads only.
 
-What it says of a stage comes from manifests and records that are not verified here; whoever needs the contents reads
-them through ``rayexp.store.artifacts``, which verifies.
+Manifests and records are not verified here. ``rayexp.store.artifacts`` verifies the contents that it reads.
 """
 
 import time
@@ -20,11 +19,11 @@ from rayexp.store.leases import EXPIRY_S, on_record
 from rayexp.store.provenance import other_code
 from rayexp.store.summaries import StageSummary
 
-#: How the name of a lease on a whole study begins. Leases without a dot are on trials: no id has one.
+#: Prefix of the name of a lease on a study. Leases on trials are named by ids, which have no dot.
 STUDY_LEASE = "study."
-#: Stages whose manifests and records are in memory at once, of all that are listed.
+#: Stages whose manifests and records are held in memory at the same time.
 LOOKED_AT_ONCE = 1_000
-#: Candidates that an ambiguous name is answered with.
+#: Candidates in the message about an ambiguous name.
 CANDIDATES_SHOWN = 12
 
 
@@ -53,33 +52,33 @@ class Finished:
 
     @property
     def started(self) -> str:
-        """Return when its last attempt was started, in ISO 8601, UTC; empty if unknown."""
+        """Return the time at which its last attempt started, in ISO 8601, UTC; empty if unknown."""
         started = self.provenance.get("started")
         return started if isinstance(started, str) else ""
 
     @property
     def duration_s(self) -> float | None:
-        """Return the seconds that its last attempt took."""
+        """Return the seconds that its last attempt took; None if unknown."""
         took = self.provenance.get("duration_s")
         return float(took) if isinstance(took, int | float) and 0 <= took < 1e12 else None
 
     @property
     def other_code(self) -> str:
-        """Return by which code it was made, if that is not the code at hand or is unknown; else empty."""
+        """Describe the code that made it, if that is unknown or differs from the present code; else return ''."""
         return other_code(self.provenance)
 
     @property
     def summary(self) -> StageSummary:
-        """Return what a list shows of it."""
+        """Return its row in a list of stages."""
         return StageSummary(self.id, self.label, self.started, self.duration_s, self.bytes)
 
 
 @dataclass(frozen=True)
 class UnfinishedStage:
-    """A stage, or the trial that is named after it, that has not finished.
+    """An unfinished stage, or an unfinished trial that is named after its first stage.
 
     state: ``running`` while a driver holds its lease, ``failed`` after a failure, else ``incomplete``. step: of its
-    newest checkpoint. time: of the failure, in seconds since 1970. why: the sentence of the last failure."""
+    newest checkpoint. time: of the failure, in seconds since 1970. why: message of the last failure."""
 
     id: str
     state: str
@@ -90,18 +89,18 @@ class UnfinishedStage:
 
 
 class StoreIndex:
-    """Questions to one store."""
+    """A read-only view of one store."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     def require_there(self) -> None:
-        """Raise StoreError if there is nothing at the store's URL: a misspelt one would look like an empty one."""
-        if not any(map(self.store.files.names, ("studies", "work", "stages"))):  # the longest last
+        """Raise StoreError if there is no store at the URL, because a misspelt URL would look like an empty store."""
+        if not any(map(self.store.files.names, ("studies", "work", "stages"))):  # the longest listing last
             raise StoreError(f"store={self.store.url!r} has no stages; give the folder or URL of a store by --store")
 
     def finished(self, among: Collection[str] | None = None) -> dict[str, Finished]:
-        """Return all finished stages, or those ``among`` some ids, by id."""
+        """Return all finished stages, or the finished ones ``among`` some ids, by id."""
         manifests = self.store.manifests(among)
         records = self.records(manifests)
         return {
@@ -116,12 +115,14 @@ class StoreIndex:
         }
 
     def records(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return the provenance of stages, by id; without those that can't be read."""
+        """Return the provenance of stages, by id. Leave out records that can't be read."""
         return self._json("stages/{}/provenance.json", ids)
 
     def summaries(self, among: Collection[str] | None = None) -> dict[str, StageSummary]:
-        """Return summaries of all finished stages, or of those ``among`` some ids, by id: those that reports wrote
-        down, and those of the other stages from their manifests and records."""
+        """Return the summaries of all finished stages, or of the finished ones ``among`` some ids, by id.
+
+        They come from the files that reports wrote, and for the other stages from manifests and records.
+        """
         ids = set(self.store.files.names("stages") if among is None else among)
         found = {stage_id: each for stage_id, each in summaries.read(self.store.files).items() if stage_id in ids}
         others = sorted(ids - found.keys())
@@ -135,10 +136,10 @@ class StoreIndex:
         return {stage_id: str(manifest.get("label", "")) for stage_id, manifest in self.store.manifests().items()}
 
     def specs(self, ids: Iterable[str]) -> dict[str, Stage]:
-        """Return the values that finished stages were made from; without those that can't be read.
+        """Return the stages that the specs of finished ids describe, by id. Leave out specs that can't be read.
 
-        One that was made under another version, or by an earlier version of the settings, has another id today. Parts
-        of classes that are not at hand are ``UnreadPart``.
+        A spec of another ``version`` of the stage, or with an earlier set of settings, has another id today. Parts
+        whose classes are not imported are ``UnreadPart``.
         """
         found = self.store.files.read_existing([f"stages/{stage_id}/spec.json" for stage_id in ids])
         specs: dict[str, Stage] = {}
@@ -150,7 +151,7 @@ class StoreIndex:
         return specs
 
     def failures(self, trials: Iterable[str]) -> dict[str, UnfinishedStage]:
-        """Return the last failures of those of the trials that have not succeeded since."""
+        """Return the last failure of each of these trials that has not succeeded since, by id."""
         records = self._json("work/{}/failure.json", trials)
         return {
             trial: UnfinishedStage(
@@ -164,13 +165,13 @@ class StoreIndex:
         }
 
     def running(self) -> set[str]:
-        """Return the ids of the trials that a living driver has a lease on."""
+        """Return the ids of the trials on which a living driver has a lease."""
         leases = on_record(self.store.files)
         alive = {driver: self._alive(driver) for driver in {lease.driver for lease in leases}}
         return {lease.work for lease in leases if alive[lease.driver] and "." not in lease.work}
 
     def unfinished(self) -> list[UnfinishedStage]:
-        """Return everything that has not finished, by id."""
+        """Return all unfinished stages and trials, ordered by id."""
         files, running = self.store.files, self.running()
         ids = sorted({*files.names("work"), *running})
         failures, finished = self.failures(ids), self.store.finished_ids(ids)
@@ -188,12 +189,12 @@ class StoreIndex:
         return unfinished
 
     def studies(self, having: str = "plan.json") -> list[str]:
-        """Return the names of the studies of this store that have a file."""
+        """Return the names of the studies that have the file ``having``."""
         names = self.store.files.names
         return [name for name in names("studies") if having in names(f"studies/{name}")]
 
     def study(self, name: str) -> dict[str, str]:
-        """Return the labels, by id and in order, of the stages of a study. Raises StoreError if there is none."""
+        """Return the labels of a study's stages, by id and in order. Raises StoreError if there is no such study."""
         labels = _labels(self.about(name))
         if labels is None:
             where = f"{self.store.url}/studies/{name}/plan.json"
@@ -201,8 +202,8 @@ class StoreIndex:
         return labels
 
     def about(self, name: str) -> dict[str, Any]:
-        """Return what plan.json holds of a study: labels of its stages, and what makes it one (``rayexp.sweep.study``).
-        One of an earlier version holds labels only. Raises StoreError if there is none."""
+        """Return the content of a study's plan.json: the labels of its stages, and what makes it one study
+        (``rayexp.sweep.study``). An earlier version's has labels only. Raises StoreError if there is no such study."""
         try:
             about = parse_record(self.store.files.read(f"studies/{name}/plan.json"))
         except FileNotFoundError:
@@ -212,7 +213,7 @@ class StoreIndex:
         return _about(about)
 
     def planned(self) -> dict[str, str]:
-        """Return the labels, by id, of all stages that any study consists of."""
+        """Return the labels of all stages in the plan of any study, by id."""
         planned: dict[str, str] = {}
         paths = [f"studies/{name}/plan.json" for name in self.store.files.names("studies")]
         for data in self.store.files.read_existing(paths).values():
@@ -220,13 +221,13 @@ class StoreIndex:
         return planned
 
     def _json(self, path: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Read one small record of each of some stages; without those that are not there or are none."""
+        """Read one small JSON record of each of these stages, by id. Leave out missing and invalid ones."""
         paths = {path.format(stage_id): stage_id for stage_id in ids}
         found = self.store.files.read_existing(list(paths))
         return {paths[name]: record for name, data in found.items() if (record := parse_record(data)) is not None}
 
     def _alive(self, driver: str) -> bool:
-        """Return whether a driver has shown, of late and by this machine's clock, that it lives."""
+        """Return whether a driver's last heartbeat is recent by this machine's clock."""
         try:
             beat = self.store.files.modified(f"drivers/{driver}")
         except (FileNotFoundError, StoreError):
@@ -235,25 +236,27 @@ class StoreIndex:
 
 
 def _about(record: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what a plan.json holds; one of an earlier version holds labels only."""
+    """Return the content of a plan.json. An earlier version's is only its labels."""
     return record if record and isinstance(record.get("stages"), dict) else {"stages": record}
 
 
 def _labels(about: dict[str, Any]) -> dict[str, str] | None:
-    """Return the labels of a study by id; None if they are none."""
+    """Return the labels of a study by id; None if they are invalid."""
     labels = about["stages"]
     return labels if isinstance(labels, dict) and all(isinstance(each, str) for each in labels.values()) else None
 
 
 def file_bytes(about: Mapping[str, Any]) -> int:
-    """Return the size of a file by its manifest; 0 if that does not say."""
+    """Return the size that a manifest gives for a file; 0 if it gives none."""
     count = about.get("bytes")
     return count if isinstance(count, int) and 0 <= count < 2**63 else 0
 
 
 def find(text: str, labels: Mapping[str, str], of: str = "a finished stage, as `rayexp ls` lists them") -> str:
-    """Return the id among ``labels`` that is meant: an id, the beginning of one, or a label. Raises ValueError where it
-    is none of these, and AmbiguousError where it is several. of: what the labels are, for the message."""
+    """Return the id in ``labels`` (labels by id) that a text names by an id, the beginning of one, or a label.
+
+    Raises ValueError if it names none, and AmbiguousError if it names several. of: what the labels are, for messages.
+    """
     if text in labels:
         return text
     matches = [stage_id for stage_id, label in labels.items() if label == text]

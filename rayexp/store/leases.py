@@ -1,12 +1,12 @@
-"""Leases, by which several drivers that share a store divide the work.
+"""Leases, with which several drivers that share a store divide the work.
 
-A lease is a file ``leases/<work>.<number>`` whose content names its driver. A living driver writes its next beat into
-``drivers/<driver>`` every few seconds. A lease is dead if the file of its driver's beats is gone, if this machine sees
+A lease is a file ``leases/<work>.<number>`` whose content names its driver. A living driver writes a new heartbeat into
+``drivers/<driver>`` every few seconds. A lease is dead if its driver's heartbeat file is gone, if this machine sees
 that the driver's process has ended, or if another driver has watched for EXPIRY_S without a new beat. The next driver
 takes the next number. Files are created exclusively, so only one of two drivers gets a number. Each driver measures
-time with its own clock, so clocks need not agree, and a store that shows files late only delays. A process that works
-under a lease checks before it writes that the newest number is its own. So a process that outlives its driver is
-stopped there.
+time with its own clock, so clocks need not agree. A store that shows files late only delays a takeover. A process that
+works under a lease checks before each write that the newest number is its own. So a process that outlives its driver
+stops at its next write.
 """
 
 import json
@@ -32,15 +32,15 @@ from rayexp.store.filesystem import Files, StoreError
 log = logging.getLogger(__name__)
 
 BEAT_S = 5.0
-#: Longer than the delay of a store's caches (of file attributes, of a bucket's listing) and a few beats.
+#: Longer than a few beats and the delay of a store's caches (file attributes, a bucket's listing) together.
 EXPIRY_S = 60.0
-#: A driver whose last beat is this much older than one's own, by the clock of the store, is dead without watching.
+#: A driver is dead at once, without watching, if its last beat is so much older than one's own by the store's clock.
 LONG_GONE_S = 600.0
-#: Between two looks at a lease that is waited for.
+#: Pause between two looks at a lease that another driver holds.
 SECONDS_BETWEEN_LOOKS = 0.2
-#: The end of a refusal of a store that is not shared.
+#: The end of messages that refuse a store that is not shared.
 SHARED = "use a folder or a bucket that every machine reaches"
-#: A driver's name. A lease with another content is still being written.
+#: A driver's name. A lease with any other content is still being written.
 _DRIVER = re.compile(r".*-\d+-[0-9a-f]{8}", re.DOTALL)
 
 
@@ -49,7 +49,7 @@ class LeaseLostError(PermanentError):
 
 
 class NotSharedError(PermanentError):
-    """A process whose store is not that of its driver, though the address is the same: a folder of its own machine."""
+    """A process whose store is a folder of its own machine, and not its driver's store of the same address."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,19 @@ class Lease:
     def require_shared(self, files: Files) -> None:
         """Raise NotSharedError or LeaseLostError unless this process can read the lease that its driver wrote.
 
-        It reads by name, without a listing, because a name that was never looked up is in no cache of a network drive.
+        It reads by name, without a listing: a name that was never looked up is in no cache of a network drive.
         """
         if files.read_existing([self.name]).get(self.name) != self.driver.encode():
             raise self._lost(files, newest(files, self.work))
 
     def require_held(self, files: Files) -> None:
-        """Raise LeaseLostError or NotSharedError unless this is the newest lease on the work, and still there."""
+        """Raise LeaseLostError or NotSharedError unless this lease still exists and is the newest on its work."""
         holder = newest(files, self.work)
         if holder != self:
             raise self._lost(files, holder)
 
     def _lost(self, files: Files, holder: "Lease | None") -> PermanentError:
-        """Return the error about this lease: lost to ``holder``, given back, or in another store than its driver's."""
+        """Return the error for this lease: lost to ``holder``, given back, or written in another store."""
         heart = f"drivers/{self.driver}"
         if holder is None and not files.read_existing([heart]):
             return NotSharedError(
@@ -109,17 +109,17 @@ def newest(files: Files, work: str) -> Lease | None:
 
 
 def on_record(files: Files) -> list[Lease]:
-    """Return every lease that a store has, alive or dead."""
+    """Return all leases in a store, alive or dead."""
     names = {Lease(work, int(number), "").name: (work, int(number)) for work, _, number in _parts(files)}
     found = files.read_existing(list(names))
     return [Lease(*names[name], content.decode(errors="replace")) for name, content in found.items()]
 
 
 def abandoned(files: Files, now: datetime) -> dict[str, bytes]:
-    """Return leases and heartbeats of drivers that are gone, as contents by name. now: by the clock of the store.
+    """Return the contents of leases and heartbeats of dead drivers, by name. now: time by the clock of the store.
 
-    A driver is gone when this machine sees that its process has ended, or when it was silent for LONG_GONE_S. A driver
-    shows that it lives before it takes its first lease, so leases are read before heartbeats.
+    A driver is dead when this machine sees that its process has ended, or when it was silent for LONG_GONE_S. Leases
+    are read before heartbeats, because a driver writes a heartbeat before it takes its first lease.
     """
     leases = [lease for lease in on_record(files) if _DRIVER.fullmatch(lease.driver)]
     hearts = files.read_existing([f"drivers/{driver}" for driver in files.names("drivers")])
@@ -139,8 +139,8 @@ def _silent(files: Files, heart: str, beat: bytes, now: datetime) -> bool:
 
 @contextmanager
 def held(files: Files, work: str, doing: str) -> Iterator[Lease]:
-    """Give a lease on ``work`` for the block, as soon as no other driver has it. doing: what a driver does with it, for
-    the line that is printed while this one waits."""
+    """Wait until no other driver has a lease on ``work``, and hold one for the block. doing: what the other driver does
+    meanwhile, for the line that is printed while this one waits."""
     with Leases(files) as leases:
         waiting = False
         while (lease := leases.take(work)) is None:
@@ -166,14 +166,14 @@ class Leases:
         expiry_s: float = EXPIRY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        host = re.sub(r"[^\w.-]", "-", platform.node())  # a file is named after it
+        host = re.sub(r"[^\w.-]", "-", platform.node())  # part of a file's name
         self.driver = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
         self._files = files
         self._beat_s = beat_s
         self._expiry_s = expiry_s
         self._clock = clock
         self._beats = 0
-        self._seen: dict[str, tuple[bytes, float]] = {}  # by file: its content, and since when it is that
+        self._seen: dict[str, tuple[bytes, float]] = {}  # by file: its content, and since when it is unchanged
         self._held: dict[str, Lease] = {}
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True, name="lease heartbeat")
@@ -192,14 +192,14 @@ class Leases:
             for work in list(self._held):
                 self.release(work)
             self._files.remove_file(f"drivers/{self.driver}")
-        except StoreError as problem:  # they expire by themselves
+        except StoreError as problem:  # the leases expire by themselves
             log.warning("leases were not given back: %s", problem)
 
     def take(self, work: str) -> Lease | None:
         """Take a lease on ``work``. Return None while another driver's is alive."""
         before = newest(self._files, work)
         if before is not None and not (self._dead(before) and newest(self._files, work) == before):
-            return None  # looked up twice, because the driver may have given it back and ended in between
+            return None  # the second look is needed because the driver may have released it and ended in between
         lease = Lease(work, before.number + 1 if before else 1, self.driver)
         if not self._files.create(lease.name, self.driver.encode()):
             return None
@@ -210,7 +210,7 @@ class Leases:
         return lease
 
     def holder(self, work: str) -> str | None:
-        """Return the driver that the newest lease on ``work`` names."""
+        """Return the driver of the newest lease on ``work``; None if there is no lease."""
         lease = newest(self._files, work)
         return lease.driver if lease else None
 
@@ -220,12 +220,12 @@ class Leases:
             self._files.remove_file(lease.name)
 
     def beat(self) -> None:
-        """Show that this driver lives."""
+        """Write a new heartbeat of this driver."""
         self._beats += 1
         self._files.write(f"drivers/{self.driver}", f"{self._beats} {process_identity(os.getpid())}".encode())
 
     def _dead(self, lease: Lease) -> bool:
-        """Return whether a lease's driver has ended or been silent too long; remove its heartbeat then."""
+        """Return whether a lease's driver has ended or been silent too long. If so, remove its heartbeat."""
         if not _DRIVER.fullmatch(lease.driver):
             return self._unchanged(lease.name, lease.driver.encode())
         heart = f"drivers/{lease.driver}"
@@ -239,7 +239,7 @@ class Leases:
         return True
 
     def _unchanged(self, name: str, content: bytes) -> bool:
-        """Return whether a file has been seen with this content for as long as a living driver leaves none."""
+        """Return whether this driver has seen a file with this content for longer than the expiry."""
         now = self._clock()
         before, since = self._seen.get(name, (content, now))
         self._seen[name] = (content, since if content == before else now)
@@ -248,7 +248,7 @@ class Leases:
     def _long_gone(self, heart: str) -> bool:
         try:
             silent = self._files.modified(f"drivers/{self.driver}") - self._files.modified(heart)
-        except FileNotFoundError:  # the next look will tell
+        except FileNotFoundError:  # just removed; the next look decides
             return False
         return silent.total_seconds() > LONG_GONE_S
 
@@ -261,9 +261,9 @@ class Leases:
 
 
 def process_identity(pid: int) -> str:
-    """Return what tells a process from all others of all machines: boot, namespace of process ids, id, and start.
+    """Return a text that identifies a process among those of all machines: boot, PID namespace, PID, and start time.
 
-    Empty for one that has ended, and where the system does not say.
+    Empty for a process that has ended, and on a system without /proc.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -271,12 +271,12 @@ def process_identity(pid: int) -> str:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-    state, *fields = stat.rpartition(")")[2].split()  # after the program's name, which may have any characters
+    state, *fields = stat.rpartition(")")[2].split()  # behind the program's name, which may have any characters
     return "" if state in "ZX" else f"{boot} {namespace} {pid} {fields[18]}"
 
 
 def has_ended(identity: str) -> bool:
-    """Return whether a process ran on this machine and is no more; of one on another machine nothing is known."""
+    """Return whether a process ran on this machine and has ended. False for a process of another machine."""
     mine, theirs = process_identity(os.getpid()).split(), identity.split()
     if not len(mine) == len(theirs) == 4 or mine[:2] != theirs[:2]:
         return False
@@ -285,6 +285,6 @@ def has_ended(identity: str) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # another account's, of which /proc may tell nothing
+    except PermissionError:  # another account's process, which /proc may hide
         return False
     return process_identity(pid) != identity

@@ -1,4 +1,4 @@
-"""Try all operations on a store that a sweep needs, before anything starts and not after hours of training."""
+"""Trials of all operations that a sweep needs of its store, before it starts and not after hours of training."""
 
 import secrets
 from collections.abc import Callable, Mapping
@@ -12,34 +12,34 @@ from rayexp.errors import first_line
 from rayexp.store.filesystem import Files, StoreError
 from rayexp.store.leases import SHARED
 
-#: File systems that can't be shared, at any place in a chain of URLs.
+#: Filesystems that can't be shared, anywhere in a chain of URLs.
 UNSEEN: dict[type, str] = {
     MemoryFileSystem: "is the memory of one process",
     CachingFileSystem: "keeps copies of its own and does not show what others wrote since",
 }
 
-#: A trial of an operation, in a folder of its own. It returns whether the store supports the operation.
+#: A function that tries an operation in a folder of its own, and returns whether the store supports it.
 Trial = Callable[[Files, str], bool]
 
 
 def require_writable(files: Files) -> None:
-    """Raise StoreError, which names what is missing, unless files can be written, replaced, listed and removed."""
+    """Raise StoreError, naming the missing operation, unless files can be written, replaced, listed and removed."""
     _require(files, WRITING)
 
 
 def require_shareable(files: Files) -> None:
-    """Raise StoreError, which names what is missing, unless the store supports all that concurrent sweeps need."""
+    """Raise StoreError, naming the missing operation, unless the store supports all that concurrent sweeps need."""
     _require(files, WRITING | SHARING)
 
 
 def require_seen_by_others(files: Files) -> None:
-    """Raise StoreError if other processes do not see what this one writes, or may see an older copy."""
+    """Raise StoreError if other processes would not see this process's writes, or might see an older copy."""
     layer: Any = files.fs
     while layer is not None:
         for kind, why in UNSEEN.items():
             if isinstance(layer, kind):
                 raise StoreError(f"store={files.url!r} {why}; {SHARED}")
-        layer = getattr(layer, "fs", None)  # of a chain of URLs
+        layer = getattr(layer, "fs", None)  # the next filesystem in a chain of URLs
 
 
 def _require(files: Files, trials: Mapping[str, Trial]) -> None:
@@ -78,7 +78,7 @@ def _creates_once(files: Files, folder: str) -> bool:
 
 
 def _publishes(files: Files, folder: str) -> bool:
-    """Publish as ``Store`` does an artifact: on local folders, rename a folder over an existing one."""
+    """Publish a folder in the way of ``Store``: on a local store, rename it over an existing one."""
     for content in (b"one", b"two") if files.local else ():
         files.write(f"{folder}/staged/deep/file", content)
         files.move_folder(f"{folder}/staged", f"{folder}/published")

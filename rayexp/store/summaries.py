@@ -1,12 +1,12 @@
-"""Summaries of finished stages for lists of them, in one file for each study: a list of 100,000 stages reads a hundred
-files, and not a manifest and a record of each stage.
+"""Summaries of finished stages, in one file for each study. With them a list of 100,000 stages reads a hundred files,
+and not a manifest and a record of each stage.
 
-    summaries/<study>.parquet   of the stages of a study that were finished when its report was written
-    distrusted/<id>             empty: the artifact was taken back once, and may be made again, so that summaries of it
-                                may be old
+    summaries/<study>.parquet   a row for each stage of a study that was finished when its report was written
+    distrusted/<id>             an empty mark: the artifact was removed once and may have been made again, so its
+                                summaries may be out of date
 
-A stage that no summary is known of, or that is distrusted, is looked at itself. The mark comes before the artifact goes
-and stays for good, so that a summary which was read before can be written after it.
+For a stage without a summary, or with a mark, the manifest and the record are read. The mark is written before the
+artifact is removed, and stays for good, because a report may still write a summary that it read before the removal.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ SUMMARIES = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class StageSummary:
-    """The summary of a finished stage. started: in ISO 8601, UTC; empty if unknown. bytes: of all its files."""
+    """The summary of a finished stage. started: in ISO 8601, UTC; empty if unknown. bytes: size of all its files."""
 
     id: str
     label: str
@@ -46,19 +46,19 @@ class StageSummary:
 
 
 def path(study: str) -> str:
-    """Return the name of the file of a study."""
+    """Return the name of a study's file of summaries."""
     return f"summaries/{study}.parquet"
 
 
 def packed(summaries: Iterable[StageSummary]) -> bytes:
-    """Return the content of a file."""
+    """Return summaries as the content of a Parquet file."""
     file = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([asdict(each) for each in summaries], SUMMARIES), file)
     return file.getvalue().to_pybytes()
 
 
 def read(files: Files) -> dict[str, StageSummary]:
-    """Return the summaries, by id, of all stages that are not distrusted. A file that is none has none."""
+    """Return the summaries of all stages that are not distrusted, by id. Ignore invalid files."""
     there = files.read_existing([f"summaries/{name}" for name in files.names("summaries")])
     found = {each.id: each for data in there.values() for each in _unpacked(data)}
     for stage_id in files.names("distrusted"):
@@ -67,7 +67,7 @@ def read(files: Files) -> dict[str, StageSummary]:
 
 
 def distrust(files: Files, stage_id: str) -> None:
-    """Have no summary of a stage believed from now on; to be called before its artifact is taken back."""
+    """Mark all summaries of a stage as untrustworthy from now on. Call it before the stage's artifact is removed."""
     files.write(f"distrusted/{stage_id}", b"")
 
 

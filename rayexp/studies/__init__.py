@@ -1,7 +1,7 @@
-"""The science: each study a function from (budget, grid) to the stages, or conditions, that it wants.
+"""The science: each study is a function from (budget, grid) to the stages, or conditions, that it needs.
 
-Every axis of ``StringTask`` has a study of its name; every module of this package with a function ``stages`` is one,
-under its name with hyphens.
+Every axis of ``StringTask`` has a study of the same name. Every module of this package with a function ``stages`` is a
+study as well, named after the module with hyphens.
 """
 
 import inspect
@@ -21,14 +21,14 @@ from rayexp.studies.presets import Budget
 from rayexp.studies.ratios import Measured
 from rayexp.tasks.strings import AXES
 
-#: A function of budget and grid, or of (budget, grid, measured) where what it wants depends on what was found.
+#: A function of (budget, grid), or of (budget, grid, measured) if its stages depend on measured results.
 Study = Callable[..., Sequence[Wanted]]
 _OWN = {module.name.replace("_", "-"): import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)}
 STUDIES: dict[str, Study] = {
     **{axis: partial(axis_stages, axis) for axis in AXES},
     **{name: module.stages for name, module in sorted(_OWN.items()) if hasattr(module, "stages")},
 }
-#: Each study in a line, for people.
+#: One line about each study, for people.
 SUMMARIES: dict[str, str] = {
     **{name: axis.about for name, axis in AXES.items()},
     **{name: (module.__doc__ or "").partition("\n")[0].rstrip(".") for name, module in _OWN.items() if name in STUDIES},
@@ -36,25 +36,25 @@ SUMMARIES: dict[str, str] = {
 
 
 def wanted_of(study: Study, budget: Budget, grid: Grid, measured: Measured) -> Sequence[Wanted]:
-    """Return what a study wants, now that this is measured. It has to take the same course whenever it is asked."""
+    """Return the stages and conditions of a study, given the results so far. Equal results must give equal stages."""
     return study(budget, grid, measured) if is_adaptive(study) else study(budget, grid)
 
 
 def usual_grid(name: str, budget: Budget) -> dict[str, tuple[Any, ...]]:
-    """Return the OOD ratios, betas and seeds that a study has where none are given: those of its scale, if it has none
-    of its own. The ratios may be a word (``ratios.AIMS``)."""
+    """Return the default OOD ratios, betas and seeds of a study: its own, or else those of its scale. The ratios may be
+    a word (``ratios.AIMS``)."""
     usual = {"ood_ratios": budget.ood_ratios, "kl_betas": budget.kl_betas, "seeds": budget.seeds}
     return usual | getattr(_OWN.get(name), "OWN_GRID", {}).get(budget.name, {})
 
 
 def is_adaptive(study: Study) -> bool:
-    """Return whether what a study wants depends on what has been measured: whether it takes a third argument."""
+    """Return whether a study's stages depend on measured results, that is, whether it takes a third argument."""
     return len(inspect.signature(study).parameters) > 2
 
 
 def study_named(name: str) -> Study:
-    """Return a study by its name in ``STUDIES``, or a user's own by its import path. Raises ValueError if there is
-    none."""
+    """Return a study by its name in ``STUDIES``, or a user's own by its import path. Raises ValueError if there is no
+    such study."""
     if is_own(name):
         return own_study(name)
     if name not in STUDIES:

@@ -1,8 +1,8 @@
 """One axis of generalisation: GRPO on its ID prompts and on its OOD prompts, as two arms.
 
-depth: pretrained on one and two traversals, asked for three and, as a probe, for four. length: strings of four letters,
-then of five and, as a probe, of six. tokens: the same graph written in another alphabet. composition: traversal alone
-and shift alone, then one of each, in both orders.
+depth: one and two traversals are ID, three OOD, and four a probe. length: strings of four letters are ID, of five OOD,
+and of six a probe. tokens: the same graph in another alphabet is OOD. composition: traversal alone and shift alone are
+ID, and one of each, in both orders, is OOD.
 """
 
 from rayexp.stages import Stage

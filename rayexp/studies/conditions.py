@@ -1,7 +1,7 @@
-"""Conditions: named ways of going through the chain, one of which is the control that each of the others is held to.
+"""Conditions: named variants of the chain of stages. One of them is the control, and the others are compared with it.
 
-A study that asks who is right in a disagreement returns conditions in place of stages. Each says whose objection it
-decides and what that predicts; ``reports.objections`` compares it with the control, prompt by prompt and seed by seed.
+A study that decides a disagreement returns conditions in place of stages. Each condition names the objection that it
+decides, its source and its prediction. ``reports.objections`` compares it with the control, pairing prompts and seeds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,16 +15,16 @@ from rayexp.stages import Stage
 
 #: Name of the condition that the others are compared with.
 CONTROL = "control"
-#: An objection predicts that its condition gains more than the control, as much as it, or nothing at all.
+#: An objection's prediction: its condition gains more than the control, as much as the control, or nothing at all.
 Prediction: TypeAlias = Literal["more", "same", "nothing"]
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A named way of going through the chain.
+    """A named variant of the chain of stages.
 
-    stages: all that it wants, measurements included. objection: the claim that it decides, a sentence; source: who
-    makes it. predicts: what the gain is to be if the objection is right. k: it is about pass@k; that of 1 is Q.
+    stages: all its stages, measurements included. objection: the claim that it decides, as a sentence. source: origin
+    of the claim. predicts: its gain if the objection is right. k: the gain is in pass@k, which is Q for k = 1.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Condition:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Return what it says of itself besides its name."""
+        """Return objection, source, prediction and k."""
         return {"objection": self.objection, "source": self.source, "predicts": self.predicts, "k": self.k}
 
     @cached_property
     def ends(self) -> tuple[Stage, ...]:
-        """Return the stages whose models it is judged by: those that nothing else of it is trained from."""
+        """Return the stages whose models are judged: training stages from which no other stage of it is trained."""
         trained = {stage.id: stage for stage in self.stages if stage.pool != "measure"}
         inner = {stage.parent.id for stage in trained.values() if stage.parent}
         return tuple(stage for stage_id, stage in trained.items() if stage_id not in inner)
@@ -60,8 +60,8 @@ Records: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
 def records(conditions: Iterable[Condition], before: Records) -> Records:
-    """Return conditions as JSON, by name, with those that were recorded before; a stage that had another name then has
-    that of now."""
+    """Return conditions as JSON by name, merged with those that were recorded before. A stage whose condition was
+    renamed belongs to the new name only."""
     now = {each.name: {**each.about, "ends": [end.id for end in each.ends]} for each in conditions}
     named = {end: name for name, about in now.items() for end in about["ends"]}
     found = {}
@@ -73,7 +73,7 @@ def records(conditions: Iterable[Condition], before: Records) -> Records:
 
 
 def recorded(records: Records, stages: Mapping[str, Stage]) -> list[Condition]:
-    """Return the conditions of ``records``, with those of their ends that are among the stages, which go by id."""
+    """Return the conditions of ``records``, with those of their ends that are in ``stages`` (stages by id)."""
     return [
         Condition(name, [stages[end] for end in about["ends"] if end in stages], **_without(about, "ends"))
         for name, about in records.items()
@@ -84,19 +84,19 @@ def _without(about: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in about.items() if key != name}
 
 
-#: All that a study may consist of.
+#: An element of a study.
 Wanted: TypeAlias = Stage | Condition
 
 
 def all_stages(wanted: Iterable[Wanted]) -> list[Stage]:
-    """Return the stages that are wanted, those of conditions among them."""
+    """Return all wanted stages, including those of conditions."""
     return [stage for each in wanted for stage in (each.stages if isinstance(each, Condition) else [each])]
 
 
 def conditions_in(wanted: Iterable[Wanted]) -> list[Condition]:
-    """Return the conditions that are wanted, those of one name as one.
+    """Return the wanted conditions, and merge those of equal name.
 
-    Raises ValueError where two of different names end in the same stage, and where there is no control.
+    Raises ValueError if two conditions of different names end in the same stage, or if there is no control.
     """
     found: dict[str, Condition] = {}
     for each in wanted:
@@ -117,7 +117,8 @@ def conditions_in(wanted: Iterable[Wanted]) -> list[Condition]:
 
 
 def changed(wanted: Iterable[Wanted], change: Callable[[list[Stage]], list[Stage]]) -> list[Wanted]:
-    """Return what is wanted with its stages changed: those of a condition by themselves, and the others together."""
+    """Return wanted stages and conditions after a change of their stages. The stages of each condition are changed by
+    themselves, and the other stages together."""
     made: list[Wanted] = []
     for by_itself, several in groupby(wanted, key=lambda each: isinstance(each, Condition)):
         if by_itself:

@@ -1,8 +1,8 @@
 """Copies of test items in pretraining, early or late, and what GRPO makes of them.
 
 Composition axis, GRPO on OOD prompts. The OOD samples of pretraining are copies of a random half of some test items:
-none, 1, 5 or 20 of each. The other half is the control inside the same decoder. Both halves together are a fifth of the
-test items, because copies of more of them would be an exposure that teaches the task itself.
+none, 1, 5 or 20 of each. The other half is the control within the same decoder. Both halves together are a fifth of the
+test items, because copies of more items would teach the task itself.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ TASK = StringTask(axis="composition")
 
 
 def ratio_of(times: int, budget: Budget) -> float:
-    """Return the ratio at which the copied half of the test items of each OOD cell comes so many times."""
+    """Return the OOD ratio at which each copied test item occurs ``times`` times."""
     copies = times * items_of(budget) // 2 * len(TASK.cells("ood"))
     ratio = copies / budget.pretrain_samples
     return ratio if int(budget.pretrain_samples * ratio) == copies else (copies + 0.5) / budget.pretrain_samples
 
 
 def items_of(budget: Budget) -> int:
-    """Return the test items of a cell of which a half is copied: a fifth of those that are measured."""
+    """Return the number of test items of a cell of which half are copied: a fifth of the measured ones."""
     return budget.prompts_per_cell // 10 * 2
 
 

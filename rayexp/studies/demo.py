@@ -1,15 +1,15 @@
 """The paper's central result in minutes: the composition axis, with GRPO on OOD prompts.
 
-Where pretraining gave the composition no mass, GRPO finds nothing; where it is saturated, GRPO adds nothing; in between
-lies the gain. Completions are drawn by vLLM at every scale, because the demo is to show the machinery of a cluster.
+If pretraining gave the composition no mass, GRPO finds nothing. If the mass is saturated, GRPO adds nothing. In between
+lies the gain. vLLM draws the completions at every scale, because the demo has to show the machinery of a cluster.
 """
 
 from rayexp.stages import Stage
 from rayexp.studies.grid import Grid, stage_chains
 from rayexp.studies.presets import Budget
 
-#: At ``tiny``, the ends and the ratio that gained most of those that ``--ood-ratios auto`` found; one beta; and as many
-#: seeds as decide where the gain is (docs/findings.md).
+#: At ``tiny``: the lowest ratio, the highest, and the one with the largest gain of those that ``--ood-ratios auto``
+#: found; one beta; and enough seeds to decide where the gain is (docs/findings.md).
 OWN_GRID = {"tiny": {"ood_ratios": (0.0, 0.0075, 0.3), "kl_betas": (0.1,), "seeds": (0, 1, 2, 3)}}
 
 

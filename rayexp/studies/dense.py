@@ -1,7 +1,7 @@
 """Rewards for letters, on every axis: does the gain follow the mass of right answers, or that of the rarest token?
 
-Without a KL, or with one in the loss, a reward for letters pushes every letter that is right by itself. So it should
-find what a reward for answers can't where each letter has some mass, however small their product Q is.
+Without a KL, or with one in the loss, a reward for letters reinforces each right letter separately. So it should find
+answers that a reward for answers can't find, if each letter has some mass, however small the product Q of these masses.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """The exchange rate: the number of supervised OOD samples that gain as much as one run of GRPO. Composition axis.
 
-Each condition has so many OOD samples among those of SFT, and no GRPO; the control has none, and GRPO on OOD prompts.
+Each condition has a number of OOD samples in SFT, and no GRPO. The control has none, and GRPO on OOD prompts.
 """
 
 from rayexp.studies.conditions import CONTROL, Condition
@@ -8,7 +8,7 @@ from rayexp.studies.grid import Grid, fine_tuned, measured_chains, pretrained, r
 from rayexp.studies.presets import SCALES, Budget
 
 OWN_GRID = {scale: {"ood_ratios": ("auto",)} for scale in SCALES}
-#: Samples, by powers of the root of 10; a scale has those that its SFT has room for.
+#: Numbers of samples, about powers of the root of 10. A scale uses those up to the size of its SFT.
 SAMPLES = (3, 10, 30, 100, 300, 1_000)
 
 

@@ -1,7 +1,7 @@
 """The same OOD samples early, late or all along in pretraining, then GRPO.
 
-Composition axis, GRPO on OOD prompts. The control sees OOD samples all along, and stops on the way: further conditions
-are GRPO from its decoder after a quarter and after half of its pretraining.
+Composition axis, GRPO on OOD prompts. The control sees OOD samples all along. Two further conditions start GRPO from
+its decoder after a quarter and after half of its pretraining.
 """
 
 from collections.abc import Sequence

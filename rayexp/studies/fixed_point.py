@@ -1,9 +1,9 @@
 """Advantages, places of the KL and group sizes that theory tells apart, at equal rollouts.
 
-Composition axis, OOD prompts. By the theory (``evaluation.fixed_point``), with the KL in the loss, P rises with the
-size of the groups under ``group_std``, a little under ``mean_only`` and not under ``leave_one_out``, which at groups of
-two is the same as ``group_std``. With the KL in the reward it is the paper's optimum at every size, unless rewards are
-divided by a deviation. Betas of 0 are left out: without a KL nothing holds P below 1, and its place does not matter.
+Composition axis, OOD prompts. Theory (``evaluation.fixed_point``) predicts, with the KL in the loss, that P rises with
+the group size under ``group_std``, a little under ``mean_only`` and not under ``leave_one_out``. For groups of two the
+last equals ``group_std``. With the KL in the reward, P is the paper's optimum at every size, unless rewards are divided
+by a standard deviation. Betas of 0 are left out: without a KL nothing holds P below 1, and its place does not matter.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The part that studies share: the chain pretrain - SFT - GRPO, over a grid of OOD ratios, betas and seeds."""
+"""The common part of studies: the chain pretrain - SFT - GRPO, over a grid of OOD ratios, betas and seeds."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from rayexp.tasks.strings import StringTask
 
 @dataclass(frozen=True)
 class Grid:
-    """The values a study runs through, and the variant of the strings it is about (see ``StringTask``)."""
+    """The values that a study combines, and its variant of the strings (see ``StringTask``)."""
 
     ood_ratios: Sequence[float]
     kl_betas: Sequence[float]
@@ -26,7 +26,7 @@ class Grid:
 
     @property
     def kl_beta(self) -> float:
-        """Return the first weight above 0, for studies with one weight. Raises ValueError if there is none."""
+        """Return the first beta above 0, for studies with one beta. Raises ValueError if there is none."""
         if beta := next((beta for beta in self.kl_betas if beta > 0), None):
             return beta
         given = ", ".join(map(number, self.kl_betas))
@@ -38,11 +38,11 @@ class Grid:
         return {"graph": self.graph, "traversal": self.traversal, "completion_format": self.completion_format}
 
     def task(self, axis: str) -> StringTask:
-        """Return the variant of one axis."""
+        """Return the task of one axis in this variant."""
         return StringTask.model_validate({"axis": axis, **self.variant})
 
     def require_no_strings(self) -> None:
-        """Raise ValueError if a variant of the strings is asked for, in a study that has none."""
+        """Raise ValueError unless the variant is the default. Studies without strings call it."""
         for name, value in self.variant.items():
             if value != (usual := StringTask.model_fields[name].default):
                 raise ValueError(f"{name}={value!r} should be {usual!r}, because this study is not about strings")
@@ -57,11 +57,11 @@ def stage_chains(
     phases: Sequence[Mapping[str, Any]] = ({},),
     **grpo: Any,
 ) -> list[Stage]:
-    """Pretraining, SFT, then GRPO for every role of prompts and every beta; everything measured.
+    """Return pretraining, SFT, and GRPO for every role of prompts and every beta, each followed by its measurement.
 
     Stages that two chains share appear once in a plan, because they are equal. grpo: settings of every GRPO stage that
-    are not to have their defaults, such as ``advantage="mean_only"``. phases: as of ``reinforced``. Raises
-    ValidationError on a setting that a stage can't have.
+    differ from the defaults, such as ``advantage="mean_only"``. phases: as for ``in_a_row``. Raises ValidationError on
+    an invalid setting.
     """
     stages: list[Stage] = []
     for base in pretrained(task, budget, grid, decoder):
@@ -76,10 +76,10 @@ def stage_chains(
 def model_chains(
     task: Task, model: PretrainedDecoder, budget: Budget, grid: Grid, prompt_roles: Sequence[str], **grpo: Any
 ) -> list[Stage]:
-    """A model that others have trained, then GRPO for every seed, role of prompts and beta; everything measured.
+    """Return a pretrained model, and GRPO for every seed, role of prompts and beta, each followed by its measurement.
 
-    task: in the model's own tokens (``PretrainedDecoder.tokens``). grpo: as of ``stage_chains``, which trains the model
-    on a share of OOD samples first if it is given one as the decoder.
+    task: in the model's own tokens (``PretrainedDecoder.tokens``). grpo: as for ``stage_chains``. With such a model as
+    its decoder, ``stage_chains`` first trains the model on a share of OOD samples.
     """
     base = Pretrained(task=task, decoder=model)
     ends = [
@@ -92,7 +92,7 @@ def model_chains(
 def pretrained(
     task: Task, budget: Budget, grid: Grid, decoder: Decoder | PretrainedDecoder | None = None, **settings: Any
 ) -> list[Pretrain]:
-    """Pretraining for every seed and OOD ratio. settings: that are not to be those of the budget."""
+    """Return a pretraining for every seed and OOD ratio. settings: those that differ from the budget's."""
     usual = {
         "task": task,
         "decoder": decoder or decoder_for(budget, task),
@@ -108,13 +108,13 @@ def pretrained(
 
 
 def fine_tuned(base: Stage, budget: Budget, **settings: Any) -> SFT:
-    """SFT from a pretrained decoder. settings: that are not to be those of the budget."""
+    """Return SFT from a pretrained decoder. settings: those that differ from the budget's."""
     usual = {"samples": budget.sft_samples, "optimiser": budget.sft, "seed": base.chain_seed}
     return SFT.model_validate({"init": base, **usual, **settings})
 
 
 def reinforced(init: Stage, budget: Budget, **settings: Any) -> GRPO:
-    """GRPO from a model. settings: ``prompt_role`` and ``kl_beta``, and those that are not to be of the budget."""
+    """Return GRPO from a model. settings: ``prompt_role`` and ``kl_beta``, and those that differ from the budget's."""
     usual = {
         "steps": budget.grpo_steps,
         "prompts_per_step": budget.grpo_prompts_per_step,
@@ -127,9 +127,10 @@ def reinforced(init: Stage, budget: Budget, **settings: Any) -> GRPO:
 
 
 def in_a_row(init: Stage, budget: Budget, phases: Sequence[Mapping[str, Any]], **settings: Any) -> list[Stage]:
-    """Return a GRPO stage for each phase, which goes on from the one before.
+    """Return a GRPO stage for each phase. Each starts from the one before.
 
-    phases: settings of each that not all have, as in ``[{"rewards": (LettersSum(),)}, {"reference": "root"}]``.
+    phases: the settings of each phase beside the common ones, as in ``[{"rewards": (LettersSum(),)}, {"reference":
+    "root"}]``.
     """
     stages: list[Stage] = []
     for phase in phases:
@@ -138,7 +139,7 @@ def in_a_row(init: Stage, budget: Budget, phases: Sequence[Mapping[str, Any]], *
 
 
 def with_evaluations(stages: Sequence[Stage], budget: Budget) -> list[Stage]:
-    """Each stage followed by its measurement."""
+    """Return each stage, followed by its measurement."""
     out: list[Stage] = []
     for stage in stages:
         out += [stage, Evaluate.model_validate({"init": stage, "prompts_per_cell": budget.prompts_per_cell})]
@@ -146,13 +147,13 @@ def with_evaluations(stages: Sequence[Stage], budget: Budget) -> list[Stage]:
 
 
 def measured_chains(ends: Sequence[Stage], budget: Budget) -> list[Stage]:
-    """The whole chains that end in these stages, everything measured."""
+    """Return the whole chains that end in these stages, with a measurement after each stage."""
     return [stage for end in ends for stage in with_evaluations(end.lineage, budget)]
 
 
 def decoder_for(budget: Budget, task: Task, **settings: Any) -> Decoder:
-    """The budget's decoder with a context long enough for the task: a multiple of 64 tokens. settings: that are not to
-    be those of the budget."""
+    """Return the budget's decoder with a context that is long enough for the task, a multiple of 64 tokens. settings:
+    those that differ from the budget's."""
     tokens = -(-task.max_tokens // 64) * 64
     usual = {**budget.decoder.model_dump(), "context_tokens": max(budget.decoder.context_tokens, tokens)}
     return Decoder.model_validate({**usual, **settings})

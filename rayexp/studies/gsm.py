@@ -1,8 +1,8 @@
 """The central question on word problems in natural language with worked answers, on OOD prompts.
 
-On the axis ``depth`` ID problems take at most three steps, OOD ones four; on the axis ``template`` OOD problems are of
-other kinds. Many chains are right, so Q is counted among sampled completions, and the mass of the gold chain is a lower
-bound of it.
+On the axis ``depth`` ID problems take at most three steps and OOD problems four. On the axis ``template`` OOD problems
+have other templates. Many chains are right, so Q is estimated from sampled completions. The mass of the gold chain is a
+lower bound of Q.
 """
 
 from typing import Literal
@@ -13,9 +13,9 @@ from rayexp.studies.presets import Budget
 from rayexp.tasks.text import GSMTask
 
 AXES: tuple[Literal["depth", "template"], ...] = ("depth", "template")
-#: Templates of each cell, where they are not to be all.
+#: Templates of each cell, by scale, if not all are used.
 TEMPLATES = {"toy": 2}
-#: Its sequences are ten times as long as strings, so it has to do with less at the scale of a laptop.
+#: Smaller spending at the scale of a laptop, because sequences are ten times as long as strings.
 OWN_GRID = {"tiny": {"ood_ratios": (0.0, 0.03, 0.3), "kl_betas": (0.1,), "seeds": (0,)}}
 
 

@@ -1,7 +1,7 @@
 """The central question on three generators of reasoning-gym, which are not this project's, on OOD prompts.
 
-ID cells are sums of two and three digits, words of three to five letters to be spelt backward, and paths of three edges
-in a star of two arms; OOD cells have one term, letter or edge more.
+ID cells are sums of two and three one-digit terms, words of three to five letters to be spelt backward, and paths of
+three edges in a star of two arms. OOD cells have one term, letter or edge more.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from rayexp.studies.presets import SCALES, Budget
 from rayexp.tasks.text import AXES, axis
 
 OWN_GRID = {scale: {"ood_ratios": ("auto",)} for scale in SCALES}
-#: Test questions of a cell, at most: of sums of two and three digits hardly more are held out.
+#: Largest number of test questions of a cell. Of sums of two and three one-digit terms hardly more are held out.
 QUESTIONS = 300
 
 
@@ -22,5 +22,5 @@ def stages(budget: Budget, grid: Grid) -> list[Stage]:
     tasks = [axis(name) for name in AXES]
     decoder = decoder_for(
         budget, max(tasks, key=lambda task: task.max_tokens)
-    )  # one for all, so that only tasks differ
+    )  # one context length for all, so that only the tasks differ
     return [stage for task in tasks for stage in stage_chains(task, budget, grid, ("ood",), decoder)]

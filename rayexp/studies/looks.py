@@ -1,8 +1,8 @@
-"""Seeds that are added where a verdict is undecided, at looks that are planned beforehand.
+"""Seeds that are added while a verdict is undecided, at looks that are planned beforehand.
 
-Whoever looks several times, and stops when it looks good, is wrong more often than each look says. So a p-value counts
-as many times as looks are planned (Bonferroni): whatever the looks have to do with each other, and whichever of them is
-the last, at most one verdict in twenty is wrong.
+Looking at the results several times, and stopping when they look good, raises the error rate above that of one look. So
+a p-value is multiplied by the number of planned looks (Bonferroni). Then at most one verdict in twenty is wrong,
+however the looks depend on each other, and whichever of them is the last.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -12,19 +12,19 @@ from typing import TypeAlias
 from rayexp.stages import Stage
 from rayexp.studies.conditions import Wanted
 
-#: Where nothing is said.
+#: Default of ``max_seeds``.
 MAX_SEEDS = 12
-#: Task and OOD ratio.
+#: Label of a task, and OOD ratio.
 Place: TypeAlias = tuple[str, float]
-#: From what is wanted at a look, and the number of looks that are planned: where a verdict is undecided; None while not
-#: everything is finished.
+#: A function of the stages and conditions at a look, and the number of planned looks. It returns the places at which a
+#: verdict is undecided, or None while a stage is unfinished.
 Undecided: TypeAlias = Callable[[Sequence[Wanted], int], Collection[Place] | None]
 
 
 def planned_looks(first: Sequence[int], most: int) -> list[tuple[int, ...]]:
-    """Return the seeds of each look: at the first these, then twice as many, up to ``most``.
+    """Return the seeds of each look: ``first`` at the first look, then twice as many at each look, up to ``most``.
 
-    Raises ValueError if there are more at the first.
+    Raises ValueError if ``first`` has more than ``most`` seeds.
     """
     if most < len(first):
         raise ValueError(f"max_seeds={most} should be at least {len(first)}, the number of seeds at the first look")
@@ -36,9 +36,9 @@ def planned_looks(first: Sequence[int], most: int) -> list[tuple[int, ...]]:
 
 
 def place_of(stage: Stage) -> Place:
-    """Return where a stage counts."""
+    """Return the place at which a stage counts."""
     return stage.root.task.label, stage.root.ood_ratio
 
 
 def unknown(wanted: Sequence[Wanted], looks: int) -> None:
-    """Return what is undecided where no store is looked at."""
+    """Return None, as if no stage were finished."""

@@ -1,8 +1,8 @@
 """Who is right about GRPO: each objection to the paper as a condition, beside a control on equal seeds and prompts.
 
-Composition and depth axes, and the length axis for positions. GRPO on OOD prompts, at the first weight of the KL above
-0, where it is in dispute whether it finds anything: without an OOD sample, and where hardly any or little mass is
-correct. The control is GRPO as the paper has it.
+Composition and depth axes, and the length axis for positions. GRPO runs on OOD prompts, at the first beta above 0. The
+OOD ratios are those at which it is disputed whether GRPO finds anything: no OOD samples, and ratios with hardly any or
+little correct mass. The control is the paper's GRPO.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,23 +32,23 @@ from rayexp.studies.presets import SCALES, Budget
 from rayexp.tasks import Task
 
 OWN_GRID = {scale: {"ood_ratios": ("low",)} for scale in SCALES}
-#: Axes of the strings that the objections are decided on.
+#: Axes of the strings on which the objections are decided.
 AXES_ASKED = ("composition", "depth")
 ROLE = "ood"
-#: Prompts of both roles in equal parts; those of ID cells are the easier ones.
+#: Prompts of both roles in equal parts. Those of ID cells are easier.
 EASIER = (PromptShare(kind="id"), PromptShare(kind="ood"))
-#: Tokens of the completion that a hint starts with.
+#: Tokens of the gold completion in the first hints.
 HINT = 2
 POSITIONS = "It is the position encoding that fails on longer strings, not GRPO."
-#: How many times the steps of the control a longer run has, by scale; 30 times are hours at ``tiny``.
+#: Steps of longer runs, as multiples of the control's steps, by scale. At ``tiny`` 30 times would take hours.
 LONGER = {"toy": (2,), "tiny": (10,), "small": (10, 30), "paper": (10, 30)}
-#: Supervised OOD samples that are held against a run of GRPO.
+#: Numbers of supervised OOD samples that are compared with a run of GRPO.
 SUPERVISED = (10, 100, 1_000)
 
 
 @dataclass(frozen=True)
 class Objection:
-    """The words of a condition (see ``Condition``), and the settings of GRPO by which it differs from the control."""
+    """The texts of a condition (see ``Condition``), and the settings in which it differs from the control."""
 
     name: str
     says: str = ""
@@ -58,7 +58,7 @@ class Objection:
     k: int = 1
 
     def decided_by(self, ends: Sequence[Stage], budget: Budget) -> Condition:
-        """Return the condition that goes through chains with these ends, everything measured."""
+        """Return the condition of the chains with these ends, with a measurement after each stage."""
         stages = measured_chains(ends, budget)
         return Condition(self.name, stages, self.says, self.source, self.predicts, self.k)
 
@@ -101,7 +101,7 @@ OF_SETTINGS = (
         predicts="nothing",
     ),
 )
-#: Objections to the decoder, which are decided where a string is longer than any before.
+#: Objections to the decoder, which are decided on strings that are longer than any before.
 OF_DECODER = (
     Objection("no positions", POSITIONS, "reviews; arXiv 2305.19466", {"positions": "none"}),
     Objection("random positions", POSITIONS, "reviews; arXiv 2305.16843", {"positions": "randomised"}),
@@ -132,7 +132,7 @@ def _usual_ends(task: Task, budget: Budget, grid: Grid, decoder: Decoder | None)
 
 
 def _usual(grid: Grid) -> dict[str, Any]:
-    """The settings of GRPO in the control, besides those of the scale."""
+    """Return the settings of the control's GRPO beside those of the scale."""
     return {"prompt_role": ROLE, "kl_beta": grid.kl_beta}
 
 
@@ -171,7 +171,7 @@ def _supervised(samples: int) -> Objection:
 
 
 def _letters_first(init: Stage, budget: Budget, usual: Mapping[str, Any]) -> Stage:
-    """Half of the steps for right letters, the other half for right answers, held by one KL."""
+    """Return GRPO with half of the steps for right letters and the other half for right answers, with one reference."""
     half = -(-budget.grpo_steps // 2)
     phases = [
         {"rewards": (Letters(),), "steps": half},
@@ -181,7 +181,7 @@ def _letters_first(init: Stage, budget: Budget, usual: Mapping[str, Any]) -> Sta
 
 
 def _rft(init: Stage, budget: Budget) -> Stage:
-    """As many completions as GRPO draws, in as many rounds as there usually are."""
+    """Return RFT with as many completions as GRPO draws, in the default number of rounds."""
     rounds = min(RFT.model_fields["rounds"].default, budget.grpo_steps)
     return RFT(
         init=init,

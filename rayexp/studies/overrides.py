@@ -1,7 +1,7 @@
-"""Settings of a study's stages as a person writes them, such as ``grpo.group_size=4,8``, and the stages with them.
+"""Settings of a study's stages in a user's notation, such as ``grpo.group_size=4,8``, and their application.
 
-A setting is named by the kind of its stage and its name there, as in ``spec.json`` and in the results table. One value
-replaces that of every stage of the kind; several make the setting an axis of the study's grid.
+A setting is named by the kind of its stage and its name there, as in ``spec.json`` and the results table. One value
+replaces that of every stage of the kind. Several values make the setting an axis of the study's grid.
 """
 
 import itertools
@@ -23,7 +23,7 @@ EXAMPLE = "grpo.group_size=16 or pretrain.optimiser.learning_rate=0.001,0.003"
 
 @dataclass(frozen=True)
 class Override:
-    """A setting of one kind of stage, by dotted name, and the values that it is to have."""
+    """A setting of one kind of stage, by dotted name, and its new values."""
 
     kind: str
     setting: str
@@ -35,7 +35,7 @@ class Override:
 
     @property
     def slug(self) -> str:
-        """Return its part of a study's name: the values of an axis are not in it, because an axis may grow."""
+        """Return its part of a study's name. It omits the values of an axis, because an axis may grow."""
         if len(self.values) > 1:
             return self.name
         text = "".join(value if isinstance(value, str) else json.dumps(value) for value in self.values)
@@ -43,7 +43,7 @@ class Override:
 
 
 def parse_overrides(texts: Iterable[str]) -> tuple[Override, ...]:
-    """Return what ``--set`` was given. Raises ValueError on a text that is none, and on a setting given twice."""
+    """Parse the arguments of ``--set``. Raises ValueError on an invalid text, and on a setting that is given twice."""
     found: dict[str, Override] = {}
     for text in texts:
         override = _parsed(text)
@@ -64,7 +64,7 @@ def _parsed(text: str) -> Override:
 
 
 def _values(text: str) -> list[Any]:
-    """Return the comma-separated values of a text: JSON where they are any, else words."""
+    """Return the comma-separated values of a text, as JSON if they are JSON, else as words."""
     try:
         return json.loads(f"[{text}]")
     except ValueError:
@@ -79,9 +79,9 @@ def _value(word: str) -> Any:
 
 
 def apply_overrides(wanted: Sequence[Wanted], overrides: Sequence[Override]) -> list[Wanted]:
-    """Return what is wanted with every combination of the values, and with what it is built on changed likewise.
+    """Return wanted stages and conditions with every combination of the values. Ancestors are changed likewise.
 
-    Raises ValueError, naming the setting, on one that no stage has and on a value that it can't have.
+    Raises ValueError, naming the setting, if no stage has it or a value is invalid.
     """
     stages = all_stages(wanted)
     for override in overrides:
@@ -92,7 +92,7 @@ def apply_overrides(wanted: Sequence[Wanted], overrides: Sequence[Override]) -> 
 
 
 def in_effect(wanted: Sequence[Wanted], overrides: Sequence[Override]) -> list[Override]:
-    """Return the overrides that change anything about what is wanted: one that equals what is there does not."""
+    """Return the overrides that change any wanted stage. An override with the present value changes nothing."""
     before = [stage.id for stage in all_stages(wanted)]
     return [
         override
@@ -102,7 +102,7 @@ def in_effect(wanted: Sequence[Wanted], overrides: Sequence[Override]) -> list[O
 
 
 def _require_setting(override: Override, stages: Sequence[Stage]) -> None:
-    """Raise ValueError unless a stage, or one that it is built on, has the setting."""
+    """Raise ValueError unless a stage or one of its ancestors has the setting."""
     every = {id(each): each for stage in stages for each in stage.lineage}.values()
     kinds = dict.fromkeys(stage.kind for stage in every)
     if override.kind not in kinds:
@@ -116,7 +116,7 @@ def _require_setting(override: Override, stages: Sequence[Stage]) -> None:
 
 
 def _settings(value: BaseModel, prefix: str = "") -> Iterable[str]:
-    """Yield the dotted names of all settings, those that have settings of their own included."""
+    """Yield the dotted names of all settings, including those that have settings of their own."""
     for name in type(value).model_fields:
         if name in ("init", "kind"):
             continue
@@ -126,7 +126,7 @@ def _settings(value: BaseModel, prefix: str = "") -> Iterable[str]:
 
 
 def _with(stages: Sequence[Stage], changes: Sequence[tuple[Override, Any]]) -> list[Stage]:
-    """Return the stages with one value for each override. Those that share a parent share the changed one."""
+    """Return the stages with one value for each override. Stages that share a parent share the changed parent."""
     of_kind: dict[str, list[tuple[Override, Any]]] = {}
     for override, value in changes:
         of_kind.setdefault(override.kind, []).append((override, value))
@@ -155,7 +155,7 @@ def _changed(stage: Stage, parent: Stage | None, changes: Sequence[tuple[Overrid
 
 
 def _put(fields: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Put a value at a dotted name, into copies of the values on the way."""
+    """Set a value at a dotted name, and copy the values on the way there."""
     name, *rest = path
     if rest:
         inner = fields[name] if isinstance(fields[name], dict) else fields[name].model_dump()
@@ -166,8 +166,8 @@ def _put(fields: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def _as_part(before: Any, value: Any) -> Any:
-    """Return a value as a field takes it: parts, such as tasks and rewards, may be given by kind, a sum of them with
-    weights as in ``answer+0.5*letters``."""
+    """Convert a value for its field. A part, such as a task or reward, may be given by its kind, and a weighted sum of
+    parts as in ``answer+0.5*letters``."""
     if isinstance(before, tuple):
         several = _terms(value) if isinstance(value, str) else value
         return tuple(several) if isinstance(several, list) else several
@@ -185,7 +185,7 @@ def _terms(text: str) -> list[Mapping[str, Any]]:
 
 
 def _number(text: str) -> float | str:
-    """Return the number, or the text as it is, which the field then refuses by name."""
+    """Return a text as a number if it is one. Otherwise return the text, which the field then refuses by name."""
     try:
         return float(text)
     except ValueError:

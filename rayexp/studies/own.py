@@ -1,4 +1,4 @@
-"""A user's own study, by the path that its function is imported by, such as ``my_studies:lengths``."""
+"""A user's own study, by the import path of its function, such as ``my_studies:lengths``."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -14,16 +14,16 @@ from rayexp.studies.conditions import Condition, Wanted
 
 
 def own_study(path: str) -> Callable[..., list[Wanted]]:
-    """Return the study of an import path. Raises ValueError if it can't be imported or called.
+    """Return the study at an import path. Raises ValueError if it can't be imported or called.
 
-    The study raises ValueError, with file and line, where the user's function raises or returns neither stages nor
-    conditions.
+    The returned study raises ValueError, with file and line, if the user's function raises or returns something other
+    than stages and conditions.
     """
     function = imported(path, "study")
     if not callable(function):
         raise ValueError(f"study={path!r} cannot be called; give a function of (budget, grid)")
 
-    @functools.wraps(function)  # and so with the parameters that tell whether it wants to know what is measured
+    @functools.wraps(function)  # which keeps the parameters that is_adaptive inspects
     def study(*told: Any) -> list[Wanted]:
         try:
             found = function(*told)

@@ -1,6 +1,6 @@
 """Decoders and budgets by name.
 
-A ``Budget`` says how much of everything a scale spends, and what it draws with; studies combine it with what they vary.
+A ``Budget`` has the sizes, optimisers and sampler of a scale. Studies combine it with the settings that they vary.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from rayexp.stages import AdamW
 
 DECODERS: dict[str, Decoder] = {
     "toy": Decoder(layers=1, width=64, ff_width=128, heads=2, kv_heads=2),
-    # 0.4M: pretrains to 99 % ID in half a minute of one CPU core.
+    # 0.4M parameters: reaches 99 % on ID prompts in half a minute of pretraining on one CPU core.
     "tiny": Decoder(layers=2, width=128, ff_width=384, heads=4, kv_heads=4),
-    # 3.3M: the same phenomenon, minutes on a GPU.
+    # 3.3M parameters: the same phenomenon, in minutes on a GPU.
     "small": Decoder(layers=4, width=256, ff_width=704, heads=4, kv_heads=4),
-    # 45M in 4 layers: the paper's decoder, as far as it is known.
+    # 45M parameters in 4 layers: the paper's decoder, as far as it is known.
     "paper": Decoder(layers=4, width=1024, ff_width=2816, heads=16, kv_heads=4),
-    # Of shapes that people use, without the vocabulary that theirs has; for studies of one's own. Never run here.
+    # Common shapes, without their usual vocabulary, for a user's own studies. They were never run here.
     "1b": Decoder(layers=16, width=2048, ff_width=8192, heads=32, kv_heads=8, context_tokens=2048),
     "3b": Decoder(layers=28, width=3072, ff_width=8192, heads=24, kv_heads=8, context_tokens=2048),
     "7b": Decoder(layers=32, width=4096, ff_width=11_008, heads=32, kv_heads=32, context_tokens=2048),
@@ -26,10 +26,10 @@ DECODERS: dict[str, Decoder] = {
 
 @dataclass(frozen=True)
 class Budget:
-    """The spending of one scale. Samples are counted as seen, not as distinct.
+    """The spending of one scale. Repeated samples count each time.
 
-    sampler: torch at the scales for CPUs, where it draws a few tokens from a small decoder in a fourth of the time that
-    vLLM's bookkeeping takes (docs/performance.md).
+    sampler: torch at the scales for CPUs, where it draws a few tokens from a small decoder in a fourth of the time of
+    vLLM's bookkeeping (docs/performance.md).
     """
 
     name: str
@@ -50,11 +50,11 @@ class Budget:
     seeds: tuple[int, ...]
 
 
-#: GRPO's learning rates fall with the root of the number of parameters: Adam moves every one of them by about the rate,
-#: and it is the length of the whole step that decides how far the policy moves (at 3e-4, a tiny decoder drifts by 0.7
-#: nats of KL a completion on noise alone).
+#: GRPO's learning rates fall with the root of the number of parameters. Adam moves every parameter by about the rate,
+#: and the length of the whole step decides how far the policy moves. At 3e-4, noise alone moves a tiny decoder by 0.7
+#: nats of KL a completion.
 SCALES: dict[str, Budget] = {
-    # To see that everything works, in a minute; far too little to learn anything.
+    # A smoke test of a minute; far too short to learn anything.
     "toy": Budget(
         name="toy",
         decoder=DECODERS["toy"],
@@ -78,8 +78,8 @@ SCALES: dict[str, Budget] = {
         decoder=DECODERS["tiny"],
         pretrain_samples=40_000,
         pretrain_batch=128,
-        # In fp32: this scale is for CPUs, of which those without units for bf16 are fifteen times slower in bf16, and
-        # the others at most twice as fast.
+        # fp32, because this scale is for CPUs. Without bf16 units they are fifteen times slower in bf16; with them they
+        # are at most twice as fast.
         pretrain=AdamW(learning_rate=3e-3, warmup_steps=15, weight_decay=0.01),
         sft_samples=2_000,
         sft=AdamW(learning_rate=3e-4, warmup_steps=5),

@@ -1,10 +1,10 @@
-"""OOD ratios that are found by measuring: nobody knows beforehand where between nothing and saturation they lie.
+"""OOD ratios that a search finds by measuring, because the range between no mass and saturation is unknown beforehand.
 
-A pilot is a chain of the study's first seed up to the model that a policy starts from, at one ratio. The search tries a
-few of them, and then halves the logarithm of the interval around every ``TARGETS`` that none of them has met: so it
-finds the ratios at which the mean correct mass Q of the OOD cells is about that, for each task, decoder and budget of a
-study by itself. What it asks for next is a function of what has been measured, and of nothing else: a search that was
-interrupted takes the same course again.
+A pilot is a chain of the study's first seed, at one ratio, up to the model from which GRPO starts. The search begins
+with a few ratios. For each target that no pilot meets, it halves the interval around the target on a logarithmic scale.
+So it finds ratios at which the mean correct mass Q of the OOD cells is about the target, separately for each task,
+decoder and budget of a study. The next ratios depend on the measurements alone, so an interrupted search takes the same
+course again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,39 +22,42 @@ if TYPE_CHECKING:
 
 
 class Aim(NamedTuple):
-    """The ratios that a word stands for. targets: mean Q that they are to have; ends: ratios besides."""
+    """The ratios that a word stands for. targets: values of mean Q to search for. ends: further, fixed ratios."""
 
     targets: tuple[float, ...]
     ends: tuple[float, ...]
 
 
-#: auto: no sample, those with hardly any mass, little, a lot, and saturation, and the largest. low: of those the ones
-#: at which it is in dispute whether GRPO finds anything.
+#: auto: no OOD sample, ratios with hardly any mass, little, a lot, and near saturation, and the largest ratio. low:
+#: those of them at which it is disputed whether GRPO finds anything.
 AIMS = {"auto": Aim((0.001, 0.03, 0.3, 0.9), (0.0, 0.5)), "low": Aim((0.001, 0.03), (0.0,))}
-#: Ratios that every search begins with, the largest that there is among them.
+#: First ratios of every search. The largest possible ratio is one of them.
 START = (0.001, 0.01, 0.1, 0.5)
-#: A target is met where the odds of Q are within this factor of its own, as natural logarithm.
+#: A target is met if the log-odds of Q differ from its log-odds by at most this (natural logarithm).
 CLOSE = 0.7
-#: Rounds after the first, each of which halves the intervals: after them a factor of 10 is one of 1.15.
+#: Rounds after the first. Each halves the intervals, so an interval of a factor of 10 shrinks to one of 1.15.
 ROUNDS = 4
 
-#: All that a study wants with these ratios; of its first seed only if ``pilot`` is true.
+#: A function that returns a study's stages and conditions at given ratios; with ``pilot`` only those of the first seed.
 AtRatios: TypeAlias = Callable[[Sequence[float], bool], Sequence[Wanted]]
 
 
 class Measured(Protocol):
-    """The results that there are by now, by measurement."""
+    """The results so far, by measurement."""
 
     def __call__(self, stage: Stage, /) -> "pd.DataFrame | None":
-        """Return the rows that a measurement found, one a test prompt, with ``q`` and the columns of
-        ``evaluation.measure.SCHEMA``; None where it is not finished."""
+        """Return the rows of a measurement, one a test prompt, with ``q`` and the columns of
+        ``evaluation.measure.SCHEMA``; None if it is not finished."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """The state of a search. wanted: what is by now, pilots first. said: a sentence for each task, decoder and budget,
-    about the ratios that were found, and one for each target that none meets; before, one about what is certain and
-    what it may become."""
+    """The state of a search.
+
+    wanted: the stages and conditions so far, pilots first. said: sentences for the user. After the search, one for each
+    task, decoder and budget about its ratios, and one for each target that no ratio meets. Before, one about the pilots
+    so far and the largest possible number of stages.
+    """
 
     wanted: list[Wanted]
     said: tuple[str, ...]
@@ -65,10 +68,11 @@ class Search:
 
 
 def search(at: AtRatios, measured: Measured, word: str = "auto") -> Search:
-    """Go through the search as far as measurements are finished, and return what is wanted then.
+    """Search as far as measurements are finished. Return the stages and conditions that are wanted then.
 
-    Where a study has conditions, the ratios are those of its control, because the others are compared with it at equal
-    ones. word: of ``AIMS``. Raises ValueError if the study has no chains that a pilot could be cut from.
+    If a study has conditions, the ratios are found for its control, because the others are compared with it at equal
+    ratios. word: a key of ``AIMS``. Raises ValueError if the study has no chain with rollouts, from which a pilot could
+    be cut.
     """
     aim = AIMS[word]
     tried: dict[str, dict[float, float]] = {}
@@ -92,8 +96,8 @@ def search(at: AtRatios, measured: Measured, word: str = "auto") -> Search:
 
 
 def _at_chosen(at: AtRatios, chosen: Mapping[str, tuple[float, ...]]) -> list[Wanted]:
-    """Return what is wanted at the ratios that were chosen, by name of a root. Roots that were not searched have those
-    of all of their task."""
+    """Return the stages and conditions at the chosen ratios, which are given by name of a root. A root that was not
+    searched gets the ratios of all searched roots of its task."""
     wanted = at(sorted({ratio for of in chosen.values() for ratio in of}), False)
     of_task: dict[str, set[float]] = {}
     for root in (stage.root for stage in all_stages(wanted)):
@@ -107,7 +111,7 @@ def _at_chosen(at: AtRatios, chosen: Mapping[str, tuple[float, ...]]) -> list[Wa
 
 
 def next_ratios(tried: Mapping[float, float], aim: Aim) -> tuple[float, ...]:
-    """Return the ratios to try next. tried: mean Q by ratio. Empty where every target is met, or can't be."""
+    """Return the ratios to try next; none if every target is met or can't be met. tried: mean Q by ratio."""
     wanted: dict[float, None] = {}
     for target in aim.targets:
         if _is_met(target, tried) or (ratio := _between(target, tried)) is None or ratio in tried:
@@ -117,17 +121,18 @@ def next_ratios(tried: Mapping[float, float], aim: Aim) -> tuple[float, ...]:
 
 
 def chosen_ratios(tried: Mapping[float, float], aim: Aim) -> tuple[float, ...]:
-    """Return the ratios of the study: for every target the one of those tried that comes closest, and the ends."""
+    """Return the ratios of the study: the ends, and for every reachable target the closest of the tried ratios."""
     return tuple(sorted({*aim.ends, *(_closest(target, tried) for target in aim.targets if _reached(target, tried))}))
 
 
 def _between(target: float, tried: Mapping[float, float]) -> float | None:
-    """Return the middle, in logarithms, of the interval in which the target lies: below it the smallest ratio that was
-    tried, or a tenth of that. None where no ratio has so much mass."""
+    """Return the middle, on a logarithmic scale, of the interval of ratios in which the target lies. If the smallest
+    tried ratio has too much mass, return a tenth of it. None if no ratio has enough mass."""
     if not _reached(target, tried):
         return None
     ratios = sorted(tried)
-    # The mass of one seed need not rise everywhere: the largest ratio that has too little counts, and the next one.
+    # The mass of one seed need not rise everywhere. The interval goes from the largest ratio with too little mass to
+    # the next ratio.
     below = [ratio for ratio in ratios[:-1] if tried[ratio] < target]
     low = below[-1] if below else ratios[0] / 100
     high = next(ratio for ratio in ratios if ratio > low)
@@ -135,7 +140,7 @@ def _between(target: float, tried: Mapping[float, float]) -> float | None:
 
 
 def _reached(target: float, tried: Mapping[float, float]) -> bool:
-    """Return whether the largest ratio has as much mass as the target, or nearly."""
+    """Return whether the largest ratio has at least the target's mass, or nearly so."""
     largest = tried[max(tried)]
     return largest >= target or _distance(largest, target) <= CLOSE
 
@@ -149,21 +154,21 @@ def _closest(target: float, tried: Mapping[float, float]) -> float:
 
 
 def _distance(mass: float, target: float) -> float:
-    """Return the difference of two masses in log-odds."""
+    """Return the absolute difference of two masses in log-odds."""
     return abs(float(logit(mass) - logit(target)))
 
 
 def _mass(rows: "pd.DataFrame") -> float:
-    """Return the mean correct mass of the OOD cells: as a share of samples where several completions are right."""
+    """Return the mean correct mass of the OOD cells. If several completions are right, estimate it from samples."""
     ood = rows[rows["role"] == "ood"]
     exact = not ood["sampled"].any()
     return float(ood["q"].mean() if exact else (ood["answer_correct"] / ood["sampled"]).mean())
 
 
 def _begun(word: str, pilots: Sequence[Stage], searches: int, at: AtRatios) -> str:
-    """Say what is certain of a search, and the most that its study can become."""
+    """Return a sentence on the pilots so far and the largest possible number of stages."""
     aim = AIMS[word]
-    ratios = [*aim.ends, *(0.1 + i / 100 for i in range(len(aim.targets)))]  # any that many
+    ratios = [*aim.ends, *(0.1 + i / 100 for i in range(len(aim.targets)))]  # only their number matters
     whole = {each.id for stage in all_stages(at(ratios, False)) for each in stage.lineage}
     tried = searches * (len(START) + ROUNDS * len(aim.targets)) * max(len(pilot.lineage) for pilot in pilots)
     return (
@@ -185,8 +190,8 @@ def _said(word: str, name: str, tried: Mapping[float, float]) -> list[str]:
 
 
 def _pilots(wanted: Sequence[Wanted]) -> dict[str, dict[float, Stage]]:
-    """Return the measurements of the models that policies start from, by the name of their root and its ratio; where
-    there are conditions, of the control's policies."""
+    """Return the measurements of the models from which policies start, by name of their root and by ratio. If there are
+    conditions, use only the control's policies."""
     controls = [each for each in wanted if isinstance(each, Condition) and each.name == CONTROL]
     stages = all_stages(controls or wanted)
     measurements = {stage.parent.id: stage for stage in stages if stage.pool == "measure" and stage.parent}
@@ -202,6 +207,6 @@ def _ratio(stage: Stage) -> float:
 
 
 def _name(root: RootStage) -> str:
-    """Return what tells a root from others whatever its ratio and seed: its task, and a hash of its settings."""
+    """Return a name for a root that ignores its ratio and seed: its task, its layers, and a hash of its settings."""
     settings = root.model_copy(update={"ood_ratio": 0.0, "seed": 0})
     return f"{root.task.label} with {root.decoder.layers} layers ({settings.id.partition('-')[2][:6]})"

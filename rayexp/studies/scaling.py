@@ -1,7 +1,7 @@
 """More layers, or wider ones: does the picture change with the decoder? Composition axis, OOD prompts.
 
-Decoders of one size differ from those of another in how much they learn from a budget. So they are compared where the
-policies start from about the same mass: the OOD ratios are found for each by itself.
+Decoders of different sizes learn different amounts from one budget. So they are compared at about equal mass before
+GRPO: the OOD ratios are found separately for each size.
 """
 
 from rayexp.models.config import Decoder
@@ -11,9 +11,9 @@ from rayexp.studies.presets import SCALES, Budget
 from rayexp.tasks import Task
 
 OWN_GRID = {scale: {"ood_ratios": ("auto",)} for scale in SCALES}
-#: Layers at the width of the scale.
+#: Numbers of layers, at the width of the scale.
 LAYERS = {"toy": (4, 8), "tiny": (2, 4, 8, 16), "small": (4, 16, 32), "paper": (4, 16, 32)}
-#: Widths, by factors of that of the scale, at ``LAYERS_OF_WIDTHS``.
+#: Widths, as multiples of the scale's width, at ``LAYERS_OF_WIDTHS`` layers.
 WIDTHS = {"toy": (), "tiny": (0.5, 2), "small": (0.5, 2), "paper": (0.5,)}
 LAYERS_OF_WIDTHS = 4
 
@@ -28,7 +28,7 @@ def stages(budget: Budget, grid: Grid) -> list[Stage]:
 
 
 def decoders(budget: Budget, task: Task) -> list[Decoder]:
-    """Return decoders of several depths, and of several widths with heads as wide as those of the scale."""
+    """Return decoders of several depths, and of several widths with the head size of the scale."""
     usual = budget.decoder
     deep = [decoder_for(budget, task, layers=layers) for layers in LAYERS[budget.name]]
     wide = [

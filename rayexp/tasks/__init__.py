@@ -1,4 +1,4 @@
-"""Tasks, by kind. A module of this package that defines a ``Task`` with a ``kind`` is a task; nothing lists them."""
+"""Tasks, by kind. Every ``Task`` with a ``kind`` in a module of this package is found; there is no list of them."""
 
 from typing import TYPE_CHECKING, TypeAlias
 

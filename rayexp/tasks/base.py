@@ -1,9 +1,9 @@
-"""The seam for tasks: all that the rest of the project knows of one.
+"""The interface of tasks, through which the rest of the project uses them.
 
-A task is a family of prompts whose completions can be verified. Its prompts are cut into cells, and each cell has a
-role: ``id`` cells are always in pretraining, ``ood`` cells at the share ``ood_ratio``, ``probe`` cells never. Sample i
-of a cell is a pure function of (seed, split, i): no data file, no loader state. Questions are held out by hash: those
-of the split ``test`` are in no other split, whatever the seed.
+A task is a family of prompts whose completions can be verified. Its prompts are divided into cells, and each cell has a
+role. Pretraining always has samples of ``id`` cells, a share ``ood_ratio`` of samples of ``ood`` cells, and none of
+``probe`` cells. Sample i of a cell is a pure function of (seed, split, i): no data file, no loader state. Questions are
+held out by a hash: those of the split ``test`` are in no other split, whatever the seed.
 
 Shape suffixes: _N samples, _T tokens.
 """
@@ -23,9 +23,9 @@ from rayexp.parts import Part
 ROLES = ("id", "ood", "probe")
 SPLITS = ("pretrain", "sft", "grpo", "test")
 HELD_OUT_ONE_IN = 10
-#: Column of results that has the template of a question, if its task has such.
+#: Column of results with the template of a question, if its task has templates.
 TEMPLATE = "template"
-#: Test prompts are those of one seed, whatever the seeds of the stages are: results are paired across stages.
+#: Seed of the test prompts. It is the same for all stages, so that results can be paired across stages.
 TEST_SEED = 0
 
 
@@ -33,9 +33,8 @@ TEST_SEED = 0
 class Vocabulary:
     """The symbols of a task, one token each; the first three are ``<pad>``, ``<bos>`` and ``<eos>``.
 
-    units: what of a text is a symbol: what stands between blanks, a character, a byte of UTF-8, or what a tokenizer of
-    its own (``tokenizer``) makes of it. size: rows of the embedding table, a multiple of 64, which is a friendlier
-    shape for GPUs.
+    units: the kind of a symbol: a word between blanks, a character, a byte of UTF-8, or a token of the vocabulary's own
+    ``tokenizer``. size: rows of the embedding table, a multiple of 64 because GPUs are faster on such shapes.
     """
 
     units: ClassVar[Literal["words", "characters", "bytes"]] = "words"
@@ -57,25 +56,25 @@ class Vocabulary:
         return [self._ids[symbol] for symbol in text.split()]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the symbols of token ids, blank-separated; embedding rows without a symbol read ``<unused>``."""
+        """Return the symbols of token ids, blank-separated. An embedding row without a symbol gives ``<unused>``."""
         return " ".join(self.symbols[token] if token < len(self.symbols) else "<unused>" for token in tokens)
 
     def end_of(self, completion: Sequence[int]) -> int | None:
-        """Return how many tokens of a completion there are up to its end, which is ``<eos>``; None for one that does
-        not end."""
+        """Return the number of tokens of a completion up to and including its end, ``<eos>``; None if it does not
+        end."""
         return completion.index(self.eos) + 1 if self.eos in completion else None
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Samples as rows, the shorter ones padded on the right, where causal attention never looks."""
+    """Samples as rows. Shorter ones are padded on the right, where causal attention never looks."""
 
     tokens_NT: np.ndarray  # unsigned integers
     prompt_tokens_N: np.ndarray  # int64; the completion follows
     length_N: np.ndarray  # int64, tokens of prompt and completion
-    index_N: np.ndarray  # int64, the sample's number in its split
+    index_N: np.ndarray  # int64, number of the sample in its split
     ood_N: np.ndarray  # bool, whether the sample is of an OOD cell
-    positions_NT: np.ndarray | None = None  # float32, where the tokens stand; None: at 0, 1, 2, ...
+    positions_NT: np.ndarray | None = None  # float32, positions of the tokens; None: 0, 1, 2, ...
 
     @classmethod
     def of(
@@ -85,7 +84,8 @@ class TokenBatch:
         ood_N: np.ndarray | None = None,
         pad: int = 0,
     ) -> "TokenBatch":
-        """Return samples as rows, each from its prompt and completion; of OOD cells are those that ``ood_N`` says."""
+        """Return samples, given as (prompt, completion), as rows. ood_N: whether each is of an OOD cell; by default
+        none."""
         prompt_tokens_N = np.array([len(prompt) for prompt, _ in samples])
         length_N = prompt_tokens_N + [len(completion) for _, completion in samples]
         tokens_NT = np.full((len(samples), int(length_N.max(initial=0))), pad, dtype=np.uint32)
@@ -96,7 +96,7 @@ class TokenBatch:
 
     @classmethod
     def joined(cls, batches: "Sequence[TokenBatch]") -> "TokenBatch":
-        """Return the rows of several batches in the order of their numbers."""
+        """Return the rows of several batches, ordered by their numbers."""
         if len(batches) == 1:
             return batches[0]
         width = max(batch.tokens_NT.shape[1] for batch in batches)
@@ -107,27 +107,27 @@ class TokenBatch:
 
     @property
     def prompts(self) -> list[list[int]]:
-        """The prompt of each row."""
+        """Return the prompt of each row."""
         return [row_T[:prompt].tolist() for row_T, prompt in zip(self.tokens_NT, self.prompt_tokens_N, strict=True)]
 
     @property
     def completions(self) -> list[list[int]]:
-        """The gold completion of each row, ``<eos>`` included."""
+        """Return the gold completion of each row, ``<eos>`` included."""
         ends = zip(self.tokens_NT, self.prompt_tokens_N, self.length_N, strict=True)
         return [row_T[prompt:length].tolist() for row_T, prompt, length in ends]
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows, without padding."""
+        """Return the number of tokens of all rows, without padding."""
         return int(self.length_N.sum())
 
     def counted_NT(self, start_N: np.ndarray) -> np.ndarray:
-        """Return which tokens there are from ``start_N`` of each row on: bool [N, T]."""
+        """Return a mask of the tokens of each row from ``start_N`` on, without padding: bool [N, T]."""
         place_T = np.arange(self.tokens_NT.shape[1])
         return (place_T >= start_N[:, None]) & (place_T < self.length_N[:, None])
 
     def take(self, rows: slice | np.ndarray) -> "TokenBatch":
-        """Return some of its rows; may be empty."""
+        """Return some rows; may be empty."""
         arrays = {each.name: getattr(self, each.name) for each in fields(self)}
         return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
 
@@ -136,8 +136,8 @@ class TokenBatch:
         return self.take(slice(rank, None, ranks))
 
     def pieces(self, tokens: int | None) -> "list[TokenBatch]":
-        """Return its rows in as few pieces as have no more tokens each, padding included; a piece has a row at least.
-        None: in one piece."""
+        """Split the rows into as few pieces as possible. tokens: most tokens of a piece, padding included, unless it
+        has only one row; None: one piece."""
         rows, width = self.tokens_NT.shape
         if tokens is None or rows * width <= tokens:
             return [self]
@@ -147,7 +147,7 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class Solution:
-    """The gold completion of a prompt, ``<eos>`` included, and what each of its steps writes."""
+    """The gold completion of a prompt, ``<eos>`` included, and the tokens of each of its steps."""
 
     completion: tuple[int, ...]
     steps: tuple[tuple[int, ...], ...]
@@ -155,8 +155,9 @@ class Solution:
 
 @dataclass(frozen=True)
 class Verdict:
-    """answer: the final answer is right, and ended by ``<eos>``. steps_right: length of the longest right prefix of the
-    ``steps`` steps that the solution has. trace: every step is right, and nothing else was written."""
+    """The judgement of a completion. answer: the final answer is right and ends with ``<eos>``. steps_right: number of
+    right steps, of the solution's ``steps``, before the first wrong one. trace: every step is right, and nothing else
+    was written."""
 
     answer: bool
     trace: bool
@@ -167,27 +168,28 @@ class Verdict:
 class Task(Part):
     """A family of prompts with verifiable completions. Equal tasks generate equal samples.
 
-    Subclasses add ``kind`` (a literal) and their settings, and implement the methods below the line; what stands above
-    it follows from those. Most start from ``FixedLengthTask`` or from ``text.TextTask``.
+    Subclasses add ``kind`` (a literal) and their settings, and implement the abstract methods; the other methods follow
+    from those. Most subclasses derive from ``FixedLengthTask`` or ``text.TextTask``.
     """
 
-    #: True if its questions come from something that the user chose; it is held to its contract before work.
+    #: True if its questions come from a source that the user chose. Its contract is then checked before work.
     from_outside: ClassVar[bool] = False
 
     def mixture(self, split: str, seed: int, ood_ratio: float, start: int, count: int) -> list[TokenBatch]:
         """Return samples ``start .. start+count`` of a mixture of ID cells and a share ``ood_ratio`` of OOD cells.
 
-        The share is exact in every prefix (sample i is OOD where floor((i+1) r) > floor(i r)), and so is the balance of
-        cells within each part. Sample i is sample i of its cell, so mixtures of two ratios differ only in cells.
+        The share r is exact in every prefix: sample i is OOD if floor((i+1) r) > floor(i r). So is the balance of cells
+        within each role. Sample i of the mixture is sample i of its cell, so mixtures of two ratios differ only in
+        cells.
         """
         before_N = np.floor(np.arange(start, start + count + 1, dtype=np.int64) * ood_ratio).astype(np.int64)
         return self.mixed(split, seed, start, before_N)
 
     def mixed(self, split: str, seed: int, start: int, ood_before_N: np.ndarray) -> list[TokenBatch]:
-        """Return samples from ``start`` on, of which those are OOD that the counts say. Within each part cells take
-        turns, and sample i is sample i of its cell.
+        """Return samples from ``start`` on, with OOD samples at given places. Within each role cells take turns, and
+        sample i is sample i of its cell.
 
-        ood_before_N: number of OOD samples before each of these samples, and before the one behind the last of them.
+        ood_before_N: number of OOD samples before each of these samples, and before the one after the last.
         """
         before_N, ood_N = ood_before_N[:-1], np.diff(ood_before_N) > 0
         index_N = start + np.arange(len(before_N), dtype=np.int64)
@@ -195,7 +197,7 @@ class Task(Part):
         return self.batches(split, seed, of_id + in_turn(self.cells("ood"), before_N[ood_N], index_N[ood_N]))
 
     def of_role(self, split: str, seed: int, role: str, index_N: np.ndarray) -> list[TokenBatch]:
-        """Return samples ``index_N`` of the cells of one role; sample i is of cell i modulo their number."""
+        """Return samples ``index_N`` of the cells of one role. Sample i is of cell i modulo the number of cells."""
         return self.of_roles(split, seed, {role: index_N})
 
     def of_roles(self, split: str, seed: int, index_N: Mapping[str, np.ndarray]) -> list[TokenBatch]:
@@ -213,48 +215,48 @@ class Task(Part):
         return TokenBatch.joined(self.batches(split, seed, [(cell, np.arange(start, start + count, dtype=np.int64))]))
 
     def roles(self) -> list[tuple[str, str]]:
-        """Return every cell with its role, ID first."""
+        """Return the role and the name of every cell, ID first."""
         return [(role, cell) for role in ROLES for cell in self.cells(role)]
 
     def example(self, split: str, seed: int, cell: str) -> tuple[list[int], Solution]:
-        """Return the first prompt of a cell, and its solution."""
+        """Return the first prompt of a cell and its solution."""
         batch = self.of_cell(split, seed, cell, 0, 1)
         (prompt,), (gold,) = batch.prompts, batch.completions
         return prompt, self.solution(prompt, gold)
 
     def test_samples(self, cell: str, most: int) -> int:
-        """Return how many samples a cell has for tests, at most ``most``."""
+        """Return the number of test samples that a cell has, at most ``most``."""
         return most
 
     def templates_of(self, cell: str, index_N: np.ndarray) -> list[str]:
-        """Return the template of each of these test samples of a cell; nothing where its questions have none."""
+        """Return the template of each of these test samples of a cell; an empty list if its questions have none."""
         return []
 
     def max_completion_tokens(self, cell: str) -> int:
-        """Return how many tokens a sampler may write for a cell."""
+        """Return the largest number of tokens that a sampler may write for a cell."""
         return self.completion_tokens(cell)
 
     @property
     def max_tokens(self) -> int:
-        """The longest prompt with the most that may be written after it, of any cell."""
+        """Return the largest number of tokens of a prompt with its completion, over all cells."""
         return max(self.prompt_tokens(cell) + self.max_completion_tokens(cell) for _, cell in self.roles())
 
     @property
     def unique(self) -> bool:
-        """True if the gold completion is the only right one. Its mass is then Q itself, else a lower bound of Q."""
+        """Return whether the gold completion is the only right one. If so its mass is Q, else a lower bound of Q."""
         return True
 
-    # Each task says the rest of itself
+    # Abstract methods, which each task implements
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """A few characters for people, without ``/``."""
+        """Return a short label for people, without ``/``."""
 
     @property
     @abstractmethod
     def vocabulary(self) -> Vocabulary:
-        """Its symbols."""
+        """Return its symbols."""
 
     @abstractmethod
     def cells(self, role: str) -> tuple[str, ...]:
@@ -270,11 +272,11 @@ class Task(Part):
 
     @abstractmethod
     def batches(self, split: str, seed: int, assigned: Sequence[tuple[str, np.ndarray]]) -> list[TokenBatch]:
-        """Return the samples numbered for each cell, those of like lengths together, shortest first."""
+        """Return the samples with these numbers of each cell. Batch similar lengths together, shortest first."""
 
     @abstractmethod
     def solution(self, prompt: Sequence[int], gold: Sequence[int]) -> Solution:
-        """Return what the completions of a prompt are judged by, whose gold completion is given."""
+        """Return the solution by which the completions of a prompt are judged."""
 
     @abstractmethod
     def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
@@ -282,10 +284,10 @@ class Task(Part):
 
 
 class FixedLengthTask(Task):
-    """A task that writes all samples of a cell in as many tokens as ``prompt_tokens`` and ``completion_tokens`` say."""
+    """A task whose samples of a cell all have ``prompt_tokens`` and ``completion_tokens`` tokens."""
 
     def batches(self, split: str, seed: int, assigned: Sequence[tuple[str, np.ndarray]]) -> list[TokenBatch]:
-        """See ``Task.batches``: those of one shape together, without padding."""
+        """See ``Task.batches``. Samples of one shape make one batch, without padding."""
         require_split(split)
         by_shape: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = {}
         for cell, rows in assigned:
@@ -307,10 +309,10 @@ class FixedLengthTask(Task):
 
     @abstractmethod
     def write(self, split: str, seed: int, cell: str, index_N: np.ndarray) -> np.ndarray:
-        """Return the samples numbered ``index_N`` of one cell: tokens_NT, prompt and gold completion."""
+        """Return the samples ``index_N`` of one cell as tokens_NT, each a prompt and its gold completion."""
 
     def solution(self, prompt: Sequence[int], gold: Sequence[int]) -> Solution:
-        """See ``Task.solution``: found anew, without the gold completion, so that an error of either shows."""
+        """See ``Task.solution``. Solve the prompt without the gold completion, so that an error in either is found."""
         return self.solve(prompt)
 
     @abstractmethod
@@ -319,14 +321,16 @@ class FixedLengthTask(Task):
 
 
 def in_turn(cells: Sequence[str], ordinal_N: np.ndarray, index_N: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Return the samples ``index_N`` of each cell that has any, where cells take turns: sample n is of cell n modulo
-    their number, by the place ``ordinal_N`` that it has among the samples of all of them."""
+    """Deal the samples ``index_N`` to cells in turn. Return the samples of each cell that gets any.
+
+    ordinal_N: place n of each sample among all samples of these cells; it goes to cell n modulo the number of cells.
+    """
     dealt = [(cell, index_N[ordinal_N % len(cells) == position]) for position, cell in enumerate(cells)]
     return [(cell, rows) for cell, rows in dealt if len(rows)]
 
 
 def require_split(split: str) -> None:
-    """Raise ValueError on a name that is none of ``SPLITS``."""
+    """Raise ValueError unless a name is one of ``SPLITS``."""
     if split not in SPLITS:
         raise ValueError(not_among("split", split, SPLITS))
 
@@ -334,8 +338,8 @@ def require_split(split: str) -> None:
 def draw_questions(family: tuple[str, int], count: int, split: str, seed: int, index_N: np.ndarray) -> np.ndarray:
     """Return the questions of samples ``index_N`` as numbers below ``count``, uint64.
 
-    One question in ten is held out, by a hash of its number and of the family it is of, such as (kind, length): the
-    split ``test`` draws from these, uniformly, and every other split from the rest.
+    One question in ten is held out, by a hash of its number and its family, such as (kind, length). The split ``test``
+    draws uniformly from these, and every other split from the rest.
     """
     stream, size = rng.stream_key(seed, split), np.uint64(count)
     hashed = rng.stream_key("held out", *family)

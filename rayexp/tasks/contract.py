@@ -1,4 +1,4 @@
-"""The contract of ``Task``, as far as some samples of every cell can tell. A user's task is held to it before work."""
+"""The contract of ``Task``, checked on some samples of every cell. A user's task is checked before any work."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ SAMPLES = 128
 
 
 class ContractError(ValueError):
-    """A task does not keep what ``Task`` promises. The message is one sentence with the task's file and line."""
+    """A task that breaks the contract of ``Task``. The message is one sentence with the task's file and line."""
 
 
 def require_contract(task: Task) -> None:
-    """Raise ContractError with the first promise that a task breaks."""
+    """Raise ContractError with the first rule of the contract that a task breaks."""
     with _of(task):
         _require_names(task)
         questions: dict[tuple[int, ...], tuple[str, str]] = {}
@@ -41,7 +41,7 @@ def _require_names(task: Task) -> None:
 
 
 def _samples(task: Task, split: str, cell: str, count: int) -> list[list[int]]:
-    """Return prompts of a cell, whose samples have the lengths and the tokens that they have to have, each time."""
+    """Return prompts of a cell. Check that its samples have valid lengths and tokens, and are the same each time."""
     batch, where = task.of_cell(split, 0, cell, 0, count), f"sample of the split {split!r} and the cell {cell!r}"
     tokens_NT, shape = batch.tokens_NT, (count, int(batch.length_N.max()))
     _require(
@@ -64,7 +64,7 @@ def _samples(task: Task, split: str, cell: str, count: int) -> list[list[int]]:
 
 
 def _require_solved(task: Task, split: str, cell: str, count: int) -> None:
-    """Require that the gold completions of a cell are those of the solver, and are judged to be right as a whole."""
+    """Check that the solver gives the gold completions of a cell, and that only complete ones are judged right."""
     batch = task.of_cell(split, 0, cell, 0, count)
     for prompt, gold in zip(batch.prompts, batch.completions, strict=True):
         shown, solution = f"the question {task.vocabulary.decode(prompt)!r}", task.solution(prompt, gold)
@@ -81,7 +81,7 @@ def _require(kept: object, else_what: str) -> None:
 
 @contextmanager
 def _of(task: Task) -> Iterator[None]:
-    """Let every error of the block leave it as a sentence about the task."""
+    """Turn every error of the block into a ContractError with one sentence about the task."""
     try:
         yield
     except ContractError as error:

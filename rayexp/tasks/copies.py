@@ -1,7 +1,7 @@
-"""Copies of test items in pretraining: of each two test items one is copied, and the other is its control.
+"""Copies of test items in pretraining: one of every two test items is copied, and the other is its control.
 
-What a decoder gains on the copied half beyond the other half comes from having seen the very items, because both halves
-are of one cell, are answered by the same decoder, and were told apart by a coin.
+Both halves are of one cell, are answered by the same decoder, and were chosen by a coin. So a larger gain on the copied
+half comes from having seen these very items.
 """
 
 from collections import defaultdict, deque
@@ -15,13 +15,13 @@ from rayexp.tasks.base import TEST_SEED, Task, TokenBatch, in_turn
 
 
 def is_copied(seed: int, cell: str, item_N: np.ndarray) -> np.ndarray:
-    """Return which test items of a cell are copied in the pretraining of a seed: one of items 2j and 2j+1, bool [N]."""
+    """Return whether each test item of a cell is copied in a seed's pretraining: bool [N], one of items 2j and 2j+1."""
     coin_N = rng.random_bits(rng.stream_key("copied", seed, cell), item_N // 2) % np.uint64(2)
     return (item_N % 2).astype(np.uint64) == coin_N
 
 
 def copied_items(seed: int, cell: str, items: int) -> np.ndarray:
-    """Return the copied ones of the first ``items`` test items of a cell, an even number of them: [items / 2]."""
+    """Return the copied items among the first ``items`` test items of a cell: [items / 2]. items: an even number."""
     item_N = np.arange(items, dtype=np.int64)
     return item_N[is_copied(seed, cell, item_N)]
 
@@ -29,8 +29,8 @@ def copied_items(seed: int, cell: str, items: int) -> np.ndarray:
 def mixed_with_copies(
     task: Task, split: str, seed: int, start: int, ood_before_N: np.ndarray, items: int
 ) -> list[TokenBatch]:
-    """Return samples from ``start`` on, as ``Task.mixed`` does, of which the OOD ones are copies: the copied items of
-    each OOD cell in turn, one cell after the other, again and again."""
+    """Return samples from ``start`` on as ``Task.mixed`` does, with copies as OOD samples. OOD cells take turns, and
+    each cell repeats its copied items in order."""
     before_N, ood_N = ood_before_N[:-1], np.diff(ood_before_N) > 0
     index_N = start + np.arange(len(before_N), dtype=np.int64)
     of_id = in_turn(task.cells("id"), (index_N - before_N)[~ood_N], index_N[~ood_N])
@@ -43,7 +43,7 @@ def mixed_with_copies(
 
 
 def _numbered(batches: Sequence[TokenBatch], item_N: np.ndarray, index_N: np.ndarray) -> list[TokenBatch]:
-    """Return batches of test items with the numbers that their rows have as samples; rows of an item are alike."""
+    """Replace the item numbers of batches by the numbers of the samples. Equal rows may take any of their numbers."""
     numbers: dict[int, deque[int]] = defaultdict(deque)
     for item, index in zip(item_N.tolist(), index_N.tolist(), strict=True):
         numbers[item].append(index)

@@ -10,7 +10,7 @@ from rayexp.tasks.base import FixedLengthTask, Solution, Verdict, Vocabulary, dr
 DIGITS = 10
 VOCABULARY = Vocabulary(("<pad>", "<bos>", "<eos>", "=", *map(str, range(DIGITS))))
 EQUALS, DIGIT0 = 3, 4
-#: Digits to sort, by role: three and four are known, five are asked for, six are never trained on.
+#: Numbers of digits to sort, by role: three and four are ID, five are OOD, six are never trained on.
 LENGTHS = {"id": (3, 4), "ood": (5,), "probe": (6,)}
 
 
@@ -58,7 +58,7 @@ class Sorting(FixedLengthTask):
         if not framed or not all(DIGIT0 <= token < DIGIT0 + DIGITS for token in digits):
             raise ValueError(f"not a prompt of this task: {VOCABULARY.decode(tokens)}")
         answer: list[int] = []
-        for token in digits:  # by insertion, where the generator sorts arrays
+        for token in digits:  # insertion sort, because the generator sorts arrays
             place = sum(other <= token for other in answer)
             answer.insert(place, token)
         return Solution((*answer, VOCABULARY.eos), (tuple(answer),))

@@ -1,4 +1,4 @@
-"""The project as a library: names that cost nothing, and an experiment in ten lines."""
+"""The project as a library: names without import cost, and an experiment in ten lines."""
 
 import ast
 import html
@@ -22,7 +22,7 @@ EXPERIMENT = rayexp.Experiment(study="demo", scale="toy", ood_ratios=(0.5,), set
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store in which EXPERIMENT has run, and what ``run`` returned."""
+    """Return a store in which EXPERIMENT has run, and the result of ``run``."""
     url = str(tmp_path_factory.mktemp("api") / "runs")
     with local_sweep.without_ray(figures=True):
         return url, rayexp.run(EXPERIMENT, rayexp.RunConfig(store=url))
@@ -119,7 +119,7 @@ def test_a_failure_is_raised_once_all_else_is_done(tmp_path, monkeypatch, capsys
 
 @pytest.mark.slow
 def test_an_experiment_that_looks_at_its_results_goes_on_until_it_wants_no_more(tmp_path, capsys):
-    """At toy scale no ratio has any mass, so the search ends after its first pilots; then the chains are run."""
+    """Use toy scale, where no ratio has any mass. The search ends after its first pilots; then the chains are run."""
     url, auto = str(tmp_path / "runs"), rayexp.Experiment(study="demo", scale="toy", ood_ratios=("auto",))
     assert {stage.kind for stage in rayexp.plan(auto, url).stages} == {"pretrain", "sft", "evaluate"}
     with local_sweep.without_ray():

@@ -1,4 +1,4 @@
-"""The campaign of faults compares rows exactly, lists in them included."""
+"""The exact comparison of rows, including lists in them, in the campaign of faults."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""``make dashboards``: Prometheus and Grafana for a person without Docker, or one sentence on what is missing."""
+"""``make dashboards``: Prometheus and Grafana without Docker, or one sentence on a missing program."""
 
 import runpy
 import subprocess

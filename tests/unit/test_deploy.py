@@ -1,4 +1,4 @@
-"""Descriptions of clusters: Ray accepts them, and they keep what their comments promise. No cloud is asked."""
+"""Descriptions of clusters: Ray accepts them, and their comments are true. No test connects to a cloud."""
 
 import copy
 import re
@@ -23,13 +23,13 @@ CLUSTER = ROOT / "cluster.yaml"
 
 @pytest.fixture(scope="module")
 def written() -> dict[str, Any]:
-    """The file as it stands."""
+    """Return the content of the file."""
     return yaml.safe_load(CLUSTER.read_text())
 
 
 @pytest.fixture(scope="module")
 def prepared(written: dict[str, Any]) -> dict[str, Any]:
-    """The file as ``ray up`` reads it: validated, with Ray's defaults filled in."""
+    """Return the file as ``ray up`` reads it: validated, with Ray's defaults filled in."""
     config = prepare_config(copy.deepcopy(written))
     validate_config(config)
     return config
@@ -96,7 +96,7 @@ def test_mounts_are_what_the_package_is_built_from(prepared: dict[str, Any]) -> 
 
 @pytest.fixture(scope="module")
 def job() -> dict[str, Any]:
-    """The RayJob, whose fields KubeRay's API reference lists."""
+    """Return the RayJob, whose fields are listed in KubeRay's API reference."""
     return yaml.safe_load((ROOT / "deploy/kuberay.yaml").read_text())
 
 
@@ -129,7 +129,7 @@ def test_all_pods_have_one_image_and_the_installed_ray(job: dict[str, Any], writ
 
 
 def test_a_trial_fits_a_pod(job: dict[str, Any]) -> None:
-    """The head offers no CPU, and a worker has those that the entrypoint asks for."""
+    """Check that the head offers no CPU, and that a worker has as many as the entrypoint asks for."""
     _, worker = pods(job)
     assert job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     asked = dict(re.findall(r"--(train|learner|rollout)-cpus (\d+)", job["spec"]["entrypoint"]))
@@ -139,7 +139,7 @@ def test_a_trial_fits_a_pod(job: dict[str, Any]) -> None:
 
 
 def test_a_sweep_counts_the_pods_that_may_be_started(job: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
-    """KubeRay answers the head's pod with the cluster's resource; not where it is not to grow."""
+    """Fake KubeRay's API for the head's pod, with a cluster that may grow and one that may not."""
     cluster = {"metadata": {"name": "rayexp-x", "namespace": "jobs"}, "spec": job["spec"]["rayClusterSpec"]}
     asked: list[str] = []
     (tmp_path / "namespace").write_text("jobs\n")
@@ -167,7 +167,7 @@ def test_the_script_for_slurm_uses_options_that_there_are() -> None:
 
 
 def test_the_script_for_slurm_gives_ray_all_cores_and_nobody_else_the_token(tmp_path: Path) -> None:
-    """Run with commands that stand for those of Slurm and Ray."""
+    """Run the script with fakes of the commands of Slurm and Ray."""
     stubs = {
         "scontrol": "echo n1",
         "getent": "echo 10.0.0.1 STREAM n1",

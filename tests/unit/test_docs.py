@@ -1,4 +1,4 @@
-"""The documentation is true: its commands work, its worked changes apply and do what they say, its tables agree."""
+"""The documentation is true: its commands work, its worked changes apply and have their effect, its tables agree."""
 
 import functools
 import json
@@ -34,7 +34,7 @@ def named(page: Path) -> str:
 
 
 def tracked() -> list[str]:
-    """The files of the checkout, changed and new ones as they are, without what git ignores."""
+    """Return the files of the checkout, including changed and new ones, without those that git ignores."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     return [name for name in names if (ROOT / name).is_file()]
@@ -42,7 +42,7 @@ def tracked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with the store ``runs`` in it, which has a small demo, under its name at tiny scale as well."""
+    """Return a folder with the store ``runs``. It has a small demo, also under its name at tiny scale."""
     folder = tmp_path_factory.mktemp("reader")
     store = folder / "runs"
     assert local_sweep.main(["--scale", "toy", "--store", str(store)], figures=True) == 0
@@ -63,13 +63,13 @@ def test_every_command_and_program_works(page, runs, monkeypatch):
 
 
 def test_the_notebook_runs_and_shows_its_figures(runs):
-    """At toy scale; the outputs that it is committed with are of tiny, and of today's cells, without the last: a chart
-    to explore has a megabyte of script."""
+    """Run it at toy scale. Its committed outputs are of scale tiny and of the present cells, except the last: an
+    interactive chart has a megabyte of script."""
     notebook = nbformat.read(ROOT / "docs/notebook.ipynb", as_version=4)
     shown = [kinds(cell) for cell in notebook.cells if cell.cell_type == "code"]
     for cell in notebook.cells:
         cell.source = cell.source.replace('scale="tiny"', 'scale="toy"')
-    with mock.patch.dict(os.environ, RAY_ADDRESS="nowhere"):  # all is finished, so Ray is not asked
+    with mock.patch.dict(os.environ, RAY_ADDRESS="nowhere"):  # all is finished, so Ray is not needed
         NotebookClient(notebook, resources={"metadata": {"path": str(runs)}}).execute()
     *run, chart = [kinds(cell) for cell in notebook.cells if cell.cell_type == "code"]
     assert [*run, set()] == shown
@@ -79,7 +79,7 @@ def test_the_notebook_runs_and_shows_its_figures(runs):
 
 
 def kinds(cell: nbformat.NotebookNode) -> set[str]:
-    """The kinds of output that a cell shows."""
+    """Return the kinds of output of a cell."""
     assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.outputs
     return {kind for output in cell.outputs for kind in output.get("data", {"text/plain": ""})}
 
@@ -87,7 +87,7 @@ def kinds(cell: nbformat.NotebookNode) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WORKED, ids=named)
 def test_a_worked_change_applies_and_does_what_the_page_says(page, tmp_path):
-    """In a copy of the checkout, its commands run on the changed code."""
+    """Apply it to a copy of the checkout, and run its commands on the changed code."""
     for name in tracked():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -135,7 +135,7 @@ def test_tests_that_a_promise_names_are_there():
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_files_that_are_named_are_there(page):
-    """A page may leave out the package, as in `sampling/base.py`, or the folder of tests."""
+    """Allow a page to leave out the package, as in `sampling/base.py`, or the folder of tests."""
     named_files = re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|sh|md))[`:]", page.read_text())
     homes = [ROOT, ROOT / "rayexp", ROOT / "tests"]
     assert [name for name in named_files if not any((home / name).exists() for home in homes)] == []
@@ -171,7 +171,7 @@ def test_the_trees_are_those_of_the_checkout():
 
 
 def tables(page: str) -> dict[str, list[list[str]]]:
-    """Rows of the first table of every section of a page, as cells without backticks."""
+    """Return the rows of the first table of every section of a page, as cells without backticks."""
     found = {}
     for section in re.split(r"^## ", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)[1:]:
         lines = [line for line in section.splitlines() if line.startswith("|")][2:]
@@ -218,11 +218,11 @@ def test_every_file_of_a_stage_and_of_a_study_is_listed(runs):
 
 SHOWN = ("tiny", "small", "paper")
 TINY_FLOPS = 1e11  # measured on 2 cores in objections-tiny, whose stages have 6.07e14: docs/findings/runs.csv
-H100_FLOPS = 1e14  # assumed: floating-point operations a second that training keeps up
+H100_FLOPS = 1e14  # assumed: sustained FLOP/s of training
 
 
 def cost(study: str, scale: str) -> str:
-    """Return the content of a cell of the table: stages, estimated FLOP, and time where there is a rate."""
+    """Return the content of a cell of the table: stages, estimated FLOP, and time if there is a rate."""
     flop = sum(stage.flops for stage in plan_of(study, scale).stages)
     time = {
         "tiny": f", {flop / TINY_FLOPS / 60:.0f} min",

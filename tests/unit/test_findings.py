@@ -1,4 +1,4 @@
-"""docs/findings.md says what its tables say, and its studies are those that its commands name."""
+"""docs/findings.md agrees with its tables, and its studies are those of its commands."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.fixtures.simulated_study import published, study_stages
 
 
 def test_the_page_is_that_of_the_tables() -> None:
-    """If not: python -m findings write."""
+    """Run ``python -m findings write`` if this fails."""
     assert page.PAGE.read_text(encoding="utf-8") == page.written()
 
 

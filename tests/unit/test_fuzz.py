@@ -1,7 +1,7 @@
-"""Hostile specs, command lines, manifests and results: each is refused in one sentence, or counts for nothing.
+"""Hostile specs, command lines, manifests and results. Each is refused in one sentence, or ignored.
 
-Never a traceback, a Ray or a write where none belongs. Every test counts what was made for it, so that no kind of
-hostility can go missing without being noticed.
+There is never a traceback, a start of Ray or an unwanted write. Every test counts the kinds of its examples, so that no
+kind can go missing without being noticed.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ MUTATIONS = {"bytes", "other", "cut", "spliced", "nested", "drop", "add", "renam
 
 
 def fuzz(check: Callable[[st.DataObject], list[str]], examples: int, kinds: Collection[str]) -> None:
-    """Run a check, which says what it made, on that many examples; all kinds have to be among them."""
+    """Run a check on so many examples. It returns the kinds of each example, and all ``kinds`` have to occur."""
     seen: Counter[str] = Counter()
 
     @settings(max_examples=examples)
@@ -70,19 +70,19 @@ def fuzz(check: Callable[[st.DataObject], list[str]], examples: int, kinds: Coll
 
 
 def is_a_sentence(text: str, longest: float = math.inf) -> bool:
-    """Return whether it is one line that a terminal can show, with something to say."""
+    """Return whether a text is one printable line, long enough for a sentence and at most ``longest``."""
     return text.isprintable() and 10 < len(text) <= longest and text[0] not in " -;"
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of everything inside a JSON value."""
+    """Yield the path of everything inside a JSON value."""
     for name, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield (*path, name)
         yield from paths(item, (*path, name))
 
 
 def mutant(draw: st.DrawFn, good: Any) -> tuple[str, bytes]:
-    """Return the change that was made to a JSON text, and the outcome; by chance it may still be as good as before."""
+    """Return a kind of change and a JSON text with it. By chance the text may still be valid."""
     value = json.loads(text := json.dumps(good).encode())
     how, path = draw(st.sampled_from(sorted(MUTATIONS))), draw(st.sampled_from(list(paths(value))))
     inner, at = functools.reduce(lambda outer, name: outer[name], path[:-1], value), draw(st.integers(0, len(text) - 1))
@@ -126,7 +126,7 @@ def test_a_hostile_spec_is_refused_in_one_line():
             parse_stage(text)
         except ValidationError as error:
             line = explain(error)
-        assume(line is not None)  # else it was a stage all the same
+        assume(line is not None)  # else it was still a valid stage
         assert is_a_sentence(str(line), longest=300)
         said = (
             " should ",
@@ -153,13 +153,13 @@ POSITIVE = ["train_cpus", "learner_cpus", "rollout_cpus", "max_logprob_mismatch"
 FLOATS = ["ood_ratios", "kl_betas", "train_gpus", "learner_gpus", "rollout_gpus", "checkpoint_every_s", *POSITIVE]
 WORDS = ["study", "scale", "graph", "traversal", "completion_format", "device"]
 NO_NUMBERS = ["", " ", "one", "0x10", "1,5", "½", "1.5.5", "[]", "1;2", "9" * 4301 + ".5.", *NASTY]
-#: Valid by themselves, to stand around a mistake.
+#: Valid words to put around a mistake.
 AROUND = [["--scale", "toy"], ["--study", "depth"], ["--seeds", "0", "1"], ["--repair"], ["--graph", "printed"]]
 AROUND += [["--train-cpus", "2"], ["--device", "cpu"], ["--ood-ratios", "0", "0.5"], ["--keep-rollouts"]]
 
 
 def mistakes(text: str, folder: Path) -> dict[str, list[tuple[str, ...]]]:
-    """Words of a line that can't be right, and last what the refusal has to name."""
+    """Return wrong words of a command line, by kind; the last element is the text that the refusal has to name."""
     strange = [*NASTY, text]
     stores = ["nosuch://x", "/proc/no/such/place", f"{folder}/file/below", "x" * 5000, "a\0b", "a\nb://"]
     return {
@@ -183,7 +183,7 @@ def mistakes(text: str, folder: Path) -> dict[str, list[tuple[str, ...]]]:
 @pytest.mark.slow
 def test_a_hostile_command_line_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))
-    monkeypatch.setattr(inspect, "getsource", functools.cache(inspect.getsource))  # tyro asks again for every line
+    monkeypatch.setattr(inspect, "getsource", functools.cache(inspect.getsource))  # tyro calls it again for every line
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     kinds = mistakes("", tmp_path).keys()
@@ -191,7 +191,7 @@ def test_a_hostile_command_line_is_refused_in_one_line(tmp_path, monkeypatch, ca
     def check(data):
         wrong = data.draw(st.sampled_from(sorted(kinds)))
         *mistake, named = data.draw(st.sampled_from(mistakes(data.draw(st.text(min_size=9)), tmp_path)[wrong]))
-        # Said again behind the mistake, and rightly, an option would count; _ and - are one letter to tyro.
+        # A correct repetition of an option after the mistake would count. tyro takes _ and - as one letter.
         others = [words for words in AROUND if words[0] != mistake[0].replace("_", "-")]
         around = data.draw(st.lists(st.sampled_from(others), max_size=3, unique_by=tuple))
         around.insert(data.draw(st.integers(0, len(around))), mistake)
@@ -214,7 +214,7 @@ def test_a_hostile_command_line_is_refused_in_one_line(tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_terminal_gets_the_same_sentence(capsys, monkeypatch, encoding):
-    """tyro draws a box around it, in colour."""
+    """Include tyro's box around it, in colour."""
     terminal = io.TextIOWrapper(io.BytesIO(), encoding)
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
@@ -224,7 +224,7 @@ def test_a_terminal_gets_the_same_sentence(capsys, monkeypatch, encoding):
     assert capsys.readouterr().err == f"refused: {why}; --help lists what is allowed\n"
 
 
-# What a report reads
+# Reports
 
 #: One chain of six stages.
 CHAIN = Experiment(scale="toy", ood_ratios=(0.0,), kl_betas=(0.1,), seeds=(0,))
@@ -235,7 +235,8 @@ PAGE = "studies/demo-toy/report/index.html"
 
 @pytest.fixture
 def reported(tmp_path, monkeypatch, capsys):
-    """Write the report of CHAIN from the store in tmp_path; the code, and the sentence where there is no report."""
+    """Return a function that writes the report of CHAIN from the store in tmp_path. It returns the exit code, and the
+    refusal if there is no report."""
     asked = sweep.Sweep(experiment=CHAIN, resources=sweep.Options(store=str(tmp_path / "store")))
     monkeypatch.setattr(report, "parse_args", lambda *_: asked)
     monkeypatch.setattr(page, "_template", functools.cache(page._template))
@@ -259,7 +260,7 @@ def reported(tmp_path, monkeypatch, capsys):
 
 
 def put(store: Store, stage_id: str, name: str, content: bytes) -> dict[str, Any]:
-    """Publish another content of a file, as whoever may write to the store could; the manifest."""
+    """Publish another content of a file, like anybody with write access. Return the manifest."""
     place = Path(store.url, "stages", stage_id)
     manifest = json.loads((place / "manifest.json").read_bytes())
     manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -273,7 +274,7 @@ def put(store: Store, stage_id: str, name: str, content: bytes) -> dict[str, Any
 
 
 def snapshot(*folders: Path) -> dict[Path, bytes]:
-    """Everything in some folders; links are not followed."""
+    """Return the content of everything in some folders, by path. Do not follow links."""
     everything = [file for folder in folders for file in folder.rglob("*")]
     return {
         file: os.readlink(file).encode() if file.is_symlink() else b"folder" if file.is_dir() else file.read_bytes()
@@ -282,7 +283,7 @@ def snapshot(*folders: Path) -> dict[Path, bytes]:
 
 
 def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the result of a read, or the StoreError that refused it; another exception is a failure of the test."""
+    """Return the result of a read, or the StoreError that refused it. Any other exception fails the test."""
     try:
         found = read(*arguments)
         if isinstance(found, contextlib.AbstractContextManager):
@@ -294,7 +295,7 @@ def attempt(read: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def read_only(plan: Plan, store: Store, folder: Path) -> page.Report:
-    """Read the part of a report that depends on the store; most of its time goes into figures and claims."""
+    """Read the data of a report from the store. Figures and claims, which take most of the time, are left out."""
     assert len(table.curves(plan, store)) + len(table.results(plan, store)) > 0
     page.provenance(plan, store)
     (folder / "claims.csv").write_text("")
@@ -384,7 +385,7 @@ TABLE_MUTATIONS = {
 
 
 def mutant_table(draw: st.DrawFn, good: pa.Table) -> tuple[str, bytes]:
-    """Return the change that was made to a table, and its Parquet file; by chance it may still be as good as before."""
+    """Return a kind of change, and a Parquet file with it. By chance the table may still be valid."""
     how = draw(st.sampled_from(sorted(TABLE_MUTATIONS)))
     name = draw(st.sampled_from([name for name in COLUMNS if name in good.column_names]))
     at, row = good.column_names.index(name), draw(st.integers(0, len(good) - 1))
@@ -468,7 +469,7 @@ def test_a_hostile_table_is_refused_in_one_line(tmp_path, monkeypatch, reported)
 
 
 def test_a_table_with_hostile_texts_makes_a_harmless_page(tmp_path, reported):
-    """Nothing of them becomes markup; see also test_report."""
+    """Check that none of them becomes markup; see also test_reports."""
     store = published(tmp_path, [PRETRAINED, MEASURED])
     rows = store.table(MEASURED.id, "results.parquet")
     at = rows.column_names.index("cell")

@@ -1,4 +1,4 @@
-"""Cores and GPUs are counted as far as this process may use them, and a local cluster is started with as many."""
+"""The counts of cores and GPUs that this process may use, and the start of a local cluster with as many."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from rayexp import host
 from rayexp.distributed import runtime
 from rayexp.sweep.preview import ClusterResources
 
-#: Control groups as files: what is in /proc/self/cgroup and below /sys/fs/cgroup, and the cores that they leave of 64.
+#: Control groups as files: the content of /proc/self/cgroup and of /sys/fs/cgroup, and the cores that remain of 64.
 GROUPS = {
     "no groups": ("", {}, 64),
     "version 2, in a container": ("0::/\n", {"cpu.max": "400000 100000\n"}, 4),
@@ -37,7 +37,7 @@ GROUPS = {
 
 @pytest.fixture
 def sixty_four(monkeypatch):
-    """A machine of 64 cores, all of which this process may use."""
+    """Simulate a machine of 64 cores, all of which this process may use."""
     monkeypatch.delenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))

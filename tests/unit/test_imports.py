@@ -1,4 +1,4 @@
-"""The pure core runs where there is no Ray. That imports go down the layers is import-linter's (pyproject.toml)."""
+"""The pure core runs without Ray. import-linter checks that imports go down the layers (pyproject.toml)."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ def module_of(file):
 
 
 def imports_of(file):
-    """Every module that the file imports, at its top or inside a function."""
+    """Return every module that the file imports, at its top or inside a function."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -37,7 +37,7 @@ FILES = {module_of(file): imports_of(file) for folder in ("rayexp", "jobs") for 
     [(("vllm",), "rayexp.sampling.vllm_sampler"), (("ray.tune", "ray.air"), "rayexp.sweep.scheduler")],
 )
 def test_one_module_imports_it(packages, module):
-    """Names below a package count as well, such as ``ray.tune.logger``."""
+    """Count names below a package as well, such as ``ray.tune.logger``."""
     wanted = tuple(f"{package}." for package in packages)
     users = [user for user, names in FILES.items() if any(f"{name}.".startswith(wanted) for name in names)]
     assert users == [module]
@@ -45,7 +45,7 @@ def test_one_module_imports_it(packages, module):
 
 @pytest.mark.slow
 def test_importing_the_pure_core_imports_no_ray():
-    """Not even by way of another package; nor vLLM, which takes many seconds."""
+    """Include imports through other packages, and vLLM, which takes many seconds."""
     modules = [m for m in FILES if m.startswith(tuple(f"rayexp.{name}" for name in PURE))]
     program = f"import importlib, sys; [importlib.import_module(m) for m in {modules}]; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -55,7 +55,7 @@ def test_importing_the_pure_core_imports_no_ray():
 
 
 def test_objectives_are_named_where_there_is_no_torch():
-    """A plan validates the names; and nothing of the project is below them."""
+    """Validate the names as a plan does. The objectives import no other module of the project."""
     modules = [module for module in FILES if module.startswith("rayexp.objectives")]
     program = f"import importlib, sys; [importlib.import_module(m) for m in {modules}]; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -66,7 +66,7 @@ def test_objectives_are_named_where_there_is_no_torch():
 
 @pytest.mark.parametrize("module", ["rayexp.api", "rayexp.reports.page", "rayexp.service.app", "rayexp.cli"])
 def test_a_plan_a_report_and_a_page_need_neither_torch_nor_ray(module):
-    """They are seconds and hundreds of megabytes. transformers counts, because it may import torch at any time."""
+    """Save seconds and hundreds of megabytes. transformers counts as well, because it may import torch at any time."""
     program = f"import sys, {module}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"torch", "transformers", "ray", "vllm"} & set(result.stdout.split())

@@ -1,4 +1,4 @@
-"""Log lines say which stage and step they are about."""
+"""Log lines with the stage and the step that they are about."""
 
 import logging
 import threading
@@ -11,7 +11,7 @@ from rayexp.errors import PermanentError, StageError, error_context
 
 @pytest.fixture
 def written(capsys):
-    """The lines that this process wrote to standard error; the logger is left as it was."""
+    """Return a function that reads this process's lines on standard error. Restore the logger afterwards."""
     logger = logging.getLogger("rayexp")
     before = (logger.handlers, logger.propagate)
     yield lambda: capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Parts of a user's own: known by their import path, held to their contracts, and readable where they are missing."""
+"""A user's own parts: identified by import path, checked against their contracts, and readable if they are missing."""
 
 import json
 import re
@@ -47,7 +47,7 @@ class Short(Reward):
 
 
 class Digits(Sorting):
-    """Sorting, as a user's own."""
+    """The task of sorting as a user's class."""
 
     version: Literal[1] = 1
 
@@ -78,7 +78,7 @@ STAGE = grpo(CHAIN.sft, rewards=(Answer(), Short(weight=0.5)))
 
 
 def without_it(stage: Stage, name: str = "Short") -> str:
-    """Return its JSON with the class in a module that nobody has."""
+    """Return a stage's JSON, with the class moved to a module that does not exist."""
     return stage.model_dump_json().replace(f"{HERE}:{name}", f"nobodys_module:{name}")
 
 
@@ -160,7 +160,7 @@ def test_a_stored_stage_is_read_without_its_classes_under_the_same_id(monkeypatc
     assert json.loads(stored.model_dump_json()) == json.loads(text)
     (part,) = unread_parts(stored)
     assert part.model_dump() == Short(weight=0.5).model_dump() | {"kind": "nobodys_module:Short"}
-    assert not unread_parts(parse_stored(STAGE.model_dump_json()))  # it is at hand
+    assert not unread_parts(parse_stored(STAGE.model_dump_json()))  # the class is imported
     monkeypatch.delitem(sys.modules, HERE)
     assert len(unread_parts(parse_stored(STAGE.model_dump_json()))) == 2
     assert parse_stored(STAGE.model_dump_json()).id == STAGE.id
@@ -181,7 +181,7 @@ def test_reading_a_store_imports_nothing(tmp_path, monkeypatch):
 
 
 def test_the_record_of_a_stage_tells_a_change_of_its_parts_source(tmp_path):
-    """The fingerprint is that of a process, so each look is one of its own."""
+    """Use a new process for each look, because a process computes the fingerprint once."""
     (tmp_path / "own_module.py").write_text("LIMIT = 1")
 
     def run(program: str) -> str:
@@ -275,7 +275,7 @@ def test_a_task_that_keeps_it_is_taken():
 
 
 class Odd(Reward):
-    """A reward that returns what it is told to, or raises it."""
+    """A reward that returns a given value, or raises it."""
 
     version: Literal[1] = 1
     returns: str
@@ -344,7 +344,7 @@ def good(budget, grid):
 
 
 def more_where_little_is_right(budget, grid, measured):
-    """The usual chain, and the same with other settings once the first is measured and hardly anything is right."""
+    """Return the usual chain. Once it is measured and hardly anything is right, add the same with other settings."""
     rows = measured(STAGE)
     return [STAGE] if rows is None or rows["q"].mean() > 0.5 else [STAGE, pretrain(samples=512)]
 

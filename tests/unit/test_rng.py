@@ -1,4 +1,4 @@
-"""Random numbers by counting: uniform, unrelated between streams, the same in whatever slices they are drawn."""
+"""Counter-based random numbers: uniform, unrelated between streams, and the same in any slices."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Set-up is two commands, in a folder of almost any name; what it needs is installed, or said before it starts."""
+"""Set-up by two commands, in a folder of almost any name. Its needs are installed, or named before it starts."""
 
 import os
 import pkgutil
@@ -19,7 +19,7 @@ BORNE = ["a b", "a#b", "a&b;c", "ä(b)", "a*b?[c]", "a%b~!=,@", "-a"]
 NOT_BORNE = ["a:b", "a$b", "a`b", "it's", 'a"b', "a\\b"]
 
 
-#: In place of Python.
+#: A program in place of Python.
 SAYING = """#!/bin/sh
 echo "said: $0 $*"
 mkdir -p .venv/bin
@@ -28,17 +28,17 @@ mkdir -p .venv/bin
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``make`` in a folder that has of this checkout what it reads first."""
+    """Run ``make`` in a folder with those files of this checkout that it reads first."""
     folder.mkdir(exist_ok=True)
     for file in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / file, folder)
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # this may run below it
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # this may run in make
     return subprocess.run(["make", "EXTRA=cpu", *arguments], cwd=folder, env=plain, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", BORNE)
 def test_make_works_in_a_folder_of_almost_any_name(tmp_path, name):
-    """A Python that says what it is called with, and is that of the venv as well, is found everywhere."""
+    """Use a Python that prints its arguments, also as the Python of the venv. Every target finds it."""
     python = tmp_path / "python"
     python.write_text(SAYING)
     python.chmod(0o755)
@@ -77,7 +77,7 @@ def test_what_a_venv_or_ray_cannot_bear_is_refused_before_anything_is_installed(
 
 @pytest.fixture
 def python_at(monkeypatch, tmp_path):
-    """Let this Python be called by a path in a folder of that name."""
+    """Return a function that makes this Python callable by a path in a folder of a given name."""
 
     def at(name: str) -> Path:
         (tmp_path / name).symlink_to(sys.prefix)
@@ -111,7 +111,8 @@ def test_a_place_from_which_ray_starts_no_worker_is_refused(monkeypatch, name):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with some programs, on which Chromium is installed by what installs it; the commands that were run."""
+    """Return a function that simulates a machine with some programs, and returns the commands that were run. Chromium
+    becomes available when it is installed."""
 
     def build(*programs: str, root: bool = False, debian: bool = False, works: bool = True) -> list[str]:
         there, ran = set(programs), []

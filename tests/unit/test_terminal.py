@@ -1,4 +1,4 @@
-"""Tables, quantities and names as a person reads them."""
+"""Tables, quantities and names for people."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_where_a_terminal_is_narrow_spare_columns_go_and_the_last_is_shortened()
     lines = table(COLUMNS, ROWS, width=27).splitlines()
     assert lines == ["id    n  label", "a     1  x/y", "bcd  22  a-long-la…-goes-on"]
     assert max(map(len, lines)) == 27
-    assert len(table(COLUMNS, ROWS, width=5).splitlines()[-1]) > 5  # too narrow for anything: the terminal wraps
+    assert len(table(COLUMNS, ROWS, width=5).splitlines()[-1]) > 5  # too narrow for any table, so the terminal wraps
 
 
 def test_what_is_not_printable_can_not_break_a_line():

@@ -1,4 +1,4 @@
-"""The documented commands where the project is installed and not editable, as on a cluster or in a container."""
+"""The documented commands of an installed project that is not editable, as on a cluster or in a container."""
 
 import email
 import json
@@ -18,7 +18,7 @@ from tests.fixtures.checkout import ROOT, plain_shell
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout."""
+    """Build the wheel of this checkout. Return its path."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
     (built,) = folder.glob("*.whl")
@@ -27,12 +27,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a venv that has the wheel, the dependencies of this one, and no way to the checkout."""
+    """Return the Python of a venv with the wheel and this venv's dependencies, but without access to the checkout."""
     venv = tmp_path_factory.mktemp("installed") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     python = venv / "bin" / "python"
     (packages,) = venv.glob("lib/python*/site-packages")
-    # Last, and as a plain path: the .pth files there, of which one leads to the checkout, are not read.
+    # A plain path at the end: its .pth files, one of which leads to the checkout, are then not read.
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
     install = ["uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--python", python, wheel]
     subprocess.run([sys.executable, "-m", *install], check=True)
@@ -40,7 +40,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(python: Path, folder: Path, *command: str) -> str:
-    """Return the output of a command, in a folder that has nothing of the checkout but ``jobs``."""
+    """Return the output of a command in a folder that has only ``jobs`` of the checkout."""
     shutil.copytree(ROOT / "jobs", folder / "jobs", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     environment = {name: value for name, value in plain_shell().items() if name != "PYTHONPATH"}
     done = subprocess.run([python, *command], cwd=folder, env=environment, capture_output=True, text=True)
@@ -59,7 +59,7 @@ def test_a_job_plans(installed, tmp_path, job):
 
 
 def test_a_study_is_planned_from_any_folder(installed, tmp_path):
-    """By the command alone, where there is no ``jobs``."""
+    """Use the command alone, without ``jobs``."""
     plan = run(installed, tmp_path, str(installed.with_name("rayexp")), "plan", "demo", "--scale", "toy")
     assert plan.startswith("plan of study demo: 12 stages")
 
@@ -68,7 +68,7 @@ def test_a_study_is_planned_from_any_folder(installed, tmp_path):
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_the_demo_runs_from_any_folder(installed, tmp_path):
-    """Whole, on Ray, by the command alone; and its page is looked at by the other commands."""
+    """Run the whole demo on Ray by the command alone, and read its results with the other commands."""
     rayexp = str(installed.with_name("rayexp"))
     said = run(installed, tmp_path, rayexp, "run", "demo", "--scale", "toy", "--ood-ratios", "0.5")
     assert "report:" in said
@@ -85,7 +85,7 @@ def test_every_job_and_command_explains_itself(installed, tmp_path):
 
 @pytest.mark.slow
 def test_a_report_is_written(installed, tmp_path):
-    """With its template and everything else that is no Python."""
+    """Use its template and all other files that are not Python."""
     study = ["--scale", "toy", "--ood-ratios", "0.5", "--seeds", "0", "--store", str(tmp_path / "runs")]
     assert local_sweep.main(study) == 0
     pages = list(tmp_path.glob("runs/studies/*/report/index.html"))

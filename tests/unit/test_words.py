@@ -1,4 +1,4 @@
-"""Plain English: patterns of sentences that readers stumble over stay out of docstrings."""
+"""Plain English: no docstring has a pattern over which readers stumble."""
 
 import ast
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ FOLDERS = ("benchmarks", "findings", "jobs", "rayexp", "tests")
 
 
 def docstrings() -> Iterator[tuple[str, str]]:
-    """Yield every docstring, and where it is."""
+    """Yield every docstring, after its place."""
     for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             of_kind = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)

@@ -1,4 +1,4 @@
-"""The paper's strings: operations on letters that a decoder learns from examples (arXiv 2510.15990).
+"""The paper's task: operations on strings of letters, which a decoder learns from examples (arXiv 2510.15990).
 
 A generator writes samples, and a verifier that shares no code with it solves and judges them.
 """

@@ -1,8 +1,8 @@
-"""The axes of generalisation: which tasks are in-distribution, which are not, and which are never trained on.
+"""The axes of generalisation: the split of cells into in-distribution ones, out-of-distribution ones and probes.
 
-An axis is one declaration below; nothing else in the project names one. Cells of role ``id`` are always in
-pretraining, ``ood`` cells at the share ``ood_ratio``, ``probe`` cells never. One thing changes along an axis, the rest
-stays at length 4, alphabet A and at most two operations (notes on the paper: section 3; this reading: section 9).
+An axis is one declaration below; nothing else in the project names one. Pretraining always has samples of ``id`` cells,
+a share ``ood_ratio`` of samples of ``ood`` cells, and none of ``probe`` cells. One thing changes along an axis. The
+rest stays at length 4, alphabet A and at most two operations (notes on the paper: section 3; this reading: section 9).
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Short and unique within an axis, e.g. ``TS``, ``TT.L5``, ``T.B2``."""
+        """Return a short name, unique within an axis, e.g. ``TS``, ``TT.L5``, ``T.B2``."""
         parts = [self.operations]
         if self.length != 4:
             parts.append(f"L{self.length}")
@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Axis:
-    """A named split of tasks into ID cells, OOD cells and probes. about: in a line, for people."""
+    """A named split into ID cells, OOD cells and probes. about: description in one line, for people."""
 
     name: str
     about: str
@@ -40,11 +40,11 @@ class Axis:
     probe: tuple[Cell, ...] = field(default=())
 
     def cells(self, role: str) -> tuple[Cell, ...]:
-        """Cells of one of ``ROLES``."""
+        """Return the cells of one of ``ROLES``."""
         return {"id": self.id, "ood": self.ood, "probe": self.probe}[role]
 
     def roles(self) -> list[tuple[str, Cell]]:
-        """Every cell with its role, ID first."""
+        """Return every cell with its role, ID first."""
         return [(role, cell) for role in ROLES for cell in self.cells(role)]
 
 

@@ -1,7 +1,7 @@
 """Samples of strings. Sample i of a split is a pure function of (seed, split, i): no data file, no loader state.
 
-Strings are held out by hash: a fixed tenth of them belongs to the split ``test`` and to nothing else, in every
-alphabet and for every cell, so no stage can ever have trained on a test string.
+Strings are held out by a hash: a fixed tenth of them belongs only to the split ``test``, in every alphabet and cell. So
+no stage can ever have trained on a test string.
 
 Shape suffixes: _N samples, _L letters, _T tokens, _E edges, _V the 52 letters.
 """
@@ -21,8 +21,8 @@ def write(
 ) -> np.ndarray:
     """Return tokens_NT of samples of one cell: ``<bos> [map ;] x : operations = y [; y ...] <eos>``.
 
-    cycle: the hidden graph; None prints a fresh one in every prompt. positional: letter i takes i steps of a traversal.
-    trace: the string after every operation is written, not the last one only.
+    cycle: the hidden graph; None: every prompt shows a fresh one. positional: letter i takes i steps of a traversal.
+    trace: the completion has the string after every operation, and not only the last one.
     """
     stream = rng.stream_key(seed, split)
     letters_NL = _strings(stream, split == "test", cell.length, index_N)
@@ -43,7 +43,7 @@ def write(
 
 
 def _strings(stream: int, held_out: bool, length: int, index_N: np.ndarray) -> np.ndarray:
-    """Return letters_NL, uniform over the strings of the right part, by redrawing those of the wrong one."""
+    """Return letters_NL, uniform over the strings that are held out, or over those that are not. Redraw the others."""
     base = np.uint64(ALPHABET)
     code_N = rng.random_bits(stream, index_N) % base ** np.uint64(length)
     wrong = np.flatnonzero(_is_held_out(code_N, length) != held_out)
@@ -59,19 +59,19 @@ def _strings(stream: int, held_out: bool, length: int, index_N: np.ndarray) -> n
 
 
 def _is_held_out(code_N: np.ndarray, length: int) -> np.ndarray:
-    """Return whether each string, as a base-26 number, is a test string. Fixed for ever: it depends on no seed."""
+    """Return whether each string, given as a base-26 number, is a test string. This depends on no seed."""
     return rng.random_bits(rng.stream_key("held out", length), code_N) % np.uint64(HELD_OUT_ONE_IN) == 0
 
 
 def _chosen(stream: int, index_N: np.ndarray, length: int, count: int) -> np.ndarray:
-    """Return bool [N, L] with ``count`` random positions set in each row."""
+    """Return bool [N, L] with ``count`` random positions true in each row."""
     slots = index_N[:, None].astype(np.uint64) * np.uint64(length) + np.arange(length, dtype=np.uint64)
     rank_NL = np.argsort(np.argsort(rng.random_bits(rng.stream_key(stream, "foreign"), slots), axis=1), axis=1)
     return rank_NL < count
 
 
 def _edge_list(stream: int, index_N: np.ndarray, next_NV: np.ndarray, cell: Cell) -> np.ndarray:
-    """Return the map as letters ``from to from to ...`` in random order, for the alphabets that the string uses."""
+    """Return the map as letters ``from to from to ...`` in random order, for the alphabets of the string."""
     size = ALPHABET
     first, last = (0, size) if cell.foreign == 0 else (size, 2 * size) if cell.foreign == cell.length else (0, 2 * size)
     width = last - first

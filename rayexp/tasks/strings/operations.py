@@ -13,7 +13,7 @@ from rayexp.tasks.strings.symbols import ALPHABET
 
 
 def hidden_cycle(seed: int) -> np.ndarray:
-    """next_V of one random 26-cycle (graph G1), with its copy on alphabet B: every power of T is a bijection."""
+    """Return next_V of one random 26-cycle (graph G1), with its copy on alphabet B. Every power of T is a bijection."""
     order = np.argsort(rng.random_bits(rng.stream_key(seed, "cycle"), np.arange(ALPHABET)))
     successor = np.empty(ALPHABET, dtype=np.uint8)
     successor[order] = np.roll(order, -1)
@@ -21,16 +21,16 @@ def hidden_cycle(seed: int) -> np.ndarray:
 
 
 def printed_maps(stream: int, index_N: np.ndarray) -> np.ndarray:
-    """next_NV of a fresh random bijection for each sample (graph G2, printed in the prompt)."""
+    """Return next_NV of a fresh random bijection for each sample (graph G2, printed in the prompt)."""
     slots = index_N[:, None].astype(np.uint64) * np.uint64(ALPHABET) + np.arange(ALPHABET, dtype=np.uint64)
     successor = np.argsort(rng.random_bits(rng.stream_key(stream, "map"), slots), axis=1)
     return np.concatenate([successor, successor + ALPHABET], axis=1).astype(np.uint8)
 
 
 def traverse(letters_NL: np.ndarray, next_V: np.ndarray, positional: bool) -> np.ndarray:
-    """T: every letter one step along ``next_V`` (or ``next_NV``, a graph for each string).
+    """Apply T: move every letter one step along ``next_V`` (or ``next_NV``, one graph for each string).
 
-    ``positional`` is variant C2: letter i takes i steps, i = 1..L, so that T and S no longer commute.
+    ``positional`` is variant C2: letter i takes i steps, i = 1..L, so T and S no longer commute.
     """
     length = letters_NL.shape[1]
     out_NL = letters_NL.copy()
@@ -44,12 +44,12 @@ def traverse(letters_NL: np.ndarray, next_V: np.ndarray, positional: bool) -> np
 
 
 def shift(letters_NL: np.ndarray) -> np.ndarray:
-    """S: (x_1, ..., x_L) -> (x_2, ..., x_L, x_1)."""
+    """Apply S: (x_1, ..., x_L) -> (x_2, ..., x_L, x_1)."""
     return np.roll(letters_NL, -1, axis=1)
 
 
 def apply(operations: str, letters_NL: np.ndarray, next_V: np.ndarray, positional: bool) -> list[np.ndarray]:
-    """The string after each operation of the list, applied left to right; the last one is the answer."""
+    """Apply operations from left to right. Return the string after each; the last one is the answer."""
     steps: list[np.ndarray] = []
     for operation in operations:
         letters_NL = traverse(letters_NL, next_V, positional) if operation == "T" else shift(letters_NL)

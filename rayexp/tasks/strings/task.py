@@ -1,4 +1,4 @@
-"""The task of strings: its settings, and the length of what is written for each cell."""
+"""The task of strings: its settings, and the lengths of the samples of each cell."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,9 +15,9 @@ from rayexp.tasks.strings.symbols import ALPHABET, SEMICOLON, VOCABULARY
 
 
 class StringTask(FixedLengthTask):
-    """Apply traversals and shifts to a string of letters.
+    """Traversals and shifts of a string of letters.
 
-    axis: along which ID and OOD cells differ, a name in ``AXES``. graph: ``hidden`` (G1, one cycle, never shown) or
+    axis: difference between ID and OOD cells, a name in ``AXES``. graph: ``hidden`` (G1, one cycle, never shown) or
     ``printed`` (G2, a fresh map in every prompt). traversal: ``uniform``, or ``positional`` (C2: T and S do not
     commute). completion_format: ``answer`` (only the final string) or ``trace`` (the string after every operation; the
     gold trace is then not the only right completion). seed: of the hidden cycle.
@@ -53,7 +53,7 @@ class StringTask(FixedLengthTask):
 
     @cached_property
     def cycle(self) -> np.ndarray:
-        """The hidden graph: the letter after each of the 52."""
+        """Return the hidden graph: the next letter of each of the 52."""
         return operations.hidden_cycle(self.seed)
 
     def prompt_tokens(self, cell: str) -> int:
@@ -70,7 +70,7 @@ class StringTask(FixedLengthTask):
         return steps * (its.length + 1)
 
     def max_completion_tokens(self, cell: str) -> int:
-        """Return the gold length, and for traces one string more, for detours."""
+        """Return the gold length. For traces add the length of one string, to allow a detour."""
         return self.completion_tokens(cell) + (0 if self.unique else self._cells[cell].length + 1)
 
     def write(self, split: str, seed: int, cell: str, index_N: np.ndarray) -> np.ndarray:
@@ -88,5 +88,5 @@ class StringTask(FixedLengthTask):
         return verifier.judge(solution.steps, completion, trace=not self.unique)
 
 
-#: Settings that a label does not mention.
+#: Values of settings that a label omits.
 USUAL = ("hidden", "uniform", "answer")

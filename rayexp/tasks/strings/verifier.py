@@ -1,7 +1,7 @@
-"""Solves prompts of strings, and judges completions.
+"""The verifier of strings, which solves prompts and judges completions.
 
-The verifier shares no code with the generator. It reads a prompt token by token, applies T and S letter by letter, and
-compares: two implementations of the task that have to agree.
+It shares no code with the generator: it reads a prompt token by token, and applies T and S letter by letter. So there
+are two implementations of the task that have to agree.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ _OPERATION = {token: name for name, token in OPERATIONS.items()}
 def solve(prompt: Sequence[int], cycle: Iterable[int], positional: bool) -> list[list[int]]:
     """Return the token ids of the string after each operation of the prompt. Raises ValueError on a malformed prompt.
 
-    cycle: the letter after each letter, where the prompt prints no map. positional: letter i takes i steps.
+    cycle: the next letter of each letter, for prompts that show no map. positional: letter i takes i steps.
     """
     tokens = [int(token) for token in prompt]
     try:
@@ -37,7 +37,7 @@ def solve(prompt: Sequence[int], cycle: Iterable[int], positional: bool) -> list
 
 
 def _read(tokens: list[int]) -> tuple[list[int], list[str], dict[int, int] | None]:
-    """Return the letters of a prompt, its operations, and the map where it prints one."""
+    """Return the letters of a prompt, its operations, and its map; None if it shows no map."""
     if tokens[0] != VOCABULARY.bos or tokens[-1] != EQUALS:
         raise ValueError("no <bos> in front, or no = at the end")
     body, printed = tokens[1:-1], None
@@ -62,7 +62,7 @@ def _move(letter: int, times: int, successor: dict[int, int]) -> int:
 def judge(steps: Sequence[Sequence[int]], completion: Sequence[int], trace: bool) -> Verdict:
     """Compare a completion (token ids up to and including ``<eos>``) with the string after each operation.
 
-    trace: all of them are to be written; else the last one and nothing else.
+    trace: whether the completion has to contain all of these strings, and not only the last one.
     """
     wanted = [list(step) for step in (steps if trace else steps[-1:])]
     tokens = [int(token) for token in completion]
@@ -75,7 +75,7 @@ def judge(steps: Sequence[Sequence[int]], completion: Sequence[int], trace: bool
 
 
 def _split(tokens: Sequence[int]) -> list[list[int]]:
-    """Cut at every ``;``."""
+    """Split at every ``;``."""
     strings: list[list[int]] = [[]]
     for token in tokens:
         if token == SEMICOLON:

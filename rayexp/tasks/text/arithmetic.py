@@ -1,7 +1,7 @@
-"""The equations in a line of text, executed: ``6 days/week * 2 weeks/month = 12 days/month`` holds.
+"""Evaluation of the equations in a line of text: ``6 days/week * 2 weeks/month = 12 days/month`` holds.
 
-Units and words between numbers are skipped. A left side that is no arithmetic, such as ``x + 3``, can't be executed and
-counts as no equation.
+Units and words between numbers are skipped. A left side that is no arithmetic, such as ``x + 3``, can't be evaluated
+and counts as no equation.
 """
 
 import ast
@@ -11,24 +11,24 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 NUMBER = r"\d[\d,]*(?:\.\d+)?|\.\d+"
-#: A sign is an operator where a number follows it, with a currency at most between the two; ``days/month`` has none.
+#: A sign is an operator only if a number follows it, possibly after a currency; ``days/month`` has no operator.
 TOKEN = re.compile(rf"({NUMBER})|([-+*/x\u00d7÷](?=\s*[^\w\s(.]?\s*[\d(.]))|([()])|(%)|([A-Za-z]+)")
 RIGHT_SIDE = re.compile(rf"\s*[^\w\s.(-]?\s*(-?)[^\w\s.(-]?({NUMBER})(?:/({NUMBER}))?\s*(%?)")
-#: Words that may stand between a number and the operator behind it, as in ``3 bars per box * 2``.
+#: Largest number of words between a number and the operator after it, as in ``3 bars per box * 2``.
 WORDS = 3
 SIGNS = {"x": "*", "\u00d7": "*", "÷": "/"}
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-#: By which the two sides may differ: what is written is rounded to a hundredth.
+#: Largest difference of the two sides, relative to a right side above 1: written numbers are rounded to a hundredth.
 ROUNDING = 0.0051
 
 
 def holds(line: str) -> bool:
-    """Return whether every equation in a line that can be executed is true."""
+    """Return whether every equation in a line is true, as far as it can be evaluated."""
     return all(abs(left - right) <= ROUNDING * max(1.0, abs(right)) for left, right in equations(line))
 
 
 def equations(line: str) -> Iterator[tuple[float, float]]:
-    """Yield both sides of each equation in a line whose left side can be executed."""
+    """Yield the values of both sides of each equation in a line whose left side can be evaluated."""
     sides = line.split("=")
     for left, right in pairwise(sides):
         if (found := RIGHT_SIDE.match(right)) and (value := _executed(left)) is not None:
@@ -41,7 +41,7 @@ def equations(line: str) -> Iterator[tuple[float, float]]:
 
 
 def _executed(text: str) -> float | None:
-    """Return the value of the arithmetic that a text ends with; None if it has none, or only a number."""
+    """Return the value of the arithmetic at the end of a text; None if there is none, or only a number."""
     expression = _expression(text)
     if not re.search(r"[-+*/]", expression):
         return None
@@ -52,7 +52,7 @@ def _executed(text: str) -> float | None:
 
 
 def _expression(text: str) -> str:
-    """Return the longest arithmetic at the end of a text, read from behind: a number, an operator, a number, ..."""
+    """Return the longest arithmetic at the end of a text. It is read backwards: a number, an operator, a number, ..."""
     found: list[str] = []
     expects_number, depth, words, behind = True, 0, 0, len(text)
     for match in reversed(list(TOKEN.finditer(text))):
@@ -81,7 +81,7 @@ def _expression(text: str) -> str:
         else:
             break
         words, behind = 0, match.start()
-    while found and found[-1] in "+-*/":  # a dash before a sum is none of its signs
+    while found and found[-1] in "+-*/":  # drop a dash before the expression, which is no sign
         found.pop()
     return "".join(reversed(found))
 

@@ -1,7 +1,7 @@
-"""Tasks of text: what a subclass says of one question becomes samples, held out, padded and judged.
+"""Tasks of text. A subclass gives one question by its number; ``TextTask`` samples, holds out, pads and judges.
 
-A sample is ``<bos>``, the question, a line break, the answer and ``<eos>``; with the tokens of a pretrained model it is
-what that model would read and write.
+A sample is ``<bos>``, the question, a line break, the answer and ``<eos>``. With the tokens of a pretrained model it
+has that model's own format.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ from rayexp.tasks.base import HELD_OUT_ONE_IN, TEST_SEED, Solution, Task, TokenB
 from rayexp.tasks.text.model_tokens import ModelTokens
 from rayexp.tasks.text.vocabularies import VOCABULARIES, Characters, Words
 
-#: Questions of a cell that say how long its prompts and completions get. A longer one, fewer than one in a thousand, is
-#: drawn again.
+#: Questions of a cell from which the lengths of its prompts and completions are taken. A longer question, fewer than
+#: one in a thousand, is drawn again.
 PROBED = 1_000
-#: Questions that are drawn for one sample before it is given up: a cell with so few different ones has none for it.
+#: Questions that are drawn for one sample before the search fails, because the cell has too few different ones.
 ATTEMPTS = 10_000
-#: Numbers that are drawn at once.
+#: Random numbers that are drawn at once.
 AT_ONCE = 256
-#: Lengths up to which rows are padded together: each 15 % above the one before, so that there is little padding.
+#: Lengths up to which rows share a batch. Each is 15 % above the one before, so there is little padding.
 WIDTHS = tuple(accumulate(repeat(8, 60), lambda width, _: int(width * 1.15)))
 
 
 class Question(NamedTuple):
-    """A question and its answer, as text. template: what it was made from, if results are to be told by that."""
+    """A question and its answer, as text. template: its template, if results are to be grouped by template."""
 
     prompt: str
     answer: str
@@ -52,7 +52,7 @@ class _Lengths(NamedTuple):
     completion: int
 
 
-#: Lengths by cell and words of every task that was probed, because equal tasks are read again and again.
+#: Lengths by cell, and words, of every probed task: a cache, because equal tasks are parsed again and again.
 _PROBED: dict[str, dict[str, _Lengths]] = {}
 _WORDS: dict[str, Words] = {}
 
@@ -61,10 +61,10 @@ class TextTask(Task):
     """Questions of text, each with one right answer.
 
     Subclasses add ``kind`` and settings, and implement ``label``, ``cells`` and ``question``. Questions are held out by
-    a hash of their text. Those of the split ``test`` are all different. tokens: what has one, a character of printable
-    ASCII, a byte of UTF-8, or a word of the first ``PROBED`` questions of each cell; or those of a pretrained model.
-    answer_tokens: that may be written for an answer, where it is not only the gold one that is right; by default, and
-    at least, as many as the longest gold answer has.
+    a hash of their text. Those of the split ``test`` are all different. tokens: unit of a token: a character of
+    printable ASCII, a byte of UTF-8, or a word of the first ``PROBED`` questions of each cell; or the tokens of a
+    pretrained model. answer_tokens: most tokens of a sampled answer, if other answers than the gold one may be right;
+    by default, and at least, the length of the longest gold answer.
     """
 
     from_outside: ClassVar[bool] = True
@@ -74,8 +74,10 @@ class TextTask(Task):
 
     @abstractmethod
     def question(self, cell: str, number: int) -> Question:
-        """Return a question of a cell: a pure function of the number, which is below 2^62. Most numbers should give
-        different ones, and how often each comes is the task's to say."""
+        """Return a question of a cell, as a pure function of the number, which is below 2^62.
+
+        Most numbers should give different questions. The task decides how often each question occurs.
+        """
 
     @property
     def vocabulary(self) -> Characters:
@@ -84,18 +86,18 @@ class TextTask(Task):
         return self._words if self.tokens == "words" else VOCABULARIES[self.tokens]
 
     def prompt_tokens(self, cell: str) -> int:
-        """Return the length of the longest prompt of a cell, of the first ``PROBED``."""
+        """Return the length of the longest prompt among the first ``PROBED`` of a cell."""
         return self._lengths[cell].prompt
 
     def completion_tokens(self, cell: str) -> int:
-        """Return the length of the longest completion of a cell, of the first ``PROBED``."""
+        """Return the length of the longest completion among the first ``PROBED`` of a cell."""
         return self._lengths[cell].completion
 
     def max_completion_tokens(self, cell: str) -> int:
         return max(self.completion_tokens(cell), self.answer_tokens or 0)
 
     def batches(self, split: str, seed: int, assigned: Sequence[tuple[str, np.ndarray]]) -> list[TokenBatch]:
-        """See ``Task.batches``: rows are padded to the longest of those that one of ``WIDTHS`` is wide enough for."""
+        """See ``Task.batches``. Rows that fit the same of ``WIDTHS`` are padded to the longest of them."""
         require_split(split)
         ood = set(self.cells("ood"))
         by_width: dict[int, list[tuple[_Sample, int, bool]]] = {}
@@ -111,7 +113,7 @@ class TextTask(Task):
         return batches
 
     def test_samples(self, cell: str, most: int) -> int:
-        """See ``Task.test_samples``: as many as there are different questions."""
+        """See ``Task.test_samples``. Return the number of different questions, at most ``most``."""
         return self._asked(TEST_SEED, cell, most)
 
     def templates_of(self, cell: str, index_N: np.ndarray) -> list[str]:
@@ -121,20 +123,20 @@ class TextTask(Task):
 
     @property
     def unique(self) -> bool:
-        """See ``Task.unique``. Not where a text ends an answer, because a token may have some more behind that."""
+        """See ``Task.unique``. False if a text ends answers, because the last token may have more text after it."""
         return not (isinstance(self.tokens, ModelTokens) and self.tokens.end)
 
     def solution(self, prompt: Sequence[int], gold: Sequence[int]) -> Solution:
-        """See ``Task.solution``: the gold completion itself."""
+        """See ``Task.solution``. Return the gold completion itself."""
         return Solution(tuple(gold), (tuple(gold[:-1]),))
 
     def right(self, gold: str, written: str) -> bool:
-        """Return whether an answer is right, from the gold one: here only this is. A task that overrides it is not
-        ``unique``."""
+        """Return whether a written answer is right: here, if it equals the gold one. A task that overrides this method
+        is not ``unique``."""
         return written == gold
 
     def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
-        """See ``Task.judge``: an answer that ends is judged as text."""
+        """See ``Task.judge``. An answer is compared as text, and is wrong if it does not end."""
         whole, vocabulary = tuple(completion) == solution.completion, self.vocabulary
         gold, written = (vocabulary.answer(tokens) for tokens in (solution.completion, completion))
         answer = vocabulary.end_of(completion) == len(completion) and self.right(gold, written)
@@ -162,11 +164,11 @@ class TextTask(Task):
         return _Lengths(*(max(len(sample[part]) for sample in samples) for part in range(2)))
 
     def _probed(self, cell: str) -> Iterable[Question]:
-        """Return the questions that say how long those of a cell get."""
+        """Return the questions of a cell from which its lengths are taken."""
         return islice(self._stream(cell, rng.stream_key("lengths", cell)), PROBED)
 
     def _drawn(self, split: str, seed: int, cell: str, index_N: np.ndarray) -> list[_Sample]:
-        """Return the samples of a cell with these numbers. Raises ValueError where it has no question for one."""
+        """Return the samples of a cell with these numbers. Raises ValueError if it has too few questions."""
         if split == "test":
             return [self._test_sample(seed, cell, index) for index in index_N.tolist()]
         stream, found, attempt = rng.stream_key(seed, split, cell), dict[int, _Sample](), 0
@@ -185,11 +187,11 @@ class TextTask(Task):
 
     @cached_property
     def _tests(self) -> dict[tuple[int, str], tuple[list[_Sample], Iterator[_Sample]]]:
-        """The test samples of a seed and a cell that were asked for so far, and those that come."""
+        """Return a cache: by seed and cell, the test samples so far and an iterator of further ones."""
         return {}
 
     def _test_sample(self, seed: int, cell: str, index: int) -> _Sample:
-        """Return number ``index`` of the different held-out questions, in the order that they are drawn in."""
+        """Return number ``index`` of the different held-out questions, in the order in which they are drawn."""
         if (there := self._asked(seed, cell, index + 1)) <= index:
             raise ValueError(
                 f"the cell {cell} of {self.label} has {there} different questions for tests, and number {index + 1} is "
@@ -198,7 +200,7 @@ class TextTask(Task):
         return self._tests[seed, cell][0][index]
 
     def _asked(self, seed: int, cell: str, most: int) -> int:
-        """Return how many different questions a cell has for tests, at most ``most``, and keep these."""
+        """Return the number of different test questions of a cell, at most ``most``, and cache these questions."""
         if (seed, cell) not in self._tests:
             self._tests[seed, cell] = ([], self._different(seed, cell))
         found, more = self._tests[seed, cell]
@@ -206,7 +208,7 @@ class TextTask(Task):
         return min(len(found), most)
 
     def _different(self, seed: int, cell: str) -> Iterator[_Sample]:
-        """Yield different held-out questions, until none has come up in so many draws."""
+        """Yield different held-out questions, until ``ATTEMPTS`` draws in a row give no new one."""
         seen, fruitless = set[str](), 0
         for question in self._stream(cell, rng.stream_key(seed, "test", cell)):
             fruitless += 1
@@ -218,14 +220,14 @@ class TextTask(Task):
                 return
 
     def _stream(self, cell: str, stream: int) -> Iterator[Question]:
-        """Yield the questions of an endless stream of numbers."""
+        """Yield the questions of an endless stream of random numbers."""
         for start in count(step=AT_ONCE):
             numbers = rng.random_bits(stream, np.arange(start, start + AT_ONCE)) >> np.uint64(2)
             for number in numbers.tolist():
                 yield self.question(cell, number)
 
     def _fitting(self, cell: str, question: Question) -> _Sample | None:
-        """Return a question as tokens; None for one that is longer than all that were probed."""
+        """Return a question as tokens; None if it is longer than all probed ones."""
         sample, lengths = self._written(question), self._lengths[cell]
         fits = len(sample.prompt) <= lengths.prompt and len(sample.completion) <= lengths.completion
         return sample if fits else None
@@ -236,6 +238,6 @@ class TextTask(Task):
 
 
 def held_out(prompt: str) -> bool:
-    """Return whether a question is kept for tests: one in ten, by a hash of its text."""
+    """Return whether a question is held out for tests: one in ten, by a hash of its text."""
     digest = hashlib.blake2b(prompt.encode(), digest_size=8, person=b"held out").digest()
     return int.from_bytes(digest, "little") % HELD_OUT_ONE_IN == 0

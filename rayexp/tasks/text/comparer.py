@@ -1,7 +1,7 @@
-"""A process that compares answers by math-verify: pairs in, a line each; whether they are equal out.
+"""A process that compares answers with math-verify. It reads a pair a line, and writes whether the two are equal.
 
-A model may write an answer that takes for ever, such as 9**9**9**9, and only a process can be ended in the middle of a
-power. This one ends itself, by an alarm that nobody catches, so that it outlives nobody who waits for it.
+A model may write an answer whose evaluation never ends, such as 9**9**9**9. Only a process can be stopped in the middle
+of a power. This one ends itself by an alarm that it does not catch, so its reader never waits longer than the limit.
 """
 
 import logging
@@ -17,8 +17,8 @@ LIMIT_BYTES = 4 * 2**30
 
 
 def serve(limit_s: float) -> None:
-    """Answer until the other side has ended, or one answer takes longer than its limit."""
-    logging.disable(logging.ERROR)  # it warns at every call that it has no limit of its own
+    """Compare pairs until the input ends. The alarm ends the process if one pair takes longer than ``limit_s``."""
+    logging.disable(logging.ERROR)  # math-verify warns at every call without a limit of its own
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, limit_s)

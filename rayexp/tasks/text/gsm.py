@@ -1,4 +1,4 @@
-"""Word problems in natural language with worked chains: templates of GSM-Symbolic, as reasoning-gym has them."""
+"""Word problems in natural language with worked chains: templates of GSM-Symbolic from reasoning-gym."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
@@ -22,17 +22,17 @@ CELLS = {
 }
 #: Templates of the axis ``template`` that are OOD.
 OTHERS = 25
-#: A template: a problem and its solution from random numbers.
+#: A template: a function that fills in a problem and its solution from random numbers.
 Template = Callable[[Random, float], dict[str, Any]]
 
 
 class GSMTask(OfRelease):
     """Problems of GSM8K with other names and numbers, answered by a chain of steps and ``####`` with the result.
 
-    axis: ``depth``, where chains of at most three steps are ID, of four OOD, and longer ones are probes; or
-    ``template``, where 60 of the problems are ID and the 25 others OOD. templates: so many of each cell, for a small
-    study; by default all. Many chains are right: an answer is judged by what stands behind its last ``####``, a step by
-    the equations in it, and the mass of the gold chain is a lower bound of Q.
+    axis: ``depth``: chains of at most three steps are ID, of four OOD, and longer ones probes; or ``template``: 60 of
+    the problems are ID and the 25 others OOD. templates: number of templates of each cell, for a small study; by
+    default all. Many chains are right. An answer is judged by the text after its last ``####``, and a step by its
+    equations. The mass of the gold chain is a lower bound of Q.
     """
 
     kind: Literal["gsm"] = "gsm"
@@ -52,22 +52,22 @@ class GSMTask(OfRelease):
         return tuple(cell for cell, of_role in CELLS[self.axis].items() if of_role == role)
 
     def question(self, cell: str, number: int) -> Question:
-        """See ``TextTask.question``: the number is that of a template and of what it is filled with."""
+        """See ``TextTask.question``. The number selects a template and its content."""
         numbers, templates = self._templates[cell]
         which, filled = number % len(templates), number // len(templates)
         return _filled(templates[which], filled, str(numbers[which]))
 
     def right(self, gold: str, written: str) -> bool:
-        """See ``TextTask.right``: by the result alone."""
+        """See ``TextTask.right``. Compare the results alone."""
         return final(gold, written)
 
     def solution(self, prompt: Sequence[int], gold: Sequence[int]) -> Solution:
-        """See ``Task.solution``: a step is a line of the chain."""
+        """See ``Task.solution``. A step is a line of the chain."""
         steps = _steps(self.vocabulary.answer(gold))
         return Solution(tuple(gold), tuple(tuple(self.vocabulary.plain(step)) for step in steps))
 
     def judge(self, solution: Solution, completion: Sequence[int]) -> Verdict:
-        """See ``Task.judge``. A step is right if it is that of the gold chain, or if all its equations hold."""
+        """See ``Task.judge``. A step is right if it is a line of the gold chain, or if all its equations hold."""
         vocabulary = self.vocabulary
         gold, text = (vocabulary.answer(tokens) for tokens in (solution.completion, completion))
         answer = vocabulary.end_of(completion) == len(completion) and self.right(gold, text)
@@ -91,7 +91,7 @@ def _steps(text: str) -> list[str]:
 
 @lru_cache
 def _numbers(axis: str) -> dict[str, list[int]]:
-    """Return the numbers of the templates of each cell."""
+    """Return the numbers of the templates, by cell."""
     if axis == "template":
         order = sorted(_usable(), key=lambda number: rng.stream_key("gsm template", number))
         return {"learnt": sorted(order[OTHERS:]), "other": sorted(order[:OTHERS])}
@@ -117,6 +117,6 @@ def _templates(numbers: Sequence[int]) -> list[Template]:
 
 
 def _filled(template: Template, number: int, name: str = "") -> Question:
-    """Return a template's problem and chain with the names and numbers of a random number. name: of the template."""
+    """Return a template's problem and chain, with names and numbers drawn from ``number``. name: of the template."""
     item = template(Random(number), 1.0)
     return Question(item["question"].strip(), item["metadata"]["answer_cot"].strip(), name)

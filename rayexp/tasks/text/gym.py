@@ -1,4 +1,4 @@
-"""Questions of reasoning-gym, a package of generators: any of them whose questions have one right answer."""
+"""Questions of reasoning-gym, a package of generators. Any generator whose questions have one right answer works."""
 
 import re
 import warnings
@@ -16,12 +16,12 @@ from rayexp.errors import not_among
 from rayexp.tasks.text.base import Question, TextTask
 
 INSTALL = 'pip install "rayexp[gym]"'
-#: Of the axis of paths: two arms, and nodes of at most two digits.
+#: Settings of the axis of paths: two arms, and nodes of at most two digits.
 PATHS = {"degree": 2, "node_range": 50, "reversed": True}
 
 
 class Level(Value):
-    """A cell: a generator with some settings. name: of the cell. settings: those that are not to have the generator's
+    """A cell: a generator with some settings. name: of the cell. settings: those that differ from the generator's
     defaults."""
 
     name: str
@@ -40,7 +40,8 @@ def _pattern(value: str) -> str:
 
 
 class OfRelease(TextTask):
-    """Questions that reasoning-gym writes. release: of it, filled in, because another one may write other questions."""
+    """Questions that reasoning-gym writes. release: the installed version, filled in, because another one may write
+    other questions."""
 
     release: str = ""
 
@@ -52,7 +53,7 @@ class OfRelease(TextTask):
         return values
 
     def require_release(self) -> None:
-        """Raise ValueError where reasoning-gym is not installed, or of another release."""
+        """Raise ValueError if reasoning-gym is not installed, or has another release."""
         if not (installed := _installed()):
             raise ValueError(f"the task {self.label} needs reasoning-gym, which is not installed; run: {INSTALL}")
         if installed != self.release:
@@ -65,8 +66,8 @@ class OfRelease(TextTask):
 class GymTask(OfRelease):
     """Questions of one generator of reasoning-gym, in cells of different settings.
 
-    name: for people, and for folders. generator: its name there. keep: a regular expression whose group is what is
-    kept of a question, because generators put instructions around it that a decoder from scratch can't read.
+    name: label for people and folders. generator: name in reasoning-gym. keep: a regular expression whose group selects
+    the part of a question to keep, because generators add instructions that a decoder from scratch can't read.
     """
 
     kind: Literal["gym"] = "gym"
@@ -75,7 +76,7 @@ class GymTask(OfRelease):
     keep: Annotated[str, AfterValidator(_pattern)] = "(?s)(.*)"
     levels: Annotated[
         tuple[Level, ...], Field(strict=False)
-    ]  # JSON has lists, and what fills in the release makes such
+    ]  # not strict, because JSON and the validator that fills in the release give lists
 
     @model_validator(mode="after")
     def _made(self) -> Self:
@@ -108,20 +109,22 @@ class GymTask(OfRelease):
 
 @contextmanager
 def quiet_import() -> Iterator[None]:
-    """Import reasoning-gym in the block: late, because it takes seconds, and without what other packages warn of that
-    only some of its generators need."""
+    """Suppress warnings while the block imports reasoning-gym. They come from packages of single generators.
+
+    The import is late, because it takes seconds.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
         yield
 
 
 def _installed() -> str:
-    """Return the release of reasoning-gym; empty where it is not installed."""
+    """Return the installed release of reasoning-gym; '' if there is none."""
     return version("reasoning-gym") if find_spec("reasoning_gym") else ""
 
 
 def _generator(name: str, level: Level) -> Any:
-    """Return a generator of questions by number. Raises ValueError if there is none of this name and these settings."""
+    """Return a generator, which gives questions by number. Raises ValueError on an unknown name or bad settings."""
     with quiet_import():
         from reasoning_gym.factory import DATASETS, create_dataset
     if name not in DATASETS:
@@ -132,9 +135,9 @@ def _generator(name: str, level: Level) -> Any:
         raise ValueError(f"the generator {name} refuses the settings of the level {level.name}: {error}") from error
 
 
-#: Ready-made axes, along each of which what is asked for gets longer. Sums of one digit, because two are too much for a
-#: tiny decoder; paths are asked for from their end, because from the start the first step can't be learnt from samples
-#: (arXiv 2403.06963).
+#: Ready-made axes. Along each of them the questions get longer. Sums have terms of one digit, because two digits are
+#: too hard for a tiny decoder. Paths are written from their end, because from their start the first step can't be
+#: learnt from samples (arXiv 2403.06963).
 AXES: dict[str, dict[str, Any]] = {
     "sums": {
         "generator": "chain_sum",

@@ -1,4 +1,4 @@
-"""The tokenizer of a pretrained model, with which a task of text speaks to that model."""
+"""The tokenizer of a pretrained model, for tasks of text in that model's own tokens."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +20,9 @@ from rayexp.tasks.text.vocabularies import BREAK, Characters
 class ModelVocabulary(Characters):
     """The tokens of a pretrained model.
 
-    source, revision: where its files are (``rayexp.sources``), which is all that goes from one process to another.
-    template: the chat template by which a question becomes a prompt; without one a line break ends it. end: the text
-    that ends an answer in place of the end token, if there is one.
+    source, revision: origin of its files (``rayexp.sources``). Only these two travel between processes. template: the
+    chat template that turns a question into a prompt; without one a line break ends the question. end: a text that ends
+    an answer in place of the end token, if there is one.
     """
 
     units = "pieces"
@@ -46,7 +46,7 @@ class ModelVocabulary(Characters):
     def prompt(self, question: str) -> list[int]:
         """See ``Characters.prompt``. Raises ValueError on a question with a special token in it."""
         self.require_known(question)
-        if self.template is None:  # as the model has read its texts: behind <bos>, if it has one
+        if self.template is None:  # the format of pretraining texts: after <bos>, if there is one
             return self.tokenizer.encode(question + BREAK).ids
         message = {"role": "user", "content": question}
         names = {"bos_token": self.symbols[self.bos], "eos_token": self.symbols[self.eos]}
@@ -54,13 +54,13 @@ class ModelVocabulary(Characters):
         return self.encode(chat)
 
     def completion(self, answer: str) -> list[int]:
-        """See ``Characters.completion``. Raises ValueError on an answer that has the text by which it would end."""
+        """See ``Characters.completion``. Raises ValueError on an answer that contains the text that ends answers."""
         if self.end and self.end in answer:
             raise ValueError(f"the answer {answer!r} contains end={self.end!r}; choose an end that no answer contains")
         return self.plain(answer + self.end) if self.end else super().completion(answer)
 
     def end_of(self, completion: Sequence[int]) -> int | None:
-        """See ``Vocabulary.end_of``: the first token with which its text has that which ends an answer."""
+        """See ``Vocabulary.end_of``. If ``end`` is set, the end is the first token with which the text contains it."""
         if not self.end:
             return super().end_of(completion)
         if self.end not in self.decode(completion):
@@ -72,20 +72,20 @@ class ModelVocabulary(Characters):
         return self.decode(completion).partition(self.end)[0] if self.end else super().answer(completion)
 
     def plain(self, text: str) -> list[int]:
-        """Return the token ids of a text, none of which is special. Raises ValueError on a special token in it."""
+        """Return the token ids of a text without special tokens. Raises ValueError if it has one."""
         self.require_known(text)
         return self.encode(text)
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text in which special tokens are read as such."""
+        """Return the token ids of a text. Special tokens in it are read as such."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of token ids, special ones included."""
+        """Return the text of token ids, including special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=False)
 
     def require_known(self, text: str) -> None:
-        """Raise ValueError on a text with a special token, which the model would take for one."""
+        """Raise ValueError if a text has a special token, because the model would read it as such."""
         if found := [symbol for symbol in self._special if symbol in text]:
             raise ValueError(f"the text {text!r} has {found[0]!r}, a special token of {self.source}; leave it out")
 
@@ -96,7 +96,7 @@ class ModelVocabulary(Characters):
 
 @lru_cache(maxsize=8)
 def read(source: str, revision: str, chat: bool, end: str = "") -> ModelVocabulary:
-    """Return the vocabulary of a source. Raises ValueError where it has no tokenizer, end token or chat template."""
+    """Return the vocabulary of a source. Raises ValueError if it has no tokenizer, end token or (for chat) template."""
     folder = sources.described(source, revision)
     if missing := [name for name in ("tokenizer.json", "tokenizer_config.json") if not (folder / name).exists()]:
         raise ValueError(f"source={source!r} has no {missing[0]}; use a model with a fast tokenizer")
@@ -116,9 +116,9 @@ def read(source: str, revision: str, chat: bool, end: str = "") -> ModelVocabula
 class ModelTokens(Value):
     """The tokenizer of a pretrained model.
 
-    source, revision: the model (``PretrainedDecoder``). chat: whether a question becomes what a user says in the
-    model's chat template. end: a text that ends an answer, such as a line break, for a model that would go on and on;
-    what is drawn behind it is dropped. By default an answer ends by the model's end token.
+    source, revision: the model (``PretrainedDecoder``). chat: whether a question becomes a user's message in the
+    model's chat template. end: a text that ends an answer, such as a line break, for a model that would not stop;
+    tokens after it are dropped. By default the model's end token ends an answer.
     """
 
     fields_added_later: ClassVar[frozenset[str]] = frozenset({"end"})
@@ -147,22 +147,24 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 def _text(token: Any) -> str:
-    """Return a special token of a tokenizer's settings, which may be written in two ways."""
+    """Return the text of a special token in a tokenizer's settings, where it is a text or a mapping."""
     return token["content"] if isinstance(token, Mapping) else token or ""
 
 
 def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     found = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
-    if isinstance(found, list):  # several, by name
+    if isinstance(found, list):  # several templates, by name
         found = {each["name"]: each["template"] for each in found}.get("default")
     return found
 
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> Any:
-    """Return a chat template, which is a stranger's program: it runs in a sandbox, set up as transformers does, but
-    without a clock, because prompts that change with the day would be another task."""
+    """Return a compiled chat template. It is untrusted code, so it runs in a sandbox, set up as in transformers.
+
+    The sandbox has no clock, because prompts that change with the date would make another task.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )

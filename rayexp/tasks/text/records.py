@@ -1,4 +1,4 @@
-"""A user's own questions and answers, from a file or from a data set of the Hugging Face hub."""
+"""A user's own questions and answers, from a file or a data set of the Hugging Face hub."""
 
 import hashlib
 import io
@@ -26,9 +26,9 @@ READERS: dict[str, Callable[[io.BytesIO], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
     ".csv": lambda file: pd.read_csv(file, dtype=str, keep_default_na=False),
 }
-#: The line of the first record in a file, for messages.
+#: Line number of the first record in a file, for messages.
 FIRST_LINE = {".jsonl": 1, ".parquet": 1, ".csv": 2}
-#: Begin of the path of a data set that ``datasets`` loads: ``datasets:NAME:SPLIT`` or ``datasets:NAME:SUBSET:SPLIT``.
+#: Prefix of a path that ``datasets`` loads: ``datasets:NAME:SPLIT`` or ``datasets:NAME:SUBSET:SPLIT``.
 DATASETS = "datasets:"
 NAMED = re.compile(f"{DATASETS}[^:]+(:[^:]+)?:[^:]+")
 
@@ -36,14 +36,14 @@ NAMED = re.compile(f"{DATASETS}[^:]+(:[^:]+)?:[^:]+")
 class RecordTask(TextTask):
     """Questions and answers of a file, one record each.
 
-    name: for people, and for folders. path: of JSON lines, Parquet or CSV, anywhere that fsspec reads; or
-    ``datasets:NAME:SPLIT`` (with the subset between them, if it has any) for what ``datasets`` loads by a name. Every
-    machine has to reach it, as it has to import your modules: a relative path leads from a folder of sys.path.
-    prompt, answer, role, cell, template: names of columns. Without a column ``role`` all records are ``id``; without
-    one for cells those of a role are one; with one for templates, such as subjects, results are told by these as
-    well. verifier: ``exact``; ``math`` (by math-verify: however the answer is written); ``final`` (what stands behind
-    ``####``, as in GSM8K); or the import path of a function of the gold answer and of the one to judge. digest: of
-    the file, filled in; a study finds out if the file has changed since.
+    name: label for people and folders. path: a file of JSON lines, Parquet or CSV anywhere that fsspec reads; or
+    ``datasets:NAME:SPLIT`` or ``datasets:NAME:SUBSET:SPLIT`` for a data set that ``datasets`` loads. Every machine has
+    to reach it. A relative path starts from a folder of sys.path, because your modules are found there as well.
+    prompt, answer, role, cell, template: names of columns. Without a column of roles all records are ``id``. Without a
+    column of cells each role is one cell. With a column of templates, such as subjects, results are also grouped by it.
+    verifier: ``exact``; ``math`` (math-verify: equal values in any notation); ``final`` (the text after ``####``, as in
+    GSM8K); or the import path of a function of the gold answer and the written one. digest: SHA-256 of the file, filled
+    in, so that a study notices a changed file.
     """
 
     fields_added_later: ClassVar[frozenset[str]] = TextTask.fields_added_later | {"template"}
@@ -88,7 +88,7 @@ class RecordTask(TextTask):
         return questions[number % len(questions)]
 
     def right(self, gold: str, written: str) -> bool:
-        """See ``TextTask.right``: by the verifier. Raises ValueError, with the record, where that fails."""
+        """See ``TextTask.right``. Call the verifier. Raises ValueError, with both answers, if the verifier fails."""
         verifier = self._verifier
         try:
             return bool(verifier(gold, written))
@@ -116,13 +116,13 @@ class RecordTask(TextTask):
         return _questions(self.path, self.digest, columns)
 
     def _probed(self, cell: str) -> list[Question]:
-        """Return all questions: their lengths are known."""
+        """Return all questions of a cell, because there are finitely many."""
         return self._cells[cell][1]
 
 
 @lru_cache(maxsize=8)
 def _content(path: str) -> bytes:
-    """Return what a file holds. Raises ValueError if it can't be read."""
+    """Return the content of a file. Raises ValueError if it can't be read."""
     if _suffix(path) not in READERS:
         raise ValueError(f"path={path!r} should end with {', '.join(READERS)}, or be {DATASETS}NAME:SPLIT")
     if path.startswith(DATASETS) and not NAMED.fullmatch(path):
@@ -132,17 +132,17 @@ def _content(path: str) -> bytes:
             return _loaded(path)
         with fsspec.open(sources.here(path), "rb") as file:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]
-    except Exception as error:  # each file system has its own
+    except Exception as error:  # each filesystem has its own errors
         raise ValueError(f"path={path!r} cannot be read: {one_line(located(error))}") from error
 
 
 def _suffix(path: str) -> str:
-    """Return what kind of table a path is of."""
+    """Return the suffix that tells the format of a path's table."""
     return ".jsonl" if path.startswith(DATASETS) else Path(path).suffix
 
 
 def _loaded(path: str) -> bytes:
-    """Return the records of a data set as lines of JSON."""
+    """Return the records of a data set as JSON lines. Raises ValueError if ``datasets`` is not installed."""
     if find_spec("datasets") is None:
         raise ValueError('the package datasets is not installed; run: pip install "rayexp[datasets]"')
     import datasets
@@ -162,8 +162,7 @@ def _digest(content: bytes) -> str:
 def _questions(
     path: str, digest: str, columns: tuple[str, str, str | None, str | None, str | None]
 ) -> dict[str, tuple[str, list[Question]]]:
-    """Return the questions of each cell, with its role. Raises ValueError, with the line, on a record that can't be
-    used."""
+    """Return the role and the questions of each cell. Raises ValueError, with the line, on an unusable record."""
     records, prompt, answer, role, cell, template = _read(path), *columns
     for field, column in zip(("prompt", "answer", "role", "cell", "template"), columns, strict=True):
         if column is not None and column not in records:
@@ -202,7 +201,7 @@ def _read(path: str) -> pd.DataFrame:
 
 
 def _text(value: Any, column: str, where: str) -> str:
-    """Return a value as text. Raises ValueError on an empty one."""
+    """Return a value as text. Raises ValueError if it is empty."""
     text = "" if value is None or value != value else str(value).strip()
     if not text:
         raise ValueError(f"{column} is empty in {where}; fill in a text or a number")

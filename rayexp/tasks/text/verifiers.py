@@ -1,4 +1,4 @@
-"""When an answer is right: functions of the gold answer and of the one to judge."""
+"""Verifiers of answers: functions of the gold answer and the written one."""
 
 import subprocess
 import sys
@@ -7,29 +7,29 @@ from functools import lru_cache
 from importlib.util import find_spec
 from threading import Lock
 
-#: Before the answer, at the end of a worked solution.
+#: Mark before the answer at the end of a worked solution.
 MARK = "####"
 INSTALL = 'pip install "rayexp[math]"'
-#: Time for one answer: a model may write one that takes for ever, such as 9**9**9**9.
+#: Time limit of one answer, because a model may write one whose evaluation never ends, such as 9**9**9**9.
 LIMIT_S = 5.0
 
 
 def exact(gold: str, written: str) -> bool:
-    """Return whether an answer is the gold one, character by character."""
+    """Return whether an answer equals the gold one, character by character."""
     return written == gold
 
 
 @lru_cache(maxsize=2**16)
 def math(gold: str, written: str) -> bool:
-    """Return whether an answer is worth as much as the gold one, by math-verify. One that can't be told within
-    ``LIMIT_S`` is wrong. Raises ValueError where math-verify is not installed."""
+    """Return whether an answer has the value of the gold one, by math-verify. It is wrong if this takes longer than
+    ``LIMIT_S``. Raises ValueError if math-verify is not installed."""
     if find_spec("math_verify") is None:
         raise ValueError(f"verifier='math' needs math-verify, which is not installed; run: {INSTALL}")
     return written == gold or _COMPARER.equal(gold, written)
 
 
 def final(gold: str, written: str) -> bool:
-    """Return whether what is written behind the last ``####`` is that of the gold answer, as in GSM8K."""
+    """Return whether an answer has the same text after its last ``####`` as the gold one, as in GSM8K."""
     (*_, right), (*steps, answer) = gold.split(MARK), written.split(MARK)
     return bool(steps) and answer.replace(",", "").strip() == right.replace(",", "").strip()
 
@@ -38,7 +38,7 @@ VERIFIERS: dict[str, Callable[[str, str], bool]] = {"exact": exact, "math": math
 
 
 class _Comparer:
-    """The process of ``comparer``, started when it is first asked, and again where it has ended."""
+    """The process of ``comparer``. It is started when it is first needed, and again if it has ended."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -60,7 +60,7 @@ class _Comparer:
         assert process.stdout
         print((gold, written), file=process.stdin, flush=True)
         if not (answer := process.stdout.readline()):
-            process.wait()  # it has ended itself
+            process.wait()  # no answer, because its alarm ended it
         return answer.strip() == "True"
 
 

@@ -1,5 +1,5 @@
-"""The vocabularies of text: a token for each character of printable ASCII, for each byte of UTF-8, or for each word of
-a task."""
+"""The vocabularies of text: one token for each character of printable ASCII, each byte of UTF-8, or each word of a
+task."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,25 +12,24 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from rayexp.tasks.base import Vocabulary
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
-#: Stands between a question and its answer.
+#: Separator of a question and its answer.
 BREAK = "\n"
-#: A word with the blank before it, or any other character. A digit is a token of its own, so that numbers can be
-#: learnt.
+#: A word with the blank before it, or any other character. Each digit is a token, so that numbers can be learnt.
 WORD = r" ?[A-Za-z]+|[\s\S]"
 
 
 @dataclass(frozen=True)
 class Characters(Vocabulary):
-    """A vocabulary whose symbols are written without blanks between them."""
+    """A vocabulary of symbols that are written without blanks between them."""
 
     units = "characters"
 
     def prompt(self, question: str) -> list[int]:
-        """Return the token ids of a prompt: what comes before the answer to a question."""
+        """Return the token ids of the prompt for a question."""
         return [self.bos, *self.plain(question + BREAK)]
 
     def completion(self, answer: str) -> list[int]:
-        """Return the token ids of a completion that gives an answer, ``<eos>`` included."""
+        """Return the token ids of the completion for an answer, ``<eos>`` included."""
         return [*self.plain(answer), self.eos]
 
     def answer(self, completion: Sequence[int]) -> str:
@@ -38,31 +37,31 @@ class Characters(Vocabulary):
         return self.decode(completion[:-1] if completion and completion[-1] == self.eos else completion)
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text in which special symbols are read as such. Raises KeyError or ValueError on an
-        unknown one."""
+        """Return the token ids of a text. Special symbols in it are read as such. Raises KeyError or ValueError on an
+        unknown symbol."""
         pieces = re.split(f"({'|'.join(SPECIAL)})", text)
         return [token for piece in pieces for token in ([self._ids[piece]] if piece in SPECIAL else self.plain(piece))]
 
     def plain(self, text: str) -> list[int]:
-        """Return the token ids of a text, none of which is special. Raises ValueError on a character without one."""
+        """Return the token ids of a text, none of them special. Raises ValueError on a character that is no symbol."""
         self.require_known(text)
         return [self._ids[character] for character in text]
 
     def require_known(self, text: str) -> None:
-        """Raise ValueError on a text with a character that is no symbol."""
+        """Raise ValueError if a text has a character that is no symbol."""
         if unknown := sorted(set(text) - self._ids.keys()):
             raise ValueError(
                 f"the text {text!r} has {unknown[0]!r}, which is not printable ASCII; remove it, or set tokens='bytes'"
             )
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the characters of token ids; embedding rows without a symbol read ``<unused>``."""
+        """Return the characters of token ids. An embedding row without a symbol gives ``<unused>``."""
         return "".join(self.symbols[token] if token < len(self.symbols) else "<unused>" for token in tokens)
 
 
 @dataclass(frozen=True)
 class Bytes(Characters):
-    """A vocabulary of bytes, behind the special symbols."""
+    """A vocabulary of the special symbols and the 256 bytes."""
 
     units = "bytes"
 
@@ -71,7 +70,7 @@ class Bytes(Characters):
         return [len(SPECIAL) + byte for byte in text.encode()]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of token ids; a byte that is none of UTF-8 there is shown as ``\\\\xff``."""
+        """Return the text of token ids. A byte that is invalid UTF-8 is shown like ``\\\\xff``."""
         parts = [
             bytes([token - len(SPECIAL)]) if token >= len(SPECIAL) else self.symbols[token].encode()
             for token in tokens
@@ -82,7 +81,7 @@ class Bytes(Characters):
 
 @dataclass(frozen=True)
 class Words(Characters):
-    """A vocabulary of words beside the characters, by which a word that is none of them is spelt."""
+    """A vocabulary of words and characters. An unknown word is spelt with the characters."""
 
     units = "pieces"
 
@@ -94,7 +93,7 @@ class Words(Characters):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """It, as a tokenizer of the library: the longest symbol first."""
+        """Return the vocabulary as a tokenizer of the library ``tokenizers``, which takes the longest symbol first."""
         found = models.WordPiece(self._ids, unk_token=SPECIAL[0], continuing_subword_prefix="")
         tokenizer = Tokenizer(found)
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
@@ -102,7 +101,7 @@ class Words(Characters):
         return tokenizer
 
     def plain(self, text: str) -> list[int]:
-        """Return the token ids of a text, none of which is special. Raises ValueError on a character without one."""
+        """Return the token ids of a text, none of them special. Raises ValueError on a character that is no symbol."""
         self.require_known(text)
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 

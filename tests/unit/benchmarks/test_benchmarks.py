@@ -1,4 +1,4 @@
-"""The page that the benchmarks write into."""
+"""The page into which the benchmarks write their tables."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The benchmark of the pure core, on this machine: it runs without Ray and vLLM, and goes on where it was left."""
+"""The benchmark of the pure core, on this machine: it runs without Ray and vLLM, and can be continued."""
 
 import subprocess
 import sys

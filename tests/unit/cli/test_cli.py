@@ -1,4 +1,4 @@
-"""The ``rayexp`` command on small stores: what it says of whole, damaged, unfinished and hostile ones."""
+"""The ``rayexp`` command on small stores: its output for whole, damaged, unfinished and hostile ones."""
 
 import csv
 import json
@@ -38,13 +38,13 @@ from tests.fixtures.stored_study import GRID, STAGES, other_study, study
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A study that is finished; tests only read it."""
+    """Return the store of a finished study, which tests only read."""
     return study(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
 def said(capsys, monkeypatch, tmp_path):
-    """Run the command; its exit code, and what it printed: the refusal, if it is one."""
+    """Return a function that runs the command, and returns its exit code and its output, or its refusal."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[int, str]:
@@ -193,7 +193,7 @@ def test_show_says_by_which_code_a_stage_was_made(whole, tmp_path, said):
 
 
 def test_measurements_from_before_gold_tokens_were_kept_are_listed_shown_and_compared(tmp_path, said, monkeypatch):
-    """Version 3, whose results lack a column, and whose ids are no longer those of any stage."""
+    """Use version 3, whose results lack a column, and whose ids no present stage has."""
     with monkeypatch.context() as before:
         before.setattr(Evaluate, "version", 3)
         before.setattr(simulated_study, "SCHEMA", SCHEMA.remove(SCHEMA.get_field_index("token_log_mass")))
@@ -306,7 +306,7 @@ def test_differences_go_along_the_lineage():
 
 
 def test_stages_are_paired_but_for_what_differs(whole, tmp_path):
-    """GRPO of B has another beta: its gain, by the fixture's law, is another one, and everything else is the same."""
+    """Give GRPO of B another beta. Its gain differs, by the fixture's formula, and everything else is the same."""
     other = other_study(tmp_path, kl_beta=1.0)
     found = compare(Study.read("demo-tiny", whole.url), Study.read(f"{other.url}::demo-tiny", "nowhere"))
     assert found.differing == [("grpo", "kl_beta", [0.1], [1.0], "left out of it")]
@@ -335,7 +335,7 @@ def test_stages_are_paired_but_for_what_differs(whole, tmp_path):
 
 
 def test_what_has_no_partner_is_counted(whole, tmp_path):
-    """B has one seed less, one ratio more, and half of the prompts of one stage."""
+    """Give B one seed less, one ratio more, and half of the prompts of one stage."""
     smaller = study(tmp_path, study_stages(**GRID | {"seeds": (0,), "ood_ratios": (0.0, 0.01, 0.05)}))
     path = Path(smaller.url, "studies/demo-tiny/results.parquet")
     rows = pd.read_parquet(path)
@@ -377,7 +377,7 @@ def test_compare_prints_and_writes_csv(whole, tmp_path, said):
 
 
 def test_settings_that_differ_within_a_study_are_compared_apart(tmp_path, said):
-    """Both studies have two group sizes, and each stage its partner of the same size."""
+    """Give both studies two group sizes. Each stage is paired with the one of the same size."""
     sizes = [GRPO.model_fields["group_size"].default, 4]
     stores = []
     for name in ("a", "b"):
@@ -398,7 +398,7 @@ def test_settings_that_differ_within_a_study_are_compared_apart(tmp_path, said):
 
 
 def test_a_difference_that_may_be_anything_is_uncertain(tmp_path, said):
-    """One seed loses all that the other gains."""
+    """Let one seed lose as much as the other gains."""
     for name, masses in (("a", {0: 0.0, 1: 1.0}), ("b", {0: 1.0, 1: 0.0})):
         store = study(tmp_path / name)
         path = Path(store.url, "studies/demo-tiny/results.parquet")
@@ -500,7 +500,7 @@ def test_a_kit_goes_to_other_filesystems(whole, said):
     assert len(copy.finished_ids()) == len(STAGES)
 
 
-# What failed
+# Failures
 
 
 def test_only_a_record_that_is_there_is_named(tmp_path):
@@ -676,7 +676,7 @@ sys.exit(run_command(command))
 
 @pytest.mark.parametrize("start", ["pass", "sys.exit(15)", "raise KeyboardInterrupt"])
 def test_of_several_signals_the_first_stops_a_command_and_the_others_are_answered(start):
-    """Also of one that comes while Ray starts, which has a SystemExit for it."""
+    """Send signals also while Ray starts, which raises SystemExit for them."""
     code = STOPPED_TWICE.format(start=start)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130

@@ -1,4 +1,4 @@
-"""Commands end as they say they do, wherever their output goes and whenever something fails."""
+"""Commands end with the right exit code, wherever their output goes and whenever something fails."""
 
 import os
 import shlex
@@ -13,13 +13,13 @@ from rayexp.errors import RefusedError, StageError
 from rayexp.store.artifacts import StoreError
 from tests.fixtures.checkout import ROOT
 
-#: Commands of every kind, as a shell runs them; none of them finds anything to work on.
+#: Commands of every kind, in a shell's notation. None of them finds anything to work on.
 COMMANDS = {
     "rayexp": '-c "import sys; from rayexp import cli; sys.exit(cli.main())" --help',
     "sweep": "jobs/sweep.py --scale toy --plan --store /nowhere",
     "benchmarks": "-m benchmarks --help",
 }
-#: Prints text that ASCII lacks, and at its end how it went.
+#: A program that prints text outside of ASCII, and at its end the outcome.
 PRINTING = """
 import sys
 from rayexp.cli.command import run_command
@@ -34,7 +34,7 @@ sys.exit(run_command(command))
 
 
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a line of bash in which ``python`` is this Python; its exit code is that of the first command in a pipe."""
+    """Run a line of bash in which ``python`` is this Python. The exit code is that of the first command in a pipe."""
     script = f'python() {{ {shlex.quote(sys.executable)} "$@"; }}; {line}; exit ${{PIPESTATUS[0]}}'
     env = os.environ | environment
     return subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)

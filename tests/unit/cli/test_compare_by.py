@@ -19,13 +19,13 @@ BETAS = (1.0, 10.0, 0.1)
 
 @pytest.fixture(scope="module")
 def varied(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A study with three betas, two ratios and two seeds; tests only read it."""
+    """Return the store of a study with three betas, two ratios and two seeds, which tests only read."""
     return study(tmp_path_factory.mktemp("varied"), study_stages(seeds=(0, 1), kl_betas=BETAS, ood_ratios=(0.0, 0.01)))
 
 
 @pytest.fixture
 def refusal(capsys):
-    """Run a command that is refused; why."""
+    """Return a function that runs a refused command, and returns the refusal."""
 
     def run(*arguments: str) -> str:
         assert cli.main(list(arguments)) == 2

@@ -1,4 +1,4 @@
-"""An experiment in a file: the options by name, in YAML or JSON, and what a plan says of it."""
+"""An experiment in a file: the options by name, in YAML or JSON, and its plan."""
 
 import json
 
@@ -23,7 +23,7 @@ run_config:
 
 @pytest.fixture
 def asked(tmp_path):
-    """Return what a file asks for, and the words after it."""
+    """Return a function that parses a file and the words after it."""
 
     def parse(text: str, *words: str, name: str = "experiment.yaml") -> run.Sweep:
         (tmp_path / name).write_text(text)
@@ -33,7 +33,7 @@ def asked(tmp_path):
 
 
 def test_no_word_asks_for_the_study_as_it_is():
-    """As ``python jobs/sweep.py`` does."""
+    """Parse an empty command line, like that of ``python jobs/sweep.py``."""
     assert run.parse_args([], "demo") == run.Sweep(Experiment(study="demo"))
 
 

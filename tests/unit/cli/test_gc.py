@@ -1,4 +1,4 @@
-"""``rayexp gc`` shows before it removes, asks at a terminal, and without one removes nothing unless it is told to."""
+"""``rayexp gc`` lists before it removes, and asks at a terminal. Without one it removes nothing unless told to."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ UNNEEDED = {stage.id for stage in LONE} - {stage.id for stage in STAGES}
 
 @pytest.fixture
 def store(tmp_path) -> Store:
-    """A study, and a chain of none."""
+    """Return a store with a study, and a chain of no study."""
     store = study(tmp_path)
     published(tmp_path / "lone", LONE, RECORD)
     other = Store(str(tmp_path / "lone" / "store"))
@@ -31,7 +31,7 @@ def store(tmp_path) -> Store:
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Answer the question of a terminal; the questions that were asked."""
+    """Return a function that answers the questions at a terminal, and returns the list of them."""
     asked: list[str] = []
 
     def answer(text: str | None) -> list[str]:

@@ -22,13 +22,14 @@ TUNED = next(stage for stage in STAGES if isinstance(stage, GRPO))
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A study that is finished; tests only read it."""
+    """Return the store of a finished study, which tests only read."""
     return study(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
 def looked(capsys):
-    """Run a command with --json and without; the exit code, which is the same, the document and the text."""
+    """Return a function that runs a command with --json and without. It returns the exit code of both, the document and
+    the text."""
 
     def run(*arguments: object) -> tuple[int, Any, str]:
         words = [str(argument) for argument in arguments]
@@ -120,7 +121,7 @@ def test_show_has_damage_and_its_exit_code(tmp_path, looked):
 
 
 def test_what_is_no_number_is_null(tmp_path, looked):
-    """JSON has no NaN, which a strict reader refuses."""
+    """Expect null for NaN, because JSON has no NaN and a strict reader refuses it."""
     store = published(tmp_path, STAGES[:1], {**RECORD, "seconds": {"sync": float("inf")}})
     _, facts, text = looked("show", STAGES[0].id, "--store", store.url)
     assert facts["provenance"]["seconds"] == {"sync": None}

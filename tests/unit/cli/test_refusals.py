@@ -16,7 +16,8 @@ from rayexp.studies import STUDIES
 
 @pytest.fixture
 def refusal(monkeypatch, capsys, tmp_path):
-    """Run the job with arguments; the text of its refusal. Fails if Ray is started or the store is written."""
+    """Return a function that runs the job with arguments, and returns its refusal. It fails if the job starts Ray or
+    writes to the store."""
     monkeypatch.setattr(runtime, "connect", lambda: pytest.fail("Ray was started"))
     store = tmp_path / "store"
 

@@ -1,4 +1,4 @@
-"""The token of a local cluster: its origin and its readers; integration/test_access.py tries the clusters."""
+"""The token of a local cluster: its origin and its readers. integration/test_access.py tests real clusters."""
 
 import os
 import socket
@@ -14,12 +14,12 @@ from rayexp.errors import RefusedError
 
 @pytest.fixture(autouse=True)
 def shell(monkeypatch, tmp_path):
-    """The shell of somebody who has never used Ray, with a home and a folder for temporary files."""
+    """Set up the shell of a new user of Ray, with a home and a folder for temporary files."""
     with monkeypatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("RAY_")]:
             patch.delenv(name)
         for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR"):
-            patch.setenv(name, "")  # so that what the code sets is undone
+            patch.setenv(name, "")  # so that changes by the code are undone
             os.environ.pop(name)
         patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
         patch.setenv("HOME", str(tmp_path / "home"))
@@ -30,7 +30,7 @@ def shell(monkeypatch, tmp_path):
 
 
 def _forget():
-    """Make Ray read mode and token again."""
+    """Make Ray read its mode and token again."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -108,7 +108,7 @@ def test_a_head_asks_for_rays_own_token_which_nobody_else_can_read(shell, tmp_pa
         file.parent.mkdir(parents=True, mode=0o700)
         file.write_text("of Ray, readable by all")
         file.chmod(0o644)
-    with socket.create_server(("127.0.0.1", 0)) as taken:  # by another Ray's dashboard
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # the port of another Ray's dashboard
         usual = taken.getsockname()[1]
         parameters = RayParams(ray_client_server_port=10001, dashboard_port=usual)
         access.prepare_head(parameters, head=True)

@@ -1,4 +1,4 @@
-"""Connecting to Ray: what is set for whom."""
+"""Connections to Ray: the settings for each kind of cluster."""
 
 import os
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from rayexp.distributed import runtime
 
 @pytest.fixture
 def connected(monkeypatch):
-    """Return the arguments of ``ray.init``, which is not called, to connect to somebody's cluster."""
+    """Set up an existing cluster. Return the arguments that ``ray.init`` gets, which is not called."""
     given = {}
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
@@ -32,7 +32,7 @@ def test_nothing_is_changed_for_a_cluster_that_ray_address_names(connected):
 
 
 def test_variables_that_the_job_has_set_stand(monkeypatch, connected):
-    """Ray refuses a variable that both the job and its driver set, even to one value."""
+    """Set a variable in the job only. Ray refuses one that the driver sets too, even to the same value."""
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     job = '{"runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "true"}, "working_dir": "gcs://_ray_pkg.zip"}}'

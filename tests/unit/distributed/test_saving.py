@@ -1,4 +1,4 @@
-"""When a running stage saves itself."""
+"""The times at which a running stage saves itself."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rayexp.distributed.saving import Saving
 
 
 def saved_at(seconds, **settings):
-    """The seconds of a stage's life at which it saves, when it can at every full one."""
+    """Return the seconds of a stage's life at which it saves, if it can save at every full second."""
     now = 0.0
     saving = Saving(RunConfig(**settings), lambda: now)
     found = []
@@ -20,12 +20,12 @@ def saved_at(seconds, **settings):
 
 
 def test_checkpoints_come_soon_and_then_ever_more_seldom():
-    """So that no more than half of the time spent is lost, and little of it is spent on checkpoints."""
+    """Lose at most half of the time spent, and spend little time on checkpoints."""
     assert saved_at(240) == [6, 17, 38, 79, 140, 201]
 
 
 def test_checkpoints_that_take_long_are_few():
-    """Each takes 3 seconds, so they come a minute apart, as far as that is not later than is asked for."""
+    """Let each take 3 seconds. Then they are at least a minute apart, unless the setting asks for a shorter time."""
     now, found = 0.0, []
     saving = Saving(RunConfig(checkpoint_every_s=600), lambda: now)
     while now < 200:

@@ -1,4 +1,4 @@
-"""Before anything is trained every node of a cluster looks for what its driver wrote into the store."""
+"""Before training, every node of a cluster checks that it sees the driver's file in the store."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,8 @@ def files(tmp_path):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """Ray with nodes, each of which looks into a store of its own: a URL, or what its process dies of."""
+    """Fake Ray with nodes. Return a mapping in which tests give a node a store of its own, by URL, or the error that
+    ends its process."""
     seen: dict[str, Any] = {}
 
     class Task:

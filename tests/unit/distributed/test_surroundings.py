@@ -25,11 +25,11 @@ from rayexp.errors import RefusedError
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch):
-    """A driver outside of any job, for which Ray may not be started."""
+    """Set up a driver outside of any job, and forbid it to start Ray."""
     for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "RAY_TRAIN_V2_ENABLED", "RAY_USE_TLS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever a test before in this process started
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # an earlier test in this process may have started Ray
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
     monkeypatch.setattr(surroundings, "ANSWER_S", 1.0)
     monkeypatch.setattr(services, "resolve_ip_for_localhost", lambda host: host)  # servers here are on loopback only
@@ -77,7 +77,7 @@ def test_a_port_where_nothing_answers_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("speaks", [True, False])
 def test_a_port_where_something_else_answers_is_refused(monkeypatch, speaks):
-    """A web server; or a program that takes connections and says nothing."""
+    """Use a web server, and a program that accepts connections and sends nothing."""
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         if speaks:
             threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -94,7 +94,7 @@ def test_auto_without_a_cluster_is_refused(monkeypatch):
 
 @pytest.fixture
 def head():
-    """The address of something that speaks Ray's protocol."""
+    """Yield the address of a server with Ray's protocol."""
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -149,7 +149,7 @@ def test_the_longest_socket_is_one_of_the_dashboards(tmp_path):
 
 @pytest.fixture
 def short(tmp_path, monkeypatch):
-    """A folder for Ray, of whatever length."""
+    """Set a folder for Ray, whose length does not matter."""
     monkeypatch.setattr(surroundings, "SOCKET_PATH_BYTES", 1000)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     return tmp_path

@@ -1,4 +1,4 @@
-"""Weights in parts, on their way to a sampler."""
+"""Weights that are sent to a sampler in parts."""
 
 import pytest
 

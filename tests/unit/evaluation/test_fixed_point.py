@@ -50,7 +50,7 @@ def test_the_effects_that_are_known_by_heart():
 
 @pytest.mark.parametrize("group_size", [3, 8, 64, 1024])
 def test_the_effect_falls_up_to_one_half_and_is_symmetric(group_size):
-    """So that one bracket below 1/2 holds all there is to find there."""
+    """Show that one bracket below 1/2 is enough, because c falls with P there."""
     p = expit(np.linspace(-20, 0, 400))
     falling = effect(p, "group_std", group_size)
     assert (np.diff(falling) < 1e-12).all()
@@ -65,7 +65,7 @@ def test_the_effect_falls_up_to_one_half_and_is_symmetric(group_size):
     [(0.5, 1.0, 0.154, 0.428), (0.5, 0.5, 0.386, 0.975), (0.3, 0.5, 0.077, 0.904), (0.3, 0.3, 0.428, 0.999)],
 )
 def test_four_tokens_at_known_numbers(q_t, beta, centred, divided):
-    """The values that stochastic simulations of 3,000 steps gave too, up to 0.004."""
+    """Compare with stochastic simulations of 3,000 steps, which gave the same values up to 0.004."""
     log_q_NT = np.log(np.full((1, 4), q_t))
     for advantage, p in (("mean_only", centred), ("group_std", divided)):
         found = stable_points(log_q_NT, beta, advantage, 8)
@@ -90,7 +90,7 @@ def test_a_fixed_point_reproduces_itself(q_NT, beta, advantage, group_size):
 
 @given(masses, betas)
 def test_the_stationary_policy_solves_the_equation_of_each_token(q_T, shift):
-    """From the last token backwards, with the product of the tokens after each."""
+    """Check the equation from the last token backwards, with the product of the tokens after each."""
     after, pi_T = 1.0, []
     for q in reversed(q_T):
         pi_T.append(float(expit(logit(q) + shift * after)))
@@ -176,7 +176,7 @@ def test_another_gradient_does_not():
 
 
 def test_the_start_decides_where_two_points_are_stable():
-    """Groups of 64 at Q = 0.003: from the reference P converges to 0.24, from 0.99 it rises to 1."""
+    """Use groups of 64 at Q = 0.003. P converges from the reference to 0.24, and from 0.99 to 1."""
     q_T, run = [0.003], settings(kl_beta=0.5, advantage="group_std")
     found = stable_points(np.log([q_T]), 0.5, "group_std", 64)
     assert (found.lowest_N[0], found.highest_N[0]) == pytest.approx((0.24, 1.0), abs=0.005)
@@ -184,7 +184,7 @@ def test_the_start_decides_where_two_points_are_stable():
     assert converged_mass(q_T, 64, run, start_T=[0.99]) == pytest.approx(found.highest_N[0], abs=1e-3)
 
 
-# What the theory covers
+# The scope of the theory
 
 
 def grpo(task=None, **changes) -> GRPO:

@@ -21,7 +21,7 @@ def token_batch_of(prompts, completions):
 
 @pytest.mark.parametrize("held", [1, 2 * 5 * 64, mass.HELD])
 def test_gold_mass_is_the_product_of_conditionals(model, held, monkeypatch):
-    """However few distributions may be held at once."""
+    """Vary the number of distributions that may be held at once."""
     monkeypatch.setattr(mass, "HELD", held)
     token_batch = StringTask(axis="composition").of_cell("test", 0, "TS", 0, 5)
     expected = [
@@ -32,7 +32,7 @@ def test_gold_mass_is_the_product_of_conditionals(model, held, monkeypatch):
 
 
 def test_masses_of_all_completions_add_up_to_one(model):
-    """``<eos>`` at once, or any two tokens of which the first is not ``<eos>``."""
+    """Sum over ``<eos>`` alone, and over any two tokens of which the first is not ``<eos>``."""
     pairs = [pair for pair in itertools.product(range(64), repeat=2) if pair[0] != VOCABULARY.eos]
     parts = [token_batch_of([PROMPT] * len(part), part) for part in ([(VOCABULARY.eos,)], pairs)]
     assert sum(np.exp(gold_scores(model, part).log_mass_N).sum() for part in parts) == pytest.approx(1, abs=1e-5)

@@ -1,4 +1,4 @@
-"""The measurement of a stage: its rows, and what greedy decoding writes."""
+"""The measurement of a stage: its rows, and the greedy completions."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_measurement_has_a_row_for_every_prompt_of_every_cell(completion_format,
 
 
 def test_the_completion_is_what_greedy_decoding_writes():
-    """For right and wrong prompts alike; a decoder that was trained for a moment gets some of each."""
+    """Use a briefly trained decoder, which gets some prompts right and some wrong."""
     task = StringTask(axis="composition")
     spec = tiny_chain(task).evaluate.model_copy(update={"prompts_per_cell": 8})
     model = factory.build(spec.root.decoder, VOCABULARY, seed=0)

@@ -13,7 +13,7 @@ from rayexp.evaluation.metrics import bootstrap_each, cluster_bootstrap, pass_at
 
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 1))
 def test_sampled_pass_at_k_is_unbiased(sampled, k, q):
-    """Expectation over the binomial number of correct completions is the exact value."""
+    """Take the expectation over the binomial number of correct completions. It is the exact value."""
     assume(k <= sampled)
     correct = np.arange(sampled + 1)
     estimate = (binom.pmf(correct, sampled, q) * pass_at_k_sampled(sampled, correct, k)).sum()
@@ -40,7 +40,7 @@ def test_wilson_interval(trials, data):
 
 
 def test_bootstrap_intervals_cover_the_truth_and_see_seeds():
-    """200 studies of 10 seeds with 20 prompts; most of the variance is between seeds, which pooled prompts hide."""
+    """Draw 200 studies of 10 seeds with 20 prompts. Most variance is between seeds, which pooled prompts would hide."""
     rng = np.random.default_rng(3)
     covered = blind = 0
     for _ in range(200):

@@ -21,7 +21,7 @@ from rayexp.evaluation.statistics import (
 
 @pytest.fixture
 def rows() -> pd.DataFrame:
-    """Three seeds of 20 prompts, which differ more than the prompts do."""
+    """Return rows of three seeds with 20 prompts each. The seeds differ more than the prompts."""
     rng = np.random.default_rng(0)
     return pd.DataFrame({"seed": np.repeat([0, 1, 2], 20), "x": rng.normal(np.repeat([0.1, 0.2, 0.4], 20), 0.01)})
 
@@ -36,7 +36,7 @@ def test_a_verdict_takes_the_wider_interval(rows: pd.DataFrame) -> None:
 
 
 def test_an_interval_stays_within_what_is_possible_and_says_nothing_where_it_covers_nearly_all_of_it() -> None:
-    """A gain from a mean Q of 0.25 is between -0.25 and 0.75; Student's t over three seeds goes from -1.1 to 1.8."""
+    """Take a gain from a mean Q of 0.25, between -0.25 and 0.75. Student's t over three seeds gives -1.1 to 1.8."""
     after = np.repeat([0.2, 0.4, 1.0], 20)
     rows = pd.DataFrame({"seed": np.repeat([0, 1, 2], 20), "init_q": 0.25}).assign(gain=after - 0.25)
     wide = conservative_interval(rows, "gain")
@@ -46,7 +46,7 @@ def test_an_interval_stays_within_what_is_possible_and_says_nothing_where_it_cov
     assert (found.low, found.high) == (-0.25, 0.75)
     assert str(found) == "0.283 (uncertain with 3 seeds)"
     assert f"{found:+.2g}" == "+0.28 (uncertain with 3 seeds)"
-    most = replace(found, low=-0.03)  # 0.78 of 1, and a range from a small loss to the largest gain would be no news
+    most = replace(found, low=-0.03)  # 0.78 of the possible range of 1: from a small loss to the largest gain
     assert most.undecided
     assert not replace(found, low=0.01).undecided
     narrow = rows[rows["seed"] > 0].assign(gain=lambda r: r["gain"] / 10)
@@ -59,7 +59,7 @@ def test_the_p_value_of_a_mean_is_students_over_seeds(rows: pd.DataFrame) -> Non
     means = rows.groupby("seed")["x"].mean().to_numpy()
     t = (means.mean() - 0.05) / (means.std(ddof=1) / np.sqrt(3))
     assert p_of_mean(rows, "x", 0.05) == pytest.approx(2 * stats.t.sf(abs(t), 2))
-    # It is 5 % where the interval over seeds ends.
+    # The p-value is 5 % at the end of the interval over seeds.
     low, _ = stats.t.interval(0.95, 2, loc=means.mean(), scale=stats.sem(means))
     assert p_of_mean(rows, "x", low) == pytest.approx(0.05)
     assert p_of_mean(rows[rows["seed"] == 0], "x", 0.05) is None
@@ -78,7 +78,7 @@ def test_a_proportion_is_as_sure_as_the_less_sure_of_seeds_and_rows(rows: pd.Dat
     assert p_of_proportion(alike, "x", 0.05) == pytest.approx(2 * stats.norm.sf(z))
     found, alone = proportion(alike, "x"), conservative_interval(alike, "x", (0.0, 1.0))
     assert (found.low, found.high) == (min(alone.low, wilson(12, 60).low), max(alone.high, wilson(12, 60).high))
-    # At the end of Wilson's interval the p-value of the rows is 5 %.
+    # The p-value over rows is 5 % at the end of Wilson's interval.
     assert p_of_proportion(alike, "x", wilson(12, 60).low) == pytest.approx(0.05)
     apart = rows.assign(x=np.repeat([True, False, False], 20))
     assert p_of_proportion(apart, "x", 0.05) == p_of_mean(apart, "x", 0.05)

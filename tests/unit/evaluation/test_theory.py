@@ -18,14 +18,14 @@ betas = st.floats(0.02, 10)
 def test_the_optimum_shifts_the_logit_by_one_over_beta(q, beta):
     s, tilted = math.exp(1 / beta), float(theory.tilted(np.array(q), beta))
     assert tilted == pytest.approx(s * q / (s * q + 1 - q), rel=1e-9)
-    if tilted < 0.999:  # where 1 - P* keeps its digits
+    if tilted < 0.999:  # above this, 1 - P* loses digits
         shift = math.log(tilted / (1 - tilted)) - math.log(q / (1 - q))
         assert shift == pytest.approx(1 / beta, abs=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.2, 1.0, 3.0])
 def test_the_tilted_policy_is_the_maximiser(beta):
-    """The maximum of E[R] - beta KL(pi||q) over the correct mass p is searched on a grid."""
+    """Search the maximum of E[R] - beta KL(pi||q) over the correct mass p on a grid."""
     p, q = np.linspace(1e-4, 1 - 1e-4, 20_000), 0.03
     best = p[np.argmax(p - beta * (rel_entr(p, q) + rel_entr(1 - p, 1 - q)))]
     assert float(theory.tilted(np.array(q), beta)) == pytest.approx(best, abs=1e-4)

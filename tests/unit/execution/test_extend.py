@@ -1,4 +1,4 @@
-"""When a pretraining sees OOD samples, and a pretraining in several stages: to the bit that in one."""
+"""The places of OOD samples in a pretraining; and a pretraining in several stages, equal to the bit to one stage."""
 
 import pytest
 from pydantic import ValidationError
@@ -20,11 +20,11 @@ STOPS = (3, 8)
 PARTS = published_at(WHOLE, STOPS)
 
 
-# When OOD samples come
+# The places of OOD samples
 
 
 def samples(stage):
-    """Return number, cell-telling tokens and whether it is OOD of every sample, in order."""
+    """Return the tokens, which identify the cell, and the OOD flag of every sample, in the order of their numbers."""
     found = {}
     for step in range(stage.schedule_steps):
         for batch in runner.batch(stage, step):
@@ -66,7 +66,7 @@ def test_the_label_tells_the_exposure():
     assert pretrain(exposure="uniform").id == pretrain().id != pretrain(exposure="early").id
 
 
-# Stages on the way
+# Pretrainings in several stages
 
 
 class StopHereError(Exception):
@@ -95,7 +95,7 @@ def test_models_on_the_way_are_those_of_a_pretraining_that_stops_there_and_the_l
 
 
 def rows(store, stage):
-    """Return step, metric and value of all that is logged and does not depend on time."""
+    """Return step, metric and value of all logged numbers that do not depend on time."""
     table = store.table(stage.id, "metrics.parquet").to_pylist()
     return [(row["step"], row["metric"], row["value"]) for row in table if "tokens_per_s" not in row["metric"]]
 

@@ -1,4 +1,4 @@
-"""Filters of GRPO's rollouts: groups that are drawn again, and prompts that are left alone once they are solved."""
+"""Filters of GRPO's rollouts: groups that are drawn again, and prompts that are left out once they are solved."""
 
 import shutil
 from unittest import mock
@@ -27,7 +27,7 @@ PLAIN = grpo(TUNED, sampler="torch", prompt_count=12)
 
 
 def odd_answers(task, solution, completion):
-    """A verdict that an untrained decoder does get: on some prompts, and not at the first try."""
+    """Return a verdict by which an untrained decoder is right on some prompts, and not at the first try."""
     letters = (*completion, *solution.completion)
     return Verdict(answer=sum(letters) % 19 == 0, trace=False, steps_right=0, steps=1)
 
@@ -40,7 +40,7 @@ def answers(monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A store that has what GRPO starts from."""
+    """Return a store with the stages from which GRPO starts."""
     folder = tmp_path_factory.mktemp("trained")
     supervised.run_in_process(list(TUNED.lineage), RunConfig(store=str(folder)), lambda report: None)
     return folder
@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run_config(trained, tmp_path):
-    """A store of one's own, and a checkpoint at every step."""
+    """Return a configuration with a store of its own and a checkpoint at every step."""
     shutil.copytree(trained, tmp_path / "store")
     return RunConfig(store=str(tmp_path / "store"), checkpoint_every_s=0, keep_rollouts=True)
 
@@ -100,7 +100,8 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(changes, run_co
 
 
 def sampled(batch):
-    """Completions of the seeds, and a reward that some groups of two never and some always differ in."""
+    """Return completions by the seeds, and rewards of groups of two. The rewards of prompt 1 never differ; those of
+    others differ for some seeds."""
     rows = [[8 + (seed + member) % 1000] for seed in batch.seeds for member in range(2)]
     completions = Completions.from_rows(rows, [[0.0]] * len(rows), 0)
     luck = [(prompt_seed(seed) // 1024) % 4 == 0 for seed in batch.seeds]
@@ -126,7 +127,7 @@ def test_groups_are_drawn_again_until_they_differ_and_all_else_stays_as_it_was()
         assert completions.rows[2 * number : 2 * number + 2] == first.rows[2 * number : 2 * number + 2]
     assert len(asked) == MOST_DRAWS - 1
     assert drawn == 2 * (count + sum(len(again.numbers) for again in asked))
-    assert 1 in asked[-1].numbers  # which never differs
+    assert 1 in asked[-1].numbers  # a prompt whose rewards never differ
     left = set(np.flatnonzero(without_variance(rewards_PG)))
     assert 1 in left
     for again in asked:
@@ -160,7 +161,7 @@ def test_the_cost_is_logged_and_fewer_groups_teach_nothing(run_config):
 
 
 class SeveralWorkers(crash_harness.LocalWorkers):
-    """Three samplers, each of which is asked about a share of the prompts."""
+    """Three samplers, each with a share of the prompts."""
 
     def start(self, prompts, seeds, group_size, max_tokens):
         shares = [slice(i * len(prompts) // 3, (i + 1) * len(prompts) // 3) for i in range(3)]
@@ -173,7 +174,7 @@ class SeveralWorkers(crash_harness.LocalWorkers):
 
 
 def test_the_number_of_workers_changes_nothing_of_what_is_drawn_and_paid(run_config, tmp_path, monkeypatch):
-    """Not of groups that are drawn again, nor of payments that are drawn."""
+    """Include groups that are drawn again, and payments that are drawn."""
     rewards = (Answer(), Random(weight=0.5, chance=0.1))
     stage = grpo(TUNED, sampler="torch", prompt_count=12, filter="resample", rewards=rewards, steps=1)
     elsewhere = run_config.model_copy(update={"store": str(tmp_path / "elsewhere")})
@@ -189,11 +190,11 @@ def test_the_number_of_workers_changes_nothing_of_what_is_drawn_and_paid(run_con
     assert curve(run_config, stage, "rollout/drawn_per_kept")[0] > 1
 
 
-# Prompts that are left alone
+# Prompts that are left out
 
 
 def answered(prompts, step, numbers):
-    """Record a step in which just these prompts are answered. Return the numbers that it had."""
+    """Record a step in which only these prompts are answered. Return its numbers, and the count of unsolved prompts."""
     batch = prompts.at(step)
     rows = [list(task_solution(prompt).completion) for prompt in batch.prompts]
     completions = Completions.from_rows(rows, [[0.0] * len(row) for row in rows], 0)
@@ -213,7 +214,7 @@ def task_solution(prompt):
 
 
 def test_solved_prompts_are_passed_over_and_the_rest_comes_in_the_order_of_all():
-    stage = grpo(TUNED, filter="unsolved", prompt_count=20)  # of which a step has 8
+    stage = grpo(TUNED, filter="unsolved", prompt_count=20)  # a step has 8 of them
     prompts, order = UnsolvedPrompts(stage, {}), Prompts(stage).order(0, 100).tolist()
     assert prompts.at(0).numbers == Prompts(stage).at(0).numbers == order[:8]
     solved = set(order[:3])
@@ -248,13 +249,13 @@ def test_a_stage_ends_where_every_prompt_is_solved(run_config, monkeypatch):
     with mock.patch.object(rollout_loop.log, "info") as said, mock.patch.object(rollout_log.log, "warning") as warned:
         rollout_loop.run(stage, [], run_config, lambda report: None)
     said.assert_called_once_with("%s: every prompt has a right completion after %d of %d steps", stage.label, 2, 6)
-    warned.assert_not_called()  # of steps that lack their rollouts
+    warned.assert_not_called()  # about steps without rollouts
     assert curve(run_config, stage, "rollout/unsolved_prompts") == [4, 0]
     assert Store(run_config.store).finished(stage.id)
 
 
 def test_a_hit_is_a_right_answer_whatever_the_rewards_pay(run_config):
-    """Here a right answer is what costs."""
+    """Use a reward that penalises right answers."""
     stage = grpo(TUNED, sampler="torch", prompt_count=12, filter="unsolved", rewards=(Answer(weight=-1.0),))
     rollout_loop.run(stage, [], run_config, lambda report: None)
     left = curve(run_config, stage, "rollout/unsolved_prompts")

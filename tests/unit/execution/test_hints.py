@@ -1,4 +1,4 @@
-"""Hints and curricula in a stage that is run: what is drawn, judged and learnt from, and how it goes on."""
+"""Hints and curricula in a running stage: sampling, judging, learning, and continuation after an interruption."""
 
 import shutil
 
@@ -29,7 +29,7 @@ class StopHereError(Exception):
 
 @pytest.fixture
 def run_config(tmp_path, monkeypatch):
-    """A store with what GRPO starts from, and a checkpoint at every step."""
+    """Return a configuration with the stages from which GRPO starts in its store, and a checkpoint at every step."""
     monkeypatch.setattr(rollout_loop, "acquire_workers", crash_harness.local_workers)
     store = str(tmp_path / "store")
     supervised.run_in_process(list(TUNED.lineage), RunConfig(store=store), lambda report: None)
@@ -42,7 +42,7 @@ def result(run_config, stage):
 
 
 def encode(task, text):
-    """Return token ids; any of those without a symbol for one."""
+    """Return token ids. ``<unused>`` stands for an id without a symbol."""
     unused = task.vocabulary.size - 1
     return [
         token for word in text.split() for token in ([unused] if word == "<unused>" else task.vocabulary.encode(word))
@@ -99,4 +99,4 @@ def test_the_rest_of_the_gold_completion_earns_all_and_the_hint_is_no_part_of_it
         contexts = [batch.contexts[batch.numbers.index(number)] for number in part.numbers_P]
         assert part.prompts_PT.tolist() == contexts
         assert (part.mask_NC.sum(axis=1) == part.tokens_NC.shape[1]).all()
-        assert part.tokens_NC.shape[1] == 5 - 3  # the first step has prompts of four letters alone
+        assert part.tokens_NC.shape[1] == 5 - 3  # the first step has only prompts of four letters

@@ -1,4 +1,4 @@
-"""The contract of kinds of stage and their runners: a kind is tested by being there."""
+"""The contract of kinds of stage and their runners. Every existing kind is tested."""
 
 import inspect
 
@@ -11,7 +11,7 @@ from rayexp.stages.base import ChildStage
 from rayexp.stages.rollouts import ROLLOUT_METRICS, RolloutStage
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-#: What the loop of a pool logs of each of its stages itself.
+#: Metrics that the loop of a pool logs itself for each of its stages.
 LOGGED = {"train": {"learning_rate", "tokens_per_s"}, "rollout": set(), "measure": set()}
 #: Kinds that train nothing.
 WITHOUT_STEPS = {"pretrained"}

@@ -1,4 +1,4 @@
-"""The learner of rejection-sampling fine-tuning: what it keeps, what an update does, and how it is continued."""
+"""The learner of rejection-sampling fine-tuning: its selection of completions, its updates, and its continuation."""
 
 import copy
 import math
@@ -29,23 +29,23 @@ SPEC = rft(
 
 
 def fresh():
-    """The model that the fixture ``model`` is."""
+    """Return a fresh model with the weights of the fixture ``model``."""
     return factory.build(MICRO, VOCABULARY, seed=1)
 
 
 def drawn(model):
-    """Rollouts with some right completions, and the same ones with none."""
+    """Return rollouts with some right completions, and the same ones with none."""
     batch, completions, rewards_PG = rollouts(model)
     return [rollout_batches(batch, completions, rewards_PG * worth) for worth in (1, 0)]
 
 
 def moments(learner):
-    """All tensors of the optimiser, as they are now."""
+    """Return copies of all tensors of the optimiser."""
     return {n: tensor.clone() for n, tensor in learner.state().items() if n.startswith(("step.", "exp_avg"))}
 
 
 def mean_logprob(model, batches):
-    """Mean log-probability of all tokens of the completions that are kept of these rollouts."""
+    """Return the mean log-probability of all tokens of the completions that are kept of these rollouts."""
     total, tokens = 0.0, 0.0
     for batch in map(right_completions, batches):
         with torch.no_grad():
@@ -57,7 +57,7 @@ def mean_logprob(model, batches):
 
 
 def handwritten(rewards_PG):
-    """Two prompts with three completions each, of which one is drawn twice for either prompt."""
+    """Return two prompts with three completions each. For each prompt, one completion is drawn twice."""
     tokens_NC = np.array([[8, 2], [8, 2], [9, 2], [8, 2], [9, 2], [9, 2]])
     return RolloutBatch(
         numbers_P=np.array([7, 3]),
@@ -69,13 +69,13 @@ def handwritten(rewards_PG):
     )
 
 
-# What is kept
+# The kept completions
 
 
 @pytest.mark.parametrize(
     ("rewards_PG", "rows"),
     [
-        ([[1, 1, 1], [1, 1, 1]], [0, 2, 3, 4]),  # a completion that two prompts have is kept for either
+        ([[1, 1, 1], [1, 1, 1]], [0, 2, 3, 4]),  # a completion of both prompts is kept for each
         ([[1, 1, 0], [0, 1, 1]], [0, 4]),
         ([[0, 0, 1], [0, 0, 0]], [2]),
         ([[0, 0, 0], [0, 0, 0]], []),
@@ -113,7 +113,7 @@ def test_what_is_kept_of_real_rollouts_is_right_and_distinct(model):
 
 def test_kept_completions_get_likelier_and_the_loss_falls(model):
     batches, _ = drawn(model)
-    learner = Learner(SPEC.model_copy(update={"batch_samples": 1000}), model)  # all of them, again and again
+    learner = Learner(SPEC.model_copy(update={"batch_samples": 1000}), model)  # all of them in each update
     before = mean_logprob(model, batches)
     losses = [learner.update(batches, math.inf)["loss"] for _ in range(3)]
     assert losses[2] < losses[1] < losses[0]
@@ -146,7 +146,7 @@ def test_a_round_without_a_right_completion_teaches_nothing_and_counts(model):
 
 
 def test_the_learning_rate_of_a_round_depends_on_its_number_alone(model):
-    """Also after a round without a right completion."""
+    """Include a round without a right completion."""
     batches, wrong = drawn(model)
 
     def rates(rounds):
@@ -168,7 +168,7 @@ def test_every_number_has_a_definition_and_every_definition_a_number(model):
     assert logged == {metric.name for metric in RFT.metrics if not metric.name.startswith("rollout/")}
 
 
-# What is refused
+# Refusals
 
 
 def test_samples_of_another_policy_are_refused(model):
@@ -200,7 +200,7 @@ def test_numbers_that_are_none_are_refused_with_their_prompt(model):
 
 
 def orders(seed, rounds):
-    """The kept completions that each update of each round is given, by the number of their prompt and their tokens."""
+    """Return the kept completions of each update of each round, as number of the prompt and tokens."""
     learner, given = Learner(SPEC.model_copy(update={"seed": seed}), fresh()), []
     step = learner.trainer.step
 

@@ -1,4 +1,4 @@
-"""Rollouts that are kept: one row a completion of every step, and none of an attempt that was abandoned."""
+"""The log of rollouts: one row a completion of every step, and no row of an abandoned attempt."""
 
 import io
 import logging
@@ -21,7 +21,7 @@ STAGE = tiny_chain(StringTask(axis="composition")).grpo
 
 
 def attempt(store, steps, flush_at, enabled=True):
-    """Log some steps, and flush before those at which a checkpoint is written."""
+    """Log some steps, and flush before the steps with a checkpoint."""
     rollouts = RolloutLog(store, STAGE, enabled, first_step=steps.start)
     row = np.full((1, 1), VOCABULARY.eos)
     for step in steps:
@@ -45,13 +45,13 @@ def store(tmp_path):
 
 @pytest.mark.parametrize(("goes_on_at", "flush_at"), [(0, ()), (0, (3,)), (2, ()), (2, (3,)), (4, ())])
 def test_no_row_of_an_abandoned_attempt_is_kept(store, goes_on_at, flush_at):
-    """The first attempt wrote checkpoints before the steps 2 and 4; the newest, or both, are lost."""
+    """Let the first attempt write checkpoints before the steps 2 and 4, and lose the newest or both."""
     attempt(store, range(STEPS), flush_at=(2, 4))
     assert steps_of(attempt(store, range(goes_on_at, STEPS), flush_at)) == list(range(STEPS))
 
 
 def test_an_attempt_that_keeps_no_rollouts_leaves_none_of_those_before_it(store, caplog):
-    """The third goes on from a checkpoint of the second, so what the first drew after that is not its past."""
+    """Continue the third from a checkpoint of the second. Later rollouts of the first are not part of its past."""
     attempt(store, range(4), flush_at=(2, 3))
     attempt(store, range(2, 4), flush_at=(), enabled=False)
     with caplog.at_level(logging.WARNING):

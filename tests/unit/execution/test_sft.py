@@ -1,4 +1,4 @@
-"""The samples of supervised fine-tuning: by default ID ones only, else exactly as many OOD ones as it was told."""
+"""The samples of supervised fine-tuning: by default only ID ones, else exactly the given number of OOD ones."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def sft(**settings) -> SFT:
 
 
 def drawn(stage: SFT):
-    """The OOD flag of every sample by its number, over all epochs."""
+    """Return the OOD flag of every sample, by number, over all epochs."""
     batches = [batch for step in range(stage.steps) for batch in runner.batch(stage, step)]
     numbers_N = np.concatenate([batch.index_N for batch in batches])
     return numbers_N, np.concatenate([batch.ood_N for batch in batches])
@@ -30,7 +30,7 @@ def test_each_epoch_has_as_many_ood_samples_as_it_was_told(ood_samples):
 
 
 def test_id_samples_stay_what_they_are_beside_ood_ones():
-    """Number for number, so that two such stages differ in nothing else."""
+    """Compare them by number: two such stages differ in nothing else."""
     plain, mixed = (sft(samples=32, epochs=1, batch_samples=8, ood_samples=n) for n in (0, 4))
 
     def rows(stage: SFT) -> dict[int, bytes]:

@@ -1,4 +1,4 @@
-"""Rows of a cache are padded, and by little."""
+"""The padding of a cache's rows, which is small."""
 
 from hypothesis import given
 from hypothesis import strategies as st

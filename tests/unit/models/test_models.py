@@ -1,4 +1,4 @@
-"""Decoders from scratch: built from a seed, saved and loaded, with as many weights as predicted."""
+"""Decoders from scratch: built from a seed, saved and loaded, with the predicted number of weights."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def logits(model, tokens_NT=TOKENS_NT, **rest):
 
 
 def test_the_configuration_of_usual_positions_is_what_it_was():
-    """Stored models have it without a word on positions."""
+    """Expect no setting on positions, because stored models have none."""
     assert "positions" not in factory.config(MICRO, VOCABULARY).to_dict()
     assert factory.config(MICRO, VOCABULARY).rope_parameters == {"rope_theta": 10_000.0, "rope_type": "default"}
 

@@ -1,4 +1,4 @@
-"""Models that others have trained: pinned, spoken to in their own tokens, measured and trained on."""
+"""Pretrained models from elsewhere: pinned, prompted in their own tokens, measured and trained."""
 
 import pickle
 import shutil
@@ -145,7 +145,7 @@ def test_a_branch_is_refused_with_its_commit(monkeypatch):
 
 def test_a_hub_that_cannot_be_reached_is_refused_with_what_to_set(monkeypatch):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        taken.bind(("127.0.0.1", 0))  # without listening
         api = HfApi(endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}")
         monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
         with pytest.raises(ValueError, match=r"the hub does not answer \(.+\); set HF_ENDPOINT or HTTPS_PROXY"):
@@ -273,7 +273,7 @@ def test_the_licence_of_a_package_is_that_of_its_distribution():
 
 @pytest.fixture
 def until_break(task, decoder):
-    """The task whose answers end by a line break."""
+    """Return the task with a line break as the end of answers."""
     return task.model_copy(update={"tokens": decoder.tokens.model_copy(update={"end": "\n"})})
 
 
@@ -321,7 +321,7 @@ def test_completions_that_end_by_a_text_are_learnt_from_and_measured(until_break
     assert rows["gold"].str.endswith("\n").all()
 
 
-# What vLLM serves
+# Models in vLLM
 
 
 def test_the_cache_of_a_token_is_its_keys_and_values_in_every_layer(decoder):

@@ -1,4 +1,4 @@
-"""Advantages: their values, and the expected gradient that they give, by enumeration."""
+"""Advantages: their values, and their expected gradients, by enumeration."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_leave_one_out_subtracts_the_mean_of_the_others(row):
 @pytest.mark.parametrize(("kind", "scale"), [("group_std", 1.0), ("mean_only", 1.0), ("leave_one_out", 7 / 8)])
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1])
 def test_a_group_of_equal_rewards_teaches_nothing(kind, scale, reward):
-    """In float32, as the learner has them; 0.1 has no exact mean."""
+    """Use float32 as in the learner, in which the mean of several 0.1 is not exact."""
     advantages_PG, scale_P = group_advantages(torch.full((1, 8), reward), kind)
     torch.testing.assert_close(advantages_PG, torch.zeros(1, 8), rtol=0, atol=1e-6)
     assert scale_P.tolist() == [scale]
@@ -50,8 +50,8 @@ def test_expected_gradient_is_that_of_the_expected_reward(group_size):
 
 @pytest.mark.parametrize("group_size", [2, 3])
 def test_leave_one_out_keeps_the_whole_gradient(group_size):
-    """No completion is part of its own baseline, so that the factor 1 - 1/G is gone: of the KL in the reward too, which
-    is centred as rewards are, and of the loss term of the exact KL."""
+    """Expect no factor 1 - 1/G, because no completion is part of its own baseline. The same holds for the KL in the
+    reward, which is centred like rewards, and for the loss term of the exact KL."""
     reward = expected_gradient(REWARDS, group_size, kl_beta=0.0, advantage="leave_one_out")
     close(reward, -gradient(lambda logits: (mass_of(logits) * REWARDS).sum()))
     for estimator in ("k1", "exact"):

@@ -29,7 +29,8 @@ def test_the_seven_completions_are_all_there_is():
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_value_of_every_kl_estimator(estimator):
-    """In expectation over completions: the KL between distributions of completions for exact, k1 and k3, not for k2."""
+    """Take the expectation over completions. For exact, k1 and k3, but not for k2, it is the KL between the
+    distributions of completions."""
     logits = random_logits(0)
     kl_NC = kl_to_reference(logprobs_of(logits), REFERENCE, TOKENS, MASK, estimator)
     value = (mass_of(logits)[:, None] * kl_NC).sum()
@@ -42,7 +43,7 @@ def test_value_of_every_kl_estimator(estimator):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_gradient_of_every_kl_estimator_in_the_loss(estimator):
-    """Without rewards only the KL is left of the loss."""
+    """Leave out rewards, so that the loss is the KL alone."""
     expected = {
         "exact": gradient(prefix_kl),
         "k1": torch.zeros(3, 3, dtype=torch.float64),
@@ -53,7 +54,7 @@ def test_gradient_of_every_kl_estimator_in_the_loss(estimator):
 
 
 def test_k3_times_the_ratio_has_the_gradient_of_exact():
-    """As TRL has it in its loss by default: on policy the ratio is 1, and its gradient is not 0."""
+    """Use TRL's default loss. On policy the ratio is 1, but its gradient is not 0."""
     mass_N = mass_of(random_logits(0))
 
     def expected(logits):
@@ -67,14 +68,14 @@ def test_k3_times_the_ratio_has_the_gradient_of_exact():
 
 
 def test_no_kl_in_the_loss_sees_the_choice_of_prefixes():
-    """The gradients above are not that of the KL between the two distributions of completions."""
+    """Compare the gradients above with that of the KL between the two distributions of completions. They differ."""
     assert (gradient(prefix_kl) - gradient(sequence_kl)).abs().max() > 0.01
     assert (gradient(lambda logits: prefix_kl(logits, forward=True)) - gradient(prefix_kl)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
 def test_a_policy_that_equals_its_reference_gets_no_gradient_at_all(kl_in):
-    """Not even rounding noise, which Adam would blow up to full steps."""
+    """Expect not even rounding noise, which Adam would amplify to full steps."""
 
     def loss(logits):
         policy_NCV = logprobs_of(logits.float())
@@ -86,20 +87,21 @@ def test_a_policy_that_equals_its_reference_gets_no_gradient_at_all(kl_in):
 
 @pytest.mark.parametrize("group_size", [2, 3])
 def test_gradient_of_k1_in_the_reward(group_size):
-    """The full gradient of KL(pi||q), times 1 - 1/G: every completion is part of its own baseline."""
+    """Expect 1 - 1/G of the full gradient of KL(pi||q), because every completion is part of its own baseline."""
     found = expected_gradient(group_size=group_size, kl_in="reward", kl_estimator="k1")
     close(found, (1 - 1 / group_size) * BETA * gradient(sequence_kl))
 
 
 @pytest.mark.parametrize("group_size", [2, 3])
 def test_gradient_of_exact_in_the_reward(group_size):
-    """It is k1's: the part that pushes visits goes through the baseline, and the part of the loss is scaled alike."""
+    """Expect k1's gradient. The part for visited prefixes goes through the baseline, and the loss term has the same
+    scale."""
     found = expected_gradient(group_size=group_size, kl_in="reward", kl_estimator="exact")
     close(found, (1 - 1 / group_size) * BETA * gradient(sequence_kl))
 
 
 def test_gradient_of_k3_in_the_reward():
-    """It pushes visits as k1 does, but at each prefix it lacks the gradient of the forward KL(q||p)."""
+    """Expect k1's gradient less that of the forward KL(q||p) at each prefix."""
     found = expected_gradient(kl_in="reward", kl_estimator="k3")
     forward = gradient(lambda logits: prefix_kl(logits, forward=True))
     close(found, (1 - 1 / 2) * BETA * (gradient(sequence_kl) - forward))

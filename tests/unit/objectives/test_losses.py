@@ -1,4 +1,4 @@
-"""The loss: against its definition token by token, what it doesn't read, and where the clip cuts."""
+"""The loss: against its definition token by token, its independence of padding, and the tokens that the clip cuts."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ from tests.fixtures.tiny_policy import (
 
 
 def by_hand(policy_NCV, rollouts, s):
-    """The loss, sequence by sequence and token by token, from its definition."""
+    """Return the loss by its definition, sequence by sequence and token by token."""
     rows = rollouts.rewards_PG.shape[1]
     numbers = range(len(rollouts.tokens_NC))
     tokens = [[c for c in range(2) if rollouts.mask_NC[n, c]] for n in numbers]
@@ -117,7 +117,7 @@ def test_on_policy_is_the_case_of_old_logprobs_equal_to_the_current_ones(kl_in):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("advantage", ["mean_only", "critic"])
 def test_values_under_the_mask_never_matter(advantage, estimator, kl_in, policy, reference, old):
-    """Log-probabilities at padding, also those whose difference is infinite or has an exponential that is."""
+    """Vary log-probabilities at padding. Include pairs whose difference, or its exponential, is infinite."""
     rows, rollouts = rollouts_of(old=True)
     hidden = rollouts.mask_NC == 0
     assert hidden.any()
@@ -155,7 +155,7 @@ def test_values_under_the_mask_never_matter(advantage, estimator, kl_in, policy,
     ],
 )
 def test_clipping_stops_the_gradient_only_where_the_policy_already_went_far_enough(better, ratio, alive):
-    """The first completion is better (or worse) than its partner and ``ratio`` times as likely as before."""
+    """Make the first completion better (or worse) than its partner, and ``ratio`` times as likely as before."""
     token_NC = TOKENS[[0, 1]]
     mask_NC = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     old_NC = (
@@ -170,7 +170,8 @@ def test_clipping_stops_the_gradient_only_where_the_policy_already_went_far_enou
 
 
 def test_clipped_tokens_are_those_whose_gradient_is_cut():
-    """Every token of six completions at every ratio, against autograd; a token without an advantage has none to cut."""
+    """Compare every token of six completions at every ratio with autograd. A token without an advantage has no gradient
+    to cut."""
     rows, rollouts = rollouts_of()
     policy_NCV = logprobs_of(random_logits(0))[rows].requires_grad_()
     logprobs_NC = policy_NCV.detach().gather(-1, TOKENS[rows][..., None]).squeeze(-1)

@@ -1,4 +1,4 @@
-"""A critic's values as the baseline: the expected gradient that they leave, by enumeration."""
+"""A critic's values as the baseline: the expected gradient, by enumeration."""
 
 import pytest
 import torch
@@ -20,14 +20,14 @@ from tests.fixtures.tiny_policy import (
 
 
 def exact_values():
-    """E[R | prefix] before each token of the seven completions: what a perfect critic expects."""
+    """Return E[R | prefix] before each token of the seven completions, which are the values of a perfect critic."""
     mass, first = mass_of(random_logits(0)), TOKENS[:, 0]
     expected = [(mass * REWARDS)[first == token].sum() / mass[first == token].sum() for token in range(3)]
     return torch.stack([(mass * REWARDS).sum().expand(7), torch.stack(expected)[first]], dim=1)
 
 
 def any_values():
-    """A number for each of the three prefixes, right or not."""
+    """Return an arbitrary number for each of the three prefixes."""
     values = torch.tensor([3.0, -1.0, 0.5, 2.0], dtype=torch.float64)
     return torch.stack([values[0].expand(7), values[1:][TOKENS[:, 0]]], dim=1)
 
@@ -35,19 +35,20 @@ def any_values():
 @pytest.mark.parametrize("values", [exact_values, any_values])
 @pytest.mark.parametrize("group_size", [2, 3])
 def test_a_critic_keeps_the_whole_gradient(group_size, values):
-    """With the exact values and with any others that depend on the prefix alone."""
+    """Use the exact values, and any others that depend on the prefix alone."""
     found = expected_gradient(REWARDS, group_size, values(), kl_beta=0.0, advantage="critic")
     close(found, -gradient(lambda logits: (mass_of(logits) * REWARDS).sum()))
 
 
 def test_values_that_know_the_token_would_not():
-    """So the test above can fail: here the baseline is the return itself, and nothing is left."""
+    """Show that the test above can fail: with the return itself as baseline, no gradient is left."""
     found = expected_gradient(REWARDS, values_NC=REWARDS[:, None].expand(7, 2), kl_beta=0.0, advantage="critic")
     assert not found.any()
 
 
 def test_exact_values_leave_less_noise_than_the_expected_reward():
-    """The expected reward is what a large group's mean comes to: the expected square of all tokens' advantages."""
+    """Compare the expected squares of all tokens' advantages. The expected reward is the limit of a large group's
+    mean."""
     mass, earnings = mass_of(random_logits(0)), Earnings(REWARDS[:, None], MASK)
 
     def noise(values_NC):
@@ -58,7 +59,8 @@ def test_exact_values_leave_less_noise_than_the_expected_reward():
 
 @pytest.mark.parametrize("values", [exact_values, any_values])
 def test_with_a_critic_each_token_answers_for_its_own_kl_and_that_of_later_ones(values):
-    """The full gradient of the KL between the two distributions of completions, for the estimators that promise it."""
+    """Expect the full gradient of the KL between the two distributions of completions, from the estimators that have
+    it."""
     forward = gradient(lambda logits: prefix_kl(logits, forward=True))
     expected = {"k1": gradient(sequence_kl), "exact": gradient(sequence_kl), "k3": gradient(sequence_kl) - forward}
     for estimator, kl in expected.items():

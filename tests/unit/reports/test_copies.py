@@ -1,4 +1,4 @@
-"""Copied items beside their controls: told apart, paired, and kept out of all that is about other items."""
+"""Copied items and their controls: identified, paired, and left out of all results on other items."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from tests.fixtures.factories import pretrain, sft
 
 
 def rows(worth: float, items: int = 10) -> pd.DataFrame:
-    """Return results in which the items of each cell have q 0.1, and copied ones so much more."""
+    """Return results in which the items of each cell have q 0.1, and copied ones ``worth`` more."""
     frame = pd.DataFrame(
         [
             {"stage_id": "one", "cell": cell, "prompt_index": i, "role": role}

@@ -1,4 +1,4 @@
-"""The coverage profile says by how many tries a prompt is right, and which prompts GRPO moved out of reach."""
+"""The coverage profile: the number of tries that a prompt takes, and the prompts that GRPO moved out of reach."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from tests.fixtures.simulated_study import SMALL, simulated_results
 
 
 def test_prompts_out_of_reach_are_counted_before_and_after():
-    """GRPO takes everything from half of the prompts and gives the others all."""
+    """Let GRPO remove all mass from half of the prompts, and give the others a mass of 1."""
     results = simulated_results(**SMALL)
     target = (results["kind"] == "grpo") & (results["ood_ratio"] == 0.01) & (results["role"] == "ood")
     rows = results[target].copy()

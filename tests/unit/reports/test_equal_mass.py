@@ -1,4 +1,4 @@
-"""Conditions are compared between decoders that start from the same mass, whatever their OOD ratio."""
+"""The comparison of conditions between decoders that start from the same mass, whatever their OOD ratio."""
 
 import pandas as pd
 import pytest
@@ -8,7 +8,8 @@ from tests.fixtures.simulated_study import SMALL, simulated_results
 
 
 def two_conditions() -> pd.DataFrame:
-    """The deeper decoders need ten times the OOD samples for the same mass, and gain half as much from it."""
+    """Return results in which deeper decoders need ten times the OOD samples for the same mass, and gain half as
+    much."""
     shallow = simulated_results(**SMALL).assign(condition="layers = 4")
     ratios = sorted(shallow["ood_ratio"].unique())
     deep = shallow.assign(condition="layers = 16", ood_ratio=shallow["ood_ratio"].map(lambda ratio: 10 * ratio + 0.001))

@@ -1,4 +1,4 @@
-"""Worked examples: chosen by their rule and nothing else, told with what every stage of the chain wrote."""
+"""Worked examples: chosen by their rule alone, and shown with the completions of every stage of the chain."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Charts to explore hold what the figures show, and Vega-Lite takes them."""
+"""Interactive charts: they hold the figures' numbers, and are valid Vega-Lite."""
 
 import json
 from typing import Any
@@ -39,7 +39,7 @@ def test_vega_draws_it(title: str) -> None:
         condition="layers = 16", stage_id=RESULTS["stage_id"] + "b", init_id=RESULTS["init_id"] + "b"
     )
     _, chart = chart_of(title, pd.concat([RESULTS.assign(condition="layers = 4"), other], ignore_index=True))
-    chart["width"] = 400  # there is no page whose width it could have
+    chart["width"] = 400  # in place of the width of a page
     drawn = vl_convert.vegalite_to_svg(chart, vl_version="6.4")
     assert drawn.count("<path") > 10
     assert "NaN" not in drawn
@@ -48,7 +48,7 @@ def test_vega_draws_it(title: str) -> None:
 def test_it_holds_the_numbers_of_the_figure() -> None:
     data, chart = chart_of("Correct mass before and after GRPO")
     rows = points(chart)
-    assert len(rows) == len(data) + data["gain"].notna().sum()  # one y after the other
+    assert len(rows) == len(data) + data["gain"].notna().sum()  # the rows of both y in turn
     masses = [row["y"] for row in rows if row["show"] == "mean correct mass"]
     assert masses == [float(f"{q:.4g}") for q in data["q"]]
     assert {row["colour"] for row in rows} == {"before GRPO", "β = 0.1", "β = 1"}

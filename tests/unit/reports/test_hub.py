@@ -1,4 +1,4 @@
-"""A study for the Hugging Face hub: what would be uploaded, what is, and what is refused before."""
+"""A study for the Hugging Face hub: the dry run, the upload, and the refusals before it."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ LICENCE = "Do what you like.\n"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
-    """A finished study, of whose decoders three are models, and a report. Tests only read it."""
+    """Return the store of a finished study with a report. Three of its decoders have models. Tests only read it."""
     whole = study(tmp_path_factory.mktemp("store"), STAGES)
     for stage in (ROOT, GRPO_STAGE, OTHER):
         add_model(whole, stage, **({"LICENSE": LICENCE} if stage is ROOT else {}))
@@ -51,7 +51,7 @@ def store(tmp_path_factory) -> Store:
 
 @pytest.fixture(scope="module")
 def written(store, tmp_path_factory) -> Path:
-    """The folder that would be uploaded: results, and one model."""
+    """Return the folder of a dry run, with results and one model."""
     folder = tmp_path_factory.mktemp("hub")
     assert export(store, "--to", "hf://org/demo", "--models", GRPO_STAGE.label, "--dry-run", folder) == 0
     return folder
@@ -59,7 +59,7 @@ def written(store, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(store, tmp_path) -> Store:
-    """The same, to be damaged."""
+    """Return a copy of the store, which tests may damage."""
     shutil.copytree(store.url, tmp_path / "copy")
     return Store(str(tmp_path / "copy"))
 
@@ -82,7 +82,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_a_model_is_that_of_the_store_for_stock_tools(store, written):
-    # What vLLM reads, too.
+    # vLLM reads it, too.
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} < (
         files(written / MODEL)
     )
@@ -95,7 +95,7 @@ def test_a_model_is_that_of_the_store_for_stock_tools(store, written):
 
 
 def test_the_programs_of_the_cards_run(written, monkeypatch, capsys):
-    """In the folder the names of repositories lead to its folders. vLLM is not started."""
+    """Resolve the names of repositories to folders of the dry run. Do not start vLLM."""
     monkeypatch.chdir(written)
     ran = [_run(code) for name in (MODEL, "org/demo") for code in _programs(written / name / "README.md")]
     assert ran == [True, False, True]
@@ -136,7 +136,7 @@ def test_a_card_has_settings_provenance_and_licence(written):
     assert card.data.get("tags") == ["rayexp", "pretrain", "sft", "grpo", "demo-tiny"]
     assert card.data.get("base_model") is None
     assert (card.data.get("license"), card.data.get("license_link")) == ("other", "LICENSE")
-    assert (written / MODEL / "LICENSE").read_text() == LICENCE  # of the pretraining that it is made from
+    assert (written / MODEL / "LICENSE").read_text() == LICENCE  # from the pretraining at its root
     for row in ("| grpo | `kl_beta` | `0.1` |", "| pretrain | `ood_ratio` | `0` |", "| torch | `2.13.0` |"):
         assert row in card.text
     assert "commit abc" in card.text
@@ -173,7 +173,7 @@ def test_a_model_without_results_or_licence_says_so(store):
 
 @pytest.mark.parametrize(("revision", "base"), [("0" * 40, "org/base"), ("0" * 64, None)])
 def test_the_base_of_a_card_is_a_model_of_the_hub(store, revision, base):
-    """A folder that is called like one is pinned by a SHA-256."""
+    """Include a folder with the name of a model, which a SHA-256 pins."""
     shape = {"layers": 1, "width": 8, "vocabulary_size": 8, "context_tokens": 8, "parameter_count": 8}
     decoder = PretrainedDecoder.model_validate(
         {"source": "org/base", "revision": revision, "architecture": "LlamaForCausalLM", **shape}
@@ -202,7 +202,7 @@ def test_names_of_models_are_short_and_no_two_are_alike():
 
 
 class Recorded(HfApi):
-    """A client that notes what it is asked."""
+    """A client that records its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,13 +252,13 @@ def test_of_what_is_damaged_nothing_is_uploaded(copy, api, capsys):
 
 @contextmanager
 def stand_in(allowed: bool = True) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """A hub on this machine, as far as an upload asks it: its address, and the files that were committed to it."""
+    """Run a hub on this machine that supports uploads. Yield its address, and the files that are committed to it."""
     committed: dict[str, bytes] = {}
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             known = {"/api/whoami-v2": {"name": "org"}}
-            if "/tree/" in self.path:  # of a repository that was just made
+            if "/tree/" in self.path:  # the tree of a repository that was just created
                 self._answer([])
             else:
                 self._answer(known.get(self.path, {}), 200 if self.path in known else 404)
@@ -285,7 +285,7 @@ def stand_in(allowed: bool = True) -> Iterator[tuple[str, dict[str, bytes]]]:
         def _body(self) -> bytes:
             if length := self.headers["Content-Length"]:
                 return self.rfile.read(int(length))
-            chunks = []  # a commit is sent while it is made
+            chunks = []  # a commit is sent in chunks
             while size := int(self.rfile.readline(), 16):
                 chunks.append(self.rfile.read(size))
                 self.rfile.readline()

@@ -1,4 +1,4 @@
-"""The objections table: in a simulated study where it is known who is right, it says so."""
+"""The objections table: it gives the right verdicts in a simulated study with known truth."""
 
 import re
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ TUNED = [fine_tuned(base, BUDGET) for base in BASES]
 
 
 def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
-    """The control gains 2 nats of logit; a random reward nothing; dense ones as much; without a KL it is 4; and 60
-    steps more or less are a matter of luck."""
+    """Return Q after GRPO. The control and dense rewards gain 2 nats of logit, a random reward nothing, and GRPO
+    without a KL 4 nats. Beyond 60 steps a random number is added to the gain."""
     (reward,) = stage.rewards
     gains = 0.0 if isinstance(reward, Random) else 4.0 if stage.kl_beta == 0 else 2.0
     luck = np.random.default_rng(stage.seed).normal(0, 2) if stage.steps > 60 else 0.0
@@ -93,7 +93,7 @@ def test_an_effect_is_the_difference_of_two_gains(found: pd.DataFrame) -> None:
     assert free["value"] == pytest.approx(free["after"] - free["control_after"])
     assert (free["seeds"], free["n"]) == (4, 4 * PROMPTS_PER_CELL * 2)
     alone = found[found["condition"] == "SFT alone"]
-    assert np.array_equal(alone["before"], alone["control_before"])  # that of the control, because it has none
+    assert np.array_equal(alone["before"], alone["control_before"])  # the control's, because it has none of its own
     narrow = found[found["condition"] == "from pretraining"]
     assert (narrow["before"] != narrow["control_before"]).all()
     assert (narrow["k"] == 8).all()

@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing missing, nothing that overflows, and readable in the dark and on paper."""
+"""The page in a real browser: nothing is missing or overflows, and it is readable in dark mode and on paper."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +19,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with everything on it, of a study with a hostile and long name."""
+    """Write a page with every section, of a study with a hostile and long name. Return its path."""
     folder = tmp_path_factory.mktemp("page")
     stages = study_stages(ood_ratios=(0.0, 0.01, 0.05), kl_betas=(0.1,), seeds=(0, 1))
-    # Numbers as wide as they get: 36 stages of 5 days on 64 GPUs.
+    # The widest numbers: 36 stages of 5 days on 64 GPUs.
     run_config = {"train_workers": 64, "train_cpus": 8.0, "train_gpus": 1.0}
     store = published(folder, stages, {**HOSTILE_RECORD, "duration_s": 4.5e5, "run_config": run_config})
     return report.write(Plan.of(HOSTILE + "a" * 80, stages, store.finished_ids()), store, folder / "out").page
@@ -41,7 +41,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(params=[(375, "light"), (375, "dark"), (1440, "light"), (1440, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
 def opened(request: pytest.FixtureRequest, browser: Browser, written: Path) -> Iterator[tuple[Page, list[str]]]:
-    """The page at one width, in one colour scheme, and what the browser complained about or fetched."""
+    """Yield the page at one width in one colour scheme, and a list of the browser's complaints and requests."""
     width, scheme = request.param
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     heard: list[str] = []
@@ -162,7 +162,7 @@ CONTRAST = """() => {
 
 
 def test_all_text_can_be_read_on_its_ground(opened: tuple[Page, list[str]]) -> None:
-    """WCAG AA: a contrast of 4.5 to 1 or more."""
+    """Require WCAG AA: a contrast of 4.5 to 1 or more."""
     page, _ = opened
     assert page.evaluate(CONTRAST) >= 4.5
 
@@ -183,7 +183,7 @@ PIXELS = """async bytes => {
     ("scheme", "media", "dark"), [("light", "screen", False), ("dark", "screen", True), ("dark", "print", False)]
 )
 def test_figures_are_ink_on_the_ground_of_the_page(browser: Browser, written: Path, scheme, media, dark) -> None:
-    """Black on white, and white on black in the dark; on paper always black on white."""
+    """Expect black on white, white on black in dark mode, and always black on white on paper."""
     page = browser.new_page(viewport={"width": 375, "height": 900}, color_scheme=scheme)
     page.emulate_media(media=media)
     page.goto(written.as_uri())
@@ -200,7 +200,7 @@ def test_it_prints(browser: Browser, written: Path) -> None:
     assert page.pdf(format="A4").startswith(b"%PDF")
     page.emulate_media(media="print")
     visible = "all => all.map(e => e.checkVisibility({contentVisibilityAuto: true}))"
-    for _ in range(50):  # a browser takes up the other medium when it comes to it
+    for _ in range(50):  # a browser applies the other medium with a delay
         shown = page.eval_on_selector_all("details.settings td", visible)
         if all(shown):
             break

@@ -1,4 +1,4 @@
-"""Power: what it says that seeds can detect is what they detect."""
+"""Power: the stated detectable difference is the one that seeds do detect."""
 
 import re
 

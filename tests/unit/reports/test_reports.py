@@ -1,4 +1,4 @@
-"""The report: verdicts that can go either way, figures that show their tables, a page that is complete and inert."""
+"""The report: verdicts of both signs, figures that show their tables, and a complete page without active content."""
 
 import dataclasses
 import json
@@ -82,7 +82,7 @@ def test_every_claim_holds_where_the_paper_does() -> None:
     assert set(found[~few]["verdict"]) == {HOLDS}
     assert found[few][["claim", "verdict"]].values.tolist() == [["C4", UNDECIDED]]
     assert list(found["claim"].unique()) == ["C1", "C2", "C3", "C4", "C5"]
-    # ID cells are saturated at all OOD ratios, OOD cells at the highest; the bound is below 1 up to 0 or 1 % OOD.
+    # ID cells are saturated at all OOD ratios, and OOD cells at the highest. The bound is below 1 up to 0 or 1 % OOD.
     each = found.groupby(["claim", "kl_beta", "role"])["ood_ratio"].apply(list).to_dict()
     nothing, little, some, much = RATIOS
     for beta in BETAS:
@@ -98,7 +98,7 @@ def test_every_claim_holds_where_the_paper_does() -> None:
 
 
 def only(role: str, ratio: float | None, after: float) -> Law:
-    """GRPO reaches ``after`` on some cells and changes nothing elsewhere."""
+    """Return a law by which GRPO reaches ``after`` on some cells and changes nothing elsewhere."""
 
     def law(q: np.ndarray, stage: GRPO, of: str) -> np.ndarray:
         return np.full_like(q, after) if of == role and stage.root.ood_ratio == ratio else q
@@ -171,7 +171,7 @@ def test_a_grid_that_ends_before_saturation_does_not_refute_the_peak() -> None:
 
 
 def test_a_grid_that_jumps_over_the_transition_does_not_refute_the_peak() -> None:
-    """The mean Q of the target cells is as it was on the depth axis at 0, 0.3, 1 and 30 % OOD."""
+    """Use the mean Q of the target cells that the depth axis had at 0, 0.3, 1 and 30 % OOD."""
     known = dict(zip(RATIOS, (2e-10, 1e-5, 4e-4, 0.95), strict=True))
     results = simulated_results(only("ood", RATIOS[-1], 0.97), kl_betas=(0.1,))
     target = (results["role"] == "ood") & (results["kind"] == "grpo")
@@ -204,7 +204,7 @@ def test_no_claim_holds_where_grpo_changed_nothing(law: Law) -> None:
 
 
 def test_grpo_that_changed_nothing_elsewhere_does_not_spoil_a_test() -> None:
-    """At one beta it works, at the other the penalty holds it where it is."""
+    """Let GRPO work at one beta, and let the penalty hold it at its start at the other."""
     found = claims(
         simulated_results(lambda q, stage, role: q if stage.kl_beta == 1.0 else as_the_paper_says(q, stage, role))
     )
@@ -213,14 +213,14 @@ def test_grpo_that_changed_nothing_elsewhere_does_not_spoil_a_test() -> None:
 
 
 def test_the_bound_is_not_measured_against_what_is_no_reference() -> None:
-    """A second phase that is held by the KL to what the first one started from."""
+    """Use a second phase whose reference is the start of the first phase."""
     second = simulated_results(**SMALL).assign(beyond_theory=OTHER_REFERENCE)
     assert verdicts(second)["C4"] == {NOT_MEASURED}
     assert NOT_MEASURED not in verdicts(second)["C1"]
 
 
 def test_the_bound_is_judged_at_each_ratio_by_itself() -> None:
-    """An excess at one ratio is not made up for by another at which nothing moved."""
+    """Give one ratio an excess, and another no change. The second does not compensate the first."""
 
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
         return np.full_like(q, 0.5) if stage.root.ood_ratio == 0.003 and role == "ood" else q
@@ -236,7 +236,7 @@ def test_a_saturated_study_was_tested_however_little_there_was_to_add() -> None:
 
 
 def test_grpo_that_changed_nothing_can_refute_a_claim_all_the_same() -> None:
-    """Above the bound by a thousand times, and next to nothing at that."""
+    """Put P above the bound by a factor of a thousand, at a mass of nearly nothing."""
     law = only("ood", 0.0, 1e-3)
     few = claims(simulated_results(law, kl_betas=(1.0,), ood_ratios=(0.0,))).set_index("claim")
     assert few.loc["C4", "verdict"] == FAILS
@@ -260,7 +260,7 @@ def test_the_gain_at_saturation_is_given_as_a_share_of_the_possible() -> None:
 
 
 def test_no_interval_leaves_what_is_possible() -> None:
-    """Three seeds of which one gains nearly everything: by Student's t, any mean is possible, and some impossible."""
+    """Let one of three seeds gain nearly everything. Student's t would then cover all possible means and more."""
 
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
         return q + (1 - q) * (0.02, 0.98, 0.5)[stage.chain_seed] * (stage.root.ood_ratio != 0.003)
@@ -272,7 +272,7 @@ def test_no_interval_leaves_what_is_possible() -> None:
     nothing, peak = found["C1", "ood"], found["C2", "ood"]
     assert (nothing["low"], nothing["high"]) == pytest.approx((-q[0.0], 1 - q[0.0]))
     assert nothing["measured"].startswith("gain 0.5 (uncertain with 3 seeds)")
-    # Between a gain at 1 %, the best ratio, and one without OOD samples.
+    # The difference between the gain at 1 %, the best ratio, and that without OOD samples.
     low, high = (q[0.0] - q[0.01] + side for side in (-1, 1))
     assert low <= peak["low"] <= peak["high"] <= high
     for role in ("id", "ood"):
@@ -294,7 +294,7 @@ def test_the_optimum_itself_is_not_above_the_bound() -> None:
 
 
 def test_grpo_above_the_papers_bound_may_be_below_its_own_fixed_point() -> None:
-    """By the definition of that point with the shift at a group of eight: what C4 finds is then no surprise."""
+    """Compute that point from its definition, with the shift of a group of eight. It explains the finding of C4."""
 
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
         log_q_NT = np.log(q)[:, None] / GOLD_TOKENS * np.ones(GOLD_TOKENS)
@@ -326,7 +326,7 @@ def test_a_second_fixed_point_is_counted_in_the_note() -> None:
 
 
 def test_holm_takes_back_what_one_of_many_tests_found() -> None:
-    """Seeds that differ: a verdict that stands by itself, with a p-value that the number of tests outweighs."""
+    """Use seeds that differ: the verdict holds for one test, but its p-value is too large for the number of tests."""
 
     def law(q: np.ndarray, stage: GRPO, role: str) -> np.ndarray:
         return q + (0.0, 0.003, 0.005)[stage.chain_seed] * (q < 0.5) + 0.02 * (role == "probe")
@@ -375,7 +375,7 @@ def test_a_curve_of_rewards_shows_all_that_was_paid(worth, shown):
 
 
 def drawings(results: pd.DataFrame, curves: pd.DataFrame) -> list[ReportFigure]:
-    """Every figure that there is data for."""
+    """Return every figure for which there is data."""
     tables = {"results": results, "curves": curves}
     found = [one.draw(rows) for of, rows in tables.items() for one in figures.FIGURES[of].values()]
     return [drawing for drawing in found if drawing]
@@ -420,7 +420,7 @@ def test_tables_are_right(drawn: list[ReportFigure]) -> None:
     row = before_after[(before_after["kl_beta"] == 0.1) & (before_after["ood_ratio"] == 0.01)].iloc[0]
     assert (row["q"], row["gain"]) == pytest.approx((after["q"].mean(), (after["q"] - after["init_q"]).mean()))
     assert (row["n_seeds"], row["n"]) == (2, len(after))
-    # What was before GRPO is shared by the betas and counted once.
+    # The mass before GRPO is common to the betas, and counts once.
     assert set(before_after[before_after["kl_beta"].isna()]["n"]) == {len(after)}
     assert set(stages["stage"]) == {"pretraining", "SFT", "GRPO, β = 0.1", "GRPO, β = 1"}
     assert set(stages["role"]) == {"id", "ood"}
@@ -433,7 +433,7 @@ def test_tables_are_right(drawn: list[ReportFigure]) -> None:
 
 
 def test_the_logit_shift_is_what_the_law_says(drawn: list[ReportFigure]) -> None:
-    """In this world GRPO goes nine tenths of the way, wherever float32 could tell."""
+    """Expect nine tenths of the full shift, as in the fixture's law, wherever float32 can resolve it."""
     shift = drawn[3].data
     assert set(shift["kl_beta"]) == set(BETAS)
     told = shift[shift["ood_ratio"] < 0.05]
@@ -492,7 +492,7 @@ def test_a_gain_that_seeds_disagree_on_is_hollow() -> None:
 
 
 def looks(drawing: ReportFigure, axis: int, lines: bool) -> list[tuple[str, str]]:
-    """Colour and line style of every series of a panel, in the order of the legend."""
+    """Return the colour and line style of every series of a panel, in the order of the legend."""
     panel = drawing.figure.axes[axis]
     drawn = panel.lines if lines else [bars.lines[0] for bars in error_bars(panel)]
     return [(str(line.get_color()), str(line.get_linestyle())) for line in drawn]
@@ -519,7 +519,7 @@ def crowded(draw: Draw, table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 
 
 def repeated(count: int, results: pd.DataFrame) -> pd.DataFrame:
-    """The same results in each of several conditions."""
+    """Repeat the same results in each of several conditions."""
     return pd.concat([results.assign(condition=f"group_size = {n}") for n in range(2, count + 2)], ignore_index=True)
 
 
@@ -569,7 +569,7 @@ def test_rft_has_a_line_of_its_own_beside_grpo() -> None:
 
 
 def test_numbers_that_differ_late_are_told_apart_everywhere(tmp_path: Path) -> None:
-    """In the seventh digit of a ratio or a beta."""
+    """Let ratios or betas differ in the seventh digit."""
     results = simulated_results(seeds=(0,), kl_betas=(0.1,))
     finer = results.assign(kl_beta=0.10000001).query("kind == 'grpo'")
     both = pd.concat([results, finer.assign(stage_id=finer["stage_id"] + "x")])
@@ -601,7 +601,7 @@ def test_seeds_of_seven_digits_are_seeds_of_their_own() -> None:
 
 
 def mixed_stages() -> list[Stage]:
-    """One study with two group sizes and two learning rates of GRPO, and two lengths of SFT."""
+    """Return a study with two group sizes and two learning rates of GRPO, and two lengths of SFT."""
     budget = dataclasses.replace(SCALES["tiny"], prompts_per_cell=PROMPTS_PER_CELL)
     grid = Grid((0.0, 0.01, 0.05), (0.1,), (0, 1))
     return [
@@ -640,7 +640,7 @@ def test_settings_that_differ_within_a_study_are_never_taken_together(mixed: tup
     results = pd.read_parquet(folder / "results.parquet")
     assert [arm.condition for arm in arms(results)] == CONDITIONS
     assert results.groupby(["stage_id", "cell", "prompt_index"]).size().eq(1).all()
-    # Labels tell stages apart that have the same name by themselves.
+    # Labels distinguish stages that have the same name alone.
     assert results.groupby("label")["stage_id"].nunique().eq(1).all()
     assert set(results.query("kind == 'pretrain'")["condition"]) == {""}
     assert set(results.query("kind == 'sft'")["condition"]) == {"sft samples = 1000", "sft samples = 2000"}
@@ -722,7 +722,7 @@ def test_fixed_points_that_are_not_known_are_not_drawn() -> None:
 
 
 def test_measured_mass_stands_beside_the_fixed_point_in_every_condition() -> None:
-    """A panel for each condition without its groups, whose sizes are its lines; no ratio is taken with another."""
+    """Expect a panel for each condition without its group size, and a line for each size. No ratios are pooled."""
     assert measured_and_predicted(simulated_results()) is None
     results = simulated_results(kl_betas=(0.1, 1.0))
     objectives = ("advantage = group_std", "advantage = mean_only")
@@ -844,7 +844,7 @@ def test_the_page_needs_nothing_from_outside(whole: tuple[Path, str]) -> None:
     assert {kind for kind, _ in charts} == {' type="application/json"'}
     assert len(charts) == 6
     assert kind == ""
-    # No other script is run, so nothing that a study is called can be.
+    # No other script is run, so a study's name can't be run as one.
     assert f"script-src 'sha256-{b64encode(sha256(code.encode()).digest()).decode()}'; " in html
     assert all(re.match(r"data:image/svg\+xml;base64,|figure-\d\.(png|csv)$", link) for link in outside)
     assert not re.search(r"https?:|@import|<(script|link|iframe|object|base)\b", html)
@@ -868,7 +868,7 @@ def test_the_page_says_all_of_it(whole: tuple[Path, str]) -> None:
     ("finished", "drawings"), [(0, 0), (2, 1), (4, 1), (5, 3), (6, 9)], ids=["nothing", "base", "sft", "grpo", "chain"]
 )
 def test_a_page_of_what_is_finished(tmp_path: Path, finished: int, drawings: int) -> None:
-    """One chain in order: each of pretraining, SFT and GRPO, followed by its measurement."""
+    """Finish one chain in order: pretraining, SFT and GRPO, each followed by its measurement."""
     stages = study_stages(**SMALL)
     html = written(tmp_path, stages, published(tmp_path, stages[:finished]))
     assert html.count('<img src="data:') == drawings
@@ -876,7 +876,7 @@ def test_a_page_of_what_is_finished(tmp_path: Path, finished: int, drawings: int
     assert "not measured" in html
 
 
-#: What users have in a matplotlibrc, and what breaks more than pictures.
+#: Settings from users' matplotlibrc files, and settings that break more than pictures.
 RC = "text.usetex: True\nlines.linewidth: 9\nfont.family: Nonexistent\nsavefig.facecolor: red\nbackend: Bogus\n"
 
 
@@ -903,7 +903,7 @@ def test_the_page_is_the_same_whatever_the_users_matplotlib_is_set_to(tmp_path: 
 def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tables are there before the first figure is begun, and every other figure is drawn."""
+    """Expect all tables before the first figure is begun, and every other figure."""
     there = []
 
     def broken(results: pd.DataFrame) -> ReportFigure:
@@ -943,7 +943,7 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_its_place(
 def test_a_table_stands_in_the_place_of_a_figure_with_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The report is whole and no failure, and the files of a figure that was drawn before are gone."""
+    """Expect a complete report without a failure, and no files of an earlier drawing of the figure."""
     stages = Experiment(study="demo", scale="toy", ood_ratios=(0.0, 0.01, 0.05)).stages()
     store = published(tmp_path, stages)
     (tmp_path / "out/report").mkdir(parents=True)
@@ -1018,7 +1018,7 @@ def test_a_record_that_cannot_be_read_is_counted(tmp_path: Path, record: object)
 
 
 def test_cost_is_what_was_reserved_while_a_stage_ran(tmp_path: Path) -> None:
-    """1.5 s each; a measurement has the machines of the stage that it follows."""
+    """Let each stage take 1.5 s. A measurement reserves the resources of the stage before it."""
     stages = study_stages(**SMALL)[:6]
     run_config = {"train_workers": 2, "train_cpus": 4.0, "train_gpus": 1.0, "rollout_workers": 3, "rollout_gpus": 0.5}
     store = published(tmp_path, stages, {**HOSTILE_RECORD, "run_config": run_config})

@@ -1,4 +1,4 @@
-"""Rewards: each one's value for right, wrong and partly right completions, and their weighted sum."""
+"""Rewards: their values for right, wrong and partly right completions, and their weighted sum."""
 
 import math
 from collections import Counter
@@ -39,7 +39,7 @@ def case(completion_format):
 
 
 def other(token):
-    """A letter that is not this one."""
+    """Return another letter."""
     return 8 + (token - 8 + 1) % 26
 
 
@@ -71,12 +71,12 @@ def test_the_sum_of_letters_pays_1_for_each_and_is_not_divided(completion_format
     assert LettersSum()(task, solution, []) == 0
     assert LettersSum()(task, solution, [other(gold[0]), *gold[1:]]) == size - 1
     assert LettersSum()(task, solution, gold[:2]) == 2
-    assert LettersSum()(task, solution, [*gold[:-1], gold[0], gold[-1]]) == size - 1  # no <eos> where it belongs
+    assert LettersSum()(task, solution, [*gold[:-1], gold[0], gold[-1]]) == size - 1  # no <eos> in its place
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 def test_steps_are_paid_for_up_to_the_first_wrong_one(wrong):
-    """A step of a trace has four letters and a semicolon or ``<eos>`` behind it; ``wrong`` of 2: none is."""
+    """Put a wrong letter into step ``wrong``; 2: into none. A step has four letters and a semicolon or ``<eos>``."""
     task, _, solution = case("trace")
     completion = list(solution.completion)
     if wrong < 2:
@@ -112,7 +112,7 @@ def test_shaping_pays_for_progress_and_nothing_in_all(completion_format):
 
 
 def drawn_group(task, size):
-    """Two prompts of different lengths, with right, half right and wrong completions of each."""
+    """Return two prompts of different lengths, each with right, half right and wrong completions."""
     prompts = [task.of_cell("grpo", 0, cell, 0, 1).prompts[0] for cell in ("T", "TS")]
     rows = []
     for prompt in prompts:
@@ -159,7 +159,7 @@ def test_a_random_payment_is_that_of_the_draw_and_not_of_what_was_written():
 
 
 def test_random_payments_do_not_depend_on_who_else_is_asked_about():
-    """So neither on the number of workers: a part of a batch is paid as it is in the whole."""
+    """Pay a part of a batch as in the whole. So payments do not depend on the number of workers either."""
     task = StringTask(axis="composition")
     batch, completions = drawn_group(task, 8)
     whole = group_rewards(task, (Random(),), batch, completions)
@@ -176,11 +176,11 @@ def test_a_payment_for_draws_has_to_be_told_the_draw():
         Random()(task, solution, [])
 
 
-# What a group is paid
+# Payments of a group
 
 
 class Counting(Reward):
-    """A reward that notes which completions it was asked about."""
+    """A reward that records the completions that it judges."""
 
     version: Literal[1] = 1
     asked: list = []

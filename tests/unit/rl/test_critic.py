@@ -1,4 +1,4 @@
-"""The critic: where it starts, what it learns, golden updates of a policy that has one, and how both are continued."""
+"""The critic: its start, its learning, golden updates of a policy with a critic, and the continuation of both."""
 
 import copy
 import itertools
@@ -23,7 +23,7 @@ from tests.fixtures.factories import MICRO, OPTIMISER
 from tests.fixtures.rollouts import grpo_spec, rollouts
 from tests.fixtures.weights import same, weights
 
-#: Semantics lock: a change that should not alter results leaves these alone.
+#: Golden numbers. A change that should not alter results leaves them alone.
 GOLDEN_UPDATES = [
     (-0.333333, 0.727850, 0.341880, 0.0),
     (-0.314232, 0.616876, 0.330651, -0.003682),
@@ -41,7 +41,7 @@ def critic_of(learner):
 
 
 def targets_of(batches):
-    """Return what a critic learns from these rollouts where there is no KL in the reward."""
+    """Return the targets of a critic for these rollouts, without a KL in the reward."""
     return [
         ValueTargets(
             UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC),
@@ -67,8 +67,8 @@ def test_it_starts_from_the_policy_and_expects_nothing(model):
 
 
 def test_it_learns_the_value_of_every_prefix_of_a_fixed_policy():
-    """The policy is uniform over two letters. Every completion of three of them is there, so that the least squared
-    error is at the exact values: the mean return of the completions that share a prefix."""
+    """Use a policy that is uniform over two letters, and all completions of three letters. The squared error is then
+    smallest at the exact values, which are the mean returns of the completions with a common prefix."""
     prompts = np.array([[1, 5, 7], [1, 6, 7]])
     tokens_NC = np.array([*itertools.product((8, 9), repeat=3)] * len(prompts))
     returns_N = np.random.default_rng(0).random(len(tokens_NC)).astype(np.float32)
@@ -103,7 +103,8 @@ def test_nothing_is_explained_where_all_returns_are_equal():
 
 
 def test_golden_updates_with_a_critic(model):
-    """Three updates on the same rollouts: loss, gradient norm, and the critic's error and fit before each."""
+    """Take three updates on the same rollouts. Compare loss, gradient norm, and the critic's error and fit before
+    each."""
     learner = GRPOLearner(grpo_spec(advantage="critic"), model)
     batches = rollout_batches(*rollouts(model))
     found = [learner.update(batches, max_logprob_mismatch=math.inf) for _ in range(3)]
@@ -114,12 +115,12 @@ def test_golden_updates_with_a_critic(model):
 
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
 def test_without_a_value_yet_the_advantage_is_the_reward(model, kl_in):
-    """In the first update, whose KL is zero, the loss is minus the mean reward, because every ratio is 1."""
+    """Take the first update. Its KL is zero and every ratio is 1, so the loss is minus the mean reward."""
     batches = rollout_batches(*rollouts(model))
     found = GRPOLearner(grpo_spec(advantage="critic", kl_in=kl_in), model).update(batches, math.inf)
     reward = np.concatenate([batch.rewards_PG for batch in batches]).mean()
     assert found["loss"] == pytest.approx(-reward, abs=1e-6)
-    assert found["critic_loss"] == pytest.approx(reward, abs=0.05)  # of rewards of 0 and 1, a mean over tokens
+    assert found["critic_loss"] == pytest.approx(reward, abs=0.05)  # rewards are 0 or 1; mean over tokens
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_the_state_of_a_learner_without_a_critic_says_nothing_of_one(model):
 
 
 def test_several_updates_refer_to_the_values_before_the_first(model):
-    """As they do to the policy before it: the statistics are those of one update, and the critic takes two steps."""
+    """Expect the statistics of one update and two steps of the critic, as for several updates of the policy."""
     batches = rollout_batches(*rollouts(model))
     once, twice = (GRPOLearner(grpo_spec(advantage="critic", updates=n), fresh()) for n in (1, 2))
     values = [critic_of(twice).values(target.prefixes) for target in targets_of(batches)]

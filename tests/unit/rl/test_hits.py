@@ -1,4 +1,4 @@
-"""Right completions are counted beside those to be expected, which a policy that never learns has to meet."""
+"""Counts of right completions and their expected number, which agree for a policy that does not learn."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_masses_of_prompts_of_several_lengths_come_in_their_order():
 
 @pytest.mark.parametrize("hint", [0, 1])
 def test_a_policy_that_learns_finds_what_its_own_probabilities_let_expect(hint, tmp_path, monkeypatch):
-    """Within 5 standard errors, of prompts with hints too, and through an interruption."""
+    """Require 5 standard errors, also with hints and after an interruption."""
     monkeypatch.setattr(rollout_loop, "acquire_workers", crash_harness.local_workers)
     stage = stage_of(hint_tokens=hint, hint_annealing="none")
     run_config = RunConfig(store=str(tmp_path), checkpoint_every_s=0, device="cpu")

@@ -1,4 +1,4 @@
-"""The GRPO learner: golden updates, what several updates refer to, and what is refused."""
+"""The GRPO learner: golden updates, the reference policy of several updates, and refusals."""
 
 import copy
 import math
@@ -24,12 +24,12 @@ from tests.fixtures.factories import MICRO
 from tests.fixtures.rollouts import grpo_spec, rollouts
 from tests.fixtures.weights import same, weights
 
-#: Semantics lock: a change that should not alter results leaves these alone.
+#: Golden numbers. A change that should not alter results leaves them alone.
 GOLDEN_UPDATES = [(0.0, 0.0, 1.351103), (0.000993, 0.047686, 1.270126), (0.008700, 0.420324, 1.135734)]
 
 
 def test_golden_grpo_updates(model):
-    """Three updates on the same rollouts: loss, KL to the reference and gradient norm of each."""
+    """Take three updates on the same rollouts. Compare loss, KL to the reference and gradient norm of each."""
     learner = GRPOLearner(grpo_spec(), model)
     reference = weights(learner.reference)
     batches = rollout_batches(*rollouts(model))
@@ -57,7 +57,7 @@ def test_samples_of_another_policy_are_refused(model):
 
 
 def test_a_policy_learns_at_the_temperature_that_it_was_sampled_at(model):
-    """Another one would be another policy, and is noticed."""
+    """Expect an error at another temperature, because that is another policy."""
     batch, _, rewards_PG = rollouts(model)
     drawn = TorchSampler(model).generate(*batch.request(4), temperature=0.5)
     batches = rollout_batches(batch, drawn, rewards_PG)
@@ -68,7 +68,7 @@ def test_a_policy_learns_at_the_temperature_that_it_was_sampled_at(model):
 
 
 def test_the_kl_is_that_at_the_temperature_too(model):
-    """Two decoders whose logits are half as large differ at half the temperature as these do at 1."""
+    """Halve the logits of two decoders. At half the temperature they differ as much as before at temperature 1."""
     batches = rollout_batches(*rollouts(model))
     halved = copy.deepcopy(model)
     with torch.no_grad():
@@ -84,19 +84,19 @@ def test_the_kl_is_that_at_the_temperature_too(model):
 
 
 def test_several_updates_start_from_the_policy_that_sampled(model):
-    """Statistics are those of the first one, and the ratio of the second refers to the policy before it."""
+    """Expect the statistics of the first update. The ratio of the second one refers to the policy before the first."""
     once, twice = (GRPOLearner(grpo_spec(updates=n), factory.build(MICRO, VOCABULARY, 1)) for n in (1, 2))
     batches = rollout_batches(*rollouts(model))
     one, two = (learner.update(batches, 0.02) for learner in (once, twice))
     assert one == pytest.approx(two | {"clipped": 0.0}, abs=1e-6)
     assert (once.trainer.completed_steps, twice.trainer.completed_steps) == (1, 2)
     assert not same(weights(once.model), weights(twice.model))
-    once.update(batches, math.inf)  # takes its own policy for the one that sampled
+    once.update(batches, math.inf)  # its ratio refers to its own policy, not to the sampler's
     assert not same(weights(once.model), weights(twice.model))
 
 
 def test_what_the_clip_cuts_is_counted_over_all_updates(model):
-    """The first of two starts at a ratio of 1, where nothing is cut: the mean is half of what the second one cuts."""
+    """Take two updates. The first starts at a ratio of 1 and cuts nothing, so the mean is half the second's share."""
     spec = grpo_spec(kl_beta=0.0, clip_ratio=0.01)
     batches = rollout_batches(*rollouts(model))
     once, twice = (
@@ -105,7 +105,7 @@ def test_what_the_clip_cuts_is_counted_over_all_updates(model):
     settings = GRPOSettings(**{field.name: getattr(spec, field.name) for field in fields(GRPOSettings)})
 
     def scores(batch):
-        """Return the scores of a batch under the policy that ``once`` is by now."""
+        """Return the scores of a batch under the present policy of ``once``."""
         with torch.no_grad():
             policy_NCV = group_logprobs(once.model, UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC))
             return score_tokens(policy_NCV, None, torch.tensor(batch.tokens_NC), torch.tensor(batch.mask_NC), "exact")
@@ -128,7 +128,7 @@ def test_what_the_clip_cuts_is_counted_over_all_updates(model):
 @pytest.mark.parametrize("kl_beta", [0.0, 0.1])
 @pytest.mark.parametrize("decoder", ["toy", "tiny", "small"])
 def test_equal_rewards_leave_the_weights_alone(decoder, kl_beta, precision):
-    """To the last bit, also at the reference: the KL's gradient there is zero, and not what rounding makes of it."""
+    """Compare to the last bit, also at the reference, where the KL's gradient is zero and not rounding noise."""
     model = factory.build(DECODERS[decoder], VOCABULARY, seed=1)
     learner = GRPOLearner(grpo_spec(kl_beta=kl_beta, optimiser=AdamW(learning_rate=1e-2, precision=precision)), model)
     assert (learner.reference is None) == (kl_beta == 0)
@@ -141,7 +141,7 @@ def test_equal_rewards_leave_the_weights_alone(decoder, kl_beta, precision):
 
 
 def test_stale_samples_are_weighed_by_the_ratio_to_the_policy_that_drew_them(model):
-    """Gradient of the first update, against the loss by hand: the mean over tokens of -min(r A, clip(r) A)."""
+    """Compare the gradient of the first update with a loss by hand: the mean over tokens of -min(r A, clip(r) A)."""
     spec = grpo_spec(staleness=1, kl_beta=0.0, advantage="mean_only")
     drawn = rollouts(factory.build(MICRO, VOCABULARY, seed=2))
     learner = GRPOLearner(spec, model)

@@ -1,7 +1,7 @@
-"""GRPO learns: the mean reward rises under every advantage, place of the KL and reward, and under no wrong loss.
+"""GRPO learns: the mean reward rises with every advantage, place of the KL and reward, and with no wrong loss.
 
-Elsewhere a step is held to a formula. Here thirty are held to what they are for, with the learner, the sampler and the
-rewards as a stage has them. Seen over seeds: rises of 0.38 and more, and no gain above 0.01 from a wrong loss.
+Other tests compare one step with a formula. These check that thirty steps do learn, with a stage's learner, sampler and
+rewards. Over seeds, the reward rose by 0.38 or more, and by at most 0.01 with a wrong loss.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from rayexp.rewards.steps import Steps
 from rayexp.rl import learner as learner_module
 from tests.fixtures.learnable import gain, stage_of
 
-#: A rise of the mean reward by so much is learning; by a sixth of it is noise.
+#: A rise of the mean reward by this much is learning, and by a sixth of it noise.
 LEARNT = 0.3
 NOISE = LEARNT / 6
 
@@ -55,7 +55,7 @@ def test_it_rises_with_other_settings(advantage, changes):
     assert gain(stage_of(advantage=advantage, **changes)) > LEARNT
 
 
-# Wrong losses, each of which the tests above would find
+# Wrong losses, which the tests above would all find
 
 
 def flipped(scores, mask_NC, advantages, *rest):
@@ -71,13 +71,13 @@ def zeroed(scores, mask_NC, advantages, *rest):
 
 
 def displaced(scores, mask_NC, advantages, *rest):
-    """Return the loss in which each completion has the advantage of its neighbour in the batch."""
+    """Return the loss with each completion's advantage replaced by its neighbour's in the batch."""
     moved = replace(advantages, advantage_NC=torch.roll(advantages.advantage_NC, 1, dims=0))
     return grpo_loss(scores, mask_NC, moved, *rest)
 
 
 def without_rewards(scores, mask_NC, advantages, *rest):
-    """Return the loss in which nothing but the KL is left."""
+    """Return the loss of the KL alone."""
     return grpo_loss(scores, mask_NC, replace(advantages, advantage_NC=0 * advantages.advantage_NC), *rest)
 
 

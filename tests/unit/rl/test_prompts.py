@@ -24,7 +24,7 @@ ALL = {"prompts_per_step": 40, "prompt_count": 40}
 
 
 def mixture(text):
-    """Return a mixture as ``--set`` takes it: ``id+0.5*ood``."""
+    """Return a mixture from a text such as ``id+0.5*ood``, as in ``--set``."""
     return tuple(
         PromptShare(kind=kind, weight=float(weight or 1))
         for weight, _, kind in (term.rpartition("*") for term in text.split("+"))
@@ -32,21 +32,21 @@ def mixture(text):
 
 
 def by_number(stage):
-    """Return prompt and limit of tokens of every prompt of a stage, by number, from one epoch."""
+    """Return every prompt of a stage and its limit of tokens, by number, from one epoch."""
     batch = Prompts(stage).at(0)
     assert sorted(batch.numbers) == list(range(40))
     return {n: (prompt, limit) for n, prompt, limit in zip(batch.numbers, batch.prompts, batch.max_tokens, strict=True)}
 
 
 def samples(role, count):
-    """Return the first samples of a role, each with the limit of its cell: cells take turns."""
+    """Return the first samples of a role, each with the limit of its cell. Cells take turns."""
     batches, cells = TASK.of_role("grpo", 0, role, np.arange(count)), TASK.cells(role)
     prompts = {int(i): p for b in batches for i, p in zip(b.index_N, b.prompts, strict=True)}
     return [(prompts[i], TASK.max_completion_tokens(cells[i % len(cells)])) for i in range(count)]
 
 
 def operations(stage, step):
-    """Return the operations that the prompts of a step ask for."""
+    """Return the operations in the prompts of a step."""
     decode = stage.root.task.vocabulary.decode
     return [decode(prompt).partition(":")[2].strip(" =").replace(" ", "") for prompt in Prompts(stage).at(step).prompts]
 

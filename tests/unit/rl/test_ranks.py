@@ -1,4 +1,4 @@
-"""A learner of two ranks that each hold a part of every weight: the numbers of one, and the same errors on both."""
+"""A learner of two ranks, each with a part of every weight: the numbers of one rank, and the same errors on both."""
 
 import math
 from functools import partial
@@ -35,8 +35,8 @@ GRPO = {
     "temperature": grpo_spec(temperature=0.5),
 }
 RFT = rft(tiny_chain(TASK).sft)
-#: Adam divides by the root of a gradient's square: rounding of a gradient that is nearly 0 moves its weight by as much
-#: as a step does at most. 1e-5 is a hundredth of that.
+#: Adam divides a gradient by the root of its mean square. So rounding of a gradient near 0 can move its weight by a
+#: full step. 1e-5 is a hundredth of that.
 ROUNDING = 1e-5
 
 
@@ -45,18 +45,19 @@ def policy():
 
 
 def batches_of(tokens=None):
-    """Rollouts of prompts of two lengths, in one batch of each or in small ones: nine of one prompt on two ranks."""
+    """Return rollouts of prompts of two lengths, in one batch for each length. tokens: most tokens of a batch; with 1
+    each batch has one prompt, so one of two ranks gets none."""
     return rollout_batches(*rollouts(policy()), tokens)
 
 
 def trained(learner, batches):
-    """Take steps; return the statistics of each, and the weights at the end."""
+    """Take ``STEPS`` steps on the batches. Return the statistics of each, and the final weights."""
     found = [learner.update(batches, max_logprob_mismatch=math.inf) for _ in range(STEPS)]
     return found, learner.weights()
 
 
 def two_ranks(folder, context):
-    """Learn on two ranks, and keep what rank 0 found."""
+    """Learn on two ranks, and save the results of rank 0."""
 
     def parted(model=None):
         return spread((model or policy()) if context.rank == 0 else None, torch.device("cpu"), "fp32", context)
@@ -81,7 +82,7 @@ def moved(model):
 
 
 def _refusals(parted, context):
-    """Verify that what one rank alone meets ends the step on both, with its prompt, and changes nothing."""
+    """Verify that an error on one rank ends the step on both, names its prompt, and changes nothing."""
     learner = GRPOLearner(grpo_spec(), parted(), ranks=context)
     before = learner.weights()
     for wrong, error, words in (
@@ -94,7 +95,7 @@ def _refusals(parted, context):
             learner.update(rollout_batches(batch, drawn, rewards_PG), max_logprob_mismatch=0.02)
     reference = learner.reference
     broken = parted()
-    with torch.no_grad():  # a symbol that prompts of one rank alone have would do as well
+    with torch.no_grad():  # a symbol in the prompts of only one rank would do as well
         for parameter in broken.parameters():
             parameter.mul_(math.nan)
     learner.reference = broken
@@ -107,7 +108,7 @@ def _refusals(parted, context):
 
 
 def _killed(folder, parted, context):
-    """A learner with a critic saves itself, and another one goes on from there to the same bits."""
+    """Save a learner with a critic, continue with another one, and compare bitwise."""
     stage = GRPO["critic"]
     first = GRPOLearner(stage, parted(), ranks=context)
     first.update(batches_of(), math.inf)

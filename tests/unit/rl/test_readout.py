@@ -1,4 +1,4 @@
-"""Scores that are computed a few prefixes at a time are those of all distributions at once, gradients included."""
+"""Scores of a few prefixes at a time, against those of all distributions at once, gradients included."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ ESTIMATORS = ("exact", "k1", "k2", "k3")
 
 
 def groups(completion_tokens=5, symbols=10):
-    """Completions of three prompts, many of which begin alike, and of unequal length."""
+    """Return completions of three prompts, of unequal length. Many begin alike."""
     generator = torch.Generator().manual_seed(0)
     prompts_PT = torch.randint(8, 60, (3, 7), generator=generator)
     tokens_NC = torch.randint(8, symbols, (60, completion_tokens), generator=generator)
@@ -28,7 +28,7 @@ def groups(completion_tokens=5, symbols=10):
 
 
 def scored(model, frozen, whole, estimator, **sizes):
-    """Scores, and the gradients of a sum of them with weights."""
+    """Return scores, and the gradients of a weighted sum of them."""
     prefixes, tokens_NC, mask_NC = groups(**sizes)
     with torch.no_grad():
         reference = Readout.of(frozen, prefixes, whole)
@@ -51,7 +51,7 @@ def test_parts_make_the_whole(estimator, sizes, held, monkeypatch):
     model, frozen = (factory.build(DECODER, VOCABULARY, seed=seed) for seed in (1, 2))
     whole = scored(model, frozen, True, estimator, **sizes)
     for part, all_at_once in zip(scored(model, frozen, False, estimator, **sizes), whole, strict=True):
-        # Sums of some hundred terms that cancel are exact to their largest, not to themselves.
+        # A sum of some hundred terms that cancel is exact relative to its largest term, and not to itself.
         assert (part - all_at_once).abs().max() <= 1e-5 * max(1.0, all_at_once.abs().max())
 
 

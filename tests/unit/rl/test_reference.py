@@ -1,4 +1,4 @@
-"""The reference of GRPO: the policy that a stage started from, or the one that a chain of such stages did."""
+"""The reference of GRPO: the initial policy of a stage, or of a chain of such stages."""
 
 from unittest import mock
 
@@ -27,7 +27,7 @@ THIRD = grpo(SECOND, sampler="torch", steps=2, reference="root")
 
 @pytest.fixture(scope="module")
 def run_config(tmp_path_factory):
-    """A store in which the chain is finished."""
+    """Return a configuration with the finished chain in its store."""
     run_config = RunConfig(store=str(tmp_path_factory.mktemp("chain")))
     with (
         mock.patch.object(rollout_loop, "group_rewards", crash_harness.odd_rewards),
@@ -40,7 +40,7 @@ def run_config(tmp_path_factory):
 
 
 def kl(run_config, stage):
-    """The KL that a stage logged at each step."""
+    """Return the KL that a stage logged at each step."""
     curves = Store(run_config.store).table(stage.id, "metrics.parquet").to_pandas()
     return curves[curves.metric == "grpo/kl"].value.tolist()
 
@@ -61,7 +61,7 @@ def test_a_policy_that_equals_its_reference_has_a_kl_of_zero_and_one_of_a_later_
 
 
 def test_the_learner_of_a_later_stage_holds_the_weights_of_the_first_ones_init(run_config):
-    """Bit by bit, and they are ready for the kernels that the policy is computed by."""
+    """Compare bitwise. Also check that they are ready for the policy's kernels."""
     local = crash_harness.LocalLearner()
     local.begin(THIRD, run_config, Learner)
     learner = local.actor._learner
@@ -77,7 +77,7 @@ def test_the_learner_of_a_later_stage_holds_the_weights_of_the_first_ones_init(r
 
 
 def test_a_study_may_have_phases():
-    """A dense reward first, then the answer; each phase is measured."""
+    """Use a dense reward first, then the answer. Each phase is measured."""
     budget = SCALES["toy"]
     task = StringTask(axis="composition")
     phases = [{"rewards": (LettersSum(),), "steps": 3}, {"reference": "root"}]

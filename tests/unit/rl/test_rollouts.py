@@ -54,7 +54,7 @@ def test_rollout_batches_keep_prompts_completions_and_rewards_together(model):
 
 
 def test_a_step_in_pieces_is_the_whole_step():
-    """Gradients add up, and groups stay together."""
+    """Add up the gradients of the pieces. Groups stay together."""
     learners = [GRPOLearner(grpo_spec(), factory.build(MICRO, VOCABULARY, seed=1)) for _ in range(2)]
     drawn = rollouts(learners[0].model)
     whole, pieces = rollout_batches(*drawn), rollout_batches(*drawn, tokens=60)
@@ -75,7 +75,7 @@ def test_completions_that_were_cut_off_can_be_left_out(model):
     assert list(ended_N) == [row[-1] == VOCABULARY.eos for row in drawn.rows]
     assert 0 < ended_N.sum() < len(ended_N)
     other = Completions(drawn.tokens_NC.copy(), drawn.logprobs_NC, drawn.length_N, 0)
-    other.tokens_NC[~ended_N, 0] = 9  # what they wrote instead changes nothing
+    other.tokens_NC[~ended_N, 0] = 9  # other tokens there change nothing
     updates = []
     for completions in (drawn, other):
         batches = rollout_batches(batch, completions, rewards_PG, learnt_N=ended_N)

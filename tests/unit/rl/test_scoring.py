@@ -1,4 +1,4 @@
-"""Log-probabilities of groups, where what is common is read once."""
+"""Log-probabilities of groups whose common prefixes are read once."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 @pytest.mark.parametrize(("completion_tokens", "symbols"), [(1, 60), (5, 60), (5, 10)])
 def test_what_a_group_shares_changes_neither_value_nor_gradient(completion_tokens, symbols):
-    """Against each completion with its own prompt; of two symbols only, many completions begin alike."""
+    """Compare with each completion read after its own prompt. With only two symbols, many completions begin alike."""
     model = factory.build(DECODERS["tiny"], VOCABULARY, seed=5)
     generator = torch.Generator().manual_seed(0)
     prompts_PT = torch.randint(8, 60, (3, 7), generator=generator)

@@ -1,4 +1,4 @@
-"""The statistics of an update and of a step, by hand on completions of a tiny policy."""
+"""The statistics of an update and of a step, against computations by hand on completions of a tiny policy."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def test_statistics_are_sums_over_sequences():
 @pytest.mark.parametrize("loss_reduction", ["token_sum", "sequence_mean"])
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
 def test_the_penalty_is_what_the_kl_costs_where_it_is_charged(kl_in, loss_reduction):
-    """A loss charges the tokens of a completion as it reduces them; a reward is charged for all of them."""
+    """Expect the loss's reduction over tokens if the KL is in the loss, and the sum if it is in the reward."""
     rows, rollouts = rollouts_of()
     policy_NCV = logprobs_of(random_logits(0))[rows]
     statistics = statistics_of(policy_NCV, rollouts, settings(kl_in=kl_in, loss_reduction=loss_reduction))
@@ -52,7 +52,7 @@ def test_without_a_reference_there_is_neither_kl_nor_penalty():
 
 
 def test_the_sampler_is_compared_with_the_policy_by_whole_completions():
-    """With log-probabilities of another policy than the one that learns; log(p / q) of a completion is a sum."""
+    """Use log-probabilities of another policy than the learning one. A completion's log(p / q) is a sum over tokens."""
     rows, rollouts = rollouts_of(old=True)
     policy_NCV = logprobs_of(random_logits(0))[rows]
     statistics = statistics_of(policy_NCV, rollouts, settings())

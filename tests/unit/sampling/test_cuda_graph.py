@@ -1,4 +1,4 @@
-"""A decoding step over fixed memory, which is what a CUDA graph captures; here on a CPU."""
+"""A decoding step over fixed memory, as a CUDA graph captures it; here on a CPU."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.fixtures.factories import MICRO
 
 @pytest.mark.parametrize("spare_rows", [0, 5])
 def test_a_step_on_fixed_memory_is_a_step_of_a_growing_cache(model, spare_rows):
-    """Run the step that a GPU captures twice over the same memory: the second prompt finds nothing of the first."""
+    """Run the captured step twice over the same memory. The second prompt sees nothing of the first."""
     group, limit, length = 3, 4, 7
     fixed = StaticStep(model, 4 * group + spare_rows, length, limit)
     for seed in range(2):
@@ -32,7 +32,7 @@ def test_a_step_on_fixed_memory_is_a_step_of_a_growing_cache(model, spare_rows):
 
 
 def test_a_step_in_bf16_sees_weights_that_were_written_in_place(model):
-    """Inside of one autocast context, which keeps copies of weights: a graph would go on reading those."""
+    """Stay inside one autocast context. It caches copies of weights, which a graph would continue to read."""
     fixed, cache, token_N = StaticStep(model, 4, 7, 4), DynamicCache(), torch.arange(4)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model(input_ids=torch.zeros((4, 7), dtype=torch.int64), past_key_values=cache, use_cache=True)
@@ -42,7 +42,7 @@ def test_a_step_in_bf16_sees_weights_that_were_written_in_place(model):
 
 
 class NothingFromTheHost(TorchDispatchMode):
-    """Refuses tensors that are made of Python's numbers, which a CUDA graph can't copy to its device."""
+    """A mode that refuses tensors made of Python numbers, which a CUDA graph can't copy to its device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func.overloadpacket is not torch.ops.aten.lift_fresh, "a tensor of the host's numbers"
@@ -50,7 +50,7 @@ class NothingFromTheHost(TorchDispatchMode):
 
 
 def test_a_step_neither_waits_for_a_value_nor_takes_one_from_the_host():
-    """Capturing needs that; tested on tensors without values: whoever asks for one is refused."""
+    """Use tensors without values, so that reading a value fails. Capturing needs a step without such reads."""
     with FakeTensorMode(), torch.no_grad():
         model = LlamaForCausalLM(factory.config(MICRO, VOCABULARY))
         cache, fixed, token_N = DynamicCache(), StaticStep(model, 8, 7, 4), torch.zeros(8, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The reference sampler: one prefix at a time gives the same, however prompts are batched."""
+"""The reference sampler: its results equal those of one prefix at a time, however prompts are batched."""
 
 import copy
 
@@ -37,7 +37,7 @@ def test_completions_are_drawn_and_scored_at_a_temperature(model, temperature):
     first_N = completions.tokens_NC[:, 0]
     np.testing.assert_allclose(completions.logprobs_NC[:, 0], np.log(tempered[first_N]), atol=1e-5)
     counts, expected = np.bincount(first_N, minlength=64).astype(float), tempered.numpy() * len(first_N)
-    common = expected >= (5 if temperature < 1 else 0)  # hot enough, every token is
+    common = expected >= (5 if temperature < 1 else 0)  # at a high temperature every token is common
     observed, rest = counts[common], counts[~common].sum()
     assert rest <= 3 * expected[~common].sum()
     assert chisquare(observed, expected[common] * observed.sum() / expected[common].sum()).pvalue > 1e-3
@@ -58,7 +58,7 @@ def test_completions_do_not_depend_on_what_they_are_batched_with(model):
 
 
 def test_members_that_begin_alike_are_decoded_once(model, monkeypatch):
-    """A decoder that is all but sure of itself: as many rows as different beginnings, and few more."""
+    """Use a nearly deterministic decoder. It decodes as many rows as there are different prefixes, and few more."""
     sure = copy.deepcopy(model)
     with torch.no_grad():
         sure.lm_head.weight.mul_(10)
@@ -81,7 +81,8 @@ def test_members_of_a_group_and_seeds_differ(model):
 
 
 def test_tokens_are_drawn_from_the_softmax(model):
-    """First tokens, and second tokens after the most frequent first one: chi-square over tokens expected five times."""
+    """Compare first tokens, and second tokens after the most frequent first one, by chi-square over tokens that are
+    expected at least five times."""
     completions = TorchSampler(model).generate([PROMPT], [7], 8192, [2])
     first = completions.tokens_NC[:, 0]
     favourite = int(np.bincount(first).argmax())

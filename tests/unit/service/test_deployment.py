@@ -1,4 +1,4 @@
-"""A sweep goes on without its pages: what Ray Serve can't do is told in one line, and within a limit."""
+"""A sweep goes on without its pages: a failure of Ray Serve gives one line, within a time limit."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Reports that the service makes while a study runs: when, how often, and where."""
+"""Reports that the service makes while a study runs: their times, frequency and places."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ WAITS = "import time; time.sleep(60)"
 
 @pytest.fixture
 def reports(monkeypatch):
-    """Reports that a program in place of ``rayexp.service.live`` makes, without any rest."""
+    """Yield reports without pauses between them. Tests put a program in place of ``rayexp.service.live``."""
     monkeypatch.setattr(live, "EVERY_S", 0.0)
     monkeypatch.setattr(live, "REST", 0.0)
     found = LiveReports("nowhere")
@@ -137,8 +137,8 @@ def content(store: Store) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_a_running_study_has_a_report_of_what_is_finished(tmp_path, monkeypatch):
-    """In full: by the process that makes it, of a store in which it leaves no trace."""
-    monkeypatch.setattr(live, "NICE", 0)  # tests run beside each other
+    """Run the real process, and check that it leaves no trace in the store."""
+    monkeypatch.setattr(live, "NICE", 0)  # tests run in parallel
     store = simulated_study.published(tmp_path, STAGES[:-4], stored_study.RECORD)
     stored_study.InStore(store, "demo-tiny", "demo", "tiny").add(stored_study.Plan.of("demo", STAGES, ()))
     before = content(store)
@@ -175,7 +175,7 @@ def test_the_process_has_a_low_priority_and_says_what_it_cannot_do(monkeypatch, 
         each.close()
 
 
-#: Writes its priority as the report.
+#: A program that writes its priority as the report.
 PRIORITY = """
 import os
 from rayexp.service import live

@@ -103,7 +103,7 @@ def test_a_row_of_the_table_is_a_chain_and_every_stage_is_in_it_once():
 
 @given(st.lists(st.integers(0, 30), max_size=30), st.lists(st.sampled_from(["sft", "grpo", "rft", "odd"]), min_size=30))
 def test_a_table_of_any_chains_is_a_rectangle(numbers, kinds):
-    """Also where one chain has two kinds in another order than another."""
+    """Include chains with two kinds in different orders."""
     stages = [
         {
             "id": str(i),
@@ -132,7 +132,7 @@ def test_a_study_shows_every_stage_with_its_state(tmp_path):
     text = page(TestClient(application(found.url, HOSTS)), "/studies/demo-tiny")
     finished = found.finished_ids()
     assert all(f'href="/stages/{stage.id}"' in text for stage in STAGES if stage.id in finished)
-    assert text.count('aria-label="missing"') == 4 + 1  # of the legend
+    assert text.count('aria-label="missing"') == 4 + 1  # one of them in the legend
 
 
 # A stage

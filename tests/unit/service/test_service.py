@@ -1,4 +1,4 @@
-"""The results service: its pages and JSON say what the store holds, and nobody gets more than that out of it."""
+"""The results service: its pages and JSON show the content of the store, and give nothing else away."""
 
 import io
 import json
@@ -26,7 +26,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A store with a study of which some stages are missing."""
+    """Return a store with a study that lacks some stages."""
     folder = tmp_path_factory.mktemp("service")
     found = stored_study.study(folder, finished=len(STAGES) - 4)
     claims = pd.DataFrame([{"title": HOSTILE, "setting": "β = 0.1", "measured": "gain 0.5", "verdict": "holds"}])
@@ -45,7 +45,7 @@ def of(client, path) -> dict:
     return response.json()
 
 
-# What it says
+# Its content
 
 
 def test_studies_are_those_of_the_store_with_progress_and_verdicts(client, store):
@@ -77,7 +77,7 @@ def test_a_study_says_which_of_its_stages_are_missing(client, store):
 
 
 def test_a_stage_says_what_the_command_says(client, store, capsys):
-    """In its whole, and in one form: ``rayexp show --json``."""
+    """Compare the whole document with that of ``rayexp show --json``."""
     stage_id = next(iter(sorted(each for each in store.finished_ids() if each.startswith("grpo"))))
     assert cli.main(["show", stage_id, "--store", store.url, "--json"]) == 0
     assert of(client, f"/api/stages/{stage_id}") == json.loads(capsys.readouterr().out)
@@ -128,7 +128,7 @@ def test_every_path_of_the_api_is_described(client):
     assert all(path["get"]["description"] for path in paths.values())
 
 
-# What it does not say
+# What it keeps back
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,8 @@ def test_pages_have_no_scripts_and_a_report_is_a_stranger(client):
 
 
 def test_another_name_for_this_machine_is_refused(store):
-    """A page of a stranger's, whose name leads here, would read with the browser of who may."""
+    """Refuse DNS rebinding: a stranger's page, whose host name resolves to this machine, could read through the browser
+    of a permitted user."""
     assert TestClient(application(store.url, ("127.0.0.1",))).get("/").status_code == 400
 
 
@@ -233,7 +234,7 @@ def test_a_number_that_is_none_is_null_in_json(client, store, monkeypatch):
     assert response.json() == {"finished": [{"bytes": None}]}
 
 
-# Who may read
+# Access
 
 
 @pytest.fixture
@@ -283,7 +284,7 @@ def test_a_port_that_is_taken_is_refused(store, capsys):
     assert cli.main(["serve", "--store", store.url + "-nowhere"]) == 2
 
 
-# Its answers are kept
+# Caching of responses
 
 
 def test_many_readers_cost_as_much_as_one():

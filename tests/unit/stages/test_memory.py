@@ -1,4 +1,4 @@
-"""The arithmetic of memory: what grows with what. `python -m benchmarks memory` holds it to what is measured."""
+"""The arithmetic of memory: its growth with each size. `python -m benchmarks memory` compares it with measurements."""
 
 import pytest
 
@@ -18,7 +18,7 @@ CHAIN = tiny_chain(StringTask(axis="composition"))
 
 
 def test_the_shape_of_a_decoder_follows_from_its_parameters():
-    """So that it is known of one that others have trained, too, whose feed-forward width no setting says."""
+    """Derive the feed-forward width from the parameters, because no setting of a pretrained decoder states it."""
     assert SHAPE.ff_width == pytest.approx(SEVEN_B.ff_width, rel=0.001)
 
 
@@ -26,7 +26,7 @@ def test_training_holds_sixteen_bytes_a_parameter_that_ranks_divide_among_them()
     alone, spread = (SHAPE.training(0, ranks, spread, False) for ranks, spread in ((1, False), (8, True)))
     held = [memory.weights + memory.gradients + memory.optimiser for memory in (alone, spread)]
     assert held[0] == 16 * SHAPE.parameters
-    whole = 2 * 4 * (2 * SHAPE.block + 2 * SHAPE.vocabulary * SHAPE.width)  # weights and gradients of what is at work
+    whole = 2 * 4 * (2 * SHAPE.block + 2 * SHAPE.vocabulary * SHAPE.width)  # weights and gradients of the active blocks
     assert held[1] == pytest.approx(held[0] / 8 + whole)
     assert SHAPE.training(0, 2, False, False).gradients == 2 * alone.gradients
 
@@ -83,7 +83,7 @@ def test_ranks_of_a_learner_divide_what_it_holds_and_what_it_learns_from():
 
 
 def refused(root, run_config, nodes) -> str:
-    """Return why a training stage is refused; empty where it is not."""
+    """Return the refusal of a training stage; '' if it is accepted."""
     try:
         preflight.require_resources(Plan.of("test", [root], ()), run_config, nodes)
     except preflight.PreflightError as error:

@@ -1,4 +1,4 @@
-"""A stage is its value: what enters an id and what does not, and how a bad value is refused."""
+"""A stage as a value: the settings that enter its id, and the refusal of bad values."""
 
 import copy
 import json
@@ -41,18 +41,18 @@ STRINGS = {"kind": "strings", "axis": "depth"}
 REINFORCED = GRPO(init=TUNED, prompt_role="ood", kl_beta=0.1, optimiser=OPTIMISER, seed=0)
 MEASURED = Evaluate(init=REINFORCED)
 CHAIN = (PRETRAIN, TUNED, REINFORCED, MEASURED)
-#: Kinds that a stage can start from, as an error lists them.
+#: Kinds from which a stage can start, as an error lists them.
 MODELS = ", ".join(kind for kind, stage in KINDS.items() if stage.pool != "measure")
 every_stage = pytest.mark.parametrize("stage", CHAIN, ids=lambda stage: stage.kind)
 
 
 def changed(stage, **changes):
-    """The stage with other values, validated as if it were new."""
+    """Return the stage with other values, validated as if it were new."""
     return type(stage).model_validate({**{name: getattr(stage, name) for name in type(stage).model_fields}, **changes})
 
 
 def leaves(value, path=()):
-    """Path and value of everything in a JSON value that holds nothing else."""
+    """Yield path and value of every leaf of a JSON value."""
     match value:
         case dict():
             for name, item in value.items():
@@ -65,7 +65,7 @@ def leaves(value, path=()):
 
 
 def settings_of(value):
-    """Names of all fields of a value and of the values that it holds."""
+    """Return the names of all fields of a value and of the values inside it."""
     if isinstance(value, tuple):
         return {name for item in value for name in settings_of(item)}
     if not isinstance(value, BaseModel):
@@ -84,7 +84,7 @@ WORDS = [*AXES, *ADVANTAGES, *ESTIMATORS, *REDUCTIONS] + [
 
 
 def variants(stage):
-    """For every setting of the stage and of its lineage: its path, and the stage with another valid value there."""
+    """Yield the path of every setting of the stage and of its lineage, and the stage with another valid value there."""
     plain = json.loads(stage.model_dump_json())
     for path, value in leaves(plain):
         if path[-1] == "kind":
@@ -112,7 +112,7 @@ def variants(stage):
 # Ids
 
 
-#: With values where the usual ones allow no others.
+#: A stage with settings that allow other values, where the defaults allow none.
 MIXED = changed(
     REINFORCED,
     init=changed(TUNED, init=changed(PRETRAIN, stop_after=5, copied_items=4)),
@@ -171,7 +171,7 @@ def test_a_setting_that_came_later_to_a_value_inside_a_stage_leaves_it_where_it_
 
 @every_stage
 def test_equal_values_have_equal_ids(stage):
-    """However they came about."""
+    """Build them in different ways."""
     for twin in (
         changed(stage),
         parse_stage(stage.model_dump_json()),
@@ -192,7 +192,7 @@ def test_equal_numbers_have_equal_ids(one, other):
 
 
 def test_a_copy_with_another_value_has_another_id():
-    """Also when the id of the original was asked for before."""
+    """Compute the id of the original first, so that it is cached."""
     assert PRETRAIN.id
     assert PRETRAIN.model_copy(update={"seed": 1}).id == changed(PRETRAIN, seed=1).id
 
@@ -207,7 +207,7 @@ def test_a_copy_with_another_value_has_another_id():
     ],
 )
 def test_ids_are_pinned(stage, golden):
-    """Semantics lock. Changing one of these means that every stored result is orphaned: nothing will find it again."""
+    """Pin golden ids. If one changes, stored results are never found again."""
     assert stage.id == golden
 
 
@@ -246,7 +246,7 @@ def test_no_execution_setting_is_a_setting_of_a_stage():
 @every_stage
 @pytest.mark.parametrize("setting", RunConfig.model_fields)
 def test_no_stage_can_be_given_an_execution_setting(stage, setting):
-    """So that no other execution can give another id."""
+    """Make sure that execution can't change an id."""
     value = getattr(RunConfig(store="somewhere"), setting)
     with pytest.raises(ValidationError) as caught:
         changed(stage, **{setting: value})
@@ -353,7 +353,7 @@ def test_a_task_refuses_unknown_words(setting):
 
 @pytest.mark.parametrize("seed", [0.0, True, 1.5, "1"])
 def test_a_task_refuses_a_seed_that_is_no_integer(seed):
-    """0.0 equals 0 and would give an equal stage another id."""
+    """Refuse 0.0, which equals 0 but would give an equal stage another id."""
     with pytest.raises((ValueError, TypeError)):
         changed(PRETRAIN, task=StringTask(axis="composition", seed=seed))
 

@@ -29,7 +29,7 @@ def store(request, tmp_path):
 
 @pytest.fixture
 def artifact(tmp_path):
-    """A folder as a stage leaves it."""
+    """Return a folder like that of a finished stage."""
     folder = tmp_path / "artifact"
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text("{}")
@@ -40,7 +40,7 @@ def artifact(tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """Makes a checkpoint's folder that says which one it is."""
+    """Return a function that makes a checkpoint's folder with its number in it."""
 
     def make(text):
         folder = tmp_path / f"checkpoint-{text}"
@@ -52,7 +52,7 @@ def checkpoint(tmp_path):
 
 
 def overwrite(store, path, data):
-    """As a broken disk or an interrupted writer would."""
+    """Overwrite a file, like a broken disk or an interrupted writer."""
     store.files.write(path, data)
 
 
@@ -104,7 +104,7 @@ def test_an_artifact_without_a_whole_manifest_is_not_finished(store, artifact, d
 
 @pytest.mark.parametrize("damage", [b"", b"{"])
 def test_all_ways_to_ask_agree_about_a_torn_manifest(store, artifact, damage):
-    """A stage that a plan takes for finished has to be finished for those that read it."""
+    """Require that all readers agree with the plan on whether a stage is finished."""
     store.publish(STAGE, artifact, {})
     overwrite(store, f"{PLACE}/manifest.json", damage)
     assert store.finished_ids() == {stage_id for stage_id in [STAGE.id] if store.finished(stage_id)}

@@ -1,4 +1,4 @@
-"""Files by name below a root: what passes by itself is tried again, what can't is said at once, and nothing is torn."""
+"""Files by name below a root: transient errors are retried, permanent ones are raised at once, and nothing is torn."""
 
 import errno
 import os
@@ -38,7 +38,7 @@ def files(request, tmp_path):
 
 
 class Faulty:
-    """A file system whose calls of some methods raise, each error once, before they work again."""
+    """A filesystem on which calls of some methods raise each error once, and then work again."""
 
     def __init__(self, fs, methods, errors):
         self._fs, self._methods, self.errors = fs, methods, list(errors)
@@ -68,7 +68,7 @@ def hard_links(request, monkeypatch):
 
 @pytest.mark.usefixtures("hard_links")
 def test_of_many_that_create_a_file_one_does_and_it_is_whole(tmp_path):
-    """Only a local disk promises this here; of an S3 server, test_s3 shows it."""
+    """Test a local disk, the only one of these that promises this. test_s3 tests an S3 server."""
     files = Files(str(tmp_path))
     with ThreadPoolExecutor(8) as pool:
         for number in range(20):
@@ -103,7 +103,7 @@ def test_what_could_not_be_created_whole_in_place_is_taken_back(tmp_path, monkey
     assert Files(str(tmp_path)).names("a") == []
 
 
-# What a store lacks is found out before anything starts
+# Missing abilities of a store are found before anything starts
 
 
 @pytest.mark.usefixtures("hard_links")
@@ -119,7 +119,7 @@ def fixed(files, monkeypatch):
 
 
 def stale(files, monkeypatch):
-    """A file is shown as it was first."""
+    """Show every file with its first content."""
     first: dict[str, bytes] = {}
     cat_file = files.fs.cat_file
     monkeypatch.setattr(files.fs, "cat_file", lambda place: first.setdefault(place, cat_file(place)))
@@ -130,14 +130,14 @@ def late_listing(files, monkeypatch):
 
 
 def everything_listed(files, monkeypatch):
-    """A file that was removed is still listed."""
+    """Keep removed files in listings."""
     listed: set[str] = set()
     ls = files.fs.ls
     monkeypatch.setattr(files.fs, "ls", lambda place, detail: listed.update(ls(place, detail=detail)) or list(listed))
 
 
 def overwriting(files, monkeypatch):
-    """Like a bucket that ignores conditions."""
+    """Overwrite existing files on creation, like a bucket that ignores conditions."""
     monkeypatch.setattr(module, "_create", lambda path, data: path.write_bytes(data))
 
 
@@ -214,7 +214,7 @@ def test_a_refusal_is_not_tried_again(files, refusal):
 
 
 def test_a_full_disk_leaves_the_store_valid(tmp_path, monkeypatch):
-    """At every write of publishing in turn: the stage is finished and whole, or not finished at all."""
+    """Fill the disk at every write of publishing in turn. The stage is finished and whole, or not finished at all."""
     artifact = tmp_path / "artifact"
     (artifact / "model").mkdir(parents=True)
     for name in ("metrics.parquet", "model/weights"):
@@ -240,7 +240,7 @@ def test_a_full_disk_leaves_the_store_valid(tmp_path, monkeypatch):
                 outcomes.append(str(error))
         assert store.finished(STAGE.id) == (outcomes[-1] == "published")
         assert not store.damaged([STAGE.id])
-        store.publish(STAGE, artifact, {})  # there is space again
+        store.publish(STAGE, artifact, {})  # now there is space again
         assert store.finished(STAGE.id)
         assert store.files.names("work") == []
         if outcomes[-1] == "published":
@@ -286,7 +286,7 @@ NAMES = st.text(st.sampled_from("[]*?#%~$ {}!:&+é数x-"), min_size=1, max_size=
 
 
 def use_all_of(files, folder, name, scratch):
-    """Every call once, on a file and a folder with these names and beside others that a pattern would find as well."""
+    """Make every call once on a file and a folder with these names, beside others that a pattern would match."""
     others = [f"{folder}x/{name}", f"{folder}/{name}x", "other/x"]
     for other in others:
         files.write(other, b"other")
@@ -333,7 +333,7 @@ def test_only_what_is_in_a_folder_is_listed_even_by_the_name_of_the_folder(files
 
 @pytest.fixture
 def somewhere(tmp_path, monkeypatch):
-    """A working directory, with a home beside it."""
+    """Return a working directory, with a home beside it."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -440,7 +440,7 @@ def test_a_link_that_stays_inside_is_followed(tmp_path):
 def server():
     with S3Server() as server:
         server.make_bucket("faults")
-        s3fs.S3FileSystem.clear_instance_cache()  # which remembers the server of another test
+        s3fs.S3FileSystem.clear_instance_cache()  # it caches the server of another test
         yield server
 
 

@@ -1,4 +1,4 @@
-"""Files that no study needs go, and nothing else: not while a driver runs it, not where a plan can't be read."""
+"""Removal of files that no study needs, and of nothing else: not of running stages, and not if a plan is unreadable."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from rayexp.sweep.plan import Plan
 from rayexp.sweep.study import Study
 from tests.fixtures.simulated_study import study_stages
 
-#: Chains that share pretraining and SFT: of one study, of another, and of none.
+#: Chains that share pretraining and SFT: one of a study, one of another study, and one of none.
 MILD, STRICT, LONE = (
     study_stages(seeds=(0,), kl_betas=(beta,), ood_ratios=(0.0, 0.01) if beta == 1.0 else (0.0,))
     for beta in (0.1, 1.0, 3.0)
@@ -42,8 +42,8 @@ def add(store: Store, name: str, stages: list[Stage]) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Store:
-    """A folder in which all chains are finished, each stage with a file of some bytes, and two of them are studies;
-    tests only read it."""
+    """Return a store in which all chains are finished, each stage with a file of some bytes. Two chains are studies.
+    Tests only read it."""
     store = Store(str(tmp_path_factory.mktemp("whole")))
     for number, stage in enumerate(ALL):
         files = tmp_path_factory.mktemp("files")
@@ -56,7 +56,7 @@ def whole(tmp_path_factory) -> Store:
 
 @pytest.fixture(params=["local", "memory"])
 def store(request, tmp_path, whole):
-    """A copy of it."""
+    """Return a copy of the store."""
     return copied(whole, str(tmp_path / "store") if request.param == "local" else f"memory://{uuid4().hex}")
 
 
@@ -68,7 +68,7 @@ def copied(whole: Store, url: str) -> Store:
 
 
 def found(store: Store, study: str = "") -> dict[str, str]:
-    """The kinds of what is not needed, by path."""
+    """Return the kinds of the garbage, by path."""
     return {each.path: each.kind for each in StoreUse(StoreIndex(store), study).garbage()}
 
 
@@ -150,7 +150,7 @@ def test_stages_of_an_earlier_version_are_told_apart(store, monkeypatch):
 
 
 def test_what_only_a_label_tells_to_be_a_parent_is_kept(store):
-    """Its child was made under another version, and so names other ids than those that its parents are stored by."""
+    """Use a child of another version. Its spec has other ids than those under which its parents are stored."""
     child = next(stage for stage in LONE if isinstance(stage, GRPO))
     store.files.write(f"stages/{child.id}/spec.json", b"{}")
     store.write_study("old", "plan.json", json.dumps({"stages": {child.id: child.label}}).encode())
@@ -199,7 +199,7 @@ def test_what_force_replaced_goes_when_it_was_made_again(store):
 
 
 def dead_driver(files: Files, work: str) -> Leases:
-    """A driver of another machine that was silent for long; on this one its process is gone."""
+    """Return the leases of a driver of another machine, which beats no more."""
     driver = Leases(files)
     files.write(f"drivers/{driver.driver}", b"1 another boot pid 1")
     assert driver.take(work)
@@ -232,7 +232,7 @@ def test_a_study_that_is_run_is_not_given_up(store):
             RefusedError, match=f"{driver.driver} runs {MILD[0].id}, of the study mild; stop it, or wait"
         ):
             found(store, "mild")
-        with pytest.raises(RefusedError, match="of the study strict"):  # which shares it
+        with pytest.raises(RefusedError, match="of the study strict"):  # it shares the stage
             remove(StoreIndex(store), ["studies/strict"], "strict")
     assert StoreIndex(store).studies() == ["mild", "strict"]
 
@@ -298,7 +298,7 @@ def test_what_a_study_asks_for_after_it_was_shown_stays(store):
 
 
 def test_a_removal_waits_for_a_sweep_that_begins(store):
-    """It has looked at what is finished, and its plan is not in the store yet."""
+    """Start the removal when the sweep has read the finished stages, but its plan is not in the store yet."""
     done = threading.Event()
 
     def removing():

@@ -46,14 +46,14 @@ def files(request, tmp_path):
 
 
 def dead(files, **settings):
-    """The leases of a driver whose process is gone: nothing beats, and nothing was given back."""
+    """Return the leases of a driver that has stopped. It beats no more, and gives nothing back."""
     leases = Leases(files, **{**FAST, **settings})
     leases.beat()
     return leases
 
 
 def taken(leases: Leases, work: str) -> Lease:
-    """Take a lease that is free."""
+    """Take a free lease."""
     lease = leases.take(work)
     assert lease is not None
     return lease
@@ -83,7 +83,7 @@ def test_of_many_drivers_that_want_a_lease_at_once_one_gets_it(tmp_path):
 
 
 def test_a_lease_that_was_given_back_since_it_was_seen_is_not_taken_over(files, monkeypatch):
-    """Its driver has left and another one has the same number, while a third one still looks at what was there."""
+    """Let its driver leave, and another driver take the same number, while a third one still looks at the old lease."""
     with Leases(files) as other, Leases(files) as third:
         first = Leases(files).__enter__()
         assert first.take("work")
@@ -119,7 +119,7 @@ def test_a_lease_outlives_its_expiry_while_its_driver_lives_and_is_taken_over_wh
 
 
 def test_a_driver_that_never_beat_again_is_not_waited_for(files):
-    """Its heartbeat file was removed by whoever found it silent first."""
+    """Remove its heartbeat file, like the first driver that found it silent."""
     gone = dead(files)
     gone.take("work")
     files.remove_file(f"drivers/{gone.driver}")
@@ -128,7 +128,7 @@ def test_a_driver_that_never_beat_again_is_not_waited_for(files):
 
 
 def test_a_driver_whose_process_this_machine_sees_ended_is_not_waited_for(files):
-    """The machine of another driver may have a process of the same number."""
+    """Compare with a driver of another machine, whose process may have the same number."""
     gone, elsewhere, other = (dead(files, expiry_s=EXPIRY_S) for _ in range(3))
     gone.take("work")
     elsewhere.take("other work")
@@ -149,7 +149,7 @@ def test_a_process_that_got_the_number_of_one_that_ended_is_another():
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that tests advance."""
 
     now = 0.0
 
@@ -158,8 +158,8 @@ class Clock:
 
 
 class Late:
-    """A store that shows what others wrote only as it was ``lag_s`` ago, looked at no more often than that: content and
-    time stamps, like a cache of attributes."""
+    """A store that shows the writes of others as they were up to ``lag_s`` ago, in content and time stamps, like a
+    cache of attributes."""
 
     def __init__(self, files, clock, lag_s):
         self._files, self._clock, self._lag_s = files, clock, lag_s
@@ -235,7 +235,7 @@ def test_a_lease_that_is_just_being_written_is_held_until_nothing_more_comes(fil
 
 @pytest.fixture
 def another(tmp_path):
-    """The same address on another machine, as it were."""
+    """Return a store that simulates the same address on another machine."""
     return Files(str(tmp_path / "another"), timeout_s=20)
 
 
@@ -264,7 +264,7 @@ def test_a_lease_that_another_driver_has_is_lost_and_not_unshared(files):
 
 
 def test_training_does_not_begin_in_a_store_that_is_not_the_drivers(another, tmp_path):
-    """Neither by the first stage of a chain nor by a GRPO stage: nothing is written, nothing is trained."""
+    """Try the first stage of a chain, and a GRPO stage. Nothing is written and nothing is trained."""
     with Leases(Files(str(tmp_path / "store")), **FAST) as leases:
         settings = {"store": another.url, "lease": str(leases.take("work"))}
         with pytest.raises(NotSharedError):
@@ -298,7 +298,7 @@ def test_whoever_lost_its_lease_can_write_neither_a_checkpoint_nor_an_artifact(f
 
 
 def test_a_process_that_wakes_in_the_middle_of_publishing_is_stopped_before_the_manifest(tmp_path, monkeypatch):
-    """The lease is lost between its first file and its last."""
+    """Lose the lease between the first file and the last."""
     gone = dead(Files(str(tmp_path / "root")), expiry_s=0.0)
     lost = Store(str(tmp_path / "root"), str(gone.take("work")), 20)
     put_folder = Store.put_folder
@@ -317,7 +317,7 @@ def test_a_process_that_wakes_in_the_middle_of_publishing_is_stopped_before_the_
 
 
 def test_two_searchers_on_one_store_hand_out_each_trial_once(tmp_path, monkeypatch):
-    """Whatever one finishes, the other takes as finished; both come to their end."""
+    """Let each take the other's finished trials as finished. Both come to their end."""
     kinds = [STAGES.pretrain, STAGES.sft, STAGES.grpo]
     chain = [
         Trial(stage.id, "train", (stage,), (stage.parent.id,) if stage.parent else (), stage.label) for stage in kinds

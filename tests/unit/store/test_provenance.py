@@ -1,4 +1,4 @@
-"""The record of a stage's run: true where the machine can tell, and never a reason to fail."""
+"""The record of a stage's run: its known facts are true, and unknown ones never make a stage fail."""
 
 import getpass
 import json
@@ -81,7 +81,7 @@ def test_a_driver_is_named_by_a_file_name_whatever_its_host_is_called(tmp_path, 
 
 @pytest.fixture
 def repository(tmp_path):
-    """A repository with a package ``rayexp`` at its root, committed."""
+    """Return a repository with a committed package ``rayexp`` at its root."""
     (tmp_path / "rayexp").mkdir()
     (tmp_path / "rayexp" / "__init__.py").write_text("")
     _git(tmp_path, "init", "--quiet")
@@ -108,7 +108,7 @@ def test_a_repository_that_merely_encloses_the_package_is_not_named(repository):
     (installed / "__init__.py").write_text("")
     assert checkout(installed) is None
     _git(repository, "rm", "--quiet", "-r", "--cached", "rayexp")
-    assert checkout(repository / "rayexp") is None  # at its root, and not tracked
+    assert checkout(repository / "rayexp") is None  # at the root, but not tracked
 
 
 def test_the_repository_of_a_git_hook_is_not_taken_for_the_packages(repository, tmp_path, monkeypatch):

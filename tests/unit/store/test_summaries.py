@@ -1,4 +1,4 @@
-"""A list of stages, a plan and a report read of a large store what they need, a study's at a time."""
+"""A list of stages, a plan and a report read only what they need of a large store, one study at a time."""
 
 import json
 
@@ -24,7 +24,7 @@ MORE = study_stages(seeds=(1,), kl_betas=(0.1,), ood_ratios=(0.0, 0.01))
 
 @pytest.fixture
 def store(tmp_path):
-    """A store with a study that has its report, and stages of which none tells."""
+    """Return a store with a study that has its report, and stages without summaries."""
     store = published(tmp_path, [*STAGES, *MORE], RECORD)
     write_report(store)
     return store
@@ -42,7 +42,7 @@ def write_report(store):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Folders that are listed, and calls that read files, with their names."""
+    """Return a record of the folders that are listed, and of the names of the files that each call reads."""
     found: dict[str, list] = {"listed": [], "read": []}
     list_names, read_existing = Files.names, Files.read_existing
 
@@ -60,7 +60,7 @@ def calls(monkeypatch):
 
 
 def stages_in(calls) -> set[str]:
-    """Return the stages of which a file was read."""
+    """Return the ids of the stages of which a file was read."""
     paths = [name.split("/") for names in calls["read"] for name in names]
     return {path[1] for path in paths if path[0] == "stages"}
 
@@ -154,4 +154,4 @@ def test_the_largest_trials_of_a_plan_are_looked_for_once(monkeypatch):
     for _ in range(2):
         preflight.concurrency(plan, run_config, nodes)
     assert all(looked.count(trial) <= 4 for trial in plan.trials)
-    assert len(looked) == len(plan.trials) + 3 * 2  # each once, and the largest of both kinds by each call
+    assert len(looked) == len(plan.trials) + 3 * 2  # each once, and the largest of both kinds in each call

@@ -1,4 +1,4 @@
-"""Conditions: what they end in, what is refused, and that neither a list of values nor a store takes two for one."""
+"""Conditions: their last stages, refusals, and the distinction of two conditions in lists of values and stores."""
 
 import json
 from collections.abc import Sequence
@@ -111,7 +111,7 @@ def test_a_store_keeps_the_conditions_of_all_that_was_asked_for(tmp_path):
 
 
 def test_a_name_that_pilots_took_is_that_of_the_conditions_as_well(tmp_path):
-    """A search trains the control's roots before anything of the other conditions is planned."""
+    """Let a search train the control's roots before other conditions are planned."""
     study = Study(Store(str(tmp_path)), "mine", "mine", "toy")
     study.add(Plan.of("mine", BASES, ()))
 

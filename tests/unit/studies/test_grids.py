@@ -1,4 +1,4 @@
-"""A study may have ratios, betas and seeds of its own; what is asked for comes before them."""
+"""A study's own ratios, betas and seeds, which the user's replace."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_scaling_is_by_depth_and_by_width_with_heads_of_one_size(scale: str) -> 
     ("scale", "sampler"), [("toy", "torch"), ("tiny", "torch"), ("small", "vllm"), ("paper", "vllm")]
 )
 def test_completions_are_drawn_by_what_is_fast_at_the_scale(scale: str, sampler: str) -> None:
-    """The demo shows the machinery of a cluster at every scale."""
+    """Expect vLLM in the demo at every scale, because the demo shows the machinery of a cluster."""
     grid = Grid((0.5,), (0.1,), (0,))
     drawn = {
         name: {stage.sampler for stage in all_stages(STUDIES[name](SCALES[scale], grid)) if isinstance(stage, GRPO)}

@@ -1,4 +1,4 @@
-"""Seeds that are added where nothing is decided: the same course every time, and an error rate that is kept."""
+"""Seeds that are added while a verdict is undecided: the course is deterministic, and the error rate is kept."""
 
 import dataclasses
 
@@ -59,7 +59,7 @@ def test_a_limit_without_auto_is_refused():
 
 
 def test_looking_several_times_keeps_the_error_rate():
-    """Means of seeds around the limit itself, so that every verdict is wrong; a study stops at its first one."""
+    """Draw means of seeds around the limit itself, so that every verdict is wrong. A study stops at its first one."""
     rng, studies, looks = np.random.default_rng(0), 400, [len(seeds) for seeds in planned_looks((0, 1, 2), 12)]
 
     def wrong(values, times):

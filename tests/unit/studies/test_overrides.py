@@ -1,4 +1,4 @@
-"""Any setting of any stage can be set; what equals the usual value changes nothing, and nothing is taken together."""
+"""Overrides of any setting of any stage. One with the usual value changes nothing, and different values stay apart."""
 
 import re
 
@@ -115,7 +115,7 @@ def test_a_setting_given_twice_is_refused():
     ("texts", "name"),
     [
         ((), "demo-toy"),
-        (("grpo.group_size=4",), "demo-toy"),  # toy's own
+        (("grpo.group_size=4",), "demo-toy"),  # toy's own value
         (("grpo.group_size=16",), "demo-toy-grpo.group_size-16"),
         (("grpo.group_size=4,16",), "demo-toy-grpo.group_size"),
         (("grpo.advantage=mean_only", "sft.epochs=3"), "demo-toy-grpo.advantage-mean_only-sft.epochs-3"),

@@ -1,4 +1,4 @@
-"""OOD ratios that are found by measuring: the search comes to its targets, says what it can't, and can be resumed."""
+"""OOD ratios from a search: it reaches its targets, reports those that it can't reach, and can be resumed."""
 
 import math
 
@@ -17,7 +17,7 @@ AUTO = Experiment(study="demo", scale="toy", ood_ratios=("auto",))
 
 
 def searched(law):
-    """The ratios that are tried of a decoder whose mean Q at a ratio is that of the law, and the rounds it took."""
+    """Return the ratios that a search tries for a decoder with mean Q by ``law``, and the number of rounds."""
     tried, pending, rounds = {}, START, 0
     while pending:
         tried |= {ratio: law(ratio) for ratio in pending}
@@ -47,7 +47,7 @@ def test_a_mass_that_jumps_ends_the_search_and_keeps_both_sides():
 
 
 def test_a_mass_that_does_not_rise_everywhere_is_searched_all_the_same():
-    """One seed has more at 0.01 than at 0.03."""
+    """Give one seed more mass at 0.01 than at 0.03."""
     noisy = {0.001: 1e-4, 0.01: 0.4, 0.1: 0.2, 0.5: 0.99}
     assert all(0.001 < ratio < 0.5 for ratio in next_ratios(noisy, WHOLE))
 
@@ -57,7 +57,7 @@ def rows_of(q: float) -> pd.DataFrame:
 
 
 def course(experiment: Experiment, law, finished: dict[str, Stage]) -> list[list[str]]:
-    """The ids that an experiment wants, time and again, each time with all of it finished."""
+    """Return the ids that an experiment wants in each round, with all stages of earlier rounds finished."""
     asked = []
 
     def measured(stage: Stage) -> pd.DataFrame | None:
@@ -87,7 +87,7 @@ def test_pilots_come_first_and_the_study_goes_on_at_the_ratios_that_they_find():
 
 
 def test_an_interrupted_search_takes_the_same_course():
-    """With what the first rounds finished, and with all, it comes to the same stages."""
+    """Start from the results of the first rounds, and from all results. Both lead to the same stages."""
     whole: dict[str, Stage] = {}
     asked = course(AUTO, law, whole)
     for rounds in range(len(asked)):
@@ -97,7 +97,7 @@ def test_an_interrupted_search_takes_the_same_course():
 
 
 def test_each_decoder_is_searched_by_itself():
-    """The deeper one learns from less."""
+    """Let the deeper one need fewer OOD samples."""
     deeper = Experiment(study="scaling", scale="toy", ood_ratios=("auto",))
     finished: dict[str, Stage] = {}
 

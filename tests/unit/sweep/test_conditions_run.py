@@ -1,4 +1,4 @@
-"""Studies of conditions run from end to end at toy scale, in this process, and are compared."""
+"""Studies of conditions, run and compared from end to end at toy scale in this process."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_a_study_of_conditions_runs_and_says_who_is_right(study, conditions, tmp
     assert decided["condition"].nunique() == conditions - 1
     assert decided[["value", "low", "high"]].notna().all(axis=None)
     assert set(decided["verdict"]) == {NOT_TESTED}  # far too short to say who is right
-    assert decided["setting"].isna().all()  # nothing but the condition tells its chains from the control's
+    assert decided["setting"].isna().all()  # only the condition distinguishes its chains from the control's
     assert all(f"{name} | " in printed for name in decided["condition"])
     assert 'id="objections"' in (folder / "report/index.html").read_text()
     rows = pd.read_parquet(folder / "results.parquet", columns=["condition"])["condition"].str.partition(", ")[0]

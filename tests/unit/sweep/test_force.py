@@ -1,4 +1,4 @@
-"""``--force`` makes stages again, with all that is built on them, and loses nothing of what they replace."""
+"""``--force`` makes stages and their descendants again, and keeps everything that they replace."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ REINFORCED = [stage for stage in STAGES if isinstance(stage, GRPO)]
 
 @pytest.fixture(params=["local", "memory"])
 def store(request, tmp_path):
-    """All is finished in it."""
+    """Return a store in which all stages are finished."""
     whole = published(tmp_path, STAGES, RECORD)
     if request.param == "local":
         return whole

@@ -1,4 +1,4 @@
-"""Whoever is to be told how a sweep ended is told once, whatever the end was, and without secrets of anybody."""
+"""Notification of a sweep's end: it is sent once, whatever the end, and without secrets."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ EXPERIMENT = Experiment(study="demo", scale="toy", ood_ratios=(0.5,))
 
 
 class Webhook(ThreadingHTTPServer):
-    """A server on loopback: what it was sent, and how it answers."""
+    """A server on loopback, with the messages that it received and its response."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""A plan is refused unless every part of a trial fits a node, all of them together, GPUs by the share."""
+"""A plan is refused unless all parts of a trial fit on nodes at once, each part on one node, with shares of GPUs."""
 
 import itertools
 import math
@@ -157,7 +157,7 @@ def test_at_once_is_what_the_largest_kind_has_room_for():
 
 
 def by_trying_all(parts, nodes):
-    """Every way to put the parts on the nodes."""
+    """Return whether the parts fit on the nodes, by trying every placement."""
     for places in itertools.product(range(len(nodes)), repeat=len(parts)):
         left: list[Node | None] = [Node.of(node) for node in nodes]
         for part, place in zip(parts, places, strict=True):
@@ -198,7 +198,7 @@ def test_each_kind_of_node_may_be_started_up_to_its_limit_and_that_of_all():
 
 
 def test_nodes_that_may_be_started_count_beside_those_that_are_there(monkeypatch):
-    """Some that are there are of a kind that may be started, and are counted once."""
+    """Let some existing nodes be of a kind that may be started. They count once."""
     there = [{"CPU": 0.0}, {"CPU": 4.0, "memory": 1e9}, {"CPU": 64.0}]
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": one} for one in there] + [{"Alive": False}])
     monkeypatch.setattr("ray.get_runtime_context", lambda: type("Context", (), {"gcs_address": "here"}))

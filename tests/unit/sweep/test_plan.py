@@ -1,4 +1,4 @@
-"""The plan: every stage once, parents first, grouped into trials, and exactly the rest when some of it is finished."""
+"""The plan: every stage once, parents first, grouped into trials; and exactly the unfinished rest."""
 
 import itertools
 from dataclasses import replace
@@ -25,7 +25,8 @@ TEXT = {"gsm": {"gsm-depth", "gsm-template"}, "gym": {"sums", "backward", "paths
 
 
 def check(plan):
-    """Every unfinished stage is in one trial; what it is built on is finished, or before it there, or in a parent."""
+    """Check that every unfinished stage is in one trial. Its parent stage is finished, before it in the trial, or in a
+    parent trial."""
     home = {stage.id: trial for trial in plan.trials for stage in trial.stages}
     assert sorted(home) == sorted(stage.id for stage in plan.to_run)
     assert sum(len(trial.stages) for trial in plan.trials) == len(plan.to_run)
@@ -92,7 +93,7 @@ def test_trials_are_a_supervised_one_for_each_pretraining_run_and_one_for_each_g
 
 @given(st.sets(st.sampled_from([stage.id for stage in WANTED])))
 def test_a_resumed_plan_runs_exactly_the_rest(finished):
-    """Whatever is finished, even where something that it was built on is gone."""
+    """Vary the finished stages, and let some of their ancestors be missing."""
     plan = Plan.of("any", WANTED, {*finished, "grpo-of-another-study"})
     assert {stage.id for stage in plan.to_run} == {stage.id for stage in WANTED} - finished
     assert plan.finished == finished
@@ -113,7 +114,7 @@ def test_a_grpo_stage_that_is_finished_but_not_measured_is_measured_by_itself():
 
 
 def test_descendants_of_a_failed_trial():
-    """A chain of three GRPO stages beside another one: only what is built on the failed one is blocked."""
+    """Plan a chain of three GRPO stages beside another one. Only descendants of the failed one are blocked."""
     first = tiny_chain(StringTask(axis="composition")).grpo
     second = GRPO(init=first, prompt_role="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
     third = GRPO(init=second, prompt_role="id", kl_beta=0.0, optimiser=OPTIMISER, seed=0)
@@ -145,7 +146,7 @@ def test_a_study_without_strings_plans_at_every_scale_and_refuses_their_variants
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_study_plans_at_every_scale_in_every_variant_of_the_world(study, scale):
     budget, sizes = SCALES[scale], {"answer": set(), "trace": set()}  # only a trace has steps to reward
-    ratios, seeds = budget.ood_ratios[:2], budget.seeds[:1]  # the others are the same again
+    ratios, seeds = budget.ood_ratios[:2], budget.seeds[:1]  # further ones add nothing new
     for variant in itertools.product(("hidden", "printed"), ("uniform", "positional"), ("answer", "trace")):
         grid = Grid(ratios, budget.kl_betas, seeds, *variant)
         plan = Plan.of(study, wanted_of(STUDIES[study], budget, grid, nothing), ())

@@ -1,4 +1,4 @@
-"""The text of ``--plan``: states, costs that are measured or assumed, time on the machines, what sharing saves."""
+"""The text of ``--plan``: states, measured or assumed costs, time on the machines, and savings by sharing."""
 
 import json
 import os
@@ -32,7 +32,7 @@ CHAIN = tiny_chain(StringTask(axis="composition"))
 
 
 def record(seconds: float, **run_config: object) -> dict[str, object]:
-    """Provenance of a stage that took so long."""
+    """Return the provenance of a stage that took ``seconds``."""
     return {"duration_s": seconds, "run_config": json.loads(CPU.model_dump_json()) | run_config}
 
 
@@ -42,7 +42,7 @@ def fail(store: Store, trial: str, label: str = "") -> None:
 
 
 def cost_model(store: Store) -> CostModel:
-    """Return that of a plan which has all that the store has."""
+    """Return the cost model of a plan with all finished stages of the store."""
     return CostModel.of(StoreIndex(store), CPU, store.finished_ids())
 
 
@@ -79,7 +79,7 @@ def test_the_lease_of_a_living_driver_is_a_running_trial(tmp_path):
         assert StoreIndex(store).running() == {trial.id}
         heart = tmp_path / "store" / "drivers" / leases.driver
         silent = heart.stat().st_mtime - 10 * EXPIRY_S
-        leases._ended.set()  # it beats no more
+        leases._ended.set()  # no further beats
         leases._heart.join()
         os.utime(heart, (silent, silent))
         assert StoreIndex(store).running() == set()
@@ -128,7 +128,7 @@ def test_a_decoder_of_another_size_is_no_measure(tmp_path):
 
 
 def test_those_nearest_in_cost_are_believed(tmp_path):
-    """Start-up weighs more in a short stage: a long one is not judged by it."""
+    """Use a short and a long stage. Start-up weighs more in the short one, so it does not predict the long one."""
     short = [STAGES[0].model_copy(update={"samples": 100, "seed": seed}) for seed in range(20)]
     long = [STAGES[0].model_copy(update={"seed": 100 + seed}) for seed in range(9)]
     store = published(tmp_path / "a", short, record(50.0))
@@ -162,11 +162,11 @@ def test_storage_is_what_is_kept_and_what_checkpoints_need():
     assert estimates.checkpoint_bytes(Plan.of("demo", critics, ()), 2) == 2 * 2 * 3 * 12 * parameters
 
 
-# All of them together
+# The whole plan
 
 
 def test_trials_run_side_by_side_as_soon_as_their_parents_have():
-    """Two training trials of 4 stages, each the parent of two GRPO trials of 2; a stage takes a second."""
+    """Plan two training trials of 4 stages, each the parent of two GRPO trials of 2. A stage takes a second."""
     plan = Plan.of("demo", STAGES, ())
     assert [len(trial.stages) for trial in plan.trials if trial.pool == "rollout"] == [2] * 4
 

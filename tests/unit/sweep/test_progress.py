@@ -1,4 +1,4 @@
-"""The state of a running sweep, its two views, and what they say when it is long, narrow, many or gone wrong."""
+"""The state of a running sweep and its two views: long sweeps, narrow terminals, many stages, failures."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ from rayexp.telemetry.metric_log import progress_event
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that tests advance."""
 
     def __init__(self):
         self.now = 100.0
@@ -48,7 +48,7 @@ def progress_of(clock, seeds=(0,), at_once=1):
 
 
 def estimated(stage):
-    """Seconds of a stage, in tenths of what the tests below let them take."""
+    """Return the estimated seconds of a stage. The times in the tests below are multiples of them."""
     return stage.flops / 1e8
 
 
@@ -57,7 +57,7 @@ def trials_of(progress, pool):
 
 
 def spoken(stage, step, **numbers):
-    """A report as Tune hands it on."""
+    """Return a report in the form in which Tune passes it on."""
     group = "rollout" if isinstance(stage, GRPO) else "pretrain"
     return progress_event(stage, step, **{group: numbers}) if numbers else progress_event(stage, step)
 
@@ -85,7 +85,7 @@ def test_the_end_of_a_stage_is_estimated_from_its_steps(clock):
     progress.start(trial.id)
     run = progress.running[trial.id]
     assert progress.stage_remaining_s(run) is None
-    clock.now += 30  # a start that says nothing about the pace
+    clock.now += 30  # a start-up that is no measure of the pace
     progress.report(trial.id, spoken(pretrain, 2))
     assert progress.stage_remaining_s(run) is None
     clock.now += 4
@@ -140,14 +140,15 @@ def test_what_was_seen_of_a_kind_corrects_what_was_estimated_of_it(clock):
 
 
 def recorded():
-    """Events of a whole ``make demo`` on two busy cores: second, event, label of a stage (a trial's first), step."""
+    """Yield the events of a whole ``make demo`` on two busy cores: second, event, label of a stage (a trial's first),
+    step."""
     with (Path(__file__).parents[2] / "fixtures/demo_log.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             yield float(row["second"]), row["event"], row["stage"], int(row["step"] or 0)
 
 
 def test_what_is_left_of_the_demo_is_never_told_below_a_tenth_nor_above_four_times_of_it(clock):
-    """It was said to be 22 s nine minutes before the end, because no GRPO trial had run yet."""
+    """Replay a run in which the estimate was once 22 s, nine minutes before the end, because no GRPO trial had run."""
     events = list(recorded())
     end = events[-1][0]
     plan = Plan.of("demo", STUDIES["demo"](SCALES["tiny"], Grid((0.0, 0.003, 0.01, 0.3), (0.1, 1.0), (0, 1, 2))), ())
@@ -159,7 +160,7 @@ def test_what_is_left_of_the_demo_is_never_told_below_a_tenth_nor_above_four_tim
     progress = Progress(plan, lambda stage: estimates.cost(stage).seconds, 2, clock)
     told = []
     for second, event, label, step in events:
-        while clock.now - started < second - 1:  # a view looks in between, too
+        while clock.now - started < second - 1:  # a view reads it in between, too
             told.append((end - (clock.now - started), progress.remaining_s))
             clock.now += 1
         clock.now = started + second
@@ -335,7 +336,7 @@ def test_clock(seconds, text):
 
 
 class TuneTrial:
-    """The part of Tune's trial that ``TuneEvents`` reads."""
+    """The attributes of Tune's trial that ``TuneEvents`` reads."""
 
     local_path = "a-folder"
 
@@ -366,7 +367,7 @@ def test_tunes_events_are_told(clock):
     assert seen == [1, 1]
 
 
-#: What Ray says of a process that could not import what it is to run, shortened.
+#: Ray's message about a process that could not import its code, shortened.
 NO_PACKAGE = """The actor died unexpectedly before finishing this task.
 \tclass_name: ImplicitFunc
 \tpid: 31599

@@ -1,4 +1,4 @@
-"""The searcher hands out the trials of a plan so that the DAG is obeyed, whatever finishes or fails, in any order."""
+"""The searcher hands out the trials of a plan in the order of the DAG, whatever finishes or fails, in any order."""
 
 import json
 import pickle
@@ -32,13 +32,13 @@ STAGE = tiny_chain(StringTask(axis="composition")).pretrain
 
 
 def searcher_of(trials, fail_fast=False):
-    """The searcher of the only driver of an empty store."""
+    """Return the searcher of the only driver of an empty store."""
     store = Store(f"memory://{uuid4().hex}")
     return PlanSearcher(trials, EXECUTION, store, Leases(store.files), fail_fast)
 
 
 def suggested(searcher: PlanSearcher, tune_id: str) -> dict[str, Any]:
-    """Return the configuration of the trial that is handed out."""
+    """Return the configuration of the suggested trial. Fail if there is none."""
     config = searcher.suggest(tune_id)
     assert isinstance(config, dict)
     return config
@@ -50,7 +50,7 @@ def a_trial(name, *parents):
 
 @st.composite
 def trial_graphs(draw):
-    """Up to ten trials, each built on any of those before it."""
+    """Draw up to ten trials, each with any earlier ones as parents."""
     trials: list[Trial] = []
     for i in range(draw(st.integers(1, 10))):
         parents = draw(st.sets(st.sampled_from(trials), max_size=3)) if trials else ()
@@ -147,7 +147,7 @@ def test_a_trial_that_another_driver_has_is_noted():
     "result", [{"not_shared": "store is 'x', which ..."}, {"lease_lost": "a is no longer leased to us"}]
 )
 def test_a_store_that_is_not_shared_ends_the_sweep_after_the_first_trial(result):
-    """Also where the trial found leases of others in a store of its own: this driver holds the one that it lost."""
+    """Include a trial that found leases of others in a store of its own. This driver holds the lease that it missed."""
     searcher = searcher_of([a_trial("a"), a_trial("b")])
     assert suggested(searcher, "1")["trial"] == "a"
     searcher.on_trial_complete("1", result)
@@ -169,7 +169,7 @@ def test_a_trial_that_another_driver_took_over_waits_for_it():
 
 
 def test_a_placement_group_has_a_name_that_is_not_compared():
-    """A trial whose group were another one would not be given the warm processes of the one before."""
+    """Compare groups without names. Otherwise a trial would not get the warm processes of the one before."""
     one, other = (RolloutGroup([{}, {"CPU": 0.5}, {"CPU": 0.5}]) for _ in range(2))
     assert one == other == pickle.loads(pickle.dumps(one))
     assert hash(one) == hash(other)

@@ -1,4 +1,4 @@
-"""Results exported of a running study are those that its results table has of the measurements read so far."""
+"""Exported results of a running study, which equal those of its results table for the measurements read so far."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""A study grows: nothing that was asked for under its name is replaced, by whichever driver, and no old page stays."""
+"""Growth of a study: no driver replaces any stage that was planned under its name, and no old page stays."""
 
 import json
 import threading
@@ -30,7 +30,7 @@ BOTH = {stage.id: stage.label for stage in (*ZERO.stages, *ONE.stages)}
 
 
 def ids_of(plan: Plan, folder: Path) -> list[str]:
-    """In place of the page: which stages it would have."""
+    """Return the ids of the stages on the page, in place of writing it."""
     (folder / "report").mkdir()
     (folder / "results.parquet").write_text(json.dumps([s.id for s in plan.stages if s.id in plan.finished]))
     (folder / "report" / "index.html").write_text("")
@@ -43,7 +43,7 @@ def shown(store: Store) -> list[str]:
 
 @pytest.fixture(params=["local", "memory"])
 def store(request, tmp_path):
-    """Both seeds are finished in it."""
+    """Return a store in which both seeds are finished."""
     whole = published(tmp_path, [*ZERO.stages, *ONE.stages], RECORD)
     if request.param == "local":
         return whole
@@ -93,7 +93,7 @@ def test_what_was_asked_for_and_never_finished_is_counted_and_not_shown(study, s
     store.files.remove_file(f"stages/{ZERO.stages[0].id}/manifest.json")
     study.add(ZERO)
     whole = study.whole(ONE, study.labels() | {stage.id: stage.label for stage in ONE.stages})
-    assert whole.unread == set()  # what is built on it is finished, and has its value
+    assert whole.unread == set()  # a finished descendant contains its value
     for stage in ZERO.stages:
         store.files.remove_file(f"stages/{stage.id}/manifest.json")
     whole = study.whole(ONE, BOTH)
@@ -109,7 +109,7 @@ def test_stages_of_an_earlier_version_have_no_part_in_it(study, monkeypatch):
 
 
 def test_of_two_drivers_that_end_together_the_last_writes_the_rows_of_both(study, store, monkeypatch):
-    """The second comes while the first writes: it waits, and then writes the page of the whole."""
+    """Let the second come while the first writes. It waits, and then writes the page of the whole study."""
     waits = threading.Event()
     monkeypatch.setattr(leases.time, "sleep", lambda seconds: waits.set())
     second = threading.Thread(target=study.write, args=(ONE, ids_of))
@@ -172,7 +172,7 @@ def test_a_name_that_is_taken_by_something_else_is_refused(store, study, asked, 
 
 
 def test_other_settings_of_the_same_study_are_refused(study):
-    """As a change of the budgets or of the study's own file makes them."""
+    """Change settings, like a change of the budgets or of the study's own file."""
     study.add(ZERO)
     other = [s.model_copy(update={"group_size": 16}) if s.id.startswith("grpo") else s for s in ONE.stages]
     with pytest.raises(RefusedError, match=r"grpo\.group_size=4, and this plan has 16; give .* by --name"):
@@ -237,7 +237,7 @@ def test_a_plan_says_what_the_study_has_already(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_report_is_of_all_that_was_asked_for_and_of_no_more(tmp_path, capsys):
-    """Nothing of the scale's own grid, which these sweeps did not run, is added."""
+    """Expect nothing from the scale's own grid, which these sweeps did not run."""
     store = published(tmp_path, [*ZERO.stages, *ONE.stages], RECORD)
     study = Study(store, "demo-toy", "demo", "toy")
     study.add(ZERO)

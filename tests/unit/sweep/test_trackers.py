@@ -1,4 +1,4 @@
-"""Trackers: refused before anything starts, or told of each stage what a user expects, however the sweep ends."""
+"""Trackers: refused before anything starts, or given the expected data of each stage, however the sweep ends."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from tests.fixtures.tracked_sweep import CURVE, DONE, LOST, PLAN, RESULTS, STUDY
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch, tmp_path):
-    """No tracker calls home, or finds what the user of this machine has."""
+    """Keep trackers from the network, and from this machine's user settings."""
     for name in ("MLFLOW_TRACKING_URI", "WANDB_API_KEY", "WANDB_MODE", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -34,7 +34,7 @@ def _no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize("names", [(), ("csv",), ("json", "tensorboard")])
@@ -66,7 +66,7 @@ def test_wandb_without_a_login_is_refused(monkeypatch):
 
 def test_a_server_of_mlflow_that_does_not_answer_is_refused(monkeypatch):
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # and does not listen
+        bound.bind(("127.0.0.1", 0))  # without listening
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{bound.getsockname()[1]}")
         with pytest.raises(ValueError, match=r"no server answers at MLFLOW_TRACKING_URI='http://127"):
             trackers.require(("mlflow",))
@@ -89,7 +89,7 @@ def test_none_is_imported_where_none_was_asked_for():
     assert not {"mlflow", "trackio", "wandb"} & set(done.stdout.split())
 
 
-# What a user sees
+# The data that a user sees
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_wandb_has_a_run_for_each_stage_and_one_for_the_study(tmp_path, monkeypa
 
 
 def read_wandb(data):
-    """Return the name of an offline run, and what its file has of it."""
+    """Return the name of an offline run, and the content of its file."""
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     found = SimpleNamespace(config={}, curves={}, summary={}, exit=None)
@@ -160,7 +160,7 @@ def read_wandb(data):
 
 
 def wandb_records(data):
-    """Yield the records of a file of W&B's, a log of LevelDB: in blocks, each part with checksum, length and kind."""
+    """Yield the records of a W&B file. It is a LevelDB log: blocks of parts with checksum, length and kind."""
     at, parts, block, whole_or_last = 7, b"", 2**15, (1, 4)
     while at + 7 <= len(data):
         if (left := block - at % block) < 7:
@@ -195,7 +195,7 @@ def test_trackio_has_a_run_for_each_stage_and_one_for_the_study(tmp_path):
 
 
 def test_verdicts_and_results_are_those_of_the_report(tmp_path, monkeypatch):
-    """A study of which nothing is left to run has its verdicts written all the same."""
+    """Use a study with nothing left to run. Its verdicts are written all the same."""
     told = []
     monkeypatch.setattr(Trackers, "write_study", lambda self, verdicts: told.append(verdicts))
     store = study(tmp_path)
@@ -215,11 +215,11 @@ def test_verdicts_and_results_are_those_of_the_report(tmp_path, monkeypatch):
     assert results["evaluate/ood/TS/greedy_correct"] == ood[ood.cell == "TS"].greedy_correct.mean()
 
 
-# What happens on the way
+# Events on the way
 
 
 class Recorder:
-    """A tracker that remembers its calls. fails: the call at which it raises."""
+    """A tracker that records its calls. fails: the call that raises."""
 
     place = "here"
 
@@ -248,7 +248,7 @@ class Recorder:
 
 @pytest.fixture
 def clients(monkeypatch):
-    """Trackers by name, in place of those that there are."""
+    """Replace the existing trackers by ``one`` and ``two``. Return the mapping in which tests put them."""
     found = {}
     monkeypatch.setattr(trackers, "CLIENTS", {name: lambda *_, name=name: found[name] for name in ("one", "two")})
     return found

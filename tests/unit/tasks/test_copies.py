@@ -1,5 +1,5 @@
-"""Copies of test items in pretraining: a half that is drawn by a coin, as often as the ratio says, with the other half
-left out."""
+"""Copies of test items in pretraining: a random half of the items, as often as the ratio says, and none of the other
+half."""
 
 from collections import Counter
 
@@ -27,7 +27,7 @@ def pretraining(task, times: int, **settings) -> Pretrain:
 
 
 def rows(stage) -> dict[int, tuple[tuple[int, ...], bool]]:
-    """Return each sample of a pretraining by its number: prompt with completion, and whether it is of an OOD cell."""
+    """Return each sample of a pretraining, by number: prompt with completion, and whether its cell is OOD."""
     found = {}
     for step in range(stage.steps):
         for batch in runner.batch(stage, step):
@@ -88,4 +88,4 @@ def test_a_ratio_with_less_than_a_copy_of_each_item_is_refused():
 def test_the_study_has_so_many_copies_of_each_item(scale):
     budget = SCALES[scale]
     for times, ratio in zip(TIMES, OWN_GRID[scale]["ood_ratios"], strict=True):
-        assert int(budget.pretrain_samples * ratio) == times * items_of(budget)  # a half each of two cells
+        assert int(budget.pretrain_samples * ratio) == times * items_of(budget)  # half the items of each of two cells

@@ -1,4 +1,4 @@
-"""Word problems with worked chains: cut into cells, answered behind ####, and checked step by step."""
+"""Word problems with worked chains: divided into cells, answered after ####, and checked step by step."""
 
 from typing import get_args
 

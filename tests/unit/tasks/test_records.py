@@ -1,4 +1,4 @@
-"""A user's own questions: read by column, refused by line, judged by a verifier, and pinned by what the file holds."""
+"""A user's own questions: read by column, refused by line, judged by a verifier, and pinned by the file's content."""
 
 import json
 import sys
@@ -76,7 +76,7 @@ def test_a_stage_is_pinned_to_what_the_file_holds(tmp_path):
 
 
 def test_a_relative_path_leads_from_a_folder_that_modules_are_imported_from(tmp_path, monkeypatch):
-    """Ray's workers run elsewhere, and have the sys.path of their driver."""
+    """Run in another folder with the same sys.path, like Ray's workers."""
     written(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -215,7 +215,7 @@ def test_results_are_told_by_the_templates_that_records_name(tmp_path):
     assert task(written(tmp_path)).templates_of("id", numbers) == []
 
 
-# Data sets that are known by a name
+# Data sets by name
 
 
 def test_a_data_set_is_read_by_its_name_and_split(tmp_path):

@@ -1,4 +1,4 @@
-"""Strings: generator and verifier agree, and T and S obey their laws. What any task has to keep is in test_tasks.py."""
+"""Strings: generator and verifier agree, and T and S obey their laws. test_tasks.py tests the contract of all tasks."""
 
 import itertools
 import math
@@ -24,14 +24,14 @@ HIDDEN = operations.hidden_cycle(3)
 
 
 def letters_of(row):
-    """Letters of the input string of a sample, 0..51."""
+    """Return the letters of the input string of a sample, 0..51."""
     body = row[: list(row).index(COLON)].tolist()
     start = body.index(SEMICOLON) + 1 if SEMICOLON in body else 1
     return [token - LETTER0 for token in body[start:]]
 
 
 def cell_of(row):
-    """The cell of a sample, read from its text."""
+    """Return the cell of a sample, read from its text."""
     text = VOCABULARY.decode(row).split()
     letters = letters_of(row)
     foreign = sum(letter >= ALPHABET for letter in letters)
@@ -39,7 +39,7 @@ def cell_of(row):
 
 
 def samples_of(task, split, seed, cell, start, count):
-    """Samples of any cell, of the axis of the task or not: tokens_NT."""
+    """Return tokens_NT of samples of any cell, on the axis of the task or not."""
     cycle = task.cycle if task.graph == "hidden" else None
     index_N = np.arange(start, start + count)
     return generator.write(cell, split, seed, index_N, cycle, task.traversal == "positional", not task.unique)
@@ -76,7 +76,7 @@ def test_generator_and_verifier_agree_on_every_cell(task):
     ],
 )
 def test_solutions_worked_by_hand(traversal, operation, steps):
-    """On the printed map a0 -> a1 -> a2 -> a0, a3 -> a3."""
+    """Use the printed map a0 -> a1 -> a2 -> a0, a3 -> a3."""
     prompt = VOCABULARY.encode(f"<bos> a2 a0 a0 a1 a3 a3 a1 a2 ; a0 a1 a2 a3 : {operation} =")
     solved = verifier.solve(prompt, (), positional=traversal == "positional")
     assert solved == [VOCABULARY.encode(step) for step in steps]
@@ -105,7 +105,7 @@ def test_solving_a_printed_prompt_uses_its_edges():
     assert task.solve(prompt).steps[0][0] == prompt[place + 1]
 
 
-# What the verifier refuses
+# Refusals of the verifier
 
 
 def _judged(completion_format, mutate):
@@ -277,7 +277,7 @@ def test_printed_maps_of_neighbouring_samples_are_unrelated():
 
 @every_axis
 def test_no_training_sample_holds_a_test_string(axis):
-    """Whatever the task, alphabet and seed: letters are compared modulo the alphabet."""
+    """Vary task, alphabet and seed. Compare letters modulo the alphabet."""
     task, every_cell = StringTask(axis=axis), [cell for _, cell in AXES[axis].roles()]
     for length in {cell.length for cell in every_cell}:
         cells = [cell for cell in every_cell if cell.length == length]
@@ -293,7 +293,7 @@ def test_no_training_sample_holds_a_test_string(axis):
 
 
 def test_a_tenth_of_the_strings_is_held_out_and_the_rest_is_all_used():
-    """On all 17,576 strings of three letters; the training strings are also drawn uniformly."""
+    """Check all 17,576 strings of three letters, and that training strings are drawn uniformly."""
 
     def codes(split, count):
         letters_NL = samples_of(StringTask(axis="depth"), split, 0, Cell("T", length=3), 0, count)[:, 1:4]

@@ -1,4 +1,4 @@
-"""The contract of ``Task``, held by every task: whatever can be made without arguments is tested by being there."""
+"""The contract of ``Task``. Every task that can be made without arguments is tested."""
 
 import math
 from collections import Counter
@@ -33,14 +33,14 @@ TRAINING_SPLITS = [split for split in SPLITS if split != "test"]
 
 
 def samples(task, split="test", count=8):
-    """Prompt and gold completion, as lists of token ids, of ``count`` samples of every cell."""
+    """Return prompt and gold completion, as lists of token ids, of ``count`` samples of every cell."""
     for _, cell in task.roles():
         batch = task.of_cell(split, 5, cell, 100, count)
         yield from zip(batch.prompts, batch.completions, strict=True)
 
 
 def by_index(batches):
-    """Return prompt, completion and ``ood`` of every sample, by its number."""
+    """Return prompt, completion and ``ood`` of every sample, by number."""
     return {
         int(index): (prompt, gold, bool(ood))
         for batch in batches
@@ -159,7 +159,7 @@ def test_unknown_splits_are_refused(task, split):
 
 @every_task
 def test_no_training_prompt_is_a_test_prompt(task):
-    """Whatever the cell and the seed."""
+    """Vary the cell and the seed."""
 
     def prompts(split, seed, count):
         return {tuple(row) for _, cell in task.roles() for row in task.of_cell(split, seed, cell, 0, count).prompts}
@@ -175,7 +175,7 @@ def test_no_training_prompt_is_a_test_prompt(task):
 @every_task
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 1 / 3])
 def test_ood_share_and_cell_balance_are_exact_in_every_prefix(task, ratio):
-    """Sample i of a mixture is sample i of its cell, which is how the cell is told here."""
+    """Identify the cell of sample i by comparison with sample i of each cell."""
     size = 300
     mixture = by_index(task.mixture("pretrain", 0, ratio, 0, size))
     cells = {(role, cell): by_index([task.of_cell("pretrain", 0, cell, 0, size)]) for role, cell in task.roles()}
@@ -208,7 +208,7 @@ def test_the_solver_finds_what_the_generator_wrote_and_it_is_judged_right(task):
 def test_a_completion_that_does_not_end_or_goes_on_is_wrong(task):
     for prompt, gold in samples(task):
         solution = task.solution(prompt, gold)
-        twice = [[*gold[:-1], *gold]] if task.unique else []  # else it is a detour to the right answer
+        twice = [[*gold[:-1], *gold]] if task.unique else []  # else this is a detour to the right answer
         for wrong in ([], gold[:-1], [task.vocabulary.eos], [*gold, task.vocabulary.eos], *twice):
             verdict = task.judge(solution, wrong)
             assert (verdict.answer, verdict.trace) == (False, False), wrong

@@ -1,4 +1,4 @@
-"""Questions of text become samples: drawn by number, held out, padded; a generator that can't do is refused."""
+"""Samples from questions of text: drawn by number, held out, padded. An unsuitable generator is refused."""
 
 from itertools import pairwise
 
@@ -85,7 +85,7 @@ def test_an_axis_keeps_its_contract(name):
 
 
 def test_sums_and_words_and_paths_are_right():
-    """By another way than the generator's."""
+    """Solve them in another way than the generator."""
     for cell in ("2-3", "4", "5"):
         for prompt, gold in texts(axis("sums").of_cell("grpo", 1, cell, 0, 40)):
             terms = prompt.removeprefix("<bos>").removesuffix(" =\n").replace("- ", "+ -").split(" + ")
@@ -129,7 +129,7 @@ def test_test_questions_are_different_and_end_where_there_are_no_more():
 
 
 class Letters(TextTask):
-    """The answer has as many letters as the number of the question has bits, and a very long one once in 5,000."""
+    """A task whose answers have as many letters as the question's number has bits; one in 5,000 is very long."""
 
     version: int = 1
 
@@ -230,7 +230,7 @@ def test_questions_of_another_release_are_another_task(monkeypatch):
 
 
 def test_settings_of_every_type_are_the_same_after_a_trip_through_the_store():
-    """Also those of a task that a stage has by its lineage: a truth is no number there."""
+    """Include a task that a stage has through its lineage. A boolean stays a boolean there."""
     stage = pretrain(task=axis("paths"), decoder=MICRO.model_copy(update={"context_tokens": 128}))
     for each in (stage, sft(stage), Evaluate(init=sft(stage), prompts_per_cell=1)):
         again = parse_stage(each.model_dump_json())

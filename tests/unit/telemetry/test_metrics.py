@@ -1,4 +1,4 @@
-"""Metrics are defined once: what a stage may log, what Prometheus is given, and what Grafana draws."""
+"""Metrics, which are defined once for the log of stages, for Prometheus and for Grafana."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def test_a_report_says_which_stage_it_is_about_and_how_far_it_is(chain):
 
 @pytest.mark.parametrize("advantage", ["group_std", "critic"])
 def test_every_number_of_a_grpo_step_is_defined(chain, model, advantage):
-    """And, but for the learning of it, the other way round: nothing is defined that no step has."""
+    """Check the converse as well: every definition, except those of filters and critics, is of a number of a step."""
     prompts = [[1, 5, 6, 7], [1, 8, 9, 7]]
     batch = PromptBatch([0, 1], prompts, seeds=[0, 1024], max_tokens=[3, 3])
     completions = TorchSampler(model).generate(*batch.request(4))
@@ -79,7 +79,7 @@ def test_every_number_of_a_grpo_step_is_defined(chain, model, advantage):
 
 
 def test_the_dashboard_in_the_repository_is_made_from_the_metrics():
-    """``python -m rayexp.telemetry.grafana`` writes it again."""
+    """Run ``python -m rayexp.telemetry.grafana`` if this fails."""
     assert grafana.FILE.read_text() == grafana.text()
 
 

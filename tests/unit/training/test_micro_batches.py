@@ -1,4 +1,4 @@
-"""A step whose gradient is computed in pieces, or with activations computed again, is the step as a whole."""
+"""A step whose gradient is computed in pieces, or with recomputed activations, which equals the step as a whole."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A decoder spread over two ranks: the numbers of one, and the same files, killed and continued by two ranks or one."""
+"""A decoder sharded over two ranks: the numbers and files of one rank, also if it is killed and continued by either."""
 
 import math
 import shutil
@@ -26,14 +26,14 @@ from tests.fixtures.factories import MICRO, OPTIMISER, evaluate, pretrain, sft
 from tests.fixtures.ranks import run_ranks
 from tests.fixtures.weights import same, weights
 
-#: What two ranks that each hold the whole differ by as well, after eight steps: 1.2e-5.
+#: Tolerance. Two ranks that each hold the whole model differ by 1.2e-5 after eight steps as well.
 ROUNDING = 2e-5
 DIES_AT = 5
 HALF = pretrain(optimiser=OPTIMISER.model_copy(update={"precision": "bf16"}))
 
 
 def chain():
-    """A pretraining that another one continues, and what is built on it."""
+    """Return a pretraining, one that continues it, SFT from that, and its measurement."""
     base = pretrain(stop_after=6)
     tuned = sft(Extend(init=base))
     return [base, tuned.init, tuned, evaluate(tuned)]
@@ -48,8 +48,8 @@ SPREAD = {"train_workers": 2, "sharding": "auto", "micro_batch_tokens": 300, "ch
 
 
 def on_two_ranks(folder, context):
-    """Train the chain, and its first stage again in a store where the machine dies, and goes on; keep what it left.
-    The machine has too little memory for the whole on each rank."""
+    """Train the chain. Train its first stage again in another store, where the machine dies and continues, and keep the
+    checkpoint that it left. The machine has too little memory for the whole model on each rank."""
     supervised.devices.memory = lambda device: 1e9
     supervised._run(chain(), run_config(folder / "two", **SPREAD), context)
     batch = pretrain_stage.batch
@@ -75,7 +75,7 @@ def on_two_ranks(folder, context):
 
 
 def _learn_from_nothing(context):
-    """A loss that is not finite on one rank alone ends the step on all, and leaves no rank waiting."""
+    """Check that a loss that is not finite on one rank ends the step on all ranks, and leaves no rank waiting."""
     model = factory.build(MICRO, VOCABULARY, 0) if context.rank == 0 else None
     trainer = Trainer(spread(model, torch.device("cpu"), "fp32", context), OPTIMISER, 1)
     factor = math.nan if context.rank == 1 else 1.0
@@ -87,7 +87,7 @@ def _learn_from_nothing(context):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Stores of what one rank and two ranks did."""
+    """Return a folder with the stores of one rank and of two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     supervised.run_in_process([*chain(), HALF], run_config(folder / "one"), lambda report: None)
     run_ranks(partial(on_two_ranks, folder), folder)
@@ -115,13 +115,13 @@ def test_two_ranks_take_the_steps_of_one(folder):
 
 
 def test_in_half_precision_and_with_gradient_checkpointing_the_losses_are_those_of_one_rank(folder):
-    """Up to the rounding of bf16: spread, the weights that are added to activations are of it too."""
+    """Allow the rounding of bf16. In a sharded model the weights that are added to activations are bf16 as well."""
     expected, found = (losses(Store(str(folder / name)), HALF) for name in ("one", "two"))
     assert found == pytest.approx(expected, rel=2**-8)
 
 
 def test_an_artifact_has_the_files_that_one_rank_writes(folder):
-    """But for what a pretraining is continued from, which each rank writes its part of."""
+    """Leave out the state from which a pretraining is continued, because each rank writes its part of it."""
     one, two = Store(str(folder / "one")), Store(str(folder / "two"))
     names = [{str(path) for path in files_of(store) if "shard" not in path.name} for store in (one, two)]
     assert names[0] == names[1]
@@ -142,7 +142,7 @@ def test_one_rank_goes_on_where_two_were_killed(folder, monkeypatch):
     batch, seen = pretrain_stage.batch, []
     monkeypatch.setattr(pretrain_stage, "batch", lambda stage, step: seen.append(step) or batch(stage, step))
     supervised.run_in_process([base], run_config(folder / "left"), lambda report: None)
-    assert min(seen) == DIES_AT - 1  # a batch is made during the step before, which was lost with it
+    assert min(seen) == DIES_AT - 1  # a batch is made during the step before, which is lost too
     require_close(loaded(Store(str(folder / "left")), base), loaded(Store(str(folder / "one")), base))
 
 

@@ -1,4 +1,4 @@
-"""Randomised positions: which they are, that a decoder is trained at them, and that a run goes on at the same ones."""
+"""Randomised positions: their values, training at them, and continuation of a run at the same ones."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ CHAIN = [BASE, sft(BASE)]
 
 
 def positions(samples):
-    """Return where the tokens of samples stand."""
+    """Return the positions of the tokens of samples."""
     assert samples.positions_NT is not None
     return samples.positions_NT
 
@@ -43,7 +43,7 @@ def test_positions_increase_over_a_range_that_is_longer_than_every_sample():
         assert (np.diff(positions_NT, axis=1) >= 0.25).all()
         assert (positions_NT * 4 == (positions_NT * 4).astype(int)).all()
         places, counts = np.unique(positions_NT, return_counts=True)
-        assert (places == np.arange(4 * longest) / 4).all()  # those of long samples are seen on short ones
+        assert (places == np.arange(4 * longest) / 4).all()  # short samples see the positions of long ones
         expected = positions_NT.size / len(places)
         assert np.abs(counts - expected).max() < 6 * expected**0.5
 

@@ -1,4 +1,4 @@
-"""Training steps to the digit: golden losses, bitwise continuation, and what a bad gradient may not do."""
+"""Training steps to the digit: golden losses, bitwise continuation, and the refusal of a bad gradient."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ from tests.fixtures.weights import same, weights
 STEPS = 20
 TASK = StringTask(axis="composition")
 
-#: Semantics lock: a change that should not alter results leaves these alone.
+#: Golden numbers. A change that should not alter results leaves them alone.
 # fmt: off
 GOLDEN_LOSSES = [
     4.589215, 3.880874, 3.355594, 3.275117, 3.077286,
@@ -36,7 +36,8 @@ GOLDEN_LOSSES = [
 
 
 def losses_of_step(trainer, step, record):
-    """Return the losses of one step of pretraining on 32 samples: the mean over tokens, one rectangle at a time."""
+    """Return the losses of one step of pretraining on 32 samples as functions, one for each batch of equal lengths.
+    Their sum is the mean over tokens. record: gets their values."""
     token_batches = TASK.mixture("pretrain", 0, 0.1, step * 32, 32)
     counted = sum(r.tokens_NT[:, 1:].size for r in token_batches)
 
@@ -51,7 +52,7 @@ def losses_of_step(trainer, step, record):
 
 
 def train(trainer, stop):
-    """Loss of every step up to ``stop``."""
+    """Train up to ``stop``. Return the loss of every step."""
     losses = []
     while trainer.completed_steps < stop:
         parts: list[float] = []
@@ -70,7 +71,7 @@ def test_golden_losses_of_the_tiny_decoder():
 
 
 def test_a_run_that_was_stopped_continues_bitwise(tmp_path):
-    """Through files that hold tensors only, and into a trainer that started from other weights."""
+    """Continue through files that hold only tensors, in a trainer that started from other weights."""
     straight, stopped, continued = micro_trainer(), micro_trainer(), micro_trainer(seed=9)
     losses = train(straight, 8)
     first = train(stopped, 3)
@@ -86,7 +87,7 @@ def test_a_run_that_was_stopped_continues_bitwise(tmp_path):
 
 
 def test_a_process_of_a_group_saves_what_is_its_own_without_the_others(tmp_path):
-    """As a learner does whose weights go to its samplers through a group: they would never answer."""
+    """Save like a learner that shares a process group with its samplers. A collective call would never return."""
     torch.distributed.init_process_group("fake", init_method=f"file://{tmp_path}/group", rank=0, world_size=2)
     try:
         checkpoint.save(micro_trainer().state(), tmp_path / "trainer")
@@ -126,7 +127,7 @@ def total(losses: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def finite_with_gradient(parameter, gradient):
-    """A loss of 0 whose gradient is whatever one likes."""
+    """Return a loss of 0 with a given gradient."""
     value = (parameter * 0).sum()
     value.register_hook(lambda _: torch.tensor(gradient))
     return value
@@ -169,7 +170,7 @@ def test_constant_learning_rate():
 
 
 def test_the_trainer_follows_the_schedule():
-    """With its moments at rest, Adam's first step is as long as the rate."""
+    """Use Adam with fresh moments, whose first step is as long as the rate."""
     trainer = micro_trainer(optimiser=AdamW(learning_rate=0.4, warmup_steps=4))
     before = weights(trainer.module)["model.norm.weight"]
     trainer.step([lambda: total(p.sum() for p in trainer.module.parameters())])
