@@ -360,8 +360,8 @@ def write_report(job: Job, tracked: trackers.Trackers = NO_TRACKERS) -> Written:
     trackers. They cover all finished stages that were ever planned under the study's name."""
     from rayexp.reports import page, summary
 
-    def make(whole: Plan, folder: Path) -> tuple["Report", list[summary.Verdict]]:
-        return page.write(whole, job.store, folder), list(summary.verdicts(folder))
+    def make(whole: Plan, store: Store, folder: Path) -> tuple["Report", list[summary.Verdict]]:
+        return page.write(whole, store, folder), list(summary.verdicts(folder))
 
     report, verdicts = job.study.write(job.plan, make)
     told = [" | ".join(each) for each in verdicts]

@@ -15,6 +15,7 @@ Nothing read from a store can run code: JSON, Parquet, safetensors, and tensors 
     studies/<name>/     plan.json (labels of its stages by id, and what makes it one study), results.parquet, report/
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -62,11 +63,19 @@ class Store:
         self.files = Files(url, timeout_s)
         self.url = self.files.url
         self._lease = Lease.parse(lease) if lease else None
+        self._kept: dict[str, dict[str, Any] | None] = {}
 
     @classmethod
     def of(cls, run_config: RunConfig) -> "Store":
         """Return the store of a run's configuration, with its lease and time limit."""
         return cls(run_config.store, run_config.lease, run_config.timeout_s)
+
+    def at_present(self, stage_ids: Collection[str]) -> "Store":
+        """Return a view of the store that keeps the manifests of these stages as they are now, because a report needs
+        each of them several times. Stages that are unfinished now stay so in the view."""
+        view, found = copy.copy(self), self.manifests(stage_ids)
+        view._kept = {stage_id: found.get(stage_id) for stage_id in stage_ids}
+        return view
 
     def require_shared(self) -> None:
         """Raise NotSharedError, or LeaseLostError, unless this process sees what the driver of its lease wrote."""
@@ -90,9 +99,10 @@ class Store:
         and ``sha256`` are validated: anybody with write access may have put anything into the other fields.
         """
         names = self.files.names("stages") if among is None else among
-        paths = {f"stages/{name}/{MANIFEST}": name for name in names}
+        paths = {f"stages/{name}/{MANIFEST}": name for name in names if name not in self._kept}
         found = self.files.read_existing(list(paths))
-        return {paths[path]: whole for path, data in found.items() if (whole := _parsed(data)) is not None}
+        manifests = self._kept | {paths[path]: _parsed(data) for path, data in found.items()}
+        return {name: manifest for name in names if (manifest := manifests.get(name)) is not None}
 
     def publish(self, stage: Stage, folder: Path, provenance: dict[str, Any]) -> None:
         """Make ``folder`` the artifact of ``stage``, then drop the stage's checkpoints."""

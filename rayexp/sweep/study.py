@@ -10,7 +10,7 @@ last driver to end writes the rows of all.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -72,14 +72,15 @@ class Study:
         with self._alone() as store:
             self._merge(plan, store)
 
-    def write(self, plan: Plan, make: Callable[[Plan, Path], T]) -> T:
-        """Make the stages of a plan part of the study. Let ``make`` write the report of the whole into a local folder,
-        and replace that in the store. Return what ``make`` returns."""
+    def write(self, plan: Plan, make: Callable[[Plan, Store, Path], T]) -> T:
+        """Make the stages of a plan part of the study. Let ``make`` write the report of the whole, as the store has it
+        now, into a local folder, and replace that in the store. Return what ``make`` returns."""
         with self._alone() as store, TemporaryDirectory() as folder:
             labels = self._merge(plan, store)
-            made = make(self.whole(plan, labels), Path(folder))
+            present = replace(self, store=store.at_present(labels))
+            made = make(present.whole(plan, labels), present.store, Path(folder))
             store.replace_study(Path(folder), self.name)
-            store.write_summaries(self.name, StoreIndex(store).summaries(labels).values())
+            store.write_summaries(self.name, StoreIndex(present.store).summaries(labels).values())
         return made
 
     def whole(self, plan: Plan, labels: Mapping[str, str]) -> Plan:

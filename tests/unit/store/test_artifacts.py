@@ -82,6 +82,23 @@ def test_a_published_artifact_comes_back_whole(store, artifact):
     assert json.loads(store.files.read(f"{PLACE}/provenance.json")) == {"host": "here"}
 
 
+def test_a_view_of_the_present_reads_each_manifest_once_and_stays_as_it_is(store, artifact, monkeypatch):
+    other = STAGE.model_copy(update={"seed": STAGE.seed + 1})
+    store.publish(STAGE, artifact, {})
+    view = store.at_present([STAGE.id, other.id])
+    store.publish(other, artifact, {})
+    read = []
+    read_existing = store.files.read_existing
+    monkeypatch.setattr(store.files, "read_existing", lambda names: read.extend(names) or read_existing(names))
+    for _ in range(2):
+        assert view.finished_ids([STAGE.id, other.id]) == {STAGE.id}
+        assert view.table(STAGE.id, "metrics.parquet") == TABLE
+    assert read == [f"{PLACE}/metrics.parquet"] * 2
+    with pytest.raises(DamagedError, match="is not finished"):
+        view.table(other.id, "metrics.parquet")
+    assert store.finished_ids([STAGE.id, other.id]) == {STAGE.id, other.id}
+
+
 def test_an_interrupted_attempt_is_written_over(store, artifact):
     store.files.write(f"{PLACE}/metrics.parquet", b"half of a ta")
     store.publish(STAGE, artifact, {})

@@ -30,7 +30,7 @@ def store(tmp_path):
     return store
 
 
-def page(_, folder):
+def page(_, store, folder):
     (folder / "report").mkdir()
     (folder / "report" / "index.html").write_text("a page")
 

@@ -29,7 +29,7 @@ ZERO, ONE = Plan.of("demo", stages(seeds=(0,)), ()), Plan.of("demo", stages(seed
 BOTH = {stage.id: stage.label for stage in (*ZERO.stages, *ONE.stages)}
 
 
-def ids_of(plan: Plan, folder: Path) -> list[str]:
+def ids_of(plan: Plan, store: Store, folder: Path) -> list[str]:
     """Return the ids of the stages on the page, in place of writing it."""
     (folder / "report").mkdir()
     (folder / "results.parquet").write_text(json.dumps([s.id for s in plan.stages if s.id in plan.finished]))
@@ -114,11 +114,11 @@ def test_of_two_drivers_that_end_together_the_last_writes_the_rows_of_both(study
     monkeypatch.setattr(leases.time, "sleep", lambda seconds: waits.set())
     second = threading.Thread(target=study.write, args=(ONE, ids_of))
 
-    def slowly(plan: Plan, folder: Path) -> None:
+    def slowly(plan: Plan, store: Store, folder: Path) -> None:
         second.start()
         assert waits.wait(20)
         assert study.labels().keys() == {stage.id for stage in ZERO.stages}
-        ids_of(plan, folder)
+        ids_of(plan, store, folder)
 
     study.write(ZERO, slowly)
     second.join(20)
@@ -140,10 +140,10 @@ def test_many_drivers_that_ask_at_once_all_become_part_of_it(tmp_path):
 
 
 def test_a_driver_that_writes_a_study_is_no_running_stage(study, store):
-    def look(plan: Plan, folder: Path) -> None:
+    def look(plan: Plan, store: Store, folder: Path) -> None:
         assert store.files.names("leases")
         assert StoreIndex(store).running() == set()
-        ids_of(plan, folder)
+        ids_of(plan, store, folder)
 
     study.write(ZERO, look)
 
@@ -203,8 +203,8 @@ def test_no_file_of_an_old_page_stays_and_no_reader_sees_two_pages_mixed(store, 
         return call
 
     def page(version: str, *names: str):
-        def make(plan: Plan, folder: Path) -> None:
-            ids_of(plan, folder)
+        def make(plan: Plan, store: Store, folder: Path) -> None:
+            ids_of(plan, store, folder)
             for name in (*names, "index.html"):
                 (folder / "report" / name).write_text(version)
 
