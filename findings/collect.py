@@ -14,6 +14,7 @@ from rayexp.evaluation.statistics import summarised
 from rayexp.reports.figures.equal_mass import at_equal_mass
 from rayexp.reports.figures.mass import masses, masses_by_stage
 from rayexp.reports.provenance import reserved
+from rayexp.stages import Extend, Pretrain, Stage
 from rayexp.store.artifacts import Store
 from rayexp.store.index import StoreIndex
 
@@ -96,15 +97,21 @@ def _with_losses(bands: pd.DataFrame, results: pd.DataFrame, store: Store) -> pd
     pretraining, in nats per token: the mean over all decoders and the last tenth of steps."""
     chains = results[results["kl_beta"].notna()].drop_duplicates("stage_id")
     specs = StoreIndex(store).specs(chains["stage_id"].tolist())
-    losses = {root: _id_loss(store, root) for root in {spec.root.id for spec in specs.values()}}
-    chains = chains.assign(id_loss=[losses[specs[stage_id].root.id] for stage_id in chains["stage_id"]])
+    pretrained = {stage_id: last_of_pretraining(spec) for stage_id, spec in specs.items()}
+    losses = {stage: _id_loss(store, stage) for stage in set(pretrained.values())}
+    chains = chains.assign(id_loss=[losses[pretrained[stage_id]] for stage_id in chains["stage_id"]])
     means = chains.groupby("condition")[["parameters", "id_loss"]].mean().reset_index()
     return bands.merge(means, on="condition", validate="many_to_one")
 
 
-def _id_loss(store: Store, stage_id: str) -> float:
-    logged = store.table(stage_id, "metrics.parquet").to_pandas()
-    losses = logged[logged["metric"] == "pretrain/id/loss"].sort_values("step")["value"]
+def last_of_pretraining(stage: Stage) -> Stage:
+    """Return the stage of a chain that ended its pretraining, which other stages may have continued."""
+    return [each for each in stage.lineage if isinstance(each, Pretrain | Extend)][-1]
+
+
+def _id_loss(store: Store, stage: Stage) -> float:
+    logged = store.table(stage.id, "metrics.parquet").to_pandas()
+    losses = logged[logged["metric"] == f"{stage.kind}/id/loss"].sort_values("step")["value"]
     return float(losses.tail(max(1, len(losses) // 10)).mean())
 
 

@@ -10,8 +10,11 @@ from findings.__main__ import run
 from findings.runs import RUNS, Run
 from rayexp.cli.run import DEMO, parse_args
 from rayexp.reports import page as report
+from rayexp.stages.extend import published_at
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.study import Study as InStore
+from rayexp.tasks.strings import StringTask
+from tests.fixtures.factories import tiny_chain
 from tests.fixtures.simulated_study import published, study_stages
 
 
@@ -37,7 +40,7 @@ def test_a_study_is_collected_and_an_older_row_replaced(tmp_path: Path, monkeypa
     (folder / "runs.csv").write_text("study,stages\na,1\nmine,2\n")
     study = InStore(store, "mine", "composition", "tiny")
     study.add(plan)
-    study.write(plan, lambda plan, into: report.write(plan, store, into))
+    study.write(plan, report.write)
     collect.collect(Run("mine", "composition"), store.url)
     masses = pd.read_csv(folder / "mine.csv")
     figure = pd.read_csv(Path(store.url) / "studies/mine/report/figure-1.csv")
@@ -45,6 +48,13 @@ def test_a_study_is_collected_and_an_older_row_replaced(tmp_path: Path, monkeypa
     assert pd.read_csv(folder / "mine-claims.csv")["verdict"].notna().all()
     rows = pd.read_csv(folder / "runs.csv").set_index("study")
     assert rows["stages"].to_dict() == {"a": 1, "mine": len(stages)}
+
+
+def test_the_loss_of_a_continued_pretraining_is_that_of_its_end() -> None:
+    chain = tiny_chain(StringTask(axis="composition"))
+    _, _, last = published_at(chain.pretrain, (1, 2))
+    assert collect.last_of_pretraining(chain.sft) == chain.pretrain
+    assert collect.last_of_pretraining(chain.sft.model_copy(update={"init": last})) == last
 
 
 def test_an_unknown_study_is_refused_before_any_runs(capsys: pytest.CaptureFixture[str]) -> None:
