@@ -13,6 +13,9 @@ from rayexp.stages import KINDS, Pool, Stage, settings
 from rayexp.studies.conditions import Condition, Wanted, all_stages, conditions_in
 from rayexp.terminal import Column, table
 
+#: What a study varies, with the name that a plan gives it.
+GRID = {"ood_ratio": "OOD ratios", "kl_beta": "β", "prompt_role": "prompts of GRPO", "seed": "seeds"}
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -171,5 +174,16 @@ class Plan:
         shared = f" ({apart} if nothing were shared)" if apart > len(self.stages) else ""
         return (
             f"plan of study {self.study}: {len(self.stages)} stages{shared}, "
-            f"{len(self.trials)} trials to run\n{table(columns, [*rows, row('total', self.stages)])}"
+            f"{len(self.trials)} trials to run\n{table(columns, [*rows, row('total', self.stages)])}{self._grid()}"
         )
+
+    def _grid(self) -> str:
+        """Return a line with the distinct values of what a study varies, in the order of the plan."""
+        values: dict[str, list[str]] = {name: [] for name in GRID.values()}
+        for stage in self.stages:
+            settings_of_stage = {"seed": stage.chain_seed} | dict(stage)
+            for setting, name in GRID.items():
+                if settings_of_stage.get(setting) is not None:
+                    values[name].append(settings.shown(settings_of_stage[setting]))
+        told = [f"{name} {', '.join(dict.fromkeys(found))}" for name, found in values.items() if found]
+        return f"\ngrid: {'; '.join(told)}" if told else ""

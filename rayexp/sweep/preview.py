@@ -14,7 +14,7 @@ from rayexp.store.index import StoreIndex, UnfinishedStage
 from rayexp.store.provenance import code_here
 from rayexp.store.provenance import other_code as made_by_other_code
 from rayexp.sweep import memory_use, preflight
-from rayexp.sweep.cost import ASSUMED, CostModel, makespan
+from rayexp.sweep.cost import ASSUMED, CostModel, Throughput, makespan
 from rayexp.sweep.placement import Nodes, nodes_of, total
 from rayexp.sweep.plan import Plan
 from rayexp.terminal import Column, abbreviated, duration, table
@@ -145,25 +145,27 @@ def _time(
         f"time: about {duration(span)} on {machines.description}, {trials}; "
         f"{duration(estimates.seconds(plan.to_run))} one after the other, {flop:.1e} FLOP"
     ]
+    kinds: dict[str, list[str]] = {}
     for kind, stage_type in KINDS.items():
         samples = [costs[stage.id].measured for stage in plan.to_run if stage.kind == kind]
-        if not samples:
-            continue
-        if all(samples):
-            lines.append(f"  {kind}: from the times of {_range(samples)} similar finished stages in this store")
-        else:
-            speed = ASSUMED[run_config.device, stage_type.pool]
-            unit = "GPU" if run_config.device == "cuda" else "CPU core"
-            besides = [f"{speed.step_s:g} s a step"] * bool(speed.step_s)
-            besides += [f"{speed.start_s:g} s to start"] * bool(speed.start_s)
-            number = f"{samples.count(0)} of {len(samples)} " if any(samples) else ""
-            lines.append(
-                f"  {kind}: {number}assumed at {' + '.join([f'{speed.flop_per_s:.2g} FLOP/s a {unit}', *besides])}; "
-                "this store has nothing similar"
-            )
+        if samples:
+            kinds.setdefault(_basis(samples, ASSUMED[run_config.device, stage_type.pool], run_config), []).append(kind)
+    lines += [f"  {', '.join(alike)}: {basis}" for basis, alike in kinds.items()]
     if price is not None:
         lines.append(f"cost: about {span / 3600 * price:.2f}, at {price:g} an hour")
     return lines
+
+
+def _basis(samples: list[int], speed: Throughput, run_config: RunConfig) -> str:
+    """Say what the estimate for the stages of a kind is based on. samples: numbers of similar finished stages."""
+    if all(samples):
+        return f"from the times of {_range(samples)} similar finished stages in this store"
+    unit = "GPU" if run_config.device == "cuda" else "CPU core"
+    assumed = [f"{speed.flop_per_s:.2g} FLOP/s a {unit}"]
+    assumed += [f"{speed.step_s:g} s a step"] * bool(speed.step_s)
+    assumed += [f"{speed.start_s:g} s to start"] * bool(speed.start_s)
+    number = f"{samples.count(0)} of {len(samples)} " if any(samples) else ""
+    return f"{number}assumed at {' + '.join(assumed)}, because this store has no similar stage"
 
 
 def _storage(plan: Plan, estimates: CostModel, run_config: RunConfig, machines: ClusterResources) -> str:
@@ -172,7 +174,7 @@ def _storage(plan: Plan, estimates: CostModel, run_config: RunConfig, machines: 
     kept = sum(estimates.cost(stage).bytes for stage in plan.to_run)
     most = estimates.checkpoint_bytes(plan, preflight.concurrency(plan, run_config, machines.nodes))
     kept_text, most_text = (filesize.decimal(int(count)) for count in (kept, most))
-    return f"storage: {kept_text} to be kept, and up to {most_text} of checkpoints while it runs"
+    return f"storage: {kept_text} in {run_config.store}, and up to {most_text} of checkpoints while it runs"
 
 
 def _saved(plan: Plan, estimates: CostModel) -> str:

@@ -182,3 +182,4 @@ def test_the_summary_counts():
     assert counts["pretrain"] == ["4", "4", "0"]
     assert counts["grpo"] == ["16", "0", "16"]
     assert counts["total"] == ["48", "4", "44"]
+    assert lines[-1] == "grid: OOD ratios 0, 0.1; β 0, 1; prompts of GRPO id, ood; seeds 0, 1"

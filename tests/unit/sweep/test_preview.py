@@ -213,8 +213,10 @@ def test_every_stage_has_one_line_with_all_of_it(tmp_path):
     processes = [line.rpartition(":")[0] for line in memory.splitlines()[1:]]
     assert sorted(processes) == ["evaluate", "grpo", "grpo", "pretrain", "sft"], "the largest of each kind"
     assert "on a test (2 CPU cores), 2 trials at once" in time
-    assert "pretrain: from the times of 1 similar finished stages" in time
+    assert "pretrain, sft, evaluate: from the times of 1 similar finished stages" in time
     assert "grpo: assumed at 2.5e+10 FLOP/s a CPU core + 10 s to start" in time
+    assert "10 s to start, because this store has no similar stage" in time
+    assert f" in {CPU.store}, and up to " in time
     assert sharing.startswith("sharing: 16 stages instead of 24, ")
 
 
