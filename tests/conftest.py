@@ -46,5 +46,5 @@ def chain() -> TinyChain:
 
 @pytest.fixture
 def model():
-    """A decoder of some 14,000 random weights."""
+    """Return a decoder of some 14,000 random weights."""
     return factory.build(MICRO, VOCABULARY, seed=1)

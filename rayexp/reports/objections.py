@@ -38,7 +38,8 @@ COLUMNS = [
 
 
 def objections(plan: Plan, results: pd.DataFrame) -> pd.DataFrame:
-    """One row for each condition but the control, and for each task and OOD ratio; none of a study without conditions.
+    """Return one row for each condition but the control, and for each task and OOD ratio; none of a study without
+    conditions.
 
     Columns: condition, objection, source, predicts, k, as of ``Condition``; setting, what else tells pairs of one
     condition apart; task, ood_ratio, role (of the cells); means of pass@k before and after in control and condition;

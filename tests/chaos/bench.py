@@ -61,11 +61,11 @@ class Bench:
         self._cluster.shutdown()
 
     def add_node(self) -> None:
-        """One more worker node."""
+        """Add a worker node."""
         self._cluster.add_node(num_cpus=2)
 
     def lose_node(self, node) -> None:
-        """All processes of a worker node die at once; another node takes its place."""
+        """Kill all processes of a worker node at once, and put another node in its place."""
         self._cluster.remove_node(node, allow_graceful=False)
         self.add_node()
 
@@ -74,14 +74,14 @@ class Bench:
         return node in self._cluster.worker_nodes
 
     def warn_node(self, node, seconds: float) -> None:
-        """The notice that a spot machine gets before it is taken away."""
+        """Give the notice that a spot machine gets before it is taken away."""
         deadline_ms = int((time.time() + seconds) * 1000)
         GcsClient(address=self._cluster.address).drain_node(
             node.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot notice", deadline_ms
         )
 
     def busy_node(self, role: str):
-        """A worker node that runs a process of that role, or None."""
+        """Return a worker node that runs a process of that role, or None."""
         for node in self._cluster.worker_nodes:
             raylets = [info.process.pid for info in node.all_processes["raylet"]]
             if any(found for pid in raylets for found in processes(role, psutil.Process(pid))):
@@ -114,19 +114,20 @@ class Driver:
         return self.process.poll()
 
     def done(self) -> list[str]:
-        """Labels of the trials that it ran to their end."""
+        """Return the labels of the trials that it ran to their end."""
         return re.findall(r"done +(\S+) in", self.log.read_text())
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def processes(role: str, root: psutil.Process | None = None) -> list[psutil.Process]:
-    """Descendants (of this process) that call themselves ``role``, a regular expression for the end of their title."""
+    """Return descendants of this process whose title ends with ``role``, a regular expression for the end of their
+    title."""
     found = []
     for process in (root or psutil.Process()).children(recursive=True):
         try:

@@ -44,7 +44,7 @@ class FaultEvent:
 
 
 def schedule(faults: int, seed: int) -> list[Fault]:
-    """Every kind once before any comes again, in an order that the seed decides."""
+    """Return every kind once before any comes again, in an order that the seed decides."""
     chance = random.Random(seed)
     kinds = list(FAULTS.values())
     order: list[Fault] = []
@@ -140,7 +140,7 @@ class Campaign:
         return strikes
 
     def _strike(self, scene: FaultContext, pending: list[Fault], seed: int, began: float):
-        """The first of the pending faults that finds something to strike."""
+        """Strike with the first of the pending faults that finds something to strike."""
         for fault in pending:
             target = fault.find(scene)
             if target is None:
@@ -158,7 +158,7 @@ class Campaign:
         return None
 
     def _compare(self, store: Store, strikes: list[FaultEvent], drivers: list[Driver]) -> None:
-        """Rows of the disturbed sweep against those of the undisturbed one; weights by their hashes."""
+        """Compare rows of the disturbed sweep against those of the undisturbed one; weights by their hashes."""
         expected, found = results(self.reference), results(store)
         lost = len(expected.index.difference(found.index))
         common = expected.index.intersection(found.index)
@@ -182,7 +182,7 @@ class Campaign:
 
 
 def results(store: Store) -> pd.DataFrame:
-    """The results table of a sweep, by stage and prompt."""
+    """Return the results table of a sweep, by stage and prompt."""
     return pd.read_parquet(io.BytesIO(store.files.read(RESULTS))).set_index(KEY).sort_index()
 
 
@@ -193,13 +193,13 @@ def exact(value: Any) -> str:
 
 
 def weights(store: Store, ids: set[str]) -> dict[str, str]:
-    """SHA-256 of the weights of every stage that has any."""
+    """Return the SHA-256 of the weights of every stage that has any."""
     manifests = {i: json.loads(store.files.read(f"stages/{i}/manifest.json"))["files"] for i in sorted(ids)}
     return {i: files[name]["sha256"] for i, files in manifests.items() for name in files if "safetensors" in name}
 
 
 def table(strikes: Sequence[FaultEvent]) -> str:
-    """The campaign in Markdown."""
+    """Return the campaign in Markdown."""
     lines = [
         "| seed | sweep | fault | moment | recovered by | after | rows lost | rows that differ |",
         "|---:|---:|---|---|---|---:|---:|---:|",

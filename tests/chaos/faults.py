@@ -82,14 +82,14 @@ def _find_node(scene: FaultContext) -> Any:
 
 
 def _lose_node(scene: FaultContext, node: Any) -> Callable[[], bool]:
-    """Over when somebody is at work who was not."""
+    """Kill a node. The fault is over when a process works that did not before."""
     before = {process.pid for process in processes(AT_WORK)}
     scene.bench.lose_node(node)
     return lambda: any(other.pid not in before for other in processes(AT_WORK))
 
 
 def _warn_node(scene: FaultContext, node: Any) -> Callable[[], bool]:
-    """Over when the node is gone and somebody is at work who was not."""
+    """Warn a node. The fault is over when the node is gone and a process works that did not before."""
     before = {process.pid for process in processes(AT_WORK)}
     scene.bench.warn_node(node, NOTICE_S)
     scene.doomed.append(node)
@@ -97,7 +97,7 @@ def _warn_node(scene: FaultContext, node: Any) -> Callable[[], bool]:
 
 
 def _newest_checkpoint(scene: FaultContext) -> str | None:
-    """The newest checkpoint of a stage whose process is at work."""
+    """Return the newest checkpoint of a stage whose process is at work."""
     files = scene.store.files
     for stage_id in files.names("work"):
         if processes(LEARNING if stage_id.startswith("grpo") else TRAINING):
@@ -129,7 +129,7 @@ def _truncate(scene: FaultContext, path: str) -> None:
 
 
 def _find_parent(scene: FaultContext) -> str | None:
-    """A finished stage that others are still to be built on."""
+    """Return a finished stage that others are still to be built on."""
     finished = scene.store.finished_ids()
     tuned = sorted(name for name in finished if name.startswith("sft"))
     return tuned[0] if tuned and sum(name.startswith("grpo") for name in finished) < len(tuned) else None

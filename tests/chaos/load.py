@@ -57,13 +57,13 @@ class Memory:
             self.seen.append((finished, psutil.Process().memory_info().rss / 2**20))
 
     def growth(self, warm_up: int) -> float:
-        """By how much it grew after the first stages, at most."""
+        """Return by how much memory grew after the first stages, at most."""
         later = [mib for finished, mib in self.seen if finished >= warm_up]
         return max(later) - later[0]
 
 
 def stages(chains: int, reinforced: int) -> list[Stage]:
-    """Tiny ones; GRPO with the sampler that needs no engine."""
+    """Return tiny stages; GRPO with the sampler that needs no engine."""
     wanted: list[Stage] = []
     for seed in range(chains):
         base = pretrain(seed=seed, samples=300)

@@ -23,8 +23,9 @@ SAID = 1000.0
 
 @on_page("Prompts out of reach", place=8)
 def coverage(results: pd.DataFrame) -> ReportFigure | None:
-    """Share of the prompts of the target cells with Q < 1/N against N, after pretraining, SFT and GRPO; a panel for
-    each arm and OOD ratio. Exact masses only: that of a gold trace says nothing about how rarely an answer is right."""
+    """Draw the share of the prompts of the target cells with Q < 1/N against N, after pretraining, SFT and GRPO; a
+    panel for each arm and OOD ratio. Exact masses only: that of a gold trace says nothing about how rarely an answer is
+    right."""
     if not results["exact"].all():
         return None
     data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm, results)])

@@ -48,7 +48,7 @@ MISMATCH = Curve("grpo/max_logprob_mismatch", "mismatch (nats)")
     explore=over_numbers("step", "mean", "ood_ratio", ("metric", "condition", "prompt_role", "kl_beta")),
 )
 def reward_and_kl(curves: pd.DataFrame) -> ReportFigure | None:
-    """Reward and KL to the reference over GRPO steps; a row for each arm and beta."""
+    """Draw reward and KL to the reference over GRPO steps; a row for each arm and beta."""
     # Without a penalty there is no reference: the KL is not computed.
     logged = curves[(curves["metric"] != KL.metric) | (curves["kl_beta"] > 0)]
     data = _summarised(logged, (REWARD, KL))
@@ -67,7 +67,8 @@ def reward_and_kl(curves: pd.DataFrame) -> ReportFigure | None:
 
 @on_page("Entropy and sampler mismatch during GRPO", place=2, of="curves")
 def entropy_and_mismatch(curves: pd.DataFrame) -> ReportFigure | None:
-    """Entropy of the policy, and how far sampler and learner disagree, over GRPO steps; a row for each arm and beta."""
+    """Draw the entropy of the policy, and how far sampler and learner disagree, over GRPO steps; a row for each arm and
+    beta."""
     data = _summarised(curves, (ENTROPY, MISMATCH))
     if data.empty:
         return None
@@ -95,7 +96,7 @@ def _summarised(curves: pd.DataFrame, wanted: tuple[Curve, Curve]) -> pd.DataFra
 
 
 def _drawn(data: pd.DataFrame, *sides: Curve):
-    """A row of panels for each arm and beta, a column for each of two curves."""
+    """Draw a row of panels for each arm and beta, a column for each of two curves."""
     of_row = ["condition", "prompt_role", "kl_beta"]
     require_room(data, of_row, "ood_ratio", sides=2)
     ratios, rows = ratio_places(data), data[of_row].drop_duplicates()

@@ -29,8 +29,8 @@ LEFTMOST = 1e-5
     explore=over_numbers("drawn_q", "gain", "condition", (ARM, "kl_beta"), scale="log"),
 )
 def gain_at_equal_mass(results: pd.DataFrame) -> ReportFigure | None:
-    """Mean gain on the target cells against mean Q before GRPO, in bands of it; a panel for each role of GRPO's
-    prompts and beta, a colour for each condition. None for a study of one condition."""
+    """Draw the mean gain on the target cells against mean Q before GRPO, in bands of it; a panel for each role of
+    GRPO's prompts and beta, a colour for each condition. None for a study of one condition."""
     if len({arm.condition for arm in arms(results)}) < 2:
         return None
     data = at_equal_mass(results)

@@ -33,8 +33,9 @@ PANEL = ["panel", "prompt_role", "kl_beta"]
 
 @on_page("Where GRPO converged, and where theory has it converge", place=7)
 def measured_and_predicted(results: pd.DataFrame) -> ReportFigure | None:
-    """Mean P after GRPO and mean fixed point against the OOD ratio; a panel for each condition and beta, in which each
-    size of groups has a line. Of studies with several conditions; others have the fixed points of single prompts."""
+    """Draw mean P after GRPO and mean fixed point against the OOD ratio; a panel for each condition and beta, in which
+    each size of groups has a line. Of studies with several conditions; others have the fixed points of single
+    prompts."""
     found = arms(results)
     data = pd.DataFrame([row for arm in found for row in _rows(arm)])
     if data.empty or data["condition"].nunique() == 1 or data["fixed_point"].isna().all():
@@ -69,7 +70,8 @@ def measured_and_predicted(results: pd.DataFrame) -> ReportFigure | None:
 
 
 def _rows(arm: Arm) -> Iterator[dict[str, Any]]:
-    """A row for each beta and ratio of an arm: what was measured on GRPO's own cells, and what theory predicts."""
+    """Return a row for each beta and ratio of an arm: what was measured on GRPO's own cells, and what theory
+    predicts."""
     panel, line = _divided(arm.condition)
     for (beta, ratio), group in arm.cells(arm.prompt_role).groupby(["kl_beta", "ood_ratio"]):
         yield {

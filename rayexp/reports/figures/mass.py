@@ -38,7 +38,7 @@ ROW = ["condition", "prompt_role", "role"]
 
 @on_page("Correct mass before and after GRPO", place=1, explore=over_ratios("q", "gain"))
 def mass_by_ratio(results: pd.DataFrame) -> ReportFigure | None:
-    """Mean Q before and after GRPO, and the paired gain, against the OOD ratio; a row for each arm and role."""
+    """Draw mean Q before and after GRPO, and the paired gain, against the OOD ratio; a row for each arm and role."""
     shown = _shown(results)
     if not shown:
         return None
@@ -102,7 +102,8 @@ def _mass_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
 
 @on_page("Each stage, in and out of distribution", place=2, explore=over_ratios("q", "greedy", colour="stage"))
 def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
-    """Greedy accuracy and mean Q after each stage, against the OOD ratio; a row for each arm, and for ID and target."""
+    """Draw greedy accuracy and mean Q after each stage, against the OOD ratio; a row for each arm, and for ID and
+    target."""
     data = masses_by_stage(results)
     if data.empty:
         return None
@@ -174,12 +175,13 @@ def trained(rows: pd.DataFrame, prompts: str) -> str:
 
 
 def _longest(conditions: list[str]) -> list[str]:
-    """The conditions of whole chains: without those that what a chain is built on has by itself."""
+    """Return the conditions of whole chains, without those of stages that a chain is built on."""
     return [one for one in conditions if not any(one != other and within(one, other) for other in conditions)]
 
 
 def stage_series(data: pd.DataFrame) -> list[Series]:
-    """Pretraining in grey, SFT as what is before GRPO, GRPO by beta as in the figure above, RFT unlike any of them."""
+    """Return the series: pretraining in grey, SFT as before GRPO, GRPO by beta as in the figure above, RFT in its
+    own."""
     sft, *betas = before_and_betas(data["kl_beta"])
     names = {"pretraining": LineStyle("#808080", "h", "-"), "SFT": sft.style, RFT.name: LineStyle("#4B0092", "X", "--")}
     names |= {f"GRPO, β = {number(one.key)}": one.style for one in betas}

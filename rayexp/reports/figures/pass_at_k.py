@@ -22,7 +22,7 @@ KS = np.unique(np.round(10 ** np.arange(0, 6.01, 0.25)).astype(int))
     explore=over_numbers("k", "mean", "kl_beta", ("condition", "prompt_role", "ood_ratio"), scale="log"),
 )
 def pass_at_k_curves(results: pd.DataFrame) -> ReportFigure | None:
-    """Mean pass@k over prompts of the target cells, before GRPO and after; a panel for each arm and OOD ratio."""
+    """Draw mean pass@k over prompts of the target cells, before GRPO and after; a panel for each arm and OOD ratio."""
     data = pd.DataFrame([row for arm in arms(results) for row in _rows(arm, results)])
     if data.empty:
         return None
@@ -46,7 +46,7 @@ def pass_at_k_curves(results: pd.DataFrame) -> ReportFigure | None:
 
 
 def _rows(arm: Arm, results: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """A row for each OOD ratio, beta (None before GRPO) and k."""
+    """Return a row for each OOD ratio, beta (None before GRPO) and k."""
     after = arm.cells(arm.target)
     inits = results[results["stage_id"].isin(after["init_id"]) & results["cell"].isin(after["cell"])]
     for ratio in sorted(after["ood_ratio"].unique().tolist()):
@@ -63,8 +63,8 @@ def _rows(arm: Arm, results: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _means(rows: pd.DataFrame) -> tuple[np.ndarray, list[float]]:
-    """Values of k, and the mean over the prompts of one seed of pass@k at each: from Q, or, for traces, whose Q is only
-    known from below, from the sampled answers, up to their number."""
+    """Return values of k, and the mean over the prompts of one seed of pass@k at each: from Q, or, for traces, whose Q
+    is only known from below, from the sampled answers, up to their number."""
     sampled = int(rows["sampled"].min())
     if not sampled:
         q = rows["q"].to_numpy(dtype=float)

@@ -47,7 +47,7 @@ Panel = tuple[str, float, pd.DataFrame]  # title, beta, rows of the arm
 
 
 def _panels(results: pd.DataFrame) -> list[Panel]:
-    """A panel for each arm, role of its cells, and beta."""
+    """Return a panel for each arm, role of its cells, and beta."""
     return [
         (f"{lines(arm.short_name)}:\n{ROLE_NAMES[role]} cells, β = {number(beta)}", beta, rows[rows["kl_beta"] == beta])
         for arm in arms(results)
@@ -68,7 +68,7 @@ def _panels(results: pd.DataFrame) -> list[Panel]:
     ),
 )
 def after_against_before(results: pd.DataFrame) -> ReportFigure | None:
-    """P after GRPO against Q before it, a point a prompt, on logit axes: there the tilt is a shift by 1 / beta."""
+    """Draw P after GRPO against Q before it, a point a prompt, on logit axes: there the tilt is a shift by 1 / beta."""
     shown = [(title, beta, _points(rows)) for title, beta, rows in _panels(results)]
     if not shown:
         return None
@@ -115,7 +115,8 @@ def after_against_before(results: pd.DataFrame) -> ReportFigure | None:
 
 
 def _points(rows: pd.DataFrame) -> pd.DataFrame:
-    """A random part of the prompts of one panel in random order, so that no ratio lies on top; theory beside them."""
+    """Draw a random part of the prompts of one panel in random order, so that no ratio lies on top; theory beside
+    them."""
     rows = rows.sample(frac=1, random_state=0).groupby("ood_ratio").head(POINTS)
     q, p = (rows[column].clip(SMALLEST, LARGEST).to_numpy(dtype=float) for column in ("init_q", "q"))
     beta = float(rows["kl_beta"].iloc[0])
@@ -151,7 +152,7 @@ def _logit_scale(axis: Axes, which: str, lowest: float) -> None:
 
 
 def _outer_labels(axes: np.ndarray, shown: int, x: str, y: str) -> None:
-    """Labels below and left of a grid of panels whose last one may be empty."""
+    """Write labels below and left of a grid of panels whose last one may be empty."""
     for axis in axes.flat[max(0, shown - axes.shape[1]) : shown]:
         axis.set_xlabel(x)
     for axis in axes[:, 0]:
@@ -163,7 +164,8 @@ def _outer_labels(axes: np.ndarray, shown: int, x: str, y: str) -> None:
 
 @on_page("How far logits moved, against 1/β", place=4)
 def logit_shift(results: pd.DataFrame) -> ReportFigure | None:
-    """Mean of logit P - logit Q against 1 / beta, which it is at the optimum; a panel for each arm and role."""
+    """Draw the mean of logit P - logit Q against 1 / beta, which it is at the optimum; a panel for each arm and
+    role."""
     shown = [(arm, role) for arm in arms(results) for role in arm.roles if (arm.cells(role)["kl_beta"] > 0).any()]
     if not shown:
         return None
@@ -220,7 +222,8 @@ def _shift_rows(arm: Arm, role: str) -> Iterator[dict[str, Any]]:
     explore=over_mass("gain", "mean gain", "predicted_gain", (*PICKS, "kl_beta"), logits=False),
 )
 def gain_by_mass(results: pd.DataFrame) -> ReportFigure | None:
-    """Mean gain of prompts of each OOD ratio, binned by Q before GRPO, with the gain of the optimum and its peak."""
+    """Draw the mean gain of prompts of each OOD ratio, binned by Q before GRPO, with the gain of the optimum and its
+    peak."""
     shown = [(title, beta, points) for title, beta, rows in _panels(results) if len(points := _binned(rows))]
     if not shown:
         return None
@@ -260,7 +263,7 @@ def gain_by_mass(results: pd.DataFrame) -> ReportFigure | None:
 
 
 def _binned(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each OOD ratio and bin of Q with enough prompts."""
+    """Return a row for each OOD ratio and bin of Q with enough prompts."""
     beta = float(rows["kl_beta"].iloc[0])
     q = rows["init_q"].clip(SMALLEST, LARGEST).to_numpy(dtype=float)
     rows = rows.assign(cut=q, predicted=gain(q, beta), bin=np.floor(logit(q) / BIN_NATS))
