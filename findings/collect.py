@@ -12,6 +12,7 @@ from findings.runs import Run
 from rayexp.config import RunConfig
 from rayexp.evaluation.statistics import summarised
 from rayexp.reports.figures.equal_mass import at_equal_mass
+from rayexp.reports.figures.fixed_point import predictions
 from rayexp.reports.figures.mass import masses, masses_by_stage
 from rayexp.reports.provenance import reserved
 from rayexp.stages import Extend, Pretrain, Stage
@@ -21,6 +22,8 @@ from rayexp.store.index import StoreIndex
 FOLDER = Path(__file__).parents[1] / "docs/findings"
 #: Table of how the studies were run, one row each.
 RUNS = FOLDER / "runs.csv"
+#: The study whose conditions are compared with the mass at which GRPO stays, and not at equal mass.
+FIXED_POINT = "fixed-point"
 #: Columns of text that may be empty.
 TEXTS = ("condition", "setting", "objection", "source")
 #: Columns of claims.csv that the page needs.
@@ -32,7 +35,7 @@ CLAIMS = [
 
 def collect(run: Run, store: str) -> None:
     """Write the tables of a study into docs/findings: its masses before and after GRPO and by stage, or its objections
-    if it has any; its conditions at equal mass; its claims; and a row on how it was run.
+    if it has any; its conditions at equal mass, or beside their fixed points; its claims; and a row on how it was run.
 
     Raises StoreError if the store has no results of the study.
     """
@@ -43,9 +46,12 @@ def collect(run: Run, store: str) -> None:
         _write(tables["objections.csv"], FOLDER / f"{run.name}.csv")
     else:
         _write(masses(results), FOLDER / f"{run.name}.csv")
+    if run.study == FIXED_POINT:
+        _write(predictions(results), FOLDER / f"{run.name}-predictions.csv")
+    elif "objections.csv" not in tables:
         _write(masses_by_stage(results), FOLDER / f"{run.name}-stages.csv")
         _write(_by_cell(results), FOLDER / f"{run.name}-cells.csv")
-    if results["condition"].nunique() > 1:
+    if run.study != FIXED_POINT and results["condition"].nunique() > 1:
         _write(_with_losses(at_equal_mass(results), results, Store(store)), FOLDER / f"{run.name}-bands.csv")
     _write(tables["claims.csv"][CLAIMS], FOLDER / f"{run.name}-claims.csv")
     _write(_with(run.name, _how(run.name, Store(store)), RUNS), RUNS)

@@ -120,6 +120,30 @@ class Study:
             lines.append([*about, *(gains.get(low, "") for low, _ in ends)])
         return _markdown(lines)
 
+    @property
+    def predicts(self) -> bool:
+        """Return whether its conditions are compared with their fixed points."""
+        return (FOLDER / f"{self.name}-predictions.csv").exists()
+
+    def predictions(self, beta: float) -> str:
+        """Return mean P after GRPO and the mean fixed point of each condition at a beta, and the share of the way from
+        Q to it that GRPO has gone, by OOD ratio, in Markdown. Leave out conditions whose fixed point is not known."""
+        rows = table(f"{self.name}-predictions")
+        rows = rows[(rows["kl_beta"] == beta) & rows["fixed_point"].notna()]
+        ratios = sorted(rows["ood_ratio"].unique().tolist())
+        head = [
+            "condition",
+            *(f"{percent(ratio)} % OOD: {of}" for ratio in ratios for of in ("P", "fixed point", "way")),
+        ]
+        lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+        for condition, here in rows.groupby("condition", sort=False):
+            told = [str(condition)]
+            for row in here.sort_values("ood_ratio").to_dict("records"):
+                way = (row["q"] - row["init_q"]) / (row["fixed_point"] - row["init_q"])
+                told += [_interval(row, "q"), f"{row['fixed_point']:.2g}", f"{way:.2f}"]
+            lines.append(told)
+        return _markdown(lines)
+
     def stages(self, prompts: str = "ood", cells: str = "id") -> str:
         """Return the mass of cells of a role after each stage, by OOD ratio, in Markdown. Leave out ratios that only
         pilots have."""

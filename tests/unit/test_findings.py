@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import rayexp
 from findings import collect, page
 from findings.__main__ import run
 from findings.runs import RUNS, Run
@@ -48,6 +49,24 @@ def test_a_study_is_collected_and_an_older_row_replaced(tmp_path: Path, monkeypa
     assert pd.read_csv(folder / "mine-claims.csv")["verdict"].notna().all()
     rows = pd.read_csv(folder / "runs.csv").set_index("study")
     assert rows["stages"].to_dict() == {"a": 1, "mine": len(stages)}
+
+
+def test_a_study_of_fixed_points_is_collected_with_what_they_predict(tmp_path, monkeypatch) -> None:
+    stages = study_stages(ood_ratios=(0.05,), kl_betas=(0.1, 1.0), seeds=(0,))
+    store = published(tmp_path, stages)
+    plan = Plan.of("fixed-point", stages, store.finished_ids())
+    monkeypatch.setattr(collect, "FOLDER", tmp_path)
+    monkeypatch.setattr(collect, "RUNS", tmp_path / "runs.csv")
+    study = InStore(store, "mine", "fixed-point", "tiny")
+    study.add(plan)
+    study.write(plan, report.write)
+    collect.collect(Run("mine", "fixed-point"), store.url)
+    predicted = pd.read_csv(tmp_path / "mine-predictions.csv").set_index("kl_beta")
+    results = rayexp.results("mine", store.url)
+    for beta, rows in results[(results["kl_beta"].notna()) & (results["role"] == "ood")].groupby("kl_beta"):
+        assert predicted["q"][beta] == pytest.approx(rows["q"].mean(), rel=1e-5)
+        assert predicted["fixed_point"][beta] == pytest.approx(rows["fixed_point"].mean(), rel=1e-5)
+    assert not (tmp_path / "mine-bands.csv").exists()
 
 
 def test_the_loss_of_a_continued_pretraining_is_that_of_its_end() -> None:

@@ -36,8 +36,7 @@ def measured_and_predicted(results: pd.DataFrame) -> ReportFigure | None:
     """Draw mean P after GRPO and mean fixed point against the OOD ratio; a panel for each condition and beta, in which
     each size of groups has a line. Of studies with several conditions; others have the fixed points of single
     prompts."""
-    found = arms(results)
-    data = pd.DataFrame([row for arm in found for row in _rows(arm)])
+    data = predictions(results)
     if data.empty or data["condition"].nunique() == 1 or data["fixed_point"].isna().all():
         return None
     require_room(data, PANEL, "line", along=["ood_ratio"])
@@ -69,9 +68,12 @@ def measured_and_predicted(results: pd.DataFrame) -> ReportFigure | None:
     )
 
 
+def predictions(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the measured and the predicted mean P on GRPO's own cells, a row for each arm, beta and OOD ratio."""
+    return pd.DataFrame([row for arm in arms(results) for row in _rows(arm)])
+
+
 def _rows(arm: Arm) -> Iterator[dict[str, Any]]:
-    """Return a row for each beta and ratio of an arm: what was measured on GRPO's own cells, and what theory
-    predicts."""
     panel, line = _divided(arm.condition)
     for (beta, ratio), group in arm.cells(arm.prompt_role).groupby(["kl_beta", "ood_ratio"]):
         yield {
