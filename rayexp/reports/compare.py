@@ -6,23 +6,21 @@ prompt_index. So a study with another objective is compared seed by seed, ratio 
 without a partner are counted and left out.
 """
 
-import io
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from rayexp.errors import did_you_mean, first_line, not_among
+from rayexp.errors import did_you_mean, not_among
 from rayexp.evaluation.metrics import Interval
 from rayexp.evaluation.statistics import interval, possible_change
 from rayexp.formatting import number
 from rayexp.parts import unread_parts
 from rayexp.reports.pairing import paired
 from rayexp.stages import Stage, kind_in, settings
+from rayexp.store import parquet
 from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.index import StoreIndex
 from rayexp.studies.conditions import CONTROL
@@ -72,10 +70,7 @@ class Study:
             raise StoreError(
                 f"study={name!r} has no results in the store {url}; {others}{did_you_mean(name, known)}"
             ) from None
-        try:
-            rows = pq.read_table(io.BytesIO(data), columns=COLUMNS).to_pandas()
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise StoreError(f"{url}/{path} is not a table of results ({first_line(error)})") from error
+        rows = parquet.table(data, f"{url}/{path}", COLUMNS).to_pandas()
         if missing := [column for column in COLUMNS if column not in rows]:
             raise StoreError(f"{url}/{path} has no column {missing[0]}")
         stages = index.specs(rows["stage_id"].unique().tolist())

@@ -10,9 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayexp.errors import first_line, not_among
+from rayexp.errors import not_among
 from rayexp.stages.settings import ABSENT, shown
-from rayexp.store.artifacts import StoreError
+from rayexp.store import parquet
+from rayexp.store.filesystem import StoreError
 
 #: Rows of one page; largest number of values of a column by which rows can be chosen.
 PAGE, CHOICES = 200, 60
@@ -27,6 +28,8 @@ SHOWN = (
     *("prompt", "gold", "completion"),
 )
 FORMS = ("csv", "parquet")
+#: Of the file, in errors.
+NAME = "results.parquet"
 
 
 def look(content: bytes, wanted: Mapping[str, str], page: int) -> dict[str, Any]:
@@ -34,9 +37,9 @@ def look(content: bytes, wanted: Mapping[str, str], page: int) -> dict[str, Any]
     can be chosen. Raises ValueError on an unknown column or page, StoreError if the content is not a table."""
     names = _schema(content, wanted).names
     if missing := [name for name in SHOWN if name not in names]:
-        raise StoreError(f"results.parquet has no column {missing[0]}")
+        raise StoreError(f"{NAME} has no column {missing[0]}")
     choosable = [name for name in names if name in CHOSEN_BY or "." in name]
-    table = _read(content, list(dict.fromkeys([*choosable, *SHOWN, *wanted])))
+    table = parquet.table(content, NAME, list(dict.fromkeys([*choosable, *SHOWN, *wanted])))
     values = {name: _values(table[name]) for name in choosable}
     rows = _chosen(table, wanted)
     pages = max(1, math.ceil(len(rows) / PAGE))
@@ -63,7 +66,7 @@ def file(content: bytes, wanted: Mapping[str, str], form: str) -> bytes:
     if not wanted and form == "parquet":
         return content
     _schema(content, wanted)
-    rows, target = _chosen(_read(content), wanted), io.BytesIO()
+    rows, target = _chosen(parquet.table(content, NAME), wanted), io.BytesIO()
     if form == "csv":
         rows.to_pandas().to_csv(target, index=False)
     else:
@@ -73,22 +76,12 @@ def file(content: bytes, wanted: Mapping[str, str], form: str) -> bytes:
 
 def _schema(content: bytes, wanted: Mapping[str, str]) -> pa.Schema:
     """Return the columns of a table. Raises ValueError if a wanted column is missing or holds lists."""
-    try:
-        schema = pq.read_schema(io.BytesIO(content))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise StoreError(f"results.parquet is not a table ({first_line(error)})") from error
+    schema = parquet.schema(content, NAME)
     single = [each.name for each in schema if not pa.types.is_nested(each.type)]
     if others := [name for name in wanted if name not in single]:
         why = "the column {!r} holds lists" if others[0] in schema.names else "there is no column {!r}"
         raise ValueError(f"{why.format(others[0])}; choose from {', '.join(single)}")
     return schema
-
-
-def _read(content: bytes, columns: list[str] | None = None) -> pa.Table:
-    try:
-        return pq.ParquetFile(io.BytesIO(content)).read(columns)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise StoreError(f"results.parquet is not a table ({first_line(error)})") from error
 
 
 def _chosen(table: pa.Table, wanted: Mapping[str, str]) -> pa.Table:

@@ -11,13 +11,13 @@ artifact is removed, and stays for good, because a report may still write a summ
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from io import BytesIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayexp.stages import kind_in
-from rayexp.store.filesystem import Files
+from rayexp.store import parquet
+from rayexp.store.filesystem import Files, StoreError
 
 SUMMARIES = pa.schema(
     [
@@ -73,9 +73,8 @@ def distrust(files: Files, stage_id: str) -> None:
 
 def _unpacked(data: bytes) -> list[StageSummary]:
     try:
-        table = pq.ParquetFile(BytesIO(data)).read()
-        table.validate(full=True)
-    except (OSError, ValueError, pa.ArrowException):
+        table = parquet.table(data, "summaries")
+    except StoreError:
         return []
     rows = table.to_pylist() if table.schema.equals(SUMMARIES) else []
     found = [StageSummary(**row) for row in rows]

@@ -128,10 +128,10 @@ def _post(url: str, text: bytes) -> None:
         run_with_timeout(LIMIT_S, lambda: urlopen(request, timeout=LIMIT_S).close(), "notify")
     except HTTPError as error:
         raise NotToldError(f"{host} answered {error.code}") from None
-    except TimeoutError:
-        raise NotToldError(f"{host} did not answer within {LIMIT_S:g} s") from None
     except Exception as error:  # whose message may have the URL in it
         reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
+        if isinstance(reason, TimeoutError):  # wrapped in a URLError if the time ran out while connecting or sending
+            raise NotToldError(f"{host} did not answer within {LIMIT_S:g} s") from None
         raise NotToldError(f"{host} cannot be reached ({type(reason).__name__})") from None
 
 

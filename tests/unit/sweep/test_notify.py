@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
+from urllib.error import URLError
 
 import pytest
 
@@ -134,6 +136,13 @@ def test_a_failure_is_one_warning_without_secrets_and_changes_nothing(
     assert re.fullmatch(f"notify: the report that the sweep has finished was not delivered: {why}", record.getMessage())
     said = capfd.readouterr()
     assert SECRET not in caplog.text + said.out + said.err
+
+
+@pytest.mark.parametrize("error", [TimeoutError("timed out"), URLError(TimeoutError("timed out"))])
+def test_time_that_runs_out_is_named_as_such_wherever_it_does(monkeypatch, error):
+    monkeypatch.setattr(notify, "urlopen", Mock(side_effect=error))
+    with pytest.raises(notify.NotToldError, match="^127.0.0.1 did not answer within 10 s$"):
+        notify._post("http://127.0.0.1:1/", b"{}")
 
 
 def test_a_store_that_does_not_answer_keeps_nobody_from_being_told(webhook, course, monkeypatch):
