@@ -8,12 +8,12 @@ from typing import TypeVar, cast
 T = TypeVar("T")
 
 
-class TimeoutError(Exception):
+class NoAnswerError(Exception):
     """The absence of an answer within a time limit."""
 
 
 def run_with_timeout(limit_s: float, call: Callable[[], T], name: str) -> T:
-    """Return what ``call`` returns, or raise what it raises. Raises TimeoutError after ``limit_s`` seconds.
+    """Return what ``call`` returns, or raise what it raises. Raises NoAnswerError after ``limit_s`` seconds.
 
     The call runs in a thread of its own, named ``name``, because a hanging system call can't be interrupted. After the
     limit the thread is left running; it does not keep the process from ending.
@@ -30,7 +30,7 @@ def run_with_timeout(limit_s: float, call: Callable[[], T], name: str) -> T:
     try:
         value, error = answers.get(timeout=limit_s)
     except queue.Empty:
-        raise TimeoutError from None
+        raise NoAnswerError from None
     if error is not None:
         raise error
     return cast(T, value)

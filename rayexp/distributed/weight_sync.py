@@ -21,7 +21,7 @@ from rayexp.config import RunConfig
 from rayexp.distributed.rpc import RemoteTimeoutError
 from rayexp.errors import StageError, sentence
 from rayexp.formatting import number
-from rayexp.timeouts import TimeoutError, run_with_timeout
+from rayexp.timeouts import NoAnswerError, run_with_timeout
 
 #: Backends of the transports that need a group of actors.
 _GROUPED = {"nccl": "nccl", "gloo": "torch_gloo"}
@@ -81,7 +81,7 @@ class TransferGroup:
             self._handle = run_with_timeout(
                 self._timeout_s, lambda: create_collective_group(self._actors, self._backend or ""), "join a group"
             )
-        except TimeoutError:
+        except NoAnswerError:
             raise RemoteTimeoutError(f"no answer from {who} within {number(self._timeout_s)} s") from None
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
@@ -97,6 +97,6 @@ class TransferGroup:
         if self._handle is not None:
             from ray.experimental.collective import destroy_collective_group
 
-            with suppress(TimeoutError, RayError, ValueError):
+            with suppress(NoAnswerError, RayError, ValueError):
                 run_with_timeout(FORGET_S, lambda: destroy_collective_group(self._handle), "forget a group")
             self._handle = None

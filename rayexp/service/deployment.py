@@ -20,7 +20,7 @@ from ray.serve.schema import ApplicationStatus
 
 from rayexp.errors import first_line
 from rayexp.service import access
-from rayexp.timeouts import TimeoutError, run_with_timeout
+from rayexp.timeouts import NoAnswerError, run_with_timeout
 
 #: Seconds in which Ray Serve has to start; it takes 5 on an idle machine and 30 on a busy one.
 LIMIT_S = 120.0
@@ -48,7 +48,7 @@ def deploy(url: str) -> str:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         return run_with_timeout(LIMIT_S, lambda: _deployed(url), "deploy the results")
-    except TimeoutError:
+    except NoAnswerError:
         raise ServeError(f"Ray Serve did not start within {LIMIT_S:g} s") from None
     except (RayServeException, RayError, RuntimeError) as error:
         raise ServeError(first_line(error)) from error

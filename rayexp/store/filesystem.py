@@ -1,9 +1,9 @@
 """Files by name below one root, at any fsspec URL.
 
 Names are literal: no call expands a pattern, so ``[``, ``*`` and ``?`` are ordinary characters. Every call has a time
-limit. A transient error (a reset connection, a 500) is retried with growing pauses. A permanent one (a refusal, a full
-disk, a missing bucket) raises StoreError with its cause at once. No name leads out of the root. A reader sees a file
-whole or not at all, with one exception (see ``create``).
+limit. A transient error (a slow answer, a 500, a reset connection) is retried with growing pauses. A permanent one (a
+refusal, a full disk, a missing bucket) raises StoreError with its cause at once. No name leads out of the root. A reader
+sees a file whole or not at all, with one exception (see ``create``).
 """
 
 import errno
@@ -24,7 +24,7 @@ import fsspec
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from rayexp.errors import PermanentError, first_line
-from rayexp.timeouts import TimeoutError, run_with_timeout
+from rayexp.timeouts import NoAnswerError, run_with_timeout
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,7 +36,7 @@ PAUSE = wait_exponential_jitter(initial=0.2, max=8.0, jitter=1.0)
 #: Exceptions that answer the question, and are not failures.
 _ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 _HOPELESS = (PermissionError, ValueError, TypeError, AttributeError, ImportError, NotImplementedError)
-_HOPELESS += (PermanentError, TimeoutError)  # rayexp.timeouts': the whole limit has passed
+_HOPELESS += (PermanentError, NoAnswerError)  # the latter because the whole limit has passed
 _HOPELESS_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.EACCES, errno.EPERM}
 _HOPELESS_CODES |= {errno.ENOSYS, errno.EOPNOTSUPP}
 #: Error codes of ``link`` on filesystems without hard links: exFAT, Azure Files, gcsfuse, some network drives.
@@ -259,7 +259,7 @@ class Files:
             return attempts(run_with_timeout, self.timeout_s, ask, f"store: {what}")
         except (StoreError, *_ANSWERS):
             raise
-        except TimeoutError:
+        except NoAnswerError:
             raise StoreError(f"no answer from the store {self.url} ({what}) within {self.timeout_s:g} s") from None
         except Exception as error:
             cause = f"{type(error).__name__}: {first_line(error)}"

@@ -23,7 +23,7 @@ from rayexp.store.artifacts import StoreError
 from rayexp.store.provenance import without_secrets
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.study import Study
-from rayexp.timeouts import TimeoutError, run_with_timeout
+from rayexp.timeouts import NoAnswerError, run_with_timeout
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def facts(course: Course, outcome: Outcome, seconds: float) -> dict[str, Any]:
     store, ids = course.study.store, course.plan.labels
     try:
         finished = run_with_timeout(LIMIT_S, lambda: len(store.finished_ids(ids)), "notify: stages")
-    except (StoreError, TimeoutError):
+    except (StoreError, NoAnswerError):
         finished = None
     return {
         "study": course.study.name,
@@ -130,7 +130,7 @@ def _post(url: str, text: bytes) -> None:
         raise NotToldError(f"{host} answered {error.code}") from None
     except Exception as error:  # whose message may have the URL in it
         reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
-        if isinstance(reason, TimeoutError):  # wrapped in a URLError if the time ran out while connecting or sending
+        if isinstance(reason, NoAnswerError | TimeoutError):  # the latter while connecting or sending
             raise NotToldError(f"{host} did not answer within {LIMIT_S:g} s") from None
         raise NotToldError(f"{host} cannot be reached ({type(reason).__name__})") from None
 

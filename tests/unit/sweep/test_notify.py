@@ -141,7 +141,7 @@ def test_a_failure_is_one_warning_without_secrets_and_changes_nothing(
 @pytest.mark.parametrize("error", [TimeoutError("timed out"), URLError(TimeoutError("timed out"))])
 def test_time_that_runs_out_is_named_as_such_wherever_it_does(monkeypatch, error):
     monkeypatch.setattr(notify, "urlopen", Mock(side_effect=error))
-    with pytest.raises(notify.NotToldError, match="^127.0.0.1 did not answer within 10 s$"):
+    with pytest.raises(notify.NotToldError, match=r"^127\.0\.0\.1 did not answer within 10 s$"):
         notify._post("http://127.0.0.1:1/", b"{}")
 
 
