@@ -2,8 +2,8 @@
 
 Names are literal: no call expands a pattern, so ``[``, ``*`` and ``?`` are ordinary characters. Every call has a time
 limit. A transient error (a slow answer, a 500, a reset connection) is retried with growing pauses. A permanent one (a
-refusal, a full disk, a missing bucket) raises StoreError with its cause at once. No name leads out of the root. A reader
-sees a file whole or not at all, with one exception (see ``create``).
+refusal, a full disk, a missing bucket) raises StoreError with its cause at once. No name leads out of the root. A
+reader sees a file whole or not at all, with one exception (see ``create``).
 """
 
 import errno
