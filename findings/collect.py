@@ -16,14 +16,12 @@ from rayexp.reports.figures.fixed_point import predictions
 from rayexp.reports.figures.mass import masses, masses_by_stage
 from rayexp.reports.provenance import reserved
 from rayexp.stages import Extend, Pretrain, Stage
-from rayexp.store.artifacts import Store
+from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.index import StoreIndex
 
 FOLDER = Path(__file__).parents[1] / "docs/findings"
 #: Table of how the studies were run, one row each.
 RUNS = FOLDER / "runs.csv"
-#: The study whose conditions are compared with the mass at which GRPO stays, and not at equal mass.
-FIXED_POINT = "fixed-point"
 #: Columns of text that may be empty.
 TEXTS = ("condition", "setting", "objection", "source")
 #: Columns of claims.csv that the page needs.
@@ -34,26 +32,26 @@ CLAIMS = [
 
 
 def collect(run: Run, store: str) -> None:
-    """Write the tables of a study into docs/findings: its masses before and after GRPO and by stage, or its objections
-    if it has any; its conditions at equal mass, or beside their fixed points; its claims; and a row on how it was run.
+    """Write the tables of a study into docs/findings, and a row on how it was run.
 
-    Raises StoreError if the store has no results of the study.
+    Raises StoreError if the store has no results of the study, or none of GRPO.
     """
     results, files, study = rayexp.results(run.name, store), Store(store).files, f"studies/{run.name}"
+    if not (results["kl_beta"].notna() & results["init_q"].notna()).any():
+        raise StoreError(f"{store}/{study} has no GRPO stage that is measured together with its init; finish it first")
     found = files.read_existing([f"{study}/objections.csv", f"{study}/claims.csv"])
-    tables = {name.removeprefix(f"{study}/"): pd.read_csv(io.BytesIO(data)) for name, data in found.items()}
-    if "objections.csv" in tables:
-        _write(tables["objections.csv"], FOLDER / f"{run.name}.csv")
+    verdicts = {name.removeprefix(f"{study}/"): pd.read_csv(io.BytesIO(data)) for name, data in found.items()}
+    tables = {"-claims": verdicts["claims.csv"][CLAIMS]}
+    if run.study == "fixed-point":
+        tables |= {"": masses(results), "-predictions": with_ways(predictions(results), results)}
+    elif "objections.csv" in verdicts:
+        tables |= {"": verdicts["objections.csv"], "-bands": _bands(results, Store(store))}
     else:
-        _write(masses(results), FOLDER / f"{run.name}.csv")
-    if run.study == FIXED_POINT:
-        _write(predictions(results), FOLDER / f"{run.name}-predictions.csv")
-    elif "objections.csv" not in tables:
-        _write(masses_by_stage(results), FOLDER / f"{run.name}-stages.csv")
-        _write(_by_cell(results), FOLDER / f"{run.name}-cells.csv")
-    if run.study != FIXED_POINT and results["condition"].nunique() > 1:
-        _write(_with_losses(at_equal_mass(results), results, Store(store)), FOLDER / f"{run.name}-bands.csv")
-    _write(tables["claims.csv"][CLAIMS], FOLDER / f"{run.name}-claims.csv")
+        tables |= {"": masses(results), "-stages": masses_by_stage(results), "-cells": _by_cell(results)}
+        if results["condition"].nunique() > 1:
+            tables["-bands"] = _bands(results, Store(store))
+    for name, rows in tables.items():
+        _write(rows, FOLDER / f"{run.name}{name}.csv")
     _write(_with(run.name, _how(run.name, Store(store)), RUNS), RUNS)
 
 
@@ -98,16 +96,29 @@ def _by_cell(results: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _with_losses(bands: pd.DataFrame, results: pd.DataFrame, store: Store) -> pd.DataFrame:
-    """Add to the rows of conditions the parameters of their decoders, and the loss on ID samples at the end of
-    pretraining, in nats per token: the mean over all decoders and the last tenth of steps."""
+def with_ways(predicted: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of ``predictions`` with the share of the way from mean Q to the mean fixed point that GRPO has
+    gone: ``way`` of all seeds together, and ``way_lowest`` and ``way_highest`` of the single ones."""
+    keys, places = ["condition", "prompt_role", "kl_beta", "ood_ratio"], ["init_q", "q", "fixed_point"]
+    own = results[results["kl_beta"].notna() & (results["role"] == results["prompt_role"])]
+    ways = _way(own.groupby([*keys, "seed"])[places].mean()).groupby(keys).agg(way_lowest="min", way_highest="max")
+    return predicted.assign(way=_way(predicted)).merge(ways, on=keys, how="left", validate="one_to_one")
+
+
+def _way(means: pd.DataFrame) -> pd.Series:
+    return (means["q"] - means["init_q"]) / (means["fixed_point"] - means["init_q"])
+
+
+def _bands(results: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """Return the gains of conditions at equal mass, with the parameters of their decoders, and the loss on ID samples
+    at the end of pretraining, in nats per token: the mean over all decoders and the last tenth of steps."""
     chains = results[results["kl_beta"].notna()].drop_duplicates("stage_id")
     specs = StoreIndex(store).specs(chains["stage_id"].tolist())
     pretrained = {stage_id: last_of_pretraining(spec) for stage_id, spec in specs.items()}
     losses = {stage: _id_loss(store, stage) for stage in set(pretrained.values())}
     chains = chains.assign(id_loss=[losses[pretrained[stage_id]] for stage_id in chains["stage_id"]])
     means = chains.groupby("condition")[["parameters", "id_loss"]].mean().reset_index()
-    return bands.merge(means, on="condition", validate="many_to_one")
+    return at_equal_mass(results).merge(means, on="condition", validate="many_to_one")
 
 
 def last_of_pretraining(stage: Stage) -> Stage:

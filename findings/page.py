@@ -60,8 +60,8 @@ class Study:
         found = rows[rows["kl_beta"] == beta].sort_values("ood_ratio").to_dict("records")
         best = max(found, key=lambda row: row["gain"])
         places = {"none": found[0], "best": best, "highest": found[-1]}
-        told = {place: _interval(row, "gain") for place, row in places.items()}
-        return told | {"ratio": percent(best["ood_ratio"]), "beta": number(beta)}
+        cells = {place: _interval(row, "gain") for place, row in places.items()}
+        return cells | {"ratio": percent(best["ood_ratio"]), "beta": number(beta)}
 
     def gain(self, prompts: str, ratio: float) -> str:
         """Return the gain on the cells of GRPO's prompts, at one OOD ratio and the smallest beta above 0."""
@@ -86,9 +86,9 @@ class Study:
                 here = of_condition[of_condition["ood_ratio"] == ratio].to_dict("records")
                 (before,) = [row for row in here if pd.isna(row["kl_beta"])]
                 gains = {row["kl_beta"]: _interval(row, "gain") for row in here}
-                told = [gains.get(beta, "") for beta in betas]
+                cells = [gains.get(beta, "") for beta in betas]
                 about = [condition] * several + [percent(ratio), _interval(before, "q")]
-                lines.append([*about, *told, str(before["n_seeds"])])
+                lines.append([*about, *cells, str(before["n_seeds"])])
         return _markdown(lines)
 
     def cells(self, prompts: str, role: str) -> str:
@@ -127,9 +127,8 @@ class Study:
 
     def predictions(self, beta: float) -> str:
         """Return mean P after GRPO and the mean fixed point of each condition at a beta, and the share of the way from
-        Q to it that GRPO has gone, by OOD ratio, in Markdown. Leave out conditions whose fixed point is not known."""
-        rows = table(f"{self.name}-predictions")
-        rows = rows[(rows["kl_beta"] == beta) & rows["fixed_point"].notna()]
+        Q to it that GRPO has gone, with its range over seeds, by OOD ratio, in Markdown."""
+        rows = self._predicted(beta)
         ratios = sorted(rows["ood_ratio"].unique().tolist())
         head = [
             "condition",
@@ -137,12 +136,23 @@ class Study:
         ]
         lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
         for condition, here in rows.groupby("condition", sort=False):
-            told = [str(condition)]
+            cells = [str(condition)]
             for row in here.sort_values("ood_ratio").to_dict("records"):
-                way = (row["q"] - row["init_q"]) / (row["fixed_point"] - row["init_q"])
-                told += [_interval(row, "q"), f"{row['fixed_point']:.2g}", f"{way:.2f}"]
-            lines.append(told)
+                way = f"{row['way']:.2f} ({row['way_lowest']:.2f} to {row['way_highest']:.2f})"
+                cells += [_interval(row, "q"), f"{row['fixed_point']:.2g}", way]
+            lines.append(cells)
         return _markdown(lines)
+
+    def ways(self, beta: float, ratio: float) -> str:
+        """Return the lowest and the highest share of the way at one place, over all conditions."""
+        rows = self._predicted(beta)
+        ways = rows[rows["ood_ratio"] == ratio]["way"]
+        return f"{ways.min():.2f} to {ways.max():.2f}"
+
+    def _predicted(self, beta: float) -> pd.DataFrame:
+        """Return the rows of conditions whose fixed point is known."""
+        rows = table(f"{self.name}-predictions")
+        return rows[(rows["kl_beta"] == beta) & rows["fixed_point"].notna()]
 
     def stages(self, prompts: str = "ood", cells: str = "id") -> str:
         """Return the mass of cells of a role after each stage, by OOD ratio, in Markdown. Leave out ratios that only

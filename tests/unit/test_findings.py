@@ -12,6 +12,7 @@ from findings.runs import RUNS, Run
 from rayexp.cli.run import DEMO, parse_args
 from rayexp.reports import page as report
 from rayexp.stages.extend import published_at
+from rayexp.store.artifacts import StoreError
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.study import Study as InStore
 from rayexp.tasks.strings import StringTask
@@ -66,7 +67,26 @@ def test_a_study_of_fixed_points_is_collected_with_what_they_predict(tmp_path, m
     for beta, rows in results[(results["kl_beta"].notna()) & (results["role"] == "ood")].groupby("kl_beta"):
         assert predicted["q"][beta] == pytest.approx(rows["q"].mean(), rel=1e-5)
         assert predicted["fixed_point"][beta] == pytest.approx(rows["fixed_point"].mean(), rel=1e-5)
+        way = (rows["q"] - rows["init_q"]).mean() / (rows["fixed_point"] - rows["init_q"]).mean()
+        assert [predicted[name][beta] for name in ("way", "way_lowest", "way_highest")] == pytest.approx(
+            [way] * 3, rel=1e-4
+        )
     assert not (tmp_path / "mine-bands.csv").exists()
+
+
+def test_a_study_without_grpo_is_not_collected(tmp_path, monkeypatch) -> None:
+    stages = [
+        stage for stage in study_stages(ood_ratios=(0.05,), kl_betas=(0.1,), seeds=(0,)) if "grpo" not in stage.label
+    ]
+    store = published(tmp_path, stages)
+    plan = Plan.of("composition", stages, store.finished_ids())
+    monkeypatch.setattr(collect, "FOLDER", tmp_path)
+    study = InStore(store, "mine", "composition", "tiny")
+    study.add(plan)
+    study.write(plan, report.write)
+    with pytest.raises(StoreError, match="studies/mine has no GRPO stage that is measured"):
+        collect.collect(Run("mine", "composition"), store.url)
+    assert not list(tmp_path.glob("mine*.csv"))
 
 
 def test_the_loss_of_a_continued_pretraining_is_that_of_its_end() -> None:
