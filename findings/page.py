@@ -60,8 +60,8 @@ class Study:
         found = rows[rows["kl_beta"] == beta].sort_values("ood_ratio").to_dict("records")
         best = max(found, key=lambda row: row["gain"])
         places = {"none": found[0], "best": best, "highest": found[-1]}
-        cells = {place: _interval(row, "gain") for place, row in places.items()}
-        return cells | {"ratio": percent(best["ood_ratio"]), "beta": number(beta)}
+        shown = {place: _interval(row, "gain") for place, row in places.items()}
+        return shown | {"ratio": percent(best["ood_ratio"]), "beta": number(beta)}
 
     def gain(self, prompts: str, ratio: float) -> str:
         """Return the gain on the cells of GRPO's prompts, at one OOD ratio and the smallest beta above 0."""
@@ -86,9 +86,9 @@ class Study:
                 here = of_condition[of_condition["ood_ratio"] == ratio].to_dict("records")
                 (before,) = [row for row in here if pd.isna(row["kl_beta"])]
                 gains = {row["kl_beta"]: _interval(row, "gain") for row in here}
-                cells = [gains.get(beta, "") for beta in betas]
+                by_beta = [gains.get(beta, "") for beta in betas]
                 about = [condition] * several + [percent(ratio), _interval(before, "q")]
-                lines.append([*about, *cells, str(before["n_seeds"])])
+                lines.append([*about, *by_beta, str(before["n_seeds"])])
         return _markdown(lines)
 
     def cells(self, prompts: str, role: str) -> str:
