@@ -1,4 +1,5 @@
-# make demo: the paper's central result on this machine. make test: everything that CI checks. make check: what is fast.
+# make demo: the paper's central result on this machine. make check: what is fast. make test: everything that CI checks.
+# make soak: the tests that take minutes each, before a release.
 # make findings: docs/findings.md from nothing, in hours; may be interrupted, and goes on where it was.
 # make head: a Ray head in this checkout, for `ray job submit -- python jobs/sweep.py`.
 # make dashboards: Prometheus and Grafana for that head, where they are installed.
@@ -19,7 +20,7 @@ ifneq (,$(strip $(foreach letter,$(UNBEARABLE),$(findstring $(letter),$(CURDIR))
 $(error $(CURDIR) has one of the characters $(UNBEARABLE) in its name, which Python's venv or Ray can't bear: rename it)
 endif
 
-.PHONY: demo findings test check lint chromium docs hooks head dashboards clean
+.PHONY: demo findings test soak check lint chromium docs hooks head dashboards clean
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
@@ -29,15 +30,20 @@ demo: $(INSTALLED)
 findings: $(INSTALLED)
 	$(MODULE) findings run
 
+PYTEST := PYTHONDONTWRITEBYTECODE= $(MODULE) pytest --numprocesses 2
 test: chromium lint
 	$(MAKE) docs
-	PYTHONDONTWRITEBYTECODE= $(MODULE) pytest --numprocesses 2 --dist worksteal --ignore tests/integration
-	PYTHONDONTWRITEBYTECODE= $(MODULE) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration
+	$(PYTEST) --dist worksteal -m "not soak" --ignore tests/integration
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not soak" tests/integration
 	$(MODULE) benchmarks regression
+
+# Before a release, in some 20 minutes: faults, real models, and whole jobs and studies as users start them.
+soak: chromium $(INSTALLED)
+	$(PYTEST) --dist loadfile -m soak
 
 # Before every commit: less than three minutes on two cores, without a browser, vLLM or a GPU.
 check: lint
-	PYTHONDONTWRITEBYTECODE= $(MODULE) pytest --numprocesses 2 --dist worksteal -m "not slow and not vllm and not gpu" tests/unit
+	$(PYTEST) --dist worksteal -m "not slow and not soak and not vllm and not gpu" tests/unit
 
 lint: $(INSTALLED)
 	$(MODULE) ruff check .

@@ -10,7 +10,7 @@ from tests.fixtures.checkout import ROOT
 FAULTS, SEED = 2, 55
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 def test_faults_lose_nothing():

@@ -159,7 +159,7 @@ def require_numbers_of(store: Path, address: str, page: Page) -> None:
         assert re.search(rf"{role}\s+{cell}\s+{re.escape(f'{rows.q.mean():.3g}')} \[", shown), (role, cell, shown)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_both_ways_to_submit(head, tmp_path):
@@ -226,7 +226,7 @@ def test_both_ways_to_submit(head, tmp_path):
     assert "Ray dashboard" not in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_study_a_task_and_a_reward_of_ones_own_go_with_the_working_directory(head, tmp_path):
     """Submit the parts of docs/your-own.md from a folder that only has them. Commands that read the store without them

@@ -5,7 +5,7 @@ import pytest
 from tests.chaos import load
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_plan_leaves_nothing_behind(cluster, tmp_path):
     """Run the short form; ``python -m tests.chaos.load`` runs 320 stages."""

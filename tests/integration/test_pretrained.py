@@ -22,7 +22,7 @@ def two_terms(decoder: PretrainedDecoder) -> GymTask:
     return GymTask(name="two-terms", generator="chain_sum", levels=(level,), tokens=decoder.tokens)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 def test_smollm2_is_measured_reinforced_and_measured_again(cluster, tmp_path):

@@ -33,7 +33,7 @@ def sampled_by_torch(stage):
     return GRPO.model_validate(dict(stage) | {"sampler": "torch"}) if isinstance(stage, GRPO) else stage
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_scaling_runs_at_toy_width_and_rollouts_are_kept(cluster, tmp_path):
     """Run decoders of 4 and 8 layers, one stage reinforced from another (a chain), and keep every completion."""
@@ -87,7 +87,7 @@ def test_a_plan_that_can_never_fit_is_refused_with_needs_and_has(cluster, tmp_pa
     preflight.require_resources(plan, RunConfig(store=str(tmp_path)))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_readers_questions_become_a_page_on_a_cluster(cluster, tmp_path):
     """Type one command of a page as it stands there, in a folder of the reader's; other tests prove the rest without

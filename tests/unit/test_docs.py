@@ -26,7 +26,8 @@ from tests.fixtures.checkout import ROOT
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 WORKED = [page for page in PAGES if shell.blocks(page.read_text(), "diff")]
 PLAIN = [page for page in PAGES if page not in WORKED]
-RUNS_FOR_SECONDS = ("CONTRIBUTING.md", "reproducing.md")
+#: The pages whose commands take more than some four seconds, and how much more.
+LONG = {"CONTRIBUTING.md": pytest.mark.slow, "reproducing.md": pytest.mark.slow, "bring-your-own.md": pytest.mark.soak}
 
 
 def named(page: Path) -> str:
@@ -54,7 +55,7 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=pytest.mark.slow) if page.name in RUNS_FOR_SECONDS else page for page in PLAIN],
+    [pytest.param(page, marks=LONG.get(page.name, ())) for page in PLAIN],
     ids=named,
 )
 def test_every_command_and_program_works(page, runs, monkeypatch):
@@ -84,16 +85,18 @@ def kinds(cell: nbformat.NotebookNode) -> set[str]:
     return {kind for output in cell.outputs for kind in output.get("data", {"text/plain": ""})}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", WORKED, ids=named)
-def test_a_worked_change_applies_and_does_what_the_page_says(page, tmp_path):
-    """Apply it to a copy of the checkout, and run its commands on the changed code."""
-    for name in tracked():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    for change in shell.blocks(page.read_text(), "diff"):
-        applied = subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=change, text=True, capture_output=True)
-        assert applied.returncode == 0, applied.stderr
+def test_a_worked_change_applies_to_the_checkout(page, tmp_path):
+    applied_to_a_copy(page, tmp_path)
+    ruff = subprocess.run([Path(sys.executable).parent / "ruff", "check", "--no-cache", "."], cwd=tmp_path)
+    assert ruff.returncode == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("page", WORKED, ids=named)
+def test_a_worked_change_does_what_the_page_says(page, tmp_path):
+    """Run the page's commands on the changed code."""
+    applied_to_a_copy(page, tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "tests.fixtures.shell", str(page)],
         cwd=tmp_path,
@@ -102,8 +105,16 @@ def test_a_worked_change_applies_and_does_what_the_page_says(page, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    ruff = subprocess.run([Path(sys.executable).parent / "ruff", "check", "--no-cache", "."], cwd=tmp_path)
-    assert ruff.returncode == 0
+
+
+def applied_to_a_copy(page: Path, folder: Path) -> None:
+    """Copy the checkout into a folder, and apply a page's changes to the copy."""
+    for name in tracked():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    for change in shell.blocks(page.read_text(), "diff"):
+        applied = subprocess.run(["git", "apply", "-"], cwd=folder, input=change, text=True, capture_output=True)
+        assert applied.returncode == 0, applied.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

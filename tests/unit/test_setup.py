@@ -42,22 +42,22 @@ def test_make_works_in_a_folder_of_almost_any_name(tmp_path, name):
     python = tmp_path / "python"
     python.write_text(SAYING)
     python.chmod(0o755)
-    done = {what: make(tmp_path / name, f"PYTHON={python}", what) for what in ("demo", "check", "test", "head")}
+    done = {what: make(tmp_path / name, f"PYTHON={python}", what) for what in ("demo", "check", "test", "soak", "head")}
     assert {what: run.stderr for what, run in done.items() if run.returncode} == {}
-    demo, check, test, head = done.values()
+    demo, check, test, soak, head = done.values()
     assert f"said: {python} -m venv .venv\n" in demo.stdout
     assert "said: .venv/bin/python jobs/sweep.py --study demo --store runs --serve\n" in demo.stdout
-    fast = '-m pytest --numprocesses 2 --dist worksteal -m "not slow and not vllm and not gpu" tests/unit'
-    assert f".venv/bin/python {fast}\n" in check.stdout
+    pytest_run = "said: .venv/bin/python -m pytest --numprocesses 2"
+    fast = "-m not slow and not soak and not vllm and not gpu"
+    assert f"{pytest_run} --dist worksteal {fast} tests/unit\n" in check.stdout
+    assert f"{pytest_run} --dist worksteal -m not soak --ignore tests/integration\n" in test.stdout
+    assert f"{pytest_run} --dist loadfile -m soak\n" in soak.stdout
     assert "chromium" not in check.stdout
     assert test.stdout.startswith(f"{python} tests/fixtures/chromium.py\n")
     for linted in (check, test):
         assert "said: .venv/bin/python .venv/bin/lint-imports --no-cache\n" in linted.stdout
         assert [tool for tool in ("ruff check", "ruff format", "pyright") if f"-m {tool}" not in linted.stdout] == []
-    assert (
-        "said: .venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration\n"
-        in test.stdout
-    )
+    assert f"{pytest_run} --dist loadfile --no-loadscope-reorder -m not soak tests/integration\n" in test.stdout
     assert " start --head --block " in head.stdout
 
 

@@ -64,7 +64,7 @@ def test_a_study_is_planned_from_any_folder(installed, tmp_path):
     assert plan.startswith("plan of study demo: 12 stages")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_the_demo_runs_from_any_folder(installed, tmp_path):

@@ -13,7 +13,10 @@ from tests.fixtures import local_sweep
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("study", "conditions"), [("dense", 3), ("exchange", 5), ("exposure", 5), ("objections", 20)])
+@pytest.mark.parametrize(
+    ("study", "conditions"),
+    [("dense", 3), ("exchange", 5), ("exposure", 5), pytest.param("objections", 20, marks=pytest.mark.soak)],
+)
 def test_a_study_of_conditions_runs_and_says_who_is_right(study, conditions, tmp_path, capsys):
     store = ["--store", str(tmp_path)]
     assert local_sweep.main(["--study", study, "--scale", "toy", "--ood-ratios", "0.5", *store]) == 0
