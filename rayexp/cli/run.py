@@ -200,7 +200,8 @@ def _config_in(words: list[str]) -> str | None:
 def _plan_text(job: Job, price: float | None) -> str:
     index = StoreIndex(job.store)
     drawn = render_plan(job.plan, index, job.run_config, machines(), terminal.terminal_width(), price)
-    then = "`rayexp run` with the same options runs it." if job.plan.to_run else ""
+    without = "" if price is None else " but --price"
+    then = f"`rayexp run` with the same options{without} runs it." if job.plan.to_run else ""
     return "\n\n".join(filter(None, [job.said(), drawn, _power(job), then]))
 
 

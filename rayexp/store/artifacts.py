@@ -36,11 +36,11 @@ from rayexp.stages import Stage
 from rayexp.store import parquet, summaries
 from rayexp.store.filesystem import Files, StoreError, inside
 from rayexp.store.leases import Lease
+from rayexp.store.manifest import MANIFEST, DamagedError, files_of, mismatch, parse_manifest, sha256
 from rayexp.training.context import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 FAILURE = "failure.json"
 CHECKPOINTS_KEPT = 2
 #: Artifacts of which one file each is held in memory at the same time.
@@ -48,11 +48,6 @@ READ_TOGETHER = 128
 #: Folder in which a study's report is written before it replaces the old one.
 STAGED = "report.part"
 _STEP = re.compile(r"step-(\d{9})")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class DamagedError(StoreError):
-    """A published folder that differs from its manifest, or has no manifest."""
 
 
 class Store:
@@ -69,9 +64,9 @@ class Store:
         """Return the store of a run's configuration, with its lease and time limit."""
         return cls(run_config.store, run_config.lease, run_config.timeout_s)
 
-    def at_present(self, stage_ids: Collection[str]) -> "Store":
+    def snapshot(self, stage_ids: Collection[str]) -> "Store":
         """Return a view of the store that keeps the manifests of these stages as they are now, because a report needs
-        each of them several times. Stages that are unfinished now stay so in the view."""
+        each of them several times. A stage that is unfinished now stays so in the view."""
         view, found = copy.copy(self), self.manifests(stage_ids)
         view._kept = {stage_id: found.get(stage_id) for stage_id in stage_ids}
         return view
@@ -85,7 +80,7 @@ class Store:
 
     def finished(self, stage_id: str) -> bool:
         """Return whether the artifact is complete."""
-        return self._manifest(f"stages/{stage_id}") is not None
+        return stage_id in self.manifests([stage_id])
 
     def finished_ids(self, among: Collection[str] | None = None) -> set[str]:
         """Return the ids of all finished stages, or of the finished ones ``among`` some ids."""
@@ -100,7 +95,7 @@ class Store:
         names = self.files.names("stages") if among is None else among
         paths = {f"stages/{name}/{MANIFEST}": name for name in names if name not in self._kept}
         found = self.files.read_existing(list(paths))
-        manifests = self._kept | {paths[path]: _parsed(data) for path, data in found.items()}
+        manifests = self._kept | {paths[path]: parse_manifest(data) for path, data in found.items()}
         return {name: manifest for name in names if (manifest := manifests.get(name)) is not None}
 
     def publish(self, stage: Stage, folder: Path, provenance: dict[str, Any]) -> None:
@@ -313,11 +308,7 @@ class Store:
 
     def _put(self, folder: Path, path: str, about: dict[str, Any], ranks: Ranks = ALONE) -> None:
         """Publish a folder, or the folders of several ranks as one. Its manifest appears last."""
-        own = {
-            file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            for file in sorted(folder.rglob("*"))
-            if file.is_file()
-        }
+        own = files_of(folder)
         self._require_lease()
         # A local folder is staged and then moved, so it appears whole and two writers can't mix their files.
         staged = f"work/{about['id']}/staged-{ranks.gather(secrets.token_hex(4))[0]}" if self.files.local else path
@@ -338,12 +329,12 @@ class Store:
     def _fetch(self, path: str, prefix: str, local: Path) -> None:
         manifest = self._manifest(path)
         if manifest is None:
-            raise DamagedError(_no_manifest(f"{self.url}/{path}"))
+            raise DamagedError.unfinished(f"{self.url}/{path}")
         for name, expected in manifest.items():
             if name.startswith(prefix):
                 problem = self._download(path, name, expected, local)
                 if problem:
-                    raise DamagedError(_damaged(f"{self.url}/{path}/{name}", problem))
+                    raise DamagedError.differs(f"{self.url}/{path}/{name}", problem)
 
     def _verified(self, stage_ids: Iterable[str], name: str) -> Iterator[tuple[str, bytes | None]]:
         """Yield each stage's id with the content of a small file of its artifact; None if it has no such file.
@@ -359,14 +350,14 @@ class Store:
             there = self.files.read_existing(list(paths.values()))
             for stage_id, path in paths.items():
                 if stage_id not in manifests:
-                    raise DamagedError(_no_manifest(f"{self.url}/stages/{stage_id}"))
+                    raise DamagedError.unfinished(f"{self.url}/stages/{stage_id}")
                 expected, data = manifests[stage_id]["files"].get(name), there.get(path)
                 if expected is None:
                     yield stage_id, None
                     continue
                 found = None if data is None else hashlib.sha256(data).hexdigest()
-                if problem := _problem(found, expected["sha256"]):
-                    raise DamagedError(_damaged(f"{self.url}/{path}", problem))
+                if problem := mismatch(found, expected["sha256"]):
+                    raise DamagedError.differs(f"{self.url}/{path}", problem)
                 yield stage_id, data
 
     def _download(self, path: str, name: str, expected: dict[str, Any], local: Path) -> str | None:
@@ -374,49 +365,19 @@ class Store:
         target = local / inside(name)
         try:
             self.files.download(f"{path}/{name}", target)
-            found = _sha256(target)
+            found = sha256(target)
         except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
             found = None
         except (OSError, RecursionError) as error:  # a name that is too long, or in too many folders
             raise StoreError(
                 f"{self.url}/{path}/{name} cannot be copied to this machine ({first_line(error)})"
             ) from error
-        return _problem(found, expected["sha256"])
+        return mismatch(found, expected["sha256"])
 
     def _manifest(self, path: str) -> dict[str, dict[str, Any]] | None:
         """Return the files that a folder's manifest lists, by name; None if there is no manifest or a torn one."""
         try:
-            manifest = _parsed(self.files.read(f"{path}/{MANIFEST}"))
+            manifest = parse_manifest(self.files.read(f"{path}/{MANIFEST}"))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         return manifest and manifest["files"]
-
-
-def _parsed(data: bytes) -> dict[str, Any] | None:
-    """Return a manifest; None if it is torn or invalid. Validate names and checksums, because messages show them."""
-    manifest = parse_record(data) or {}
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not all(name.isprintable() for name in files):
-        return None
-    sums = [about.get("sha256") if isinstance(about, dict) else None for about in files.values()]
-    return manifest if all(isinstance(text, str) and _SHA256.fullmatch(text) for text in sums) else None
-
-
-def _problem(found: str | None, expected: str) -> str | None:
-    """Return the problem with a file whose SHA-256 is ``found`` (None: a missing file); None if there is no problem."""
-    if found is None:
-        return "it is not there"
-    return None if found == expected else f"its SHA-256 is {found}, not {expected}"
-
-
-def _damaged(place: str, problem: str) -> str:
-    return f"{place} is damaged: {problem}; --repair rebuilds it"
-
-
-def _no_manifest(place: str) -> str:
-    return f"{place} is not finished: it has no manifest"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 from rayexp.config import canonical_json
 from rayexp.formatting import one_line
 from rayexp.stages import Stage
-from rayexp.store.artifacts import MANIFEST, STAGED, StoreError
+from rayexp.store.artifacts import STAGED, StoreError
 from rayexp.store.filesystem import Files
 from rayexp.store.index import Finished, StoreIndex
+from rayexp.store.manifest import MANIFEST
 from rayexp.store.probe import require_writable
 
 SUMS = "SHA256SUMS"

@@ -18,10 +18,11 @@ from typing import Literal
 from rayexp.errors import RefusedError
 from rayexp.parts import unread_parts
 from rayexp.store import summaries
-from rayexp.store.artifacts import FAILURE, MANIFEST, STAGED, StoreError
+from rayexp.store.artifacts import FAILURE, STAGED, StoreError
 from rayexp.store.filesystem import Files
 from rayexp.store.index import STUDY_LEASE, StoreIndex, file_bytes
 from rayexp.store.leases import Lease, abandoned, held, on_record
+from rayexp.store.manifest import MANIFEST
 
 #: The lease that a sweep holds while it begins, and a removal as long as it lasts.
 REMOVAL_LEASE = "store.removal"

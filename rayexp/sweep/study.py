@@ -77,10 +77,10 @@ class Study:
         now, into a local folder, and replace that in the store. Return what ``make`` returns."""
         with self._alone() as store, TemporaryDirectory() as folder:
             labels = self._merge(plan, store)
-            present = replace(self, store=store.at_present(labels))
-            made = make(present.whole(plan, labels), present.store, Path(folder))
+            snapshot = replace(self, store=store.snapshot(labels))
+            made = make(snapshot.whole(plan, labels), snapshot.store, Path(folder))
             store.replace_study(Path(folder), self.name)
-            store.write_summaries(self.name, StoreIndex(present.store).summaries(labels).values())
+            store.write_summaries(self.name, StoreIndex(snapshot.store).summaries(labels).values())
         return made
 
     def whole(self, plan: Plan, labels: Mapping[str, str]) -> Plan:

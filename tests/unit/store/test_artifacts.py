@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayexp.store.artifacts import DamagedError, Store, StoreError
+from rayexp.store.artifacts import Store, StoreError
 from rayexp.store.index import StoreIndex
+from rayexp.store.manifest import DamagedError
 from rayexp.store.probe import require_shareable
 from rayexp.tasks.strings import StringTask
 from rayexp.telemetry.metric_log import MetricLog
@@ -82,16 +83,17 @@ def test_a_published_artifact_comes_back_whole(store, artifact):
     assert json.loads(store.files.read(f"{PLACE}/provenance.json")) == {"host": "here"}
 
 
-def test_a_view_of_the_present_reads_each_manifest_once_and_stays_as_it_is(store, artifact, monkeypatch):
+def test_a_snapshot_reads_each_manifest_once_and_stays_as_it_is(store, artifact, monkeypatch):
     other = STAGE.model_copy(update={"seed": STAGE.seed + 1})
     store.publish(STAGE, artifact, {})
-    view = store.at_present([STAGE.id, other.id])
+    view = store.snapshot([STAGE.id, other.id])
     store.publish(other, artifact, {})
     read = []
     read_existing = store.files.read_existing
     monkeypatch.setattr(store.files, "read_existing", lambda names: read.extend(names) or read_existing(names))
     for _ in range(2):
         assert view.finished_ids([STAGE.id, other.id]) == {STAGE.id}
+        assert [view.finished(each.id) for each in (STAGE, other)] == [True, False]
         assert view.table(STAGE.id, "metrics.parquet") == TABLE
     assert read == [f"{PLACE}/metrics.parquet"] * 2
     with pytest.raises(DamagedError, match="is not finished"):
