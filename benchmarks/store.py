@@ -115,7 +115,7 @@ def real(folder: Path) -> Iterator[tuple[str, bytes]]:
     from rayexp.config import RunConfig
     from tests.fixtures.simulated_study import RECORD, published
 
-    experiment = parse_args(["--study", *GRID, "--seeds", *SEEDS], "demo").experiment
+    experiment = parse_args(["--study", *GRID, "--seeds", *SEEDS]).experiment
     plan = api.plan(experiment, store=str(folder / "empty"))
     store = published(folder, plan.stages, RECORD)
     api.prepare(experiment, RunConfig(store=store.url)).study.add(plan)

@@ -9,10 +9,11 @@ import shutil
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from pydantic import BaseModel, ValidationError
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from rayexp.errors import did_you_mean
 from rayexp.formatting import one_line
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 FLAGS: Any = tyro.conf.FlagCreatePairsOff
 _RULE = re.compile("[─-]{20,}").fullmatch
+#: Defaults that an option's help does not name.
+_EMPTY = ("", "''", "None", "False")
 #: Smallest width to which a column is cut. If the table is still too wide, the terminal wraps.
 NARROWEST = 16
 
@@ -36,13 +39,41 @@ def parse_args(form: Any, arguments: list[str] | None, **about: Any) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(form, args=words, config=(FLAGS,), **about)
+            return tyro.cli(form, args=words, config=(FLAGS,), registry=_help_registry(), **about)
     except SystemExit as end:
         if not end.code:  # --help
             raise
         if invalid := _validation_error(end):
             raise invalid from None
         raise ValueError(_sentence(said.getvalue())) from None
+
+
+def _help_registry() -> ConstructorRegistry:
+    """Return what makes tyro print each option's docstring as one paragraph, because it keeps the line breaks of those
+    that are indented; and no default where that is empty."""
+    registry, within = ConstructorRegistry(), set[Any]()
+
+    @registry.struct_rule
+    def in_paragraphs(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if info.type in within:  # tyro's own rules make the form
+            return None
+        within.add(info.type)
+        found = registry.get_struct_spec(info)
+        within.remove(info.type)
+        if not isinstance(found, StructConstructorSpec):
+            return None
+        return dataclasses.replace(found, fields=tuple(map(_in_a_paragraph, found.fields)))
+
+    return registry
+
+
+def _in_a_paragraph(field: StructFieldSpec) -> StructFieldSpec:
+    def text() -> str | None:
+        found = field.helptext() if callable(field.helptext) else field.helptext
+        return found and " ".join(found.split())
+
+    hint = tyro.conf.arg(help_behavior_hint=lambda default: f"(default: {default})" * (default not in _EMPTY))
+    return dataclasses.replace(field, helptext=text, type=Annotated[field.type, hint])
 
 
 def _validation_error(error: BaseException) -> ValidationError | None:

@@ -16,7 +16,7 @@
 run, plan and report take a study and its options, which `rayexp run --help` lists; the other commands read a store:
 
     STAGE         an id, the beginning of an id, or a label
-    --store       the folder or URL of the store; by default runs
+    --store       the folder or URL of the store; ./runs if it is not given
     NAME          a study of the store; STORE::NAME is one of another store
     exit codes    0 done, 1 something failed or is damaged, 2 refused, 130 stopped
 
@@ -53,9 +53,9 @@ COMMANDS = {
 }
 #: Commands about a study, which may be their first word instead of --study.
 STUDY_COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "run": lambda words: run.main(words),
-    "plan": lambda words: run.main([*words, "--plan"]),
-    "report": lambda words: report.main(words),
+    "run": lambda words: run.main(words, "rayexp run [STUDY]"),
+    "plan": lambda words: run.main([*words, "--plan"], "rayexp plan [STUDY]", run.PLAN),
+    "report": lambda words: report.main(words, "rayexp report [STUDY]"),
 }
 #: What help says of them; ``main`` takes them before their words are parsed here.
 OF_STUDY = {

@@ -2,8 +2,9 @@
 
     rayexp report demo --store runs
 
-Takes the options of ``rayexp run``, which name the study. The report has all stages that sweeps asked for under that
-name, and those of the ratios, betas and seeds given here.
+Give the study and its options as you gave them to `rayexp run`.
+
+The report has all stages that were ever run under that name, and those of ratios, betas and seeds given here.
 """
 
 import dataclasses
@@ -11,15 +12,15 @@ import sys
 
 from rayexp import api
 from rayexp.cli.command import run_command, working
-from rayexp.cli.run import DEMO, Sweep, parse_args
+from rayexp.cli.run import Sweep, parse_args
 from rayexp.store.artifacts import StoreError
 from rayexp.studies.conditions import changed
 from rayexp.sweep.plan import Plan
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return the exit code."""
-    return run_command(lambda: _report(parse_args(arguments, DEMO.study, __doc__)))
+def main(arguments: list[str] | None = None, prog: str | None = None) -> int:
+    """Run the command; return the exit code. ``prog`` is its name in its help."""
+    return run_command(lambda: _report(parse_args(arguments, prog, __doc__)))
 
 
 def _report(sweep: Sweep) -> int:

@@ -1,12 +1,14 @@
 """Plan a study, run its missing stages on Ray, and write its results and its report.
 
-    rayexp run demo                                         the demo, on this machine
-    rayexp plan depth --scale paper                         print what a study would run, and what it would cost
+    rayexp run demo                      the demo, on this machine
+    rayexp run depth --scale paper       another study and scale; `rayexp plan` with the same options says its cost
     ray job submit --working-dir . -- python jobs/sweep.py --study composition --store s3://bucket/study
 
-The same command continues an interrupted run; where all is finished, it ends in seconds. Several runs may share a store
-at the same time. Exit codes: 0 all done, 1 something failed, 2 refused before anything was started, 130 stopped
-(Ctrl-C, SIGTERM).
+The same command continues an interrupted run. If all is finished, it ends in seconds.
+
+Several runs may share a store at the same time.
+
+Exit codes: 0 all done, 1 something failed, 2 refused before any work, 130 stopped (Ctrl-C, SIGTERM).
 """
 
 import json
@@ -41,6 +43,14 @@ class Options(RunConfig):
     argv: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
 
 
+#: Help of ``rayexp plan``.
+PLAN = """Print every stage of a study with its state, and what the unfinished ones cost. Starts nothing.
+
+    rayexp plan depth --scale paper                  time, memory and storage
+    rayexp plan depth --scale paper --price 12.5     also money, if all its machines together cost 12.5 an hour
+
+Takes the options of `rayexp run`, because it says what that would do.
+"""
 #: Variable that Ray sets for the driver of a submitted job.
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 DEMO, USUAL = Experiment(), Options()
@@ -89,9 +99,9 @@ class Sweep:
         return RunConfig.model_validate(self.resources.model_dump() | {"argv": argv})
 
 
-def main(arguments: list[str] | None = None, study: str = DEMO.study) -> int:
-    """Run the command, by default for this study; return the exit code."""
-    return run_command(lambda: _sweep(parse_args(arguments, study), command_line(arguments)))
+def main(arguments: list[str] | None = None, prog: str | None = None, description: str | None = __doc__) -> int:
+    """Run the command; return the exit code. ``prog`` is its name in its help."""
+    return run_command(lambda: _sweep(parse_args(arguments, prog, description), command_line(arguments)))
 
 
 def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
@@ -167,15 +177,16 @@ def _execute(job: Job, sweep: Sweep, tracked: Trackers) -> list[str]:
     return failed
 
 
-def parse_args(arguments: list[str] | None, study: str, description: str | None = __doc__) -> Sweep:
+def parse_args(arguments: list[str] | None, prog: str | None = None, description: str | None = __doc__) -> Sweep:
     """Return the command line as a Sweep. Raises ValueError or ValidationError."""
     words = sys.argv[1:] if arguments is None else arguments
-    default = Sweep(experiment=Experiment(study=study))
+    default = Sweep()
     if file := _config_in(words):
         experiment, run_config = read_config(file, default.experiment)
         default = Sweep(experiment=experiment, resources=Options.model_validate(run_config.model_dump()))
-    known = "\n".join(f"    {name:13} {about}" for name, about in SUMMARIES.items())
-    sweep = terminal.parse_args(Sweep, words, default=default, description=f"{description}\nStudies:\n\n{known}")
+    known = "\n".join(f"    {name:14} {about}" for name, about in SUMMARIES.items())
+    text = f"{description}\nStudies:\n\n{known}"
+    sweep = terminal.parse_args(Sweep, words, default=default, prog=prog, description=text)
     if sweep.serve and sweep.no_serve:
         raise ValueError("serve and no_serve are both given; give one of them")
     if sweep.json and not sweep.plan:

@@ -9,7 +9,7 @@ import rayexp
 from findings import collect, page
 from findings.__main__ import run
 from findings.runs import RUNS, Run
-from rayexp.cli.run import DEMO, parse_args
+from rayexp.cli.run import parse_args
 from rayexp.reports import page as report
 from rayexp.stages.extend import published_at
 from rayexp.store.artifacts import StoreError
@@ -27,7 +27,7 @@ def test_the_page_is_that_of_the_tables() -> None:
 
 @pytest.mark.parametrize("one", RUNS, ids=[one.name for one in RUNS])
 def test_a_study_has_in_its_store_the_name_of_its_tables(one: Run) -> None:
-    experiment = parse_args(["--study", *one.arguments], DEMO.study, "").experiment
+    experiment = parse_args(["--study", *one.arguments]).experiment
     assert experiment.folder == one.name
 
 

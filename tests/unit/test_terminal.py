@@ -1,8 +1,10 @@
 """Tables, quantities and names for people."""
 
+from dataclasses import dataclass
+
 import pytest
 
-from rayexp.terminal import Column, abbreviated, duration, shortened, table
+from rayexp.terminal import Column, abbreviated, duration, parse_args, shortened, table
 
 COLUMNS = (Column("id"), Column("n", right=True), Column("note", spare=True), Column("label", cut=True))
 ROWS = [("a", "1", "first", "x/y"), ("bcd", "22", "second one", "a-long-label/that-goes-on")]
@@ -47,3 +49,25 @@ def test_ids_are_shortened_as_far_as_they_stay_apart():
     assert abbreviated(ids) == {ids[0]: "grpo-012345678", ids[1]: "grpo-012345679", ids[2]: "sft-012345678"}
     assert abbreviated(ids[1:]) == {ids[1]: "grpo-01234567", ids[2]: "sft-01234567"}
     assert abbreviated([]) == {}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form."""
+
+    places: tuple[str, ...] = ()
+    """The first half of a sentence that is long enough to be broken in the source, and
+    the other half."""
+    size: int = 3
+    """A number."""
+
+
+def test_help_has_each_option_as_one_paragraph_and_no_empty_default(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(Form, ["--help"], prog="form [SIZE]")
+    lines = [" ".join(line.strip("│ ").split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0].startswith("usage: form [SIZE] [-h]")
+    assert "broken in the source, and the other half." in " ".join(lines)
+    assert not [line for line in lines if line.endswith("and")], "the line break of the source is kept"
+    assert "A number. (default: 3)" in " ".join(lines)
+    assert "(default: )" not in " ".join(lines)

@@ -526,7 +526,7 @@ def test_every_command_means_the_same_folder(tmp_path, said, monkeypatch, folder
     home.mkdir(parents=True)
     whole = study(home)
     place = f"~/{folder}/store"
-    asked = run.parse_args([f"--store={place}", "--name=another"], "demo", None)
+    asked = run.parse_args([f"--store={place}", "--name=another"])
     assert api.prepare(asked.experiment, asked.run_config()).store.url == whole.url == f"{home}/store"
     listing = said("ls", f"--store={place}", "--study", "demo-tiny")
     assert listing == said("ls", f"--store=file://{home}/store", "--study", "demo-tiny")

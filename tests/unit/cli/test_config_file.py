@@ -27,26 +27,26 @@ def asked(tmp_path):
 
     def parse(text: str, *words: str, name: str = "experiment.yaml") -> run.Sweep:
         (tmp_path / name).write_text(text)
-        return run.parse_args(["--config", str(tmp_path / name), *words], "demo", None)
+        return run.parse_args(["--config", str(tmp_path / name), *words])
 
     return parse
 
 
 def test_no_word_asks_for_the_study_as_it_is():
     """Parse an empty command line, like that of ``python jobs/sweep.py``."""
-    assert run.parse_args([], "demo") == run.Sweep(Experiment(study="demo"))
+    assert run.parse_args([]) == run.Sweep(Experiment(study="demo"))
 
 
 def test_the_last_word_may_be_that_a_file_follows(asked):
     with pytest.raises(ValueError, match="config"):
-        run.parse_args(["--config"], "demo", None)
+        run.parse_args(["--config"])
 
 
 def test_a_file_says_what_options_say(asked):
     sweep = asked(FILE)
     overrides = ("grpo.group_size=4,8", "grpo.optimiser.learning_rate=1e-4", "grpo.advantage=mean_only")
     options = ["--study=depth", "--scale=toy", "--ood-ratios=0,0.01", "--train-workers=2", "--set", *overrides]
-    same = run.parse_args(options, "demo", None)
+    same = run.parse_args(options)
     assert (sweep.experiment.folder, sweep.resources) == (same.experiment.folder, same.resources)
     assert [stage.id for stage in sweep.experiment.stages()] == [stage.id for stage in same.experiment.stages()]
     assert sweep.experiment.axes == {"grpo.group_size"}

@@ -65,15 +65,15 @@ def test_a_sweep_says_where_its_pages_are_or_why_there_are_none(monkeypatch, cap
 @pytest.mark.parametrize(("environment", "expected"), [({}, False), ({"RAY_AUTH_MODE": "token"}, True)])
 def test_a_job_that_was_submitted_to_a_cluster_with_a_token_serves_by_itself(monkeypatch, environment, expected):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    assert not run.parse_args([], "demo").serves()
-    assert run.parse_args(["--serve"], "demo").serves()
+    assert not run.parse_args([]).serves()
+    assert run.parse_args(["--serve"]).serves()
     for name, value in {run.SUBMITTED: "{}", **environment}.items():
         monkeypatch.setenv(name, value)
-    assert run.parse_args([], "demo").serves() is expected
-    assert run.parse_args(["--serve"], "demo").serves()
-    assert not run.parse_args(["--no-serve"], "demo").serves()
+    assert run.parse_args([]).serves() is expected
+    assert run.parse_args(["--serve"]).serves()
+    assert not run.parse_args(["--no-serve"]).serves()
     with pytest.raises(ValueError, match="serve and no_serve are both given"):
-        run.parse_args(["--serve", "--no-serve"], "demo")
+        run.parse_args(["--serve", "--no-serve"])
 
 
 def test_metadata_that_ray_does_not_take_are_a_warning(monkeypatch, caplog):
