@@ -190,7 +190,7 @@ class Study:
         """Return the effect of each condition on a task at each OOD ratio, with its verdict, in Markdown."""
         rows = self.rows[self.rows["task"] == task]
         ratios = sorted(rows["ood_ratio"].unique().tolist())
-        lines = [["condition", *(f"{percent(ratio)} % OOD" for ratio in ratios)], ["---"] * (1 + len(ratios))]
+        lines = [[f"{task} axis", *(f"{percent(ratio)} % OOD" for ratio in ratios)], ["---"] * (1 + len(ratios))]
         for condition in rows["condition"].unique().tolist():
             found = rows[rows["condition"] == condition].to_dict("records")
             at = {row["ood_ratio"]: f"{_interval(row, 'value', sign='+')}, {row['verdict']}" for row in found}
