@@ -158,6 +158,8 @@ def _require_class(found: type[Part], kinds: Mapping[str, type[Part]], field: st
     path = import_path(found)
     if found.__module__ == "__main__" or "<locals>" in path:
         raise ValueError(f"{field}={path} cannot be imported by other processes; move the class into a module")
+    if "." in found.__qualname__:
+        raise ValueError(f"{field}={path} is inside another class; move it to the top of its module")
     if found.model_fields["kind"].default != path:
         raise ValueError(f"{field}={path} sets a kind; remove it, because the kind of your class is its import path")
     if abstract := inspect.isabstract(found) and sorted(found.__abstractmethods__):

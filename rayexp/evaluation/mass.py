@@ -44,7 +44,7 @@ def gold_scores(model: PreTrainedModel, token_batch: TokenBatch, temperature: fl
     each of its positions.
     """
     token_log_mass, greedy = [], []
-    longest = int((token_batch.length_N - token_batch.prompt_tokens_N.min(initial=0)).max(initial=1))
+    longest = max(1, token_batch.tokens_NT.shape[1] - int(token_batch.prompt_tokens_N.min()))
     at_once = max(1, min(ROWS, HELD // (longest * model.config.vocab_size)))
     for start in range(0, len(token_batch.tokens_NT), at_once):
         rows = token_batch.take(slice(start, start + at_once))

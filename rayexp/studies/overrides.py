@@ -178,7 +178,7 @@ def _as_part(before: Any, value: Any) -> Any:
 
 def _terms(text: str) -> list[Mapping[str, Any]]:
     terms = []
-    for term in text.split("+"):
+    for term in re.split(r"\+(?=[^+])", text):  # a cell may be called 5+
         weight, times, kind = term.rpartition("*")
         terms.append({"kind": kind.strip()} | ({"weight": _number(weight.strip())} if times else {}))
     return terms

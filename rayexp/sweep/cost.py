@@ -117,9 +117,9 @@ class CostModel:
         key = stage.kind, stage.root.parameters, flop, stage.steps
         if key not in self._times:
             alike = [sample for sample in self._samples if self._alike(sample, stage)]
-            near = heapq.nsmallest(NEAREST, alike, key=lambda sample: abs(math.log(sample.flop / flop)))
-            per_flop = [sample.seconds / sample.flop for sample in near]
-            self._times[key] = (statistics.median(per_flop) * flop if near else self._assumed(stage)), len(near)
+            near = heapq.nsmallest(NEAREST, alike, key=lambda sample: abs(math.log(_ratio(flop, sample.flop))))
+            scaled = [sample.seconds * _ratio(flop, sample.flop) for sample in near]
+            self._times[key] = (statistics.median(scaled) if near else self._assumed(stage)), len(near)
         return self._times[key]
 
     def _alike(self, sample: ObservedRun, stage: Stage) -> bool:
@@ -137,6 +137,12 @@ class CostModel:
             units = share["train"] * run_config.train_workers
         filled = min(1.0, stage.root.decoder.width / FILLS_A_GPU) if unit == "gpus" else 1.0
         return speed.start_s + speed.step_s * stage.steps + stage.flops / (speed.flop_per_s * filled * (units or 1.0))
+
+
+def _ratio(flop: float, other: float) -> float:
+    """Return how many times the work of another stage a stage has. A pretrained model that is brought into the store
+    has no FLOP, and as much work as the next one."""
+    return flop / other if flop and other else 1.0
 
 
 def makespan(plan: Plan, seconds: Callable[[Iterable[Stage]], float], trials_at_once: int) -> float:

@@ -134,6 +134,18 @@ def test_a_class_that_no_other_process_can_import_is_refused():
         grpo(CHAIN.sft, rewards=(Local(),))
 
 
+class Outer:
+    """A class with a reward inside."""
+
+    class Inner(Short):
+        """A reward that a stored stage could not name."""
+
+
+def test_a_class_inside_another_is_refused():
+    with pytest.raises(ValidationError, match=r"Outer\.Inner is inside another class; move it to the top"):
+        grpo(CHAIN.sft, rewards=(Outer.Inner(),))
+
+
 def test_a_module_that_does_not_import_is_named_with_its_line(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "torn.py").write_text("x = 1\ny = (\n")

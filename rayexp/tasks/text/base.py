@@ -103,7 +103,8 @@ class TextTask(Task):
         by_width: dict[int, list[tuple[_Sample, int, bool]]] = {}
         for cell, index_N in assigned:
             for index, sample in zip(index_N.tolist(), self._drawn(split, seed, cell, index_N), strict=True):
-                width = WIDTHS[bisect_left(WIDTHS, len(sample.prompt) + len(sample.completion))]
+                length = len(sample.prompt) + len(sample.completion)
+                width = WIDTHS[bisect_left(WIDTHS, length, hi=len(WIDTHS) - 1)]  # the last takes all that are longer
                 by_width.setdefault(width, []).append((sample, index, cell in ood))
         batches = []
         for _, group in sorted(by_width.items()):

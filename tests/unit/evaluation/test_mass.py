@@ -31,6 +31,16 @@ def test_gold_mass_is_the_product_of_conditionals(model, held, monkeypatch):
     np.testing.assert_allclose(gold_scores(model, token_batch).token_log_mass, expected, rtol=1e-5)
 
 
+def test_only_completions_count_as_held(model, monkeypatch):
+    """A vocabulary of 64 and completions of 5 tokens: memory for two rows' distributions makes calls of two rows."""
+    calls = []
+    scored = mass.completion_logprobs
+    monkeypatch.setattr(mass, "HELD", 2 * 5 * 64)
+    monkeypatch.setattr(mass, "completion_logprobs", lambda *given: calls.append(len(given[1])) or scored(*given))
+    gold_scores(model, token_batch_of([PROMPT] * 4, [(1, 2, 3, 4, 5)] * 4))
+    assert calls == [2, 2]
+
+
 def test_masses_of_all_completions_add_up_to_one(model):
     """Sum over ``<eos>`` alone, and over any two tokens of which the first is not ``<eos>``."""
     pairs = [pair for pair in itertools.product(range(64), repeat=2) if pair[0] != VOCABULARY.eos]

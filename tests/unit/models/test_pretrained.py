@@ -23,6 +23,7 @@ from rayexp.store.artifacts import Store
 from rayexp.studies.grid import Grid, model_chains
 from rayexp.studies.presets import SCALES
 from rayexp.sweep import preflight
+from rayexp.sweep.cost import CostModel, ObservedRun
 from rayexp.sweep.plan import Plan
 from rayexp.tasks.text import RecordTask
 from rayexp.tasks.text.model_tokens import ModelTokens
@@ -203,6 +204,13 @@ def test_the_tokens_of_a_task_are_those_of_its_model(task, decoder):
 @pytest.fixture
 def run_config(tmp_path):
     return RunConfig(store=str(tmp_path / "store"))
+
+
+def test_its_cost_is_the_time_of_those_before_because_it_has_no_flop(task, decoder):
+    stage = Pretrained(task=task, decoder=decoder)
+    before = [ObservedRun("pretrained", "cpu", 1, stage.root.parameters, 0.0, seconds) for seconds in (2.0, 3.0, 9.0)]
+    cost = CostModel(RunConfig(device="cpu"), before).cost(stage)
+    assert (cost.flop, cost.seconds, cost.measured) == (0.0, 3.0, 3)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from rayexp.stages.settings import told
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preflight import PreflightError, require_own_parts
 from rayexp.tasks.contract import ContractError, require_contract
-from rayexp.tasks.text import AXES, GymTask, Level, Question, TextTask, axis
+from rayexp.tasks.text import AXES, GymTask, Level, Question, TextTask, axis, base
 from rayexp.tasks.text.base import WIDTHS, held_out
 from rayexp.tasks.text.vocabularies import VOCABULARIES, Words
 from tests.fixtures.factories import MICRO, pretrain, sft
@@ -111,6 +111,13 @@ def test_little_of_a_batch_is_padding_and_there_are_few_shapes(name):
     batches = task.mixture("pretrain", 0, 0.1, 0, 500)
     assert sum(batch.tokens for batch in batches) > 0.85 * sum(batch.tokens_NT.size for batch in batches)
     assert len(batches) <= sum(width <= task.max_tokens * 1.15 for width in WIDTHS)
+
+
+def test_texts_that_are_longer_than_every_width_are_in_one_batch(monkeypatch):
+    monkeypatch.setattr(base, "WIDTHS", (8, 9))
+    (batch,) = gym().mixture("pretrain", 0, 0.0, 0, 50)
+    assert sorted(batch.index_N.tolist()) == list(range(50))
+    assert batch.tokens_NT.shape[1] == batch.length_N.max()
 
 
 def test_test_questions_are_different_and_end_where_there_are_no_more():
