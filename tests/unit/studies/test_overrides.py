@@ -79,8 +79,9 @@ def test_several_axes_are_crossed_and_share_what_they_can():
 
 
 def test_a_mixture_may_have_a_cell_whose_name_ends_with_a_plus():
-    stages = Experiment(study="gsm", scale="toy", set={"grpo.mixture": "4+0.5*5+"}).stages()
-    mixtures = {tuple((each.kind, each.weight) for each in s.mixture) for s in stages if isinstance(s, GRPO)}
+    stages = [stage for stage in asked(study="gsm").stages() if "5+" in stage.root.task.cells("probe")]
+    changed = all_stages(apply_overrides(stages, [Override("grpo", "mixture", ("4+0.5*5+",))]))
+    mixtures = {tuple((each.kind, each.weight) for each in s.mixture) for s in changed if isinstance(s, GRPO)}
     assert mixtures == {(("4", 1.0), ("5+", 0.5))}
 
 
