@@ -45,26 +45,29 @@ Asked = Experiment | Iterable[Wanted]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A plan in a study of a store. again: finished stages that are made again. told: lines for the user about the
-    results that decided the plan."""
+    """A plan in a study of a store. again: finished stages that are made again. messages: lines for the user
+    about the results that decided the plan."""
 
     wanted: Asked
     study: Study
     plan: Plan
     run_config: RunConfig
     again: tuple[Stage, ...] = ()
-    told: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
 
     @property
     def store(self) -> Store:
         return self.study.store
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """Return lines on the stages to run, and on anything noteworthy about the finished ones."""
         index = StoreIndex(self.store)
-        left = force.beyond(self.again, self.plan, index)
-        said = [self.plan.summary(), self.study.said(self.plan), *self.told, *other_code(self.plan, index), *left]
-        return "\n".join(filter(None, said))
+        plan, added, left = (
+            self.plan.summary(),
+            self.study.addition(self.plan),
+            force.beyond(self.again, self.plan, index),
+        )
+        return "\n".join(filter(None, [plan, added, *self.messages, *other_code(self.plan, index), *left]))
 
 
 def plan(wanted: Asked, store: str = "runs", name: str | None = None) -> Plan:
@@ -104,7 +107,7 @@ def run(
         open_trackers(first, loggers) as tracked,
     ):
         for job in rounds(first):
-            print(job.said(), flush=True)
+            print(job.summary(), flush=True)
             job = begin(job)
             course.plan = job.plan
             if job.plan.trials:
@@ -216,14 +219,14 @@ def prepare(wanted: Asked, run_config: RunConfig, name: str | None = None, again
         raise ValueError("name is missing; stages of your own need one")
     else:
         wanted = list(wanted)
-        study, found = Study(store, Experiment(name=name).folder, "own stages", "own"), Search(wanted, ())
+        study, found = Study(store, Experiment(name=name).folder, "own stages", "own"), Search(wanted)
         looks = 1
     whole = _planned(study.study, found.wanted, store, looks)
     anew = force.named(again, whole)
     left = dataclasses.replace(whole, finished=whole.finished - {stage.id for stage in anew})
     study.require_one(left)
     preflight.require_own_parts(left)
-    return Job(wanted, study, left, run_config, anew, found.said)
+    return Job(wanted, study, left, run_config, anew, found.messages)
 
 
 def _planned(study: str, wanted: Iterable[Wanted], store: Store, looks: int) -> Plan:
@@ -364,9 +367,9 @@ def write_report(job: Job, tracked: trackers.Trackers = NO_TRACKERS) -> Written:
         return page.write(whole, store, folder), list(summary.verdicts(folder))
 
     report, verdicts = job.study.write(job.plan, make)
-    told = [" | ".join(each) for each in verdicts]
-    print("verdicts: claim | where | measured, with 95 % interval | verdict", *told, sep="\n")
+    lines = [" | ".join(each) for each in verdicts]
+    print("verdicts: claim | where | measured, with 95 % interval | verdict", *lines, sep="\n")
     tracked.write_study({each.about: f"{each.verdict}: {each.measured}" for each in verdicts})
     place = f"{job.store.url}/studies/{job.study.name}"
     print(f"results: {place}/results.parquet\nreport:  {place}/report/index.html")
-    return Written(report.undrawn, told)
+    return Written(report.undrawn, lines)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from rayexp.config import Count, Value
 from rayexp.errors import not_among
 from rayexp.stages import Stage
-from rayexp.studies import Wanted, is_adaptive, study_named, usual_grid, wanted_of
+from rayexp.studies import Wanted, all_stages, is_adaptive, study_named, usual_grid, wanted_of
 from rayexp.studies.conditions import changed
 from rayexp.studies.grid import Grid
 from rayexp.studies.looks import MAX_SEEDS, Undecided, place_of, planned_looks, unknown
@@ -48,6 +48,21 @@ def _several(given: Any) -> Any:
 
 def nothing(stage: Stage) -> None:
     """Return None, the results of a stage as if no stage were measured."""
+
+
+def _with_limit(found: Search, looks: Sequence[Sequence[int]]) -> Search:
+    """Add to the messages of a search what may come after it: seeds at later looks, and the most stages in all."""
+    first, *later = (len(seeds) for seeds in looks)
+    stages = found.limit or len({each.id for stage in found.stages for each in stage.lineage})
+    messages = [*found.messages]
+    if later:
+        messages.append(
+            f"seeds auto: {first} seeds, then {' and '.join(map(str, later))} where a verdict is undecided; "
+            f"p-values are multiplied by {len(looks)}, the number of looks"
+        )
+    pilots = "; the costs in this plan are those of the pilot runs alone" if found.limit else ""
+    messages.append(f"at most about {stages * len(looks[-1]) // first:,} stages in all{pilots}")
+    return replace(found, messages=tuple(messages))
 
 
 def _fit_for_a_folder(name: str | None) -> str | None:
@@ -144,11 +159,11 @@ class Experiment(Value):
         for before, seeds in pairwise(looks):
             places = undecided(found.wanted, len(looks))
             if places is None:
-                return replace(found, said=(*found.said, self._said_of_looks(found)))
+                return _with_limit(found, looks)
             more = self._with_seeds(seeds[len(before) :], measured)
             kept = changed(more.wanted, lambda stages, at=places: [each for each in stages if place_of(each) in at])
             found = replace(found, wanted=[*found.wanted, *kept])
-        return found
+        return found if found.limit is None else _with_limit(found, looks[:1])
 
     @property
     def looks(self) -> list[tuple[int, ...]]:
@@ -156,22 +171,18 @@ class Experiment(Value):
         first = tuple(seed for seed in self.seeds if not isinstance(seed, str)) or self._own_grid["seeds"]
         return planned_looks(first, self.max_seeds or MAX_SEEDS) if "auto" in self.seeds else [first]
 
-    def _said_of_looks(self, found: Search) -> str:
-        sizes = [len(seeds) for seeds in self.looks]
-        most = len({each.id for stage in found.stages for each in stage.lineage}) * sizes[-1] // sizes[0]
-        return (
-            f"seeds auto: {', '.join(map(str, sizes))} seeds, the more where a verdict is undecided; p-values count "
-            f"{len(sizes)} times, because there are as many looks; at most about {most} stages in all"
-        )
-
     def _with_seeds(self, seeds: Sequence[int], measured: Measured) -> Search:
         def at(ratios: Sequence[float], pilot: bool) -> list[Wanted]:
             return self._at(ratios, self.looks[0][:1] if pilot else seeds, measured)
 
         found = [search(at, measured, word) for word in self._words]
         fixed = at(self._fixed, False) if self._fixed else []
-        said = [sentence for one in found for sentence in one.said]
-        return Search([*(each for one in found for each in one.wanted), *fixed], tuple(said))
+        limits = [one.limit for one in found if one.limit is not None]
+        return Search(
+            [*(each for one in found for each in one.wanted), *fixed],
+            tuple(message for one in found for message in one.messages),
+            sum(limits) + len(all_stages(fixed)) if limits else None,
+        )
 
     def _at(self, ratios: Sequence[float], seeds: Sequence[int], measured: Measured) -> list[Wanted]:
         grid = self._grid(ratios, seeds)

@@ -133,7 +133,7 @@ def _run(first: Job, sweep: Sweep, course: Course, tracked: Trackers) -> tuple[l
     could not be drawn."""
     job, failed, address = first, [], ""
     for job in api.rounds(first):
-        print(job.said(), flush=True)
+        print(job.summary(), flush=True)
         job = api.begin(job)
         course.plan = job.plan
         failed = []
@@ -213,7 +213,7 @@ def _plan_text(job: Job, price: float | None) -> str:
     drawn = render_plan(job.plan, index, job.run_config, machines(), terminal.terminal_width(), price)
     without = "" if price is None else " but --price"
     then = f"`rayexp run` with the same options{without} runs it." if job.plan.to_run else ""
-    return "\n\n".join(filter(None, [job.said(), drawn, _power(job), then]))
+    return "\n\n".join(filter(None, [job.summary(), drawn, _power(job), then]))
 
 
 def _power(job: Job) -> str:

@@ -52,7 +52,7 @@ class Arm:
     @property
     def short_name(self) -> str:
         """Return a title, e.g. ``OOD prompts``, with the condition if a study has several."""
-        return f"{ROLE_NAMES[self.prompt_role]} prompts{told(self.condition)}"
+        return f"{ROLE_NAMES[self.prompt_role]} prompts{title_suffix(self.condition)}"
 
     @property
     def name(self) -> str:
@@ -95,6 +95,6 @@ def counted(counts: pd.Series, noun: str) -> str:
     return f"{low if low == high else f'{low} to {high}'} {noun}{'' if high == 1 else 's'}"
 
 
-def told(condition: str) -> str:
+def title_suffix(condition: str) -> str:
     """Return a condition as the end of a title."""
     return f", {condition}" if condition else ""

@@ -259,17 +259,19 @@ def _concat(a: Study, b: Study, pairs: Mapping[str, str]) -> pd.DataFrame:
     frames = []
     rows = {study.title: dict(list(study.rows.groupby("stage_id", sort=False))) for study in (a, b)}
     varies = settings.varying(a.stages.values()) | settings.varying(b.stages.values())
-    told = {
+    conditions = {
         i: _both(*(settings.condition(stage, varies) for stage in (a.stages[i], b.stages[pairs[i]]))) for i in pairs
     }
-    order = {i: (len(a.stages[i].lineage), _chain(a.stages[i]), told[i], a.stages[i].root.ood_ratio) for i in pairs}
+    order = {
+        i: (len(a.stages[i].lineage), _chain(a.stages[i]), conditions[i], a.stages[i].root.ood_ratio) for i in pairs
+    }
     for mine in sorted(pairs, key=lambda stage_id: order[stage_id]):
         one, other = a.stages[mine], b.stages[theirs := pairs[mine]]
         left, right = rows[a.title][mine], rows[b.title][theirs]
         frame = left.merge(right, on=KEY, suffixes=("_a", "_b"))
         frames.append(
             frame.assign(
-                stage=", ".join(filter(None, [_chains(one, other), told[mine]])),
+                stage=", ".join(filter(None, [_chains(one, other), conditions[mine]])),
                 ood_ratio=_both(number(one.root.ood_ratio), number(other.root.ood_ratio)),
                 ood_ratio_a=one.root.ood_ratio,
                 ood_ratio_b=other.root.ood_ratio,

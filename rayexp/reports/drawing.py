@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rayexp.formatting import number
-from rayexp.reports.arms import counted, percent, told
+from rayexp.reports.arms import counted, percent, title_suffix
 
 WIDTH_INCHES = 4.4
 DPI = 220
@@ -208,7 +208,7 @@ def lines(title: str, width: int = NARROW) -> str:
 
 def taller(conditions: pd.Series, width: int = NARROW) -> float:
     """Return the height that ``lines`` of conditions add to a row of panels, in inches."""
-    return 0.15 * max(lines(told(condition), width).count("\n") + bool(condition) for condition in conditions)
+    return 0.15 * max(lines(title_suffix(condition), width).count("\n") + bool(condition) for condition in conditions)
 
 
 def ratio_places(data: pd.DataFrame) -> dict[Any, int]:

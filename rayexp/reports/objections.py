@@ -69,13 +69,13 @@ def _tested(found: pd.DataFrame) -> pd.DataFrame:
 
 def _rows(control: Condition, other: Condition, results: pd.DataFrame) -> Iterator[dict[str, Any]]:
     measured = {str(stage_id): rows for stage_id, rows in results.groupby("stage_id", sort=False)}
-    told = _apart(control.ends), _apart(other.ends)
+    apart = _apart(control.ends), _apart(other.ends)
     several_betas = len({end.kl_beta for end in control.ends if isinstance(end, GRPO)}) > 1
     frames = []
     for pair in paired(control.ends, other.ends):
         frame = _pair(*pair, other.k, measured)
         if frame is not None:
-            settings = [condition(end, among) for end, among in zip(pair, told, strict=True)]
+            settings = [condition(end, among) for end, among in zip(pair, apart, strict=True)]
             betas = [f"β = {number(pair[0].kl_beta)}"] if several_betas and isinstance(pair[0], GRPO) else []
             frames.append(frame.assign(setting=" | ".join(filter(None, dict.fromkeys([*betas, *settings])))))
     if not frames:
@@ -83,8 +83,8 @@ def _rows(control: Condition, other: Condition, results: pd.DataFrame) -> Iterat
     groups: Any = pd.concat(frames).groupby(PLACE, sort=False)
     for names, pairs in groups:
         place = dict(zip(PLACE, names, strict=True))
-        told = ", ".join(filter(None, [place["task"], f"{percent(place['ood_ratio'])} % OOD", place["setting"]]))
-        yield {"condition": other.name, **other.about, **place, "place": told, **_judged(other, pairs.dropna())}
+        where = ", ".join(filter(None, [place["task"], f"{percent(place['ood_ratio'])} % OOD", place["setting"]]))
+        yield {"condition": other.name, **other.about, **place, "place": where, **_judged(other, pairs.dropna())}
 
 
 def _apart(ends: Sequence[Stage]) -> dict[Setting, str]:

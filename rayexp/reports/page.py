@@ -172,14 +172,14 @@ def _of_control(plan: Plan, results: pd.DataFrame) -> pd.DataFrame:
 def _by_condition(decided: pd.DataFrame) -> list[dict[str, Any]]:
     """Return each condition with a finding for every task and ratio."""
     notes = decided["detectable"].map(lambda least: "" if pd.isna(least) else f"Detectable: {least:.2g}.")
-    told = decided.assign(setting=decided["place"], note=notes)
+    noted = decided.assign(setting=decided["place"], note=notes)
     return [
         {
             **{name: rows[name].iloc[0] for name in ("condition", "objection", "source", "predicts", "k")},
             "verdicts": rows["verdict"].value_counts().to_dict(),
             "findings": rows.to_dict("records"),
         }
-        for _, rows in told.groupby("condition", sort=False)
+        for _, rows in noted.groupby("condition", sort=False)
     ]
 
 

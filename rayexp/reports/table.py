@@ -105,7 +105,7 @@ def settings(stage: Stage, plan: Plan) -> dict[str, Any]:
         "ood_ratio": getattr(root, "ood_ratio", None),
         "seed": stage.chain_seed,
         **{name: getattr(stage, name, None) for name in ("prompt_role", "kl_beta", "group_size", "steps")},
-        "condition": plan.told[stage.id],
+        "condition": plan.condition_names[stage.id],
     }
 
 

@@ -67,9 +67,9 @@ def compare(request: Request, reader: ReaderOf, a: str = "", b: str = "", by: st
     from rayexp.reports.compare import difference_text  # scipy, which no other page needs
 
     found = reader.comparisons(a, b, by)["comparisons"] if b or by else []
-    told = [{**each, "rows": [(row, difference_text(row)) for row in each["table"]]} for each in found]
+    comparisons = [{**each, "rows": [(row, difference_text(row)) for row in each["table"]]} for each in found]
     asked = {"a": a, "b": b, "by": by, "studies": reader.comparable(), "paired": PAIRED}
-    return answer(request, "compare.html", {**asked, "comparisons": told})
+    return answer(request, "compare.html", {**asked, "comparisons": comparisons})
 
 
 @router.get("/stages/{stage}")

@@ -99,7 +99,7 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else shown(value)
 
 
-def told(stages: Iterable[Stage], names: Mapping[str, str]) -> dict[str, str]:
+def condition_names(stages: Iterable[Stage], names: Mapping[str, str]) -> dict[str, str]:
     """Return the condition of each stage for people, by id: its name in ``names``, if it has one, then the settings by
     which stages of that name differ. So stages that differ in any setting have different texts."""
     of_name: dict[str, list[Stage]] = {}

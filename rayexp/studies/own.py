@@ -24,9 +24,9 @@ def own_study(path: str) -> Callable[..., list[Wanted]]:
         raise ValueError(f"study={path!r} cannot be called; give a function of (budget, grid)")
 
     @functools.wraps(function)  # which keeps the parameters that is_adaptive inspects
-    def study(*told: Any) -> list[Wanted]:
+    def study(*given: Any) -> list[Wanted]:
         try:
-            found = function(*told)
+            found = function(*given)
             stages: list[Any] = list(found) if isinstance(found, Iterable) else [found]
         except ValidationError as error:
             raise ValueError(f"study {path!r}: {explain(error)} ({defined_at(function)})") from error

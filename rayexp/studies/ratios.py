@@ -54,13 +54,14 @@ class Measured(Protocol):
 class Search:
     """The state of a search.
 
-    wanted: the stages and conditions so far, pilots first. said: sentences for the user. After the search, one for each
-    task, decoder and budget about its ratios, and one for each target that no ratio meets. Before, one about the pilots
-    so far and the largest possible number of stages.
+    wanted: the stages and conditions so far, pilots first. messages: sentences for the user. After the search, one for
+    each task, decoder and budget about its ratios, and one for each target that no ratio meets; before, one about the
+    pilots. limit: before the end of the search, the largest possible number of stages; after it, None.
     """
 
     wanted: list[Wanted]
-    said: tuple[str, ...]
+    messages: tuple[str, ...] = ()
+    limit: int | None = None
 
     @property
     def stages(self) -> list[Stage]:
@@ -87,12 +88,14 @@ def search(at: AtRatios, measured: Measured, word: str = "auto") -> Search:
         pilots += asked.values()
         for (name, ratio), pilot in asked.items():
             if (rows := measured(pilot)) is None:
-                return Search(list(pilots), (_begun(word, pilots, len(pending), at),))
+                message = f"ood_ratios {word}: {len(pilots)} pilot runs first; their results choose the other ratios"
+                return Search(list(pilots), (message,), _limit(aim, pilots, len(pending), at))
             tried.setdefault(name, {})[ratio] = _mass(rows)
         if not (pending := {name: more for name, of in tried.items() if (more := next_ratios(of, aim))}):
             break
-    said = [sentence for name, of in tried.items() for sentence in _said(word, name if len(tried) > 1 else "", of)]
-    return Search([*pilots, *_at_chosen(at, {name: chosen_ratios(of, aim) for name, of in tried.items()})], tuple(said))
+    messages = [each for name, of in tried.items() for each in _messages(word, name if len(tried) > 1 else "", of)]
+    chosen = {name: chosen_ratios(of, aim) for name, of in tried.items()}
+    return Search([*pilots, *_at_chosen(at, chosen)], tuple(messages))
 
 
 def _at_chosen(at: AtRatios, chosen: Mapping[str, tuple[float, ...]]) -> list[Wanted]:
@@ -165,19 +168,15 @@ def _mass(rows: "pd.DataFrame") -> float:
     return float(ood["q"].mean() if exact else (ood["answer_correct"] / ood["sampled"]).mean())
 
 
-def _begun(word: str, pilots: Sequence[Stage], searches: int, at: AtRatios) -> str:
-    """Return a sentence on the pilots so far and the largest possible number of stages."""
-    aim = AIMS[word]
+def _limit(aim: Aim, pilots: Sequence[Stage], searches: int, at: AtRatios) -> int:
+    """Return the largest possible number of stages, given the first pilots."""
     ratios = [*aim.ends, *(0.1 + i / 100 for i in range(len(aim.targets)))]  # only their number matters
     whole = {each.id for stage in all_stages(at(ratios, False)) for each in stage.lineage}
     tried = searches * (len(START) + ROUNDS * len(aim.targets)) * max(len(pilot.lineage) for pilot in pilots)
-    return (
-        f"ood_ratios {word}: {len(pilots)} pilots so far, which decide what else is wanted; at most "
-        f"{tried + len(whole)} stages in all"
-    )
+    return tried + len(whole)
 
 
-def _said(word: str, name: str, tried: Mapping[float, float]) -> list[str]:
+def _messages(word: str, name: str, tried: Mapping[float, float]) -> list[str]:
     aim = AIMS[word]
     found = ", ".join(f"{tried[ratio]:.2g} at {number(ratio)}" for ratio in sorted(tried))
     ratios, what = ", ".join(map(number, chosen_ratios(tried, aim))), f"ood_ratios {word}{name and f' of {name}'}"

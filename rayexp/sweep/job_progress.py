@@ -13,10 +13,10 @@ class JobProgress:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._updated, self._told = 0.0, ""
+        self._updated, self._shown = 0.0, ""
 
     def __call__(self) -> None:
-        if time.monotonic() - self._updated < SECONDS_BETWEEN_UPDATES or self._progress.told == self._told:
+        if time.monotonic() - self._updated < SECONDS_BETWEEN_UPDATES or self._progress.summary == self._shown:
             return
-        self._updated, self._told = time.monotonic(), self._progress.told
-        runtime.describe_job({"progress": self._told})
+        self._updated, self._shown = time.monotonic(), self._progress.summary
+        runtime.describe_job({"progress": self._shown})

@@ -94,14 +94,14 @@ class Plan:
 
     def labelled(self, stage: Stage) -> str:
         """Return the label of a stage with its condition, so that no two stages of the study have the same."""
-        return ", ".join(filter(None, [stage.label, self.told[stage.subject.id]]))
+        return ", ".join(filter(None, [stage.label, self.condition_names[stage.subject.id]]))
 
     @cached_property
-    def told(self) -> dict[str, str]:
+    def condition_names(self) -> dict[str, str]:
         """Return the condition of every training stage by id, as text: the name of the condition that ends in it, then
         the settings that tell apart stages with the same name."""
         names = {end.id: condition.name for condition in self.conditions for end in condition.ends}
-        return settings.told(self.trained, names)
+        return settings.condition_names(self.trained, names)
 
     @cached_property
     def copies(self) -> dict[str, int]:
@@ -185,5 +185,5 @@ class Plan:
             for setting, name in GRID.items():
                 if settings_of_stage.get(setting) is not None:
                     values[name].append(settings.shown(settings_of_stage[setting]))
-        told = [f"{name} {', '.join(dict.fromkeys(found))}" for name, found in values.items() if found]
-        return f"\ngrid: {'; '.join(told)}" if told else ""
+        varied = [f"{name} {', '.join(dict.fromkeys(found))}" for name, found in values.items() if found]
+        return f"\ngrid: {'; '.join(varied)}" if varied else ""

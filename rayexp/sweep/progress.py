@@ -162,7 +162,7 @@ class Progress:
         return self.plan.finished | {stage.id for trial in done for stage in trial.stages}
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """Say in a few words how far the sweep is."""
         counts = self.counts
         others = "".join(f", {counts[state]} {state}" for state in ("failed", "blocked") if counts[state])

@@ -70,7 +70,7 @@ class MeansSoFar:
         ratio, beta = getattr(subject.root, "ood_ratio", None), getattr(subject, "kl_beta", None)
         prompts = getattr(subject, "prompt_role", None)
         return Place(
-            condition=self._plan.told[subject.id],
+            condition=self._plan.condition_names[subject.id],
             ood_ratio="" if ratio is None else f"{ratio:g}",
             kl_beta="" if beta is None else f"{beta:g}",
             role=role,

@@ -97,7 +97,7 @@ class Study:
         unread = [i for i in labels if i not in finished | here.keys()]
         return Plan.of(plan.study, [*known.values(), *named], finished, unread, self._looks(plan))
 
-    def said(self, plan: Plan) -> str:
+    def addition(self, plan: Plan) -> str:
         """Say what the store has of the study, and what a plan adds; nothing if the study is new or as planned."""
         labels, planned = self.labels(), {stage.id for stage in plan.stages}
         if not labels or labels.keys() == planned:

@@ -5,7 +5,7 @@ from textwrap import fill
 import pandas as pd
 
 from rayexp.evaluation.statistics import summarised
-from rayexp.reports.arms import ROLE_NAMES, percent, told
+from rayexp.reports.arms import ROLE_NAMES, percent, title_suffix
 from rayexp.reports.drawing import (
     BOOTSTRAP,
     WIDE,
@@ -50,7 +50,7 @@ def copies_by_stage(pairs: pd.DataFrame) -> ReportFigure | None:
             intervals(left, points, "q", ratios, one, stages)
             intervals(right, points, "worth", ratios, one, stages)
         role = ROLE_NAMES[here["role"].iloc[0]]
-        left.set_title(lines(f"{trained(here, prompts)}{told(condition)}: {role} cells", WIDE), loc="left")
+        left.set_title(lines(f"{trained(here, prompts)}{title_suffix(condition)}: {role} cells", WIDE), loc="left")
         left.set(ylabel=fill("mean mass of copied items", 20), ylim=(-0.03, 1.03))
         right.set(ylabel=fill("copied items - their controls", 20))
         right.axhline(0, color="black", linewidth=0.8)

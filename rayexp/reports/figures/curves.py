@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from rayexp.formatting import number
-from rayexp.reports.arms import ROLE_NAMES, counted, told
+from rayexp.reports.arms import ROLE_NAMES, counted, title_suffix
 from rayexp.reports.drawing import (
     WIDE,
     ReportFigure,
@@ -103,7 +103,7 @@ def _drawn(data: pd.DataFrame, *sides: Curve):
     figure, axes = panels(len(rows), 1.7 + taller(data["condition"], WIDE), 0.8 + ratio_rows(ratios))
     for (condition, prompts, beta), row in zip(rows.itertuples(index=False), axes, strict=True):
         here = data[(data["condition"] == condition) & (data["prompt_role"] == prompts) & (data["kl_beta"] == beta)]
-        title = f"GRPO on {ROLE_NAMES[prompts]} prompts{told(condition)}, β = {number(beta)}"
+        title = f"GRPO on {ROLE_NAMES[prompts]} prompts{title_suffix(condition)}, β = {number(beta)}"
         row[0].set_title(lines(title, WIDE), loc="left")
         for axis, curve in zip(row, sides, strict=True):
             logged = here[here["metric"] == curve.metric]

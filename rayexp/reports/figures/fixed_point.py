@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from rayexp.evaluation.statistics import summarised
 from rayexp.formatting import number
-from rayexp.reports.arms import ROLE_NAMES, Arm, arms, mass_name, percent, told
+from rayexp.reports.arms import ROLE_NAMES, Arm, arms, mass_name, percent, title_suffix
 from rayexp.reports.drawing import (
     BOOTSTRAP,
     LINE_STYLES,
@@ -47,7 +47,7 @@ def measured_and_predicted(results: pd.DataFrame) -> ReportFigure | None:
     for axis, (panel, role, beta) in zip(axes.flat, shown.itertuples(index=False), strict=False):
         here = data[(data["panel"] == panel) & (data["prompt_role"] == role) & (data["kl_beta"] == beta)]
         _drawn(axis, here, ratios, series)
-        axis.set_title(lines(f"{ROLE_NAMES[role]} prompts{told(panel)}, β = {number(beta)}"))
+        axis.set_title(lines(f"{ROLE_NAMES[role]} prompts{title_suffix(panel)}, β = {number(beta)}"))
     for axis in axes[:, 0]:
         axis.set_ylabel(f"mean {mass_name(results)}")
     ratio_axes(figure, axes.flat[: len(shown)], ratios)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from rayexp.evaluation.statistics import ALPHA, holm, p_of_mean, summarised
 from rayexp.formatting import number
-from rayexp.reports.arms import ROLE_NAMES, TARGET_OF, Arm, arms, before, mass_name, percent, told
+from rayexp.reports.arms import ROLE_NAMES, TARGET_OF, Arm, arms, before, mass_name, percent, title_suffix
 from rayexp.reports.drawing import (
     BOOTSTRAP,
     WIDE,
@@ -117,7 +117,9 @@ def mass_by_stage(results: pd.DataFrame) -> ReportFigure | None:
             points = here[here["stage"] == one.key]
             intervals(left, points, "greedy", ratios, one, stages)
             intervals(right, points, "q", ratios, one, stages)
-        left.set_title(lines(f"{trained(here, prompts)}{told(condition)}: {ROLE_NAMES[role]} cells", WIDE), loc="left")
+        left.set_title(
+            lines(f"{trained(here, prompts)}{title_suffix(condition)}: {ROLE_NAMES[role]} cells", WIDE), loc="left"
+        )
         left.set(ylabel="greedy accuracy")
         right.set(ylabel=fill(f"mean {mass}", 20))
         for axis in (left, right):

@@ -251,7 +251,7 @@ def test_a_study_reinforces_one_model_with_every_seed(task, decoder):
     plan = Plan.of("mine", wanted, set())
     assert [stage.kind for stage in plan.trained].count("pretrained") == 1
     assert sorted(stage.chain_seed for stage in plan.trained) == [0, 0, 0, 1, 1, 2, 2]
-    assert len(set(plan.told.values())) == 1, "a seed is no condition"
+    assert len(set(plan.condition_names.values())) == 1, "a seed is no condition"
 
 
 def test_a_page_says_what_a_model_went_through(task, decoder, source):

@@ -72,9 +72,9 @@ def test_a_bad_condition_is_refused(about, sentence):
 def test_a_name_comes_first_and_then_what_differs_within_it():
     axis = apply_overrides([CONTROLS, FREE, *BASES], parse_overrides(["grpo.group_size=4,8"]))
     plan = Plan.of("any", axis, ())
-    told = {plan.told[stage.id] for stage in plan.trained if isinstance(stage, GRPO)}
+    told = {plan.condition_names[stage.id] for stage in plan.trained if isinstance(stage, GRPO)}
     assert told == {f"{name}, group_size = {size}" for name in (CONTROL, "no KL") for size in (4, 8)}
-    assert {plan.told[stage.id] for stage in plan.trained if not isinstance(stage, GRPO)} == {""}
+    assert {plan.condition_names[stage.id] for stage in plan.trained if not isinstance(stage, GRPO)} == {""}
     assert len(set(plan.labels.values())) == len(plan.stages)
 
 
@@ -105,7 +105,7 @@ def test_a_store_keeps_the_conditions_of_all_that_was_asked_for(tmp_path):
     assert [(each.name, set(each.ends)) for each in whole.conditions] == [
         (each.name, set(each.ends)) for each in (CONTROLS, FREE)
     ]
-    assert whole.told == first.told
+    assert whole.condition_names == first.condition_names
     with pytest.raises(RefusedError, match=r"is taken by stages with grpo\.steps=3, and this plan has 4"):
         study.add(Plan.of("mine", [named(CONTROL, grpo(steps=4))], ()))
 

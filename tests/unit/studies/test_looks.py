@@ -48,9 +48,11 @@ def test_seeds_are_added_where_a_verdict_is_undecided_and_nowhere_else():
 
 def test_before_the_first_look_it_is_said_what_may_become_of_it():
     assert AUTO.adaptive
-    (said,) = AUTO.wanted(lambda _: None).said
-    assert said.startswith("seeds auto: 3, 6, 8 seeds, the more where a verdict is undecided; p-values count 3 times")
-    assert said.endswith("at most about 96 stages in all")
+    assert AUTO.wanted(lambda _: None).messages == (
+        "seeds auto: 3 seeds, then 6 and 8 where a verdict is undecided; "
+        "p-values are multiplied by 3, the number of looks",
+        "at most about 96 stages in all",
+    )
 
 
 def test_a_limit_without_auto_is_refused():

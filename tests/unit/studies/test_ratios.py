@@ -110,25 +110,25 @@ def test_each_decoder_is_searched_by_itself():
         if stage.kind == "grpo":
             found[stage.root.decoder.layers].add(stage.root.ood_ratio)
     assert found[4] != found[8]
-    said = deeper.wanted(lambda stage: rows_of(by_depth(stage))).said
+    said = deeper.wanted(lambda stage: rows_of(by_depth(stage))).messages
     assert sum("4 layers" in sentence for sentence in said) == 1
 
 
 def test_it_says_what_is_certain_and_then_what_was_found():
-    (before,) = AUTO.wanted(lambda stage: None).said
-    assert before.startswith(f"ood_ratios auto: {len(START)} pilots so far")
-    most = int(before.split("at most ")[1].split()[0])
+    pilots, limit = AUTO.wanted(lambda stage: None).messages
+    assert pilots == f"ood_ratios auto: {len(START)} pilot runs first; their results choose the other ratios"
+    most = int(limit.split("at most about ")[1].split()[0])
     finished: dict[str, Stage] = {}
     course(AUTO, law, finished)
     assert len(finished) <= most
-    (after,) = AUTO.wanted(lambda stage: rows_of(law(stage))).said
+    (after,) = AUTO.wanted(lambda stage: rows_of(law(stage))).messages
     assert after.startswith("ood_ratios auto: 0, ")
 
 
 def test_no_mass_even_at_the_largest_ratio_is_said_and_the_study_ends_with_what_it_has():
     wanted = AUTO.wanted(lambda stage: rows_of(1e-9))
     assert {stage.root.ood_ratio for stage in wanted.stages if stage.kind == "grpo"} == set(WHOLE.ends)
-    assert sum("the largest ratio has less" in sentence for sentence in wanted.said) == len(WHOLE.targets)
+    assert sum("the largest ratio has less" in sentence for sentence in wanted.messages) == len(WHOLE.targets)
 
 
 def test_ratios_of_ones_own_stand_beside_those_that_are_found():

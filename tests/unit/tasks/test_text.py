@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayexp.stages import Evaluate, parse_stage, parse_stored
-from rayexp.stages.settings import told
+from rayexp.stages.settings import condition_names
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preflight import PreflightError, require_own_parts
 from rayexp.tasks.contract import ContractError, require_contract
@@ -250,10 +250,10 @@ def test_tasks_with_names_are_told_apart_by_these_and_by_all_where_two_share_one
     tasks = [axis("sums"), axis("paths")]
     wide = MICRO.model_copy(update={"context_tokens": 128})
     stages = [pretrain(task=task, decoder=wide) for task in tasks]
-    found = told(stages, {})
+    found = condition_names(stages, {})
     assert [found[stage.id] for stage in stages] == ["name = sums", "name = paths"]
     like = pretrain(task=axis("paths").model_copy(update={"name": "sums"}), decoder=wide)
-    assert len(set(told([stages[0], like], {}).values())) == 2
+    assert len(set(condition_names([stages[0], like], {}).values())) == 2
 
 
 def test_a_stored_stage_is_read_where_its_generator_is_not_installed(monkeypatch):
