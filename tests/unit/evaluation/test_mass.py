@@ -32,7 +32,7 @@ def test_gold_mass_is_the_product_of_conditionals(model, held, monkeypatch):
 
 
 def test_only_completions_count_as_held(model, monkeypatch):
-    """A vocabulary of 64 and completions of 5 tokens: memory for two rows' distributions makes calls of two rows."""
+    """Have memory for the distributions of two completions: 5 tokens each, over a vocabulary of 64."""
     calls = []
     scored = mass.completion_logprobs
     monkeypatch.setattr(mass, "HELD", 2 * 5 * 64)
