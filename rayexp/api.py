@@ -279,7 +279,7 @@ def begin(job: Job) -> Job:
         job.study.add(job.plan)
         finished = job.store.finished_ids(job.plan.finished)
     if gone := len(job.plan.finished - finished):
-        print(f"stages that were removed since the plan was made, and run again: {gone}", flush=True)
+        print(f"finished stages that were removed since planning, and will run again: {gone}", flush=True)
     return dataclasses.replace(job, plan=dataclasses.replace(job.plan, finished=frozenset(finished)))
 
 
@@ -347,7 +347,7 @@ def _unsuccessful(failures: dict[str, str], blocked: Iterable[str], job: Job) ->
     details = {trial: f" (details: {job.store.url}/{path})" for trial, path in records.items() if path in there}
     labels = {trial.id: trial.label for trial in job.plan.trials}
     failed = [f"failed: {why}{details.get(trial, '')}" for trial, why in failures.items()]
-    return failed + [f"not run because of a failure: {labels[trial]} ({trial})" for trial in sorted(blocked)]
+    return failed + [f"not run, because another trial failed: {labels[trial]} ({trial})" for trial in sorted(blocked)]
 
 
 class Written(NamedTuple):

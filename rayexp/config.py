@@ -117,13 +117,15 @@ def _canonical(value: Any, where: str) -> Any:
             return value
         case int() | float() if type(value) in (int, float):
             if not math.isfinite(value):
-                raise ValueError(f"{where} is {value}, which has no canonical JSON")
+                raise ValueError(f"{where}={value} should be a finite number")
             return value + 0  # -0.0 and 0.0 are one number
         case list() | tuple():
             return [_canonical(item, f"{where}[{i}]") for i, item in enumerate(value)]
         case dict() if all(isinstance(name, str) for name in value):
             return {name: _canonical(item, f"{where}.{name}") for name, item in value.items()}
-    raise TypeError(f"{where} is a {type(value).__name__}, which has no canonical JSON")
+    raise TypeError(
+        f"{where} is a {type(value).__name__}, which JSON does not have; give a text, number, list or dict of them"
+    )
 
 
 #: Nats by which sampler and learner may differ in a token's log-probability. On CPUs, over some 40,000 tokens of tiny

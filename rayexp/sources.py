@@ -119,7 +119,7 @@ def _local(source: str) -> Path | None:
     path = Path(here(source)).expanduser()
     if path.is_dir() or path.suffix == ".gguf":
         if not path.exists():
-            raise ValueError(f"source={source!r} does not exist")
+            raise ValueError(f"source={source!r} does not exist; give a .gguf file, a folder, package:NAME or ORG/NAME")
         return path.absolute()
     if not HUB_NAME.fullmatch(source):
         raise ValueError(
@@ -206,7 +206,10 @@ def _hub(source: str, revision: str) -> Iterator[Any]:
     try:
         yield
     except RevisionNotFoundError as error:
-        raise ValueError(f"revision={revision!r} of {source} is not on the hub") from error
+        raise ValueError(
+            f"revision={revision!r} is not a branch, tag or commit of {source} on the hub; leave it out to see the "
+            "newest commit"
+        ) from error
     except RepositoryNotFoundError as error:
         raise ValueError(
             f"source={source!r} is not a folder here, and the hub does not have it or does not show it without HF_TOKEN"

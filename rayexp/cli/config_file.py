@@ -35,8 +35,8 @@ def read_config(path: str, usual: Experiment) -> tuple[Experiment, RunConfig]:
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"config={path!r} is neither YAML nor JSON ({first_line(error)})") from error
     if not isinstance(text, dict):
-        raise ValueError(f"config={path!r} has no names with values; write lines such as `study: depth`")
+        raise ValueError(f"config={path!r} is not a mapping of settings; write lines such as `study: depth`")
     if not isinstance(how := text.pop("run_config", {}), dict):
-        raise ValueError(f"run_config={shortened(how)} should be names with values, such as `device: cpu` below it")
+        raise ValueError(f"run_config={shortened(how)} should be a mapping, with lines such as `device: cpu` below it")
     run_config = RunConfig.model_validate_json(json.dumps(how))
     return Experiment.model_validate_json(json.dumps(usual.model_dump(mode="json") | text)), run_config

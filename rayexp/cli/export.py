@@ -45,7 +45,7 @@ class Export(StoreArgs):
         with working():
             release.write(version("rayexp"), _say)
         size = filesize.decimal(release.bytes)
-        print(f"{len(release.sums) + 1} files, {size}: {release.files.url}, sealed with {SUMS}")
+        print(f"wrote {len(release.sums) + 1} files ({size}) to {release.files.url}; checksums are in {SUMS}")
         return 0
 
     def _publish(self) -> int:

@@ -69,7 +69,7 @@ def prepare_head(parameters: RayParams, head: bool) -> None:
         if (file := RAYS_OWN.expanduser()).exists():
             file.chmod(0o600)  # `ray get-auth-token --generate` lets everybody read it
         settings = f"{MODE}=token {settings}"
-    print(f"for jobs, in another shell of this account: export {settings}", flush=True)
+    print(f"to submit jobs from another shell of this account, run there: export {settings}", flush=True)
 
 
 def _free_port(first: int) -> int:

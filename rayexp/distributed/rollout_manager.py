@@ -178,7 +178,8 @@ class RolloutManager:
         if not worst <= limit:
             raise ParityError(
                 f"sampler and learner differ by {worst:.3g} nats on fixed tokens after a weight sync of "
-                f"{self._stage.label}, which is more than max_logprob_mismatch = {number(limit)}"
+                f"{self._stage.label}, more than max_logprob_mismatch={number(limit)}; raise that if it is rounding, "
+                "or use weight_transfer='object_store' if the weights did not arrive"
             )
         return worst
 
@@ -217,8 +218,11 @@ class RolloutManager:
                 if attempt == ATTEMPTS - 1:
                     raise StageError(f"{who} died {ATTEMPTS} times: {first_line(error)}") from error
                 if self._weights is None:
-                    raise StageError(f"{who} died, and the weights that it had are not kept") from error
-                log.warning("%s died (%s); asking its successor", who, type(error).__name__)
+                    raise StageError(
+                        f"{who} died, and no copy of its weights is kept (weight_transfer="
+                        f"{self._run_config.weight_transfer!r}); the next attempt goes on from the last checkpoint"
+                    ) from error
+                log.warning("%s died (%s); restarting it and repeating the call", who, type(error).__name__)
             # Unlike other calls, this one waits until the actor is back, because weights come before anything else.
             sync = calling(self.workers[i], "sync", self._stage, max_task_retries=-1)
             answer(sync.remote(*self._weights), f"{who}, being started again", self._run_config.timeout_s)
@@ -229,5 +233,8 @@ class RolloutManager:
 def _concat(parts: list[Completions]) -> Completions:
     versions = {part.weight_version for part in parts}
     if len(versions) != 1:
-        raise RuntimeError(f"rollout workers sampled from different weight versions: {sorted(versions)}")
+        raise RuntimeError(
+            f"rollout workers sampled from different weight versions, {sorted(versions)}; please report this fault of "
+            "rayexp, with the stage's failure.json"
+        )
     return Completions.concatenate(parts)

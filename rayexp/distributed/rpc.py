@@ -62,7 +62,9 @@ def answer(reference: Any, who: str, timeout_s: float) -> Any:
     try:
         return ray.get(reference, timeout=timeout_s)
     except GetTimeoutError as error:
-        raise RemoteTimeoutError(f"no answer from {who} within {number(timeout_s)} s") from error
+        raise RemoteTimeoutError(
+            f"no answer from {who} within {number(timeout_s)} s; raise timeout_s if it is only slow"
+        ) from error
     except RayTaskError as error:
         cause = error.cause
         kind = type(cause) if isinstance(cause, PermanentError) else StageError

@@ -53,7 +53,8 @@ def run(stage: RolloutStage, evaluations: Sequence[Stage], run_config: RunConfig
                 except LearnerDiedError as error:
                     if failures == run_config.worker_failures or weight_sync.direct(run_config):
                         raise
-                    log.warning("%s; going on from its last checkpoint", first_line(error))
+                    attempts = f"attempt {failures + 2} of {run_config.worker_failures + 1}"
+                    log.warning("%s; restarting from its last checkpoint (%s)", first_line(error), attempts)
             for evaluation in evaluations:
                 metric_log = MetricLog(evaluation)
                 rows = workers.learner.call("measure", evaluation.model_dump_json(), runner(evaluation).measure)

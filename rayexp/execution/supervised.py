@@ -116,7 +116,8 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
                 with timed("learn"):
                     trainer.step(losses, overlap=partial(loader.prefetch, step + 1))
             except NotFiniteError as error:
-                raise NotFiniteError(f"{error} ({culprits(trainer, shards, kind.loss_start)})") from error
+                found = culprits(trainer, shards, kind.loss_start)
+                raise NotFiniteError(f"{error} ({found}); {trainer.remedy}") from error
             if (step + 1) % log_every and step + 1 < stage.steps:
                 continue
             now = time.monotonic()

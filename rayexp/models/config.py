@@ -110,11 +110,14 @@ def _shape_of(source: str, revision: str) -> dict[str, Any]:
         "context_tokens": "max_position_embeddings",
     }
     if missing := [name for name in names.values() if not isinstance(settings.get(name), int)]:
-        raise ValueError(f"source={source!r} has no {missing[0]} in its config.json; give a decoder of text")
+        raise ValueError(
+            f"source={source!r} has no {missing[0]} in its config.json; give a causal language model, such as Llama or "
+            "Qwen2"
+        )
     shape = {field: settings[name] for field, name in names.items()}
     shapes = sources.parameters(source, revision)
     if not shapes:
-        raise ValueError(f"source={source!r} has no weights as safetensors; give a model that has them")
+        raise ValueError(f"source={source!r} has no *.safetensors; write its weights with save_pretrained")
     untied = 0 if any(name.startswith("lm_head.") for name in shapes) else shape["vocabulary_size"] * shape["width"]
     architecture, *_ = settings.get("architectures") or [settings.get("model_type", "unknown")]
     counted = sum(map(math.prod, shapes.values())) + untied

@@ -70,7 +70,10 @@ class Publication:
         self.models = {stage_id: _valid(names[stage_id], f"the repository of {stage_id}") for stage_id in wanted}
         self.specs = index.specs(self.models)
         if unread := self.models.keys() - self.specs.keys():
-            raise StoreError(f"this version cannot read {self.store.url}/stages/{min(unread)}/spec.json")
+            raise StoreError(
+                f"{self.store.url}/stages/{min(unread)}/spec.json cannot be read by this version of rayexp; publish "
+                "with the version that is named in its provenance.json"
+            )
 
     @property
     def repositories(self) -> dict[str, str]:
@@ -180,7 +183,7 @@ def require_access() -> None:
     if get_token() is None:
         raise HubError(f"there is no token for the Hugging Face hub; set HF_TOKEN, run `hf auth login`, {INSTEAD}")
     api = HfApi()
-    with _asked(api, "say whose token this is"):
+    with _asked(api, "accept the token of HF_TOKEN or `hf auth login`"):
         api.whoami()
 
 

@@ -205,8 +205,9 @@ class GRPOLearner(Learner):
         except NotFiniteError as error:
             self._name_culprits(parts)
             own = [number for part in parts for number in part.batch.numbers_P.tolist()]
-            prompts = ", ".join(str(number) for numbers in self.ranks.gather(own) for number in numbers)
-            raise NotFiniteError(f"{error} (no single prompt of {prompts} is at fault)") from error
+            prompts = [number for numbers in self.ranks.gather(own) for number in numbers]
+            finite = f"log-probabilities and KLs of its prompts, {min(prompts)} to {max(prompts)}, are finite"
+            raise NotFiniteError(f"{error} ({finite}); {self.trainer.remedy}") from error
 
     def _loss(self, part: _Part, statistics: UpdateStatistics, earned: list[Earnings]) -> Tensor:
         """Return these completions' part of the mean loss over the step, times the number of ranks, because gradients
@@ -262,8 +263,8 @@ def require_match(mismatch: float, limit: float) -> None:
     """Raise MismatchError if a token's log-probability differs between sampler and learner by more than the limit."""
     if not mismatch <= limit:
         raise MismatchError(
-            f"sampler and learner differ by {mismatch:.3g} nats on a sampled token, which is more than "
-            f"max_logprob_mismatch = {number(limit)}"
+            f"sampler and learner differ by {mismatch:.3g} nats on a sampled token, more than "
+            f"max_logprob_mismatch={number(limit)}; raise that if it is rounding, or use sampler='torch'"
         )
 
 

@@ -138,7 +138,10 @@ def write(url: str, name: str, folder: Path) -> None:
     study = Study(store, name, about.get("study", name), about.get("scale", ""))
     whole = study.whole(Plan.of(study.study, (), ()), about["stages"])
     if not whole.finished:
-        raise StoreError(f"study={name!r} has no finished stage that can be read without the code of its parts")
+        raise StoreError(
+            f"study={name!r} has no finished stage that can be read without your own code; write the report with "
+            "`rayexp report` where that code is"
+        )
     page.write(whole, store, folder)
 
 

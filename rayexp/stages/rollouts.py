@@ -84,7 +84,8 @@ class RolloutStage(ChildStage):
         if not task:
             return self
         if not task.cells(self.prompt_role):
-            raise ValueError(f"prompt_role={self.prompt_role!r} has no cells in the task {task.label}")
+            filled = ", ".join(dict.fromkeys(role for role, _ in task.roles()))
+            raise ValueError(f"prompt_role={self.prompt_role!r} has no cells in the task {task.label}; use {filled}")
         if self.mixture or self.curriculum:
             self._require_mixture(task)
         if self.hint_tokens:

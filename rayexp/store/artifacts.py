@@ -120,7 +120,10 @@ class Store:
         """Return the verified provenance of an artifact. Raises StoreError if it is no JSON object."""
         ((_, record),) = self.provenances([stage_id])
         if record is None:
-            raise StoreError(f"{self.url}/stages/{stage_id}/provenance.json is not a JSON object")
+            raise StoreError(
+                f"{self.url}/stages/{stage_id}/provenance.json is not a JSON object; --force {stage_id} makes the "
+                "stage again"
+            )
         return record
 
     def provenances(self, stage_ids: Iterable[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:

@@ -89,7 +89,10 @@ class Release:
             raise StoreError(f"study={name!r} has no finished stage in the store {self.store.url}")
         self.specs = index.specs(self.finished)
         if unread := self.finished.keys() - self.specs.keys():
-            raise StoreError(f"this version cannot read {self.store.url}/stages/{min(unread)}/spec.json")
+            raise StoreError(
+                f"{self.store.url}/stages/{min(unread)}/spec.json cannot be read by this version of rayexp; export "
+                "with the version that is named in its provenance.json"
+            )
         self.files = Files(url)
         if not self.files.empty():
             raise StoreError(f"to={url!r} is not empty; give a folder or URL with nothing in it")

@@ -243,7 +243,9 @@ class Files:
         if self.local:
             root = os.path.realpath(self.root or "/")
             if os.path.commonpath([root, os.path.realpath(place)]) != root:
-                raise StoreError(f"{name!r} is a link that leads out of the store {self.url}")
+                raise StoreError(
+                    f"{name!r} leads out of the store {self.url} through a symbolic link; replace the link by a copy"
+                )
         return place
 
     def _answer(self, what: str, ask: Callable[[], T]) -> T:
@@ -260,10 +262,13 @@ class Files:
         except (StoreError, *_ANSWERS):
             raise
         except NoAnswerError:
-            raise StoreError(f"no answer from the store {self.url} ({what}) within {self.timeout_s:g} s") from None
+            raise StoreError(
+                f"no answer from the store {self.url} ({what}) within {self.timeout_s:g} s; check the network, or "
+                "raise timeout_s"
+            ) from None
         except Exception as error:
             cause = f"{type(error).__name__}: {first_line(error)}"
-            raise StoreError(f"the store {self.url} could not {what} ({cause})") from error
+            raise StoreError(f"cannot {what} in the store {self.url} ({cause})") from error
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -304,7 +309,9 @@ def inside(name: str) -> str:
     """Return ``name`` unchanged. Raises StoreError if it would lead out of a store or a local folder."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
-        raise StoreError(f"{name!r} is not a name inside a store")
+        raise StoreError(
+            f"{name!r} is not a path below the store; it has to be relative, without .. or a backslash in it"
+        )
     return name
 
 

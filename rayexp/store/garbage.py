@@ -186,7 +186,7 @@ class StoreUse:
 
 def alone(files: Files) -> AbstractContextManager[Lease]:
     """Return a context that holds the lease under which sweeps begin and files are removed."""
-    return held(files, REMOVAL_LEASE, "begins a sweep, or removes what no study needs")
+    return held(files, REMOVAL_LEASE, "is starting a sweep or removing files")
 
 
 def remove(index: StoreIndex, paths: Collection[str], study: str = "") -> list[Garbage]:
@@ -198,7 +198,7 @@ def remove(index: StoreIndex, paths: Collection[str], study: str = "") -> list[G
     with ExitStack() as leases:
         lease = leases.enter_context(alone(files))
         if study:
-            leases.enter_context(held(files, f"{STUDY_LEASE}{study}", "writes that study"))
+            leases.enter_context(held(files, f"{STUDY_LEASE}{study}", "is writing that study"))
         use = StoreUse(index, study, files.modified(f"drivers/{lease.driver}"))
         for each in use.garbage():
             if each.path in paths:

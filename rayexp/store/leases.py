@@ -94,8 +94,8 @@ class Lease:
                 f"store={files.url!r} on {platform.node()} is not that of the driver {self.driver}: no driver holds "
                 f"{self.work} there; {SHARED}"
             )
-        why = f"the driver {holder.driver} has it" if holder else "it was given back"
-        return LeaseLostError(f"{self.work} is no longer leased to the driver {self.driver}: {why}")
+        why = f"the driver {holder.driver} holds it now" if holder else "its sweep, or the trial, has ended"
+        return LeaseLostError(f"the driver {self.driver} has lost its lease on {self.work}: {why}")
 
 
 def newest(files: Files, work: str) -> Lease | None:
@@ -145,7 +145,7 @@ def held(files: Files, work: str, doing: str) -> Iterator[Lease]:
         waiting = False
         while (lease := leases.take(work)) is None:
             if not waiting:
-                print(f"waiting for {leases.holder(work)}, which {doing}", file=sys.stderr, flush=True)
+                print(f"waiting for another driver ({leases.holder(work)}), which {doing}", file=sys.stderr, flush=True)
             waiting = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
         yield lease
@@ -193,7 +193,7 @@ class Leases:
                 self.release(work)
             self._files.remove_file(f"drivers/{self.driver}")
         except StoreError as problem:  # the leases expire by themselves
-            log.warning("leases were not given back: %s", problem)
+            log.warning("cannot release leases (they expire after %g s): %s", self._expiry_s, problem)
 
     def take(self, work: str) -> Lease | None:
         """Take a lease on ``work``. Return None while another driver's is alive."""
@@ -204,7 +204,7 @@ class Leases:
         if not self._files.create(lease.name, self.driver.encode()):
             return None
         if before is not None:
-            log.warning("%s was leased to the driver %s, which is gone; taking it over", work, before.driver)
+            log.warning("taking over %s, because its driver %s has ended or is silent", work, before.driver)
             self._files.remove_file(before.name)
         self._held[work] = lease
         return lease

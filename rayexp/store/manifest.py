@@ -18,7 +18,7 @@ class DamagedError(StoreError):
     @classmethod
     def unfinished(cls, place: str) -> "DamagedError":
         """Return the error for a folder without a manifest."""
-        return cls(f"{place} is not finished: it has no manifest")
+        return cls(f"{place} is not finished: it has no manifest; run the study again to finish it")
 
     @classmethod
     def differs(cls, place: str, problem: str) -> "DamagedError":

@@ -51,7 +51,7 @@ def _require(files: Files, trials: Mapping[str, Trial]) -> None:
             except (StoreError, OSError) as error:
                 fine, why = False, f": {first_line(error)}"
             if not fine:
-                raise StoreError(f"store={files.url!r} {failing}{why}")
+                raise StoreError(f"store={files.url!r} {failing}{why}; use another folder or bucket")
     finally:
         with suppress(StoreError, OSError):
             files.remove(folder)
@@ -99,9 +99,9 @@ WRITING: dict[str, Trial] = {
     "does not remove a file, or shows it for a while": _removes,
 }
 SHARING: dict[str, Trial] = {
-    "cannot create a file only where there is none (it needs O_EXCL, or If-None-Match), so that two sweeps would "
-    "compute the same": _creates_once,
-    "does not tell when a file was written": lambda files, folder: files.modified(f"{folder}/file").timestamp() > 0,
+    "does not support exclusive creation of a file (O_EXCL or If-None-Match), without which two sweeps would run the "
+    "same stage": _creates_once,
+    "does not report when a file was written": lambda files, folder: files.modified(f"{folder}/file").timestamp() > 0,
     "does not rename a folder": _publishes,
     "does not remove a folder": _removes_folder,
 }

@@ -17,7 +17,7 @@ from rayexp.sweep.progress import Ended, Progress, Running
 #: Metrics of a stage to show, by the end of their names, and their names in a line.
 SHOWN = {"id/loss": "id loss", "ood/loss": "ood loss", "rollout/reward": "reward", "grpo/kl": "kl"}
 SPEED = "tokens_per_s"
-WORDS = {"done": "done", "failed": "FAILED", "waiting": "given up"}
+WORDS = {"done": "done", "failed": "FAILED", "waiting": "lease lost"}
 COLOURS = {"done": "green", "running": "cyan", "failed": "bold red", "blocked": "red"}
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_BETWEEN_FRAMES = 0.25

@@ -47,6 +47,9 @@ def set_aside(again: Sequence[Stage], plan: Plan, store: Store) -> list[str]:
     with Leases(store.files) as leases:
         for trial in dict.fromkeys(map(plan.trial_of, again)):
             if not leases.take(trial):
-                raise RefusedError(f"force: {trial} is being run by {leases.holder(trial)}; stop that, or wait for it")
+                raise RefusedError(
+                    f"force: the trial {trial} is running under the driver {leases.holder(trial)}; stop that sweep, or "
+                    "wait until it ends"
+                )
         moved = [(stage, store.set_aside(stage.id)) for stage in reversed(again)]  # nothing stays without its parents
     return [f"to be made again: {stage.label} ({stage.id}); the old one is {place}" for stage, place in moved if place]

@@ -54,16 +54,16 @@ def require(to: str | None) -> None:
     if to is None:
         return
     if not to.strip() or "\0" in to:
-        raise ValueError(f"notify={to!r} names nobody; {ALLOWED}")
+        raise ValueError(f"notify={to!r} is {'a text with a NUL' if to.strip() else 'empty'}; {ALLOWED}")
     if url := _URL.fullmatch(to):
         _require_url(url[1].lower(), to)
     elif subprocess.run(["sh", "-n", "-c", to], capture_output=True).returncode:
-        raise ValueError(f"notify is a command that the shell cannot read; {ALLOWED}")
+        raise ValueError(f"notify is a shell command with a syntax error; {ALLOWED}")
 
 
 def _require_url(scheme: str, to: str) -> None:
     if scheme not in ("http", "https"):
-        raise ValueError(f"notify is a URL of the scheme {scheme}; {ALLOWED}")
+        raise ValueError(f"notify is a URL that begins with {scheme}://; {ALLOWED}")
     try:
         parts = urlsplit(to)
         host, _ = parts.hostname, parts.port
@@ -117,7 +117,7 @@ def tell(to: str, found: Mapping[str, Any]) -> None:
         else:
             _run(to, text, {"RAYEXP_OUTCOME": found["outcome"], "RAYEXP_STUDY": found["study"]})
     except NotToldError as error:
-        log.warning("notify: the report that the sweep has %s was not delivered: %s", found["outcome"], error)
+        log.warning("notify: cannot deliver the report (outcome: %s): %s", found["outcome"], error)
 
 
 def _post(url: str, text: bytes) -> None:

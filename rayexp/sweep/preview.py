@@ -120,8 +120,8 @@ def other_code(plan: Plan, index: StoreIndex) -> list[str]:
         for code, count in counts.most_common()
         if code
     ]
-    here = f"  the code here is {code_here(own_modules(plan.stages))}; --force STAGE makes a stage again, and all on it"
-    return lines and [*lines, here]
+    here = f"  the code here is {code_here(own_modules(plan.stages))}"
+    return lines and [*lines, f"{here}; --force STAGE makes a stage again, and all stages built on it"]
 
 
 def _failed(failures: dict[str, UnfinishedStage]) -> list[str]:

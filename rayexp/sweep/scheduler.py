@@ -22,7 +22,7 @@ from rayexp.distributed.rpc import unique
 from rayexp.distributed.saving import ask_to_save
 from rayexp.errors import StageError, sentence
 from rayexp.store.artifacts import Store
-from rayexp.store.leases import Leases, NotSharedError
+from rayexp.store.leases import SHARED, Leases, NotSharedError
 from rayexp.sweep import preflight
 from rayexp.sweep.failures import why_failed
 from rayexp.sweep.plan import Plan, Trial
@@ -199,7 +199,8 @@ class PlanSearcher(Searcher):
         lease = self._leases.take(trial_id)
         if lease is None:
             if trial_id not in self._elsewhere:
-                log.warning("%s is being run by the driver %s", trial.label, self._leases.holder(trial_id))
+                holder = self._leases.holder(trial_id)
+                log.warning("skipping %s for now, because the driver %s is running it", trial.label, holder)
             self._note(trial_id, "elsewhere")
             self._elsewhere[trial_id] = time.monotonic() + SECONDS_BETWEEN_LOOKS
             return None
@@ -224,7 +225,8 @@ class PlanSearcher(Searcher):
         elif result and "lease_lost" in result:
             log.warning("%s", result["lease_lost"])
             if holder == self._leases.driver:  # nobody took it: the trial looked into a store with leases of its own
-                self.unshared = f"store={self._store.url!r} is another folder for a trial: {result['lease_lost']}"
+                cause = f"it is not the store of the trial {trial} ({result['lease_lost']})"
+                self.unshared = f"store={self._store.url!r} is not shared: {cause}; {SHARED}"
             self._ready[trial] = None
         elif error or (result and "failed" in result):
             self.failed.add(trial)
@@ -244,7 +246,7 @@ class PlanSearcher(Searcher):
         """Keep nothing: a resubmitted sweep plans again from the store."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise RuntimeError("a plan is not restored; run the sweep again, which plans from the store")
+        raise RuntimeError("Tune cannot restore a sweep; run the same command again, which continues from the store")
 
 
 class TuneEvents(tune.Callback):

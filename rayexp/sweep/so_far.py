@@ -53,7 +53,7 @@ class MeansSoFar:
         try:
             rows = self._store.table(measurement.id, "results.parquet").select(["role", "log_mass"]).to_pandas()
         except (StoreError, KeyError) as error:  # the report says what is wrong with it, and ends with it
-            log.warning("the results of %s are not exported: %s", self._plan.labels[measurement.id], error)
+            log.warning("cannot export results of %s to Prometheus: %s", self._plan.labels[measurement.id], error)
             return True
         means = np.exp(rows["log_mass"].clip(upper=0)).groupby(rows["role"]).mean()
         self._add(measurement.subject, {str(role): float(q) for role, q in means.items()})

@@ -90,7 +90,9 @@ class BackgroundWriter:
         self._calls.put(None)
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
-            log.warning("loggers: %s did not take all records within %g s; the store has them", self._name, CLOSE_S)
+            log.warning(
+                "loggers: %s is still writing after %g s; giving up (the store has all records)", self._name, CLOSE_S
+            )
 
     def _work(self) -> None:
         try:
@@ -98,5 +100,7 @@ class BackgroundWriter:
                 call(self._runs)
         except Exception as error:
             log.warning(
-                "loggers: %s failed and gets no more (the store has everything): %s", self._name, first_line(error)
+                "loggers: %s failed and is switched off (the store has all records): %s",
+                self._name,
+                first_line(error),
             )

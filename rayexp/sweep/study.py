@@ -104,8 +104,9 @@ class Study:
             return ""
         finished = (plan.finished & labels.keys()) | self.store.finished_ids(labels.keys() - planned)
         return (
-            f"study {self.name} already has {len(labels)} stages, {len(finished)} of them finished; this plan adds "
-            f"{len(planned - labels.keys())}, and its page also shows the {len(labels.keys() - planned)} others"
+            f"study {self.name}: {len(labels)} stages so far ({len(finished)} finished); this plan adds "
+            f"{len(planned - labels.keys())}; the report covers all of them, including "
+            f"{len(labels.keys() - planned)} outside of this plan"
         )
 
     def _settings(self, about: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -151,7 +152,7 @@ class Study:
     @contextmanager
     def _alone(self) -> Iterator[Store]:
         """Give the store with a lease on the study, as soon as no other driver writes the study."""
-        with held(self.store.files, f"{STUDY_LEASE}{self.name}", "writes the same study") as lease:
+        with held(self.store.files, f"{STUDY_LEASE}{self.name}", "is writing the same study") as lease:
             yield Store(self.store.url, str(lease), self.store.files.timeout_s)
 
 

@@ -23,14 +23,19 @@ def require_contract(task: Task) -> None:
         for split in SPLITS:
             for _, cell in task.roles():
                 there = task.test_samples(cell, SAMPLES) if split == "test" else SAMPLES
-                _require(there > 0, f"its cell {cell!r} has no question for tests")
+                _require(there > 0, f"its cell {cell!r} has no test question; give it more, so that some are held out")
                 prompts = _samples(task, split, cell, there)
                 _require_solved(task, split, cell, min(there, 8))
                 for prompt in prompts:
                     held, where = split == "test", questions.setdefault(tuple(prompt), (split, cell))
                     shown = f"the question {task.vocabulary.decode(prompt)!r}"
-                    _require(where[1] == cell, f"its cells {where[1]!r} and {cell!r} share {shown}")
-                    _require((where[0] == "test") == held, f"{shown} is in the split test and in {where[0]!r} as well")
+                    _require(
+                        where[1] == cell, f"its cells {where[1]!r} and {cell!r} share {shown}; keep it in one of them"
+                    )
+                    _require(
+                        (where[0] == "test") == held,
+                        f"{shown} is in the splits {where[0]!r} and {split!r}; hold test questions out of all others",
+                    )
 
 
 def _require_names(task: Task) -> None:
@@ -45,7 +50,8 @@ def _samples(task: Task, split: str, cell: str, count: int) -> list[list[int]]:
     batch, where = task.of_cell(split, 0, cell, 0, count), f"sample of the split {split!r} and the cell {cell!r}"
     tokens_NT, shape = batch.tokens_NT, (count, int(batch.length_N.max()))
     _require(
-        tokens_NT.shape == shape, f"its samples have {tokens_NT.shape} tokens where {shape} are promised, as a {where}"
+        tokens_NT.shape == shape,
+        f"tokens_NT has the shape {tokens_NT.shape} and should have {shape}: one row a {where}, as wide as the longest",
     )
     _require(np.issubdtype(tokens_NT.dtype, np.integer), f"tokens are {tokens_NT.dtype}, which are no token ids")
     for what, length_N, longest in (
@@ -59,7 +65,7 @@ def _samples(task: Task, split: str, cell: str, count: int) -> list[list[int]]:
     )
     again = task.of_cell(split, 0, cell, count // 2, count - count // 2)
     same = again.prompts + again.completions == batch.prompts[count // 2 :] + batch.completions[count // 2 :]
-    _require(same, f"a {where} depends on what else is asked for with it")
+    _require(same, f"a {where} changes with the samples beside it; let it depend on its own index alone")
     return batch.prompts
 
 

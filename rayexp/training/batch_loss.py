@@ -64,7 +64,7 @@ def culprits(trainer: Trainer, batches: Sequence[TokenBatch], loss_start: LossSt
             continue
         bad_N = ~torch.isfinite(_nll(trainer, batch, loss_start(batch)))
         indices += batch.index_N[bad_N.cpu().numpy()].tolist()
-    return f"sample {', '.join(map(str, indices))}" if indices else "the loss of every single sample is finite"
+    return f"sample {', '.join(map(str, indices))}" if indices else "each sample by itself has a finite loss"
 
 
 def _nothing(trainer: Trainer) -> Tensor:

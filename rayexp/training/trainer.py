@@ -136,7 +136,13 @@ class Trainer:
         for name, parameter in self.module.named_parameters():
             if parameter.grad is not None and not _is_finite(parameter.grad):
                 raise NotFiniteError(f"the gradient of {name} is not finite")
-        raise NotFiniteError(f"the gradient's norm is {norm.item()}, though each part of it is finite")
+        raise NotFiniteError(f"the gradient's norm overflows ({norm.item()}), although every gradient is finite")
+
+    @property
+    def remedy(self) -> str:
+        """Return what may keep the numbers of the next attempt finite, as the end of an error's sentence."""
+        lower = f"lower optimiser.learning_rate={self._settings.learning_rate:g}"
+        return lower if self._settings.precision == "fp32" else f"{lower}, or use optimiser.precision='fp32'"
 
     def state(self) -> dict[str, Tensor]:
         """Return all that a continued run needs, by name. Weights and moments are the trainer's own, not copies."""

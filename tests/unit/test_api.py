@@ -104,7 +104,7 @@ def test_what_was_removed_since_the_plan_was_made_runs_again(store, capsys):
     assert api.begin(job).plan.finished == job.plan.finished
     job.store.files.move_folder(f"stages/{lost}", "aside")
     assert api.begin(job).plan.finished == job.plan.finished - {lost}
-    assert "stages that were removed since the plan was made, and run again: 1\n" in capsys.readouterr().out
+    assert "finished stages that were removed since planning, and will run again: 1\n" in capsys.readouterr().out
     job.store.files.move_folder("aside", f"stages/{lost}")
 
 

@@ -261,10 +261,10 @@ class Foreign(Digits):
 @pytest.mark.parametrize(
     ("task", "sentence"),
     [
-        (Leaking(), "is in the split test and in 'pretrain' as well"),
+        (Leaking(), "is in the splits 'pretrain' and 'test'; hold test questions out of all others"),
         (Sharing(), "its cells '3' and '03' share the question '<bos> "),
-        (Jittery(), "depends on what else is asked for with it"),
-        (Misshapen(), "its samples have (128, 9) tokens where (128, 8) are promised"),
+        (Jittery(), "changes with the samples beside it"),
+        (Misshapen(), "tokens_NT has the shape (128, 9) and should have (128, 8)"),
         (Disagreeing(), "solve and write do not agree on the question '<bos> "),
         (Strict(), "judge does not take the gold completion of the question '<bos> "),
         (Lenient(), "for answered without <eos>"),

@@ -183,7 +183,10 @@ class TextTask(Task):
             left_N = np.array([index for index in left_N.tolist() if index not in found], dtype=np.int64)
             attempt += 1
             if attempt == ATTEMPTS:
-                raise ValueError(f"the cell {cell} of {self.label} has no question that is not held out for tests")
+                raise ValueError(
+                    f"{ATTEMPTS} draws from the cell {cell} of {self.label} gave only questions that are held out for "
+                    "tests, or too long; add questions to the cell"
+                )
         return [found[index] for index in index_N.tolist()]
 
     @cached_property
@@ -195,8 +198,8 @@ class TextTask(Task):
         """Return number ``index`` of the different held-out questions, in the order in which they are drawn."""
         if (there := self._asked(seed, cell, index + 1)) <= index:
             raise ValueError(
-                f"the cell {cell} of {self.label} has {there} different questions for tests, and number {index + 1} is "
-                f"asked for; use prompts_per_cell up to {there}, or settings with more questions"
+                f"the cell {cell} of {self.label} has {there} different test questions, and number {index + 1} was "
+                f"requested; set prompts_per_cell to {there} or less, or choose settings with more questions"
             )
         return self._tests[seed, cell][0][index]
 

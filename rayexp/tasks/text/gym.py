@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
+from inspect import signature
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -84,7 +85,7 @@ class GymTask(OfRelease):
         if not self.cells("id"):
             raise ValueError("levels has none with role='id'; add one, because pretraining always has ID samples")
         if len(set(names)) < len(names):
-            raise ValueError(f"levels has a name twice: {', '.join(names)}")
+            raise ValueError(f"levels has names {', '.join(names)}; give each level a name of its own")
         return self
 
     @property
@@ -98,7 +99,10 @@ class GymTask(OfRelease):
         """See ``TextTask.question``. Raises ValueError if nothing of the generator's question is kept."""
         item = self._generators[cell][number]
         if (kept := re.search(self.keep, item["question"])) is None:
-            raise ValueError(f"keep={self.keep!r} is not found in the question {item['question']!r}")
+            raise ValueError(
+                f"keep={self.keep!r} matches nothing in the question {item['question']!r}; give a pattern that fits "
+                "every question"
+            )
         return Question(kept[1].strip(), str(item["answer"]).strip())
 
     @cached_property
@@ -132,7 +136,10 @@ def _generator(name: str, level: Level) -> Any:
     try:
         return create_dataset(name, seed=0, **level.settings)
     except (TypeError, AssertionError, ValueError) as error:
-        raise ValueError(f"the generator {name} refuses the settings of the level {level.name}: {error}") from error
+        known = ", ".join(signature(DATASETS[name][1]).parameters)
+        raise ValueError(
+            f"the generator {name} refuses the settings of the level {level.name}: {error}; its settings are {known}"
+        ) from error
 
 
 #: Ready-made axes. Along each of them the questions get longer. Sums have terms of one digit, because two digits are

@@ -50,7 +50,10 @@ class _Comparer:
                 command = [sys.executable, "-m", "rayexp.tasks.text.comparer", str(LIMIT_S)]
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
                 if not self._ask("1", "1"):
-                    raise RuntimeError("the process that compares answers by math-verify did not start")
+                    raise RuntimeError(
+                        "the process that compares answers by math-verify did not start (exit code "
+                        f"{self._process.poll()}); its own error is on standard error"
+                    )
             return self._ask(gold, written)
 
     def _ask(self, gold: str, written: str) -> bool:

@@ -512,7 +512,7 @@ def test_only_a_record_that_is_there_is_named(tmp_path):
     assert api._unsuccessful(failed, {third.id}, job) == [
         f"failed: it broke (details: {tmp_path}/work/{first.id}/failure.json)",
         "failed: it never started",
-        f"not run because of a failure: {third.label} ({third.id})",
+        f"not run, because another trial failed: {third.label} ({third.id})",
     ]
 
 

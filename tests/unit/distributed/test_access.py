@@ -118,6 +118,6 @@ def test_a_head_asks_for_rays_own_token_which_nobody_else_can_read(shell, tmp_pa
     assert file.read_text() == "of Ray, readable by all" or not there
     assert parameters.ray_client_server_port is None
     assert capsys.readouterr().out == (
-        "for jobs, in another shell of this account: "
+        "to submit jobs from another shell of this account, run there: "
         f"export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:{port}\n"
     )

@@ -393,4 +393,4 @@ def test_a_hub_that_cannot_be_reached_is_refused(store, online, monkeypatch, cap
         url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(hub, "HfApi", partial(HfApi, endpoint=url))
     assert export(store, "--to", "hf://org/demo") == 2
-    assert f"the Hugging Face hub at {url} did not say whose token this is (" in refused(capsys)
+    assert f"the Hugging Face hub at {url} did not accept the token of HF_TOKEN or `hf auth login` (" in refused(capsys)

@@ -187,7 +187,7 @@ def test_publishing_drops_the_checkpoints_of_the_stage_only(store, artifact, che
 def test_names_that_lead_out_of_the_store_are_refused(store, name):
     files = store.files
     for call in (files.read, files.names, files.remove, files.modified, lambda name: files.write(name, b"")):
-        with pytest.raises(StoreError, match="not a name inside a store"):
+        with pytest.raises(StoreError, match="is not a path below the store"):
             call(name)
 
 
@@ -197,7 +197,7 @@ def test_ids_that_lead_out_of_the_store_are_refused(store, checkpoint):
         lambda x: store.table(x, "t"),
         lambda x: store.save_checkpoint(x, 1, checkpoint("a")),
     ):
-        with pytest.raises(StoreError, match="not a name inside a store"):
+        with pytest.raises(StoreError, match="is not a path below the store"):
             call("../../x")
 
 
@@ -207,7 +207,7 @@ def test_a_manifest_cannot_place_files_elsewhere(store, artifact, name):
     manifest = json.loads(store.files.read(f"{PLACE}/manifest.json"))
     manifest["files"] = {name: manifest["files"]["metrics.parquet"]}
     overwrite(store, f"{PLACE}/manifest.json", json.dumps(manifest).encode())
-    with pytest.raises(StoreError, match="not a name inside a store"), store.fetched(PLACE):
+    with pytest.raises(StoreError, match="is not a path below the store"), store.fetched(PLACE):
         pass
 
 

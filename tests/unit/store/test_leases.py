@@ -113,7 +113,7 @@ def test_a_lease_outlives_its_expiry_while_its_driver_lives_and_is_taken_over_wh
         assert next_one.take("kept") is None
         kept.require_held(files)
         lease.require_held(files)
-        with pytest.raises(LeaseLostError, match=f"work is no longer leased to the driver {gone.driver}"):
+        with pytest.raises(LeaseLostError, match=f"the driver {gone.driver} has lost its lease on work"):
             old.require_held(files)
         assert newest(files, "work") == lease
 
@@ -259,7 +259,9 @@ def test_a_lease_that_another_driver_has_is_lost_and_not_unshared(files):
     given_back = taken(new, "other work")
     new.release("other work")
     for look in (given_back.require_shared, given_back.require_held):
-        with pytest.raises(LeaseLostError, match=f"{new.driver}: it was given back"):
+        with pytest.raises(
+            LeaseLostError, match=f"{new.driver} has lost its lease on work: its sweep, or the trial, has ended"
+        ):
             look(files)
 
 

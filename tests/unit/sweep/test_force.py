@@ -84,7 +84,7 @@ def test_what_is_replaced_is_kept_whole_and_its_checkpoints_are_not(store):
 def test_nothing_is_moved_while_another_driver_runs_one_of_them(store):
     with Leases(store.files) as other:
         other.take(PLAN.trial_of(REINFORCED[1]))
-        with pytest.raises(RefusedError, match=rf"{REINFORCED[1].id} is being run by {other.driver}"):
+        with pytest.raises(RefusedError, match=rf"{REINFORCED[1].id} is running under the driver {other.driver}"):
             force.set_aside(force.named([TUNED.id], PLAN), PLAN, store)
     assert store.finished_ids() == PLAN.finished
 

@@ -133,7 +133,7 @@ def test_a_failure_is_one_warning_without_secrets_and_changes_nothing(
         pass
     assert time.monotonic() - begun < 5
     (record,) = (record for record in caplog.records if record.name == notify.log.name)  # Ray may warn as well
-    assert re.fullmatch(f"notify: the report that the sweep has finished was not delivered: {why}", record.getMessage())
+    assert re.fullmatch(f"notify: cannot deliver the report \\(outcome: finished\\): {why}", record.getMessage())
     said = capfd.readouterr()
     assert SECRET not in caplog.text + said.out + said.err
 
@@ -163,16 +163,16 @@ def test_a_secret_of_the_store_is_not_told(course):
 @pytest.mark.parametrize(
     ("to", "why"),
     [
-        ("", "notify='' names nobody"),
-        (" ", "notify=' ' names nobody"),
+        ("", "notify='' is empty"),
+        (" ", "notify=' ' is empty"),
         (f"https:///{SECRET}", "notify is a URL without a readable host"),
         (f"http://:80/{SECRET}", "notify is a URL without a readable host"),
         (f"http://host:port/{SECRET}", "notify is a URL without a readable host"),
         (f"http://[::1/{SECRET}", "notify is a URL without a readable host"),
-        (f"ftp://host/{SECRET}", "notify is a URL of the scheme ftp"),
+        (f"ftp://host/{SECRET}", "notify is a URL that begins with ftp://"),
         (f"https://me:{SECRET}@host/", "notify is a URL with a user name"),
-        (f"echo '{SECRET}", "notify is a command that the shell cannot read"),
-        (f"if {SECRET}", "notify is a command that the shell cannot read"),
+        (f"echo '{SECRET}", "notify is a shell command with a syntax error"),
+        (f"if {SECRET}", "notify is a shell command with a syntax error"),
     ],
 )
 def test_what_can_tell_nobody_is_refused_before_anything_starts(tmp_path, capsys, to, why):

@@ -228,11 +228,11 @@ def test_a_plan_says_what_the_study_has_already(tmp_path, capsys):
     arguments = ["--scale", "toy", "--ood-ratios", "0.05", "--store", store.url, "--plan", "--seeds"]
     assert sweep.main([*arguments, "1"]) == 0
     assert (
-        "study demo-toy already has 6 stages, 2 of them finished; this plan adds 6, and its page also shows the 6 "
-        "others"
+        "study demo-toy: 6 stages so far (2 finished); this plan adds 6; the report covers all of them, including 6 "
+        "outside of this plan"
     ) in capsys.readouterr().out
     assert sweep.main([*arguments, "0"]) == 0
-    assert "study demo-toy already has" not in capsys.readouterr().out
+    assert "study demo-toy: 6 stages so far" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

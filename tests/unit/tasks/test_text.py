@@ -122,10 +122,10 @@ def test_texts_that_are_longer_than_every_width_are_in_one_batch(monkeypatch):
 
 def test_test_questions_are_different_and_end_where_there_are_no_more():
     task = gym()
-    with pytest.raises(ValueError, match=r"the cell 2 of mine has (\d+) different questions for tests") as refusal:
+    with pytest.raises(ValueError, match=r"the cell 2 of mine has (\d+) different test questions") as refusal:
         task.of_cell("test", 0, "2", 10_000, 1)
     most = int(str(refusal.value).split(" has ")[1].split()[0])
-    assert f"; use prompts_per_cell up to {most}" in str(refusal.value)
+    assert f"; set prompts_per_cell to {most} or less" in str(refusal.value)
     every = {f"{a} {sign} {b} =" for a in range(10) for b in range(10) for sign in "+-"}
     found = {
         prompt.removeprefix("<bos>").removesuffix("\n") for prompt, _ in texts(task.of_cell("test", 0, "2", 0, most))
@@ -181,7 +181,7 @@ def test_cells_of_several_lengths_are_joined_in_the_order_of_their_numbers():
             "the generator chain_sum refuses the settings of the level 2: .* 'terms'",
         ),
         ({"levels": (Level(name="2", role="id", settings={"min_terms": 0}),)}, "min_terms must be positive"),
-        ({"keep": "sum of (.*)"}, "keep='sum of .*' is not found in the question 'State the final answer"),
+        ({"keep": "sum of (.*)"}, "keep='sum of .*' matches nothing in the question 'State the final answer"),
     ],
 )
 def test_a_generator_that_can_not_do_is_refused_before_work(changes, said):
@@ -196,7 +196,10 @@ def test_a_generator_that_can_not_do_is_refused_before_work(changes, said):
         ({"keep": "(a"}, "is not a regular expression"),
         ({"name": "a/b"}, "name"),
         ({"levels": ()}, "levels has none with role='id'"),
-        ({"levels": (Level(name="2", role="id"), Level(name="2", role="ood"))}, "levels has a name twice: 2, 2"),
+        (
+            {"levels": (Level(name="2", role="id"), Level(name="2", role="ood"))},
+            "levels has names 2, 2; give each level a name of its own",
+        ),
     ],
 )
 def test_a_task_that_makes_no_sense_is_refused_when_it_is_made(changes, said):
