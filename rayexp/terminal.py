@@ -180,7 +180,7 @@ def shortened(text: str, length: int) -> str:
 
 
 def abbreviated(ids: Sequence[str], digits: int = 8) -> dict[str, str]:
-    """Return beginnings of stage ids, by id: enough digits to tell all apart, and at least ``digits``."""
+    """Return prefixes of stage ids, by id: enough digits to tell all apart, and at least ``digits``."""
     while True:
         short = {stage_id: stage_id[: stage_id.find("-") + 1 + digits] for stage_id in ids}
         if len(set(short.values())) == len(short):

@@ -15,7 +15,7 @@
 
 run, plan and report take a study and its options, which `rayexp run --help` lists; the other commands read a store:
 
-    STAGE         an id, the beginning of an id, or a label
+    STAGE         an id, a prefix of an id, or a label
     --store       the folder or URL of the store; ./runs if it is not given
     NAME          a study of the store; STORE::NAME is one of another store
     exit codes    0 done, 1 something failed or is damaged, 2 refused, 130 stopped

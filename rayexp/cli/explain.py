@@ -27,7 +27,7 @@ class Explain(LookArgs):
     experiment; without --study, in the store."""
 
     stage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STAGE")]
-    """An id, the beginning of one, or a label."""
+    """An id, a prefix of one, or a label."""
     experiment: Annotated[Experiment, tyro.conf.OmitArgPrefixes] = NO_STUDY
 
     def run(self) -> int:

@@ -25,7 +25,7 @@ class Export(StoreArgs):
     to: str
     """A new or empty folder, an fsspec URL, or hf://ORG/NAME."""
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="STAGE ...")] = ()
-    """Decoders to publish on the hub, each as a model ORG/NAME-...: ids, beginnings of ids, or labels of finished
+    """Decoders to publish on the hub, each as a model ORG/NAME-...: ids, prefixes of ids, or labels of finished
     stages. By default none, because a study may have hundreds."""
     dry_run: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A new or empty folder: write there what would be uploaded to the hub, and upload nothing."""

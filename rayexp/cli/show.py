@@ -24,7 +24,7 @@ class Show(LookArgs):
     """Show one finished stage: lineage, provenance, files, last metrics, results by cell, how to load it."""
 
     stage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STAGE")]
-    """An id, the beginning of one, or a label."""
+    """An id, a prefix of one, or a label."""
     verify: bool = False
     """Read every file and compare its SHA-256 with the manifest."""
 

@@ -84,9 +84,9 @@ def _free_port(first: int) -> int:
 
 def _close() -> bool:
     """Close clusters of this machine to the network, and their files to others. Return whether they require a token."""
-    # Ray replaces 127.0.0.1 by the machine's own address, and listens on every interface, unless this variable says
-    # that the machine can't have a cluster of several nodes. Child processes inherit the variable; this process has
-    # read it already, so the constant is set as well.
+    # Without this variable Ray replaces 127.0.0.1 by the machine's own address, and listens on every interface. At 0 it
+    # declares that the machine can't have a cluster of several nodes. Child processes inherit it; this process has read
+    # it already, so the constant is set as well.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ["RAY_TMPDIR"] = str(_closed_folder())

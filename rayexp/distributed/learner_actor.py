@@ -78,7 +78,7 @@ class LearnerActor:
         return self._learner.completed, files
 
     def _loaded(self, stage: Stage, device: torch.device) -> PreTrainedModel:
-        """Return a finished model, or this rank's part of it."""
+        """Return a finished model, or this rank's shard of it."""
         if self._ranks.ranks == 1:
             with self._store.model(stage.id) as folder:
                 return io.checkpointing(io.load(folder, device), self._run_config)
@@ -141,7 +141,7 @@ class LearnerActor:
             self._store.save_checkpoint(self._stage.id, self._learner.completed, Path(name), self._ranks)
 
     def publish(self, files: Files, provenance: dict[str, Any]) -> None:
-        """Publish the finished stage: its weights and the driver's files. Weights that are spread over ranks come from
+        """Publish the finished stage: its weights and the driver's files. Weights that are sharded over ranks come from
         a checkpoint."""
         model, vocabulary = self._learner.model, self._stage.root.task.vocabulary
         if is_spread(model):

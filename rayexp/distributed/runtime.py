@@ -142,8 +142,8 @@ def _worker_setup() -> Callable[[], None]:
     """Return the function that every worker runs first. It gives Ray's State API the worker's own cluster; otherwise
     the API looks for one.
 
-    Ray Train looks up its controller through that API. If the API finds another cluster on the machine, or the address
-    file of one that is gone, the controller is not found, and Ray Train gives up the placement group of its run.
+    Ray Train finds its controller through that API. If the API finds another cluster on the machine, or the address
+    file of a cluster that is gone, Ray Train does not find the controller, and releases the placement group of its run.
     """
 
     def name_cluster() -> None:  # nested, so that Ray pickles it whole: a node may lack this package

@@ -3,9 +3,9 @@
 The object store is right for small decoders: one copy goes to the host, and all samplers on a machine read it. With
 gigabytes its copies over PCIe begin to count; Ray Direct Transport leaves the tensors on the GPUs.
 
-``sync`` is the same for all. Only with the object store can an actor that died be replaced by itself, because no actor
-can join an NCCL group again. With the others its death ends the attempt, and the trial goes on from its last checkpoint
-with new actors.
+``sync`` is the same for all. With the object store an actor that died is restarted alone. With the other transports it
+can't, because no actor can join an NCCL group again. Its death then ends the attempt, and the trial goes on from its
+last checkpoint with new actors.
 """
 
 import re

@@ -8,8 +8,8 @@ One prompt has one right completion. q_t is the reference's mass of its token t 
 is the policy's, and Q and P are their products. In expectation over groups the reward has the gradient c(P) dP, where c
 (``effect``) depends on the advantage and the size of the group. The KL pulls back in one of two ways:
 
-    in the loss     a prefix pays for its own KL but not for that of later prefixes. So, from the last token backwards,
-                    logit pi_t = logit q_t + c(P) V / beta, with V the product of pi after t
+    in the loss     the KL of a prefix pulls on that prefix alone, not on earlier ones. So, from the last token
+                    backwards, logit pi_t = logit q_t + c(P) V / beta, with V the product of pi after t
     in the reward   the KL of the whole completion has the factor c as well. If c is constant it cancels, and
                     logit P = logit Q + 1 / beta, the tilt of ``theory``
 
@@ -141,7 +141,7 @@ def beyond_theory(stage: Stage) -> str:
         "without a KL penalty nothing holds P below 1": stage.kl_beta == 0,
         OTHER_REFERENCE: stage.reference_stage.id != stage.init.id,
         "several completions are right": not stage.root.task.unique,
-        "completions earn something else than the answer alone": stage.rewards != (Answer(),),
+        "the reward is another one than the answer alone": stage.rewards != (Answer(),),
         "hints give a part of the right completion": stage.hint_tokens > 0,
         "completions are drawn at another temperature than Q is measured at": stage.temperature != 1,
         "completions that were cut off are left out": stage.mask_truncated,

@@ -97,15 +97,15 @@ def cluster_bootstrap(clusters: list[np.ndarray], resamples: int = 2000, level: 
 
 
 def bootstrap_each(clusters: list[np.ndarray], resamples: int = 2000, level: float = 0.95) -> np.ndarray:
-    """Return the ends of the interval of each cluster as the only one, [clusters, 2]: those of ``cluster_bootstrap``
-    up to rounding, in a fraction of its time."""
+    """Return the ends of ``cluster_bootstrap([cluster])`` for each cluster, [clusters, 2]: equal up to rounding, in a
+    fraction of its time."""
     ends, sizes = np.empty((len(clusters), 2)), np.array([len(cluster) for cluster in clusters])
     at_once = DRAWS_AT_ONCE // resamples
     for alike in (np.flatnonzero(sizes == size) for size in np.unique(sizes)):
         for some in (alike[start : start + at_once] for start in range(0, len(alike), at_once)):
             rng = np.random.default_rng(0)
             means_GR = _resampled_means(np.stack([clusters[each] for each in some]), resamples, rng)
-            rng.integers(1, size=(resamples, 1))  # which of one cluster
+            rng.integers(1, size=(resamples, 1))  # cluster_bootstrap draws clusters here; without it the ends differ
             ends[some] = _quantiles(means_GR[:, rng.integers(resamples, size=resamples)], level).T
     return ends
 

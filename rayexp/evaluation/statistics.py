@@ -1,9 +1,9 @@
 """Certainty of a number: intervals and p-values over seeds, and Holm's procedure over many p-values.
 
-Seeds are the unit of variation between runs, and there are few of them. A bootstrap of three seeds hardly leaves their
-range, so it would be too narrow. A number that is judged therefore gets the wider of two intervals: the bootstrap over
-seeds and prompts, and Student's t over the means of the seeds. p-values come from Student's t. With one seed neither
-interval covers another run, and there is no p-value.
+Seeds are the unit of variation between runs, and there are few of them. With three seeds a bootstrap interval is too
+narrow, because means of resamples cannot leave the range of the seeds. Verdicts therefore use the wider of two
+intervals: the bootstrap over seeds and prompts, and Student's t over the means of the seeds. p-values come from
+Student's t. With one seed neither interval covers another run, and there is no p-value.
 """
 
 from collections.abc import Sequence

@@ -80,8 +80,8 @@ class Learner(BaseLearner):
         return {"loss": total(torch.stack(losses).sum(), self.ranks).item(), "grad_norm": norm.item()}
 
     def _loss(self, batch: RolloutBatch[np.ndarray], tokens: float, losses: list[Tensor]) -> Tensor:
-        """Return this batch's part of the mean negative log-likelihood of ``tokens`` tokens, times the number of ranks,
-        because gradients are averaged over ranks."""
+        """Return what this batch adds to the mean negative log-likelihood of ``tokens`` tokens, times the number of
+        ranks, because gradients are averaged over ranks."""
         tensors = on_device(batch, self.trainer.device)
         loss = -masked(self._logprobs(tensors, batch), tensors.mask_NC).sum() / tokens
         losses.append(loss.detach())
@@ -99,7 +99,7 @@ class Learner(BaseLearner):
 
 
 def right_completions(batch: RolloutBatch[np.ndarray]) -> RolloutBatch[np.ndarray]:
-    """Return the completions that earned a reward, each distinct one once for its prompt, as groups of one."""
+    """Return the completions with a reward above 0, each distinct one once for its prompt, as groups of one."""
     group = batch.rewards_PG.shape[1]
     prompt_N = np.repeat(np.arange(len(batch.numbers_P)), group)
     right_N = np.flatnonzero(batch.rewards_PG.reshape(-1) > 0)

@@ -1,8 +1,9 @@
 """The rollouts of a stage as Parquet, if ``keep_rollouts`` is set.
 
 Rows are written to the stage's work folder just before each checkpoint, in a part named by its first step. An attempt
-starts at a checkpoint, or at step 0 if every checkpoint is lost. So the parts before its first step are its past. All
-other parts belong to an abandoned attempt. They are removed when the new attempt starts, even if it keeps no rollouts.
+starts at a checkpoint, or at step 0 if every checkpoint is lost. Parts that begin before its first step are kept. Later
+parts were written by an attempt that was abandoned; they are removed when the new attempt starts, even if it keeps no
+rollouts.
 """
 
 import io

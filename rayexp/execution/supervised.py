@@ -147,7 +147,7 @@ def train(stage: Any, store: Store, run_config: RunConfig, context: TrainContext
 
 
 def _trainer(stage: Any, store: Store, run_config: RunConfig, device: torch.device, context: TrainContext) -> Trainer:
-    """Return the trainer of a stage at its start, with this rank's part of the decoder where it is spread."""
+    """Return the trainer of a stage at its start, with this rank's shard of the decoder if it is sharded."""
     kind = runner(stage)
     if _is_to_spread(stage, run_config, device, context):
         whole = kind.initial(stage, store, devices.CPU) if context.rank == 0 else None
@@ -168,7 +168,7 @@ def _batches(stage: Stage, step: int) -> list[TokenBatch]:
 
 
 def _is_to_spread(stage: Any, run_config: RunConfig, device: torch.device, context: TrainContext) -> bool:
-    """Return whether to spread the decoder over the ranks; all ranks get the same answer."""
+    """Return whether to shard the decoder over the ranks; all ranks get the same answer."""
     if context.ranks == 1 or run_config.sharding != "auto":
         return context.ranks > 1 and run_config.sharding == "full"
     on_this_machine = context.gather(context.node).count(context.node)
@@ -186,7 +186,7 @@ def _checkpoint(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: St
 
 
 def _publish(trainer: Trainer, metric_log: MetricLog, stage: Stage, store: Store, provenance: dict[str, Any]) -> None:
-    """Publish the finished stage, on rank 0. A spread decoder comes from the last checkpoint, by way of this machine's
+    """Publish the finished stage, on rank 0. A sharded decoder comes from the last checkpoint, by way of this machine's
     disk."""
     with TemporaryDirectory() as name:
         folder, module, vocabulary = Path(name), cast(PreTrainedModel, trainer.module), stage.root.task.vocabulary

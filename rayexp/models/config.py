@@ -59,8 +59,8 @@ class PretrainedDecoder(Value):
 
     source: ``ORG/NAME`` on the Hugging Face hub, a folder as ``save_pretrained`` writes it, a GGUF file, or
     ``package:NAME`` for the one in an installed package. revision: the commit of a repository; for other sources the
-    SHA-256 of their content. It is filled in, like the fields after it. parameter_count: counts an output matrix of its
-    own. A decoder that shares it with its embeddings gets one, because vLLM would not see the shared one change.
+    SHA-256 of their content. It is filled in, like the fields after it. parameter_count: with an untied output matrix.
+    Tied embeddings are untied, because vLLM would not see the tied matrix change.
     """
 
     source: str

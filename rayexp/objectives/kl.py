@@ -5,17 +5,21 @@
     k2     (log p(y) - log q(y))^2 / 2           biased value
     k3     q(y)/p(y) - 1 - log(q(y)/p(y))        unbiased value, never negative
 
-In the loss the estimators are differentiated directly. Only ``exact`` and ``k2`` then have, in expectation, the
-gradient of the KL at each prefix. The gradient of k1 is zero, and that of k3 is the gradient of the forward KL(q||p).
-None of them accounts for the policy's choice of the prefixes that it visits.
+In the loss the estimators are differentiated directly. In the reward the estimate is a number that is subtracted from
+the sequence's reward. Their gradients in expectation, with p and q at a prefix, and P and Q over completions:
 
-In the reward the estimate is a number that is subtracted from the sequence's reward. The group's mean as baseline
-leaves 1 - 1/G of every gradient through the reward, including that of the task's reward. So k1 gives 1 - 1/G of the
-full gradient of the KL between the two distributions of completions. k3 gives the same less 1 - 1/G of the gradient of
-the forward KL at each prefix. ``exact`` as a number carries only the gradient through the visited prefixes. A loss term
-with the same scale adds its own gradient at each prefix. The sum of the two is the gradient of k1 with less noise.
-With leave-one-out advantages the factor 1 - 1/G is missing everywhere. It is also missing with a critic, whose
-advantages charge each token for the KL from that token on. tests/unit/objectives proves all of this by enumeration.
+             in the loss                  in the reward, times 1 - 1/G
+    exact    of KL(p||q) at each prefix   of KL(P||Q) through the choice of the visited prefixes alone
+    k1       zero                         of KL(P||Q), in full
+    k2       of KL(p||q) at each prefix
+    k3       of KL(q||p) at each prefix   of KL(P||Q), less that of KL(q||p) at each prefix
+
+None in the loss accounts for the policy's choice of the prefixes that it visits. ``exact`` in the reward lacks the
+gradient at each prefix, so a loss term with the same scale adds it: the sum is the gradient of k1, with less noise.
+
+The group's mean as baseline leaves 1 - 1/G of every gradient through the reward, including that of the task's reward.
+With leave-one-out advantages the factor is 1. It is also 1 with a critic, whose advantages charge each token for the KL
+from that token on. tests/unit/objectives proves all of this by enumeration.
 
 Shape suffixes: _N sequences, _C tokens of a completion, _V vocabulary.
 """

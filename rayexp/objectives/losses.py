@@ -13,11 +13,14 @@ completion (``Scores.kl_NC``), and its cost after weight and reduction (``Loss.p
 
 TRL (read at 1.16.0) also adds beta times the KL of each token to that token's loss, before its ``loss_type`` reduces
 both. Its ``grpo`` is ``sequence_mean``. Its ``dr_grpo`` is ``token_sum`` divided by the largest number of tokens of a
-completion, a constant that both terms share. Neither changes the meaning of beta. Three things do differ. TRL's KL is
-k3, by default times the ratio. On policy this has in expectation the gradient of our ``exact``; without the factor it
-is our ``k3``. TRL divides rewards by the sample standard deviation (divisor G - 1), and ``group_std`` by the
-population's (divisor G). So TRL's advantages are smaller, and the same beta acts more strongly, by the factor
-sqrt(G / (G - 1)): 1.07 at G = 8. And TRL logs the mean KL over tokens, where ours is the sum over a completion.
+completion, a constant that both terms share. Neither changes the meaning of beta. Three things differ:
+
+1. TRL's KL is k3, by default times the ratio. On policy this has in expectation the gradient of our ``exact``; without
+   the factor it is our ``k3``.
+2. TRL divides rewards by the sample standard deviation (divisor G - 1), ``group_std`` by the population's (divisor G).
+   TRL's advantages are therefore smaller, and the same beta acts more strongly, by the factor sqrt(G / (G - 1)): 1.07
+   at G = 8.
+3. TRL logs the mean KL over tokens; ours is the sum over a completion.
 
 Shape suffixes: _N sequences (prompts times group, a group's members side by side), _C tokens of a completion.
 """
@@ -78,8 +81,8 @@ def earnings_of(
     settings: GRPOSettings,
     old_kl_NC: "Tensor | None" = None,
 ) -> Earnings:
-    """Return the earnings of completions. old_kl_NC: the KL before the first of several updates, which is subtracted if
-    the KL is in the reward; None: the KL of ``scores``."""
+    """Return the rewards of completions, with their KL if that is in the reward. old_kl_NC: the KL before the first of
+    several updates, which is then subtracted; None: the KL of ``scores``."""
     if scores.kl_NC is None or settings.kl_in == "loss":
         return Earnings(rewards_PG, mask_NC)
     kl_NC = scores.kl_NC.detach() if old_kl_NC is None else old_kl_NC

@@ -43,7 +43,7 @@ def band_panels(data: pd.DataFrame, arms: Sequence[Arm], x: str, y: str) -> tupl
 
 
 def _line(data: pd.DataFrame, key: Any) -> pd.DataFrame:
-    """Return the rows of one series: of a beta, of what is before GRPO, or of what is before that."""
+    """Return the rows of one series: GRPO at a beta, the model before GRPO (key None), or pretraining."""
     earlier = data["stage"] == PRETRAINED.key if "stage" in data else pd.Series(False, index=data.index)
     if key == PRETRAINED.key:
         return data[earlier]

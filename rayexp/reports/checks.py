@@ -1,5 +1,5 @@
-"""The checks of the claims: prediction and measurement. C1 to C4 are the paper's claims; C5 is C4 for GRPO as it is run
-(``evaluation.fixed_point``).
+"""The checks of the claims: prediction and measurement. C1 to C4 are the paper's claims. C5 replaces the bound of C4 by
+the fixed point of GRPO with its own advantages and KL (``evaluation.fixed_point``).
 
 A verdict compares a 95 % interval with a threshold that was fixed beforehand: ``holds`` or ``does not hold`` if the
 whole interval lies on one side of it, else ``undecided``.
@@ -280,7 +280,7 @@ CLAIMS = (
         "GRPO as it is run has a fixed point",
         "P after GRPO is at most the P at which the gradient of its own advantages and that of its KL cancel: fewer "
         f"than {100 * TOLERATED_SHARE:g} % of prompts lie above. A finding, not a test: it is about each prompt by "
-        "itself, may not have been reached, and may be passed with the help of other prompts.",
+        "itself. GRPO may stop before it, or pass it by generalising from other prompts.",
         as_run,
     ),
 )

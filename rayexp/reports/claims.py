@@ -22,7 +22,7 @@ SMALL_CHANGE = 0.01
 
 def claims(results: pd.DataFrame, curves: pd.DataFrame | None = None, looks: int = 1) -> pd.DataFrame:
     """Return one row for each claim, arm and beta, and for each OOD ratio if the claim is about one. curves: if given,
-    the rows say where GRPO earned no reward. looks: number of looks in the plan of the study (``studies.looks``).
+    the rows say where GRPO had no reward. looks: number of looks in the plan of the study (``studies.looks``).
 
     Columns: claim, title, prediction, setting, layers, condition, prompt_role (of GRPO), kl_beta, role (of the cells),
     ood_ratio;
@@ -105,7 +105,7 @@ def _untested(finding: Finding, rows: pd.DataFrame, curves: pd.DataFrame | None)
 
 
 def _reward(rows: pd.DataFrame, curves: pd.DataFrame | None) -> str:
-    """Describe the reward that GRPO earned, if it was logged."""
+    """Describe the reward of GRPO, if it was logged."""
     if curves is None:
         return ""
     logged = curves[(curves["metric"] == "rollout/reward") & curves["stage_id"].isin(rows["stage_id"])]["value"]

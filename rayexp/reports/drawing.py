@@ -263,7 +263,7 @@ def intervals(
 ) -> None:
     """Draw a line over OOD ratios with vertical intervals, moved sideways a little so that they do not overlap.
 
-    hollow: which of the points have a hollow marker.
+    open_markers: which of the points get an open marker; by default none.
     """
     aside = min(0.09, 0.7 / len(all_series))
     x = points["ood_ratio"].map(ratios) + aside * (all_series.index(series) - (len(all_series) - 1) / 2)

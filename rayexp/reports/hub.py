@@ -167,7 +167,7 @@ def repository_of(to: str) -> str:
 
 def model_repositories(dataset: str, labels: Mapping[str, str]) -> dict[str, str]:
     """Return the repository of each decoder of a study by the id of its stage: the name of the data set, then the first
-    and last part of the label, then the beginning of the id if several decoders have the same parts."""
+    and last part of the label, then a prefix of the id if several decoders have the same parts."""
     words = {stage_id: _short(label) for stage_id, label in labels.items()}
     same = Counter(words.values())
     return {

@@ -1,7 +1,8 @@
 """The objections table: every condition of a study beside the control, and whether the objection was right.
 
-Chains (``pairing``) and their prompts are paired. The gain of a chain is what its policy added to pass@k of the target
-cells since it began to draw completions. The gain of a chain that draws none is counted from the control's beginning.
+Chains (``pairing``) and their prompts are paired. The gain of a chain is pass@k on the target cells at its end, minus
+that of the model from which its first rollout stage starts. For a chain without rollouts, such as one of SFT, it is
+minus that of the model from which the control's starts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from rayexp.stages.settings import Setting, condition, placed, varying
 from rayexp.studies.conditions import CONTROL, Condition
 from rayexp.sweep.plan import Plan
 
-#: Two that do nothing do the same.
+#: Verdict if neither condition gained: equal gains of 0 are no evidence.
 NOT_TESTED = "not tested: neither gained anything"
 #: Gains that differ by less than this are the same gain.
 SAME_GAIN = 0.05

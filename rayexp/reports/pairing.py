@@ -11,8 +11,8 @@ from rayexp.stages.settings import Setting, placed
 def paired(controls: Sequence[Stage], others: Sequence[Stage]) -> list[tuple[Stage, Stage]]:
     """Return the pairs of ends of two conditions whose roots agree, among others in seed and OOD ratio.
 
-    A setting of the root with one value in each condition, but different ones, is the difference between the conditions
-    and is ignored. A setting that varies within both has to have the same value in both ends of a pair.
+    A root setting that is constant within each condition but differs between them is what the study varies, so it is
+    ignored. A setting that varies within both has to have the same value in both ends of a pair.
     """
     mine, theirs = ([placed(stage) for stage in stages] for stages in (controls, others))
     values = _values(mine), _values(theirs)

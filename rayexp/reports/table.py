@@ -78,9 +78,10 @@ RESULTS = pa.schema(
     ]
 )
 CURVES = pa.schema([*STAGE_COLUMNS.items(), ("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
-#: Columns of ``RESULTS`` that only worked examples read, and that take most of the time of every choice of rows.
+#: Columns of text and lists. They make each selection of rows slow, and only worked examples read them.
 WRITTEN_OUT = ("prompt", "gold", "completion", "token_log_mass", "init_token_log_mass")
-#: What of the two a stage itself writes (``measure.SCHEMA``, ``metric_log.SCHEMA``); the rest is added here.
+#: Columns that are added here. MEASURED and LOGGED are the others, those of the files that stages write
+#: (``measure.SCHEMA``, ``metric_log.SCHEMA``).
 _OF_INIT = {"q": "init_q", "token_log_mass": "init_token_log_mass"}
 _THEORY = ("fixed_point", "highest_fixed_point", "beyond_theory")
 _ADDED = {*STAGE_COLUMNS, TEMPLATE, "copied", "q", *_OF_INIT.values(), *_THEORY, *(f"pass_at_{k}" for k in PASS_AT)}

@@ -11,7 +11,7 @@ from rayexp.tasks.base import Solution, Task
 class LettersSum(Reward):
     """1 for each place at which a completion and the gold one agree, ``<eos>`` included.
 
-    ``letters`` pays 1/L for each of L letters, which makes a KL of weight beta act on each letter like one of weight
+    ``letters`` gives 1/L for each of L letters, which makes a KL of weight beta act on each letter like one of weight
     beta L. Here each letter is worth as much as a whole answer is to ``answer``. A completion that is longer than the
     gold one has a wrong token in place of ``<eos>``, so it misses the full sum.
     """

@@ -1,4 +1,4 @@
-"""Payments for the completions of a group: the weighted sum of a stage's rewards, which may be a user's code."""
+"""The rewards of a group's completions: the weighted sum of a stage's rewards, which may be a user's code."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ def group_payments(
     completions: Sequence[Sequence[int]],
     seeds: Sequence[int],
 ) -> list[float]:
-    """Return the payment of each completion of a prompt. ``seeds``: one for each draw.
+    """Return the reward of each completion of a prompt. ``seeds``: one for each draw.
 
     A ``DrawReward`` judges each draw; any other reward each distinct completion once. Raises RewardError.
     """
@@ -48,7 +48,7 @@ def _paid(
     solution: Solution,
     row: tuple[int, ...],
 ) -> float:
-    """Return the weighted payment for a completion. judge: the reward itself, or its judgement of one draw."""
+    """Return the weighted reward of a completion. judge: the reward itself, or its judgement of one draw."""
     try:
         paid = judge(task, solution, list(row))
     except Exception as error:

@@ -14,7 +14,7 @@ from rayexp.tasks.base import Solution, Task
 class Random(DrawReward):
     """1 with probability ``chance``, else 0, drawn for each draw from its seed alone.
 
-    Equal completions are paid independently. A hash of the completion would always prefer the same completions, and so
+    Equal completions get independent rewards. A hash of the completion would always prefer the same completions, and so
     would teach something.
     """
 

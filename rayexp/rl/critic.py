@@ -6,7 +6,7 @@ lives as long as its stage; the next stage starts a new one.
 Its optimiser has all settings of the policy's, the learning rate included. A faster critic was no better. This was
 measured on tiny decoders that started at a mean reward of 0.05 and of 0.85, with a critic at 1, 3 and 10 times the
 policy's rate. Over any 10 of 60 steps it explained at most 0.01, 0.02 and 0.01 of the variance of returns; at 3 and 10
-times the rate that share was also negative (-0.1, -0.2). At the same rate the policy earned as much or more at the end.
+times the rate that share was also negative (-0.1, -0.2). At the same rate the final reward was as high or higher.
 In so few steps a critic is hardly more than a moving mean of the reward.
 
 Shape suffixes: _N completions, _C completion tokens.
@@ -69,7 +69,7 @@ class Critic:
             raise NotFiniteError(f"{error}, in the critic") from error
 
     def _loss(self, targets: ValueTargets, tokens: Tensor) -> Tensor:
-        """Return these targets' part of the mean squared error over ``tokens``, times the number of ranks, because
+        """Return what these targets add to the mean squared error over ``tokens``, times the number of ranks, because
         gradients are averaged over ranks."""
         error_NC = masked(self._values(targets.prefixes) - targets.returns_NC, targets.mask_NC)
         return error_NC.square().sum() / tokens * self._ranks.ranks

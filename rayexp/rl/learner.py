@@ -1,6 +1,6 @@
 """Learners: a policy, and its update from one set of rollouts. GRPO's learner also has a frozen reference.
 
-A policy may be spread over ranks. Every rank gets all rollouts of a step and learns from its share of them. All ranks
+A policy may be sharded over ranks. Every rank gets all rollouts of a step and learns from its share of them. All ranks
 make the same calls in the same order, so that an error that ends a step ends it on all of them.
 
 Shape suffixes: _N completions, _P prompts, _G members of a group, _C completion tokens, _V vocabulary.
@@ -43,7 +43,7 @@ class MismatchError(PermanentError):
 
 @dataclass(frozen=True)
 class _Part:
-    """A batch on the device, with the values that all updates from it share."""
+    """A micro-batch on the device, with the values that all updates from it share."""
 
     batch: RolloutBatch[Tensor]
     prefixes: UniquePrefixes
@@ -152,8 +152,8 @@ class GRPOLearner(Learner):
     def _part(self, batch: RolloutBatch[np.ndarray], held: bool) -> _Part:
         """Move a batch to the device, with the values that all updates from it share.
 
-        held: whether there is memory for the distributions of the whole step at once. A spread decoder can't compute
-        its distributions in pieces, because only its own call collects its weights. So they are held for one batch at a
+        held: whether all distributions of the step fit in memory. A sharded decoder gathers its weights only in its own
+        forward pass, so its distributions can't be computed a few prefixes at a time; they are held for one batch at a
         time.
         """
         prefixes = UniquePrefixes.of(batch.prompts_PT, batch.tokens_NC, self.trainer.device)
@@ -190,7 +190,8 @@ class GRPOLearner(Learner):
     def _step(
         self, parts: list[_Part], statistics: UpdateStatistics, check: Callable[[], None]
     ) -> tuple[Tensor, list[Earnings]]:
-        """Take one optimiser step. Return the gradient's norm before clipping, and the earnings of each part."""
+        """Take one optimiser step. Return the gradient's norm before clipping, and the rewards of each
+        micro-batch."""
         earned: list[Earnings] = []
 
         def before_the_policy_moves() -> None:
@@ -210,8 +211,8 @@ class GRPOLearner(Learner):
             raise NotFiniteError(f"{error} ({finite}); {self.trainer.remedy}") from error
 
     def _loss(self, part: _Part, statistics: UpdateStatistics, earned: list[Earnings]) -> Tensor:
-        """Return these completions' part of the mean loss over the step, times the number of ranks, because gradients
-        are averaged over ranks."""
+        """Return what these completions add to the mean loss over the step, times the number of ranks, because
+        gradients are averaged over ranks."""
         batch, scores, settings = part.batch, self._scores(part), self._settings
         earned.append(earnings_of(scores, batch.mask_NC, batch.rewards_PG, settings, part.old_kl_NC))
         advantages = advantages_of(settings.advantage, earned[-1], part.values_NC)
@@ -245,7 +246,7 @@ class GRPOLearner(Learner):
 
 
 def _value_targets(parts: Sequence[_Part], earned: Sequence[Earnings]) -> list[ValueTargets]:
-    """Return the targets of the critic, by part."""
+    """Return the targets of the critic for each micro-batch."""
     return [
         ValueTargets(part.prefixes, earnings.returns_NC(), earnings.mask_NC)
         for part, earnings in zip(parts, earned, strict=True)

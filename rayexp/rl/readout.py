@@ -5,7 +5,7 @@ and as much for the reference. A loss needs only three numbers for each token (`
 large, only the hidden states are kept. The output matrix is applied to a few prefixes at a time, and once more in the
 backward pass.
 
-Shape suffixes: as in ``rl.scoring``; _X numbers for a token that ``Readout.logits`` takes: V logits, or D hidden ones.
+Shape suffixes: as in ``rl.scoring``; _X the input of ``Readout.logits`` for a token: V logits, or D hidden features.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ BEHIND_THE_MATRIX = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 class Readout:
     """The distributions of a model at every token of groups of completions.
 
-    states_UCX: what ``logits`` makes the logits from, at every unique prefix. at_once: number of prefixes whose
-    distributions are held at once. temperature: of the distributions.
+    states_UCX: input of ``logits`` at every unique prefix: the logits themselves, or hidden states. at_once: number of
+    prefixes whose distributions are held at once. temperature: of the distributions.
     """
 
     states_UCX: Tensor
@@ -62,7 +62,7 @@ def fits(model: PreTrainedModel, tokens: int) -> bool:
 
 
 class _Members(NamedTuple):
-    """Completions whose prefixes are in one part."""
+    """Completions whose prefixes are in one chunk."""
 
     row_N: Tensor
     tokens_NC: Tensor
@@ -79,7 +79,7 @@ def token_scores(
 ) -> Scores:
     """Return the scores that a loss needs of each token of groups of completions. Without a reference there is no KL.
 
-    Scores that are computed in parts are the same up to rounding: 1e-5 nats in fp32.
+    Scores that are computed in chunks are the same up to rounding: 1e-5 nats in fp32.
     """
 
     def scored(states_UCX: Tensor, reference_UCX: Tensor | None, members: _Members) -> Scores:

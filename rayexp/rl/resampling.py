@@ -1,4 +1,4 @@
-"""Groups that are drawn again because they teach nothing: all of their members earned the same.
+"""Groups that are drawn again because they teach nothing: all of their members have the same reward.
 
 Shape suffixes: _N completions (prompts times group, a group's members side by side), _P prompts, _G members of a group.
 """
@@ -16,7 +16,7 @@ MOST_DRAWS = 8
 
 
 def without_variance(rewards_PG: np.ndarray) -> np.ndarray:
-    """Return whether the members of each group all earned the same: [P]."""
+    """Return whether the members of each group all have the same reward: [P]."""
     return rewards_PG.min(axis=1) == rewards_PG.max(axis=1)
 
 

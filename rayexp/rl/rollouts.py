@@ -52,7 +52,7 @@ class RolloutBatch(Generic[Array]):
 
 def own_share(batches: Sequence[RolloutBatch[np.ndarray]], ranks: Ranks) -> list[RolloutBatch[np.ndarray]]:
     """Return this rank's groups of each batch. Every rank gets equally many batches, some of them maybe empty, because
-    all ranks run a spread decoder together. The rank with one group more is another one in the next batch."""
+    all ranks run a sharded decoder together. The rank with one group more is another one in the next batch."""
     return [batch.shard((ranks.rank + i) % ranks.ranks, ranks.ranks) for i, batch in enumerate(batches)]
 
 

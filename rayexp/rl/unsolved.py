@@ -17,7 +17,7 @@ SOLVED = "solved.npz"
 class UnsolvedPrompts(Prompts):
     """The prompts that no completion of the stage has answered so far, in the order of all prompts.
 
-    One right answer solves a prompt, whatever the stage's rewards pay. If fewer prompts are left than a step takes,
+    One right answer solves a prompt, whatever the stage's rewards are. If fewer prompts are left than a step takes,
     each comes up again in the same step, with other seeds, so that all steps are equally large.
     """
 

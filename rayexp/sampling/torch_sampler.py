@@ -121,10 +121,11 @@ class TorchSampler:
         return self._shared(cache, np.repeat(np.arange(rows // group_size), group_size))
 
     def _shared(self, cache: DynamicCache, row_N: np.ndarray) -> Callable[[Tensor], Tensor]:
-        """Return the step for a CPU, where the amount of work counts. row_N: the row of each completion in the cache.
+        """Return the decoding step for CPUs, where the amount of work counts. row_N: the row of each completion in the
+        cache.
 
-        Members of a group go on as one row until they differ. The cache grows with them, because steps over its final
-        length cost 1.1 to 1.3 times as much.
+        Completions of a group share one row of the cache until they differ; then the row is split. The cache grows with
+        each token, because steps over its final length cost 1.1 to 1.3 times as much.
         """
         size, known = self._model.config.vocab_size, 0
 

@@ -16,8 +16,8 @@ Fact = Mapping[str, Any]
 def parents(labels: Mapping[str, str], specs: Callable[[Iterable[str]], Mapping[str, Stage]]) -> dict[str, str | None]:
     """Return the id of the parent of each stage of a study; None if the parent is not in the study.
 
-    Labels encode it: ``CHAIN/pretrain/sft, CONDITION``. If they fit none or several, the spec of a finished stage
-    decides, and for any other stage the candidate whose condition has most of its own.
+    Labels such as ``CHAIN/pretrain/sft, CONDITION`` name the path of the parent. If no stage fits, or several do, read
+    the spec of a finished stage; for an unfinished one, take the candidate that shares most of its condition.
     """
     split = {stage_id: label.partition(", ")[::2] for stage_id, label in labels.items()}
     called: dict[str, list[str]] = {}

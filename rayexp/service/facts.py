@@ -77,7 +77,7 @@ def stages(index: StoreIndex, study: str = "", kind: str = "any", sort: str = "l
 
 
 def stage(index: StoreIndex, name: str, verify: bool = False) -> dict[str, Any]:
-    """Return all that is known about one finished stage. name: an id, the beginning of an id, or a label. verify: read
+    """Return all that is known about one finished stage. name: an id, a prefix of an id, or a label. verify: read
     every file and compare it with the manifest. Raises ValueError if no stage has the name, AmbiguousError if several
     have."""
     labels = index.labels()

@@ -1,5 +1,6 @@
 """Kinds of stages, in the order in which a chain goes through them.
 
+A chain is a root, such as pretraining, and the stages that are built on it one after another: SFT, GRPO, a measurement.
 Every ``Stage`` with a ``kind`` that a module of this package defines is one; there is no list of them.
 """
 

@@ -29,13 +29,13 @@ class GRPO(RolloutStage):
 
     updates: passes over each batch of rollouts; at 1 the update is exactly on-policy. staleness: 1 draws the rollouts
     of the next step while the learner works, from weights that lack its last update. The ratio in the loss then refers
-    to the probabilities that the sampler recorded. rewards: a completion earns their weighted sum.
+    to the probabilities that the sampler recorded. rewards: the reward of a completion is their weighted sum.
 
-    reference: the policy to which the KL is taken. ``init`` is the policy before this stage. ``root`` is the policy
-    before the first GRPO stage of the chain, so that one KL holds several stages in a row.
+    reference: the policy to which the KL is taken. ``init``: the policy from which this stage starts. ``root``: the one
+    from which the first GRPO stage of the chain starts, so that several GRPO stages share one reference.
 
-    filter: which rollouts a step learns from. ``resample`` draws a group again if all its members earned the same, up
-    to ``rl.resampling.MOST_DRAWS`` times, also with a critic, which could learn from it. ``unsolved`` takes only
+    filter: which rollouts a step learns from. ``resample`` draws a group again if all its members have the same reward,
+    up to ``rl.resampling.MOST_DRAWS`` times, also with a critic, which could learn from it. ``unsolved`` takes only
     prompts that no completion of the stage has answered so far, and ends the stage when none is left. mask_truncated:
     learn nothing from completions that were cut off before they ended (DAPO); they still count in their groups.
     """
@@ -53,7 +53,9 @@ class GRPO(RolloutStage):
         Metric("grpo/loss", "", "Clipped loss with the KL penalty, mean over completions"),
         Metric("grpo/kl", "nats/completion", "KL to the reference by the stage's estimator"),
         Metric(
-            "grpo/kl_penalty", "", "Cost of the KL: kl_beta times it, reduced as the loss is, or as the reward has it"
+            "grpo/kl_penalty",
+            "",
+            "kl_beta times the KL, reduced like the loss (kl_in=loss) or summed over a completion (kl_in=reward)",
         ),
         Metric("grpo/entropy", "nats/token", "Entropy of the policy's next token at the visited prefixes"),
         Metric("grpo/clipped", "share", "Share of the tokens whose gradient the clip cuts, mean over a step's updates"),

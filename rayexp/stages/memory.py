@@ -83,7 +83,7 @@ class Shape:
 
     @property
     def collected(self) -> float:
-        """Parameters that a rank of a spread decoder has whole at a time: two consecutive blocks, and all that is
+        """Parameters that a rank of a sharded decoder has whole at a time: two consecutive blocks, and all that is
         outside of blocks."""
         return 2 * self.block + 2 * self.vocabulary * self.width
 
@@ -108,7 +108,7 @@ class Shape:
 
 def processes(stage: Stage, run_config: RunConfig) -> dict[str, Memory]:
     """Return the memory of each kind of process that runs a stage, by its name. A training rank with sharding ``auto``
-    has either a part of the decoder or all of it; the smaller memory counts."""
+    has either a shard of the decoder or all of it; the smaller memory counts."""
     if isinstance(stage, RolloutStage):
         return {"learner": _learner(stage, run_config), "rollout worker": _sampler(stage, run_config)}
     if stage.pool == "train" and stage.steps:
@@ -137,7 +137,7 @@ def _tokens(stage: RolloutStage) -> int:
 def _learner(stage: RolloutStage, run_config: RunConfig) -> Memory:
     shape, ranks = Shape.of(stage.root), run_config.learner_workers
     tokens = min(math.ceil(_tokens(stage) / ranks), run_config.micro_batch_tokens or math.inf)
-    numbers = tokens * shape.vocabulary  # a spread decoder has them all at once
+    numbers = tokens * shape.vocabulary  # a sharded decoder has them all at once
     distributions = ARRAYS * FP32 * (numbers if ranks > 1 else min(numbers, HELD))
     activations = shape.activations(tokens, False, run_config.gradient_checkpointing) + distributions
     trained, reference = stage.trained_parameters, shape.parameters * (getattr(stage, "kl_beta", 0) > 0)

@@ -40,7 +40,7 @@ class RFT(RolloutStage):
 
     @property
     def rewards(self) -> tuple[Reward, ...]:
-        """The reward of a right answer. Completions that earn it are kept."""
+        """The reward of a right answer. Completions that get it are kept."""
         return (Answer(),)
 
     @property

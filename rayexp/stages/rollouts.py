@@ -37,14 +37,14 @@ ROLLOUT_METRICS = (
 class RolloutStage(ChildStage):
     """A stage whose steps draw groups of completions from the policy, then let the policy learn from them.
 
-    prompt_role: role of the cells under study, from which prompts are drawn. mixture: cells to draw prompts from
-    instead, so that known cells stand beside those under study, such as ``id+ood`` or ``T+TT+0.5*TTT``. curriculum:
-    mixture of the first step, such as ``id``. The last step draws from ``mixture``, or else from ``prompt_role``; in
-    between each share changes by the same amount in every step. prompt_count: number of different prompts.
+    prompt_role: role of the cells under study; by default prompts are drawn from these. mixture: cells to draw prompts
+    from instead, such as ``id+ood`` or ``T+TT+0.5*TTT``, with at least one of ``prompt_role``. curriculum: mixture of
+    the first step, such as ``id``. The last step draws from ``mixture``, or else from ``prompt_role``; in between each
+    share changes by the same amount in every step. prompt_count: number of different prompts.
 
-    hint_tokens: number of tokens of the gold completion that are given with the prompt. The policy writes the rest, and
-    learns from that alone; rewards judge the whole. hint_annealing: ``linear`` goes down to 0, each number of tokens
-    for an equal part of the S steps: step s, from 0, gives h - floor(s (h + 1) / S) tokens; ``none`` always gives h.
+    hint_tokens: number h of tokens of the gold completion that are given with the prompt. The policy writes the rest,
+    and learns from that alone; rewards judge the whole. hint_annealing: ``linear`` gives h - floor(s (h + 1) / S)
+    tokens at step s of S, counted from 0, so that each number from h to 0 has as many steps; ``none`` always gives h.
 
     sampler: ``vllm``, or ``torch``, which is slower and needs no vLLM. temperature: of the drawn completions. The
     policy that learns, its KL and its reference have the same temperature; measurements are at 1.
@@ -70,7 +70,7 @@ class RolloutStage(ChildStage):
 
         @property
         def rewards(self) -> tuple[Reward, ...]:
-            """Rewards whose weighted sum a completion earns."""
+            """Rewards whose weighted sum is the reward of a completion."""
             ...
 
         @property
@@ -161,7 +161,7 @@ class RolloutStage(ChildStage):
 
     @property
     def resamples(self) -> bool:
-        """True if groups whose members all earned the same are drawn again."""
+        """True if groups whose members all have the same reward are drawn again."""
         return False
 
     @property

@@ -16,8 +16,8 @@ from rayexp.stages import Stage
 ABSENT = "-"
 #: The setting that stands for a task with a name, because its other settings are too long to show.
 TASK_NAME = "task.name"
-#: Settings that are shown even if all chains of a study have the same, with the value that is never shown. Results are
-#: grouped by the role of prompts. Without these settings a reader would take that role for the role of all prompts.
+#: Settings that are shown even if they do not vary, with their default, which is never shown. Results are grouped by
+#: the role of prompts; without these settings a reader would take that role for the role of all prompts.
 UNSAID = {"mixture": ABSENT, "curriculum": ABSENT}
 
 
@@ -44,9 +44,9 @@ def varying(stages: Iterable[Stage]) -> dict[Setting, str]:
     """Return the settings by which chains of a study differ, with names for people. Settings by which results are
     grouped anyway are left out: OOD ratio, seed, and the prompts and beta of a GRPO stage.
 
-    Seeds of later stages count only if one seed of pretraining has several of them. A setting of ``UNSAID`` counts also
-    if all chains share a value other than the usual one. If every task has a name of its own, no other setting of tasks
-    counts.
+    Seeds of later stages are returned only if one seed of pretraining has several of them. A setting of ``UNSAID`` is
+    also returned if all chains have the same value, unless that is its default. If all tasks have distinct names,
+    ``task.name`` is the only setting of tasks that is returned.
     """
     values: dict[tuple[Setting, int | None], set[str]] = {}
     stages = list(stages)

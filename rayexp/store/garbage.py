@@ -4,9 +4,11 @@ A study needs the stages in its plan.json and their ancestors. If the plan of a 
 because its needs are unknown.
 
 A removal and the start of a sweep exclude each other (``alone``). A sweep first writes the stages that it needs into
-its plan.json and then checks which of them are finished; a removal reads all plans. So no stage that a sweep relies on
-is removed, whichever comes first. Descendants are removed before the stages that they are built on, and the manifest of
-an artifact before its other files. So after an interrupted removal nothing looks finished that is not.
+its plan.json and then checks which of them are finished; a removal reads all plans. Descendants are removed before the
+stages that they are built on, and the manifest of an artifact before its other files. This order guarantees that
+
+1. no stage that a sweep relies on is removed, whichever of the two comes first;
+2. an interrupted removal leaves no stage that looks finished but lacks files.
 """
 
 from collections.abc import Collection, Iterator

@@ -253,7 +253,7 @@ def file_bytes(about: Mapping[str, Any]) -> int:
 
 
 def find(text: str, labels: Mapping[str, str], of: str = "a finished stage, as `rayexp ls` lists them") -> str:
-    """Return the id in ``labels`` (labels by id) that a text names by an id, the beginning of one, or a label.
+    """Return the id in ``labels`` (labels by id) that a text names by an id, a prefix of one, or a label.
 
     Raises ValueError if it names none, and AmbiguousError if it names several. of: what the labels are, for messages.
     """
@@ -265,7 +265,7 @@ def find(text: str, labels: Mapping[str, str], of: str = "a finished stage, as `
         return matches[0]
     if not matches:
         meant = did_you_mean(text, [*labels, *labels.values()])
-        raise ValueError(f"stage={text!r} should be the id, the beginning of the id, or the label of {of}{meant}")
+        raise ValueError(f"stage={text!r} should be the id, a prefix of the id, or the label of {of}{meant}")
     shown = [f"  {stage_id}  {labels[stage_id]}" for stage_id in sorted(matches)[:CANDIDATES_SHOWN]]
     more = [f"  and {len(matches) - len(shown)} more"] if len(matches) > len(shown) else []
     raise AmbiguousError("\n".join([f"stage={text!r} fits {len(matches)} stages:", *shown, *more]))

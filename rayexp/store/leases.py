@@ -1,12 +1,14 @@
 """Leases, with which several drivers that share a store divide the work.
 
-A lease is a file ``leases/<work>.<number>`` whose content names its driver. A living driver writes a new heartbeat into
-``drivers/<driver>`` every few seconds. A lease is dead if its driver's heartbeat file is gone, if this machine sees
-that the driver's process has ended, or if another driver has watched for EXPIRY_S without a new beat. The next driver
-takes the next number. Files are created exclusively, so only one of two drivers gets a number. Each driver measures
-time with its own clock, so clocks need not agree. A store that shows files late only delays a takeover. A process that
-works under a lease checks before each write that the newest number is its own. So a process that outlives its driver
-stops at its next write.
+A lease is a file ``leases/<work>.<number>`` whose content names its driver. The protocol:
+
+1. Acquire: create the file with the next number. Files are created exclusively, so one of two drivers gets a number.
+2. Heartbeat: a living driver rewrites ``drivers/<driver>`` every BEAT_S seconds.
+3. Expiry: a lease is dead if its driver's heartbeat file is gone, if this machine sees that the driver's process has
+   ended, or if another driver has watched for EXPIRY_S without a new beat. It measures with its own clock, so clocks
+   need not agree. A store that shows files late only delays a takeover.
+4. Fencing: a process that works under a lease checks before each write that the newest number is its own. A process
+   that outlives its driver therefore stops at its next write.
 """
 
 import json

@@ -16,7 +16,7 @@ from rayexp.sweep.plan import Plan
 
 
 def named(names: Iterable[str], plan: Plan) -> tuple[Stage, ...]:
-    """Return the stages of a plan that are named (id, beginning of one, or label) and those that are built on them.
+    """Return the stages of a plan that are named (id, prefix of one, or label) and those that are built on them.
 
     Raises ValueError or AmbiguousError as ``index.find`` does.
     """

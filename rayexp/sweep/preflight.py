@@ -195,7 +195,7 @@ def _require_test_samples(task: Task, field: str, asked: int, roles: Sequence[st
 
 
 def _require_payments(stage: RolloutStage) -> None:
-    """Raise RewardError if a reward can't pay a right completion, or a truncated one."""
+    """Raise RewardError if a reward can't judge a right completion, or a truncated one."""
     task = stage.root.task
     for cell in (cell for role in stage.prompt_roles for cell in task.cells(role)):
         prompt, solution = task.example("grpo", stage.seed, cell)

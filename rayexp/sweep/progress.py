@@ -57,7 +57,8 @@ class Running:
         return (self.done_s - done_s, self.heard - when) if self.steps else (0.0, 0.0)
 
     def whole_work(self, now: float) -> tuple[float, float]:
-        """Return the same for a trial that ends now; with its start, if it first reported in its second half."""
+        """Return the estimated and the true seconds of a trial that ends now: since its first report, or since its
+        start if there was no report in the first half of its estimated work."""
         total_s = sum(self.estimates[stage.id] for stage in self.trial.stages)
         when, done_s = self._first_report if self.steps and self._first_report[1] <= total_s / 2 else (self.since, 0.0)
         return total_s - done_s, now - when

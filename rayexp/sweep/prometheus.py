@@ -1,8 +1,8 @@
 """The metrics of a running sweep as Ray metrics, for Prometheus.
 
 The driver sets all of them, because every stage reports to it. Ray drops a value that is not set again within two of
-its export intervals (20 s). So a stage that has ended leaves the endpoint, and a label for the stage is cheap: there
-are series for running stages only. Results stay while the sweep runs, with a series for each ``so_far.Place``.
+its export intervals (20 s), so the series of ended stages disappear, and a label for each stage is cheap. Results stay
+while the sweep runs, with a series for each ``so_far.Place``.
 """
 
 import time

@@ -132,9 +132,10 @@ class RolloutGroup(NamedGroup):
 
 
 def _resources(config: dict[str, Any], run_config: RunConfig) -> PlacementGroupFactory:
-    """Return the bundles that a trial holds. A small training trial is one process. A larger one holds only a place on
-    the head, because Ray Train makes its own placement group and would wait for CPUs that the trial held. A rollout
-    trial is one group, so that all of it starts together, on one node if its actors have to share one."""
+    """Return the bundles that a trial holds. A small training trial is one process. A larger one reserves only a token
+    resource of the head: Ray Train makes its own placement group, which would wait for ever for CPUs that the trial
+    itself reserved. A rollout trial is one group, so that all of it starts together, on one node if its actors have to
+    share one."""
     if config["in_process"]:
         return TrainGroup([{"CPU": run_config.train_cpus}])
     if config["pool"] == "train":

@@ -67,7 +67,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Samples as rows. Shorter ones are padded on the right, where causal attention never looks."""
+    """Samples as rows. Shorter rows are padded on the right; causal attention never reads the padding."""
 
     tokens_NT: np.ndarray  # unsigned integers
     prompt_tokens_N: np.ndarray  # int64; the completion follows
@@ -136,8 +136,8 @@ class TokenBatch:
         return self.take(slice(rank, None, ranks))
 
     def pieces(self, tokens: int | None) -> "list[TokenBatch]":
-        """Split the rows into as few pieces as possible. tokens: most tokens of a piece, padding included, unless it
-        has only one row; None: one piece."""
+        """Split the rows into as few micro-batches as possible. tokens: most tokens of a micro-batch, padding included,
+        unless it has only one row; None: one micro-batch."""
         rows, width = self.tokens_NT.shape
         if tokens is None or rows * width <= tokens:
             return [self]
@@ -186,10 +186,10 @@ class Task(Part):
         return self.mixed(split, seed, start, before_N)
 
     def mixed(self, split: str, seed: int, start: int, ood_before_N: np.ndarray) -> list[TokenBatch]:
-        """Return samples from ``start`` on, with OOD samples at given places. Within each role cells take turns, and
-        sample i is sample i of its cell.
+        """Return samples from ``start`` on, of which ``ood_before_N`` says which are OOD. Within each role cells
+        alternate, and sample i is sample i of its cell.
 
-        ood_before_N: number of OOD samples before each of these samples, and before the one after the last.
+        ood_before_N: [N + 1], the number of OOD samples of the split before sample start, start + 1, ..., start + N.
         """
         before_N, ood_N = ood_before_N[:-1], np.diff(ood_before_N) > 0
         index_N = start + np.arange(len(before_N), dtype=np.int64)

@@ -29,8 +29,8 @@ def copied_items(seed: int, cell: str, items: int) -> np.ndarray:
 def mixed_with_copies(
     task: Task, split: str, seed: int, start: int, ood_before_N: np.ndarray, items: int
 ) -> list[TokenBatch]:
-    """Return samples from ``start`` on as ``Task.mixed`` does, with copies as OOD samples. OOD cells take turns, and
-    each cell repeats its copied items in order."""
+    """Return samples from ``start`` on as ``Task.mixed`` does, but with copies of test items as the OOD samples. OOD
+    cells alternate, and each cell cycles through its copied items in order."""
     before_N, ood_N = ood_before_N[:-1], np.diff(ood_before_N) > 0
     index_N = start + np.arange(len(before_N), dtype=np.int64)
     of_id = in_turn(task.cells("id"), (index_N - before_N)[~ood_N], index_N[~ood_N])
@@ -43,7 +43,8 @@ def mixed_with_copies(
 
 
 def _numbered(batches: Sequence[TokenBatch], item_N: np.ndarray, index_N: np.ndarray) -> list[TokenBatch]:
-    """Replace the item numbers of batches by the numbers of the samples. Equal rows may take any of their numbers."""
+    """Replace the item numbers of batches by sample numbers. Rows of one item are equal, so any of its numbers will
+    do."""
     numbers: dict[int, deque[int]] = defaultdict(deque)
     for item, index in zip(item_N.tolist(), index_N.tolist(), strict=True):
         numbers[item].append(index)

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors by name in a folder. All ranks write and read it together, each its own part of spread tensors.
+"""Checkpoints: tensors by name in a folder. All ranks write and read it together, each its own shards of tensors.
 
 Files are safetensors, so that reading them can't run code; torch's usual format keeps an index that can. The number of
 ranks that read may differ from the number that wrote. It is an argument, not taken from the process group, because a
@@ -36,7 +36,7 @@ FILE_SIZE = "5GB"
 
 
 def save(tensors: Mapping[str, Tensor], folder: Path, ranks: int = 1) -> None:
-    """Write this rank's part of the tensors to a folder of its own. All ranks have to call this. File names differ by
+    """Write this rank's shards of the tensors to a folder of its own. All ranks have to call this. File names differ by
     rank, so that all files go together in one folder."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     save_distributed(dict(tensors), storage_writer=writer, no_dist=ranks == 1)
@@ -70,7 +70,7 @@ def export(
 
 
 def export_model(model: PreTrainedModel, vocabulary: Vocabulary, source: Path, folder: Path) -> None:
-    """Write a spread decoder, as ``io.save`` does, from the files of a trainer's state."""
+    """Write a sharded decoder, as ``io.save`` does, from the files of a trainer's state."""
     io.save_without_weights(model, vocabulary, folder)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     export(shapes, source, WEIGHTS, folder)

@@ -1,5 +1,5 @@
-"""A decoder spread over ranks (FSDP2): each holds its part of every weight, gradient and moment, and a whole block only
-while it computes with it.
+"""A decoder sharded over ranks (FSDP2): each rank holds a shard of every weight, gradient and moment, and gathers a
+block only while it computes with it.
 
 Numbers are those of one rank up to rounding, because gradients are summed in another order.
 """
@@ -27,8 +27,8 @@ Change = Callable[[PreTrainedModel], PreTrainedModel]
 
 
 def spread(whole: PreTrainedModel | None, device: torch.device, precision: str, context: Ranks) -> PreTrainedModel:
-    """Return this rank's part of a model. whole: the model on the CPU, on rank 0; None on other ranks. Tensors are sent
-    one by one, so that no other rank ever holds the whole."""
+    """Return this rank's shard of a model. whole: the model on the CPU, on rank 0; None on other ranks. Tensors are
+    sent one by one, so that no other rank ever holds the whole."""
     config, generation = context.gather(whole and (whole.config, whole.generation_config))[0]
     mesh = init_device_mesh(device.type, (context.ranks,))
     model = _empty(config, generation, mesh, precision)
@@ -38,7 +38,7 @@ def spread(whole: PreTrainedModel | None, device: torch.device, precision: str, 
 
 @torch.no_grad()
 def duplicate(model: PreTrainedModel, precision: str, change: Change = lambda model: model) -> PreTrainedModel:
-    """Return a copy of a decoder, spread like the original. change: is applied to the copy; the weights that it
+    """Return a copy of a decoder, sharded like the original. change: is applied to the copy; the weights that it
     replaces by others of another shape are 0."""
     if not is_spread(model):
         return change(copy.deepcopy(model))
@@ -64,14 +64,14 @@ def total(value: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 
 
 def is_spread(model: nn.Module) -> bool:
-    """Return whether this rank has only a part of the model."""
+    """Return whether this rank has only a shard of the model."""
     return isinstance(next(model.parameters()), DTensor)
 
 
 def _empty(
     config: PreTrainedConfig, generation: Any, mesh: DeviceMesh, precision: str, change: Change = lambda model: model
 ) -> PreTrainedModel:
-    """Return a spread decoder without memory."""
+    """Return a sharded decoder on the meta device, without memory for its weights."""
     with torch.device("meta"):
         model = change(AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa"))
     model.config, model.generation_config = config, generation
@@ -85,15 +85,15 @@ def _tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
 
 
 def _shard(model: PreTrainedModel, mesh: DeviceMesh, precision: str) -> None:
-    """Divide each block, then what is left. In bf16 half as many bytes of weights are sent; gradients are summed in
-    fp32."""
+    """Shard each block, then the rest of the model. In bf16 half as many bytes of weights are sent; gradients are
+    summed in fp32."""
     # FSDP2 warns that changing logits in place would lose gradients; nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
     blocks = [block for block in model.modules() if type(block).__name__ in (model._no_split_modules or ())]
     for block in [*blocks, model]:
-        # The root is resharded, too. By default torch keeps it whole until its backward pass. A forward pass that only
-        # measures has none, so that old weights of the root would be read again after the next step.
+        # By default FSDP keeps the root gathered until its backward pass. A forward pass that only measures has none,
+        # so the forward pass after the next step would read stale weights of the root.
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
@@ -110,8 +110,8 @@ def _fill(model: nn.Module, whole: nn.Module | None, mesh: DeviceMesh) -> None:
 
 
 def even_pieces(batch: TokenBatch, tokens: int | None, context: Ranks) -> list[TokenBatch]:
-    """Return this rank's rows of a batch in as many pieces as every rank has, some of them maybe empty. If a rank
-    computed once less often, the others would wait for its weights for ever. See ``TokenBatch.pieces``."""
+    """Return this rank's rows of a batch as micro-batches, as many as every rank has; some may be empty. If a rank had
+    one less, the others would wait for its weights for ever. See ``TokenBatch.pieces``."""
     own = batch.shard(context.rank, context.ranks).pieces(tokens)
     most = len(batch.shard(0, context.ranks).pieces(tokens))  # no rank has more rows
     return own + [batch.take(slice(0))] * (most - len(own))

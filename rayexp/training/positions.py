@@ -2,14 +2,18 @@
 
 A training sample stands at random increasing positions from a range that is longer than every sample. So training on
 short samples shows the positions of long ones. Here the range has 4 places for each token of the task's longest sample,
-and RoPE gets a place divided by 4. The positions 0, 1, 2, ... are then the even spread of the longest sample over the
-range.
+and RoPE gets a place divided by 4. The positions 0, 1, 2, ... are then those of the longest sample at equal distances
+in the range.
 
-Completions are drawn, scored and measured at 0, 1, 2, ..., whereas the paper draws positions anew. There are four
-reasons. At random positions an exact Q would depend on the draw. The even spread is their mean for the longest sample.
-A prefix has the same positions as the whole. Stock transformers and vLLM read models at these positions. At scale tiny
-on the axis length, with one seed, mean Q of the two ID cells is 0.76 and 0.77 at them, and 0.76 and 0.75 at random
-positions.
+Unlike in the paper, which draws positions anew, completions are always drawn, scored and measured at 0, 1, 2, ...:
+
+1. At random positions an exact Q would depend on the draw.
+2. For the longest sample they are the mean of random positions.
+3. A prefix has the same positions as the whole.
+4. Stock transformers and vLLM read models at these positions.
+
+At scale tiny on the axis length, with one seed, mean Q of the two ID cells is 0.76 and 0.77 at them, and 0.76 and 0.75
+at random positions.
 
 Shape suffixes: _N samples, _T tokens, _R places of the range.
 """

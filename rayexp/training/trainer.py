@@ -39,7 +39,7 @@ COMPILED_ROWS = 256
 
 class Trainer:
     """A decoder and its optimiser. ``model`` may be wrapped for data parallelism; ``module`` is the bare decoder, which
-    may be spread over ranks.
+    may be sharded over ranks.
 
     row_multiple: the number of rows of a batch has to be a multiple of it.
     """

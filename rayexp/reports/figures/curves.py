@@ -120,7 +120,7 @@ def _drawn(data: pd.DataFrame, *sides: Curve):
 
 
 def _limits(curve: Curve, logged: pd.DataFrame) -> tuple[float, float | None]:
-    """Return the range of a curve's axis: wider than usual where rewards are paid that are negative or above 1."""
+    """Return the range of a curve's axis: wider than usual where rewards are negative or above 1."""
     low, high = curve.limits
     lowest, highest = logged["lowest"].min(), logged["highest"].max()
     margin = 0.03 * (highest - lowest)

@@ -147,8 +147,8 @@ def masses_by_stage(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_stage(measured: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Yield the rows of each condition, arm, role, stage and ratio, behind what these are. What was before GRPO is
-    repeated for every arm."""
+    """Yield (settings, rows) for each condition, arm, role, stage and OOD ratio. Rows of stages before GRPO are yielded
+    for every arm."""
     betas = measured["kl_beta"].astype(float)
     stages = [
         KINDS[kind].name if np.isnan(beta) else f"{KINDS[kind].name}, β = {number(beta)}"

@@ -197,7 +197,9 @@ def _read(path: str) -> pd.DataFrame:
     try:
         return READERS[suffix](io.BytesIO(_content(path)))
     except (ValueError, OSError) as error:
-        raise ValueError(f"path={path!r} cannot be read as {suffix}: {error}") from error
+        raise ValueError(
+            f"path={path!r} cannot be read as {suffix} ({error}); give a table with one row a record"
+        ) from error
 
 
 def _text(value: Any, column: str, where: str) -> str:

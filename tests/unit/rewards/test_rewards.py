@@ -172,7 +172,7 @@ def test_random_payments_do_not_depend_on_who_else_is_asked_about():
 
 def test_a_payment_for_draws_has_to_be_told_the_draw():
     task, _, solution = case("answer")
-    with pytest.raises(TypeError, match="the reward random pays for a draw, whose seed has to be given"):
+    with pytest.raises(TypeError, match="the reward random judges a draw, whose seed has to be given"):
         Random()(task, solution, [])
 
 
