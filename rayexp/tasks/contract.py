@@ -51,7 +51,8 @@ def _samples(task: Task, split: str, cell: str, count: int) -> list[list[int]]:
     tokens_NT, shape = batch.tokens_NT, (count, int(batch.length_N.max()))
     _require(
         tokens_NT.shape == shape,
-        f"tokens_NT has the shape {tokens_NT.shape} and should have {shape}: one row a {where}, as wide as the longest",
+        f"tokens_NT has the shape {tokens_NT.shape} and should have {shape}: a row for each {where}, as wide as the "
+        "longest",
     )
     _require(np.issubdtype(tokens_NT.dtype, np.integer), f"tokens are {tokens_NT.dtype}, which are no token ids")
     for what, length_N, longest in (

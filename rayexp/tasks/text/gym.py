@@ -85,7 +85,7 @@ class GymTask(OfRelease):
         if not self.cells("id"):
             raise ValueError("levels has none with role='id'; add one, because pretraining always has ID samples")
         if len(set(names)) < len(names):
-            raise ValueError(f"levels has names {', '.join(names)}; give each level a name of its own")
+            raise ValueError(f"levels should have different names, not {', '.join(names)}")
         return self
 
     @property

@@ -254,7 +254,9 @@ def test_a_lease_that_another_driver_has_is_lost_and_not_unshared(files):
     new = dead(files, expiry_s=-1.0)
     new.take("work")
     for look in (old.require_shared, old.require_held):
-        with pytest.raises(LeaseLostError, match=f"{gone.driver}: the driver {new.driver} has it"):
+        with pytest.raises(
+            LeaseLostError, match=f"{gone.driver} has lost its lease on work: the driver {new.driver} holds it now"
+        ):
             look(files)
     given_back = taken(new, "other work")
     new.release("other work")

@@ -198,7 +198,7 @@ def test_a_generator_that_can_not_do_is_refused_before_work(changes, said):
         ({"levels": ()}, "levels has none with role='id'"),
         (
             {"levels": (Level(name="2", role="id"), Level(name="2", role="ood"))},
-            "levels has names 2, 2; give each level a name of its own",
+            "levels should have different names, not 2, 2",
         ),
     ],
 )
