@@ -55,7 +55,7 @@ class GRPO(RolloutStage):
         Metric(
             "grpo/kl_penalty",
             "",
-            "kl_beta times the KL, reduced like the loss (kl_in=loss) or summed over a completion (kl_in=reward)",
+            "Cost of the KL: kl_beta times it, reduced like the loss, or summed over a completion with kl_in=reward",
         ),
         Metric("grpo/entropy", "nats/token", "Entropy of the policy's next token at the visited prefixes"),
         Metric("grpo/clipped", "share", "Share of the tokens whose gradient the clip cuts, mean over a step's updates"),

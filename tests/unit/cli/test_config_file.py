@@ -65,7 +65,7 @@ def test_json_is_read_as_well_and_options_come_first(asked):
         ("stduy: demo", "stduy is not a setting"),
         ("seeds: [x]", "seeds.0='x' should be a valid integer"),
         ("run_config: {train_workers: 0}", "train_workers=0 should be greater than or equal to 1"),
-        ("run_config: 3", "run_config=3 should be names with values"),
+        ("run_config: 3", "run_config=3 should be a mapping"),
         ("[1, 2]", "config='x.yaml' is not a mapping of settings"),
         ("", "config='x.yaml' is not a mapping of settings"),
         ("a: [", "config='x.yaml' is neither YAML nor JSON"),

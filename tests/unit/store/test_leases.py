@@ -262,7 +262,7 @@ def test_a_lease_that_another_driver_has_is_lost_and_not_unshared(files):
     new.release("other work")
     for look in (given_back.require_shared, given_back.require_held):
         with pytest.raises(
-            LeaseLostError, match=f"{new.driver} has lost its lease on work: its sweep, or the trial, has ended"
+            LeaseLostError, match=f"{new.driver} has lost its lease on other work: its sweep, or the trial, has ended"
         ):
             look(files)
 
