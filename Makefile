@@ -51,7 +51,7 @@ lint: $(INSTALLED)
 	$(MODULE) pyright
 	$(PYTHON_IN_VENV) .venv/bin/lint-imports --no-cache
 
-# Before anything else, so that who has to install it by hand is told at once.
+# First, so that a user who has to install it by hand learns it at once.
 chromium:
 	$(PYTHON) tests/fixtures/chromium.py
 
@@ -67,8 +67,8 @@ docs: $(INSTALLED)
 hooks: $(INSTALLED)
 	$(MODULE) pre_commit install
 
-# In the foreground; Ctrl-C ends it, and nothing else. Only this account can use it, with the token in ~/.ray. Its ports are
-# free ones, because another Ray on the machine has those that are usual.
+# In the foreground; Ctrl-C ends it, and nothing else. Only this account can use it, with the token in ~/.ray. It takes
+# free ports, in case another Ray on the machine has the usual ones.
 head: $(INSTALLED)
 	exec env PATH="$$PWD/.venv/bin:$$PATH" RAY_START_HOOK=rayexp.distributed.access.prepare_head RAY_USAGE_STATS_ENABLED=0 \
 	  $(MODULE) ray.scripts.scripts start --head --block --dashboard-host=127.0.0.1 \
