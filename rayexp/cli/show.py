@@ -145,15 +145,15 @@ def _loading(stage_id: str, model: dict[str, Any]) -> str:
     if model["folder"]:
         place = json.dumps(model["folder"])
         return (
-            "from transformers import LlamaForCausalLM\n"
-            f"model = LlamaForCausalLM.from_pretrained({place})\n"
+            "from transformers import AutoModelForCausalLM\n"
+            f"model = AutoModelForCausalLM.from_pretrained({place})\n"
             f'# or: vllm.LLM({place}, skip_tokenizer_init=True, dtype="float32")'
         )
     return (
         "from rayexp.store.artifacts import Store\n"
-        "from transformers import LlamaForCausalLM\n"
+        "from transformers import AutoModelForCausalLM\n"
         f"with Store({json.dumps(model['store'])}).model({json.dumps(stage_id)}) as folder:  # verified\n"
-        "    model = LlamaForCausalLM.from_pretrained(folder)"
+        "    model = AutoModelForCausalLM.from_pretrained(folder)"
     )
 
 

@@ -66,9 +66,16 @@ def _refuse(app: FastAPI) -> None:
         return refusal(request, 404, str(error))
 
     @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> Response:
+        found = error.errors()[0]
+        if found["loc"][0] == "path":
+            return refusal(request, 404, "there is no such page")
+        message = found["msg"].removeprefix("Input ")
+        return refusal(request, 422, f"{found['loc'][-1]}={found.get('input')!r} is refused: it {message}")
+
     @app.exception_handler(HTTPException)
-    def no_page(request: Request, error: Exception) -> Response:
-        return refusal(request, getattr(error, "status_code", 404), "there is no such page")
+    def no_page(request: Request, error: HTTPException) -> Response:
+        return refusal(request, error.status_code, "there is no such page")
 
     @app.exception_handler(StoreError)
     def unreachable(request: Request, error: StoreError) -> Response:

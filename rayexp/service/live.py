@@ -21,6 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
+from rayexp.errors import first_line
+
 #: Least seconds between the beginnings of two reports; the rest after a report, as a multiple of its duration.
 EVERY_S, REST = 30.0, 10.0
 #: Seconds after which a report is given up.
@@ -95,12 +97,16 @@ class LiveReports:
 
     def _make(self, name: str, finished: frozenset[str]) -> None:
         began, start = datetime.now(UTC), time.monotonic()
-        folder = Path(mkdtemp(dir=self._place.name))
-        problem = self._run({"url": self._url, "name": name, "folder": str(folder), "nice": NICE})
+        folder = None
+        try:
+            folder = Path(mkdtemp(dir=self._place.name))
+            problem = self._run({"url": self._url, "name": name, "folder": str(folder), "nice": NICE})
+        except OSError as error:  # no disk, memory or file descriptor is left
+            problem = first_line(error)
         end = time.monotonic()
         with self._lock:
             spare = folder if problem else before.folder if (before := self._made.get(name)) else None
-            if not problem:
+            if folder and not problem:
                 self._made[name] = _Made(folder, began, finished)
             self._problems[name] = problem
             self._in_work, self._child = "", None

@@ -38,7 +38,7 @@ The release kit of the study {name}, written by rayexp {version}: {finished} of 
 {files} files.
 
 - `stages/<id>/`: one stage each. `spec.json` (every setting, those of what it is built on included), `model/` (a
-  Llama-style decoder), `metrics.parquet` or `results.parquet`, `provenance.json`, and `manifest.json` with size and
+  decoder), `metrics.parquet` or `results.parquet`, `provenance.json`, and `manifest.json` with size and
   SHA-256 of each of these files.
 - `studies/{name}/`: `results.parquet` (one row a test prompt of a measured stage), and the report with its figures,
   `report/index.html`.
@@ -54,9 +54,9 @@ sha256sum --check --quiet SHA256SUMS
 Load a decoder. Its tokenizer has the token ids of its task, and adds none by itself: a prompt begins with `<bos>`.
 
 ```python
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = LlamaForCausalLM.from_pretrained("stages/{example}/model")
+model = AutoModelForCausalLM.from_pretrained("stages/{example}/model")
 tokenizer = AutoTokenizer.from_pretrained("stages/{example}/model")
 ```
 

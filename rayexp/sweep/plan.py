@@ -13,6 +13,8 @@ from rayexp.stages import KINDS, Pool, Stage, settings
 from rayexp.studies.conditions import Condition, Wanted, all_stages, conditions_in
 from rayexp.terminal import Column, table
 
+#: Bytes of a trial's name that come from its label. A file's name may have 255; Ray Tune adds some 60.
+NAME_BYTES = 150
 #: What a study varies, with the name that a plan gives it.
 GRID = {"ood_ratio": "OOD ratios", "kl_beta": "β", "prompt_role": "prompts of GRPO", "seed": "seeds"}
 
@@ -30,8 +32,10 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Return one word, for folders and tools: the label, and as much of the id as makes it unique."""
-        return f"{self.stages[0].label.replace('/', '_')}_{self.id.rpartition('-')[2][:8]}"
+        """Return one word, for folders and tools: the label, cut so that a file system takes it, and as much of the id
+        as makes it unique."""
+        label = self.stages[0].label.replace("/", "_").encode()[:NAME_BYTES].decode(errors="ignore")
+        return f"{label}_{self.id.rpartition('-')[2][:8]}"
 
     @property
     def flops(self) -> float:

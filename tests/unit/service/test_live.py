@@ -117,6 +117,15 @@ def test_one_that_takes_too_long_is_given_up(reports, monkeypatch):
     assert settle(reports, "one")["problem"] == "it was not finished within 0.2 s"
 
 
+def test_a_report_that_cannot_be_begun_says_why_and_the_next_one_is_made(reports, monkeypatch):
+    monkeypatch.setattr(live, "COMMAND", ("/nowhere/python",))
+    reports.ask("one", {"a"})
+    assert "/nowhere/python" in settle(reports, "one")["problem"]
+    program(monkeypatch, WRITES)
+    reports.ask("one", {"a"})
+    assert settle(reports, "one")["problem"] == ""
+
+
 def test_what_is_in_work_ends_with_the_service(reports, monkeypatch):
     program(monkeypatch, WAITS)
     reports.ask("one", {"a"})

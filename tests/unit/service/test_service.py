@@ -101,6 +101,10 @@ def test_results_are_handed_out_as_they_are_and_of_some_values_alone(client, sto
     refused = client.get("/api/studies/demo-tiny/results?colour=red")
     assert refused.status_code == 404
     assert "there is no column 'colour'; choose from stage_id" in refused.json()["error"]
+    refused = client.get("/api/studies/demo-tiny/rows?page=one")
+    assert refused.status_code == 422
+    assert refused.json()["error"].startswith("page='one' is refused: it should be a valid integer")
+    assert client.get("/studies/demo-tiny/results?page=one").status_code == 422
 
 
 def test_a_file_of_a_stage_is_what_its_manifest_says(client, store):
@@ -147,7 +151,6 @@ def test_every_path_of_the_api_is_described(client):
         "/studies/demo-tiny/results?token_log_mass=1",
         "/studies/demo-tiny/results?page=0",
         "/studies/demo-tiny/results?page=9999",
-        "/studies/demo-tiny/results?page=one",
         "/api/studies/demo-tiny/results?form=exe",
         "/api/studies/%2e%2e/rows",
         "/compare?a=nothing&b=demo-tiny",

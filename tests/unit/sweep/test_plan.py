@@ -15,7 +15,7 @@ from rayexp.studies.presets import SCALES
 from rayexp.sweep.plan import Plan
 from rayexp.sweep.preflight import PreflightError, require_software
 from rayexp.tasks.strings import StringTask
-from tests.fixtures.factories import OPTIMISER, tiny_chain
+from tests.fixtures.factories import OPTIMISER, grpo, tiny_chain
 
 WANTED = all_stages(STUDIES["composition"](SCALES["tiny"], Grid((0.0, 0.1), (0.0, 1.0), (0, 1))))
 DRAWN_BY_VLLM = all_stages(STUDIES["demo"](SCALES["toy"], Grid((0.5,), (0.1,), (0,))))
@@ -74,6 +74,16 @@ def test_stages_are_shared_and_parents_come_first():
 def test_what_a_wanted_stage_is_built_on_is_planned_too():
     chain = tiny_chain(StringTask(axis="depth"))
     assert Plan.of("any", [chain.evaluate], ()).stages == tuple(chain)
+
+
+def test_the_name_of_a_trial_is_one_that_a_file_system_takes():
+    last = next(stage for stage in WANTED if isinstance(stage, GRPO))
+    for _ in range(30):
+        last = grpo(last)
+    names = [trial.name for trial in Plan.of("any", [last], ()).trials]
+    assert len(last.label) > 255
+    assert max(map(len, names)) < 200
+    assert len(set(names)) == len(names)
 
 
 def test_trials_are_a_supervised_one_for_each_pretraining_run_and_one_for_each_grpo_stage():
