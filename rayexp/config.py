@@ -187,7 +187,7 @@ class RunConfig(Value):
     after 5 seconds; the time doubles from one to the next, and is at least twenty times what writing one took."""
     weight_transfer: Literal["object_store", "nccl", "cuda_ipc", "gloo"] = "object_store"
     """Route of weights to sampling actors. For decoders above a gigabyte: cuda_ipc where they share the learner's GPU,
-    nccl where they have others (both untried: no GPU was at hand). gloo is for CPUs and the sampler torch."""
+    nccl where they have others (neither has been run on a GPU yet). gloo is for CPUs and the sampler torch."""
     keep_rollouts: bool = False
     """Write every completion to the stage's rollouts.parquet."""
     parity_every_syncs: Count = 20

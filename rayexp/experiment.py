@@ -87,10 +87,10 @@ class Experiment(Value):
     kl_betas: Annotated[tuple[float, ...], Field(strict=False)] = ()
     """Weights of the KL to the reference policy; by default those of the study or of the scale."""
     seeds: Annotated[tuple[int | Literal["auto"], ...], Field(strict=False), BeforeValidator(_several)] = ()
-    """Seeds, one chain of stages for each; by default those of the study or of the scale. auto: begin with these, and
-    double their number where a verdict is undecided, up to max_seeds."""
+    """Seeds, one chain of stages for each; by default those of the study or of the scale. auto: begin with the default
+    seeds, and double their number while a verdict is undecided, up to --max-seeds."""
     max_seeds: Count | None = None
-    """Largest number of seeds with seeds auto; by default 12."""
+    """Largest number of seeds with --seeds auto; by default 12."""
     graph: str = "hidden"
     """hidden: one cycle, which the decoder has to learn. printed: a fresh map in every prompt."""
     traversal: str = "uniform"

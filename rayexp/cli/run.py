@@ -73,7 +73,7 @@ class Sweep:
     repair: bool = False
     """First read every finished artifact of the plan, and make the damaged ones again."""
     force: tuple[str, ...] = ()
-    """Stages to make again (id, beginning of an id, or label), with all stages of the plan that are built on them. The
+    """Stages to make again (id, prefix of an id, or label), with all stages of the plan that are built on them. The
     old artifacts are moved to replaced/ in the store."""
     fail_fast: bool = False
     """Stop after the first failure."""
@@ -121,7 +121,7 @@ def _sweep(sweep: Sweep, argv: tuple[str, ...]) -> int:
         ):
             failed, undrawn = _run(first, sweep, course, tracked)
     except KeyboardInterrupt:
-        begun = " (with --force it makes the named stages again from their beginning)" if sweep.force else ""
+        begun = " (with --force it makes the named stages again from their start)" if sweep.force else ""
         print(f"stopped; the same command goes on from here{begun}", file=sys.stderr)
         return 130
     print(*undrawn, sep="\n", end="\n" * bool(undrawn), file=sys.stderr)
@@ -190,7 +190,7 @@ def parse_args(arguments: list[str] | None, prog: str | None = None, description
     if sweep.serve and sweep.no_serve:
         raise ValueError("serve and no_serve are both given; give one of them")
     if sweep.json and not sweep.plan:
-        raise ValueError("json is for a plan; add --plan, or use `rayexp plan`")
+        raise ValueError("--json prints a plan; add --plan, or use `rayexp plan`")
     if sweep.price is not None and (sweep.json or not sweep.plan):
         raise ValueError(f"price={sweep.price:g} is for a plan that is printed as text; add --plan without --json")
     if sweep.price is not None and not 0 <= sweep.price < math.inf:

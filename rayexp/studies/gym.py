@@ -1,4 +1,4 @@
-"""The central question on three generators of reasoning-gym, which are not this project's, on OOD prompts.
+"""The central question on three public generators of reasoning-gym, on OOD prompts.
 
 ID cells are sums of two and three one-digit terms, words of three to five letters to be spelt backward, and paths of
 three edges in a star of two arms. OOD cells have one term, letter or edge more.

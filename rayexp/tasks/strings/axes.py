@@ -57,28 +57,28 @@ AXES: dict[str, Axis] = {
     for axis in (
         Axis(
             "depth",
-            "one and two traversals are known, three are asked for",
+            "Known: one and two traversals. Asked for: three",
             id=_traversals(1, 2),
             ood=_traversals(3),
             probe=_traversals(4),
         ),
         Axis(
             "length",
-            "strings of four letters are known, of five asked for",
+            "Known: strings of four letters. Asked for: five",
             id=_traversals(1, 2),
             ood=_traversals(1, 2, length=5),
             probe=_traversals(1, 2, length=6),
         ),
         Axis(
             "tokens",
-            "the graph is known in one alphabet, and asked for in another",
+            "Known: the graph in one alphabet. Asked for: in another",
             id=_traversals(1, 2),
             ood=_traversals(1, 2, foreign=4),
             probe=_traversals(1, 2, foreign=1) + _traversals(1, 2, foreign=2) + _traversals(1, 2, foreign=3),
         ),
         Axis(
             "composition",
-            "traversal and shift are known apart, and asked for one after the other",
+            "Known: traversal and shift, each by itself. Asked for: one after the other",
             id=(Cell("T"), Cell("TT"), Cell("S"), Cell("SS")),
             ood=(Cell("TS"), Cell("ST")),
             probe=(Cell("TTS"), Cell("SST")),

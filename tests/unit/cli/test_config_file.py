@@ -114,4 +114,4 @@ def test_python_may_give_lists_and_settings_as_a_mapping():
 
 def test_json_is_for_plans(capsys):
     assert cli.main(["run", "demo", "--json"]) == 2
-    assert "json is for a plan; add --plan" in capsys.readouterr().err
+    assert "--json prints a plan; add --plan" in capsys.readouterr().err
