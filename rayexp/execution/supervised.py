@@ -81,8 +81,8 @@ def _run(stages: Sequence[Stage], run_config: RunConfig, context: TrainContext) 
             run_it = measurements.run if stage.pool == "measure" else runner(stage).run
             with error_context(lambda stage=stage: stage.label):
                 run_it(stage, store, run_config)
-            if not stage.steps:
-                context.report(progress_event(stage, 0))  # otherwise Tune warns that the trial reported nothing
+        if not stage.steps:
+            context.report(progress_event(stage, 0))  # otherwise Tune warns that the trial reported nothing
         context.barrier()
 
 

@@ -21,17 +21,17 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from rayexp.config import RunConfig, canonical_json, parse_record
-from rayexp.errors import first_line
+from rayexp.errors import RayexpError, first_line
 from rayexp.stages import Stage
 from rayexp.store import parquet, summaries
 from rayexp.store.filesystem import Files, StoreError, inside
@@ -40,6 +40,7 @@ from rayexp.store.manifest import MANIFEST, DamagedError, files_of, mismatch, pa
 from rayexp.training.context import ALONE, Ranks
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FAILURE = "failure.json"
 CHECKPOINTS_KEPT = 2
@@ -250,18 +251,14 @@ class Store:
         With several ranks, the first rank of each machine fetches the files for all ranks of that machine.
         """
         first = ranks.gather(ranks.node).index(ranks.node)
-        problem: DamagedError | None = None
         with TemporaryDirectory() as local:
-            if ranks.rank == first:
-                try:
+
+            def fetch() -> str:
+                if ranks.rank == first:
                     self._fetch(path, prefix, Path(local))
-                except DamagedError as error:
-                    problem = error
-            found = ranks.gather((local, problem))
-            for _, problem in found:
-                if problem is not None:
-                    raise problem
-            yield Path(found[first][0])
+                return local
+
+            yield Path(_of_each(ranks, fetch)[first])
             ranks.gather(None)  # wait, so that no rank removes files that another rank still reads
 
     def put_folder(self, local: Path, path: str) -> None:
@@ -311,12 +308,15 @@ class Store:
 
     def _put(self, folder: Path, path: str, about: dict[str, Any], ranks: Ranks = ALONE) -> None:
         """Publish a folder, or the folders of several ranks as one. Its manifest appears last."""
-        own = files_of(folder)
-        self._require_lease()
         # A local folder is staged and then moved, so it appears whole and two writers can't mix their files.
         staged = f"work/{about['id']}/staged-{ranks.gather(secrets.token_hex(4))[0]}" if self.files.local else path
-        self.put_folder(folder, staged)
-        listed = {name: file for part in ranks.gather(own) for name, file in part.items()}
+
+        def put() -> dict[str, dict[str, Any]]:
+            self._require_lease()
+            self.put_folder(folder, staged)
+            return files_of(folder)
+
+        listed = {name: file for part in _of_each(ranks, put) for name, file in part.items()}
         if ranks.rank:
             return
         self._require_lease()
@@ -384,3 +384,19 @@ class Store:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         return manifest and manifest["files"]
+
+
+def _of_each(ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """Return what ``work`` returns on each rank. An error of one rank is raised on all, because the others would wait
+    for it until their time is up."""
+    result: Any = None
+    problem: Exception | None = None
+    try:
+        result = work()
+    except (RayexpError, OSError) as error:
+        problem = error
+    found = ranks.gather((result, problem))
+    for _, problem in found:
+        if problem is not None:
+            raise problem
+    return [result for result, _ in found]

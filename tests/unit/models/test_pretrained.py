@@ -27,6 +27,7 @@ from rayexp.sweep.cost import CostModel, ObservedRun
 from rayexp.sweep.plan import Plan
 from rayexp.tasks.text import RecordTask
 from rayexp.tasks.text.model_tokens import ModelTokens
+from rayexp.training.context import SingleProcess
 from tests.fixtures import small_model
 from tests.fixtures.crash_harness import local_workers
 from tests.fixtures.factories import evaluate, grpo, pretrain
@@ -204,6 +205,15 @@ def test_the_tokens_of_a_task_are_those_of_its_model(task, decoder):
 @pytest.fixture
 def run_config(tmp_path):
     return RunConfig(store=str(tmp_path / "store"))
+
+
+def test_every_rank_reports_it_because_a_report_waits_for_all(task, decoder, run_config):
+    class SecondOfTwo(SingleProcess):
+        rank, ranks = 1, 2
+
+    reports = []
+    supervised._run([Pretrained(task=task, decoder=decoder)], run_config, SecondOfTwo(reports.append))
+    assert len(reports) == 1
 
 
 def test_its_cost_is_the_time_of_those_before_because_it_has_no_flop(task, decoder):

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import threading
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -99,6 +101,59 @@ def test_a_snapshot_reads_each_manifest_once_and_stays_as_it_is(store, artifact,
     with pytest.raises(DamagedError, match="is not finished"):
         view.table(other.id, "metrics.parquet")
     assert store.finished_ids([STAGE.id, other.id]) == {STAGE.id, other.id}
+
+
+class ThreadRank:
+    """One of two ranks that are threads of this process."""
+
+    ranks = node = 2
+    slots: ClassVar[list[Any]] = [None, None]
+    barrier = threading.Barrier(2, timeout=10)
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def gather(self, value: Any) -> list[Any]:
+        self.slots[self.rank] = value
+        self.barrier.wait()
+        found = list(self.slots)
+        self.barrier.wait()
+        return found
+
+
+def test_an_error_of_one_rank_is_raised_on_all(store, artifact, monkeypatch):
+    """Let the second rank fail to write, and the first one to read. Otherwise the other rank would wait for ever."""
+
+    def full(self, local, path):
+        if threading.current_thread().name == "1":
+            raise StoreError("no space is left")
+
+    def failed(self, path, prefix, local):
+        raise StoreError("no space is left")
+
+    def save(rank):
+        store.save_checkpoint(STAGE.id, 1, artifact, ThreadRank(rank))
+
+    def load(rank):
+        with store.fetched(PLACE, ranks=ThreadRank(rank)):
+            raise AssertionError
+
+    monkeypatch.setattr(Store, "put_folder", full)
+    monkeypatch.setattr(Store, "_fetch", failed)
+    for work in (save, load):
+        errors: list[str] = []
+
+        def run(rank, work=work, errors=errors):
+            with pytest.raises(StoreError) as raised:
+                work(rank)
+            errors.append(str(raised.value))
+
+        threads = [threading.Thread(target=run, args=(rank,), name=str(rank)) for rank in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == ["no space is left"] * 2
 
 
 def test_an_interrupted_attempt_is_written_over(store, artifact):
