@@ -2,7 +2,8 @@
 
 Of N completions of a prompt x, N Q(x) are right on average, because they are drawn from the policy whose Q is computed.
 GRPO cannot learn if no completion is right and none was expected to be. If many more or fewer are right than expected,
-sampler and learner do not have the same policy.
+sampler and learner do not have the same policy. With ``staleness=1`` completions are drawn before the last update, and
+Q is computed after it, so the numbers differ by the effect of one update.
 
 Shape suffixes: _P prompts, _G members of a group.
 """
