@@ -127,7 +127,7 @@ def test_an_experiment_that_looks_at_its_results_goes_on_until_it_wants_no_more(
     assert set(rows[rows.kind == "grpo"].ood_ratio) == {0.0, 0.5}
     assert set(rows[rows.kind == "sft"].ood_ratio) == {0.0, 0.001, 0.01, 0.1, 0.5}
     said = capsys.readouterr().out
-    assert "4 pilots so far" in said
+    assert "4 pilot runs first" in said
     assert "ood_ratios auto: 0, 0.5; the mean Q of the pilots was" in said
     assert said.index("pilots so far") < said.index("the largest ratio has less")
     again = rayexp.plan(auto, url)

@@ -207,8 +207,8 @@ def test_the_defaults_are_covered_and_what_is_said_of_them_is_what_is_run():
     [
         ({"kl_beta": 0.0}, "without a KL penalty"),
         ({"advantage": "critic"}, "a learned critic is the baseline"),
-        ({"rewards": (Answer(), Letters())}, "something else than the answer alone"),
-        ({"rewards": (Answer(weight=2.0),)}, "something else than the answer alone"),
+        ({"rewards": (Answer(), Letters())}, "the reward is another one than the answer alone"),
+        ({"rewards": (Answer(weight=2.0),)}, "the reward is another one than the answer alone"),
         ({"updates": 2}, "updated on several times"),
         ({"staleness": 1}, "rollouts are stale"),
         ({"kl_estimator": "k3"}, "the gradient of k3 in the loss"),
