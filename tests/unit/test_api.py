@@ -129,7 +129,7 @@ def test_an_experiment_that_looks_at_its_results_goes_on_until_it_wants_no_more(
     said = capsys.readouterr().out
     assert "4 pilot runs first" in said
     assert "ood_ratios auto: 0, 0.5; the mean Q of the pilots was" in said
-    assert said.index("pilots so far") < said.index("the largest ratio has less")
+    assert said.index("pilot runs first") < said.index("the largest ratio has less")
     again = rayexp.plan(auto, url)
     assert not again.to_run
     assert {stage.kind for stage in again.stages} == {"pretrain", "sft", "grpo", "evaluate"}
