@@ -9,7 +9,8 @@ import shutil
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -72,8 +73,19 @@ def _in_a_paragraph(field: StructFieldSpec) -> StructFieldSpec:
         found = field.helptext() if callable(field.helptext) else field.helptext
         return found and " ".join(found.split())
 
-    hint = tyro.conf.arg(help_behavior_hint=lambda default: f"(default: {default})" * (default not in _EMPTY))
-    return dataclasses.replace(field, helptext=text, type=Annotated[field.type, hint])
+    bare, *own = get_args(field.type) if get_origin(field.type) is Annotated else (field.type,)
+    hint = tyro.conf.arg(
+        help_behavior_hint=lambda default: f"(default: {default})" * (default not in _EMPTY),
+        metavar=_metavar(bare),
+    )
+    return dataclasses.replace(field, helptext=text, type=Annotated[bare, hint, *own])  # the last prevails
+
+
+def _metavar(of: Any) -> str | None:
+    """Return the name of a value that may be left out, without tyro's ``{None}``; None for all other values."""
+    optional = get_origin(of) in (Union, UnionType) and NoneType in get_args(of)
+    others = [each for each in get_args(of) if each is not NoneType]
+    return getattr(others[0], "__name__", "value").upper() if optional and len(others) == 1 else None
 
 
 def _validation_error(error: BaseException) -> ValidationError | None:

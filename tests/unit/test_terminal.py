@@ -1,8 +1,10 @@
 """Tables, quantities and names for people."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
+import tyro
 
 from rayexp.terminal import Column, abbreviated, duration, parse_args, shortened, table
 
@@ -60,6 +62,10 @@ class Form:
     the other half."""
     size: int = 3
     """A number."""
+    file: str | None = None
+    """A file."""
+    price: Annotated[float | None, tyro.conf.arg(metavar="PRICE")] = None
+    """A price."""
 
 
 def test_help_has_each_option_as_one_paragraph_and_no_empty_default(capsys):
@@ -71,3 +77,4 @@ def test_help_has_each_option_as_one_paragraph_and_no_empty_default(capsys):
     assert not [line for line in lines if line.endswith("and")], "the line break of the source is kept"
     assert "A number. (default: 3)" in " ".join(lines)
     assert "(default: )" not in " ".join(lines)
+    assert {"--file STR A file.", "--price PRICE A price."} <= set(lines)
