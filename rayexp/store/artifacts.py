@@ -21,26 +21,25 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
 from rayexp.config import RunConfig, canonical_json, parse_record
-from rayexp.errors import RayexpError, first_line
+from rayexp.errors import first_line
 from rayexp.stages import Stage
 from rayexp.store import parquet, summaries
 from rayexp.store.filesystem import Files, StoreError, inside
 from rayexp.store.leases import Lease
 from rayexp.store.manifest import MANIFEST, DamagedError, files_of, mismatch, parse_manifest, sha256
-from rayexp.training.context import ALONE, Ranks
+from rayexp.training.context import ALONE, Ranks, of_each
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 FAILURE = "failure.json"
 CHECKPOINTS_KEPT = 2
@@ -258,7 +257,7 @@ class Store:
                     self._fetch(path, prefix, Path(local))
                 return local
 
-            yield Path(_of_each(ranks, fetch)[first])
+            yield Path(of_each(ranks, fetch)[first])
             ranks.gather(None)  # wait, so that no rank removes files that another rank still reads
 
     def put_folder(self, local: Path, path: str) -> None:
@@ -316,7 +315,7 @@ class Store:
             self.put_folder(folder, staged)
             return files_of(folder)
 
-        listed = {name: file for part in _of_each(ranks, put) for name, file in part.items()}
+        listed = {name: file for part in of_each(ranks, put) for name, file in part.items()}
         if ranks.rank:
             return
         self._require_lease()
@@ -384,19 +383,3 @@ class Store:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         return manifest and manifest["files"]
-
-
-def _of_each(ranks: Ranks, work: Callable[[], T]) -> list[T]:
-    """Return what ``work`` returns on each rank. An error of one rank is raised on all, because the others would wait
-    for it until their time is up."""
-    result: Any = None
-    problem: Exception | None = None
-    try:
-        result = work()
-    except (RayexpError, OSError) as error:
-        problem = error
-    found = ranks.gather((result, problem))
-    for _, problem in found:
-        if problem is not None:
-            raise problem
-    return [result for result, _ in found]

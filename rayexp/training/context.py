@@ -1,11 +1,14 @@
 """The processes that train one model together, as one of them sees the others."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from rayexp.errors import RayexpError
 
 if TYPE_CHECKING:  # the store imports this module, also where nothing is trained
     import torch
 
+T = TypeVar("T")
 #: Callback for a stage's progress. It gets what ``telemetry.metric_log.progress_event`` returns.
 Progress = Callable[[dict[str, Any]], None]
 
@@ -57,6 +60,22 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+def of_each(ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """Return what ``work`` returns on each rank. An error of one rank is raised on all, because the others would wait
+    for it until their time is up."""
+    result: Any = None
+    problem: Exception | None = None
+    try:
+        result = work()
+    except (RayexpError, OSError) as error:
+        problem = error
+    found = ranks.gather((result, problem))
+    for _, problem in found:
+        if problem is not None:
+            raise problem
+    return [result for result, _ in found]
 
 
 class SingleProcess(Alone):
