@@ -62,12 +62,9 @@ class Job:
     def summary(self) -> str:
         """Return lines on the stages to run, and on anything noteworthy about the finished ones."""
         index = StoreIndex(self.store)
-        plan, added, left = (
-            self.plan.summary(),
-            self.study.addition(self.plan),
-            force.beyond(self.again, self.plan, index),
-        )
-        return "\n".join(filter(None, [plan, added, *self.messages, *other_code(self.plan, index), *left]))
+        about_plan = [self.plan.summary(), self.study.addition(self.plan), *self.messages]
+        about_finished = [*other_code(self.plan, index), *force.beyond(self.again, self.plan, index)]
+        return "\n".join(filter(None, [*about_plan, *about_finished]))
 
 
 def plan(wanted: Asked, store: str = "runs", name: str | None = None) -> Plan:
