@@ -67,7 +67,8 @@ def test_the_page_is_whole_at_every_width_and_in_both_schemes(opened: tuple[Page
         ".map(e => e.outerHTML.slice(0, 80))"
     )
     assert outside == []
-    page.eval_on_selector_all("select", "all => all.forEach(one => one.add(new Option('a long condition, '.repeat(9))))")
+    long = "all => all.forEach(one => one.add(new Option('a long condition, '.repeat(9))))"
+    page.eval_on_selector_all("select", long)
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), "a choice is wider than the window"
     links = page.eval_on_selector_all("a", "all => all.map(a => a.getAttribute('href'))")
     assert len(links) == 5 + 15 + 1 + 2 * 9  # claims, contents, a mention of the statistics, files of the figures
